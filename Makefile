@@ -1,0 +1,48 @@
+# Every target does all of its own set-up. PYTHON chooses the interpreter (3.11 or newer), TORCH_ARGS another build of
+# torch: make demo TORCH_ARGS="--index-url <the index of PyTorch's CPU builds>"
+PYTHON ?= python3
+TORCH_ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo demo-zh test check proof bench clean
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("tuneloop needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing (about two minutes, once) ..."
+	@$(INSTALL) $(TORCH_ARGS) --constraint constraints.txt torch
+	@$(INSTALL) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core  ## a real model, visibly changed, in minutes
+	@$(BIN)/tuneloop run demo
+
+demo-zh: $(VENV)/.core  ## the same in Chinese; ACCEPT_TERMS=1 accepts the Gemma terms it shows
+	@$(BIN)/tuneloop --lang zh run demo-zh $(if $(ACCEPT_TERMS),--accept-terms)
+
+test: $(VENV)/.dev  ## the test suite; pulls the small real model once
+	@$(BIN)/tuneloop model pull smollm2-135m-instruct
+	@$(BIN)/python tests/run.py
+
+check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/typos
+
+proof: $(VENV)/.dev  ## slow proofs: both demos whole, many crashes, fuzzing
+	@$(BIN)/tuneloop model pull smollm2-135m-instruct
+	@$(BIN)/python -m pytest -m proof --timeout 3600
+
+bench: $(VENV)/.dev  ## measure this machine; prints ratios
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""python -m tuneloop"""
+
+from tuneloop.cli.main import main
+
+main()

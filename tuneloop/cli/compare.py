@@ -1,0 +1,39 @@
+"""tuneloop compare: the same prompts answered before and after, or by two runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.language import t
+
+
+def compare(
+    run: Annotated[str, typer.Argument(help="A finished run: its folder, its name, or latest.")] = "latest",
+    other: Annotated[str, typer.Argument(help="A second run; without it the run's untrained model.")] = "",
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A question; repeatable.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 96,
+    workspace: Annotated[Path, typer.Option(help="Folder that holds runs/.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Print answers and metrics as JSON.")] = False,
+) -> None:
+    """Show what two models answer, side by side, and their metrics. With no --prompt the run's own questions are asked.
+
+    Examples: tuneloop compare latest -p "Who are you?" | tuneloop compare runs/demo-1 runs/demo-2
+    """
+    from tuneloop import pipeline
+    from tuneloop.cli import tables
+    from tuneloop.runs import open_run
+
+    first = open_run(run, workspace)
+    second = open_run(other, workspace) if other else None
+    found = pipeline.compare(first, second, prompt or [], max_new_tokens=max_new_tokens)
+    if json:
+        show.as_json(found)
+        return
+    left, right = (first.name, second.name) if second else (t("before"), t("after"))
+    tables.side_by_side(found["answers"], left, right)
+    if found["metrics"]:
+        tables.metrics(found["metrics"], left, right)

@@ -1,0 +1,110 @@
+"""tuneloop doctor: what this machine can do, what is missing, and the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.environment import environment
+from tuneloop.language import t
+
+CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
+EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `fine` is false where something cannot be done; `remedy` says how to mend it."""
+
+    what: str
+    value: str
+    fine: bool
+    remedy: str = ""
+
+
+def _package(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _packages() -> list[Finding]:
+    found = [
+        Finding(name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else f"pip install {name}")
+        for name in CORE
+    ]
+    for extra, modules in EXTRAS.items():
+        absent = [m for m in modules if importlib.util.find_spec(m) is None]
+        value = t("installed") if not absent else t("not installed")
+        remedy = f"pip install 'tuneloop[{extra}]'" if absent else ""
+        found.append(Finding(t("extra {name}", name=extra), value, not absent, remedy))
+    return found
+
+
+def _machine() -> list[Finding]:
+    import torch
+
+    from tuneloop.plan.hardware import look
+
+    machine = look(torch.float32)
+    python = ".".join(map(str, sys.version_info[:3]))
+    found = [
+        Finding("Python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "Python 3.11+"),
+        Finding(t("processor"), f"{machine.cpu}, {machine.cores}", True),
+        Finding(t("speed in float32"), t("{n} GFLOP/s", n=f"{machine.gflops:.0f}"), True),
+        Finding(
+            t("memory"), t("{free} of {all} GB free", free=machine.free_gb, all=machine.memory_gb), machine.free_gb > 4,
+            "" if machine.free_gb > 4 else t("Close other programs: the demo needs about 4 GB."),
+        ),
+        Finding(
+            t("graphics card"), ", ".join(machine.gpus) or t("none that this torch can use"), bool(machine.gpus),
+            "" if machine.gpus else t("Training runs on the CPU. With an NVIDIA card: install torch's CUDA build."),
+        ),
+    ]  # fmt: skip
+    free = shutil.disk_usage(_existing()).free / 2**30
+    found.append(
+        Finding(
+            t("disk"), t("{n} GB free in {path}", n=f"{free:.0f}", path=environment().home), free > 3,
+            "" if free > 3 else t("Free some space, or set TUNELOOP_HOME to a larger disk."),
+        )
+    )  # fmt: skip
+    return found
+
+
+def _existing() -> str:
+    home = environment().home
+    return str(next(p for p in (home, *home.parents) if p.exists()))
+
+
+def _models() -> list[Finding]:
+    from tuneloop.model import sources
+
+    cached = [m.name for m in sources.listing() if m.cached]
+    hub = environment().hub_endpoint or t("the library's own")
+    return [
+        Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,
+                "" if cached else "tuneloop model pull smollm2-135m-instruct"),
+        Finding(t("model hub"), t("offline") if environment().offline else hub, True,
+                t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well.")),
+    ]  # fmt: skip
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Look at this machine: what it can do, what is missing, what to do about it.
+
+    Example: tuneloop doctor
+    """
+    found = [*_machine(), *_packages(), *_models()]
+    if json:
+        show.as_json([asdict(f) for f in found])
+        return
+    rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in found]
+    show.table(t("This machine"), ["", t("what"), t("value"), t("remedy")], rows)

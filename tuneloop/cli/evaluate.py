@@ -1,0 +1,35 @@
+"""tuneloop evaluate: a finished run measured before and after, and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.language import t
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A finished run: its folder, its name, or latest.")] = "latest",
+    workspace: Annotated[Path, typer.Option(help="Folder that holds runs/.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Print evaluation.json.")] = False,
+) -> None:
+    """Held-out loss, perplexity, BLEU, ROUGE, probes and answers, before and after training; writes report.html.
+
+    Example: tuneloop evaluate runs/demo-1
+    """
+    show.say(t("Loading the libraries"))
+    from tuneloop import pipeline
+    from tuneloop.cli import tables
+    from tuneloop.runs import open_run
+
+    made = open_run(run, workspace)
+    evaluation = pipeline.evaluate(made, say=show.say)
+    if json:
+        show.as_json(evaluation)
+        return
+    tables.answers(evaluation)
+    tables.changes(evaluation)
+    print(t("Report: {path}", path=made.path / "report.html"))

@@ -1,0 +1,36 @@
+"""tuneloop plan: what a run would use, why, how long, how much memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.cli.target import recipe_of
+
+
+def plan(
+    targets: Annotated[list[str], typer.Argument(help="A recipe (file or name), or raw data files.")],
+    model: Annotated[str, typer.Option(help="Model to train.")] = "",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    accept_terms: Annotated[bool, typer.Option(help="Accept the terms of a model that has some.")] = False,
+    workspace: Annotated[Path, typer.Option(help="Folder that holds datasets/.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Prepare the data, look at what would be trained, and say what it would cost. Trains nothing.
+
+    Example: tuneloop plan chats.jsonl --model smollm2 --set train.epochs=1
+    """
+    recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
+    from tuneloop import pipeline
+    from tuneloop.cli import tables
+
+    foreseen, looked = pipeline.plan(recipe, pipeline.prepare(recipe, workspace=workspace))
+    if json:
+        show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})
+        return
+    show.trained_text(looked.sample)
+    tables.plan(foreseen)

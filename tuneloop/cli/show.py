@@ -1,0 +1,74 @@
+"""What verbs print: tables, JSON, and lines of progress. Results go to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tuneloop.language import t
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_json(content: Any) -> None:
+    """One JSON document on stdout: what --json prints instead of tables."""
+    print(json.dumps(content, ensure_ascii=False, indent=1, default=str))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout, as wide as the terminal; long cells wrap."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(drawn)
+
+
+def trained_text(runs: Sequence[tuple[str, bool]]) -> None:
+    """A rendered sample on stdout, the trained tokens marked: green on a terminal, in ⟦ ⟧ elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    text = Text()
+    for part, trained in runs:
+        if console.is_terminal:
+            text.append(part, style="bold green" if trained else "dim")
+        else:
+            text.append(f"⟦{part}⟧" if trained else part)
+    console.print(t("One sample as the model will see it; what it is trained to write is marked:"), style="bold")
+    console.print(text)
+    console.print()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table, a dash where there is none.
+
+    >>> number(1.23456), number(None)
+    ('1.235', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(42.3), duration(185)
+    ('42 s', '3 min 05 s')
+    """
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -1,0 +1,81 @@
+"""The tables that several verbs print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tuneloop.cli.show import duration, number, table
+from tuneloop.data.dataset import Dataset
+from tuneloop.evaluate import compare
+from tuneloop.language import t
+from tuneloop.plan.planner import Plan
+
+
+def dataset(made: Dataset) -> None:
+    """Sources, counts and what the ledger holds."""
+    manifest = made.manifest
+    rows = [
+        (s["file"], s["shape"], s["encoding"], s["rows"], f"{100 * s['sure']:.0f} %", s["why"])
+        for s in manifest["sources"]
+    ]
+    table(
+        t("Data: {name} {hash}", name=made.name, hash=made.hash),
+        [t("file"), t("shape"), t("encoding"), t("rows"), t("sure"), t("why")],
+        rows,
+    )
+    counts = manifest["counts"]
+    print(
+        t(
+            "{rows} rows read: {train} to train, {held} held out, {dropped} dropped, {changed} repaired. Ledger: {path}",
+            rows=counts["rows_in"], train=counts["train"], held=counts["validation"], dropped=counts["dropped"],
+            changed=counts["changed"], path=made.path / "ledger.jsonl",
+        )
+    )  # fmt: skip
+    lost = [(s["step"], s["reason"], s["dropped"], s["changed"]) for s in manifest["steps"]]
+    if lost:
+        table(t("What the ledger holds"), [t("step"), t("reason"), t("dropped"), t("repaired")], lost)
+    else:
+        print()
+
+
+def plan(foreseen: Plan) -> None:
+    """What will be used, why, how long, how much memory."""
+    rows = [(c.what, c.value, c.why) for c in foreseen.choices]
+    rows.append((t("time"), duration(foreseen.seconds), t("of training, estimated")))
+    rows.append(
+        (t("memory"), f"{foreseen.memory_gb:.1f} GB", t("estimated; {gb} GB are free", gb=foreseen.machine.room_gb))
+    )
+    table(t("Plan"), [t("what"), t("value"), t("why")], rows)
+
+
+def answers(evaluation: dict[str, Any]) -> None:
+    """The show prompts side by side."""
+    if evaluation["show"]:
+        side_by_side(evaluation["show"], t("before"), t("after"))
+
+
+def side_by_side(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
+    """Prompts with two answers each."""
+    table(
+        t("The same prompts, side by side"),
+        [t("prompt"), left, right],
+        [(r["prompt"], r["before"].strip(), r["after"].strip()) for r in rows],
+    )
+
+
+def changes(evaluation: dict[str, Any]) -> None:
+    """The closing table: every metric before and after, and whether that is better."""
+    marks = {True: t("better"), False: t("worse"), None: ""}
+    rows = [
+        (c.label, number(c.before), number(c.after), number(c.change), marks[c.better])
+        for c in compare.changes(evaluation)
+    ]
+    table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), ""], rows)
+
+
+def metrics(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
+    """Metrics of two runs."""
+    table(
+        t("Metrics"), [t("measure"), left, right], [(r["metric"], number(r["left"]), number(r["right"])) for r in rows]
+    )

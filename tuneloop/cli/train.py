@@ -1,0 +1,53 @@
+"""tuneloop train: a recipe -> a run folder; or go on with one that stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.cli.run import stopped
+from tuneloop.cli.target import recipe_of
+from tuneloop.errors import RecipeError
+from tuneloop.language import t
+
+
+def train(
+    targets: Annotated[list[str] | None, typer.Argument(help="A recipe (file or name), or raw data files.")] = None,
+    resume: Annotated[str, typer.Option(help="Run to go on with: its folder, its name, or latest.")] = "",
+    model: Annotated[str, typer.Option(help="Model to train.")] = "",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
+    accept_terms: Annotated[bool, typer.Option(help="Accept the terms of a model that has some.")] = False,
+    number: Annotated[int | None, typer.Option(help="Number of the run folder; default the next free one.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Folder that holds datasets/ and runs/.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train. A run that was stopped or killed goes on bit for bit with --resume.
+
+    Examples: tuneloop train my.yaml | tuneloop train --resume latest | tuneloop train --resume runs/my-3
+    """
+    if bool(targets) == bool(resume):
+        raise RecipeError("TL-RECIPE-TARGET", where="tuneloop train")
+    if targets:
+        recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
+    show.say(t("Loading the libraries"))
+    from tuneloop import pipeline
+    from tuneloop.runs import open_run
+
+    if resume:
+        made = open_run(resume, workspace)
+        pipeline.resume(made, settings or [])
+    else:
+        dataset = pipeline.prepare(recipe, workspace=workspace)
+        made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
+    result = made.result()
+    if result is None:
+        stopped(made)
+    if json:
+        show.as_json({"run": str(made.path), "result": str(result)})
+        return
+    print(t("Trained: {path}", path=result))
+    print(t("Next:"))
+    print(f"  tuneloop evaluate {made.path}")

@@ -1,0 +1,188 @@
+"""The batch plan: which samples make up optimizer step k, and how they share forward passes.
+
+A pure function of lengths, batch size, token budget, seed and epoch. Bins hold whole samples of one step; ranks and
+micro-batches only share out a step's bins, so step k trains the same samples on any number of ranks and workers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tuneloop.data.tokens import Sample
+from tuneloop.errors import DataError
+from tuneloop.recipe import Recipe
+
+Bin = tuple[int, ...]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order = list(range(n))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How samples become steps. `lengths` in tokens, one a sample."""
+
+    lengths: tuple[int, ...]
+    batch_size: int
+    token_budget: int
+    seed: int
+    micro_batch_size: int | None = None
+    packing: bool = True
+
+    def __post_init__(self) -> None:
+        longest = max(self.lengths, default=0)
+        if longest > self.token_budget:
+            raise DataError("TL-DATA-TOO-LONG", length=longest, budget=self.token_budget)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def order(self, epoch: int) -> tuple[int, ...]:
+        """The samples of an epoch (counted from 0), shuffled."""
+        return _order(len(self.lengths), self.seed, epoch)
+
+    def step(self, k: int) -> tuple[Bin, ...]:
+        """The bins of optimizer step k, counted from 0 over all epochs."""
+        epoch, position = divmod(k, self.steps_per_epoch)
+        chosen = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        return tuple(self._bins(chosen))
+
+    def _bins(self, chosen: Sequence[int]) -> Iterator[Bin]:
+        """First fit, longest first: whole samples, at most `token_budget` tokens and `micro_batch_size` samples a bin."""
+        most = (self.micro_batch_size or self.batch_size) if self.packing else 1
+        bins: list[list[int]] = []
+        room: list[int] = []
+        for i in sorted(chosen, key=lambda i: (-self.lengths[i], i)):
+            fit = next((b for b, r in enumerate(room) if r >= self.lengths[i] and len(bins[b]) < most), None)
+            if fit is None:
+                bins.append([])
+                room.append(self.token_budget)
+                fit = len(bins) - 1
+            bins[fit].append(i)
+            room[fit] -= self.lengths[i]
+        yield from (tuple(b) for b in bins)
+
+
+def batch_plan(recipe: Recipe, samples: Sequence[Sample], *, packing: bool = True) -> BatchPlan:
+    """The batch plan of a recipe. `packing` false where the model cannot pack."""
+    train = recipe.train
+    return BatchPlan(
+        lengths=tuple(len(s.ids) for s in samples),
+        batch_size=train.batch_size,
+        token_budget=train.token_budget,
+        seed=recipe.seed,
+        micro_batch_size=train.micro_batch_size,
+        packing=train.packing and packing,
+    )
+
+
+class Packed(TypedDict):
+    """One forward pass: several samples in one row, no padding.
+
+    input_ids and position_ids int64 [1, length]; positions int64 [labels], where the label is predicted from; targets
+    int64 [labels]; segments: the samples' lengths, which add up to length.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    segments: tuple[int, ...]
+
+
+def pack(samples: Sequence[Sample], *, labelled: bool = True) -> Packed:
+    """Put samples behind each other. `labelled=False` keeps the shape and carries no label (an idle rank's pass)."""
+    ids, places, positions, targets = [], [], [], []
+    offset = 0
+    for sample in samples:
+        row = torch.from_numpy(sample.ids).long()
+        ids.append(row)
+        places.append(torch.arange(len(row)))
+        if labelled:
+            where = torch.from_numpy(sample.trained[1:]).nonzero().squeeze(1)
+            positions.append(where + offset)
+            targets.append(row[where + 1])
+        offset += len(row)
+    none = torch.zeros(0, dtype=torch.long)
+    return Packed(
+        input_ids=torch.cat(ids).unsqueeze(0),
+        position_ids=torch.cat(places).unsqueeze(0),
+        positions=torch.cat([none, *positions]),
+        targets=torch.cat([none, *targets]),
+        segments=tuple(len(s.ids) for s in samples),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step of one rank. `label_tokens`, `tokens`, `samples` and `digest` are of the step on all ranks."""
+
+    number: int
+    micros: list[Packed]
+    label_tokens: int
+    tokens: int
+    samples: int
+    digest: str
+
+
+class Steps(Dataset[Step]):
+    """Steps first … last-1 of a plan as one rank sees them: item i is step first + i."""
+
+    def __init__(
+        self, plan: BatchPlan, samples: Sequence[Sample], first: int, last: int, *, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.plan, self.samples, self.first, self.last = plan, samples, first, last
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __getitem__(self, i: int) -> Step:
+        number = self.first + i
+        bins = self.plan.step(number)
+        members = [s for b in bins for s in b]
+        mine = [pack([self.samples[s] for s in b]) for b in bins[self.rank :: self.ranks]]
+        # Every rank makes the same number of passes, else gradient averaging would wait for ever.
+        while len(mine) < math.ceil(len(bins) / self.ranks):
+            mine.append(pack([self.samples[bins[0][0]]], labelled=False))
+        names = "/".join(self.samples[s].record for s in sorted(members))
+        return Step(
+            number=number,
+            micros=mine,
+            label_tokens=sum(self.samples[s].labels for s in members),
+            tokens=sum(self.plan.lengths[s] for s in members),
+            samples=len(members),
+            digest=f"{zlib.crc32(names.encode()):08x}",
+        )
+
+
+def loader(steps: Steps, workers: int) -> Iterator[Step]:
+    """The steps in order, prepared by `workers` processes (0: in this one). Any number gives the same steps."""
+    # A generator of its own: DataLoader would otherwise draw its seed from the global state that dropout uses, and a
+    # resumed run would see other dropout masks.
+    own = torch.Generator().manual_seed(0)
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            num_workers=workers,
+            generator=own,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+        )
+    )

@@ -1,0 +1,125 @@
+"""Dialogues -> token ids and the mask of trained tokens, by rendering.
+
+Each assistant turn is trained in exactly the context in which it will be served: the template renders the dialogue up to
+the turn with a generation prompt, and what the full rendering adds to that is what the model must produce, its end token
+included. Where a template rewrites history (drops earlier thoughts, say), or where joined text would be cut into other
+tokens, a dialogue becomes several samples instead of a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.data.templates import encode, render, stop_ids
+from tuneloop.errors import DataError
+from tuneloop.records import Record
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One training sequence. `ids` int32 [length]; `trained` bool [length], true where the token carries a label."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    record: str
+    ended: bool
+    """Every trained turn ends with a token that stops generation."""
+
+    @property
+    def labels(self) -> int:
+        """Label tokens. The first token of a sequence is never predicted, so it never counts."""
+        return int(self.trained[1:].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str
+    answer: bool
+
+
+def _chains(tokenizer: Any, record: Record) -> list[list[_Piece]]:
+    """The record as runs of context and answer texts; one run where the template leaves history alone."""
+    chat = record.chat()
+    chains: list[list[_Piece]] = []
+    done = ""
+    for i, message in enumerate(record.messages):
+        if message.role != "assistant":
+            continue
+        context = render(tokenizer, chat[:i], prompt=True, tools=record.tools)
+        full = render(tokenizer, chat[: i + 1], tools=record.tools)
+        if not full.startswith(context):
+            raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=i + 1)
+        if not chains or not context.startswith(done):
+            chains.append([])
+            done = ""
+        chains[-1] += [_Piece(context[len(done) :], False), _Piece(full[len(context) :], True)]
+        done = full
+    return chains
+
+
+def _sample(pieces: list[_Piece], ids: list[list[int]], stops: frozenset[int], record: str) -> Sample:
+    tokens: list[int] = []
+    trained: list[bool] = []
+    ended = True
+    for piece, part in zip(pieces, ids, strict=True):
+        tokens += part
+        if not piece.answer:
+            trained += [False] * len(part)
+            continue
+        # Serving stops at the first end token; what the template writes after it (a newline, say) is nobody's answer.
+        end = next((k + 1 for k, token in enumerate(part) if token in stops), None)
+        ended = ended and end is not None
+        length = len(part) if end is None else end
+        trained += [True] * length + [False] * (len(part) - length)
+    return Sample(np.asarray(tokens, np.int32), np.asarray(trained, np.bool_), record, ended)
+
+
+def tokenize(tokenizer: Any, records: Sequence[Record]) -> list[Sample]:
+    """Samples of all records, in order.
+
+    Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
+    from their contexts.
+    """
+    stops = stop_ids(tokenizer)
+    named = [(record.id, chain) for record in records for chain in _chains(tokenizer, record)]
+    pieces = encode(tokenizer, [piece.text for _, chain in named for piece in chain])
+    joined = encode(tokenizer, ["".join(piece.text for piece in chain) for _, chain in named])
+    samples: list[Sample] = []
+    at = 0
+    for (name, chain), whole in zip(named, joined, strict=True):
+        ids = pieces[at : at + len(chain)]
+        at += len(chain)
+        if len(chain) == 2 or whole == [token for part in ids for token in part]:
+            samples.append(_sample(chain, ids, stops, name))
+        else:
+            samples += _apart(tokenizer, chain, stops, name)
+    return samples
+
+
+def _apart(tokenizer: Any, chain: list[_Piece], stops: frozenset[int], record: str) -> list[Sample]:
+    """One sample a turn, each context tokenised whole as serving does it."""
+    out: list[Sample] = []
+    for k in range(1, len(chain), 2):
+        turn = [_Piece("".join(p.text for p in chain[:k]), False), chain[k]]
+        out.append(_sample(turn, encode(tokenizer, [p.text for p in turn]), stops, record))
+    return out
+
+
+def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
+    """Tokens of each whole dialogue as the template renders it."""
+    return [len(ids) for ids in encode(tokenizer, [render(tokenizer, r.chat(), tools=r.tools) for r in records])]
+
+
+def marked(tokenizer: Any, sample: Sample) -> list[tuple[str, bool]]:
+    """The sample's text in runs of (text, trained?), for people to look at."""
+    edges = [0, *(np.flatnonzero(np.diff(sample.trained.astype(np.int8))) + 1).tolist(), len(sample.ids)]
+    return [
+        (str(tokenizer.decode(sample.ids[a:b].tolist())), bool(sample.trained[a]))
+        for a, b in zip(edges, edges[1:], strict=False)
+        if b > a
+    ]

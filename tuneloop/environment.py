@@ -1,0 +1,47 @@
+"""The environment, read in this one place. Every variable tuneloop knows is a field here, and is in docs/*/settings.md."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the process environment says. Read anew by `environment()`, so a test can change it."""
+
+    home: Path
+    """TUNELOOP_HOME: the model cache and the registry's store; default ~/.cache/tuneloop."""
+    language: str
+    """TUNELOOP_LANG, else LC_ALL, LC_MESSAGES, LANG: "en" or "zh"."""
+    offline: bool
+    """TUNELOOP_OFFLINE, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set to 1: never ask a hub."""
+    hub_endpoint: str
+    """HF_ENDPOINT: another address for the model hub; empty means the library's own."""
+    verbose: bool
+    """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def environment() -> Environment:
+    """The environment as it is now."""
+    get = os.environ.get
+    language = get("TUNELOOP_LANG") or get("LC_ALL") or get("LC_MESSAGES") or get("LANG") or "en"
+    return Environment(
+        home=Path(get("TUNELOOP_HOME") or Path.home() / ".cache" / "tuneloop").expanduser(),
+        language="zh" if language.lower().startswith("zh") else "en",
+        offline=_flag("TUNELOOP_OFFLINE") or _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
+        hub_endpoint=get("HF_ENDPOINT", ""),
+        verbose=_flag("TUNELOOP_DEBUG"),
+    )
+
+
+def quiet_libraries() -> None:
+    """Set what the libraries below us read from the environment: no telemetry, no advice, no worker deadlock warning."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,0 +1,111 @@
+"""Every error a user can meet. Each has a code, says what and where, and what to do.
+
+    TuneloopError
+    ├── RecipeError    TL-RECIPE-…   the recipe file and the command line
+    ├── DataError      TL-DATA-…     data files and rows
+    ├── ModelError     TL-MODEL-…    model folders, sources, methods
+    ├── RunError       TL-RUN-…      run folders, checkpoints, training, the registry
+    ├── MachineError   TL-MACHINE-…  disk, memory, packages, ports
+    └── ServeError     TL-SERVE-…    requests to the server
+
+The words are not here: `messages/<language>/<class>.toml` has one table a code with `what` (one sentence), `do` (the
+remedy) and `more` (for `tuneloop explain`), so that each error exists in both languages. `{name}` in them is filled from
+the keywords an error is raised with.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from tuneloop.language import current
+
+
+class _Facts(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+@cache
+def catalogue(family: str, language: str) -> dict[str, dict[str, str]]:
+    """Code -> {"what", "do", "more"} of one family ("data", "model", …) in one language."""
+    path = files("tuneloop").joinpath("messages", language, f"{family}.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+class TuneloopError(Exception):
+    """An error with a code; `str()` is the whole message in the chosen language.
+
+    Parameters: `code` from the catalogue; `where` a file, file:line or key; `causes` further errors that belong to the
+    same report; `facts` fill the placeholders of the message.
+    """
+
+    family = "run"
+
+    def __init__(self, code: str, *, where: str = "", causes: Sequence[TuneloopError] = (), **facts: Any) -> None:
+        super().__init__(code)
+        self.code = code
+        self.where = where
+        self.causes = tuple(causes)
+        self.facts = facts
+
+    def _text(self, part: str) -> str:
+        entry = catalogue(self.family, current()).get(self.code, {})
+        return entry.get(part, "").format_map(_Facts(self.facts, where=self.where)).strip()
+
+    @property
+    def what(self) -> str:
+        """What happened, one sentence."""
+        return self._text("what") or " ".join(f"{k}={v}" for k, v in self.facts.items())
+
+    @property
+    def do(self) -> str:
+        """What to do about it."""
+        return self._text("do")
+
+    def __str__(self) -> str:
+        head = f"{self.code}  {self.where + ': ' if self.where else ''}{self.what}"
+        lines = [head, *(f"  - {c.where + ': ' if c.where else ''}{c.what} {c.do}".rstrip() for c in self.causes)]
+        return "\n".join([*lines, f"  -> {self.do}"] if self.do else lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json and the server."""
+        return {
+            "code": self.code,
+            "where": self.where,
+            "what": self.what,
+            "do": self.do,
+            "causes": [c.as_dict() for c in self.causes],
+        }
+
+
+class RecipeError(TuneloopError):
+    family = "recipe"
+
+
+class DataError(TuneloopError):
+    family = "data"
+
+
+class ModelError(TuneloopError):
+    family = "model"
+
+
+class RunError(TuneloopError):
+    family = "run"
+
+
+class MachineError(TuneloopError):
+    family = "machine"
+
+
+class ServeError(TuneloopError):
+    family = "serve"
+
+
+FAMILIES: dict[str, type[TuneloopError]] = {
+    c.family: c for c in (RecipeError, DataError, ModelError, RunError, MachineError, ServeError)
+}

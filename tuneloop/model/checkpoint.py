@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or absent: everything a run needs to go on as if it had never stopped.
+
+    checkpoints/step-<n>/  trained.safetensors    the trained weights
+                           optimizer.safetensors  the optimizer's tensors, named <parameter>.<key>
+                           random.safetensors     torch's generators
+                           state.json             step, scheduler, optimizer settings, Python's generator
+                           manifest.json          sha256 of each file; written last
+
+A checkpoint is written into a temporary sibling, synced, renamed, and its parent synced. Reading takes the newest one
+whose manifest verifies. safetensors and JSON only: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tuneloop.errors import RunError
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run stands: `step` optimizer steps are done."""
+
+    step: int = 0
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk; folders cannot be opened on Windows, where renames are flushed anyway."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that change, by name; a shared weight under its first name only."""
+    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _random_state() -> tuple[dict[str, Tensor], Any]:
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, random.getstate()
+
+
+def _split_optimizer(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by "<parameter>.<key>", and the settings of each group with parameters by name."""
+    names = {p: n for n, p in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{names[parameter]}.{key}"] = value.detach().cpu().contiguous()
+    groups = [
+        {k: v for k, v in g.items() if k != "params"} | {"params": [names[p] for p in g["params"]]}
+        for g in optimizer.param_groups
+    ]
+    return tensors, {"groups": groups}
+
+
+def save(
+    folder: Path, state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, *, keep: int | None
+) -> Path:
+    """Write checkpoints/step-<n> under `folder` and remove all but the newest `keep` afterwards; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step}"
+    if target.exists() and verified(target):
+        return target
+    draft = folder / f".draft-{state.step}-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    tensors, settings = _split_optimizer(model, optimizer)
+    generators, python = _random_state()
+    save_file(trained_weights(model), draft / "trained.safetensors")
+    save_file(tensors, draft / "optimizer.safetensors")
+    save_file(generators, draft / "random.safetensors")
+    content = {
+        "step": state.step, "scheduler": scheduler.state_dict(), "optimizer": settings, "python": python,
+        "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    (draft / "state.json").write_text(json.dumps(content), encoding="utf-8")
+    manifest = {p.name: _digest(p) for p in sorted(draft.iterdir())}
+    for path in draft.iterdir():
+        _sync(path)
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _sync(draft / "manifest.json")
+    _sync(draft)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+    _sync(folder)
+    _prune(folder, keep)
+    return target
+
+
+def _prune(folder: Path, keep: int | None) -> None:
+    for draft in folder.glob(".draft-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    if keep is not None:
+        for old in list(_newest_first(folder))[keep:]:
+            # Out of the way first: a removal that is cut short must not leave a folder that looks like a checkpoint.
+            gone = folder / f".draft-old-{old.name}"
+            os.replace(old, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
+    yield from sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def verified(path: Path) -> bool:
+    """Whether every file of the manifest is there with its sha256."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest) and all(_digest(path / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None."""
+    return next((p for p in _newest_first(folder) if verified(p)), None)
+
+
+def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> State:
+    """Load everything back; returns where the run stood. Raises TL-RUN-CHECKPOINT when the weights do not fit."""
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    weights = load_file(path / "trained.safetensors")
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if weights.keys() != own.keys() or any(weights[n].shape != p.shape for n, p in own.items()):
+        raise RunError("TL-RUN-CHECKPOINT", where=str(path))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    _restore_optimizer(path, own, optimizer, content["optimizer"]["groups"])
+    scheduler.load_state_dict(content["scheduler"])
+    generators = load_file(path / "random.safetensors")
+    torch.set_rng_state(generators["cpu"])
+    if torch.cuda.is_available():
+        for name, value in generators.items():
+            if name.startswith("cuda."):
+                torch.cuda.set_rng_state(value, int(name[5:]))
+    version, internal, gauss = content["python"]
+    random.setstate((version, tuple(internal), gauss))
+    return State(step=content["step"])
+
+
+def _restore_optimizer(
+    path: Path, own: dict[str, nn.Parameter], optimizer: Optimizer, groups: list[dict[str, Any]]
+) -> None:
+    """Hand the optimizer its state in its own numbering: parameters counted in the order of its groups."""
+    number = {p: i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    names = {number[p]: n for n, p in own.items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in load_file(path / "optimizer.safetensors").items():
+        name, _, key = full.rpartition(".")
+        if name not in own:
+            raise RunError("TL-RUN-CHECKPOINT", where=str(path))
+        state.setdefault(number[own[name]], {})[key] = tensor
+    plain = optimizer.state_dict()["param_groups"]
+    merged = [
+        {**g, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != "params"}}
+        for g, saved in zip(plain, groups, strict=True)
+    ]
+    assert all(i in names for i in state)
+    optimizer.load_state_dict({"state": state, "param_groups": merged})

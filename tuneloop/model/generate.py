@@ -1,0 +1,189 @@
+"""Generation, one loop shared by evaluation, chat and serving: batched and left-padded, or streamed.
+
+Stops at the tokenizer's end token and at the token its template puts after an answer, so that what is generated is what
+was trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tuneloop.data.templates import Chat, encode, render, stop_ids
+from tuneloop.errors import ServeError
+from tuneloop.model.loss import plain
+from tuneloop.records import Reply
+
+PIECE = "\ufffd"
+"""What a tokenizer decodes an unfinished character to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class _Chooser:
+    def __init__(self, how: Sampling, device: torch.device) -> None:
+        self.how = how
+        self.generator: torch.Generator | None = None
+        if how.temperature > 0:
+            # One of its own: answering must never move the generator that training draws from.
+            self.generator = torch.Generator(device)
+            self.generator.manual_seed(how.seed) if how.seed is not None else self.generator.seed()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits float [batch, vocabulary] -> token ids [batch]."""
+        if self.generator is None:
+            return logits.argmax(-1)
+        chance = torch.softmax(logits.float() / self.how.temperature, -1)
+        if self.how.top_p < 1:
+            ordered, index = chance.sort(-1, descending=True)
+            ordered[(ordered.cumsum(-1) - ordered) >= self.how.top_p] = 0
+            chance = torch.zeros_like(chance).scatter(-1, index, ordered)
+        return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)
+
+
+class Answerer:
+    """Answers chats with a model and its tokenizer. Not for several threads at once."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.stops = stop_ids(tokenizer)
+        config = plain(model).config.get_text_config()
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        """Longest prompt and answer together, in tokens."""
+
+    def prompt(self, chat: Chat) -> list[int]:
+        """Token ids of a chat with the generation prompt."""
+        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True)])[0]
+
+    def count(self, chat: Chat) -> int:
+        """Prompt tokens of a chat."""
+        return len(self.prompt(chat))
+
+    def answer(
+        self,
+        chats: Sequence[Chat],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        batch_size: int = 8,
+        seed: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> list[Reply]:
+        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT."""
+        prompts = [self.prompt(c) for c in chats]
+        replies: list[Reply | None] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        how = Sampling(temperature, top_p, seed)
+        for start in range(0, len(order), batch_size):
+            group = order[start : start + batch_size]
+            began = time.perf_counter()
+            rows: list[list[int]] = [[] for _ in group]
+            for tokens in self._decode([prompts[i] for i in group], max_new_tokens, how):
+                for row, token in zip(rows, tokens, strict=True):
+                    if token is not None:
+                        row.append(token)
+            seconds = (time.perf_counter() - began) / len(group)
+            for i, row in zip(group, rows, strict=True):
+                replies[i] = self._reply(row, len(prompts[i]), seconds, stop)
+        return [r for r in replies if r is not None]
+
+    def _reply(self, tokens: list[int], prompt_tokens: int, seconds: float, stop: tuple[str, ...]) -> Reply:
+        ended = bool(tokens) and tokens[-1] in self.stops
+        text = self._text(tokens[:-1] if ended else tokens)
+        cut = _first_stop(text, stop)
+        if cut is not None:
+            text, ended = text[:cut], True
+        return Reply(text, prompt_tokens, len(tokens), "stop" if ended else "length", seconds)
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def stream(self, chat: Chat, **options: Any) -> Iterator[str]:
+        """The answer's text in pieces of whole characters."""
+        yield from (piece for piece in self.stream_reply(chat, **options) if isinstance(piece, str))
+
+    def stream_reply(
+        self,
+        chat: Chat,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> Iterator[str | Reply]:
+        """Text pieces, then the whole Reply as last item. Closing the iterator ends the generation."""
+        ids = self.prompt(chat)
+        began = time.perf_counter()
+        tokens: list[int] = []
+        sent = 0
+        hold = max((len(s) for s in stop), default=1) - 1
+        for (token,) in self._decode([ids], max_new_tokens, Sampling(temperature, top_p, seed)):
+            assert token is not None
+            tokens.append(token)
+            text = self._text(tokens[:-1] if token in self.stops else tokens)
+            if _first_stop(text, stop) is not None:
+                break
+            # A stop text may be half written, and so may a character: neither goes out before it is clear.
+            safe = len(text) - hold if not text.endswith(PIECE) else sent
+            if safe > sent:
+                yield text[sent:safe]
+                sent = safe
+        reply = self._reply(tokens, len(ids), time.perf_counter() - began, stop)
+        if len(reply.text) > sent:
+            yield reply.text[sent:]
+        yield reply
+
+    @torch.no_grad()
+    def _decode(self, prompts: list[list[int]], most: int, how: Sampling) -> Iterator[list[int | None]]:
+        """One list of tokens a step, one a prompt; None for a prompt that has ended."""
+        longest = max(len(p) for p in prompts)
+        if longest >= self.context:
+            raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
+        most = min(most, self.context - longest)
+        device = next(self.model.parameters()).device
+        pad = next(iter(self.stops), 0)
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        place = (mask.cumsum(-1) - 1).clamp(min=0)
+        base = plain(self.model)
+        cache = DynamicCache(config=base.config)
+        choose = _Chooser(how, device)
+        open_ = [True] * len(prompts)
+        for _ in range(most):
+            out = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            ids = choose(out.logits[:, -1]).unsqueeze(-1)
+            chosen: list[int] = ids.squeeze(-1).tolist()
+            yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
+            open_ = [o and t not in self.stops for t, o in zip(chosen, open_, strict=True)]
+            if not any(open_):
+                return
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
+            place = place[:, -1:] + 1
+
+
+def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
+    """Where the earliest stop text begins.
+
+    >>> _first_stop("one END two", ("END", "two"))
+    4
+    """
+    places = [text.find(s) for s in stop if s and s in text]
+    return min(places) if places else None

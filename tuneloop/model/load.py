@@ -1,0 +1,126 @@
+"""Load tokenizers and models, untrained and trained. Only safetensors and JSON are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tuneloop.data.templates import choose_template
+from tuneloop.environment import quiet_libraries
+from tuneloop.errors import ModelError, RunError
+from tuneloop.model import attention, sources
+from tuneloop.model.methods import METHODS
+from tuneloop.recipe import ModelPart, Recipe, TrainPart, read_recipe
+
+quiet_libraries()
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def load_tokenizer(folder: Path, template: str | None = None) -> Any:
+    """The tokenizer of a model folder, with a chat template whatever the folder has.
+
+    Raises TL-MODEL-TOKENIZER when the folder's files make none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError("TL-MODEL-TOKENIZER", where=str(folder), error=" ".join(str(error).split())[:200]) from error
+    choose_template(tokenizer, template)
+    return tokenizer
+
+
+def pick_dtype(wanted: str) -> torch.dtype:
+    """The type of the weights. auto: bfloat16 on a GPU that has it, else float16 there; float32 on a CPU.
+
+    bfloat16 on a CPU is for those who ask: without bf16 units it halves the speed.
+    """
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
+    """A causal language model from a checked local folder, on the CPU, in evaluation mode.
+
+    Raises TL-MODEL-CONFIG when transformers cannot build it.
+    """
+    name = attention.register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=pick_dtype(dtype), local_files_only=True, use_safetensors=True, attn_implementation=name
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
+    assert isinstance(model, PreTrainedModel)
+    # A base model may not know the end of a turn its template writes; the answerer stops by the template, not by this.
+    model.eval()
+    return model
+
+
+def wrap(model: PreTrainedModel, train: TrainPart, seed: int) -> nn.Module:
+    """The model with what the method adds to it, started from `seed`. Raises TL-MODEL-NOTHING-TRAINED."""
+    torch.manual_seed(seed)
+    wrapped = METHODS[train.method].wrap(model, train)
+    if train.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if not any(p.requires_grad for p in wrapped.parameters()):
+        raise ModelError("TL-MODEL-NOTHING-TRAINED", where="train.method", method=train.method)
+    return wrapped
+
+
+def resolve(part: ModelPart) -> Path:
+    """The local folder of a recipe's model, pulled if need be."""
+    return sources.resolve(part.name, part.revision, accept_terms=part.accept_terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model as it was trained, ready to answer."""
+
+    model: nn.Module
+    tokenizer: Any
+    recipe: Recipe
+
+
+def load_trained(run: Path) -> Trained:
+    """Base and adapter (or the whole model) of a finished run.
+
+    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise RunError("TL-RUN-MISSING", where=str(run), path=run)
+    recipe, _ = read_recipe(run / "recipe.yaml")
+    result = run / ("adapter" if METHODS[recipe.train.method].adapter else "model")
+    if not result.is_dir():
+        raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
+    tokenizer = load_tokenizer(result)
+    if result.name == "model":
+        return Trained(load_model(result, recipe.model.dtype), tokenizer, recipe)
+    base = load_model(resolve(recipe.model), recipe.model.dtype)
+    model = PeftModel.from_pretrained(base, str(result), local_files_only=True)
+    model.eval()
+    return Trained(model, tokenizer, recipe)
+
+
+def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path) -> None:
+    """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`."""
+    assert isinstance(model, PeftModel | PreTrainedModel)
+    model.save_pretrained(str(target), safe_serialization=True)
+    tokenizer.save_pretrained(str(target))
+    config = target / "adapter_config.json"
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content["base_model_name_or_path"] = str(base)
+        config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,215 @@
+"""The whole story, in order: raw files -> dataset -> plan -> run -> evaluation -> export -> server -> better run.
+
+Seven functions, each one stage, each reading as its stage; the command line calls nothing else. Start here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop import recipe as recipes
+from tuneloop import registry
+from tuneloop.continual.gate import Verdict, better
+from tuneloop.data import dataset as datasets
+from tuneloop.data.dataset import Dataset
+from tuneloop.data.preflight import Preflight, preflight
+from tuneloop.data.tokens import lengths, tokenize
+from tuneloop.evaluate import chart, report
+from tuneloop.evaluate.both import both, questions, untrained
+from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
+from tuneloop.model.generate import Answerer
+from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
+from tuneloop.plan import planner
+from tuneloop.plan.planner import Plan
+from tuneloop.recipe import DataFile, ModelPart, Recipe
+from tuneloop.records import Record
+from tuneloop.registry import Version
+from tuneloop.runs import Run, new_run, open_run, resumable
+from tuneloop.train.callbacks import Journal
+from tuneloop.train.session import Outcome, session
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tuneloop.export.parity import Parity
+
+Say = Callable[[str], None]
+
+
+def _quiet(text: str) -> None:
+    """Says nothing: the default of the Python API."""
+
+
+def _tokenizer(recipe: Recipe) -> tuple[Path, Any]:
+    folder = resolve(recipe.model)
+    return folder, load_tokenizer(folder, recipe.model.template)
+
+
+def prepare(recipe: Recipe, *, workspace: Path = Path()) -> Dataset:
+    """Raw files -> a dataset version with ledger and card under workspace/datasets."""
+    _, tokenizer = _tokenizer(recipe)
+
+    def count(records: list[Record]) -> list[int]:
+        return lengths(tokenizer, records)
+
+    return datasets.build(recipe, workspace, count)
+
+
+def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
+    """What a run will use, why, how long and how much memory; and a look at what will be trained.
+
+    Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
+    """
+    folder, tokenizer = _tokenizer(recipe)
+    samples = tokenize(tokenizer, dataset.records("train"))
+    looked = preflight(tokenizer, samples, recipe.train.token_budget)
+    return planner.make(recipe, folder, samples), looked
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    workspace: Path = Path(),
+    foreseen: Plan | None = None,
+    number: int | None = None,
+) -> Run:
+    """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
+    if foreseen is None:
+        foreseen, _ = plan(recipe, dataset)
+    read_prompts(recipe.evaluate.show)
+    for probe in recipe.evaluate.probes:
+        check_probe(probe)
+    run = new_run(workspace, recipe.name, number)
+    run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
+    run.write("plan.json", foreseen.as_dict())
+    run.write(
+        "dataset.json",
+        {
+            "path": str(dataset.path.resolve()), "name": dataset.name, "hash": dataset.hash,
+            "counts": dataset.manifest.get("counts", {}), "tokens": dataset.manifest.get("tokens", {}),
+        },
+    )  # fmt: skip
+    Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)
+    _train(run, recipe, dataset, resume=False)
+    return run
+
+
+def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
+    """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
+    recipe, _ = recipes.read_recipe(run.recipe)
+    return _train(run, resumable(recipe, list(settings)), _dataset(run), resume=True)
+
+
+def _dataset(run: Run) -> Dataset:
+    return datasets.open_dataset(Path(run.read("dataset.json")["path"]))
+
+
+def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
+    folder, tokenizer = _tokenizer(recipe)
+    samples = tokenize(tokenizer, dataset.records("train"))
+    held = [s for s in tokenize(tokenizer, dataset.records("validation")) if s.labels]
+    outcome = session(run, recipe, folder, tokenizer, samples, held, resume=resume)
+    chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+    return outcome
+
+
+def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:
+    """A finished run -> evaluation.json, loss_curve.png and report.html: the same questions before and after.
+
+    `held` are the rows to measure on; by default those the run's dataset held out.
+    """
+    began = time.perf_counter()
+    trained = load_trained(run.path)
+    if held is None:
+        held = _dataset(run).records("validation")
+    evaluation = both(trained, held, say)
+    run.write("evaluation.json", evaluation)
+    Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
+    chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+    report.write(run.path)
+    return evaluation
+
+
+def compare(
+    run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96
+) -> dict[str, Any]:
+    """The same prompts answered by two runs, or by one before and after training; and their metrics."""
+    first = load_trained(run.path)
+    asked = list(prompts) or questions(first.recipe)
+
+    def answers(model: Any, tokenizer: Any) -> list[str]:
+        return ask(Answerer(model, tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
+                   system=first.recipe.prepare.system)  # fmt: skip
+
+    left_rows = changes(run.read("evaluation.json"))
+    if other is None:
+        right = answers(first.model, first.tokenizer)
+        with untrained(first) as base:
+            left = answers(base, first.tokenizer)
+        metrics = [{"metric": c.label, "left": c.before, "right": c.after} for c in left_rows]
+    else:
+        left = answers(first.model, first.tokenizer)
+        second = load_trained(other.path)
+        right = answers(second.model, second.tokenizer)
+        theirs = {c.metric: c for c in changes(other.read("evaluation.json"))}
+        metrics = [
+            {"metric": c.label, "left": c.after, "right": theirs[c.metric].after}
+            for c in left_rows if c.metric in theirs
+        ]  # fmt: skip
+    rows = [{"prompt": p, "before": a, "after": b} for p, a, b in zip(asked, left, right, strict=True)]
+    return {"answers": rows, "metrics": [m for m in metrics if m["left"] is not None or m["right"] is not None]}
+
+
+def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
+    """A run -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
+    from tuneloop.export.merge import merge
+
+    return merge(open_run(ref, workspace).path, target)
+
+
+def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
+    """A run, version or model -> an application that speaks OpenAI's chat API (needs the extra `serve`)."""
+    from tuneloop.serve.api import create_app
+    from tuneloop.serve.torch_engine import TorchEngine
+
+    return create_app(TorchEngine(load(ref, workspace=workspace)), model_name=str(ref), api_key=api_key)
+
+
+def improve(
+    run: Run, files: Sequence[str | Path], *, workspace: Path = Path(), say: Say = _quiet
+) -> tuple[Run, Verdict]:
+    """New files beside the old ones -> a new run, registered only if it is no worse on what the old one held out.
+
+    A dialogue's side of the split depends on its content alone, so what was held out stays held out.
+    """
+    recipe, _ = recipes.read_recipe(run.recipe)
+    more = [DataFile(path=str(Path(f).resolve())) for f in files]
+    grown = recipe.model_copy(update={"data": [*recipe.data, *more]})
+    new = train(grown, prepare(grown, workspace=workspace), workspace=workspace)
+    if new.result() is None:
+        return new, Verdict(False, None, None, ())
+    held = _dataset(run).records("validation")
+    old_score = run.read("evaluation.json") or evaluate(run, held=held, say=say)
+    verdict = better(old_score, evaluate(new, held=held, say=say))
+    if verdict.better:
+        register(new, workspace=workspace)
+    return new, verdict
+
+
+def register(run: Run, *, workspace: Path = Path()) -> Version:
+    """Keep a finished run as the next version of its name."""
+    return registry.register(run.path, workspace)
+
+
+def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer:
+    """A run, a registered version or a model -> something that answers: `.answer([[{"role": "user", …}]])`."""
+    folder = registry.locate(workspace, str(ref))
+    if folder is not None:
+        trained = load_trained(folder)
+        return Answerer(trained.model, trained.tokenizer)
+    folder = resolve(ModelPart(name=str(ref)))
+    return Answerer(load_model(folder), load_tokenizer(folder))

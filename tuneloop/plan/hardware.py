@@ -1,0 +1,76 @@
+"""What this machine has: cores, memory, graphics cards, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Memory in GiB. `gflops` is the measured matrix-product rate in the type asked for, 0 where not measured."""
+
+    system: str
+    cpu: str
+    cores: int
+    memory_gb: float
+    free_gb: float
+    device: str
+    gpus: tuple[str, ...]
+    gpu_memory_gb: float
+    gflops: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def room_gb(self) -> float:
+        """Memory a run may use on the device it will use."""
+        return self.gpu_memory_gb if self.device == "cuda" else self.free_gb
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def product_rate(dtype: torch.dtype, device: str, size: int = 1024, seconds: float = 0.25) -> float:
+    """GFLOP/s of square matrix products, the best of several, so that a busy moment does not count."""
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    b = torch.randn(size, size, dtype=dtype, device=device)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def look(dtype: torch.dtype | None = None) -> Hardware:
+    """Read this machine; with a type, measure its matrix-product rate as well (a quarter of a second)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = psutil.virtual_memory()
+    cards = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    room = torch.cuda.mem_get_info()[0] / 2**30 if cards else 0.0
+    return Hardware(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gb=round(memory.total / 2**30, 1),
+        free_gb=round(memory.available / 2**30, 1),
+        device=device,
+        gpus=cards,
+        gpu_memory_gb=round(room, 1),
+        gflops=round(product_rate(dtype, device), 1) if dtype is not None else 0.0,
+    )

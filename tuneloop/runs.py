@@ -1,0 +1,112 @@
+"""The run folder: where a run's files lie, and how its name is found again. Files are the interface between stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import RunError
+from tuneloop.recipe import Recipe, changed
+
+FREE_ON_RESUME = {
+    "workers", "logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
+    "eval_steps",
+}  # fmt: skip
+"""Keys of `train` that change no number of a run, so a resumed run may have them otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder runs/<name>-<n>."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def result(self) -> Path | None:
+        """adapter/ or model/, whichever the run has made; None while it is unfinished."""
+        return next((p for p in (self.path / "adapter", self.path / "model") if p.is_dir()), None)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, {} where it is not there (yet). Raises TL-RUN-DAMAGED for one that is not JSON."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError("TL-RUN-DAMAGED", where=str(path), error=str(error)) from error
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> Path:
+        """Write a JSON file of the run, whole or not at all."""
+        path = self.path / name
+        draft = self.path / f".{name}.draft"
+        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(draft, path)
+        return path
+
+
+def new_run(workspace: Path, name: str, number: int | None = None) -> Run:
+    """Make runs/<name>-<n> with the next free n, or exactly `number`. Raises TL-RUN-EXISTS when that one is taken."""
+    parent = workspace / "runs"
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(m[1]) for p in parent.iterdir() if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))]
+    wanted = number if number is not None else max(taken, default=0) + 1
+    while True:
+        path = parent / f"{name}-{wanted}"
+        try:
+            path.mkdir()
+            return Run(path)
+        except FileExistsError:
+            if number is not None:
+                raise RunError("TL-RUN-EXISTS", where=str(path), path=path) from None
+            wanted += 1
+
+
+def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
+    """The run of a folder path or of a name below runs/; "latest" is the newest. Raises TL-RUN-MISSING."""
+    parent = workspace / "runs"
+    if str(ref) == "latest":
+        found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise RunError("TL-RUN-MISSING", where=str(parent), path=parent)
+        return Run(found[-1].parent)
+    for path in (Path(ref), parent / str(ref)):
+        if (path / "recipe.yaml").is_file():
+            return Run(path)
+    raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
+
+
+def resumable(recipe: Recipe, settings: list[str]) -> Recipe:
+    """The recipe of a run with `--set` assignments that change no number. Raises TL-RUN-RESUME for any other."""
+    if not settings:
+        return recipe
+    wanted = changed(recipe, settings)
+    free = {name: getattr(wanted.train, name) for name in FREE_ON_RESUME}
+    allowed = recipe.model_copy(update={"train": recipe.train.model_copy(update=free)})
+    if wanted != allowed:
+        raise RunError("TL-RUN-RESUME", where=", ".join(settings), free=", ".join(sorted(FREE_ON_RESUME)))
+    return allowed

@@ -1,0 +1,95 @@
+"""The training loop, on one screen. It takes its parts as arguments and knows no recipe, file or screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tuneloop.data.batches import Packed, Step
+from tuneloop.errors import RunError
+from tuneloop.model.checkpoint import State
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step was: `loss` the mean over the step's label tokens, `grad_norm` before clipping."""
+
+    step: Step
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+class Callback(Protocol):
+    """Something that watches the loop. It may read and write files; it never changes the model."""
+
+    def on_step(self, state: State, result: StepResult) -> None: ...
+
+    def on_end(self, state: State) -> None: ...
+
+
+def to_device(micro: Packed, device: torch.device) -> dict[str, Any]:
+    """The row's tensors on the device; the segments stay numbers."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in micro.items()}
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    steps: Iterable[Step],
+    state: State,
+    *,
+    max_grad_norm: float,
+    callbacks: Sequence[Callback],
+    stop: Callable[[], bool],
+) -> State:
+    """Run the steps. `model` is the wrapped LossModel: its forward returns the sum of the label tokens' losses.
+
+    The loss of a step is that sum over all micro-batches and ranks, divided by the label tokens of them all. Gradients
+    are averaged over ranks, so each rank scales its share by their number. Ends early when `stop()` is true.
+    Raises TL-RUN-NAN when the loss is not a number; the weights are then still those of the last good step.
+    """
+    model.train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for step in steps:
+        total = torch.zeros((), device=accelerator.device)
+        for micro in step.micros:
+            loss = model(**to_device(micro, accelerator.device))
+            accelerator.backward(loss * (accelerator.num_processes / step.label_tokens))
+            total += loss.detach()
+        mean = float(accelerator.reduce(total, "sum")) / step.label_tokens
+        if not math.isfinite(mean):
+            raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=mean)
+        norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf))
+        rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        for callback in callbacks:
+            callback.on_step(state, StepResult(step, mean, norm, rate))
+        if stop():
+            break
+    for callback in callbacks:
+        callback.on_end(state)
+    return state
+
+
+@torch.no_grad()
+def held_loss(model: nn.Module, rows: Iterable[Packed], device: torch.device) -> tuple[float, int]:
+    """(sum of losses, label tokens) over packed rows, without dropout."""
+    was, total, labels = model.training, 0.0, 0
+    model.eval()
+    for row in rows:
+        total += float(model(**to_device(row, device)))
+        labels += len(row["targets"])
+    model.train(was)
+    return total, labels
