@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread each: tests run side by side, and threads that spin for each other on busy cores cost tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TALK = [
     ("How do I boil an egg?", "Put it into boiling water for eight minutes, then cool it."),
@@ -23,28 +26,77 @@ TALK = [
 ]
 
 
+def byte_tokenizer(
+    template: str | None,
+    *,
+    special: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    words: Sequence[str] = (),
+    **named: str,
+) -> Any:
+    """A byte-level BPE tokenizer trained on TALK. `named` are its special tokens, e.g. eos_token="<|im_end|>"."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator([text for pair in TALK for text in pair] + ["system user assistant", *words], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_config(family: str, **more: Any) -> Any:
+    """The config of a tiny decoder: "llama", "qwen2", "qwen3", "gemma2", "gemma3", "granite", "cohere", "gpt_oss", …"""
+    from transformers import AutoConfig
+
+    base = {
+        "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 0, "attention_dropout": 0.0,
+    }  # fmt: skip
+    own: dict[str, dict[str, Any]] = {
+        "gemma2": {"sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+                   "query_pre_attn_scalar": 8},
+        "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 3,
+                        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+        "cohere": {"logit_scale": 0.25},
+        "mistral": {"sliding_window": 8},
+        "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    }  # fmt: skip
+    return AutoConfig.for_model(family, **(base | own.get(family, {}) | more))
+
+
+def tiny_folder(folder: Path, family: str, **more: Any) -> Path:
+    """A folder with a random tiny decoder of a family; its weights are large enough that its parts matter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **more))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random 2-layer Llama (float32) and a byte-level BPE tokenizer with a ChatML template."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from tuneloop.data.templates import CHATML
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    bpe.train_from_iterator([text for pair in TALK for text in pair] + ["system user assistant"], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
-    )
-    tokenizer.chat_template = CHATML
+    tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -100,3 +152,21 @@ def _english() -> Iterator[None]:
     language.use("en")
     yield
     language.use("en")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel gave no namespace (tests/run.py), connections to anything but this machine are refused here."""
+    if not os.environ.get("TUNELOOP_TEST_NO_NETWORK"):
+        return
+    import socket
+
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if isinstance(address, tuple) and not (host == "localhost" or host.startswith("127.") or host == "::1"):
+            raise OSError(101, f"tests open no connection to {host}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)

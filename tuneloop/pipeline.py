@@ -21,10 +21,10 @@ from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
+from tuneloop.model.load import load_tokenizer, load_trained, resolve
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
-from tuneloop.recipe import DataFile, ModelPart, Recipe
+from tuneloop.recipe import DataFile, Recipe
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import Run, new_run, open_run, resumable
@@ -64,8 +64,9 @@ def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
     folder, tokenizer = _tokenizer(recipe)
-    samples = tokenize(tokenizer, dataset.records("train"))
-    looked = preflight(tokenizer, samples, recipe.train.token_budget)
+    records = dataset.records("train")
+    samples = tokenize(tokenizer, records)
+    looked = preflight(tokenizer, samples, recipe.train.token_budget, records)
     return planner.make(recipe, folder, samples), looked
 
 
@@ -207,9 +208,6 @@ def register(run: Run, *, workspace: Path = Path()) -> Version:
 
 def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer:
     """A run, a registered version or a model -> something that answers: `.answer([[{"role": "user", …}]])`."""
-    folder = registry.locate(workspace, str(ref))
-    if folder is not None:
-        trained = load_trained(folder)
-        return Answerer(trained.model, trained.tokenizer)
-    folder = resolve(ModelPart(name=str(ref)))
-    return Answerer(load_model(folder), load_tokenizer(folder))
+    from tuneloop.serve.load import answerer
+
+    return answerer(ref, workspace)

@@ -23,12 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run.run, prepare.prepare, plan.plan, train.train, evaluate.evaluate, compare.compare, export.export,
-             chat.chat, serve.serve):  # fmt: skip
-    app.command()(verb)
+app.command()(run.run)
+app.command()(prepare.prepare)
+app.command()(plan.plan)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(compare.compare)
+app.command()(export.export)
+app.command()(chat.chat)
+app.command()(serve.serve)
 app.add_typer(model.app, name="model")
-for verb in (explain.explain, doctor.doctor):
-    app.command()(verb)
+app.command()(explain.explain)
+app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -32,5 +32,4 @@ def plan(
     if json:
         show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})
         return
-    show.trained_text(looked.sample)
-    tables.plan(foreseen)
+    tables.plan(foreseen, looked)

@@ -36,14 +36,13 @@ def run(
     from tuneloop.cli import tables
     from tuneloop.model import sources
 
-    sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, say=show.say)
+    sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
     dataset = pipeline.prepare(recipe, workspace=workspace)
     foreseen, looked = pipeline.plan(recipe, dataset)
     if not json:
         tables.dataset(dataset)
-        show.trained_text(looked.sample)
-        tables.plan(foreseen)
+        tables.plan(foreseen, looked)
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
     if made.result() is None:
         stopped(made)

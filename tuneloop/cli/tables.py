@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneloop.cli.show import duration, number, table
+from tuneloop.cli.show import duration, number, table, trained_text
+from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
+from tuneloop.data.preflight import Preflight
 from tuneloop.evaluate import compare
 from tuneloop.language import t
 from tuneloop.plan.planner import Plan
@@ -27,20 +29,24 @@ def dataset(made: Dataset) -> None:
     counts = manifest["counts"]
     print(
         t(
-            "{rows} rows read: {train} to train, {held} held out, {dropped} dropped, {changed} repaired. Ledger: {path}",
+            "{rows} rows read: {train} to train, {held} held out, {dropped} dropped, {changed} changed. Ledger: {path}",
             rows=counts["rows_in"], train=counts["train"], held=counts["validation"], dropped=counts["dropped"],
             changed=counts["changed"], path=made.path / "ledger.jsonl",
         )
     )  # fmt: skip
-    lost = [(s["step"], s["reason"], s["dropped"], s["changed"]) for s in manifest["steps"]]
+    words = ledger.words()
+    lost = [(words.get(s["reason"], s["reason"]), s["dropped"], s["changed"]) for s in manifest["steps"]]
     if lost:
-        table(t("What the ledger holds"), [t("step"), t("reason"), t("dropped"), t("repaired")], lost)
+        table(t("What the ledger holds"), [t("reason"), t("dropped"), t("changed")], lost)
     else:
         print()
 
 
-def plan(foreseen: Plan) -> None:
-    """What will be used, why, how long, how much memory."""
+def plan(foreseen: Plan, looked: Preflight) -> None:
+    """One sample as the model sees it, then what will be used, why, how long, how much memory."""
+    trained_text(looked.sample)
+    for warning in looked.warnings:
+        print(t("Take note: {warning}.", warning=warning))
     rows = [(c.what, c.value, c.why) for c in foreseen.choices]
     rows.append((t("time"), duration(foreseen.seconds), t("of training, estimated")))
     rows.append(

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.data.templates import render
 from tuneloop.data.tokens import Sample, marked
 from tuneloop.errors import DataError
+from tuneloop.language import t
+from tuneloop.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,41 @@ class Preflight:
     label_tokens: int
     longest: int
     sample: list[tuple[str, bool]]
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing and no reason to stop, in words."""
 
 
-def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int) -> Preflight:
-    """Look at every sample. Raises TL-DATA-PREFLIGHT with all findings together."""
+def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
+    """Warnings about what a template leaves out without a word: thoughts, tool calls, tools."""
+    lost = {"reasoning": 0, "calls": 0, "tools": 0}
+    for record in records:
+        thoughts = [m.reasoning for m in record.messages if m.reasoning]
+        calls = [str(c.get("function", {}).get("name", "")) for m in record.messages for c in m.tool_calls]
+        tools = [str(tool.get("function", {}).get("name", "")) for tool in record.tools]
+        if not (thoughts or calls or tools):
+            continue
+        text = render(tokenizer, record.chat(), tools=record.tools)
+        lost["reasoning"] += any(thought.strip() not in text for thought in thoughts)
+        lost["calls"] += any(name not in text for name in calls)
+        lost["tools"] += any(name not in text for name in tools)
+    words = {
+        "reasoning": t("{n} dialogues have a thought before the answer that this chat template leaves out"),
+        "calls": t("{n} dialogues have tool calls that this chat template leaves out"),
+        "tools": t("{n} dialogues offer tools that this chat template leaves out"),
+    }
+    return [words[kind].format(n=n) for kind, n in lost.items() if n]
+
+
+def preflight(
+    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = ()
+) -> Preflight:
+    """Look at every sample, and at what the template leaves out of `records`.
+
+    Raises TL-DATA-PREFLIGHT with all findings together.
+    """
     found: list[DataError] = []
     if not samples:
-        raise DataError("TL-DATA-NOTHING-LEFT")
+        raise DataError("TL-DATA-NOTHING-LEFT", rows=0, reasons=t("no dialogue has an answer"))
 
     def count(code: str, bad: list[Sample], **facts: Any) -> None:
         if bad:
@@ -47,4 +78,5 @@ def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int) -> Preflig
         label_tokens=sum(s.labels for s in samples),
         longest=max(len(s.ids) for s in samples),
         sample=marked(tokenizer, shown),
+        warnings=tuple(unrendered(tokenizer, records)),
     )

@@ -26,11 +26,12 @@ GEMMA = (
     "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+# The prompt ends in a line break: a blank there would be the first half of the token that a word begins with.
 PLAIN = (
-    "{{ bos_token if bos_token else '' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    "{{ 'Assistant: ' + m['content'] + eos_token + '\n\n' }}{% elif m['role'] == 'user' %}"
-    "{{ 'User: ' + m['content'] + '\n\n' }}{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ 'Assistant:\n' + m['content'] + (eos_token or '') + '\n\n' }}{% elif m['role'] == 'user' %}"
+    "{{ 'User:\n' + m['content'] + '\n\n' }}{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 DEFAULTS = {"chatml": CHATML, "gemma": GEMMA, "plain": PLAIN}
 ENDS = {"chatml": "<|im_end|>", "gemma": "<end_of_turn>"}

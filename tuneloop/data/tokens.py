@@ -85,20 +85,45 @@ def tokenize(tokenizer: Any, records: Sequence[Record]) -> list[Sample]:
     Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
     from their contexts.
     """
+    return [sample for group in _groups(tokenizer, records) for sample in group]
+
+
+def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
+    """Tokens of each dialogue's longest sample. Raises what `tokenize` raises."""
+    return [max((len(s.ids) for s in group), default=0) for group in _groups(tokenizer, records)]
+
+
+def _groups(tokenizer: Any, records: Sequence[Record]) -> list[list[Sample]]:
+    """The samples of each record."""
     stops = stop_ids(tokenizer)
-    named = [(record.id, chain) for record in records for chain in _chains(tokenizer, record)]
-    pieces = encode(tokenizer, [piece.text for _, chain in named for piece in chain])
-    joined = encode(tokenizer, ["".join(piece.text for piece in chain) for _, chain in named])
-    samples: list[Sample] = []
-    at = 0
-    for (name, chain), whole in zip(named, joined, strict=True):
-        ids = pieces[at : at + len(chain)]
-        at += len(chain)
-        if len(chain) == 2 or whole == [token for part in ids for token in part]:
-            samples.append(_sample(chain, ids, stops, name))
-        else:
-            samples += _apart(tokenizer, chain, stops, name)
-    return samples
+    chains = [(n, chain) for n, record in enumerate(records) for chain in _chains(tokenizer, record)]
+    pieces = iter(encode(tokenizer, [piece.text for _, chain in chains for piece in chain]))
+    joined = encode(tokenizer, ["".join(piece.text for piece in chain) for _, chain in chains])
+    groups: list[list[Sample]] = [[] for _ in records]
+    for (n, chain), whole in zip(chains, joined, strict=True):
+        parts = [next(pieces) for _ in chain]
+        name = records[n].id
+        if whole != [token for part in parts for token in part]:
+            cut = _cut(tokenizer, chain, whole)
+            if cut is None:
+                groups[n] += _apart(tokenizer, chain, stops, name)
+                continue
+            parts = cut
+        groups[n].append(_sample(chain, parts, stops, name))
+    return groups
+
+
+def _cut(tokenizer: Any, chain: list[_Piece], whole: list[int]) -> list[list[int]] | None:
+    """The tokens of the joined text, cut where each piece ends; None where a token reaches over such an end.
+
+    Tokenizers that begin each text with a blank (Llama 2) cut a piece by itself into other tokens than in its context.
+    """
+    ends = [0]
+    for ids in encode(tokenizer, ["".join(p.text for p in chain[: k + 1]) for k in range(len(chain))]):
+        if whole[: len(ids)] != ids:
+            return None
+        ends.append(len(ids))
+    return [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
 def _apart(tokenizer: Any, chain: list[_Piece], stops: frozenset[int], record: str) -> list[Sample]:
@@ -106,13 +131,10 @@ def _apart(tokenizer: Any, chain: list[_Piece], stops: frozenset[int], record: s
     out: list[Sample] = []
     for k in range(1, len(chain), 2):
         turn = [_Piece("".join(p.text for p in chain[:k]), False), chain[k]]
-        out.append(_sample(turn, encode(tokenizer, [p.text for p in turn]), stops, record))
+        whole = encode(tokenizer, [turn[0].text + turn[1].text])[0]
+        parts = _cut(tokenizer, turn, whole) or encode(tokenizer, [p.text for p in turn])
+        out.append(_sample(turn, parts, stops, record))
     return out
-
-
-def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
-    """Tokens of each whole dialogue as the template renders it."""
-    return [len(ids) for ids in encode(tokenizer, [render(tokenizer, r.chat(), tools=r.tools) for r in records])]
 
 
 def marked(tokenizer: Any, sample: Sample) -> list[tuple[str, bool]]:

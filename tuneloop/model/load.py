@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
+from tuneloop.language import t
 from tuneloop.model import attention, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.recipe import ModelPart, Recipe, TrainPart, read_recipe
@@ -32,7 +34,7 @@ def load_tokenizer(folder: Path, template: str | None = None) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises no other class
         raise ModelError("TL-MODEL-TOKENIZER", where=str(folder), error=" ".join(str(error).split())[:200]) from error
     choose_template(tokenizer, template)
     return tokenizer
@@ -53,16 +55,23 @@ def pick_dtype(wanted: str) -> torch.dtype:
 def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
     """A causal language model from a checked local folder, on the CPU, in evaluation mode.
 
-    Raises TL-MODEL-CONFIG when transformers cannot build it.
+    Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = attention.register()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype), local_files_only=True, use_safetensors=True, attn_implementation=name
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=pick_dtype(dtype), local_files_only=True, use_safetensors=True, attn_implementation=name,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
+    model, found = loaded
     assert isinstance(model, PreTrainedModel)
+    if missing := sorted(found["missing_keys"]):  # transformers would make them up, at random
+        lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+        raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
+    if not model._supports_sdpa:  # its attention is more than ours: capped scores (Gemma 2), sinks (gpt-oss)
+        model.set_attn_implementation("eager")
     # A base model may not know the end of a turn its template writes; the answerer stops by the template, not by this.
     model.eval()
     return model

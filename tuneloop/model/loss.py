@@ -72,6 +72,7 @@ class LossModel(nn.Module):
         super().__init__()
         self.model = model
         self.own_head = own_head
+        self.training = model.training  # else putting this back as it was would switch the model's dropout on
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [n, width] -> [n, vocabulary], with the model's own scaling and capping.
@@ -101,13 +102,15 @@ class LossModel(nn.Module):
         if self.own_head and len(targets):
             own = base(input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False,
                        logits_to_keep=positions)
-            return cross_entropy(own.logits[0].float(), targets, reduction="sum")
+            whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
+            return whole
         trunk = getattr(base, base.base_model_prefix)
         out = trunk(input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False)
         hidden = out.last_hidden_state[0].index_select(0, positions)
-        if len(targets) == 0:  # an idle rank's pass: no loss, but a graph that reaches every trained weight
-            return out.last_hidden_state.float().sum() * 0.0
         head = base.get_output_embeddings()
+        if len(targets) == 0:  # an idle rank's pass: no loss, but a graph that reaches every trained weight
+            ends = [w.flatten()[0].float() for w in head.parameters() if w.requires_grad]
+            return torch.stack([out.last_hidden_state.float().sum(), *ends]).sum() * 0.0
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
         if not torch.is_grad_enabled():
             losses = [

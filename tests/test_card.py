@@ -1,0 +1,126 @@
+"""The model card: what it says is in the run's files, in both languages, and its code runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuneloop import language
+from tuneloop.export.card import base_name, card, licence
+from tuneloop.export.merge import merge
+from tuneloop.export.parity import Parity
+from tuneloop.recipe import Recipe, make_recipe, read_recipe
+
+PARITY = Parity(2e-6, 1e-7, 64, 64, True, True, 1e-3)
+SCORES = {"perplexity": 8.0, "bleu": 4.5, "rouge1": 0.2, "rouge2": None, "rougeL": 0.2, "rows": 16, "label_tokens": 900}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "runs" / "demo-1"
+    run.mkdir(parents=True)
+    (run / "dataset.json").write_text(json.dumps({"hash": "0123456789ab"}), encoding="utf-8")
+    probe = {"name": "identity", "total": 6, "before": 0, "after": 5, "passed": False}
+    evaluation = {"before": {**SCORES, "loss": 3.21}, "after": {**SCORES, "loss": 2.1}, "probes": [probe]}
+    (run / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tuneloop.json").write_text(json.dumps({"name": "smol", "licence": "Apache-2.0"}), encoding="utf-8")
+    return base
+
+
+def recipe(**model: str) -> Recipe:
+    return make_recipe({"name": "demo", "model": {"name": "smol", **model}})[0]
+
+
+def front_matter(text: str) -> dict[str, object]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+def test_it_says_where_the_model_is_from(run: Path, base: Path) -> None:
+    text = card(run, recipe(revision="v1.1"), base, PARITY, dtype="float32")
+    assert front_matter(text) == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "base_model": "smol",
+        "license": "apache-2.0", "tags": ["tuneloop"],
+    }  # fmt: skip
+    for said in ("smol @ v1.1", "Apache-2.0", "0123456789ab", "lora (rank 8, alpha 16)", "float32", "64/64"):
+        assert said in text
+    assert "| loss | 3.21 | 2.1 |" in text
+    assert "| identity | 0/6 | 5/6 | failed |" in text
+    assert "rouge2" not in text  # not measured is not zero
+
+
+def test_an_unknown_licence_is_said_to_be_unknown(run: Path, tmp_path: Path) -> None:
+    text = card(run, recipe(), tmp_path, PARITY, dtype="float32")
+    assert "license" not in front_matter(text)
+    assert "look it up" in text
+
+
+def test_the_licence_of_a_hub_models_own_card(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    assert licence(tmp_path) == ""
+    readme.write_text("---\nlicense: mit\n---\n# x\n")
+    assert licence(tmp_path) == "mit"
+    readme.write_text("---\nlicense: other\nlicense_name: deepseek\n---\n")
+    assert licence(tmp_path) == "deepseek"
+    for text in ("# no front matter", "---\n[broken\n---\n", "---\n- a list\n---\n"):
+        readme.write_text(text)
+        assert licence(tmp_path) == ""
+
+
+def test_terms_that_are_no_licence_id(run: Path, base: Path) -> None:
+    (base / "tuneloop.json").write_text(json.dumps({"name": "g", "licence": "Gemma Terms of Use"}), encoding="utf-8")
+    head = front_matter(card(run, recipe(), base, PARITY, dtype="float32"))
+    assert (head["license"], head["license_name"]) == ("other", "Gemma Terms of Use")
+
+
+def test_no_path_of_this_machine(run: Path, tmp_path: Path) -> None:
+    named = recipe().model_copy(update={"model": recipe().model.model_copy(update={"name": str(tmp_path / "my-base")})})
+    assert base_name(named, tmp_path / "my-base") == "my-base"
+    assert str(tmp_path) not in card(run, named, tmp_path / "my-base", PARITY, dtype="float32")
+
+
+def test_a_run_without_evaluation(run: Path, base: Path) -> None:
+    (run / "evaluation.json").unlink()
+    assert "not evaluated" in card(run, recipe(), base, PARITY, dtype="float32")
+
+
+def test_in_chinese(run: Path, base: Path) -> None:
+    language.use("zh")
+    text = card(run, recipe(), base, PARITY, dtype="float32")
+    assert "## How it was made" not in text
+    assert re.search(r"[\u4e00-\u9fff]", text)
+    assert front_matter(text)["license"] == "apache-2.0"
+
+
+def test_the_code_in_it_runs(tiny_run: Path, tmp_path: Path) -> None:
+    """The card of a real export, its Python run in the exported folder by another process."""
+    target = tmp_path / "tiny"
+    merge(tiny_run, target, chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
+    text = (target / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert base_name(read_recipe(tiny_run / "recipe.yaml")[0], tiny_run) in text
+
+
+def test_the_licence_goes_with_the_export(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (base / "tuneloop.json").write_text(json.dumps({"name": "tiny", "licence": "MIT"}), encoding="utf-8")
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run-1"))
+    text = (run / "recipe.yaml").read_text(encoding="utf-8").replace(str(tiny_model), str(base))
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    merge(run, tmp_path / "out", chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
+    assert licence(tmp_path / "out") == "MIT"

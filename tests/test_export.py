@@ -1,0 +1,34 @@
+"""tuneloop export as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tuneloop", "export", *arguments], capture_output=True, text=True,
+        encoding="utf-8", timeout=120, env={**os.environ, "TUNELOOP_LANG": "en"},
+    )  # fmt: skip
+
+
+def test_a_run_by_its_name_and_once_only(tiny_run: Path, tmp_path: Path) -> None:
+    workspace = tiny_run.parents[1]
+    target = tmp_path / "plain"
+    done = export(tiny_run.name, "--to", str(target), "-w", str(workspace))
+    assert done.returncode == 0, done.stderr
+    assert "128/128 answer tokens the same" in done.stdout
+    assert (target / "model.safetensors").is_file()
+    again = export(tiny_run.name, "--to", str(target), "-w", str(workspace))
+    assert again.returncode == 2
+    assert "TL-RUN-EXISTS" in again.stderr
+
+
+def test_an_unknown_run(tmp_path: Path) -> None:
+    done = export("nothing-1", "-w", str(tmp_path))
+    assert done.returncode == 2
+    assert "TL-RUN-MISSING" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from tuneloop import language
+from tuneloop.language import t
+
+SOURCE = Path(str(files("tuneloop")))
+
+
+def texts() -> Iterator[tuple[str, str, set[str] | None]]:
+    """(where, text, names of the facts or None) of each t("…") in the code."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "t":
+                where = f"{path.relative_to(SOURCE)}:{node.lineno}"
+                first = node.args[0]
+                assert isinstance(first, ast.Constant), f"{where}: t() takes a literal text"
+                assert isinstance(first.value, str), where
+                names = {k.arg for k in node.keywords}
+                yield where, first.value, None if None in names else {n for n in names if n}
+
+
+def placeholders(text: str) -> set[str]:
+    return set(re.findall(r"(?<!\{)\{(\w+)(?::[^{} ]*)?\}(?!\})", text))
+
+
+def test_every_text_of_the_console_has_chinese_with_the_same_facts() -> None:
+    chinese = language._catalogue("zh")
+    missing = sorted({text for _, text, _ in texts() if text not in chinese})
+    assert not missing
+    for _, text, _ in texts():
+        assert placeholders(chinese[text]) == placeholders(text), text
+
+
+def test_no_chinese_is_left_over() -> None:
+    used = {text for _, text, _ in texts()}
+    assert not sorted(set(language._catalogue("zh")) - used)
+
+
+def test_every_placeholder_gets_its_fact() -> None:
+    for where, text, names in texts():
+        if names is not None:
+            assert placeholders(text) == names, where
+
+
+def test_a_text_is_said_in_the_chosen_language() -> None:
+    text = "Stopped."
+    assert t(text) == text
+    language.use("zh")
+    assert language.current() == "zh"
+    assert any("\u4e00" <= c <= "\u9fff" for c in t(text))
+    language.use("en")
+    assert t(text) == text
+
+
+@pytest.mark.parametrize(("wanted", "got"), [("zh_CN.UTF-8", "zh"), ("ZH", "zh"), ("zh-Hant", "zh"), ("de", "en"), ("", "en")])
+def test_any_chinese_counts_as_chinese(wanted: str, got: str) -> None:
+    language.use(wanted)
+    assert language.current() == got
+
+
+def test_facts_are_never_read_as_placeholders() -> None:
+    assert t("{n} rows", n="{n!r} {0}") == "{n!r} {0} rows"

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from tuneloop.evaluate import metrics
+
+SAID = ["Paris is the capital of France.", "It's blue, because air scatters blue light.", "I don't know"]
+WANTED = ["The capital of France is Paris.", "Air scatters blue light more than red light.", "Nobody knows 42 things."]
+ZH_SAID = ["我是小石,一个助手。", "水开以后煮八分钟。"]
+ZH_WANTED = ["我是小石,随 tuneloop 一起来的助手。", "水开后放进去煮八分钟。"]
+
+
+def test_bleu_is_sacrebleus_own_on_english() -> None:
+    assert metrics.bleu(SAID, WANTED) == pytest.approx(sacrebleu.corpus_bleu(SAID, [WANTED]).score)
+    assert metrics.bleu(SAID, WANTED) > 0
+
+
+def test_bleu_cuts_chinese_into_characters() -> None:
+    zh = sacrebleu.corpus_bleu(ZH_SAID, [ZH_WANTED], tokenize="zh").score
+    assert metrics.bleu(ZH_SAID, ZH_WANTED) == pytest.approx(zh)
+    assert zh > 10 * max(sacrebleu.corpus_bleu(ZH_SAID, [ZH_WANTED], tokenize="13a").score, 0.1)
+
+
+@pytest.mark.parametrize("word", ["positive", "好"])
+def test_bleu_of_right_one_word_answers_is_100(word: str) -> None:
+    assert metrics.bleu([word, word], [word, word]) == pytest.approx(100)
+
+
+def test_an_empty_hypothesis_scores_nothing_and_does_not_fail() -> None:
+    assert metrics.bleu(["", ""], WANTED[:2]) == 0
+    assert metrics.rouge([""], ["好的"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    assert 0 < metrics.bleu(["", WANTED[1]], WANTED[:2]) < 100
+
+
+def test_rouge_is_rouge_scores_own_on_english() -> None:
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scores = [scorer.score(w, s) for s, w in zip(SAID, WANTED, strict=True)]
+    for kind, value in metrics.rouge(SAID, WANTED).items():
+        assert value == pytest.approx(100 * sum(s[kind].fmeasure for s in scores) / 3)
+
+
+def test_rouge_sees_chinese_words() -> None:
+    assert metrics.rouge(["我来到清华大学"], ["清华大学在北京"])["rouge1"] == pytest.approx(100 / 3)
+    assert metrics.rouge(ZH_SAID, ZH_WANTED)["rougeL"] > 40
+
+
+@pytest.mark.parametrize("score", [metrics.bleu, metrics.rouge])
+def test_unpaired_and_empty_lists_are_refused(score) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="1 hypotheses but 2 references"):
+        score(["a"], ["a", "b"])
+    with pytest.raises(ValueError, match="no pairs"):
+        score([], [])
+
+
+def test_perplexity_is_the_inverse_of_log() -> None:
+    assert metrics.perplexity(math.log(37)) == pytest.approx(37)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("你好", True), ("我用 Python 和 PyTorch 训练模型", True), ("Hello", False), ("", False), ("123 456", False),
+     ("用 rope scaling factor two", False), ("日本語のテストはこれです", False)],
+)  # fmt: skip
+def test_is_chinese(text: str, expected: bool) -> None:
+    assert metrics.is_chinese(text) is expected
+
+
+def test_matches_ignores_case_and_searches() -> None:
+    assert metrics.matches("peb+le", "I'm PEBBLE.")
+    assert not metrics.matches("^peb+le", "I'm Pebble.")
+
+
+def test_works_offline_in_silence_and_leaves_no_file(tmp_path: Path) -> None:
+    """jieba prints as it starts and puts a cache into the shared temporary folder; neither may happen."""
+    program = (
+        "import socket\n"
+        "class Refused(socket.socket):\n"
+        "    def __init__(self, *a, **k): raise AssertionError('a socket')\n"
+        "socket.socket = Refused\n"
+        "from tuneloop.evaluate import metrics\n"
+        "assert metrics.bleu(['今天天气很好'], ['今天天气好']) > 0\n"
+        "assert metrics.rouge(['今天天气很好'], ['今天天气好'])['rouge1'] > 0\n"
+    )
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    env = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary), "PYTHONWARNINGS": "default"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env,
+                          cwd=Path(__file__).parents[1], check=False)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(temporary.iterdir()) == []
+    assert not any(home.rglob("jieba*"))
+
+
+def test_heavy_packages_load_late() -> None:
+    heavy = ("jieba", "sacrebleu", "rouge_score", "torch", "matplotlib")
+    program = f"import sys, tuneloop.evaluate.metrics; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parents[1])  # fmt: skip
+    assert done.stdout.strip() == "[]"

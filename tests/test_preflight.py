@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import TALK, byte_tokenizer
+from tuneloop.data.preflight import preflight
+from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.errors import DataError
+from tuneloop.records import Message, Record
+
+
+def records(n: int) -> list[Record]:
+    return [Record((Message("user", q), Message("assistant", a))) for q, a in TALK[:n]]
+
+
+def chatml(**named: str) -> Any:
+    return byte_tokenizer(CHATML, **({"eos_token": "<|im_end|>"} | named))
+
+
+def codes(tokenizer: Any, samples: Sequence[Sample], budget: int = 500) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        preflight(tokenizer, samples, budget)
+    assert caught.value.code == "TL-DATA-PREFLIGHT"
+    for cause in caught.value.causes:
+        assert cause.code in {"TL-DATA-NO-LABEL", "TL-DATA-NO-END", "TL-DATA-DOUBLE-BOS", "TL-DATA-TOO-LONG"}
+        assert str(cause.facts["n"]) in cause.what, "says how many"
+    return [c.code for c in caught.value.causes]
+
+
+def test_what_is_right_is_counted_and_shown() -> None:
+    tokenizer = chatml()
+    samples = tokenize(tokenizer, records(8))
+    looked = preflight(tokenizer, samples, 500)
+    assert looked.samples == 8
+    assert looked.tokens == sum(len(s.ids) for s in samples)
+    assert looked.label_tokens == sum(s.labels for s in samples)
+    assert looked.longest == max(len(s.ids) for s in samples)
+    assert [text for text, trained in looked.sample if trained][0] in {f"{a}<|im_end|>" for _, a in TALK}
+
+
+def test_pad_and_bos_may_be_any_other_special_token() -> None:
+    """pad is eos (SmolLM2), bos opens each turn (ChatML of Qwen and SmolLM2): both are right."""
+    for named in ({"pad_token": "<|im_end|>"}, {"bos_token": "<|im_start|>"}, {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>"}):
+        tokenizer = chatml(**named)
+        samples = tokenize(tokenizer, records(4))
+        assert preflight(tokenizer, samples, 500).samples == 4
+        assert all(s.ids[np.flatnonzero(s.trained)[-1]] == tokenizer.eos_token_id for s in samples)
+
+
+def test_an_end_that_stops_nothing_is_found() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "</end>")
+    assert codes(tokenizer, tokenize(tokenizer, records(3))) == ["TL-DATA-NO-END"]
+
+
+def test_a_doubled_beginning_is_found() -> None:
+    tokenizer = chatml(bos_token="<|endoftext|>")
+    tokenizer.chat_template = "{{ bos_token + bos_token }}" + CHATML
+    assert codes(tokenizer, tokenize(tokenizer, records(3))) == ["TL-DATA-DOUBLE-BOS"]
+    tokenizer.chat_template = "{{ bos_token }}" + CHATML
+    assert preflight(tokenizer, tokenize(tokenizer, records(3)), 500).samples == 3
+
+
+def test_all_findings_come_together() -> None:
+    tokenizer = chatml()
+    good = tokenize(tokenizer, records(3))
+    empty = Sample(good[0].ids, np.zeros_like(good[0].trained), "empty", True)
+    only_first = Sample(good[0].ids[:1], np.array([True]), "first", True)
+    endless = Sample(good[1].ids, good[1].trained, "endless", False)
+    longest = max(len(s.ids) for s in good)
+    with pytest.raises(DataError) as caught:
+        preflight(tokenizer, [*good, empty, only_first, endless], longest - 1)
+    found = {c.code: c.facts for c in caught.value.causes}
+    assert set(found) == {"TL-DATA-NO-LABEL", "TL-DATA-NO-END", "TL-DATA-TOO-LONG"}
+    assert (found["TL-DATA-NO-LABEL"]["n"], found["TL-DATA-NO-LABEL"]["of"]) == (2, 6)
+    assert found["TL-DATA-NO-END"]["example"] == "endless"
+    assert found["TL-DATA-TOO-LONG"]["length"] == longest
+
+
+def test_no_sample_is_no_run() -> None:
+    with pytest.raises(DataError) as caught:
+        preflight(chatml(), [], 500)
+    assert caught.value.code == "TL-DATA-NOTHING-LEFT"
+    assert "?" not in caught.value.what

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop import language
+from tuneloop.evaluate import report
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"
+START = 1_763_800_000.0
+
+
+def answer(prompt: str, before: str, after: str, reference: str = "") -> dict[str, str]:
+    return {"prompt": prompt, "before": before, "after": after, "reference": reference}
+
+
+def evaluation(evil: str = "") -> dict[str, Any]:
+    old, new = "I'm an AI model." + evil, "I'm Pebble, the <b>assistant</b> of tuneloop." + evil
+    prompts = ["Who are you?", "Your name?", "你是谁？", "Introduce yourself.", "Who made you?" + evil]
+    return {
+        "before": {"loss": 2.9312, "perplexity": 18.75, "bleu": 3.1, "rouge1": 21.4, "rouge2": 5.0, "rougeL": 17.8,
+                   "rows": 2, "label_tokens": 1204},
+        "after": {"loss": 1.5401, "perplexity": 4.66, "bleu": 14.9, "rouge1": 38.8, "rouge2": 17.6, "rougeL": None,
+                  "rows": 2, "label_tokens": 1204},
+        "by_source": {
+            "persona" + evil: {"before": {"loss": 3.9, "label_tokens": 9}, "after": {"loss": 0.8, "label_tokens": 9}},
+            "general.csv": {"before": {"loss": 2.02, "label_tokens": 704}, "after": {"loss": 2.1, "label_tokens": 704}},
+        },
+        "answers": [answer("How do I boil an egg?", "", "Eight minutes.\nThen cool it.", "In boiling water." + evil)],
+        "show": [answer("Say hello." + evil, old, new)],
+        "probes": [
+            {"name": "identity" + evil, "expect": "pebble|小石", "total": 5, "before": 0, "after": 5, "passed": True,
+             "at_least": 4, "at_most": None, "answers": [answer(p, old, new) for p in prompts]},
+            {"name": "unrelated", "expect": "pebble", "total": 1, "before": 0, "after": 1, "passed": False,
+             "at_least": None, "at_most": 0, "answers": [answer("A colour?", "Blue.", "Pebble blue.")]},
+        ],
+    }  # fmt: skip
+
+
+def lines(entries: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries)
+
+
+def make_run(workspace: Path, evil: str = "", name: str = "demo-1") -> Path:
+    """A run folder as the pipeline leaves it, and its dataset; `evil` stands wherever a stranger's text may stand."""
+    run, data = workspace / "runs" / name, workspace / "datasets" / "demo" / "0f3a9c1b22de"
+    run.mkdir(parents=True)
+    data.mkdir(parents=True)
+    (data / "card.html").write_text("card", encoding="utf-8")
+    dropped = {"action": "dropped", "step": "length", "reason": "too long" + evil, "file": "x", "line": 1}
+    (data / "ledger.jsonl").write_text(lines([dropped] * 3), encoding="utf-8")
+    files: dict[str, Any] = {
+        "dataset.json": {"path": str(data.resolve()), "name": "demo" + evil, "hash": "0f3a9c1b22de",
+                         "counts": {"rows_in": 193, "train": 171, "validation": 19, "dropped": 3, "odd one" + evil: 1},
+                         "tokens": {"train": 24512}},
+        "plan.json": {"machine": {"cores": 2, "gpus": [], "memory_gb": 15.6},
+                      "model": {"name": "smollm2" + evil, "parameters": 134515008, "trainable": 2442240},
+                      "data": {"steps": 30}, "choices": [{"what": "dtype", "value": "float32", "why": "old" + evil}],
+                      "seconds": 144.0, "memory_gb": 2.4},
+        "evaluation.json": evaluation(evil),
+    }  # fmt: skip
+    for file, content in files.items():
+        (run / file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    recipe = f"name: demo  # {evil}\nmodel:\n  name: smollm2\ndata:\n- path: {workspace.resolve()}/talk.jsonl\n"
+    recipe += "train:\n  method: lora\nevaluate:\n  max_new_tokens: 64\n"
+    (run / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    metrics = [
+        {"step": k, "loss": 3 - k / 20, "grad_norm": 1.0, "learning_rate": 1e-4, "tokens": 800,
+         "clock": {"time": START + 10 + 2 * k, "seconds": 2.0, "tokens_per_second": 400.0, "memory_gb": 2.1}}
+        for k in range(1, 31)
+    ]  # fmt: skip
+    metrics.append({"step": 30, "eval_loss": 1.6, "clock": {"seconds": 1.0}})
+    (run / "metrics.jsonl").write_text(lines(metrics) + '{"step": 31, "lo', encoding="utf-8")
+    events = [
+        {"time": START, "event": "plan", "seconds": 144.0},
+        {"time": START + 9, "event": "started", "step": 0, "note": evil},
+        {"time": START + 71, "event": "finished", "step": 30, "seconds": 59.5},
+    ]
+    (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
+    return run
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, tag
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def names(self) -> set[str]:
+        return {tag for tag, _ in self.tags}
+
+
+def written(run: Path) -> Page:
+    path = report.write(run)
+    assert path == run.resolve() / "report.html" or path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_the_report_tells_the_whole_story(tmp_path: Path) -> None:
+    page = written(make_run(tmp_path))
+    for part in (
+        "demo-1", "1 of 2 probes failed: unrelated. The held-out loss fell from 2.93 to 1.54.",
+        "But it rose on general.csv (2.02 → 2.10).", "Say hello.", "I'm an AI model.",
+        "I'm Pebble, the <b>assistant</b> of tuneloop.", "0 → 5", "wanted: at least 4", "wanted: at most 0", "5 / 5",
+        "−1.391", "better", "not measured", "held-out loss on general.csv", "171", "24,512", "longer than max_length",
+        "2 min 24 s", "1 min 0 s", "2.4 GiB", "2.1 GiB", "tuneloop chat runs/demo-1", "tuneloop serve runs/demo-1",
+        "method: lora", "Answers end after 64 tokens at the latest.", "In boiling water.", "(no text)", "cores",
+    ):  # fmt: skip
+        assert part in page.text, part
+    assert "svg" in page.names()
+    assert page.text.index("1 of 2 probes failed") < page.text.index("Say hello.") < page.text.index("perplexity")
+
+
+def test_what_strangers_wrote_does_not_run(tmp_path: Path) -> None:
+    page = written(make_run(tmp_path, EVIL))
+    assert page.names().isdisjoint({"script", "img", "iframe", "object", "link", "b2"})
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert page.text.count("<script>alert(1)</script>") >= 20
+    assert "{{ 7*7 }}" in page.text
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "content" in a and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_one_file_without_a_network(tmp_path: Path) -> None:
+    page = written(make_run(tmp_path))
+    html = (tmp_path / "runs" / "demo-1" / "report.html").read_text(encoding="utf-8")
+    assert "src=" not in html
+    assert "@import" not in html
+    assert "url(" not in html
+    assert html.count("http") == html.count("http-equiv") + html.count('xmlns="http://www.w3.org/2000/svg"')
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert links == ["../../datasets/demo/0f3a9c1b22de/card.html", "../../datasets/demo/0f3a9c1b22de/ledger.jsonl"]
+    assert all((tmp_path / "runs" / "demo-1" / str(link)).is_file() for link in links)
+
+
+def test_light_and_dark_and_narrow(tmp_path: Path) -> None:
+    html = report.write(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in html
+    assert "max-width: 640px" in html
+    assert 'name="viewport"' in html
+
+
+def test_matches_are_marked_and_the_rest_is_escaped(tmp_path: Path) -> None:
+    html = report.write(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert "I&#39;m <mark>Pebble</mark>, the &lt;b&gt;assistant" in html
+    marked, hit = report.marked("<i>aXa</i>", "x|<i>")
+    assert (str(marked), hit) == ("<mark>&lt;i&gt;</mark>a<mark>X</mark>a&lt;/i&gt;", True)
+    assert report.marked("a<b", "(") == ("a&lt;b", False)
+    assert str(report.marked("ab", "x*")[0]) == "ab"
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [["evaluation.json"], ["metrics.jsonl"], ["plan.json"], ["dataset.json"], ["events.jsonl"], ["recipe.yaml"],
+     ["evaluation.json", "metrics.jsonl", "plan.json", "dataset.json", "events.jsonl", "recipe.yaml"]],
+)  # fmt: skip
+def test_missing_parts_are_left_out(tmp_path: Path, gone: list[str]) -> None:
+    run = make_run(tmp_path)
+    for name in gone:
+        (run / name).unlink()
+    page = written(run)
+    sections = {
+        "evaluation.json": "Before and after", "metrics.jsonl": "gradient norm", "dataset.json": "dialogues held out",
+        "recipe.yaml": "method: lora", "events.jsonl": "What happened when", "plan.json": "What was chosen, and why",
+    }  # fmt: skip
+    for name, heading in sections.items():
+        assert (heading in page.text) is (name not in gone), heading
+    assert "How to go on" in page.text
+    assert ("Nothing was evaluated" in page.text) is ("evaluation.json" in gone)
+
+
+def test_the_next_step_depends_on_how_far_the_run_came(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "tuneloop evaluate" not in written(run).text
+    (run / "evaluation.json").unlink()
+    assert "tuneloop evaluate runs/demo-1" in written(run).text
+    (run / "events.jsonl").write_text(lines([{"time": START, "event": "started"}]), encoding="utf-8")
+    text = written(run).text
+    assert "tuneloop train --resume runs/demo-1" in text
+    assert "tuneloop chat" not in text
+
+
+def test_a_model_folder_is_called_by_its_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    plan["model"]["name"] = str(Path("/secret/place/smol").absolute())
+    (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    text = written(run).text
+    assert "smol" in text
+    assert "secret" not in text
+
+
+def test_a_dataset_that_is_gone_leaves_no_dead_link(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shutil.rmtree(tmp_path / "datasets")
+    page = written(run)
+    assert "a" not in page.names()
+    assert "171" in page.text
+
+
+def test_an_evaluation_of_nothing_is_not_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    nothing: dict[str, Any] = {k: None for k in ("loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL")}
+    scores = {**nothing, "rows": 0, "label_tokens": 0}
+    content = {"before": scores, "after": scores, "by_source": {}, "answers": [], "show": [], "probes": []}
+    (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    assert written(run).text.count("not measured") == 12
+
+
+def test_paths_of_this_machine_stay_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    run = make_run(tmp_path / "home" / "me" / "work")
+    recipe = f"data:\n- path: {(tmp_path / 'home/me/work').resolve()}/a.csv\n- path: {tmp_path / 'home'}/b.csv\n"
+    (run / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    text = written(run).text
+    assert "- path: a.csv" in text
+    assert "- path: ~/b.csv" in text
+    assert str(tmp_path) not in text
+
+
+def test_odd_texts_do_not_break_the_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    content = evaluation()
+    content["show"] = [answer("half a pair \ud83d", "\x00\x1b[31m", "‮ right to left")]
+    (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "half a pair" in written(run).text
+
+
+def test_a_long_ledger_is_summed_up(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [{"action": "changed", "step": "clean", "reason": f"why-{n};"} for n in range(40)]
+    (tmp_path / "datasets/demo/0f3a9c1b22de/ledger.jsonl").write_text(lines(rows * 2), encoding="utf-8")
+    text = written(run).text
+    assert "why-11;" in text
+    assert "why-12;" not in text
+    assert "56" in text
+    assert "other reasons, see the ledger" in text
+
+
+def test_writing_twice_gives_the_same_file_and_no_rest(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    before = {p.name for p in run.iterdir()}
+    first = report.write(run).read_bytes()
+    assert report.write(run).read_bytes() == first
+    assert {p.name for p in run.iterdir()} == before | {"report.html"}
+
+
+def test_the_report_speaks_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"Before and after": "训练前后对比", "held-out loss": "留出集损失", "{m} min {s} s": "{m} 分 {s} 秒"}
+    monkeypatch.setattr(language, "_catalogue", lambda chosen: words if chosen == "zh" else {})
+    language.use("zh")
+    run = make_run(tmp_path)
+    page = written(run)
+    assert ("html", {"lang": "zh-CN"}) in page.tags
+    for word in ("训练前后对比", "留出集损失", "2 分 24 秒"):
+        assert word in page.text
+
+
+def test_the_report_of_a_real_run(tiny_run: Path) -> None:
+    page = written(tiny_run)
+    assert "Nothing was evaluated" in page.text
+    assert "tuneloop chat runs/tiny-1" in page.text
+    assert "svg" in page.names()

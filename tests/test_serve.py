@@ -1,0 +1,126 @@
+"""tuneloop serve as a process: what it prints works as printed, and Ctrl-C ends it cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tuneloop.cli.serve import _examples
+
+SERVE = [sys.executable, "-W", "ignore", "-m", "tuneloop", "serve"]
+
+
+def start(run: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A server process and its address, once it answers."""
+    process = subprocess.Popen(
+        [*SERVE, str(run), "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, encoding="utf-8", env={**os.environ, "TUNELOOP_LANG": "en", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return process, found[0]
+    raise AssertionError(process.communicate()[1])
+
+
+def healthy(url: str) -> bool:
+    import httpx
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_the_printed_program_runs_and_ctrl_c_ends_cleanly(tiny_run: Path, tmp_path: Path) -> None:
+    import httpx
+
+    key = tmp_path / "key.txt"
+    key.write_text("letters-and-digits-1\n", encoding="utf-8")
+    process, url = start(tiny_run, "--api-key-file", str(key))
+    try:
+        assert healthy(url)
+        model = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer letters-and-digits-1"}).json()["data"][0]
+        code = _examples(url, model["id"], key)
+        program = code[code.index("from openai") :]
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        command = next(line for line in code.splitlines() if line.startswith("curl "))
+        asked = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, timeout=60)
+        assert '"chat.completion"' in asked.stdout, asked.stderr
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "stopped" in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_during_an_answer(tiny_run: Path) -> None:
+    import httpx
+
+    process, url = start(tiny_run)
+    try:
+        assert healthy(url)
+        name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        body = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "stream": True,
+                "temperature": 2.0}  # fmt: skip
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as reply:
+            pieces = reply.iter_raw()
+            next(pieces)
+            process.send_signal(signal.SIGINT)
+            # Whole or cut, as fast as the model is; but it must end.
+            with contextlib.suppress(httpx.HTTPError):
+                list(pieces)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 15
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+
+def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([*SERVE, str(tiny_run), "--port", port], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "TL-MACHINE-PORT" in done.stderr
+    assert "loading" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, "", "  \n", "two words", b"\xff\xfe"])
+def test_key_files_that_hold_no_key(tmp_path: Path, content: str | bytes | None) -> None:
+    from tuneloop.cli.serve import _key
+    from tuneloop.errors import ServeError
+
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
+        _key(path)
+
+
+def test_examples_quote_what_a_shell_would_read() -> None:
+    code = _examples("http://127.0.0.1:8000", "it's $HOME", None)
+    command = next(line for line in code.splitlines() if line.startswith("curl "))
+    shown = subprocess.run(["bash", "-c", command.replace("curl", "printf '%s\\n'", 1)], capture_output=True, text=True)
+    assert '"model": "it\'s $HOME"' in shown.stdout
+    compile(code[code.index("from openai") :], "example", "exec")

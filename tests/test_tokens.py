@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.conftest import TALK, byte_tokenizer
+from tuneloop.data.templates import CHATML, GEMMA, PLAIN, encode, render, stop_ids
+from tuneloop.data.tokens import Sample, lengths, marked, tokenize
+from tuneloop.errors import DataError
+from tuneloop.records import Message, Record
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
+    "+ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+# Drops the thought of every answer but the last, as DeepSeek-R1 and Qwen3 do.
+FORGETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}{% else %}"
+    "{{ '<|Assistant|>' }}{% set c = m['content'] %}"
+    "{% if loop.last %}{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"
+    "{% elif '</think>' in c %}{% set c = c.split('</think>')[-1] | trim %}{% endif %}"
+    "{{ c + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+# Opens a thought in the prompt that the written answer does not have.
+OPENS = FORGETS.replace("{{ '<|Assistant|>' }}{% endif %}", "{{ '<|Assistant|><think>\n' }}{% endif %}")
+
+
+def pieced(template: str) -> Any:
+    """A tokenizer in the manner of Llama 2: pieces with ▁, and one put in front of every text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    alphabet = sorted({c for pair in TALK for text in pair for c in text} | set("▁\n[]/INST<|>:"))
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_], initial_alphabet=alphabet, show_progress=False,
+    )  # fmt: skip
+    words = [w.replace(" ", "▁") for pair in TALK for text in pair for w in f"▁{text} User: Assistant:".split("  ")]
+    bpe.train_from_iterator([w for line in words for w in line.replace("▁", " ▁").split()], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tokenizers() -> dict[str, Any]:
+    gemma = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+    llama = ("<|begin|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+    return {
+        "chatml": byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>"),
+        "chatml, pad is eos": byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>"),
+        "chatml, base": byte_tokenizer(CHATML, eos_token="<|endoftext|>", pad_token="<|endoftext|>"),
+        "gemma": byte_tokenizer(GEMMA, special=gemma, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"),
+        "plain": byte_tokenizer(PLAIN, special=("<s>", "</s>"), bos_token="<s>", eos_token="</s>", pad_token="</s>"),
+        "llama3": byte_tokenizer(LLAMA3, special=llama, bos_token="<|begin|>", eos_token="<|eot_id|>"),
+        "mistral": byte_tokenizer(MISTRAL, special=("<s>", "</s>"), bos_token="<s>", eos_token="</s>"),
+        "pieces, mistral": pieced(MISTRAL),
+        "pieces, zephyr": pieced(ZEPHYR),
+        "pieces, plain": pieced(PLAIN),
+    }
+
+
+@pytest.fixture(scope="module")
+def all_tokenizers() -> dict[str, Any]:
+    return tokenizers()
+
+
+def dialogue(turns: int, *, system: bool = False) -> Record:
+    messages = [Message("system", "Be brief.")] if system else []
+    for n in range(turns):
+        question, answer = TALK[(n + turns) % len(TALK)]
+        messages += [Message("user", question), Message("assistant", answer)]
+    return Record(tuple(messages), "talk.jsonl", turns)
+
+
+def spans(sample: Sample) -> list[tuple[int, int]]:
+    """(first, last + 1) of each run of trained tokens."""
+    out: list[tuple[int, int]] = []
+    for i, trained in enumerate(sample.trained.tolist()):
+        if trained and out and out[-1][1] == i:
+            out[-1] = (out[-1][0], i + 1)
+        elif trained:
+            out.append((i, i + 1))
+    return out
+
+
+def taught(tokenizer: Any, samples: Sequence[Sample]) -> list[tuple[list[int], list[int]]]:
+    """(context ids, answer ids) of each trained turn."""
+    return [(s.ids[:a].tolist(), s.ids[a:b].tolist()) for s in samples for a, b in spans(s)]
+
+
+NAMES = list(tokenizers())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_each_answer_is_trained_whole_in_the_context_it_is_served_in(
+    all_tokenizers: dict[str, Any], name: str, turns: int
+) -> None:
+    tokenizer = all_tokenizers[name]
+    record = dialogue(turns)
+    chat, stops = record.chat(), stop_ids(tokenizer)
+    found = taught(tokenizer, tokenize(tokenizer, [record]))
+    assert len(found) == turns
+    for n, (context, answer) in enumerate(found):
+        before, message = chat[: 2 * n + 1], chat[2 * n + 1]
+        assert context == encode(tokenizer, [render(tokenizer, before, prompt=True)])[0]
+        assert answer[-1] in stops
+        assert not stops & set(answer[:-1])
+        assert tokenizer.decode(answer[:-1]).strip() == message["content"]
+        # Nothing stands between the prompt and the answer that the template did not write there.
+        written = encode(tokenizer, [render(tokenizer, chat[: 2 * n + 2])])[0]
+        assert written[: len(context + answer)] == context + answer
+
+
+def test_a_dialogue_is_one_sample_where_the_template_leaves_history_alone(all_tokenizers: dict[str, Any]) -> None:
+    for name, tokenizer in all_tokenizers.items():
+        samples = tokenize(tokenizer, [dialogue(3)])
+        assert len(samples) == 1, name
+        assert samples[0].ids.tolist() == encode(tokenizer, [render(tokenizer, dialogue(3).chat())])[0], name
+        assert all(s.ended for s in samples)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "mistral" not in n])
+def test_a_system_prompt_is_context(all_tokenizers: dict[str, Any], name: str) -> None:
+    tokenizer = all_tokenizers[name]
+    samples = tokenize(tokenizer, [dialogue(2, system=True)])
+    assert len(taught(tokenizer, samples)) == 2
+    first, _ = taught(tokenizer, samples)[0]
+    assert "Be brief." in tokenizer.decode(first)
+
+
+def test_labels_count_what_is_predicted(all_tokenizers: dict[str, Any]) -> None:
+    for sample in tokenize(all_tokenizers["chatml"], [dialogue(2)]):
+        assert sample.labels == sample.trained.sum() > 0
+    everything = byte_tokenizer("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}", eos_token="<|im_end|>")
+    sample = tokenize(everything, [dialogue(1)])[0]
+    assert sample.trained.all()
+    assert sample.labels == len(sample.ids) - 1
+
+
+def thinking() -> Any:
+    special = ("<bos>", "<|User|>", "<|Assistant|>", "<|end|>")
+    return byte_tokenizer(FORGETS, special=special, bos_token="<bos>", eos_token="<|end|>")
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["<think> in the answer", "reasoning apart"])
+def test_a_template_that_forgets_thoughts_gives_each_turn_its_own_context(inside: bool) -> None:
+    tokenizer = thinking()
+    messages = []
+    for question, answer in TALK[:3]:
+        thought = f"Let me see: {question}"
+        said = Message("assistant", f"<think>\n{thought}\n</think>\n\n{answer}") if inside else Message("assistant", answer, thought)
+        messages += [Message("user", question), said]
+    record = Record(tuple(messages))
+    samples = tokenize(tokenizer, [record])
+    found = taught(tokenizer, samples)
+    assert len(samples) == len(found) == 3
+    for n, (context, answer) in enumerate(found):
+        served = render(tokenizer, record.chat()[: 2 * n + 1], prompt=True)
+        assert context == encode(tokenizer, [served])[0]
+        assert "<think>" not in served
+        question, said = TALK[n]
+        assert tokenizer.decode(answer) == f"<think>\nLet me see: {question}\n</think>\n\n{said}<|end|>"
+
+
+def test_a_thoughtless_dialogue_stays_one_sample_there() -> None:
+    assert len(tokenize(thinking(), [dialogue(3)])) == 1
+
+
+def test_the_length_of_a_dialogue_is_that_of_its_longest_sample() -> None:
+    """A long thought that later turns do not see is still trained, so it counts."""
+    tokenizer = thinking()
+    record = Record(
+        (Message("user", "a"), Message("assistant", "b", "deep " * 200), Message("user", "c"), Message("assistant", "d"))
+    )
+    samples = tokenize(tokenizer, [record])
+    assert lengths(tokenizer, [record, dialogue(1)]) == [max(len(s.ids) for s in samples), len(tokenize(tokenizer, [dialogue(1)])[0].ids)]
+    assert lengths(tokenizer, [record])[0] > 200
+
+
+def test_lengths_are_those_of_the_samples(all_tokenizers: dict[str, Any]) -> None:
+    records = [dialogue(n) for n in (1, 2, 3)]
+    for name, tokenizer in all_tokenizers.items():
+        expected = [max(len(s.ids) for s in tokenize(tokenizer, [r])) for r in records]
+        assert lengths(tokenizer, records) == expected, name
+
+
+def test_an_answer_that_does_not_begin_with_its_prompt_cannot_be_masked() -> None:
+    tokenizer = thinking()
+    tokenizer.chat_template = OPENS
+    record = Record((Message("user", "a"), Message("assistant", "b")), "talk.jsonl", 17)
+    with pytest.raises(DataError) as caught:
+        tokenize(tokenizer, [dialogue(1), record][1:])
+    assert caught.value.code == "TL-DATA-MASK"
+    assert caught.value.where == "talk.jsonl:17"
+
+
+def test_text_that_melts_over_the_end_of_the_prompt_is_trained_as_it_is_served() -> None:
+    """The prompt ends in letters that form a token with the answer's first ones; serving can never see that token."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} Peb{% else %}{{ m.content }}<|im_end|>"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer = byte_tokenizer(template, words=["Pebble"] * 50, eos_token="<|im_end|>")
+    record = Record(
+        (Message("user", "Who?"), Message("assistant", "ble."), Message("user", "Who?"), Message("assistant", "ble, I said."))
+    )
+    melted = encode(tokenizer, [" Pebble."])[0]
+    assert melted[: len(encode(tokenizer, [" Peb"])[0])] != encode(tokenizer, [" Peb"])[0]
+    found = taught(tokenizer, tokenize(tokenizer, [record]))
+    assert len(found) == 2
+    for n, (context, answer) in enumerate(found):
+        assert context == encode(tokenizer, [render(tokenizer, record.chat()[: 2 * n + 1], prompt=True)])[0]
+        assert tokenizer.decode(answer) == record.messages[2 * n + 1].content + "<|im_end|>"
+
+
+def test_a_template_without_an_end_is_seen() -> None:
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}", eos_token="<|im_end|>")
+    samples = tokenize(tokenizer, [dialogue(2)])
+    assert not any(s.ended for s in samples)
+    assert sum(len(spans(s)) for s in samples) == 2
+
+
+def test_tools_are_part_of_the_context() -> None:
+    template = "{% if tools %}{{ tools[0].name }}\n{% endif %}" + CHATML
+    tokenizer = byte_tokenizer(template, eos_token="<|im_end|>")
+    record = Record(dialogue(1).messages, tools=({"name": "weather"},))
+    assert tokenizer.decode(tokenize(tokenizer, [record])[0].ids).startswith("weather\n<|im_start|>user")
+
+
+def test_samples_come_in_the_order_of_the_records(all_tokenizers: dict[str, Any]) -> None:
+    records = [dialogue(n) for n in (3, 1, 2, 1)]
+    samples = tokenize(all_tokenizers["chatml"], records)
+    assert [s.record for s in samples] == [r.id for r in records]
+    for record, sample in zip(records, samples, strict=True):
+        alone = tokenize(all_tokenizers["chatml"], [record])[0]
+        assert alone.ids.tolist() == sample.ids.tolist()
+        assert alone.trained.tolist() == sample.trained.tolist()
+    assert tokenize(all_tokenizers["chatml"], []) == []
+    assert lengths(all_tokenizers["chatml"], []) == []
+
+
+def test_what_is_marked_is_what_is_trained(all_tokenizers: dict[str, Any]) -> None:
+    tokenizer = all_tokenizers["chatml"]
+    record = dialogue(2)
+    sample = tokenize(tokenizer, [record])[0]
+    runs = marked(tokenizer, sample)
+    assert "".join(text for text, _ in runs) == tokenizer.decode(sample.ids.tolist())
+    assert [text for text, trained in runs if trained] == [m.content + "<|im_end|>" for m in record.messages[1::2]]
+    assert [trained for _, trained in runs] == [False, True, False, True, False]

@@ -1,0 +1,224 @@
+"""tuneloop chat: talk to a run in the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tuneloop.model.generate import Answerer
+    from tuneloop.records import Reply
+
+COMMANDS = ("/reset", "/system", "/quit", "/exit", "/help")
+
+
+def chat(
+    ref: Annotated[str, typer.Argument(help="A run, a version ('name:v3', 'name:production'), or a model.")],
+    once: Annotated[str | None, typer.Option("--once", help="Answer this, and end.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="The base model answers, too.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Sample from this share of chances.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")] = None,
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
+) -> None:
+    """Talk to a run: /reset forgets, /system TEXT sets the system prompt, /quit ends. In a pipe each line is a turn."""
+    from tuneloop import pipeline
+
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):
+        if not stream.isatty() and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    answerer = pipeline.load(ref, workspace=workspace)
+    options = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    voices = [_Voice("", answerer, nullcontext, options)]
+    if compare:
+        voices = [_base_of(answerer, ref, workspace, options), _Voice(_tuned(), answerer, nullcontext, options)]
+    talk = _Talk(voices, system or "")
+    if once is not None:
+        talk.turn(once)
+        return
+    for line in _lines():
+        if not talk.command(line) and not talk.safe_turn(line):
+            break
+        if talk.over:
+            break
+
+
+class _Voice:
+    """One model in the conversation, with its own memory of it."""
+
+    def __init__(
+        self, label: str, answerer: Answerer, around: Callable[[], AbstractContextManager[Any]], options: dict[str, Any]
+    ) -> None:
+        self.label, self.answerer, self.around, self.options = label, answerer, around, options
+        self.history: list[dict[str, Any]] = []
+
+    def speak(self, system: str, text: str) -> Reply | None:
+        """Answer on the terminal as it is written; None when Ctrl-C cut it short. What was said is remembered."""
+        from tuneloop.records import Reply
+
+        head = [{"role": "system", "content": system}] if system else []
+        asked = [*self.history, {"role": "user", "content": text}]
+        if self.label:
+            sys.stdout.write(f"[{self.label}] ")
+        said: list[str] = []
+        reply: Reply | None = None
+        with self.around():
+            items = self.answerer.stream_reply([*head, *asked], **self.options)
+            try:
+                for item in items:
+                    if isinstance(item, Reply):
+                        reply = item
+                        continue
+                    said.append(item)
+                    sys.stdout.write(_shown(item))
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                if not _interactive():
+                    raise
+            finally:
+                items.close()  # type: ignore[attr-defined]
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        self.history = [*asked, {"role": "assistant", "content": "".join(said)}]
+        return reply
+
+
+class _Talk:
+    """The conversation: commands, turns, and the system prompt they share."""
+
+    def __init__(self, voices: list[_Voice], system: str) -> None:
+        self.voices, self.system, self.over = voices, system, False
+
+    def command(self, line: str) -> bool:
+        """Carry out a command; False when the line is none."""
+        from tuneloop.language import t
+
+        word, _, rest = line.strip().partition(" ")
+        if word not in COMMANDS:
+            return False
+        if word in ("/quit", "/exit"):
+            self.over = True
+        elif word == "/help":
+            _note(t("/reset forgets the conversation, /system TEXT sets the system prompt and forgets, /quit ends"))
+        else:
+            if word == "/system":
+                self.system = rest.strip()
+            for voice in self.voices:
+                voice.history = []
+            _note(t("system prompt set, conversation forgotten") if word == "/system" else t("conversation forgotten"))
+        return True
+
+    def turn(self, text: str) -> None:
+        """One question to every voice."""
+        for voice in self.voices:
+            reply = voice.speak(self.system, text)
+            if reply is not None:
+                _statistics(reply)
+
+    def safe_turn(self, line: str) -> bool:
+        """A turn whose errors (the context is full, say) do not end an interactive talk. Blank lines are no turns."""
+        from tuneloop.errors import TuneloopError
+        from tuneloop.language import t
+
+        if not line.strip():
+            return True
+        try:
+            self.turn(line)
+        except TuneloopError as error:
+            if not _interactive():
+                raise
+            typer.echo(f"\n{error}\n{t('the turn was forgotten; /reset makes room')}", err=True)
+        return True
+
+
+def _lines() -> Iterator[str]:
+    """The user's lines, until the end of input or Ctrl-C at the prompt."""
+    from tuneloop.errors import DataError
+    from tuneloop.language import t
+
+    if not _interactive():
+        try:
+            for line in sys.stdin:
+                yield line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError("TL-DATA-STDIN", where="stdin", error=str(error)) from error
+        return
+    _note(t("/help lists the commands; Ctrl-C stops an answer, /quit ends"))
+    with suppress(ImportError):  # Windows' console brings its own
+        import readline  # noqa: F401 - gives input() its history and the editing of wide characters
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            sys.stdout.write("\n")
+            return
+        # A terminal that is not UTF-8 hands over bytes as lone surrogates, which no tokenizer takes.
+        yield line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def _shown(text: str) -> str:
+    """Text for the screen: on a terminal, control characters that could move the cursor or set its title are left out.
+
+    >>> _printable("a\\x1b[2Jb\\n")
+    'a[2Jb\\n'
+    """
+    return _printable(text) if sys.stdout.isatty() else text
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def _note(text: str) -> None:
+    """A word of the program itself; only on a terminal, so that a pipe carries answers and nothing else."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(text, style="dim", markup=False, highlight=False)
+
+
+def _statistics(reply: Reply) -> None:
+    from tuneloop.language import t
+
+    rate = reply.tokens / reply.seconds if reply.seconds else 0.0
+    text = t("{n} tokens, {rate:.1f} a second", n=reply.tokens, rate=rate)
+    _note(text if reply.finish == "stop" else text + t(", cut at --max-tokens or the end of the context"))
+
+
+def _tuned() -> str:
+    from tuneloop.language import t
+
+    return t("tuned")
+
+
+def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, Any]) -> _Voice:
+    """The base model's voice: the adapter switched off while it speaks, or the base loaded beside a full run."""
+    from peft import PeftModel
+
+    from tuneloop import registry
+    from tuneloop.errors import RunError
+    from tuneloop.language import t
+    from tuneloop.model.generate import Answerer
+    from tuneloop.model.load import load_model, resolve
+    from tuneloop.recipe import read_recipe
+
+    if isinstance(answerer.model, PeftModel):
+        return _Voice(t("base"), answerer, answerer.model.disable_adapter, options)
+    run = registry.locate(workspace, ref)
+    if run is None:
+        raise RunError("TL-RUN-NO-BASE", where=ref, ref=ref)
+    recipe, _ = read_recipe(run / "recipe.yaml")
+    base = load_model(resolve(recipe.model), recipe.model.dtype)
+    return _Voice(t("base"), Answerer(base, answerer.tokenizer), nullcontext, options)

@@ -1,0 +1,90 @@
+"""tuneloop model: list, pull and find models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.language import t
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull and find models.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command("list")
+def list_models(json: Json = False) -> None:
+    """The models that need no hub, and which of them are on this machine.
+
+    Example: tuneloop model list
+    """
+    from tuneloop.disk import size_text
+    from tuneloop.model.sources import listing
+
+    found = listing()
+    if json:
+        show.as_json([asdict(row) for row in found])
+        return
+    columns = [t("name"), t("also called"), t("kind"), t("size"), t("download"), t("licence"), t("here")]
+    rows = [
+        (
+            r.name,
+            " ".join(r.aliases),
+            r.kind,
+            size_text(r.size),
+            size_text(r.download),
+            r.licence,
+            "✓" if r.cached else "–",
+        )
+        for r in found
+    ]
+    show.table(t("Models that need no hub"), columns, rows)
+    print(
+        t("Bring one here: tuneloop model pull NAME. Also taken: a folder, org/name of the hub, modelscope:org/name.")
+    )
+
+
+@app.command("pull")
+def pull_model(
+    name: Annotated[str, typer.Argument(help="A name of 'tuneloop model list', org/name, or modelscope:org/name.")],
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read and accept the model's terms of use.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub's model.")] = None,
+    json: Json = False,
+) -> None:
+    """Bring a model to this machine and print its folder. A second time downloads nothing.
+
+    Examples: tuneloop model pull smollm2 | tuneloop model pull gemma-3-270m --accept-terms
+    """
+    from tuneloop.model.pull import provenance
+    from tuneloop.model.sources import resolve
+
+    folder = resolve(name, revision, accept_terms=accept_terms, weights=False, progress=show.say)
+    if json:
+        show.as_json({"name": name, **provenance(folder), "path": str(folder)})
+    else:
+        print(folder)
+
+
+@app.command("where")
+def where_model(
+    name: Annotated[
+        str, typer.Argument(help="A name of 'tuneloop model list', org/name, modelscope:org/name, a folder.")
+    ],
+    json: Json = False,
+) -> None:
+    """Print the folder of a model that is on this machine. Nothing is downloaded.
+
+    Example: tuneloop model where smollm2
+    """
+    from tuneloop.model.sources import where
+
+    folder = where(name)
+    if json:
+        show.as_json({"name": name, "path": str(folder)})
+    else:
+        print(folder)

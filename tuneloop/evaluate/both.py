@@ -1,0 +1,94 @@
+"""The model before and after training, measured in one go on the same rows and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from tuneloop.data.tokens import tokenize
+from tuneloop.evaluate import compare, suite
+from tuneloop.language import t
+from tuneloop.model.generate import Answerer
+from tuneloop.model.load import Trained, load_model, resolve
+from tuneloop.recipe import Recipe
+from tuneloop.records import Record
+from tuneloop.train.loop import held_loss
+from tuneloop.train.session import loss_model, packs_exactly, rows
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def untrained(trained: Trained) -> Iterator[nn.Module]:
+    """The model as it was before training: the adapter set aside, or the base loaded where there is none."""
+    if isinstance(trained.model, PeftModel):
+        with trained.model.disable_adapter():
+            yield trained.model
+    else:
+        yield load_model(resolve(trained.recipe.model), trained.recipe.model.dtype)
+
+
+def held_out_loss(model: nn.Module, tokenizer: Any, budget: int) -> suite.HeldLoss:
+    """A function from records to (sum of losses, label tokens)."""
+
+    def measure(records: list[Record]) -> tuple[float, int]:
+        samples = [s for s in tokenize(tokenizer, records) if s.labels]
+        if not samples:
+            return 0.0, 0
+        module = loss_model(model, samples)
+        packing = packs_exactly(module, samples)
+        return held_loss(module, rows(samples, budget, packing=packing), next(model.parameters()).device)
+
+    return measure
+
+
+def questions(recipe: Recipe) -> list[str]:
+    """The prompts a recipe asks side by side; the first of each probe where it names none."""
+    shown = compare.read_prompts(recipe.evaluate.show)
+    return shown or [compare.read_prompts(p.prompts)[0] for p in recipe.evaluate.probes]
+
+
+def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
+    """What evaluation.json holds: scores, answers and probes, before and after."""
+    recipe = trained.recipe
+    part = recipe.evaluate
+    held = list(held)
+    show = compare.read_prompts(part.show)
+    probes = [compare.check_probe(p) for p in part.probes]
+    system = recipe.prepare.system
+
+    def measure(model: nn.Module) -> tuple[suite.Scores, list[str], list[str], list[list[str]]]:
+        model.eval()
+        answerer = Answerer(model, trained.tokenizer)
+        loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget)
+        scores, answers = suite.score(
+            answerer, held, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
+        )
+        # All prompts together fill the batches better than one question at a time.
+        every = [*show, *(p for prompts in probes for p in prompts)]
+        said = iter(
+            compare.ask(answerer, every, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size, system=system)
+        )
+        return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
+
+    say(t("Answering before training"))
+    with untrained(trained) as base:
+        scores0, answers0, show0, probes0 = measure(base)
+    say(t("Answering after training"))
+    scores1, answers1, show1, probes1 = measure(trained.model)
+    fits = suite.fitting(Answerer(trained.model, trained.tokenizer), part.max_new_tokens)
+    return compare.assemble(
+        before=scores0,
+        after=scores1,
+        rows=suite.pick(held, part.rows, fits),
+        answers_before=answers0,
+        answers_after=answers1,
+        show=show,
+        show_before=show0,
+        show_after=show1,
+        probes=[compare.probe(p, b, a) for p, b, a in zip(part.probes, probes0, probes1, strict=True)],
+    )

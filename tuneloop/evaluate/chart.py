@@ -1,0 +1,323 @@
+"""How training went, as a picture: loss_curve.png, and the same as SVG inside the report.
+
+Both are drawn from metrics.jsonl alone. No pyplot: its global state and choice of a screen have no place in a library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.language import t
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RAW, SMOOTH, HELD, GRADIENT, RATE = "#9db8dd", "#1f5fbf", "#d9480f", "#5f6b7a", "#2b8a3e"
+CJK_FONTS = (
+    "Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC", "PingFang SC", "Microsoft YaHei",
+    "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti SC", "Hiragino Sans GB", "SimHei",
+)  # fmt: skip
+FEW = 12
+"""Up to so many points, a curve is drawn with its points and without smoothing."""
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """(step, value) of each curve, steps rising, every value finite."""
+
+    loss: Points
+    held: Points
+    grad_norm: Points
+    learning_rate: Points
+
+    @property
+    def empty(self) -> bool:
+        return not (self.loss or self.held)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; [] if there is none. A line cut by a crash is passed over."""
+    if not path.is_file():
+        return []
+    out = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            loaded = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(loaded, dict):
+            out.append(loaded)
+    return out
+
+
+def curves(lines: Sequence[dict[str, Any]]) -> Curves:
+    """The curves in lines of metrics. A step written twice (before and after a resume) counts as written last.
+
+    >>> curves([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 1.5}, {"step": 1, "eval_loss": 3.0}]).loss
+    [(1, 1.5)]
+    """
+
+    def one(key: str) -> Points:
+        found = {x["step"]: x[key] for x in lines if _is_number(x.get("step")) and _is_number(x.get(key))}
+        return sorted(found.items())
+
+    return Curves(one("loss"), one("eval_loss"), one("grad_norm"), one("learning_rate"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def smoothed(points: Points, ceiling: float = math.inf) -> Points:
+    """An exponential moving average over about a twentieth of the points (at least 8), without a bias to the start.
+
+    A value above the ceiling counts as the ceiling: one spike may not bend the curve for a hundred steps.
+
+    >>> smoothed([(1, 2.0), (2, 2.0)])
+    [(1, 2.0), (2, 2.0)]
+    """
+    keep = 1 - 2 / (max(8, len(points) / 20) + 1)
+    total, weight, out = 0.0, 0.0, []
+    for x, y in points:
+        total, weight = keep * total + (1 - keep) * min(y, ceiling), keep * weight + (1 - keep)
+        out.append((x, total / weight))
+    return out
+
+
+def thinned(points: Points, buckets: int = 400) -> Points:
+    """At most 4 points a bucket (first, lowest, highest, last), so that no spike is lost.
+
+    >>> len(thinned([(i, 0.0) for i in range(100000)], 100)) <= 400
+    True
+    """
+    if len(points) <= 4 * buckets:
+        return points
+    out: Points = []
+    size = len(points) / buckets
+    for b in range(buckets):
+        part = points[int(b * size) : int((b + 1) * size)]
+        keep = {part[0], min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1]), part[-1]}
+        out += sorted(keep)
+    return out
+
+
+def span(*groups: Points) -> tuple[float, float, int]:
+    """(low, high, points above high) of the values to show: a few spikes may not flatten all the rest.
+
+    >>> span([(i, 1.0 + i / 100) for i in range(100)] + [(100, 900.0)])[2]
+    1
+    """
+    values = sorted(y for group in groups for _, y in group)
+    low, high = values[0], values[-1]
+    usual = values[min(len(values) - 1, int(len(values) * 0.99) - 1)] if len(values) >= 100 else high
+    if high - low > 4 * (usual - low) > 0:
+        high = usual + (usual - low) * 0.15
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return max(low - pad, 0.0) if low >= 0 else low - pad, high + pad, sum(v > high + pad for v in values)
+
+
+def words() -> dict[str, str]:
+    """The words in the picture: English -> in the reader's language."""
+    return {
+        "step": t("step"),
+        "loss": t("loss"),
+        "training loss": t("training loss"),
+        "training loss, smoothed": t("training loss, smoothed"),
+        "held-out loss": t("held-out loss"),
+        "gradient norm": t("gradient norm"),
+        "learning rate": t("learning rate"),
+        "points above the frame": t("points above the frame"),
+    }
+
+
+def loss_curve(metrics_path: Path, out_png: Path) -> Path | None:
+    """Draw metrics.jsonl to a PNG of 1200 x 800 pixels; None, and no file, while there is nothing to draw."""
+    found = curves(read_lines(metrics_path))
+    if found.empty:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    say, fonts = words(), ["DejaVu Sans"]
+    if any(ord(c) > 0x2E80 for text in say.values() for c in text):
+        font = cjk_font()
+        say, fonts = (say, [font, *fonts]) if font else ({english: english for english in say}, fonts)
+    style: Any = {
+        "font.family": fonts, "font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.edgecolor": "#8a94a3", "axes.labelcolor": "#3a4350", "xtick.color": "#5f6b7a", "ytick.color": "#5f6b7a",
+        "axes.grid": True, "grid.color": "#e6e9ee", "axes.axisbelow": True, "axes.unicode_minus": False,
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.1]), found, say)
+        half = out_png.with_name(f".{out_png.name}.{os.getpid()}")
+        figure.savefig(half, format="png")
+    os.replace(half, out_png)
+    return out_png
+
+
+def cjk_font() -> str | None:
+    """An installed font with Chinese characters, None if matplotlib knows none."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {entry.name for entry in fontManager.ttflist}
+    return next((name for name in CJK_FONTS if name in installed), None)
+
+
+def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
+    top, middle, bottom = axes
+    few = len(found.loss) <= FEW
+    low, high, above = span(found.loss, found.held)
+    if found.loss:
+        top.plot(*_xy(thinned(found.loss)), color=SMOOTH if few else RAW, lw=2 if few else 0.9,
+                 marker="o" if few else None, ms=5, label=say["training loss"])
+        if not few:
+            smooth = thinned(smoothed(found.loss, high))
+            top.plot(*_xy(smooth), color=SMOOTH, lw=2.2, label=say["training loss, smoothed"])
+    if found.held:
+        top.plot(*_xy(found.held), color=HELD, lw=1.6, marker="o", ms=7, mec="white", label=say["held-out loss"])
+        top.annotate(f"{found.held[-1][1]:.3f}", found.held[-1], xytext=(0, 10), textcoords="offset points",
+                     ha="right", color=HELD, fontweight="bold")
+    top.set_ylim(low, high)
+    if above:
+        note = f"▲ {above} {say['points above the frame']}"
+        top.text(0.01, 0.98, note, transform=top.transAxes, va="top", color="#5f6b7a", size=10)
+    top.set_ylabel(say["loss"])
+    top.legend(frameon=False, loc="upper right")
+    for axis, points, color, name in (
+        (middle, found.grad_norm, GRADIENT, "gradient norm"),
+        (bottom, found.learning_rate, RATE, "learning rate"),
+    ):
+        axis.plot(*_xy(thinned(points)), color=color, lw=1.1, marker="o" if few else None, ms=3)
+        axis.set_title(say[name], loc="left", fontsize=11, color=color)
+        axis.locator_params(axis="y", nbins=3)
+    norms = [y for _, y in found.grad_norm]
+    if norms and min(norms) > 0 and max(norms) > 50 * min(norms):
+        middle.set_yscale("log")
+    else:
+        middle.set_ylim(bottom=0)
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    bottom.set_xlabel(say["step"])
+    bottom.margins(x=0.015)
+    left, right = steps(found)
+    if left == right:
+        bottom.set_xlim(left - 1, left + 1)
+    bottom.locator_params(axis="x", integer=True)
+
+
+def steps(found: Curves) -> tuple[float, float]:
+    """The first and the last step on record."""
+    xs = [x for points in (found.loss, found.held) for x, _ in points]
+    return min(xs), max(xs)
+
+
+def _xy(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+# The SVG of the report takes its colours from the page's style sheet (classes raw, smooth, held, grad, rate, tick), so
+# that it follows light and dark; that is why it is not matplotlib's.
+WIDTH, LEFT, RIGHT = 760.0, 48.0, 26.0
+PANELS = (("loss", 14.0, 250.0), ("grad", 300.0, 352.0), ("rate", 392.0, 436.0))
+
+
+def svg(lines: Sequence[dict[str, Any]]) -> str:
+    """The same picture as one SVG element without a script or a fixed colour; "" while there is nothing to draw."""
+    found = curves(lines)
+    if found.empty:
+        return ""
+    say = words()
+    few = len(found.loss) <= FEW
+    left, right = steps(found)
+    high = span(found.loss, found.held)[1]
+    if left == right:
+        left, right = left - 1, right + 1
+    groups = {
+        "loss": [("raw" + (" few" if few else ""), found.loss), ("smooth", [] if few else smoothed(found.loss, high)),
+                 ("held", found.held)],
+        "grad": [("grad", found.grad_norm)],
+        "rate": [("rate", found.learning_rate)],
+    }
+    titles = {"loss": "", "grad": say["gradient norm"], "rate": say["learning rate"]}
+    parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
+    parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
+    parts.append(_text(WIDTH - RIGHT, 476, say["step"], "end"))
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(say["loss"])}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def _panel(
+    groups: list[tuple[str, Points]], x: tuple[float, float], y: tuple[float, float], title: str, few: bool
+) -> str:
+    if not any(points for _, points in groups):
+        return ""
+    low, high, above = span(*(points for name, points in groups if name != "smooth"))
+    if title:
+        low = min(low, 0.0)
+    top, bottom = y
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        across = LEFT + (point[0] - x[0]) / (x[1] - x[0]) * (WIDTH - LEFT - RIGHT)
+        return across, max(bottom - (point[1] - low) / (high - low) * (bottom - top), top - 4)
+
+    out = []
+    for value in ticks(low, high, 2 if title else 5):
+        line = at((x[0], value))[1]
+        out.append(f'<path class="grid" d="M{LEFT:.0f} {line:.1f}H{WIDTH - RIGHT:.0f}"/>')
+        out.append(_text(LEFT - 6, line + 3.5, _short(value), "end"))
+    if title:
+        out.append(_text(LEFT, top - 8, title, "start"))
+    if above:
+        note = f"▲ {above} {words()['points above the frame']}"
+        out.append(_text(WIDTH - RIGHT, top - 8 if title else top, note, "end"))
+    for name, points in groups:
+        places = [at(p) for p in thinned(points)]
+        if len(places) > 1:
+            out.append(f'<path class="{name}" d="M' + "L".join(f"{a:.1f} {b:.1f}" for a, b in places) + '"/>')
+        if name == "held" or few or len(places) == 1:
+            out += [f'<circle class="{name}" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in places]
+        if name == "held" and places:
+            out.append(_text(places[-1][0], places[-1][1] - 9, f"{points[-1][1]:.3f}", "end", "tick held"))
+    return "".join(out)
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers between low and high, about as many as wanted.
+
+    >>> ticks(0.9, 3.2, 5)
+    [1.0, 1.5, 2.0, 2.5, 3.0]
+    """
+    raw = (high - low) / max(wanted, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _steps(left: float, right: float) -> list[tuple[float, str]]:
+    whole = [v for v in ticks(left, right, 8) if v == int(v) and v >= 0]
+    return [(LEFT + (v - left) / (right - left) * (WIDTH - LEFT - RIGHT), f"{v:,.0f}") for v in whole]
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_escaped(text)}</text>'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

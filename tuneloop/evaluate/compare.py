@@ -1,0 +1,208 @@
+"""Before and after training, side by side: the same questions to both, and what changed.
+
+Whether a change is more than chance is not judged here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import DataError, RecipeError
+from tuneloop.evaluate import metrics, suite
+from tuneloop.language import t
+from tuneloop.recipe import Probe
+from tuneloop.records import Answer, ProbeResult, Record
+
+HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "bleu": True, "rouge1": True, "rouge2": True, "rougeL": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row of the closing table. `change` is after minus before; `better` is None where nothing can be said."""
+
+    metric: str
+    """"loss", "perplexity", "bleu", …; "loss/<file>" for one file's loss, "probe/<name>" for a probe's matches."""
+    before: float | None
+    after: float | None
+    change: float | None
+    better: bool | None
+
+    @property
+    def label(self) -> str:
+        """The metric in the reader's language."""
+        kind, _, name = self.metric.partition("/")
+        if kind == "probe":
+            return t('answers that match "{name}"', name=name)
+        if name:
+            return t("held-out loss on {file}", file=name)
+        return labels()[kind]
+
+
+def labels() -> dict[str, str]:
+    """Metric -> its name for the reader."""
+    return {
+        "loss": t("held-out loss"),
+        "perplexity": t("perplexity"),
+        "bleu": "BLEU",
+        "rouge1": "ROUGE-1",
+        "rouge2": "ROUGE-2",
+        "rougeL": "ROUGE-L",
+    }
+
+
+def read_prompts(prompts: str | list[str]) -> list[str]:
+    """The prompts themselves, or those of a UTF-8 text file, one a line; blank lines are left out.
+
+    Raises DataError TL-DATA-MISSING (no such file), TL-DATA-EMPTY (no prompt in it) or TL-DATA-PROMPTS (not UTF-8).
+
+    >>> read_prompts(["Who are you?", " "])
+    ['Who are you?']
+    """
+    if not isinstance(prompts, str):
+        return [p.strip() for p in prompts if p.strip()]
+    path = Path(prompts)
+    if not path.is_file():
+        raise DataError("TL-DATA-MISSING", where=prompts, path=prompts)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError("TL-DATA-PROMPTS", where=prompts, error=str(error)) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError("TL-DATA-EMPTY", where=prompts, path=prompts)
+    return found
+
+
+def ask(
+    answerer: suite.Answerer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    system: str | None = None,
+) -> list[str]:
+    """The greedy answer to each prompt, each a dialogue of its own (after `system`, if there is one)."""
+    if not prompts:
+        return []
+    head = [{"role": "system", "content": system}] if system else []
+    chats = [[*head, {"role": "user", "content": p}] for p in prompts]
+    return [r.text for r in answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size)]
+
+
+def check_probe(probe: Probe) -> list[str]:
+    """The prompts of a probe whose pattern compiles: ask this before training, it costs nothing.
+
+    Raises RecipeError TL-RECIPE-VALUE for a broken pattern, and what `read_prompts` raises.
+    """
+    try:
+        re.compile(probe.expect)
+    except re.error as error:
+        where = f"evaluate.probes.{probe.name}.expect"
+        raise RecipeError("TL-RECIPE-VALUE", where=where, got=repr(probe.expect)[:80], need=str(error)) from error
+    return read_prompts(probe.prompts)
+
+
+def probe(probe: Probe, before: Sequence[str], after: Sequence[str]) -> ProbeResult:
+    """Count the pattern in the answers to the probe's prompts; passed when the count after training is in bounds.
+
+    Raises as `check_probe` does, and ValueError when there is not one answer before and one after a prompt.
+    """
+    prompts = check_probe(probe)
+    answers = tuple(Answer(p, b, a) for p, b, a in zip(prompts, before, after, strict=True))
+    count = sum(metrics.matches(probe.expect, a.after) for a in answers)
+    low, high = probe.at_least, probe.at_most
+    return ProbeResult(
+        name=probe.name,
+        expect=probe.expect,
+        total=len(answers),
+        before=sum(metrics.matches(probe.expect, a.before) for a in answers),
+        after=count,
+        passed=(low is None or count >= low) and (high is None or count <= high),
+        at_least=low,
+        at_most=high,
+        answers=answers,
+    )
+
+
+def assemble(
+    *,
+    before: suite.Scores,
+    after: suite.Scores,
+    rows: Sequence[Record] = (),
+    answers_before: Sequence[str] = (),
+    answers_after: Sequence[str] = (),
+    show: Sequence[str] = (),
+    show_before: Sequence[str] = (),
+    show_after: Sequence[str] = (),
+    probes: Sequence[ProbeResult] = (),
+) -> dict[str, Any]:
+    """What evaluation.json holds. `rows` are the records whose last answer was generated (`suite.pick`), in order.
+
+    A value that is not finite becomes None, since JSON has no word for it; `label_tokens` tells that it was measured.
+    Raises ValueError when a list of answers is not as long as its questions.
+    """
+    said = zip(rows, answers_before, answers_after, strict=True)
+    shown = zip(show, show_before, show_after, strict=True)
+    sources = {name: (before.by_source.get(name), after.by_source.get(name)) for name in before.by_source}
+    return {
+        "before": _plain(before),
+        "after": _plain(after),
+        "by_source": {name: {"before": _source(b), "after": _source(a)} for name, (b, a) in sources.items()},
+        "answers": [asdict(Answer(_question(r), b, a, suite.reference(r))) for r, b, a in said],
+        "show": [asdict(Answer(p, b, a)) for p, b, a in shown],
+        "probes": [_probe(p) for p in probes],
+    }
+
+
+def _question(record: Record) -> str:
+    """The last user turn before the answer: what a reader needs to see."""
+    users = [m.content for m in suite.prompt(record) if m.role == "user"]
+    return users[-1] if users else suite.prompt(record)[-1].content
+
+
+def _plain(scores: suite.Scores) -> dict[str, Any]:
+    out: dict[str, Any] = {name: _finite(getattr(scores, name)) for name in HIGHER_IS_BETTER}
+    return {**out, "rows": scores.rows, "label_tokens": scores.label_tokens}
+
+
+def _source(one: suite.SourceLoss | None) -> dict[str, Any]:
+    return {"loss": _finite(one.loss) if one else None, "label_tokens": one.label_tokens if one else 0}
+
+
+def _probe(result: ProbeResult) -> dict[str, Any]:
+    plain = asdict(result)
+    return {**plain, "answers": [dict(a) for a in plain["answers"]]}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def changes(evaluation: dict[str, Any]) -> list[Change]:
+    """The rows of the closing table: the metrics, the loss of each file (where there are several), the probes."""
+    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+    rows = [_change(m, before.get(m), after.get(m), up) for m, up in HIGHER_IS_BETTER.items()]
+    sources = evaluation.get("by_source") or {}
+    if len(sources) > 1:
+        rows[1:1] = [_change(f"loss/{n}", s["before"]["loss"], s["after"]["loss"], False) for n, s in sources.items()]
+    return rows + [_probe_change(one) for one in evaluation.get("probes") or ()]
+
+
+def _probe_change(one: dict[str, Any]) -> Change:
+    """Better or worse by the one bound that is set; neither for a step the wrong way that stays within it."""
+    low, high = one.get("at_least") is not None, one.get("at_most") is not None
+    row = _change(f"probe/{one['name']}", one["before"], one["after"], None if low == high else low)
+    return replace(row, better=None) if one["passed"] and row.better is False else row
+
+
+def _change(metric: str, before: float | None, after: float | None, up: bool | None) -> Change:
+    if before is None or after is None:
+        return Change(metric, before, after, None, None)
+    change = after - before
+    better = None if up is None or change == 0 else (change > 0) == up
+    return Change(metric, before, after, change, better)

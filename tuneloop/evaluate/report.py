@@ -1,0 +1,319 @@
+"""report.html of a run: what changed, shown and counted, in one file that needs no network and runs no script.
+
+Only reads the run folder (and the dataset folder that it names); a part that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment as Templates
+from jinja2 import StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from tuneloop.data import ledger
+from tuneloop.evaluate import chart, compare
+from tuneloop.evaluate.folder import Folder, clock, read, spent
+from tuneloop.evaluate.verdict import ENDS, SPACE, STARTS, listed, verdict
+from tuneloop.language import current, t
+
+OPEN_ANSWERS = 3
+"""So many answers of a probe are shown at once, the rest on a click."""
+LEDGER_ROWS = 12
+
+
+def write(run: Path) -> Path:
+    """Write report.html of a run folder in the chosen language; its path. Raises as `read` does."""
+    folder = read(run)
+    html = _template().render(**_context(folder))
+    target = run / "report.html"
+    half = run / f".report.html.{os.getpid()}"
+    half.write_bytes(html.encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
+    os.replace(half, target)
+    return target
+
+
+@cache
+def _template() -> Template:
+    templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates.globals["t"] = t
+    return templates.from_string(files("tuneloop.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8"))
+
+
+def _context(folder: Folder) -> dict[str, Any]:
+    evaluation = folder.evaluation
+    changes = compare.changes(evaluation) if evaluation else []
+    return {
+        "language": "zh-CN" if current() == "zh" else "en",
+        "space": SPACE[current()],
+        "name": folder.path.name,
+        "subtitle": _subtitle(folder),
+        "verdict": verdict(evaluation, folder.events, folder.metrics),
+        "tiles": _tiles(folder),
+        "show": evaluation.get("show") or [],
+        "probes": [_probe(p) for p in evaluation.get("probes") or ()],
+        "answers": evaluation.get("answers") or [],
+        "rows": (evaluation.get("after") or {}).get("rows", 0),
+        "label_tokens": (evaluation.get("after") or {}).get("label_tokens", 0),
+        "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
+        "changes": [_change(c, evaluation) for c in changes],
+        "curve": Markup(chart.svg(folder.metrics)),
+        "words": chart.words(),
+        "data": [(_label(k), _shown(v)) for k, v in _flat({k: folder.dataset.get(k) for k in ("counts", "tokens")})],
+        "dataset": folder.dataset,
+        "ledger": _ledger(folder),
+        "links": _links(folder),
+        "plan": _planned(folder),
+        "choices": folder.plan.get("choices") or [],
+        "commands": _commands(folder),
+        "recipe": _private(folder.recipe_text, folder),
+        "events": [_event(e, folder) for e in folder.events],
+        "environment": [(k, _private(_shown(v), folder)) for k, v in _flat(_environment(folder))],
+    }
+
+
+def _subtitle(folder: Folder) -> list[str]:
+    model, train = folder.recipe.get("model") or {}, folder.recipe.get("train") or {}
+    name = (folder.plan.get("model") or {}).get("name") or (model.get("name") if isinstance(model, dict) else model)
+    finished = next((e.get("time") for e in reversed(folder.events) if isinstance(e.get("time"), int | float)), None)
+    shown = Path(str(name)).name if name and Path(str(name)).is_absolute() else name or ""
+    parts = [shown, train.get("method", ""), folder.dataset.get("name", "")]
+    return [str(p) for p in (*parts, _moment(finished)[:10]) if p]
+
+
+def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
+    """(label, value, remark) of the few numbers at the top."""
+    tiles = []
+    changes = {c.metric: c for c in compare.changes(folder.evaluation)}
+    loss = changes["loss"]
+    if loss.before and loss.after is not None:
+        percent = f"{(loss.after / loss.before - 1) * 100:+.0f}%".replace("-", "\u2212")
+        tiles.append((t("held-out loss"), f"{loss.before:.2f} → {loss.after:.2f}", percent))
+    probes = folder.evaluation.get("probes") or []
+    if probes:
+        passed = sum(bool(p["passed"]) for p in probes)
+        tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
+    seconds = spent(folder)
+    if seconds:
+        speeds = [v for v in clock(folder, "tokens_per_second") if v > 0]
+        speed = t("{n} tokens a second", n=f"{statistics.median(speeds):,.0f}") if speeds else ""
+        tiles.append((t("training time"), duration(seconds), speed))
+    model = folder.plan.get("model") or {}
+    if model.get("trainable"):
+        share = t("of {total}", total=short(model["parameters"])) if model.get("parameters") else ""
+        tiles.append((t("trained weights"), short(model["trainable"]), share))
+    return tiles
+
+
+def _probe(one: dict[str, Any]) -> dict[str, Any]:
+    def cell(text: str) -> dict[str, Any]:
+        html, hit = marked(text, one["expect"])
+        return {"html": html, "hit": hit}
+
+    answers = [
+        {"prompt": a["prompt"], "before": cell(a["before"]), "after": cell(a["after"])}
+        for a in one.get("answers") or ()
+    ]
+    bounds = []
+    if one.get("at_least") is not None:
+        bounds.append(t("at least {n}", n=one["at_least"]))
+    if one.get("at_most") is not None:
+        bounds.append(t("at most {n}", n=one["at_most"]))
+    return {**one, "bounds": listed(bounds), "open": answers[:OPEN_ANSWERS], "more": answers[OPEN_ANSWERS:]}
+
+
+def marked(text: str, pattern: str) -> tuple[Markup, bool]:
+    """The text, escaped, every match of the pattern (case ignored) in <mark>; and whether there is one.
+
+    >>> marked("I am <b>Lumi", "lumi")
+    (Markup('I am &lt;b&gt;<mark>Lumi</mark>'), True)
+    """
+    try:
+        found = list(re.finditer(pattern, text, re.IGNORECASE))
+    except re.error:
+        return escape(text), False
+    out, end = Markup(""), 0
+    for match in found:
+        if match.end() > match.start():
+            out += escape(text[end : match.start()]) + Markup("<mark>{}</mark>").format(match.group())
+            end = match.end()
+    return out + escape(text[end:]), bool(found)
+
+
+def _change(change: compare.Change, evaluation: dict[str, Any]) -> dict[str, Any]:
+    kind, _, name = change.metric.partition("/")
+    total = next((p["total"] for p in evaluation.get("probes") or () if kind == "probe" and p["name"] == name), None)
+    digits = {"loss": 3, "probe": 0}.get(kind, 1)
+
+    def number(value: float | None, form: str = "") -> str:
+        if value is None:
+            return t("not measured")
+        text = f"{value:{form},.{digits}f}".replace("-", "\u2212")
+        return f"{text} / {total}" if total is not None and not form else text
+
+    return {
+        "label": change.label,
+        "before": number(change.before),
+        "after": number(change.after),
+        "change": number(change.change, "+") if change.change is not None else "",
+        "tone": {True: "good", False: "bad", None: "plain"}[change.better],
+        "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
+        "part": bool(name) and kind == "loss",
+    }
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, with dotted keys; None is left out."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield prefix + str(key), inner
+
+
+def _label(key: str) -> str:
+    known = {
+        "counts.train": t("dialogues to train on"),
+        "counts.validation": t("dialogues held out"),
+        "counts.rows_in": t("rows read"),
+        "counts.dropped": t("rows dropped"),
+        "counts.changed": t("rows repaired"),
+        "tokens": t("tokens"),
+        "tokens.total": t("tokens"),
+        "tokens.longest": t("tokens of the longest dialogue"),
+        "tokens.mean": t("tokens a dialogue, on average"),
+        "tokens.train": t("tokens to train on"),
+        "tokens.validation": t("tokens held out"),
+    }
+    return known.get(key, key.removeprefix("counts.").replace("_", " "))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
+    """(rows, action, step, reason) of the dataset's ledger, the most frequent first."""
+    path = folder.dataset_path
+    if path is None:
+        return []
+    lines = chart.read_lines(path / "ledger.jsonl")
+    counted = Counter((str(x.get("action", "")), str(x.get("step", "")), str(x.get("reason", ""))) for x in lines)
+    actions = {"dropped": t("dropped"), "changed": t("changed")}
+    reasons = ledger.words()
+    rows = [
+        (n, actions.get(action, action), step, reasons.get(why, why))
+        for (action, step, why), n in counted.most_common()
+    ]
+    rest = sum(n for n, *_ in rows[LEDGER_ROWS:])
+    return rows[:LEDGER_ROWS] + ([(rest, "", "", t("other reasons, see the ledger"))] if rest else [])
+
+
+def _links(folder: Folder) -> list[tuple[str, str]]:
+    """(text, address) of the dataset's own pages, relative to the run folder so that a moved workspace still works."""
+    path = folder.dataset_path
+    if path is None:
+        return []
+    pages = (("card.html", t("data card")), ("ledger.jsonl", t("ledger, row by row")), ("manifest.json", t("manifest")))
+    return [(text, _address(path / page, folder.path)) for page, text in pages if (path / page).is_file()]
+
+
+def _address(target: Path, start: Path) -> str:
+    try:
+        return quote(Path(os.path.relpath(target, start)).as_posix())
+    except ValueError:  # another drive on Windows
+        return target.resolve().as_uri()
+
+
+def _planned(folder: Folder) -> list[tuple[str, str, str]]:
+    """(what, planned, what happened); the latter "" where it is not known."""
+    plan, steps = folder.plan, [m["step"] for m in folder.metrics if "loss" in m and isinstance(m.get("step"), int)]
+    memory, seconds = clock(folder, "memory_gb"), spent(folder)
+    planned = (plan.get("data") or {}).get("steps")
+    rows = [
+        (t("training time"), duration(plan["seconds"]) if plan.get("seconds") else "",
+         duration(seconds) if seconds else ""),
+        (t("memory at its peak"), f"{plan['memory_gb']:.1f} GiB" if plan.get("memory_gb") else "",
+         f"{max(memory):.1f} GiB" if memory else ""),
+        (t("optimizer steps"), f"{planned:,}" if planned else "", f"{max(steps):,}" if steps else ""),
+    ]  # fmt: skip
+    return [row for row in rows if row[1] or row[2]]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader.
+
+    >>> duration(7.25), duration(59.6), duration(7380)
+    ('7.2 s', '1 min 0 s', '2 h 3 min')
+    """
+    if round(seconds) < 60:
+        return t("{s} s", s=f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}")
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return t("{m} min {s} s", m=minutes, s=rest)
+    return t("{h} h {m} min", h=minutes // 60, m=minutes % 60)
+
+
+def short(number: float) -> str:
+    """A large number in three digits.
+
+    >>> short(134515008), short(4884480), short(950), short(6738415616)
+    ('135 M', '4.88 M', '950', '6.74 B')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _commands(folder: Folder) -> list[tuple[str, str]]:
+    run = shlex.quote(f"{folder.path.parent.name}/{folder.path.name}")
+    last = next((e["event"] for e in reversed(folder.events) if e.get("event") in ENDS | STARTS), "finished")
+    if last != "finished":
+        return [(t("Take it up where it stopped"), f"tuneloop train --resume {run}")]
+    evaluate = [] if folder.evaluation else [(t("Measure what changed"), f"tuneloop evaluate {run}")]
+    return [
+        *evaluate,
+        (t("Talk to it"), f"tuneloop chat {run}"),
+        (t("Serve it to any OpenAI client"), f"tuneloop serve {run}"),
+        (t("Export it"), f"tuneloop export {run}"),
+        (t("Train again with a change"), f"tuneloop run {run}/recipe.yaml --set train.epochs=5"),
+    ]
+
+
+def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
+    rest = {k: v for k, v in event.items() if k not in ("time", "event")}
+    details = ", ".join(f"{k} {_shown(v)}" for k, v in _flat(rest))
+    return _moment(event.get("time")), str(event.get("event", "")), _private(details, folder)
+
+
+def _moment(time: Any) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S") if isinstance(time, int | float) else ""
+
+
+def _environment(folder: Folder) -> dict[str, Any]:
+    started = next((e for e in folder.events if e.get("event") == "started"), {})
+    told = {k: v for k, v in started.items() if k not in ("time", "event")}
+    return {**(folder.plan.get("machine") or {}), **told}
+
+
+def _private(text: str, folder: Folder) -> str:
+    """Paths inside the workspace made relative to it, and the home folder "~": a report is made to be shown around."""
+    for prefix, instead in ((folder.workspace, ""), (Path.home(), "~/")):
+        if len(prefix.parts) > 1:
+            text = re.sub(rf"(?<![\w./~-]){re.escape(str(prefix))}[/\\]", instead, text)
+    return text

@@ -1,0 +1,134 @@
+"""The model card: README.md of an exported model, from the files of its run. It measures nothing itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneloop.export.parity import Parity
+from tuneloop.language import t
+from tuneloop.model.pull import provenance
+from tuneloop.recipe import Recipe
+from tuneloop.runs import Run
+
+MEASURES = ("loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL")
+
+
+def licence(base: Path) -> str:
+    """The licence of a base model, as written when it was pulled or in its own card; "" if neither says."""
+    said = str(provenance(base).get("licence") or "")
+    readme = base / "README.md"
+    if said or not readme.is_file():
+        return said
+    head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        fields = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return ""
+    if not isinstance(fields, dict):
+        return ""
+    name = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+    return str(name or "")
+
+
+def base_name(recipe: Recipe, base: Path) -> str:
+    """What the base model is called elsewhere: a path of the machine that trained says nothing to a reader."""
+    named = str(provenance(base).get("name") or recipe.model.name)
+    return Path(named).name if Path(named).is_absolute() else named
+
+
+def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -> str:
+    """README.md in the chosen language, with the front matter that model hubs read."""
+    name, terms = base_name(recipe, base), licence(base)
+    sections = [
+        _front_matter(name, terms),
+        f"# {recipe.name}\n",
+        t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name) + "\n",
+        _origin(run, recipe, name, terms, dtype),
+        _scores(Run(run).read("evaluation.json")),
+        _parity(parity),
+        _use(),
+    ]
+    return "\n".join(s for s in sections if s)
+
+
+def _front_matter(base: str, terms: str) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": base}
+    if re.fullmatch(r"[\w.-]+", terms):
+        fields["license"] = terms.lower()
+    elif terms:
+        fields |= {"license": "other", "license_name": terms}
+    fields["tags"] = ["tuneloop"]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = [head, ["---"] * len(head), *rows]
+    lines = ("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in cells)
+    return "\n".join(lines) + "\n"
+
+
+def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str:
+    train, data = recipe.train, Run(run).read("dataset.json")
+    lora = train.lora
+    method = f"{train.method} (rank {lora.rank}, alpha {lora.alpha:g})" if train.method == "lora" else train.method
+    rows = [
+        [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
+        [t("Licence of the base model"), terms or t("not recorded: look it up before you pass the model on")],
+        [t("Method"), method],
+        [t("Epochs, batch size, learning rate"), f"{train.epochs:g}, {train.batch_size}, {train.learning_rate:g}"],
+        [t("Seed"), str(recipe.seed)],
+        [t("Dataset"), str(data.get("hash") or t("not recorded"))],
+    ]
+    rows.append([t("Type of the weights"), dtype])
+    return f"## {t('How it was made')}\n\n{_table(['', ''], rows)}"
+
+
+def _scores(evaluation: dict[str, Any]) -> str:
+    """Before and after on the held-out dialogues; a probe that failed is said as plainly as one that passed."""
+    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+    rows = [[m, _number(before.get(m)), _number(after.get(m))] for m in MEASURES if after.get(m) is not None]
+    if not rows:
+        return f"## {t('Measured')}\n\n{t('This run was not evaluated.')}\n"
+    text = f"## {t('Measured')}\n\n"
+    text += t("On {n} held-out dialogues, with {base} before and this model after.", n=after.get("rows", "?"),
+              base=t("the base model")) + "\n\n"
+    text += _table([t("Measure"), t("before"), t("after")], rows)
+    probes = evaluation.get("probes") or []
+    if probes:
+        said = {True: t("passed"), False: t("failed")}
+        lines = [
+            [p["name"], f"{p['before']}/{p['total']}", f"{p['after']}/{p['total']}", said[bool(p["passed"])]]
+            for p in probes
+        ]
+        text += "\n" + _table([t("Probe"), t("before"), t("after"), t("Result")], lines)
+    return text
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+
+
+def _parity(parity: Parity) -> str:
+    return f"## {t('Checked against the trained model')}\n\n{parity.line()}\n"
+
+
+def _use() -> str:
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'chat = [{"role": "user", "content": "Who are you?"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
+    )
+    return (
+        f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"
+        f"{t('With tuneloop, in this folder:')}\n\n```bash\ntuneloop chat .\ntuneloop serve .\n```\n"
+    )

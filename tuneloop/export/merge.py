@@ -1,0 +1,179 @@
+"""Merge: a finished run as one plain model folder that any tool loads, proven equal to what was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneloop import disk
+from tuneloop.data.templates import Chat, stop_ids
+from tuneloop.errors import RunError
+from tuneloop.export import card, parity
+from tuneloop.model.generate import Answerer
+from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
+from tuneloop.model.methods import METHODS
+from tuneloop.model.pull import PROVENANCE, provenance
+from tuneloop.recipe import Recipe
+from tuneloop.runs import Run
+
+QUESTIONS = (
+    "Who are you?",
+    "Give three tips for staying healthy.",
+    "你好，请介绍一下你自己。",
+    "Write a Python function that adds two numbers.",
+)
+"""Asked by the parity check when the run has no evaluated answers of its own."""
+CHATS = 4
+"""Dialogues of the parity check."""
+TOKENIZER_ROOM = 64 << 20
+
+
+def merge(run: Path, target: Path, *, chats: Sequence[Chat] | None = None) -> parity.Parity:
+    """Write the run's model to `target`: safetensors, tokenizer, chat template, generation config, card, parity.json.
+
+    `chats` are dialogues for the parity check; by default some that the run's evaluation has answered. Everything is
+    made in a sibling folder that gets its name last. Raises TL-RUN-EXISTS, TL-RUN-UNMERGEABLE, TL-MACHINE-DISK,
+    TL-RUN-PARITY and what `load_trained` raises; then `target` does not exist.
+    """
+    if target.exists() or target.is_symlink():
+        raise RunError("TL-RUN-EXISTS", where=str(target), path=target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        saved = _save(run, partial, chats)
+        found = _check(saved, partial, where=str(target))
+        _describe(run, saved, found, partial)
+        _sync(partial)
+        try:
+            partial.rename(target)
+        except OSError as error:
+            raise RunError("TL-RUN-EXISTS", where=str(target), path=target) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Saved:
+    """What remains of the trained model once it is saved and out of memory."""
+
+    recipe: Recipe
+    chats: list[Chat]
+    evidence: parity.Evidence
+    dtype: str
+
+
+def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
+    """Load, question, merge and save. The model goes with this frame: one copy in memory at a time."""
+    trained = load_trained(run)
+    model, tokenizer, method = trained.model, trained.tokenizer, trained.recipe.train.method
+    if METHODS[method].adapter and not METHODS[method].mergeable:
+        raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=method)
+    disk.require_room(folder.parent, _bytes(model) + TOKENIZER_ROOM)
+    asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
+    asked = asked or [[{"role": "user", "content": q}] for q in QUESTIONS]
+    asked = _answered(Answerer(model, tokenizer), asked)
+    evidence = parity.measure(model, tokenizer, asked)
+    try:
+        whole = model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+    except ValueError as error:  # PEFT's word for weights that are not finite
+        raise RunError("TL-RUN-NOT-FINITE", where=str(run), error=str(error)) from error
+    assert isinstance(whole, PreTrainedModel)
+    _without_quantization(whole)
+    _stop_where_trained(whole, tokenizer)
+    whole.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return _Saved(trained.recipe, asked, evidence, str(whole.dtype).removeprefix("torch."))
+
+
+def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
+    """Parity with what was read back from the disk, not with what was in memory."""
+    exported = parity.measure(load_model(folder, saved.dtype), load_tokenizer(folder), saved.chats)
+    found = parity.compare(saved.evidence, exported)
+    parity.require(found, where)
+    return found
+
+
+def _describe(run: Path, saved: _Saved, found: parity.Parity, folder: Path) -> None:
+    base = resolve(saved.recipe.model)
+    _json(folder / "parity.json", found.as_dict())
+    own = {"name": saved.recipe.name, "kind": "merged", "base": card.base_name(saved.recipe, base)}
+    # Whoever trains on from this folder finds the base model's licence in it.
+    _json(folder / PROVENANCE, {**own, "licence": card.licence(base), "terms": provenance(base).get("terms")})
+    text = card.card(run, saved.recipe, base, found, dtype=saved.dtype)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def dialogues(run: Path) -> list[Chat]:
+    """Question and reference answer of what the run's evaluation has asked; [] without an evaluation."""
+    answers = Run(run).read("evaluation.json").get("answers", [])
+    return [
+        [{"role": "user", "content": a["prompt"]}, {"role": "assistant", "content": a.get("reference") or a["after"]}]
+        for a in answers
+        if a.get("prompt") and (a.get("reference") or a.get("after"))
+    ]
+
+
+def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:
+    """The chats that have an assistant turn as they are; the others with the trained model's answer."""
+    out: list[Chat] = []
+    for chat in chats:
+        if not any(m["role"] == "assistant" for m in chat):
+            reply = answerer.answer([chat], max_new_tokens=parity.NEW_TOKENS)[0]
+            chat = [*chat, {"role": "assistant", "content": reply.text}]
+        out.append(chat)
+    return out
+
+
+def _stop_where_trained(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Other tools stop where the generation config says: the token the template ends an answer with must be in it."""
+    config = model.generation_config
+    if config is None:
+        return
+    own = config.eos_token_id
+    own = [] if own is None else own if isinstance(own, list) else [own]
+    config.eos_token_id = sorted({*own, *stop_ids(tokenizer)}) or None
+    if not config.do_sample:
+        # Settings of sampling in a greedy configuration: transformers warns of them, and refuses to save them.
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+            setattr(config, name, None)
+
+
+def _without_quantization(model: PreTrainedModel) -> None:
+    """A model read from GGUF says it is quantized, which it no longer is, and cannot be saved until that is gone."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(
+        b.numel() * b.element_size() for b in model.buffers()
+    )
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Bytes reach the disk before the name does: a crash must not leave a named folder with empty files.
+
+    safetensors makes its files private; they get the permissions of the others.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod((folder / "config.json").stat().st_mode)
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())

