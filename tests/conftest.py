@@ -67,6 +67,10 @@ def tiny_config(family: str, **more: Any) -> Any:
         "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
         "cohere": {"logit_scale": 0.25},
         "mistral": {"sliding_window": 8},
+        "falcon_h1": {"lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
+                      "mamba_d_state": 8},
+        "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "logits_soft_cap": 0.5, "num_hidden_layers": 3,
+                            "block_types": ["recurrent", "recurrent", "attention"]},
         "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     }  # fmt: skip
     return AutoConfig.for_model(family, **(base | own.get(family, {}) | more))

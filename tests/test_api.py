@@ -332,7 +332,8 @@ def test_every_route_wants_the_key(tiny_model: Path) -> None:
             assert isinstance(route, APIRoute)
             for method in route.methods:
                 url = locked.url + route.path.replace("{name:path}", NAME)
-                for headers in ({}, bearer("wrong"), bearer(KEY[:-1]), {"Authorization": "Bearer"}, {"Authorization": f"Basic {KEY[:6]}"}):
+                basic: dict[str, Any] = {"Authorization": f"Basic {KEY[:6]}"}
+                for headers in ({}, bearer("wrong"), bearer(KEY[:-1]), {"Authorization": "Bearer"}, basic):
                     reply = httpx.request(method, url, headers=headers, content=b"{")
                     expected = 200 if route.path == "/healthz" else 401
                     assert reply.status_code == expected, (method, url, headers)

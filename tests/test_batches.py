@@ -100,7 +100,9 @@ def test_ranks_only_share_out_a_step(plan: BatchPlan, k: int, ranks: int) -> Non
         facts = (part.number, part.label_tokens, part.tokens, part.samples, part.digest)
         assert facts == (alone.number, alone.label_tokens, alone.tokens, alone.samples, alone.digest)
     working = [row for part in parts for row in part.micros if len(row["targets"])]
-    assert Counter(i for row in working for i in members(row)) == Counter(i for row in alone.micros for i in members(row))
+    assert Counter(i for row in working for i in members(row)) == Counter(
+        i for row in alone.micros for i in members(row)
+    )
     assert taught(working) == taught(alone.micros)
     assert sum(taught(working).values()) == alone.label_tokens
     idle = [row for part in parts for row in part.micros if not len(row["targets"])]
@@ -168,7 +170,13 @@ def test_a_row_predicts_each_trained_token_from_the_one_before_it() -> None:
 
 
 def same(a: Step, b: Step) -> bool:
-    if (a.number, a.label_tokens, a.tokens, a.samples, a.digest) != (b.number, b.label_tokens, b.tokens, b.samples, b.digest):
+    if (a.number, a.label_tokens, a.tokens, a.samples, a.digest) != (
+        b.number,
+        b.label_tokens,
+        b.tokens,
+        b.samples,
+        b.digest,
+    ):
         return False
     return all(
         x["segments"] == y["segments"]
@@ -206,7 +214,11 @@ def test_a_sample_that_fits_no_row_is_refused() -> None:
 
 def test_a_recipe_says_how_samples_are_packed() -> None:
     recipe, _ = make_recipe(
-        {"seed": 7, "prepare": {"max_length": 100}, "train": {"batch_size": 6, "token_budget": 100, "micro_batch_size": 3}}
+        {
+            "seed": 7,
+            "prepare": {"max_length": 100},
+            "train": {"batch_size": 6, "token_budget": 100, "micro_batch_size": 3},
+        }
     )
     samples = [sample(n, 10 + n) for n in range(9)]
     plan = batch_plan(recipe, samples)

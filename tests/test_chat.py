@@ -69,7 +69,8 @@ def test_once(tiny_run: Path) -> None:
 
 
 def test_compare_lets_the_base_model_speak_too(tiny_run: Path, tiny_model: Path) -> None:
-    base = Answerer(load_model(tiny_model), load_tokenizer(tiny_model)).answer([[user("Hi")]], max_new_tokens=12)[0].text
+    untrained = Answerer(load_model(tiny_model), load_tokenizer(tiny_model))
+    base = untrained.answer([[user("Hi")]], max_new_tokens=12)[0].text
     done = run_chat(tiny_run, "--once", "Hi", "--compare")
     assert done.stdout == f"[base] {base}\n[tuned] {answer(tiny_run, user('Hi'))}\n"
 

@@ -39,15 +39,24 @@ def test_home_is_taken_with_its_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_the_first_language_that_is_set_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, expected in reversed(
-        [("TUNELOOP_LANG", "zh", "zh"), ("LC_ALL", "en_GB.UTF-8", "en"), ("LC_MESSAGES", "zh_CN.UTF-8", "zh"), ("LANG", "C", "en")]
+        [
+            ("TUNELOOP_LANG", "zh", "zh"),
+            ("LC_ALL", "en_GB.UTF-8", "en"),
+            ("LC_MESSAGES", "zh_CN.UTF-8", "zh"),
+            ("LANG", "C", "en"),
+        ]
     ):
         monkeypatch.setenv(name, value)
         assert environment().language == expected, name
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-@pytest.mark.parametrize(("value", "expected"), [("1", True), ("true", True), (" ON ", True), ("0", False), ("", False), ("no", False)])
-def test_any_of_three_switches_means_offline(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("true", True), (" ON ", True), ("0", False), ("", False), ("no", False)]
+)
+def test_any_of_three_switches_means_offline(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: bool
+) -> None:
     monkeypatch.setenv(name, value)
     assert environment().offline is expected
 

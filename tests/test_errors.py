@@ -26,7 +26,9 @@ def raised() -> Iterator[tuple[str, str, str, set[str] | None]]:
             where = f"{path.relative_to(SOURCE)}:{node.lineno}"
             names = {k.arg for k in node.keywords}
             facts = None if None in names else {n for n in names if n} | {"where"}
-            codes = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            codes = [
+                n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
             for code in codes:
                 if code.startswith("TL-"):
                     yield where, CLASSES[node.func.id], code, facts
@@ -92,7 +94,9 @@ def test_an_error_says_where_what_and_what_to_do() -> None:
 
 
 def test_causes_are_told_with_it() -> None:
-    causes = [RecipeError("TL-RECIPE-KEY", where=f"train.{k}", key=k, guess="train.epochs") for k in ("epoch", "epochz")]
+    causes = [
+        RecipeError("TL-RECIPE-KEY", where=f"train.{k}", key=k, guess="train.epochs") for k in ("epoch", "epochz")
+    ]
     error = RecipeError("TL-RECIPE-INVALID", where="a.yaml", causes=causes, n=2)
     lines = str(error).splitlines()
     assert [line for line in lines if line.startswith("  - ")][0].startswith("  - train.epoch: ")

@@ -16,6 +16,7 @@ from tuneloop.data.tokens import Sample
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel, head_is_exact, plain
 from tuneloop.recipe import TrainPart
+from tuneloop.train.loop import held_loss
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "mistral"]
 LENGTHS = (13, 4, 20)
@@ -66,27 +67,21 @@ def test_our_head_is_that_of_the_family(tmp_path: Path, family: str) -> None:
     assert head_is_exact(wrap(model, TrainPart(), 0), torch.arange(3, 12)[None])
 
 
-@pytest.mark.parametrize(("family", "key"), [("gemma2", "final_logit_softcapping"), ("granite", "logits_scaling"), ("cohere", "logit_scale")])
-def test_a_head_that_scales_otherwise_is_found_and_left_to_the_model(tmp_path: Path, family: str, key: str) -> None:
-    """As it would be with a family that we do not know: its config calls the scaling by another name."""
+@pytest.mark.parametrize("family", ["recurrent_gemma", "falcon_h1"])
+def test_a_head_that_scales_otherwise_is_found_and_left_to_the_model(tmp_path: Path, family: str) -> None:
+    """Their configs call the scaling by names that we do not know."""
     model = load_model(tiny_folder(tmp_path / family, family), "float32")
-    reference = expected(model, samples()).item()
-
-    class Hidden(type(model.config)):  # type: ignore[misc]
-        def __getattribute__(self, name: str) -> Any:
-            import sys
-
-            asked = sys._getframe(1).f_code.co_filename
-            return None if name == key and asked.endswith("loss.py") else super().__getattribute__(name)
-
-    model.config.__class__ = Hidden
-    assert not head_is_exact(model, torch.arange(3, 12)[None])
+    one = samples()[:1]
     with torch.no_grad():
-        assert LossModel(model)(**pack(samples())).item() != pytest.approx(reference, rel=1e-3)
-        assert LossModel(model, own_head=True)(**pack(samples())).item() == pytest.approx(reference, rel=1e-5)
+        reference = expected(model, one).item()
+        assert not head_is_exact(model, torch.arange(3, 12)[None])
+        assert LossModel(model)(**pack(one)).item() != pytest.approx(reference, rel=1e-3)
+        assert LossModel(model, own_head=True)(**pack(one)).item() == pytest.approx(reference, rel=1e-5)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["lm_head"], ["q_proj", "lm_head"], ["embed_tokens", "v_proj"]], ids=str)
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["lm_head"], ["q_proj", "lm_head"], ["embed_tokens", "v_proj"]], ids=str
+)
 def test_an_adapter_anywhere_gets_the_gradient_of_autograd(tmp_path: Path, targets: Any) -> None:
     folder = tiny_folder(tmp_path / "m", "qwen2", tie_word_embeddings=False)
     train = TrainPart.model_validate({"lora": {"rank": 2, "targets": targets}})
@@ -112,7 +107,9 @@ def test_an_adapter_anywhere_gets_the_gradient_of_autograd(tmp_path: Path, targe
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("own_head", [False, True])
-def test_an_idle_pass_is_nothing_and_reaches_every_trained_weight(tmp_path: Path, method: str, tied: bool, own_head: bool) -> None:
+def test_an_idle_pass_is_nothing_and_reaches_every_trained_weight(
+    tmp_path: Path, method: str, tied: bool, own_head: bool
+) -> None:
     """Gradient averaging waits for every weight on every rank: one that is left out hangs the run."""
     folder = tiny_folder(tmp_path / "m", "qwen2", tie_word_embeddings=tied)
     model = wrap(load_model(folder, "float32"), TrainPart(method=method), 0)
@@ -173,3 +170,16 @@ def test_bfloat16_is_summed_in_float32(tmp_path: Path) -> None:
         a, b = full(**pack(samples())), half(**pack(samples()))
     assert b.dtype == torch.float32
     assert b.item() == pytest.approx(a.item(), rel=0.05)
+
+
+def test_a_loss_around_a_model_leaves_its_dropout_as_it_is(tiny_model: Path) -> None:
+    """A model that answers after its held-out loss was measured must not answer with dropout."""
+    model = wrap(load_model(tiny_model), TrainPart.model_validate({"lora": {"dropout": 0.5}}), 0)
+    model.eval()
+    loss = LossModel(model)
+    held_loss(loss, [pack(samples())], torch.device("cpu"))
+    assert not any(m.training for m in model.modules())
+    model.train()
+    loss = LossModel(model)
+    held_loss(loss, [pack(samples())], torch.device("cpu"))
+    assert all(m.training for m in model.modules())

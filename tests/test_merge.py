@@ -1,4 +1,4 @@
-"""Merge: the exported folder is the trained model, whole or absent, and other tools stop where it was taught to stop."""
+"""Merge: the exported folder is the trained model, whole or absent, and others stop where it was taught to."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_adapter_weights_that_are_no_numbers(tiny_run: Path, tmp_path: Path) -> 
     from safetensors.torch import load_file, save_file
 
     run = Path(shutil.copytree(tiny_run, tmp_path / "bad-1"))
-    weights = load_file(run / "adapter" / "adapter_model.safetensors")
-    save_file({n: torch.full_like(w, float("nan")) for n, w in weights.items()}, run / "adapter" / "adapter_model.safetensors")
+    file = run / "adapter" / "adapter_model.safetensors"
+    save_file({n: torch.full_like(w, float("nan")) for n, w in load_file(file).items()}, file)
     with pytest.raises(RunError) as caught:
         merge(run, tmp_path / "out")
     assert caught.value.code in {"TL-RUN-NOT-FINITE", "TL-RUN-PARITY"}
@@ -147,7 +147,7 @@ def test_the_evaluations_dialogues_are_asked(tiny_run: Path, tmp_path: Path) -> 
     assert said == [["Who?", "Pebble."], ["Why?", "y"]]
 
 
-def test_a_greedy_configuration_with_sampling_settings_is_saved(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_greedy_configuration_with_a_temperature(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Some published models carry a temperature and do_sample: false; transformers refuses to write that again."""
     base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "do_sample": False}))

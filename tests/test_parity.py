@@ -39,7 +39,8 @@ def test_evidence_covers_the_assistants_tokens(tiny_model: Path, evidence: Evide
     assert len(evidence.answers) == 2
     assert all(len(a) == NEW_TOKENS for a in evidence.answers)
     # The first of them is what the model makes of the prompt alone.
-    prompt = tokenizer.apply_chat_template(CHATS[0][:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    prompt = tokenizer.apply_chat_template(CHATS[0][:1], **how)
     with torch.no_grad():
         expected = model(**prompt).logits[0, -1]
     assert torch.allclose(evidence.logits[0][0], expected, atol=1e-5)

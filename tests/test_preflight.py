@@ -45,7 +45,11 @@ def test_what_is_right_is_counted_and_shown() -> None:
 
 def test_pad_and_bos_may_be_any_other_special_token() -> None:
     """pad is eos (SmolLM2), bos opens each turn (ChatML of Qwen and SmolLM2): both are right."""
-    for named in ({"pad_token": "<|im_end|>"}, {"bos_token": "<|im_start|>"}, {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>"}):
+    for named in (
+        {"pad_token": "<|im_end|>"},
+        {"bos_token": "<|im_start|>"},
+        {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>"},
+    ):
         tokenizer = chatml(**named)
         samples = tokenize(tokenizer, records(4))
         assert preflight(tokenizer, samples, 500).samples == 4

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import MachineError, ModelError
-from tuneloop.model.folder import check
 from tuneloop.model.known import KNOWN, Known, Terms, Wheels
+from tuneloop.model.model_folder import check
 from tuneloop.model.package_index import Say, Wheel, sha256_of, take
 from tuneloop.model.pull import PROVENANCE, cache_folder, is_cached, provenance, pull
 

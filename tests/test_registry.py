@@ -27,7 +27,7 @@ def make_run(workspace: Path, name: str = "demo", number: int = 1, value: float 
     recipe, _ = make_recipe({"name": name, "model": {"name": "org/base", "revision": "abc"}})
     (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     (run / "dataset.json").write_text(json.dumps({"hash": "0123456789ab"}), encoding="utf-8")
-    (run / "evaluation.json").write_text(json.dumps({"before": {"loss": 3.0}, "after": {"loss": 2.0}}), encoding="utf-8")
+    (run / "evaluation.json").write_text('{"before": {"loss": 3.0}, "after": {"loss": 2.0}}', encoding="utf-8")
     save_file({"w": np.full((4, 4), value, np.float32)}, run / result / f"{result}_model.safetensors")
     (run / result / "tokenizer.json").write_text('{"same": "in all runs"}', encoding="utf-8")
     return run
@@ -75,7 +75,8 @@ def test_a_run_trained_on_is_the_next_version(tmp_path: Path) -> None:
 
 
 def test_equal_files_lie_once(tmp_path: Path) -> None:
-    one, two = register(make_run(tmp_path, number=1), tmp_path), register(make_run(tmp_path, number=2, value=2), tmp_path)
+    one = register(make_run(tmp_path, number=1), tmp_path)
+    two = register(make_run(tmp_path, number=2, value=2), tmp_path)
     assert two.number == 2
     assert one.files["adapter/tokenizer.json"] == two.files["adapter/tokenizer.json"]
     different = len(set(one.files.values()) | set(two.files.values()))

@@ -101,7 +101,8 @@ def test_a_resumed_run_may_change_what_changes_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.epochs=3", "seed=7", "train.batch_size=4", "model=other", "train.packing=false", "evaluate.rows=3"]
+    "setting",
+    ["train.epochs=3", "seed=7", "train.batch_size=4", "model=other", "train.packing=false", "evaluate.rows=3"],
 )
 def test_a_resumed_run_may_change_no_number(setting: str) -> None:
     recipe, _ = make_recipe({"train": {"epochs": 2}})

@@ -53,7 +53,8 @@ def test_the_printed_program_runs_and_ctrl_c_ends_cleanly(tiny_run: Path, tmp_pa
     process, url = start(tiny_run, "--api-key-file", str(key))
     try:
         assert healthy(url)
-        model = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer letters-and-digits-1"}).json()["data"][0]
+        headers = {"Authorization": "Bearer letters-and-digits-1"}
+        model = httpx.get(f"{url}/v1/models", headers=headers).json()["data"][0]
         code = _examples(url, model["id"], key)
         program = code[code.index("from openai") :]
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -94,7 +95,6 @@ def test_ctrl_c_during_an_answer(tiny_run: Path) -> None:
     finally:
         process.kill()
         process.communicate()
-
 
 
 def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:

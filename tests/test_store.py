@@ -73,9 +73,14 @@ def test_write_ahead_log_and_foreign_keys_are_on(tmp_path: Path) -> None:
 
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s.db")
-    with pytest.raises(KeyError), store.write() as connection:
-        connection.execute(insert(versions).values(**row("a", 1)))
-        raise KeyError
+
+    def fail() -> None:
+        with store.write() as connection:
+            connection.execute(insert(versions).values(**row("a", 1)))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(versions)).scalar() == 0
     store.close()
@@ -99,7 +104,8 @@ def test_missing_migrations_are_applied_to_an_old_file(tmp_path: Path, monkeypat
 def test_a_migration_that_fails_is_undone_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.db"
     open_store(path).close()
-    monkeypatch.setattr(stores, "MIGRATIONS", [*MIGRATIONS, ("CREATE TABLE half (x INTEGER)", "CREATE TABLE nonsense (")])
+    broken = ("CREATE TABLE half (x INTEGER)", "CREATE TABLE nonsense (")
+    monkeypatch.setattr(stores, "MIGRATIONS", [*MIGRATIONS, broken])
     with pytest.raises(RunError, match="TL-RUN-STORE"):
         open_store(path)
     monkeypatch.undo()
@@ -151,13 +157,10 @@ def test_an_sqlite_url_is_a_file(tmp_path: Path) -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    try:
-        open_store("postgresql://user:hunter2@127.0.0.1:1/db").close()
-    except (RunError, MachineError) as error:
-        assert "hunter2" not in str(error)
-        assert error.code in {"TL-RUN-STORE", "TL-MACHINE-EXTRA"}
-    else:
-        pytest.fail("nothing listens on port 1")
+    with pytest.raises((RunError, MachineError)) as caught:
+        open_store("postgresql://user:hunter2@127.0.0.1:1/db")
+    assert caught.value.code in {"TL-RUN-STORE", "TL-MACHINE-EXTRA"}
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_locked_database_is_said_to_be_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import byte_tokenizer
-from tuneloop.data.templates import CHATML, GEMMA, PLAIN, choose_template, default_template, encode, render, stop_ids
+from tuneloop.data.templates import CHATML, GEMMA, PLAIN, choose_template, encode, render, stop_ids
 from tuneloop.errors import DataError, ModelError
 
 CHAT = [
@@ -30,11 +30,17 @@ def chatml() -> Any:
     return byte_tokenizer(None, eos_token="<|endoftext|>")
 
 
-@pytest.mark.parametrize(("make", "name"), [(chatml, "chatml"), (gemma, "gemma"), (plain, "plain")])
-def test_a_base_model_gets_the_default_that_fits_its_vocabulary(make: Any, name: str) -> None:
+@pytest.mark.parametrize("make", [chatml, gemma, plain])
+def test_a_base_model_gets_a_default_that_needs_only_its_end_token(make: Any) -> None:
     tokenizer = make()
-    assert default_template(tokenizer) == name
-    assert choose_template(tokenizer, None) == name
+    assert choose_template(tokenizer, None) == "plain"
+    assert tokenizer.chat_template == PLAIN
+
+
+@pytest.mark.parametrize(("make", "name"), [(chatml, "chatml"), (gemma, "gemma"), (plain, "plain")])
+def test_a_named_default_can_be_asked_for(make: Any, name: str) -> None:
+    tokenizer = make()
+    assert choose_template(tokenizer, name) == name
     assert tokenizer.chat_template == {"chatml": CHATML, "gemma": GEMMA, "plain": PLAIN}[name]
 
 

@@ -149,7 +149,10 @@ def test_a_system_prompt_is_context(all_tokenizers: dict[str, Any], name: str) -
 def test_labels_count_what_is_predicted(all_tokenizers: dict[str, Any]) -> None:
     for sample in tokenize(all_tokenizers["chatml"], [dialogue(2)]):
         assert sample.labels == sample.trained.sum() > 0
-    everything = byte_tokenizer("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}", eos_token="<|im_end|>")
+    everything = byte_tokenizer(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+        eos_token="<|im_end|>",
+    )
     sample = tokenize(everything, [dialogue(1)])[0]
     assert sample.trained.all()
     assert sample.labels == len(sample.ids) - 1
@@ -166,7 +169,11 @@ def test_a_template_that_forgets_thoughts_gives_each_turn_its_own_context(inside
     messages = []
     for question, answer in TALK[:3]:
         thought = f"Let me see: {question}"
-        said = Message("assistant", f"<think>\n{thought}\n</think>\n\n{answer}") if inside else Message("assistant", answer, thought)
+        said = (
+            Message("assistant", f"<think>\n{thought}\n</think>\n\n{answer}")
+            if inside
+            else Message("assistant", answer, thought)
+        )
         messages += [Message("user", question), said]
     record = Record(tuple(messages))
     samples = tokenize(tokenizer, [record])
@@ -188,10 +195,18 @@ def test_the_length_of_a_dialogue_is_that_of_its_longest_sample() -> None:
     """A long thought that later turns do not see is still trained, so it counts."""
     tokenizer = thinking()
     record = Record(
-        (Message("user", "a"), Message("assistant", "b", "deep " * 200), Message("user", "c"), Message("assistant", "d"))
+        (
+            Message("user", "a"),
+            Message("assistant", "b", "deep " * 200),
+            Message("user", "c"),
+            Message("assistant", "d"),
+        )
     )
     samples = tokenize(tokenizer, [record])
-    assert lengths(tokenizer, [record, dialogue(1)]) == [max(len(s.ids) for s in samples), len(tokenize(tokenizer, [dialogue(1)])[0].ids)]
+    assert lengths(tokenizer, [record, dialogue(1)]) == [
+        max(len(s.ids) for s in samples),
+        len(tokenize(tokenizer, [dialogue(1)])[0].ids),
+    ]
     assert lengths(tokenizer, [record])[0] > 200
 
 
@@ -220,7 +235,12 @@ def test_text_that_melts_over_the_end_of_the_prompt_is_trained_as_it_is_served()
     )
     tokenizer = byte_tokenizer(template, words=["Pebble"] * 50, eos_token="<|im_end|>")
     record = Record(
-        (Message("user", "Who?"), Message("assistant", "ble."), Message("user", "Who?"), Message("assistant", "ble, I said."))
+        (
+            Message("user", "Who?"),
+            Message("assistant", "ble."),
+            Message("user", "Who?"),
+            Message("assistant", "ble, I said."),
+        )
     )
     melted = encode(tokenizer, [" Pebble."])[0]
     assert melted[: len(encode(tokenizer, [" Peb"])[0])] != encode(tokenizer, [" Peb"])[0]
@@ -232,7 +252,10 @@ def test_text_that_melts_over_the_end_of_the_prompt_is_trained_as_it_is_served()
 
 
 def test_a_template_without_an_end_is_seen() -> None:
-    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}", eos_token="<|im_end|>")
+    tokenizer = byte_tokenizer(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        eos_token="<|im_end|>",
+    )
     samples = tokenize(tokenizer, [dialogue(2)])
     assert not any(s.ended for s in samples)
     assert sum(len(spans(s)) for s in samples) == 2

@@ -68,5 +68,3 @@ def test_chinese_sentences_join_without_a_space(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(language, "_catalogue", lambda chosen: words)
     language.use("zh")
     assert verdict(evaluation(2.0, 1.5, True, True)).text == "2 个探针全部通过。留出集损失从 2.00 降到 1.50。"
-
-

@@ -12,7 +12,7 @@ class Environment:
     """What the process environment says. Read anew by `environment()`, so a test can change it."""
 
     home: Path
-    """TUNELOOP_HOME: the model cache and the registry's store; default ~/.cache/tuneloop."""
+    """TUNELOOP_HOME: the cache of base models; default ~/.cache/tuneloop."""
     language: str
     """TUNELOOP_LANG, else LC_ALL, LC_MESSAGES, LANG: "en" or "zh"."""
     offline: bool

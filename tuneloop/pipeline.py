@@ -28,6 +28,7 @@ from tuneloop.recipe import DataFile, Recipe
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import Run, new_run, open_run, resumable
+from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
 from tuneloop.train.session import Outcome, session
 
@@ -50,12 +51,13 @@ def _tokenizer(recipe: Recipe) -> tuple[Path, Any]:
 
 def prepare(recipe: Recipe, *, workspace: Path = Path()) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
-    _, tokenizer = _tokenizer(recipe)
+    with ranks.world().local_main_process_first():  # the others find what the first one made
+        _, tokenizer = _tokenizer(recipe)
 
-    def count(records: list[Record]) -> list[int]:
-        return lengths(tokenizer, records)
+        def count(records: list[Record]) -> list[int]:
+            return lengths(tokenizer, records)
 
-    return datasets.build(recipe, workspace, count)
+        return datasets.build(recipe, workspace, count)
 
 
 def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
@@ -84,8 +86,16 @@ def train(
     read_prompts(recipe.evaluate.show)
     for probe in recipe.evaluate.probes:
         check_probe(probe)
+    path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
+    run = Run(path)
+    _train(run, recipe, dataset, resume=False)
+    return run
+
+
+def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, number: int | None) -> Run:
+    """The run folder, with what is known before the first step."""
     run = new_run(workspace, recipe.name, number)
-    run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
+    run.recipe.write_text(recipes.dump(_anywhere(recipe)), encoding="utf-8")
     run.write("plan.json", foreseen.as_dict())
     run.write(
         "dataset.json",
@@ -95,8 +105,16 @@ def train(
         },
     )  # fmt: skip
     Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)
-    _train(run, recipe, dataset, resume=False)
     return run
+
+
+def _anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths: read from its run folder it means the same, wherever the reader stands."""
+    recipe = recipes.anchored(recipe, Path.cwd())
+    if not Path(recipe.model.name).is_dir():
+        return recipe
+    model = recipe.model.model_copy(update={"name": str(Path(recipe.model.name).resolve())})
+    return recipe.model_copy(update={"model": model})
 
 
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
@@ -114,7 +132,8 @@ def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outco
     samples = tokenize(tokenizer, dataset.records("train"))
     held = [s for s in tokenize(tokenizer, dataset.records("validation")) if s.labels]
     outcome = session(run, recipe, folder, tokenizer, samples, held, resume=resume)
-    chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+    if ranks.leads():
+        chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome
 
 
@@ -166,10 +185,10 @@ def compare(
 
 
 def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
-    """A run -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
+    """A run or version -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
     from tuneloop.export.merge import merge
 
-    return merge(open_run(ref, workspace).path, target)
+    return merge(registry.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
 
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
@@ -177,7 +196,8 @@ def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = No
     from tuneloop.serve.api import create_app
     from tuneloop.serve.torch_engine import TorchEngine
 
-    return create_app(TorchEngine(load(ref, workspace=workspace)), model_name=str(ref), api_key=api_key)
+    name = Path(ref).name if Path(ref).exists() else str(ref)
+    return create_app(TorchEngine(load(ref, workspace=workspace)), model_name=name, api_key=api_key)
 
 
 def improve(

@@ -323,4 +323,3 @@ def _relative(run: Path, workspace: Path) -> str:
 def _metrics(run: Path) -> dict[str, Any]:
     evaluation = Run(run).read("evaluation.json")
     return {key: evaluation[key] for key in ("before", "after") if key in evaluation}
-

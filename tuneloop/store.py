@@ -79,7 +79,8 @@ aliases = Table(
 # Text, not the tables above: those say how the schema is today, a migration says for ever what one step of it was.
 MIGRATIONS: list[tuple[str, ...]] = [
     (
-        "CREATE TABLE versions (id VARCHAR(64) NOT NULL PRIMARY KEY, name VARCHAR(128) NOT NULL, version INTEGER NOT NULL, "
+        "CREATE TABLE versions (id VARCHAR(64) NOT NULL PRIMARY KEY, "
+        "name VARCHAR(128) NOT NULL, version INTEGER NOT NULL, "
         "run TEXT NOT NULL, base_model TEXT NOT NULL, base_revision TEXT NOT NULL, dataset_hash VARCHAR(64) NOT NULL, "
         "method VARCHAR(64) NOT NULL, created VARCHAR(32) NOT NULL, metrics TEXT NOT NULL, files TEXT NOT NULL, "
         "CONSTRAINT versions_name_version UNIQUE (name, version))",

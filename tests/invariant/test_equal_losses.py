@@ -79,7 +79,13 @@ def samples(tiny_model: Path) -> list[Sample]:
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize(
     "variant",
-    [{"packing": False}, {"micro_batch_size": 1}, {"micro_batch_size": 4}, {"token_budget": 512}, {"checkpointing": True}],
+    [
+        {"packing": False},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 4},
+        {"token_budget": 512},
+        {"checkpointing": True},
+    ],
     ids=str,
 )
 def test_variants_of_one_recipe_lose_the_same(
@@ -135,7 +141,9 @@ def test_packed_samples_never_see_each_other(tiny_model: Path, samples: list[Sam
     assert share([first, second]) == share([replaced, second])
 
 
-def test_chunked_loss_equals_one_chunk(tiny_model: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_loss_equals_one_chunk(
+    tiny_model: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tuneloop.model import loss
 
     def both() -> tuple[float, torch.Tensor]:

@@ -38,7 +38,9 @@ def _package(name: str) -> str:
 
 def _packages() -> list[Finding]:
     found = [
-        Finding(name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else f"pip install {name}")
+        Finding(
+            name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else f"pip install {name}"
+        )
         for name in CORE
     ]
     for extra, modules in EXTRAS.items():

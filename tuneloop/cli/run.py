@@ -35,6 +35,7 @@ def run(
     from tuneloop import pipeline
     from tuneloop.cli import tables
     from tuneloop.model import sources
+    from tuneloop.train import ranks
 
     sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
@@ -44,6 +45,8 @@ def run(
         tables.dataset(dataset)
         tables.plan(foreseen, looked)
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
+    if not ranks.leads():  # one of the processes of torchrun goes on
+        return
     if made.result() is None:
         stopped(made)
     evaluation = pipeline.evaluate(made, say=show.say)
@@ -58,13 +61,15 @@ def run(
 
 
 def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:
-    print(t("Done in {time}. Version {ref}.", time=show.duration(seconds), ref=ref))
+    from tuneloop.evaluate.report import duration
+
+    print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
     print(t("Report: {path}", path=made.path / "report.html"))
     print(t("Loss curve: {path}", path=made.path / "loss_curve.png"))
     print()
     print(t("Next:"))
     print(f"  tuneloop chat {made.path}")
-    print(f"  tuneloop export {made.path} exported/{made.name}")
+    print(f"  tuneloop export {made.path}")
     print(f"  tuneloop serve {made.path}")
     failed = [p["name"] for p in evaluation.get("probes", []) if not p["passed"]]
     if failed:

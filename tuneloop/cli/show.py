@@ -62,13 +62,3 @@ def number(value: float | None, digits: int = 3) -> str:
     ('1.235', '–')
     """
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(42.3), duration(185)
-    ('42 s', '3 min 05 s')
-    """
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

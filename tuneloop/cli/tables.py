@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneloop.cli.show import duration, number, table, trained_text
+from tuneloop.cli.show import number, table, trained_text
 from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight
 from tuneloop.evaluate import compare
+from tuneloop.evaluate.report import duration
 from tuneloop.language import t
 from tuneloop.plan.planner import Plan
 

@@ -35,6 +35,7 @@ def train(
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.runs import open_run
+    from tuneloop.train import ranks
 
     if resume:
         made = open_run(resume, workspace)
@@ -42,6 +43,8 @@ def train(
     else:
         dataset = pipeline.prepare(recipe, workspace=workspace)
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
+    if not ranks.leads():  # one of the processes of torchrun speaks
+        return
     result = made.result()
     if result is None:
         stopped(made)

@@ -39,17 +39,15 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         lost["reasoning"] += any(thought.strip() not in text for thought in thoughts)
         lost["calls"] += any(name not in text for name in calls)
         lost["tools"] += any(name not in text for name in tools)
-    words = {
-        "reasoning": t("{n} dialogues have a thought before the answer that this chat template leaves out"),
-        "calls": t("{n} dialogues have tool calls that this chat template leaves out"),
-        "tools": t("{n} dialogues offer tools that this chat template leaves out"),
-    }
-    return [words[kind].format(n=n) for kind, n in lost.items() if n]
+    said = (
+        (lost["reasoning"], t("{n} dialogues have a thought that this chat template leaves out", n=lost["reasoning"])),
+        (lost["calls"], t("{n} dialogues have tool calls that this chat template leaves out", n=lost["calls"])),
+        (lost["tools"], t("{n} dialogues offer tools that this chat template leaves out", n=lost["tools"])),
+    )
+    return [words for n, words in said if n]
 
 
-def preflight(
-    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = ()
-) -> Preflight:
+def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = ()) -> Preflight:
     """Look at every sample, and at what the template leaves out of `records`.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
@@ -67,8 +65,12 @@ def preflight(
     count("TL-DATA-NO-END", [s for s in samples if not s.ended], end=tokenizer.eos_token)
     # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the very start is a fault.
     count("TL-DATA-DOUBLE-BOS", [s for s in samples if bos is not None and list(s.ids[:2]) == [bos, bos]])
-    count("TL-DATA-TOO-LONG", [s for s in samples if len(s.ids) > budget], budget=budget,
-          length=max(len(s.ids) for s in samples))
+    count(
+        "TL-DATA-TOO-LONG",
+        [s for s in samples if len(s.ids) > budget],
+        budget=budget,
+        length=max(len(s.ids) for s in samples),
+    )
     if found:
         raise DataError("TL-DATA-PREFLIGHT", causes=found)
     shown = min(samples, key=lambda s: abs(len(s.ids) - 80))

@@ -1,6 +1,6 @@
 """Render dialogues with the tokenizer's own chat template: the one renderer of training, evaluation and serving.
 
-A base model has no template; it gets a named default that fits the special tokens it has (`default_template`).
+A base model has no template; it gets the default one, which needs no special token but the end of text.
 """
 
 from __future__ import annotations
@@ -34,16 +34,11 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 DEFAULTS = {"chatml": CHATML, "gemma": GEMMA, "plain": PLAIN}
-ENDS = {"chatml": "<|im_end|>", "gemma": "<end_of_turn>"}
-
-
-def default_template(tokenizer: Any) -> str:
-    """The name of the default that fits the vocabulary: "chatml", "gemma" or "plain"."""
-    vocabulary = tokenizer.get_vocab()
-    for name, end in ENDS.items():
-        if end in vocabulary:
-            return name
-    return "plain"
+DEFAULT = "plain"
+"""What a model without a template gets. A base model has the special tokens of its family's chat template in its
+vocabulary, and has never seen them: its untrained rows of the head are so alike that it cannot learn to write the one
+that ends a turn (tried with Gemma-3-270M: it answers, then writes some other rare token and rambles on). Every model has
+seen its end-of-text token."""
 
 
 def choose_template(tokenizer: Any, wanted: str | None) -> str:
@@ -53,7 +48,7 @@ def choose_template(tokenizer: Any, wanted: str | None) -> str:
     """
     if wanted is None and tokenizer.chat_template:
         return "own"
-    name = wanted or default_template(tokenizer)
+    name = wanted or DEFAULT
     if name in DEFAULTS:
         tokenizer.chat_template = DEFAULTS[name]
         return name

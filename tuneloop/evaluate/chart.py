@@ -179,15 +179,28 @@ def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
     few = len(found.loss) <= FEW
     low, high, above = span(found.loss, found.held)
     if found.loss:
-        top.plot(*_xy(thinned(found.loss)), color=SMOOTH if few else RAW, lw=2 if few else 0.9,
-                 marker="o" if few else None, ms=5, label=say["training loss"])
+        top.plot(
+            *_xy(thinned(found.loss)),
+            color=SMOOTH if few else RAW,
+            lw=2 if few else 0.9,
+            marker="o" if few else None,
+            ms=5,
+            label=say["training loss"],
+        )
         if not few:
             smooth = thinned(smoothed(found.loss, high))
             top.plot(*_xy(smooth), color=SMOOTH, lw=2.2, label=say["training loss, smoothed"])
     if found.held:
         top.plot(*_xy(found.held), color=HELD, lw=1.6, marker="o", ms=7, mec="white", label=say["held-out loss"])
-        top.annotate(f"{found.held[-1][1]:.3f}", found.held[-1], xytext=(0, 10), textcoords="offset points",
-                     ha="right", color=HELD, fontweight="bold")
+        top.annotate(
+            f"{found.held[-1][1]:.3f}",
+            found.held[-1],
+            xytext=(0, 10),
+            textcoords="offset points",
+            ha="right",
+            color=HELD,
+            fontweight="bold",
+        )
     top.set_ylim(low, high)
     if above:
         note = f"▲ {above} {say['points above the frame']}"
@@ -244,8 +257,11 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     if left == right:
         left, right = left - 1, right + 1
     groups = {
-        "loss": [("raw" + (" few" if few else ""), found.loss), ("smooth", [] if few else smoothed(found.loss, high)),
-                 ("held", found.held)],
+        "loss": [
+            ("raw" + (" few" if few else ""), found.loss),
+            ("smooth", [] if few else smoothed(found.loss, high)),
+            ("held", found.held),
+        ],
         "grad": [("grad", found.grad_norm)],
         "rate": [("rate", found.learning_rate)],
     }

@@ -94,8 +94,14 @@ def _scores(evaluation: dict[str, Any]) -> str:
     if not rows:
         return f"## {t('Measured')}\n\n{t('This run was not evaluated.')}\n"
     text = f"## {t('Measured')}\n\n"
-    text += t("On {n} held-out dialogues, with {base} before and this model after.", n=after.get("rows", "?"),
-              base=t("the base model")) + "\n\n"
+    text += (
+        t(
+            "On {n} held-out dialogues, with {base} before and this model after.",
+            n=after.get("rows", "?"),
+            base=t("the base model"),
+        )
+        + "\n\n"
+    )
     text += _table([t("Measure"), t("before"), t("after")], rows)
     probes = evaluation.get("probes") or []
     if probes:

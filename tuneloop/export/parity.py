@@ -136,6 +136,8 @@ def tolerance(dtype: torch.dtype, largest: float) -> float:
     float32: 1e-3. Below that, merging rounds every weight once more, by up to half a unit in the last place (eps / 2,
     relative). Each layer passes on such an error in its output, independent of the others', so over n layers of two
     blocks each they add up to about sqrt(2 n) * eps / 2 of a logit: 4 to 6 eps for 30 to 80 layers. 8 leaves room.
+    SmolLM2-135M and a random adapter showed 0.94 of 1.98 allowed in bfloat16, 0.13 of 0.25 in float16. An adapter that
+    moves no logit by more than that is below what the type resolves, and cannot be told from none at all.
 
     >>> tolerance(torch.float32, 30.0), round(tolerance(torch.bfloat16, 16.0), 3)
     (0.001, 1.0)

@@ -42,8 +42,15 @@ def packed_attention(
     """query [1, heads, length, width], key and value [1, kv heads, length, width] -> [1, length, heads, width]."""
     if segments is None or query.shape[2] != sum(segments):
         out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask,
-            dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs,
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
         )
         return out
     groups = query.shape[1] // key.shape[1]

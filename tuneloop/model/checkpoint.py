@@ -112,24 +112,29 @@ def save(
         shutil.rmtree(target)
     os.replace(draft, target)
     _sync(folder)
-    _prune(folder, keep)
+    _prune(folder, keep, state.step)
     return target
 
 
-def _prune(folder: Path, keep: int | None) -> None:
+def _prune(folder: Path, keep: int | None, step: int) -> None:
     for draft in folder.glob(".draft-*"):
         shutil.rmtree(draft, ignore_errors=True)
     if keep is not None:
-        for old in list(_newest_first(folder))[keep:]:
+        # One of a later step is broken, else the run would have gone on from it: it must not take a good one's place.
+        for old in [p for p in _newest_first(folder) if _step(p) <= step][keep:]:
             # Out of the way first: a removal that is cut short must not leave a folder that looks like a checkpoint.
             gone = folder / f".draft-old-{old.name}"
             os.replace(old, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
-    yield from sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    yield from sorted(found, key=_step, reverse=True)
 
 
 def verified(path: Path) -> bool:

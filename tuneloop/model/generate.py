@@ -49,7 +49,7 @@ class _Chooser:
         chance = torch.softmax(logits.float() / self.how.temperature, -1)
         if self.how.top_p < 1:
             ordered, index = chance.sort(-1, descending=True)
-            ordered[(ordered.cumsum(-1) - ordered) >= self.how.top_p] = 0
+            ordered[..., 1:][(ordered.cumsum(-1) - ordered)[..., 1:] >= self.how.top_p] = 0
             chance = torch.zeros_like(chance).scatter(-1, index, ordered)
         return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)
 
@@ -103,14 +103,18 @@ class Answerer:
 
     def _reply(self, tokens: list[int], prompt_tokens: int, seconds: float, stop: tuple[str, ...]) -> Reply:
         ended = bool(tokens) and tokens[-1] in self.stops
-        text = self._text(tokens[:-1] if ended else tokens)
-        cut = _first_stop(text, stop)
-        if cut is not None:
+        written = tokens[:-1] if ended else tokens
+        text = self._text(written)
+        if _first_stop(text, stop) is not None:
+            # A batch writes on behind a stop text; alone, the answer ends with the token that completes it.
+            starts = ((k, self._text(written[:k])) for k in range(1, len(written) + 1))
+            tokens, text, cut = next((written[:k], x, c) for k, x in starts if (c := _first_stop(x, stop)) is not None)
             text, ended = text[:cut], True
         return Reply(text, prompt_tokens, len(tokens), "stop" if ended else "length", seconds)
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        # Cleaning would take back blanks that a stream has sent already, and write what was not trained.
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def stream(self, chat: Chat, **options: Any) -> Iterator[str]:
         """The answer's text in pieces of whole characters."""
@@ -131,7 +135,7 @@ class Answerer:
         began = time.perf_counter()
         tokens: list[int] = []
         sent = 0
-        hold = max((len(s) for s in stop), default=1) - 1
+        hold = max((len(s) for s in stop if s), default=1) - 1
         for (token,) in self._decode([ids], max_new_tokens, Sampling(temperature, top_p, seed)):
             assert token is not None
             tokens.append(token)
@@ -154,7 +158,7 @@ class Answerer:
         longest = max(len(p) for p in prompts)
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
-        most = min(most, self.context - longest)
+        room = [min(most, self.context - len(p)) for p in prompts]
         device = next(self.model.parameters()).device
         pad = next(iter(self.stops), 0)
         ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
@@ -164,7 +168,7 @@ class Answerer:
         cache = DynamicCache(config=base.config)
         choose = _Chooser(how, device)
         open_ = [True] * len(prompts)
-        for _ in range(most):
+        for written in range(1, max(room) + 1):
             out = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
@@ -172,11 +176,11 @@ class Answerer:
             ids = choose(out.logits[:, -1]).unsqueeze(-1)
             chosen: list[int] = ids.squeeze(-1).tolist()
             yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
-            open_ = [o and t not in self.stops for t, o in zip(chosen, open_, strict=True)]
+            open_ = [o and t not in self.stops and written < r for t, o, r in zip(chosen, open_, room, strict=True)]
             if not any(open_):
                 return
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
-            place = place[:, -1:] + 1
+            place = (place[:, -1:] + 1).clamp(max=self.context - 1)  # a row that has ended goes along
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:

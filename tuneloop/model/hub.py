@@ -21,7 +21,7 @@ from tuneloop.disk import require_room
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import ModelError, TuneloopError
 from tuneloop.language import t
-from tuneloop.model.folder import PICKLES, check
+from tuneloop.model.model_folder import PICKLES, check
 from tuneloop.optional import need
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*"]
@@ -61,7 +61,7 @@ def from_hub(name: str, revision: str | None = None, *, local_only: bool = False
     """The checked snapshot of the hub model "org/name" at `revision` (branch, tag or commit).
 
     `local_only`: look in the hub library's cache alone. Raises TL-MODEL-HUB, TL-MODEL-OFFLINE, TL-MODEL-NOT-FOUND,
-    TL-MODEL-GATED, TL-MODEL-REVISION, TL-MACHINE-DISK and what `folder.check` raises.
+    TL-MODEL-GATED, TL-MODEL-REVISION, TL-MACHINE-DISK and what `model_folder.check` raises.
     """
     quiet_libraries()
     from huggingface_hub import constants, snapshot_download

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -20,11 +21,14 @@ from tuneloop.errors import ModelError, RunError
 from tuneloop.language import t
 from tuneloop.model import attention, sources
 from tuneloop.model.methods import METHODS
+from tuneloop.model.model_folder import check_safetensors
 from tuneloop.recipe import ModelPart, Recipe, TrainPart, read_recipe
 
 quiet_libraries()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+# transformers and peft warn about each other's names; nothing a user could act on.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
 def load_tokenizer(folder: Path, template: str | None = None) -> Any:
@@ -106,7 +110,8 @@ class Trained:
 def load_trained(run: Path) -> Trained:
     """Base and adapter (or the whole model) of a finished run.
 
-    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result.
+    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
+    adapter that lacks weights.
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
@@ -117,10 +122,23 @@ def load_trained(run: Path) -> Trained:
     tokenizer = load_tokenizer(result)
     if result.name == "model":
         return Trained(load_model(result, recipe.model.dtype), tokenizer, recipe)
-    base = load_model(resolve(recipe.model), recipe.model.dtype)
-    model = PeftModel.from_pretrained(base, str(result), local_files_only=True)
+    return Trained(_with_adapter(load_model(resolve(recipe.model), recipe.model.dtype), result), tokenizer, recipe)
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """PEFT itself would read a pickle where there is no safetensors file, and begin anew where a weight is missing."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise RunError("TL-RUN-DAMAGED", where=str(file), error=t("there is no such file"))
+    check_safetensors(file)
+    model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+    with safe_open(file, "pt") as weights:
+        missing = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(weights.keys()))
+    if missing:
+        error = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+        raise RunError("TL-RUN-DAMAGED", where=str(file), error=error)
     model.eval()
-    return Trained(model, tokenizer, recipe)
+    return model
 
 
 def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path) -> None:

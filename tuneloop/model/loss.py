@@ -100,8 +100,13 @@ class LossModel(nn.Module):
     ) -> Tensor:
         base = plain(self.model)
         if self.own_head and len(targets):
-            own = base(input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False,
-                       logits_to_keep=positions)
+            own = base(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                segments=segments,
+                use_cache=False,
+                logits_to_keep=positions,
+            )
             whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
             return whole
         trunk = getattr(base, base.base_model_prefix)
@@ -113,9 +118,7 @@ class LossModel(nn.Module):
             return torch.stack([out.last_hidden_state.float().sum(), *ends]).sum() * 0.0
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
         if not torch.is_grad_enabled():
-            losses = [
-                _summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)
-            ]
+            losses = [_summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)]
             return torch.stack(losses).sum()
         loss: Tensor = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]
         return loss

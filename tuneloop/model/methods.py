@@ -43,8 +43,9 @@ def _lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     unknown = [x for x in targets if not any(n == x or n.endswith("." + x) for n, _ in model.named_modules())]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, 3, 0.4)
-        raise ModelError("TL-MODEL-MODULE", where="train.lora.targets", got=", ".join(unknown),
-                         near=", ".join(close or known))
+        raise ModelError(
+            "TL-MODEL-MODULE", where="train.lora.targets", got=", ".join(unknown), near=", ".join(close or known)
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
     )

@@ -27,8 +27,8 @@ from tuneloop.disk import require_room, size_text
 from tuneloop.environment import environment
 from tuneloop.errors import MachineError, ModelError
 from tuneloop.language import t
-from tuneloop.model.folder import check, check_tokenizer
 from tuneloop.model.known import Known, demand
+from tuneloop.model.model_folder import check, check_tokenizer
 from tuneloop.model.package_index import Say, download, sha256_of, take
 
 PROVENANCE = "tuneloop.json"
@@ -46,7 +46,7 @@ def cache_folder(known: Known) -> Path:
 
 
 def check_known(known: Known, folder: Path) -> None:
-    """The check that fits the kind of the model. Raises what `folder.check` raises."""
+    """The check that fits the kind of the model. Raises what `model_folder.check` raises."""
     if known.kind == "tokenizer":
         check_tokenizer(folder)
     else:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tuneloop.errors import ModelError
 from tuneloop.language import t
-from tuneloop.model.folder import check
 from tuneloop.model.hub import from_hub, from_modelscope
 from tuneloop.model.known import KNOWN, Kind, find, nearest
+from tuneloop.model.model_folder import check
 from tuneloop.model.package_index import Say
-from tuneloop.model.pull import cache_folder, check_known, is_cached, pull, to_stderr
+from tuneloop.model.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
 
 __all__ = ["Row", "check", "listing", "pull", "resolve", "where"]
 
@@ -89,7 +89,7 @@ def where(name: str) -> Path:
         return folder
     if known := find(name):
         cached = cache_folder(known)
-        if not cached.is_dir():
+        if not (cached / PROVENANCE).is_file():
             raise ModelError("TL-MODEL-ABSENT", where=name, name=known.name)
         check_known(known, cached)
         return cached

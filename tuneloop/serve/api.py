@@ -280,7 +280,7 @@ class _Server(uvicorn.Server):
 
 
 def run(app: FastAPI, bound: socket.socket) -> None:
-    """Serve until Ctrl-C. The answer under way gets `GRACE_SECONDS`; what waits is refused. A second Ctrl-C ends all."""
+    """Serve until Ctrl-C. The answer under way gets `GRACE_SECONDS`; what waits is refused. A second one ends all."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=4 * GRACE_SECONDS, lifespan="on")
     try:
         _Server(config, app.state.engine).run(sockets=[bound])

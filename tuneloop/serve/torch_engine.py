@@ -222,4 +222,3 @@ class Stream:
         """Nobody listens any more: take the job out of the queue, or stop it before its next token."""
         self._ended = True
         self._engine._cancel(self._job)
-

@@ -50,8 +50,13 @@ class Journal:
         self.path = path
 
     def write(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+        with self.path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash cut the last line short: this one must not be lost with it
+                    line = b"\n" + line
+            file.write(line)
 
     def event(self, name: str, **facts: Any) -> None:
         self.write({"time": round(time.time(), 3), "event": name, **facts})
@@ -198,8 +203,15 @@ class Screen:
             self.last = time.perf_counter()
             done = state.step - self.first
             left = (self.last - self.began) / max(1, done) * (self.total - state.step)
-            self.say(t("step {step}/{total}  {numbers}  {left} s left", step=state.step, total=self.total,
-                       numbers=numbers, left=f"{left:.0f}"))
+            self.say(
+                t(
+                    "step {step}/{total}  {numbers}  {left} s left",
+                    step=state.step,
+                    total=self.total,
+                    numbers=numbers,
+                    left=f"{left:.0f}",
+                )
+            )
 
     def on_end(self, state: State) -> None:
         self.close()

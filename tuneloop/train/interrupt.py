@@ -1,4 +1,4 @@
-"""Ctrl-C, politely: the first one lets the step finish and a checkpoint be written, the second one stops at once."""
+"""Ctrl-C, politely: the first one lets the step finish and a checkpoint be written, a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        # Ctrl-C under torchrun is a SIGINT and then a SIGTERM: only who presses it again is in a hurry.
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.asked:
+            return
         self.asked = True
         self.say()

@@ -55,7 +55,7 @@ def train(
 
     The loss of a step is that sum over all micro-batches and ranks, divided by the label tokens of them all. Gradients
     are averaged over ranks, so each rank scales its share by their number. Ends early when `stop()` is true.
-    Raises TL-RUN-NAN when the loss is not a number; the weights are then still those of the last good step.
+    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are then still those of the last good step.
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -66,9 +66,9 @@ def train(
             accelerator.backward(loss * (accelerator.num_processes / step.label_tokens))
             total += loss.detach()
         mean = float(accelerator.reduce(total, "sum")) / step.label_tokens
-        if not math.isfinite(mean):
-            raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=mean)
         norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf))
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=f"{mean:.4g}", norm=f"{norm:.4g}")
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()

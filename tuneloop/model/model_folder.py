@@ -10,6 +10,7 @@ folder brings along is refused.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,12 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         table = _read_json(index, "TL-MODEL-WEIGHTS").get("weight_map")
-        shards = set(table.values()) if isinstance(table, dict) else set()
-        present = {p.name for p in folder.iterdir()}
-        missing = sorted(str(s) for s in shards if not isinstance(s, str) or s not in present)
+        shards = {str(name) for name in table.values()} if isinstance(table, dict) else set()
+        missing = sorted(shards - {p.name for p in folder.iterdir()})
         if missing or not shards:
             names = ", ".join(missing[:5])
-            error = (
-                t("its index names {names}, which is not in the folder", names=names)
-                if missing
-                else t("its index is empty")
-            )
-            raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
+            broken = t("its index names {names}, which is not in the folder", names=names) if missing else ""
+            raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=broken or t("its index is empty"))
         return [folder / s for s in sorted(shards)]
     single = folder / "model.safetensors"
     if single.is_file():
@@ -102,9 +98,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_safetensors(file: Path) -> None:
     """Raise TL-MODEL-TRUNCATED unless the header of `file` is whole and its tensors end where the file ends."""
-    size = file.stat().st_size
     try:
         with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 0 < length <= min(_MOST_HEADER, size - 8):
                 raise ValueError(t("its header is cut off"))
@@ -113,8 +109,9 @@ def check_safetensors(file: Path) -> None:
         expected = 8 + length + max(ends, default=0)
         if expected != size:
             raise ValueError(t("it has {size:,} bytes, its header says {expected:,}", size=size, expected=expected))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=words) from error
 
 
 def _base_of(folder: Path) -> str:

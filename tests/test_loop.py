@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tuneloop.data.batches import BatchPlan, Step, Steps, loader, pack
+from tuneloop.data.tokens import Sample
+from tuneloop.errors import RunError
+from tuneloop.model.checkpoint import State
+from tuneloop.model.load import load_model, wrap
+from tuneloop.model.loss import LossModel
+from tuneloop.recipe import TrainPart
+from tuneloop.train.loop import StepResult, held_loss, to_device, train
+from tuneloop.train.optim import optimizer_for, scheduler_for
+
+SETTINGS = TrainPart(learning_rate=0.01, schedule="constant", warmup_ratio=0)
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.results: list[StepResult] = []
+        self.steps: list[int] = []
+        self.ended: list[int] = []
+
+    def on_step(self, state: State, result: StepResult) -> None:
+        self.steps.append(state.step)
+        self.results.append(result)
+
+    def on_end(self, state: State) -> None:
+        self.ended.append(state.step)
+
+
+def samples(count: int = 12) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    out = []
+    for n in range(count):
+        length = 6 + 5 * n % 17
+        out.append(Sample(rng.integers(3, 400, length, dtype=np.int32), np.arange(length) > length // 2, f"r{n}", True))
+    return out
+
+
+def steps_of(every: Sequence[Sample], last: int, **more: Any) -> Any:
+    plan = BatchPlan(tuple(len(s.ids) for s in every), 4, **({"token_budget": 40, "seed": 0} | more))
+    return loader(Steps(plan, every, 0, last), 0)
+
+
+def run(
+    model: nn.Module, steps: Any, *, norm: float = 0.0, stop: Callable[[], bool] = lambda: False, start: int = 0
+) -> tuple[State, Seen, Any]:
+    seen, state = Seen(), State(start)
+    optimizer = optimizer_for(model, SETTINGS)
+    scheduler = scheduler_for(optimizer, SETTINGS, 100)
+    accelerator = Accelerator(cpu=True)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    try:
+        train(accelerator, wrapped, prepared, scheduler, steps, state, max_grad_norm=norm, callbacks=[seen], stop=stop)
+    finally:
+        seen.optimizer = optimizer  # type: ignore[attr-defined]
+    return state, seen, optimizer
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> LossModel:
+    return LossModel(wrap(load_model(tiny_model), TrainPart(method="full"), 0))
+
+
+def test_a_step_is_one_mean_over_all_its_label_tokens(model: LossModel) -> None:
+    """Not the mean of the micro-batches' means: rows of few labels must not weigh more."""
+    every = samples()
+    step = next(iter(steps_of(every, 1)))
+    assert len(step.micros) > 1
+    assert len({len(m["targets"]) for m in step.micros}) > 1
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    total = sum(model(**m) for m in step.micros) / step.label_tokens
+    grads = torch.autograd.grad(total, list(model.parameters()))
+    _, seen, _ = run(model, [step])
+    result = seen.results[0]
+    assert result.loss == pytest.approx(total.item(), rel=1e-6)
+    norm = torch.stack([g.norm() for g in grads]).norm().item()
+    assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+    # Adam's first step is the rate in the direction of the gradient's sign.
+    for (name, p), g in zip(model.named_parameters(), grads, strict=True):
+        sure = g.abs() > 1e-5
+        assert torch.allclose((p - before[name])[sure], -0.01 * g.sign()[sure], atol=1e-4), name
+
+
+def test_the_gradient_is_clipped_and_told_as_it_was(model: LossModel) -> None:
+    taken: list[float] = []
+    hook = torch.optim.Optimizer.step
+
+    class Watch(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            grads = [p.grad.norm() for g in self.param_groups for p in g["params"]]
+            taken.append(torch.stack(grads).norm().item())
+            return hook(self, closure) if closure else super().step(closure)
+
+    every = samples()
+    for limit in (0.05, 0.0):
+        seen = Seen()
+        optimizer = Watch(model.parameters(), lr=1e-9)
+        accelerator = Accelerator(cpu=True)
+        wrapped, prepared = accelerator.prepare(model, optimizer)
+        scheduler = scheduler_for(optimizer, SETTINGS, 100)
+        train(accelerator, wrapped, prepared, scheduler, steps_of(every, 1), State(), max_grad_norm=limit, callbacks=[seen],
+              stop=lambda: False)  # fmt: skip
+        assert seen.results[0].grad_norm > 0.1
+        assert taken[-1] == pytest.approx(limit or seen.results[0].grad_norm, rel=1e-3)
+
+
+def test_it_runs_the_steps_in_order_and_counts_on(model: LossModel) -> None:
+    state, seen, _ = run(model, steps_of(samples(), 5), start=7)
+    assert state.step == 12
+    assert seen.steps == [8, 9, 10, 11, 12]
+    assert [r.step.number for r in seen.results] == [0, 1, 2, 3, 4]
+    assert seen.ended == [12]
+    assert all(r.learning_rate == 0.01 for r in seen.results)
+    assert seen.results[-1].loss < seen.results[0].loss
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_stops_after_the_step_in_which_it_is_asked(model: LossModel) -> None:
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    state, seen, _ = run(model, steps_of(samples(), 9), stop=stop)
+    assert state.step == 2
+    assert seen.ended == [2]
+
+
+class Sick(nn.Module):
+    """A loss model whose loss or gradient is no number from its third forward pass on."""
+
+    def __init__(self, inner: LossModel, what: str) -> None:
+        super().__init__()
+        self.inner, self.what, self.passes = inner, what, 0
+
+    def forward(self, **row: Any) -> Tensor:
+        self.passes += 1
+        loss: Tensor = self.inner(**row)
+        if self.passes < 3:
+            return loss
+        if self.what == "loss":
+            return loss * float("nan")
+        # A finite loss with an infinite slope, as the root of a difference that has become 0 has.
+        return loss + torch.sqrt((loss - loss.detach()).clamp(min=0))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_no_step_is_taken_with_what_is_no_number(model: LossModel, what: str) -> None:
+    every = samples(4)
+    step = next(iter(steps_of(every, 1, token_budget=500)))
+    assert len(step.micros) == 1
+    run(model, [step, step])  # what two good steps make of the weights
+    good = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(RunError) as caught:
+        run(Sick(model, what), [step, step, step, step])
+    assert caught.value.code == "TL-RUN-NAN"
+    assert "step 3" in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert any(not torch.equal(p, good[n]) for n, p in model.named_parameters()), "two more good steps were taken"
+
+
+def test_dropout_is_on_while_training_and_off_for_the_held_loss(tiny_model: Path) -> None:
+    settings = TrainPart.model_validate({"lora": {"rank": 4, "dropout": 0.5}})
+    model = LossModel(wrap(load_model(tiny_model), settings, 0))
+    for n, p in model.named_parameters():
+        if "lora_B" in n:
+            nn.init.normal_(p, std=0.3)
+    row = [pack(samples(3))]
+    cpu = torch.device("cpu")
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first, labels = held_loss(model, row, cpu)
+    assert labels == sum(s.labels for s in samples(3))
+    assert held_loss(model, row, cpu) == (first, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.train()
+    assert held_loss(model, row, cpu)[0] == first
+    assert model.training
+    assert len({model(**row[0]).item() for _ in range(3)}) == 3
+
+
+def test_held_rows_add_up(model: LossModel) -> None:
+    every, cpu = samples(6), torch.device("cpu")
+    total, labels = held_loss(model, [pack(every[:2]), pack(every[2:])], cpu)
+    apart = [held_loss(model, [pack([s])], cpu) for s in every]
+    assert total == pytest.approx(sum(t for t, _ in apart), rel=1e-5)
+    assert labels == sum(n for _, n in apart)
+    assert held_loss(model, [], cpu) == (0.0, 0)
+
+
+def test_a_row_goes_to_the_device_and_its_segments_stay() -> None:
+    step: Step = next(iter(steps_of(samples(), 1)))
+    moved = to_device(step.micros[0], torch.device("meta"))
+    assert moved["segments"] == step.micros[0]["segments"]
+    assert {v.device.type for v in moved.values() if isinstance(v, Tensor)} == {"meta"}
