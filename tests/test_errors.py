@@ -99,7 +99,7 @@ def test_causes_are_told_with_it() -> None:
     ]
     error = RecipeError("TL-RECIPE-INVALID", where="a.yaml", causes=causes, n=2)
     lines = str(error).splitlines()
-    assert [line for line in lines if line.startswith("  - ")][0].startswith("  - train.epoch: ")
+    assert next(line for line in lines if line.startswith("  - ")).startswith("  - train.epoch: ")
     assert len([line for line in lines if line.startswith("  - ")]) == 2
     assert [c["where"] for c in error.as_dict()["causes"]] == ["train.epoch", "train.epochz"]
 

@@ -41,8 +41,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_a_tokenizer_brings_a_template_whatever_the_folder_has(folder: Path) -> None:
     assert load_tokenizer(folder).chat_template == CHATML
     (folder / "chat_template.jinja").unlink()
-    assert load_tokenizer(folder).chat_template == CHATML, "its vocabulary has <|im_end|>"
-    assert load_tokenizer(folder, "plain").chat_template == PLAIN
+    assert load_tokenizer(folder).chat_template == PLAIN
     (folder / "chat_template.jinja").write_text("{{ 'own' }}", encoding="utf-8")
     assert load_tokenizer(folder).chat_template == "{{ 'own' }}"
     assert load_tokenizer(folder, "chatml").chat_template == CHATML

@@ -119,3 +119,19 @@ def test_an_untied_head_is_no_target() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("qwen2", tie_word_embeddings=False))
     assert "lm_head" not in linear_names(model)
     assert "lm_head" in dict(model.named_modules())
+
+
+def test_gpt2_has_linear_layers_of_another_kind() -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(tiny_config("gpt2"))
+    assert linear_names(model) == ["c_attn", "c_fc", "c_proj"]
+    wrapped = wrap(model, part(lora={"rank": 2}), 0)
+    touched = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert touched == {"c_attn", "c_fc", "c_proj"}
+
+
+def test_no_target_is_nothing_to_train(tiny_model: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        wrap(load_model(tiny_model), part(lora={"targets": []}), 0)
+    assert caught.value.code == "TL-MODEL-NOTHING-TRAINED"

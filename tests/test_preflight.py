@@ -40,7 +40,7 @@ def test_what_is_right_is_counted_and_shown() -> None:
     assert looked.tokens == sum(len(s.ids) for s in samples)
     assert looked.label_tokens == sum(s.labels for s in samples)
     assert looked.longest == max(len(s.ids) for s in samples)
-    assert [text for text, trained in looked.sample if trained][0] in {f"{a}<|im_end|>" for _, a in TALK}
+    assert next(text for text, trained in looked.sample if trained) in {f"{a}<|im_end|>" for _, a in TALK}
 
 
 def test_pad_and_bos_may_be_any_other_special_token() -> None:
@@ -91,3 +91,39 @@ def test_no_sample_is_no_run() -> None:
         preflight(chatml(), [], 500)
     assert caught.value.code == "TL-DATA-NOTHING-LEFT"
     assert "?" not in caught.value.what
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"place": "Bern"}}}
+THINKING = "{% for m in messages %}{{ m.role + ': ' }}{% if m.reasoning_content and loop.last %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def test_what_a_template_leaves_out_is_told() -> None:
+    user, plain = Message("user", "And the weather?"), Message("assistant", "Sunny.")
+    called = Message("assistant", "Let me look.", tool_calls=(CALL,))
+    every = [
+        Record((user, plain)),
+        Record((user, Message("assistant", "Sunny.", reasoning="I look out of the window."))),
+        Record((user, called, Message("tool", "sun"), plain), tools=(WEATHER,)),
+    ]
+    tokenizer = chatml()
+    looked = preflight(tokenizer, tokenize(tokenizer, every), 500, every)
+    assert len(looked.warnings) == 3
+    assert all(w.startswith("1 dialogues") for w in looked.warnings)
+    assert preflight(tokenizer, tokenize(tokenizer, every[:1]), 500, every[:1]).warnings == ()
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + ': ' + (m.reasoning_content or '') "
+        "+ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert preflight(tokenizer, tokenize(tokenizer, every), 500, every).warnings == ()
+
+
+def test_a_thought_that_only_later_turns_do_not_see_is_not_left_out() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = THINKING
+    user, answer = Message("user", "Why?"), Message("assistant", "So.", reasoning="Because of that.")
+    records = [Record((user, answer, user, answer))]
+    samples = tokenize(tokenizer, records)
+    assert len(samples) == 2
+    assert preflight(tokenizer, samples, 500, records).warnings == ()

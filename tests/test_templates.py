@@ -70,13 +70,13 @@ def test_any_other_name_is_refused(wanted: str) -> None:
 
 def test_what_the_defaults_write() -> None:
     tokenizer = chatml()
-    choose_template(tokenizer, None)
+    choose_template(tokenizer, "chatml")
     assert render(tokenizer, CHAT, prompt=True) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>\n"
         "<|im_start|>assistant\nPebble.<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n"
     )
     tokenizer = gemma()
-    choose_template(tokenizer, None)
+    choose_template(tokenizer, "gemma")
     assert render(tokenizer, CHAT, prompt=True) == (
         "<bos><start_of_turn>user\nBe brief.\n\nWho are you?<end_of_turn>\n<start_of_turn>model\nPebble.<end_of_turn>\n"
         "<start_of_turn>user\nAnd then?<end_of_turn>\n<start_of_turn>model\n"
@@ -91,7 +91,7 @@ def test_what_the_defaults_write() -> None:
 @pytest.mark.parametrize("make", [chatml, gemma, plain])
 def test_a_prompt_is_the_beginning_of_its_answer(make: Any) -> None:
     tokenizer = make()
-    choose_template(tokenizer, None)
+    choose_template(tokenizer, make.__name__)
     assert render(tokenizer, CHAT[:3]).startswith(render(tokenizer, CHAT[:2], prompt=True))
 
 
@@ -130,10 +130,10 @@ def test_tools_reach_the_template() -> None:
 
 def test_answers_stop_at_the_end_of_text_and_at_the_end_of_the_turn() -> None:
     tokenizer = chatml()
-    choose_template(tokenizer, None)
+    choose_template(tokenizer, "chatml")
     assert stop_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
     tokenizer = gemma()
-    choose_template(tokenizer, None)
+    choose_template(tokenizer, "gemma")
     assert stop_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"]))
     tokenizer = plain()
     choose_template(tokenizer, None)

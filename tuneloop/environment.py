@@ -1,4 +1,4 @@
-"""The environment, read in this one place. Every variable tuneloop knows is a field here, and is in docs/*/settings.md."""
+"""The environment, read in this one place. Every variable tuneloop knows is a field here and in docs/*/settings.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def environment() -> Environment:
 
 
 def quiet_libraries() -> None:
-    """Set what the libraries below us read from the environment: no telemetry, no advice, no worker deadlock warning."""
+    """Set what the libraries below us read from the environment: no telemetry, no advice, no deadlock warning."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -9,8 +9,8 @@
     └── ServeError     TL-SERVE-…    requests to the server
 
 The words are not here: `messages/<language>/<class>.toml` has one table a code with `what` (one sentence), `do` (the
-remedy) and `more` (for `tuneloop explain`), so that each error exists in both languages. `{name}` in them is filled from
-the keywords an error is raised with.
+remedy) and `more` (for `tuneloop explain`), so that each error exists in both languages. `{name}` in them is filled
+from the keywords an error is raised with.
 """
 
 from __future__ import annotations

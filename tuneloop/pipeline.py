@@ -17,9 +17,11 @@ from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
 from tuneloop.data.tokens import lengths, tokenize
+from tuneloop.errors import RunError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
+from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_tokenizer, load_trained, resolve
 from tuneloop.plan import planner
@@ -124,7 +126,10 @@ def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
 
 
 def _dataset(run: Run) -> Dataset:
-    return datasets.open_dataset(Path(run.read("dataset.json")["path"]))
+    path = run.read("dataset.json").get("path")
+    if not path:
+        raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
+    return datasets.open_dataset(Path(path))
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
@@ -205,17 +210,21 @@ def improve(
 ) -> tuple[Run, Verdict]:
     """New files beside the old ones -> a new run, registered only if it is no worse on what the old one held out.
 
-    A dialogue's side of the split depends on its content alone, so what was held out stays held out.
+    A dialogue's side of the split depends on its content, so what was held out mostly stays held out; a row that does
+    not is no witness any more and is left out of both scores.
     """
     recipe, _ = recipes.read_recipe(run.recipe)
     more = [DataFile(path=str(Path(f).resolve())) for f in files]
     grown = recipe.model_copy(update={"data": [*recipe.data, *more]})
-    new = train(grown, prepare(grown, workspace=workspace), workspace=workspace)
+    dataset = prepare(grown, workspace=workspace)
+    new = train(grown, dataset, workspace=workspace)
     if new.result() is None:
         return new, Verdict(False, None, None, ())
-    held = _dataset(run).records("validation")
-    old_score = run.read("evaluation.json") or evaluate(run, held=held, say=say)
-    verdict = better(old_score, evaluate(new, held=held, say=say))
+    before = _dataset(run).records("validation")
+    learned = {record.id for record in dataset.records("train")}
+    held = [record for record in before if record.id not in learned]
+    old_score = run.read("evaluation.json") if held == before else both(load_trained(run.path), held, say)
+    verdict = better(old_score or evaluate(run, held=held, say=say), evaluate(new, held=held, say=say))
     if verdict.better:
         register(new, workspace=workspace)
     return new, verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -48,18 +49,20 @@ def torchrun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         launch = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
                   "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "--no-python"]  # fmt: skip
         words = [sys.executable, "-m", "tuneloop", "train", *arguments, "--workspace", str(workspace)]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *launch, *words],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            )  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, *launch, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         )
-        return started[-1]
+        started.append(process)
+        return process
 
     yield start
     for process in started:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
@@ -111,7 +114,7 @@ def test_two_processes_stop_together_and_go_on(
     base = tiny_folder(tmp_path / "untied", "llama", vocab_size=480, max_position_embeddings=128)
     for part in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (base / part).write_bytes((tiny_model / part).read_bytes())
-    recipe = recipe_for(base, talk_file, "full", 12)
+    recipe = recipe_for(base, talk_file, "full", 6)
     file = tmp_path / "ranks.yaml"
     file.write_text(dump(recipe), encoding="utf-8")
     process = torchrun(tmp_path / "two", str(file))

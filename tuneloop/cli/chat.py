@@ -29,7 +29,10 @@ def chat(
     seed: Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
-    """Talk to a run: /reset forgets, /system TEXT sets the system prompt, /quit ends. In a pipe each line is a turn."""
+    """Talk to a run: /reset forgets, /system TEXT sets the system prompt, /quit ends. In a pipe each line is a turn.
+
+    Examples: tuneloop chat runs/demo-1 | tuneloop chat demo:v1 --once "Who are you?"
+    """
     from tuneloop import pipeline
 
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):

@@ -17,7 +17,10 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the key that clients must send.")] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
-    """Serve OpenAI's chat API until Ctrl-C."""
+    """Serve OpenAI's chat API until Ctrl-C.
+
+    Example: tuneloop serve runs/demo-1 --port 8000
+    """
     from tuneloop import pipeline
     from tuneloop.cli.show import say
     from tuneloop.language import t

@@ -75,7 +75,11 @@ def changes(evaluation: dict[str, Any]) -> None:
     """The closing table: every metric before and after, and whether that is better."""
     marks = {True: t("better"), False: t("worse"), None: ""}
     rows = [
-        (c.label, number(c.before), number(c.after), number(c.change), marks[c.better])
+        (
+            c.label,
+            *(number(v, 0 if c.metric.startswith("probe/") else 3) for v in (c.before, c.after, c.change)),
+            marks[c.better],
+        )
         for c in compare.changes(evaluation)
     ]
     table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), ""], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +33,11 @@ def recipe_of(
     from tuneloop import recipe as recipes
 
     assignments = list(settings or [])
+    # A text in quotes: the values of assignments are YAML, and a name may look like a number there.
     if model:
-        assignments.append(f"model.name={model}")
+        assignments.append(f"model.name={json.dumps(model, ensure_ascii=False)}")
     if name:
-        assignments.append(f"name={name}")
+        assignments.append(f"name={json.dumps(name, ensure_ascii=False)}")
     if accept:
         assignments.append("model.accept_terms=true")
     first = Path(targets[0])

@@ -6,12 +6,15 @@ micro-batches only share out a step's bins, so step k trains the same samples on
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import signal
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from typing import TypedDict
 
 import torch
@@ -63,7 +66,7 @@ class BatchPlan:
         return tuple(self._bins(chosen))
 
     def _bins(self, chosen: Sequence[int]) -> Iterator[Bin]:
-        """First fit, longest first: whole samples, at most `token_budget` tokens and `micro_batch_size` samples a bin."""
+        """First fit, longest first: at most `token_budget` tokens and `micro_batch_size` whole samples a bin."""
         most = (self.micro_batch_size or self.batch_size) if self.packing else 1
         bins: list[list[int]] = []
         room: list[int] = []
@@ -176,13 +179,28 @@ def loader(steps: Steps, workers: int) -> Iterator[Step]:
     # A generator of its own: DataLoader would otherwise draw its seed from the global state that dropout uses, and a
     # resumed run would see other dropout masks.
     own = torch.Generator().manual_seed(0)
-    return iter(
-        DataLoader(
-            steps,
-            batch_size=None,
-            num_workers=workers,
-            generator=own,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="spawn" if workers else None,
+    with _deaf() if workers else contextlib.nullcontext():
+        return iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                num_workers=workers,
+                generator=own,
+                prefetch_factor=4 if workers else None,
+                multiprocessing_context="spawn" if workers else None,
+            )
         )
-    )
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C: a terminal sends it to them as well, and the run must outlive it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it starts with the first worker else, and lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

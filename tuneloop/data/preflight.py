@@ -30,21 +30,37 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """Warnings about what a template leaves out without a word: thoughts, tool calls, tools."""
     lost = {"reasoning": 0, "calls": 0, "tools": 0}
     for record in records:
-        thoughts = [m.reasoning for m in record.messages if m.reasoning]
-        calls = [str(c.get("function", {}).get("name", "")) for m in record.messages for c in m.tool_calls]
-        tools = [str(tool.get("function", {}).get("name", "")) for tool in record.tools]
-        if not (thoughts or calls or tools):
-            continue
-        text = render(tokenizer, record.chat(), tools=record.tools)
-        lost["reasoning"] += any(thought.strip() not in text for thought in thoughts)
-        lost["calls"] += any(name not in text for name in calls)
-        lost["tools"] += any(name not in text for name in tools)
+        told = _told(tokenizer, record)
+        for kind in lost:
+            lost[kind] += not all(told[kind])
     said = (
         (lost["reasoning"], t("{n} dialogues have a thought that this chat template leaves out", n=lost["reasoning"])),
         (lost["calls"], t("{n} dialogues have tool calls that this chat template leaves out", n=lost["calls"])),
         (lost["tools"], t("{n} dialogues offer tools that this chat template leaves out", n=lost["tools"])),
     )
     return [words for n, words in said if n]
+
+
+def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
+    """For each thought, call and tool of a dialogue: whether the text has it in which its turn is trained.
+
+    A template may drop earlier thoughts from the context of later turns; each is trained in its own all the same.
+    """
+    told: dict[str, list[bool]] = {"reasoning": [], "calls": [], "tools": []}
+    chat = record.chat()
+    for n, message in enumerate(record.messages, 1):
+        if message.reasoning or message.tool_calls:
+            text = render(tokenizer, chat[:n], tools=record.tools)
+            told["reasoning"].append(message.reasoning.strip() in text)
+            told["calls"] += [_name(call) in text for call in message.tool_calls]
+    if record.tools:
+        text = render(tokenizer, chat, tools=record.tools)
+        told["tools"] = [_name(tool) in text for tool in record.tools]
+    return told
+
+
+def _name(of: dict[str, Any]) -> str:
+    return str(of.get("function", {}).get("name", ""))
 
 
 def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = ()) -> Preflight:
@@ -63,7 +79,7 @@ def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int, records: S
     bos = tokenizer.bos_token_id
     count("TL-DATA-NO-LABEL", [s for s in samples if s.labels == 0])
     count("TL-DATA-NO-END", [s for s in samples if not s.ended], end=tokenizer.eos_token)
-    # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the very start is a fault.
+    # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the start is a fault.
     count("TL-DATA-DOUBLE-BOS", [s for s in samples if bos is not None and list(s.ids[:2]) == [bos, bos]])
     count(
         "TL-DATA-TOO-LONG",

@@ -37,8 +37,8 @@ DEFAULTS = {"chatml": CHATML, "gemma": GEMMA, "plain": PLAIN}
 DEFAULT = "plain"
 """What a model without a template gets. A base model has the special tokens of its family's chat template in its
 vocabulary, and has never seen them: its untrained rows of the head are so alike that it cannot learn to write the one
-that ends a turn (tried with Gemma-3-270M: it answers, then writes some other rare token and rambles on). Every model has
-seen its end-of-text token."""
+that ends a turn (tried with Gemma-3-270M: it answers, then writes some other rare token and rambles on). Every model
+has seen its end-of-text token."""
 
 
 def choose_template(tokenizer: Any, wanted: str | None) -> str:

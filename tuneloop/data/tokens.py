@@ -1,15 +1,16 @@
 """Dialogues -> token ids and the mask of trained tokens, by rendering.
 
-Each assistant turn is trained in exactly the context in which it will be served: the template renders the dialogue up to
-the turn with a generation prompt, and what the full rendering adds to that is what the model must produce, its end token
-included. Where a template rewrites history (drops earlier thoughts, say), or where joined text would be cut into other
-tokens, a dialogue becomes several samples instead of a wrong one.
+Each assistant turn is trained in exactly the context in which it will be served: the template renders the dialogue up
+to the turn with a generation prompt, and what the full rendering adds to that is what the model must produce, its end
+token included. Where a template rewrites history (drops earlier thoughts, say), or where joined text would be cut into
+other tokens, a dialogue becomes several samples instead of a wrong one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def _cut(tokenizer: Any, chain: list[_Piece], whole: list[int]) -> list[list[int
         if whole[: len(ids)] != ids:
             return None
         ends.append(len(ids))
-    return [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [whole[a:b] for a, b in pairwise(ends)]
 
 
 def _apart(tokenizer: Any, chain: list[_Piece], stops: frozenset[int], record: str) -> list[Sample]:
@@ -141,7 +142,5 @@ def marked(tokenizer: Any, sample: Sample) -> list[tuple[str, bool]]:
     """The sample's text in runs of (text, trained?), for people to look at."""
     edges = [0, *(np.flatnonzero(np.diff(sample.trained.astype(np.int8))) + 1).tolist(), len(sample.ids)]
     return [
-        (str(tokenizer.decode(sample.ids[a:b].tolist())), bool(sample.trained[a]))
-        for a, b in zip(edges, edges[1:], strict=False)
-        if b > a
+        (str(tokenizer.decode(sample.ids[a:b].tolist())), bool(sample.trained[a])) for a, b in pairwise(edges) if b > a
     ]

@@ -1,8 +1,8 @@
 """The training loss: cross entropy on label positions only, in chunks; the full logits never exist.
 
-Source of the idea: "Cut Your Losses in Large-Vocabulary Language Models" (Wijmans et al. 2024, arXiv:2411.09009) and the
-fused linear cross entropy of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989); here the head stays a module call, so
-that wrapped and sharded heads work.
+Source of the idea: "Cut Your Losses in Large-Vocabulary Language Models" (Wijmans et al. 2024, arXiv:2411.09009) and
+the fused linear cross entropy of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989); here the head stays a module call,
+so that wrapped and sharded heads work.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tuneloop.errors import ModelError
 from tuneloop.recipe import TrainPart
@@ -29,11 +30,14 @@ class Method:
     """Activations may be recomputed."""
 
 
+LINEAR = (nn.Linear, Conv1D)
+"""What multiplies by a weight matrix; GPT-2 has the transposed kind."""
+
+
 def linear_names(model: nn.Module) -> list[str]:
     """Last name parts of all linear layers but the language head: what a LoRA may target."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    return sorted(names)
+    return sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, LINEAR) and m is not head})
 
 
 def _lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
@@ -41,14 +45,17 @@ def _lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     known = linear_names(model)
     targets = known if lora.targets == "all-linear" else list(lora.targets)
     unknown = [x for x in targets if not any(n == x or n.endswith("." + x) for n, _ in model.named_modules())]
+    if not targets:
+        raise ModelError("TL-MODEL-NOTHING-TRAINED", where="train.lora.targets", method=train.method)
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, 3, 0.4)
         raise ModelError(
             "TL-MODEL-MODULE", where="train.lora.targets", got=", ".join(unknown), near=", ".join(close or known)
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
-    )
+        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+    )  # fmt: skip
     wrapped: nn.Module = get_peft_model(model, config)
     return wrapped
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tuneloop.errors import ModelError
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.loss import CHUNK, plain
-from tuneloop.model.methods import METHODS, parameters
+from tuneloop.model.methods import LINEAR, METHODS, parameters
 from tuneloop.recipe import TrainPart
 
 EFFICIENCY = 0.5
@@ -39,15 +39,20 @@ class Shape:
 
 
 def shape(folder: Path, train: TrainPart, dtype: str) -> Shape:
-    """Build the model on torch's meta device (no memory) and read its shape."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    """Build the model on torch's meta device (no memory) and read its shape.
+
+    Raises TL-MODEL-CONFIG when transformers cannot build it.
+    """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        try:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
         wrapped = METHODS[train.method].wrap(model, train)
     total, trainable = parameters(wrapped)
     base = plain(wrapped)
     head = base.get_output_embeddings()
-    linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, nn.Linear) and m is not head)
+    linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, LINEAR) and m is not head)
     text = base.config.get_text_config()
     return Shape(
         parameters=total,

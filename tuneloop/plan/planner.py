@@ -94,7 +94,8 @@ def _choices(recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan,
         ),
         Choice(
             t("steps"), str(steps),
-            t("{n} dialogues, {epochs} epochs", n=len(batches.lengths), epochs=f"{steps / batches.steps_per_epoch:.3g}"),
+            t("{n} dialogues, {epochs} epochs", n=len(batches.lengths),
+              epochs=f"{steps / batches.steps_per_epoch:.3g}"),
         ),
         Choice(
             t("learning rate"), f"{train.learning_rate:g}",

@@ -55,7 +55,7 @@ def train(
 
     The loss of a step is that sum over all micro-batches and ranks, divided by the label tokens of them all. Gradients
     are averaged over ranks, so each rank scales its share by their number. Ends early when `stop()` is true.
-    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are then still those of the last good step.
+    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]

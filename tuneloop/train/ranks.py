@@ -1,4 +1,4 @@
-"""The processes of one run, where torchrun or `accelerate launch` starts several: all of them train, one writes and speaks.
+"""The processes of one run, where torchrun or `accelerate launch` starts several: all train, one writes and speaks.
 
 Each of them runs the same code. What only one may do (make the run folder, write metrics and checkpoints) the leader
 does, and tells the others.
@@ -39,5 +39,5 @@ def shared(value: T) -> T:
 
 
 def anyone(wants: bool) -> bool:
-    """Whether any process wants something. All of them must ask: a process that stops alone leaves the others waiting."""
+    """Whether any process wants something. All of them must ask: one that stops alone leaves the others waiting."""
     return any(gather_object([wants])) if world().num_processes > 1 else wants

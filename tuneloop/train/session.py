@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import os
+import random
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -158,7 +159,8 @@ def session(
         try:
             train(
                 accelerator, wrapped, optimizer, parts.scheduler, loader(steps, recipe.train.workers), state,
-                max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers, stop=lambda: ranks.anyone(interrupt.asked),
+                max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
+                stop=lambda: ranks.anyone(interrupt.asked),
             )  # fmt: skip
         finally:
             screen.close()
@@ -198,6 +200,7 @@ def _watchers(parts: _Parts, screen: Screen, held: Sequence[Sample], accelerator
 def _start(parts: _Parts) -> checkpoint.State:
     # Dropout starts from here, whatever was drawn while the model was made.
     torch.manual_seed(parts.recipe.seed)
+    random.seed(parts.recipe.seed)
     if not ranks.leads():
         return checkpoint.State()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}

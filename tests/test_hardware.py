@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+import os
+
+import psutil
+import pytest
+import torch
+
+from tuneloop.plan.hardware import Hardware, look, product_rate
+
+CARD = Hardware("Linux x86_64", "cpu", 8, 64.0, 50.0, "cuda", ("Card",), 22.5, 9000.0)
+
+
+def test_this_machine_is_described_as_it_is() -> None:
+    seen = look()
+    assert seen.cores == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    assert seen.memory_gb == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.1)
+    assert 0 < seen.free_gb <= seen.memory_gb
+    assert seen.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert len(seen.gpus) == torch.cuda.device_count()
+    assert seen.gflops == 0, "nothing is measured where nothing is asked"
+    assert seen.cpu
+    assert json.loads(json.dumps(seen.as_dict()))["cores"] == seen.cores
+
+
+def test_room_is_that_of_the_device_that_is_used() -> None:
+    from dataclasses import replace
+
+    assert CARD.room_gb == 22.5
+    assert replace(CARD, device="cpu").room_gb == 50.0
+
+
+def test_the_rate_is_that_of_matrix_products() -> None:
+    before = torch.get_rng_state()
+    rate = look(torch.float32).gflops
+    assert 0.5 < rate < 1e7
+    size, repeats = 512, 5
+    a = torch.randn(size, size)
+    import time
+
+    best = min((time.perf_counter(), a @ a, time.perf_counter()) for _ in range(repeats))
+    assert best
+    assert product_rate(torch.float32, "cpu", size=256, seconds=0.05) > rate / 20
+    torch.set_rng_state(before)
