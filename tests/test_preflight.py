@@ -127,3 +127,14 @@ def test_a_thought_that_only_later_turns_do_not_see_is_not_left_out() -> None:
     samples = tokenize(tokenizer, records)
     assert len(samples) == 2
     assert preflight(tokenizer, samples, 500, records).warnings == ()
+
+
+def test_a_thought_behind_a_prompt_that_opens_one_is_not_left_out() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace(
+        "'<|im_start|>assistant\n' }}{% endif", "'<|im_start|>assistant\n<think>\n' }}{% endif"
+    )
+    records = [Record((Message("user", "Why?"), Message("assistant", "So.", reasoning="Because of that.")))]
+    looked = preflight(tokenizer, tokenize(tokenizer, records), 500, records)
+    assert looked.warnings == ()
+    assert [text for text, trained in looked.sample if trained] == ["Because of that.\n</think>\n\nSo.<|im_end|>"]

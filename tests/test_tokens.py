@@ -33,8 +33,12 @@ FORGETS = (
     "{{ c + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 )
-# Opens a thought in the prompt that the written answer does not have.
-OPENS = FORGETS.replace("{{ '<|Assistant|>' }}{% endif %}", "{{ '<|Assistant|><think>\n' }}{% endif %}")
+# Opens a thought in the prompt, and writes none of any answer, as the template of the R1 distills does.
+OPENS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}{% else %}"
+    "{{ '<|Assistant|>' + m['content'].split('</think>')[-1] | trim + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
 
 
 def pieced(template: str) -> Any:
@@ -218,13 +222,45 @@ def test_lengths_are_those_of_the_samples(all_tokenizers: dict[str, Any]) -> Non
 
 
 def test_an_answer_that_does_not_begin_with_its_prompt_cannot_be_masked() -> None:
-    tokenizer = thinking()
-    tokenizer.chat_template = OPENS
+    tokenizer = byte_tokenizer(
+        CHATML.replace("'<|im_start|>assistant\n' }}{% endif", "'<|im_start|>bot\n' }}{% endif"), eos_token="<|im_end|>"
+    )
     record = Record((Message("user", "a"), Message("assistant", "b")), "talk.jsonl", 17)
     with pytest.raises(DataError) as caught:
-        tokenize(tokenizer, [dialogue(1), record][1:])
+        tokenize(tokenizer, [record])
     assert caught.value.code == "TL-DATA-MASK"
     assert caught.value.where == "talk.jsonl:17"
+    with pytest.raises(DataError):
+        lengths(tokenizer, [record])
+
+
+@pytest.mark.parametrize(
+    "template", [OPENS, OPENS.replace("<think>\n' }}{% endif", "<think>' }}{% endif")], ids=["line", "no line"]
+)
+@pytest.mark.parametrize("kind", ["apart", "inside", "none"])
+def test_a_prompt_that_opens_a_thought_is_answered_with_its_end(template: str, kind: str) -> None:
+    """DeepSeek-R1 and its distills: the prompt ends in <think>, and the template writes no thought of any answer."""
+    tokenizer = thinking()
+    tokenizer.chat_template = template
+    messages = []
+    for question, answer in TALK[:3]:
+        inside = f"<think>\nAsked: {question}\n</think>\n\n{answer}"
+        messages += [
+            Message("user", question),
+            {"apart": Message("assistant", answer, f"Asked: {question}"), "inside": Message("assistant", inside),
+             "none": Message("assistant", answer)}[kind],
+        ]  # fmt: skip
+    record = Record(tuple(messages))
+    found = taught(tokenizer, tokenize(tokenizer, [record]))
+    assert len(found) == 3
+    for n, (context, answer) in enumerate(found):
+        served = render(tokenizer, record.chat()[: 2 * n + 1], prompt=True)
+        assert served.count("<think>") == 1
+        assert context == encode(tokenizer, [served])[0]
+        thought = "" if kind == "none" else f"Asked: {TALK[n][0]}"
+        whole = tokenizer.decode(context + answer)
+        assert whole.endswith(f"<think>\n{thought}\n</think>\n\n{TALK[n][1]}<|end|>")
+        assert whole.count("</think>") == 1
 
 
 def test_text_that_melts_over_the_end_of_the_prompt_is_trained_as_it_is_served() -> None:

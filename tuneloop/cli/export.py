@@ -12,7 +12,7 @@ from tuneloop.cli import show
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run (its folder, its name, latest) or a version ('name:v3').")] = "latest",
+    run: Annotated[str, typer.Argument(help="A run (folder, name, latest) or a version (name:v3).")] = "latest",
     to: Annotated[Path | None, typer.Option("--to", "-o", help="The new folder; exports/<run> by default.")] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The folder that holds runs/.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print what the check found as JSON.")] = False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.data.templates import render
-from tuneloop.data.tokens import Sample, marked
+from tuneloop.data.tokens import Sample, marked, turn
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Record
@@ -47,14 +47,13 @@ def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
     A template may drop earlier thoughts from the context of later turns; each is trained in its own all the same.
     """
     told: dict[str, list[bool]] = {"reasoning": [], "calls": [], "tools": []}
-    chat = record.chat()
-    for n, message in enumerate(record.messages, 1):
+    for at, message in enumerate(record.messages):
         if message.reasoning or message.tool_calls:
-            text = render(tokenizer, chat[:n], tools=record.tools)
+            _, text = turn(tokenizer, record, at)
             told["reasoning"].append(message.reasoning.strip() in text)
             told["calls"] += [_name(call) in text for call in message.tool_calls]
     if record.tools:
-        text = render(tokenizer, chat, tools=record.tools)
+        text = render(tokenizer, record.chat(), tools=record.tools)
         told["tools"] = [_name(tool) in text for tool in record.tools]
     return told
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tuneloop.data.templates import encode, render, stop_ids
 from tuneloop.errors import DataError
-from tuneloop.records import Record
+from tuneloop.records import Message, Record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,18 +43,43 @@ class _Piece:
     answer: bool
 
 
+def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
+    """The text in which message `at`, an answer, is served, and that text with the answer behind it.
+
+    Raises TL-DATA-MASK when the answer cannot be told from its context.
+    """
+    chat = record.chat()
+    context = render(tokenizer, chat[:at], prompt=True, tools=record.tools)
+    full = render(tokenizer, chat[: at + 1], tools=record.tools)
+    if not full.startswith(context):
+        full = _closed(context, full, record.messages[at])
+    if not full:
+        raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
+    return context, full
+
+
+def _closed(context: str, full: str, message: Message) -> str:
+    """`full` for a prompt that opens a thought which the written answer leaves out (DeepSeek-R1), else "".
+
+    What the model must write there is the thought, its end, and the answer; without a thought, the end at once.
+    """
+    before, opened, blank = context.rpartition("<think>")
+    answer = full[len(before) :]
+    if not opened or blank.strip() or not full.startswith(before) or "<think>" in answer:
+        return ""
+    thought = message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]
+    line = "" if blank.endswith("\n") else "\n"
+    return f"{context}{line}{thought.strip()}\n</think>\n\n{answer.lstrip()}"
+
+
 def _chains(tokenizer: Any, record: Record) -> list[list[_Piece]]:
     """The record as runs of context and answer texts; one run where the template leaves history alone."""
-    chat = record.chat()
     chains: list[list[_Piece]] = []
     done = ""
-    for i, message in enumerate(record.messages):
+    for at, message in enumerate(record.messages):
         if message.role != "assistant":
             continue
-        context = render(tokenizer, chat[:i], prompt=True, tools=record.tools)
-        full = render(tokenizer, chat[: i + 1], tools=record.tools)
-        if not full.startswith(context):
-            raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=i + 1)
+        context, full = turn(tokenizer, record, at)
         if not chains or not context.startswith(done):
             chains.append([])
             done = ""
