@@ -133,6 +133,7 @@ def test_the_order_is_pinned() -> None:
     assert [plan.step(k) for k in range(4)] == [
         ((5,), (4,), (1, 6)), ((3, 0), (2,)), ((5,), (1, 6, 0)), ((4,), (3,), (2,)),
     ]  # fmt: skip
+    assert Steps(plan, samples_of(plan), 0, 1)[0].digest == "f6566ae9"
 
 
 def test_nothing_global_is_drawn() -> None:

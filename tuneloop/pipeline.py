@@ -23,7 +23,7 @@ from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_tokenizer, load_trained, resolve
+from tuneloop.model.load import load_tokenizer, load_trained, placed, resolve
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.recipe import DataFile, Recipe
@@ -129,7 +129,9 @@ def _dataset(run: Run) -> Dataset:
     path = run.read("dataset.json").get("path")
     if not path:
         raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
-    return datasets.open_dataset(Path(path))
+    # A workspace may have moved since, with its datasets.
+    moved = run.path.parents[1] / "datasets" / Path(path).parent.name / Path(path).name
+    return datasets.open_dataset(moved if moved.is_dir() and not Path(path).is_dir() else Path(path))
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
@@ -167,7 +169,7 @@ def compare(
     asked = list(prompts) or questions(first.recipe)
 
     def answers(model: Any, tokenizer: Any) -> list[str]:
-        return ask(Answerer(model, tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
+        return ask(Answerer(placed(model), tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
     left_rows = changes(run.read("evaluation.json"))

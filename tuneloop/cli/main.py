@@ -10,7 +10,7 @@ import typer
 
 from tuneloop import __version__, language
 from tuneloop.cli import chat, compare, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
-from tuneloop.environment import environment
+from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
 
@@ -55,6 +55,7 @@ def options(
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
     language.use(environment().language)
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):

@@ -65,7 +65,9 @@ def _written(targets: list[str], assignments: list[str]) -> Recipe:
     if assignments:
         recipe = recipes.changed(recipe, assignments)
     file = Path(f"{recipe.name}.yaml")
-    if not file.exists():
+    if file.exists():
+        say(t("{file} is there already and is not read: to run it, name it instead of the data.", file=file))
+    elif all(Path(f).exists() or any(c in f for c in "*?[") for f in targets):
         file.write_text(recipes.dump(recipe), encoding="utf-8")
         say(t("Wrote the recipe to {file}: change it and run it again as you like.", file=file))
     return recipe

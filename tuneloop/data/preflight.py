@@ -41,6 +41,16 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     return [words for n, words in said if n]
 
 
+def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
+    """A warning about special tokens written as text in the data: the tokenizer takes them for the real ones."""
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 2]
+    found = [token for r in records for token in special if any(token in m.content for m in r.messages)]
+    if not found:
+        return []
+    return [t("{n} dialogues have {token} in their text, which ends or begins a turn where it stands",
+              n=len(found), token=found[0])]  # fmt: skip
+
+
 def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
     """For each thought, call and tool of a dialogue: whether the text has it in which its turn is trained.
 
@@ -95,5 +105,5 @@ def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int, records: S
         label_tokens=sum(s.labels for s in samples),
         longest=max(len(s.ids) for s in samples),
         sample=marked(tokenizer, shown),
-        warnings=tuple(unrendered(tokenizer, records)),
+        warnings=(*unrendered(tokenizer, records), *stray(tokenizer, records)),
     )

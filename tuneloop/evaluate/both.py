@@ -13,7 +13,7 @@ from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import compare, suite
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import Trained, load_model, resolve
+from tuneloop.model.load import Trained, load_model, placed, resolve
 from tuneloop.recipe import Recipe
 from tuneloop.records import Record
 from tuneloop.train.loop import held_loss
@@ -29,7 +29,7 @@ def untrained(trained: Trained) -> Iterator[nn.Module]:
         with trained.model.disable_adapter():
             yield trained.model
     else:
-        yield load_model(resolve(trained.recipe.model), trained.recipe.model.dtype)
+        yield placed(load_model(resolve(trained.recipe.model), trained.recipe.model.dtype))
 
 
 def held_out_loss(model: nn.Module, tokenizer: Any, budget: int) -> suite.HeldLoss:
@@ -76,6 +76,7 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
         return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
 
     say(t("Answering before training"))
+    placed(trained.model)
     with untrained(trained) as base:
         scores0, answers0, show0, probes0 = measure(base)
     say(t("Answering after training"))

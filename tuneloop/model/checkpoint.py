@@ -42,7 +42,8 @@ def _sync(path: Path) -> None:
     """Flush a file or folder to the disk; folders cannot be opened on Windows, where renames are flushed anyway."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,7 +6,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -23,6 +23,8 @@ from tuneloop.model import attention, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import check_safetensors
 from tuneloop.recipe import ModelPart, Recipe, TrainPart, read_recipe
+
+Model = TypeVar("Model", bound=nn.Module)
 
 quiet_libraries()
 transformers_logging.set_verbosity_error()
@@ -79,6 +81,11 @@ def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
     # A base model may not know the end of a turn its template writes; the answerer stops by the template, not by this.
     model.eval()
     return model
+
+
+def placed(model: Model) -> Model:
+    """The model on the graphics card where there is one, to answer or be measured there; training places it itself."""
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def wrap(model: PreTrainedModel, train: TrainPart, seed: int) -> nn.Module:

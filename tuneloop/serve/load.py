@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tuneloop import registry
 from tuneloop.model import sources
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.model.load import load_model, load_tokenizer, load_trained, placed
 
 
 def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer:
@@ -24,6 +22,4 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer:
     else:
         folder = sources.resolve(str(ref))
         model, tokenizer = load_model(folder), load_tokenizer(folder)
-    if torch.cuda.is_available():
-        model.to("cuda")
-    return Answerer(model, tokenizer)
+    return Answerer(placed(model), tokenizer)
