@@ -37,7 +37,7 @@ check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/typos
 
-proof: $(VENV)/.dev  ## slow proofs: both demos whole, many crashes, fuzzing
+proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tensor by tensor
 	@$(BIN)/tuneloop model pull smollm2-135m-instruct
 	@$(BIN)/python -m pytest -m proof --timeout 3600
 

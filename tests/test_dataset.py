@@ -191,14 +191,27 @@ def test_a_change_is_noticed(tmp_path: Path, change: str) -> None:
         build(other, tmp_path, never)
 
 
+def test_the_ledger_is_of_this_time_even_where_the_rows_are_those_of_another(tmp_path: Path) -> None:
+    """Broken rows beside the same good ones: the version's hash is the same, and the broken rows are told."""
+    path = lines(tmp_path, 20)
+    first = build(recipe(path), tmp_path, characters)
+    path.write_text("{broken\n" * 5 + path.read_text("utf-8"), encoding="utf-8")
+    again = build(recipe(path), tmp_path, characters)
+    assert again.path == first.path
+    assert again.manifest["counts"]["rows_in"] == 25
+    assert again.manifest["counts"]["dropped"] == 5
+    assert len((again.path / "ledger.jsonl").read_text("utf-8").splitlines()) == 5
+
+
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     path = lines(tmp_path, 20)
     first = build(recipe(path), tmp_path, characters)
-    before = (first.path / "manifest.json").stat().st_mtime_ns
+    stood = [r.line for r in first.records("train")]
     path.write_text("\n" + path.read_text("utf-8"), encoding="utf-8")
     again = build(recipe(path), tmp_path, characters)
     assert again.hash == first.hash
-    assert (first.path / "manifest.json").stat().st_mtime_ns == before
+    assert again.manifest["sources"] != first.manifest["sources"]  # the manifest is of the file as it is now
+    assert [r.line for r in again.records("train")] == [line + 1 for line in stood]
     hashes = {
         build(recipe(path, seed=7), tmp_path, characters).hash,
         build(recipe({"path": path, "repeat": 2}), tmp_path, characters).hash,

@@ -1,4 +1,7 @@
-"""Raw files -> records: every row comes out, as a Record or as an entry that says why not."""
+"""Raw files -> records: every row comes out, as a Record or as an entry that says why not.
+
+Over 400 lines: the mirror of one module, mostly tables of cases.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def evaluation(loss: float | None, *probes: bool) -> dict[str, Any]:
         (2.0, float("nan"), False),
         (2.0, float("inf"), False),
         (2.0, None, False),
-        (None, 2.0, True),
-        (None, None, True),
+        (None, 2.0, False),
+        (None, None, False),
     ],
 )
 def test_the_held_out_loss_must_hold(old: float | None, new: float | None, holds: bool) -> None:

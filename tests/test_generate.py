@@ -249,3 +249,15 @@ def test_an_adapter_answers_too(tiny_model: Path) -> None:
     answerer = Answerer(model, load_tokenizer(tiny_model))
     base = Answerer(load_model(tiny_model), answerer.tokenizer)
     assert facts(answerer.answer(CHATS[:2])[0]) == facts(base.answer(CHATS[:2])[0])
+
+
+def test_the_system_prompt_of_the_training_is_served(tiny_model: Path) -> None:
+    """prepare.system stands in every trained dialogue that has no own; so it does in every served prompt."""
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    chat = [{"role": "user", "content": "Who are you?"}]
+    told = [{"role": "system", "content": "Be brief."}, *chat]
+    with_it, without = Answerer(model, tokenizer, "Be brief."), Answerer(model, tokenizer)
+    assert with_it.prompt(chat) == without.prompt(told)
+    assert with_it.prompt(told) == without.prompt(told)
+    other = [{"role": "system", "content": "Be long."}, *chat]
+    assert with_it.prompt(other) == without.prompt(other)

@@ -8,7 +8,7 @@ import pytest
 
 from tuneloop.errors import RecipeError, RunError
 from tuneloop.recipe import dump, make_recipe
-from tuneloop.runs import FREE_ON_RESUME, Run, new_run, open_run, resumable
+from tuneloop.runs import FREE_ON_RESUME, Run, held_alone, new_run, open_run, resumable
 
 
 def make(workspace: Path, name: str, when: float = 0) -> Run:
@@ -128,3 +128,26 @@ def test_a_recipe_written_out_is_the_same_recipe(tmp_path: Path) -> None:
     back, notes = read_recipe(run.recipe)
     assert (back, notes) == (recipe, [])
     assert resumable(back, ["train.workers=1"]).train.workers == 1
+
+
+def test_two_processes_never_train_into_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+    import sys
+
+    monkeypatch.setenv("TUNELOOP_HOME", str(tmp_path / "home"))
+    run = new_run(tmp_path, "mine")
+    script = (
+        "import sys; from pathlib import Path; from tuneloop.runs import Run, held_alone\n"
+        "with held_alone(Run(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(RunError) as told, held_alone(run):
+            pass
+        assert told.value.code == "TL-RUN-BUSY"
+        other.kill()
+    with held_alone(run):  # the lock went with the process
+        pass

@@ -49,7 +49,7 @@ def test_messages_become_what_a_template_takes() -> None:
     assert parse(messages=messages).chat() == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "ab", "name": "kim"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": [{**call, "function": {"name": "f", "arguments": {}}}]},
         {"role": "tool", "content": "42", "tool_call_id": "c1"},
     ]
 

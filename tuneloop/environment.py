@@ -46,6 +46,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Threads of a matrix product that wait for each other spin for milliseconds by default; where another program takes
-    # one of the cores, that made steps several times slower. Waiting briefly costs nothing on a quiet machine (measured:
-    # 340 tokens a second either way). OpenMP reads this once, when torch is first imported.
+    # one of the cores, that made steps several times slower. Waiting briefly costs nothing on a quiet machine
+    # (measured: 340 tokens a second either way). OpenMP reads this once, when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

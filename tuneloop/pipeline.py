@@ -1,12 +1,14 @@
 """The whole story, in order: raw files -> dataset -> plan -> run -> evaluation -> export -> server -> better run.
 
-Seven functions, each one stage, each reading as its stage; the command line calls nothing else. Start here.
+Seven functions, each one stage, each reading as its stage, and what belongs to them. Start here.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
 from tuneloop.data.tokens import lengths, tokenize
-from tuneloop.errors import RunError
+from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
@@ -29,7 +31,7 @@ from tuneloop.plan.planner import Plan
 from tuneloop.recipe import DataFile, Recipe
 from tuneloop.records import Record
 from tuneloop.registry import Version
-from tuneloop.runs import Run, new_run, open_run, resumable
+from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
 from tuneloop.train.session import Outcome, session
@@ -90,7 +92,12 @@ def train(
         check_probe(probe)
     path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
     run = Run(path)
-    _train(run, recipe, dataset, resume=False)
+    try:
+        _train(run, recipe, dataset, resume=False)
+    except TuneloopError:
+        if ranks.leads() and not run.metrics.exists():  # not one step was made: nothing to look at, nothing to resume
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
     return run
 
 
@@ -122,7 +129,8 @@ def _anywhere(recipe: Recipe) -> Recipe:
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
     """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
     recipe, _ = recipes.read_recipe(run.recipe)
-    return _train(run, resumable(recipe, list(settings)), _dataset(run), resume=True)
+    recipe = resumable(recipe, list(settings))
+    return _train(run, recipe, _dataset(run), resume=True)
 
 
 def _dataset(run: Run) -> Dataset:
@@ -138,7 +146,8 @@ def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outco
     folder, tokenizer = _tokenizer(recipe)
     samples = tokenize(tokenizer, dataset.records("train"))
     held = [s for s in tokenize(tokenizer, dataset.records("validation")) if s.labels]
-    outcome = session(run, recipe, folder, tokenizer, samples, held, resume=resume)
+    with held_alone(run) if ranks.leads() else nullcontext():
+        outcome = session(run, recipe, folder, tokenizer, samples, held, resume=resume)
     if ranks.leads():
         chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome

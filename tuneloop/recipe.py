@@ -306,9 +306,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its file paths made absolute; globs, hub ids and lists of prompts stay as they are."""
 
     def fix(value: Any) -> Any:
-        if not isinstance(value, str) or Path(value).is_absolute():
-            return value
-        return str(folder / value)
+        return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
 
     part = recipe.evaluate
     evaluate = part.model_copy(

@@ -254,7 +254,7 @@ def _result_files(run: Path) -> list[tuple[str, Path]]:
 
 
 def _keep(path: Path, workspace: Path) -> str:
-    """Bring a file's bytes into the blobs; returns their sha256. A hard link where the disk allows it."""
+    """Bring a file's bytes into the blobs; returns their sha256. A copy, not a link: an editor must not reach it."""
     source = path.resolve()
     digest = _sha256(source)
     blob = _blob(workspace, digest)
@@ -263,14 +263,10 @@ def _keep(path: Path, workspace: Path) -> str:
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        try:
-            os.link(source, partial)
-        except OSError:
-            disk.require_room(blob.parent, source.stat().st_size)
-            _copy(source, partial)
+        disk.require_room(blob.parent, source.stat().st_size)
+        _copy(source, partial)
         os.replace(partial, blob)
     finally:
-        # Renaming one hard link onto another of the same file does nothing and leaves both names.
         partial.unlink(missing_ok=True)
     return digest
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from tuneloop.environment import environment
 from tuneloop.errors import RunError
 from tuneloop.recipe import Recipe, changed
 
@@ -96,7 +102,8 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
         return Run(found[-1].parent)
     for path in (Path(ref), parent / str(ref)):
         if (path / "recipe.yaml").is_file():
-            return Run(path)
+            # "." and a bare name have no parents to look for the datasets in.
+            return Run(path.resolve() if len(path.parts) < 2 or ".." in path.parts else path)
     raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
 
 
@@ -110,3 +117,23 @@ def resumable(recipe: Recipe, settings: list[str]) -> Recipe:
     if wanted != allowed:
         raise RunError("TL-RUN-RESUME", where=", ".join(settings), free=", ".join(sorted(FREE_ON_RESUME)))
     return allowed
+
+
+@contextmanager
+def held_alone(run: Run) -> Iterator[None]:
+    """Nobody else trains into this run meanwhile: two would write one metrics file. Raises TL-RUN-BUSY.
+
+    The lock goes with the process, however that ends. It knows the processes that share this user's TUNELOOP_HOME.
+    """
+    folder = environment().home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError("TL-RUN-BUSY", where=str(run.path)) from error
+    try:
+        yield
+    finally:
+        lock.release()

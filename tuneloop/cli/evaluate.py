@@ -27,9 +27,11 @@ def evaluate(
 
     made = open_run(run, workspace)
     evaluation = pipeline.evaluate(made, say=show.say)
+    version = pipeline.register(made, workspace=workspace)
     if json:
         show.as_json(evaluation)
         return
     tables.answers(evaluation)
     tables.changes(evaluation)
+    print(t("Version: {ref}", ref=version.ref))
     print(t("Report: {path}", path=made.path / "report.html"))

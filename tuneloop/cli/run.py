@@ -49,7 +49,12 @@ def run(
         return
     if made.result() is None:
         stopped(made)
-    evaluation = pipeline.evaluate(made, say=show.say)
+    try:
+        evaluation = pipeline.evaluate(made, say=show.say)
+    except KeyboardInterrupt:
+        show.say(t("The model is trained; evaluate and register it with:"))
+        show.say(f"  tuneloop evaluate {made.path}")
+        raise typer.Exit(130) from None
     version = pipeline.register(made, workspace=workspace)
     seconds = time.perf_counter() - began
     if json:

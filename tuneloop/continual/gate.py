@@ -27,5 +27,7 @@ def better(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
     """
     before, after = old["after"]["loss"], new["after"]["loss"]
     failed = tuple(p["name"] for p in new.get("probes", []) if not p["passed"])
-    holds = before is None or (after is not None and after <= before * (1 + SLACK))
+    # Without a loss and without probes there is no evidence, and the old run keeps its place.
+    unmeasured = before is None and bool(new.get("probes"))
+    holds = unmeasured or (before is not None and after is not None and after <= before * (1 + SLACK))
     return Verdict(holds and not failed, before, after, failed)

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,10 +222,6 @@ def _write(home: Path, recipe: Recipe, found: Found, digests: dict[str, str], wo
     ]
     digest, size = _content_hash(rows)
     target = home / digest
-    try:
-        return open_dataset(target)
-    except DataError:
-        pass
     require_room(home, 3 * size + 400 * len(work.ledger.entries) + (1 << 20))
     draft = home / f".{digest}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
@@ -234,6 +231,8 @@ def _write(home: Path, recipe: Recipe, found: Found, digests: dict[str, str], wo
         work.ledger.write(draft / "ledger.jsonl")
         files = {name: _digest(draft / name) for name in ("records.parquet", "ledger.jsonl")}
         manifest = _manifest(recipe, found, digests, work) | {"hash": digest, "files": files}
+        if (there := _same(target, manifest)) is not None:
+            return there
         (draft / "card.html").write_text(
             profile.card(Dataset(draft, recipe.name, digest, manifest)), encoding="utf-8", errors="backslashreplace"
         )
@@ -244,6 +243,19 @@ def _write(home: Path, recipe: Recipe, found: Found, digests: dict[str, str], wo
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return open_dataset(target)
+
+
+def _same(target: Path, manifest: dict[str, Any]) -> Dataset | None:
+    """The version in its place, if it is whole and was made from the same files with the same ledger.
+
+    Other files may lead to the same rows: then the rows stay, and ledger, lines and manifest become those of the last
+    time, so that no dropped row of today hides behind the ledger of yesterday.
+    """
+    try:
+        there = open_dataset(target)
+    except DataError:
+        return None
+    return there if all(there.manifest.get(k) == manifest[k] for k in ("files", "sources", "settings")) else None
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> tuple[str, int]:
@@ -258,20 +270,18 @@ def _content_hash(rows: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Rename into place. What is there and whole stays (another process was quicker); what is broken goes."""
-    try:
-        os.rename(draft, target)
-        return
-    except OSError:
-        if not target.exists():
-            raise
-    try:
-        open_dataset(target)
-    except DataError:
-        broken = target.with_name(draft.name + ".broken")
-        os.rename(target, broken)
-        os.rename(draft, target)
-        shutil.rmtree(broken, ignore_errors=True)
+    """Rename into place; what is there goes, be it broken or of other files (another process may be quicker)."""
+    old = target.with_name(draft.name + ".old")
+    for _ in range(5):
+        try:
+            os.rename(draft, target)
+            break
+        except OSError:
+            if not target.exists():
+                raise
+        with suppress(FileNotFoundError):
+            os.rename(target, old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _row(record: Record, side: Split, repeat: int) -> dict[str, Any]:

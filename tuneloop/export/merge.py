@@ -109,7 +109,15 @@ def _describe(run: Path, saved: _Saved, found: parity.Parity, folder: Path) -> N
     _json(folder / "parity.json", found.as_dict())
     own = {"name": saved.recipe.name, "kind": "merged", "base": card.base_name(saved.recipe, base)}
     # Whoever trains on from this folder finds the base model's licence in it.
-    _json(folder / PROVENANCE, {**own, "licence": card.licence(base), "terms": provenance(base).get("terms")})
+    _json(
+        folder / PROVENANCE,
+        {
+            **own,
+            "licence": card.licence(base),
+            "terms": provenance(base).get("terms"),
+            "system": saved.recipe.prepare.system,
+        },
+    )
     text = card.card(run, saved.recipe, base, found, dtype=saved.dtype)
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -12,6 +12,7 @@ whose manifest verifies. safetensors and JSON only: nothing is unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tuneloop.errors import RunError
+from tuneloop.disk import size_text
+from tuneloop.errors import MachineError, RunError
+from tuneloop.language import t
 
 
 @dataclass(slots=True)
@@ -38,7 +42,7 @@ class State:
     step: int = 0
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk; folders cannot be opened on Windows, where renames are flushed anyway."""
     if path.is_dir() and os.name == "nt":
         return
@@ -92,6 +96,24 @@ def save(
         return target
     draft = folder / f".draft-{state.step}-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(draft, state, model, optimizer, scheduler)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)  # it may be what fills the disk
+        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            free = size_text(shutil.disk_usage(folder).free)
+            raise MachineError("TL-MACHINE-DISK", where=str(folder), needed=t("a checkpoint"), free=free) from error
+        raise
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+    sync(folder)
+    _prune(folder, keep, state.step)
+    return target
+
+
+def _write(draft: Path, state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """The files of a checkpoint, on the disk before this returns; the manifest last."""
     draft.mkdir()
     tensors, settings = _split_optimizer(model, optimizer)
     generators, python = _random_state()
@@ -105,16 +127,10 @@ def save(
     (draft / "state.json").write_text(json.dumps(content), encoding="utf-8")
     manifest = {p.name: _digest(p) for p in sorted(draft.iterdir())}
     for path in draft.iterdir():
-        _sync(path)
+        sync(path)
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(draft / "manifest.json")
-    _sync(draft)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(draft, target)
-    _sync(folder)
-    _prune(folder, keep, state.step)
-    return target
+    sync(draft / "manifest.json")
+    sync(draft)
 
 
 def _prune(folder: Path, keep: int | None, step: int) -> None:

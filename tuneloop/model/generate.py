@@ -57,8 +57,9 @@ class _Chooser:
 class Answerer:
     """Answers chats with a model and its tokenizer. Not for several threads at once."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None) -> None:
+        """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well."""
+        self.model, self.tokenizer, self.system = model, tokenizer, system
         self.stops = stop_ids(tokenizer)
         config = plain(model).config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
@@ -66,6 +67,8 @@ class Answerer:
 
     def prompt(self, chat: Chat) -> list[int]:
         """Token ids of a chat with the generation prompt."""
+        if self.system and not any(m["role"] == "system" for m in chat):
+            chat = [{"role": "system", "content": self.system}, *chat]
         return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True)])[0]
 
     def count(self, chat: Chat) -> int:

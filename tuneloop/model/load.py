@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, template: str | None = None) -> Any:
     Raises TL-MODEL-TOKENIZER when the folder's files make none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises no other class
         raise ModelError("TL-MODEL-TOKENIZER", where=str(folder), error=" ".join(str(error).split())[:200]) from error
     choose_template(tokenizer, template)
@@ -66,7 +66,8 @@ def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
     name = attention.register()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype), local_files_only=True, use_safetensors=True, attn_implementation=name,
+            folder, dtype=pick_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            attn_implementation=name,
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -148,7 +149,7 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return model
 
 
-def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path) -> None:
+def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None) -> None:
     """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`."""
     assert isinstance(model, PeftModel | PreTrainedModel)
     model.save_pretrained(str(target), safe_serialization=True)
@@ -156,5 +157,9 @@ def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path) -> N
     config = target / "adapter_config.json"
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
-        content["base_model_name_or_path"] = str(base)
+        # Other people have the hub as well, but not this machine's folders.
+        name = part.name if part else ""
+        on_hub = "/" in name and not sources.is_path(name) and not name.startswith("modelscope:")
+        content["base_model_name_or_path"] = name if on_hub else str(base)
+        content["revision"] = part.revision if part and on_hub else None
         config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")

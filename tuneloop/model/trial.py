@@ -44,8 +44,10 @@ def answers(folder: Path, prompt: str, expect: str, *, chat: bool) -> str:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
         _round_trip(folder, tokenizer)
         if chat:
             message = [{"role": "user", "content": prompt}]
@@ -71,8 +73,10 @@ def embeds(folder: Path, texts: tuple[str, str, str]) -> str:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
         batch = tokenizer(list(texts), padding=True, return_tensors="pt")
         with torch.inference_mode():
             states = model(**batch).last_hidden_state
@@ -93,7 +97,7 @@ def tokenizes(folder: Path, single: tuple[str, ...]) -> str:
     with quiet():
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _round_trip(folder, tokenizer)
         for token in single:
             ids = tokenizer(token, add_special_tokens=False)["input_ids"]

@@ -45,7 +45,8 @@ def shape(folder: Path, train: TrainPart, dtype: str) -> Shape:
     """
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
         wrapped = METHODS[train.method].wrap(model, train)

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -43,6 +44,18 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def _free_memory() -> int:
+    """Bytes that may be had: the system's, or less where a container has a limit of its own."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        most, used = (
+            Path("/sys/fs/cgroup", name).read_text(encoding="ascii") for name in ("memory.max", "memory.current")
+        )
+        return min(free, max(0, int(most) - int(used)))
+    except (OSError, ValueError):  # no limit ("max"), or no such files
+        return free
+
+
 def product_rate(dtype: torch.dtype, device: str, size: int = 1024, seconds: float = 0.25) -> float:
     """GFLOP/s of square matrix products, the best of several, so that a busy moment does not count."""
     a = torch.randn(size, size, dtype=dtype, device=device)
@@ -68,7 +81,7 @@ def look(dtype: torch.dtype | None = None) -> Hardware:
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=round(memory.total / 2**30, 1),
-        free_gb=round(memory.available / 2**30, 1),
+        free_gb=round(_free_memory() / 2**30, 1),
         device=device,
         gpus=cards,
         gpu_memory_gb=round(room, 1),

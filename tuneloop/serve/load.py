@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tuneloop import registry
@@ -18,8 +19,15 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer:
     run = registry.locate(workspace, str(ref))
     if run is not None:
         trained = load_trained(run)
-        model, tokenizer = trained.model, trained.tokenizer
-    else:
-        folder = sources.resolve(str(ref))
-        model, tokenizer = load_model(folder), load_tokenizer(folder)
-    return Answerer(placed(model), tokenizer)
+        return Answerer(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+    folder = sources.resolve(str(ref))
+    return Answerer(placed(load_model(folder)), load_tokenizer(folder), _system(folder))
+
+
+def _system(folder: Path) -> str | None:
+    """The system prompt that an exported model was trained with."""
+    try:
+        made = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))
+        return str(made["system"]) if made.get("system") else None
+    except (OSError, ValueError, AttributeError):
+        return None

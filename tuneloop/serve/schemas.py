@@ -95,8 +95,19 @@ class ChatMessage(_Body):
         }
         for key in ("name", "tool_call_id", "tool_calls", "reasoning_content"):
             if value := getattr(self, key):
-                out[key] = value
+                out[key] = [_decoded(call) for call in value] if key == "tool_calls" else value
         return out
+
+
+def _decoded(call: Any) -> Any:
+    """A tool call with its arguments as an object, as training renders them; clients send them as JSON text."""
+    inner = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**inner, "arguments": json.loads(inner["arguments"] or "{}")}}
+    except ValueError:
+        return call
 
 
 class StreamOptions(_Body):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
@@ -91,6 +91,19 @@ def loss_model(model: nn.Module, samples: Sequence[Sample]) -> LossModel:
     return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
 
 
+def _accelerator() -> Accelerator:
+    """accelerate for devices and processes; precision and accumulation are ours, whatever its launcher set.
+
+    Raises TL-RUN-DISTRIBUTED for sharded training (FSDP, DeepSpeed), which checkpoints here do not hold yet.
+    """
+    accelerator = Accelerator(cpu=ranks.on_cpu(), mixed_precision="no")
+    accelerator.gradient_accumulation_steps = 1
+    kind = accelerator.distributed_type
+    if kind not in {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}:
+        raise RunError("TL-RUN-DISTRIBUTED", where=str(kind), kind=str(kind))
+    return accelerator
+
+
 def _room(run: Run, recipe: Recipe, model: nn.Module) -> None:
     """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more."""
     trained = parameters(model)[1]
@@ -140,7 +153,7 @@ def session(
     With `resume` the newest checkpoint that verifies is taken up; the rest of the run is then bit for bit what it would
     have been. Raises TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN.
     """
-    accelerator = Accelerator(cpu=ranks.on_cpu())
+    accelerator = _accelerator()
     model = wrap(load_model(folder, recipe.model.dtype), recipe.train, recipe.seed)
     _room(run, recipe, model)
     parts = _parts(run, recipe, model, samples)
@@ -228,9 +241,12 @@ def _close(parts: _Parts, state: checkpoint.State, model: nn.Module, tokenizer: 
     draft = parts.run.path / f".{target.name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    save_result(model, tokenizer, folder, draft)
+    save_result(model, tokenizer, folder, draft, parts.recipe.model)
+    for path in draft.iterdir():
+        checkpoint.sync(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
+    checkpoint.sync(parts.run.path)
     meter = parts.meter
     parts.events.event(
         "finished", step=state.step, seconds=round(meter.total_seconds, 2),
