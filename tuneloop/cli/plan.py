@@ -28,8 +28,10 @@ def plan(
     from tuneloop import pipeline
     from tuneloop.cli import tables
 
-    foreseen, looked = pipeline.plan(recipe, pipeline.prepare(recipe, workspace=workspace))
+    dataset = pipeline.prepare(recipe, workspace=workspace)
+    foreseen, looked = pipeline.plan(recipe, dataset)
     if json:
         show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})
         return
+    tables.counts_line(dataset)
     tables.plan(foreseen, looked)

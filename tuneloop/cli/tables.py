@@ -27,7 +27,18 @@ def dataset(made: Dataset) -> None:
         [t("file"), t("shape"), t("encoding"), t("rows"), t("sure"), t("why")],
         rows,
     )
-    counts = manifest["counts"]
+    counts_line(made)
+    words = ledger.words()
+    lost = [(words.get(s["reason"], s["reason"]), s["dropped"], s["changed"]) for s in manifest["steps"]]
+    if lost:
+        table(t("What the ledger holds"), [t("reason"), t("dropped"), t("changed")], lost)
+    else:
+        print()
+
+
+def counts_line(made: Dataset) -> None:
+    """One line: what was read, kept, dropped and changed, and where that is written down."""
+    counts = made.manifest["counts"]
     print(
         t(
             "{rows} rows read: {train} to train, {held} held out, {dropped} dropped, {changed} changed. Ledger: {path}",
@@ -35,12 +46,6 @@ def dataset(made: Dataset) -> None:
             changed=counts["changed"], path=made.path / "ledger.jsonl",
         )
     )  # fmt: skip
-    words = ledger.words()
-    lost = [(words.get(s["reason"], s["reason"]), s["dropped"], s["changed"]) for s in manifest["steps"]]
-    if lost:
-        table(t("What the ledger holds"), [t("reason"), t("dropped"), t("changed")], lost)
-    else:
-        print()
 
 
 def plan(foreseen: Plan, looked: Preflight) -> None:

@@ -39,9 +39,16 @@ def train(
 
     if resume:
         made = open_run(resume, workspace)
-        pipeline.resume(made, settings or [])
+        if made.result() is not None:
+            show.say(t("This run is finished; there is nothing to go on with."))
+        else:
+            pipeline.resume(made, settings or [])
     else:
         dataset = pipeline.prepare(recipe, workspace=workspace)
+        if ranks.leads() and not json:
+            from tuneloop.cli import tables
+
+            tables.counts_line(dataset)
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
     if not ranks.leads():  # one of the processes of torchrun speaks
         return

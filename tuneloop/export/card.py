@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,23 @@ def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str
         [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
         [t("Licence of the base model"), terms or t("not recorded: look it up before you pass the model on")],
         [t("Method"), method],
-        [t("Epochs, batch size, learning rate"), f"{train.epochs:g}, {train.batch_size}, {train.learning_rate:g}"],
+        [
+            t("Epochs, batch size, learning rate"),
+            f"{_epochs(run, recipe):.3g}, {train.batch_size}, {train.learning_rate:g}",
+        ],
         [t("Seed"), str(recipe.seed)],
         [t("Dataset"), str(data.get("hash") or t("not recorded"))],
     ]
     rows.append([t("Type of the weights"), dtype])
     return f"## {t('How it was made')}\n\n{_table(['', ''], rows)}"
+
+
+def _epochs(run: Path, recipe: Recipe) -> float:
+    """Passes over the data that were made; max_steps may have ended them before train.epochs."""
+    data = Run(run).read("plan.json").get("data", {})
+    if not data.get("dialogues") or not data.get("steps"):
+        return recipe.train.epochs
+    return float(data["steps"]) / math.ceil(data["dialogues"] / recipe.train.batch_size)
 
 
 def _scores(evaluation: dict[str, Any]) -> str:
@@ -96,8 +108,10 @@ def _scores(evaluation: dict[str, Any]) -> str:
     text = f"## {t('Measured')}\n\n"
     text += (
         t(
-            "On {n} held-out dialogues, with {base} before and this model after.",
+            "Loss and perplexity over {labels} held-out label tokens, BLEU and ROUGE over {n} answers; {base} before, "
+            "this model after.",
             n=after.get("rows", "?"),
+            labels=after.get("label_tokens", "?"),
             base=t("the base model"),
         )
         + "\n\n"

@@ -20,6 +20,8 @@ from tuneloop.recipe import TrainPart
 
 EFFICIENCY = 0.5
 """Share of the matrix-product rate a training step reaches; measured on SmolLM2-135M with LoRA on two CPU cores."""
+EFFICIENCY_HALF = 0.1
+"""The same for 16-bit types on a CPU, whose matrix units are so fast that everything else takes the time."""
 PROCESS_GB = 0.7
 """Python, torch, transformers and peft themselves, measured on Linux with the CPU build of torch."""
 

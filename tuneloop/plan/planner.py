@@ -12,7 +12,7 @@ from tuneloop.data.tokens import Sample
 from tuneloop.errors import MachineError
 from tuneloop.language import t
 from tuneloop.model.load import pick_dtype
-from tuneloop.plan.budget import EFFICIENCY, Shape, memory_gb, shape, step_flops
+from tuneloop.plan.budget import EFFICIENCY, EFFICIENCY_HALF, Shape, memory_gb, shape, step_flops
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.recipe import Recipe
 from tuneloop.train.optim import total_steps, warmup_steps
@@ -52,7 +52,8 @@ def make(recipe: Recipe, folder: Path, samples: Sequence[Sample]) -> Plan:
     steps = total_steps(train, batches.steps_per_epoch)
     epochs = steps / batches.steps_per_epoch
     tokens, labels = sum(batches.lengths), sum(s.labels for s in samples)
-    seconds = step_flops(size, tokens, labels, train) * epochs / (machine.gflops * EFFICIENCY * 1e9)
+    share = EFFICIENCY if machine.device != "cpu" or size.bytes_each == 4 else EFFICIENCY_HALF
+    seconds = step_flops(size, tokens, labels, train) * epochs / (machine.gflops * share * 1e9)
     fullest = min(train.token_budget, _fullest(batches))
     memory = memory_gb(size, fullest, train)
     if memory > machine.room_gb:

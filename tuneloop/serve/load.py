@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tuneloop import registry
+from tuneloop.errors import RunError
 from tuneloop.model import sources
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, placed
@@ -20,6 +21,8 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer:
     if run is not None:
         trained = load_trained(run)
         return Answerer(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+    if Path(ref).parent.name == "runs":  # a run that was misspelt, not an organisation on the hub
+        raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
     folder = sources.resolve(str(ref))
     return Answerer(placed(load_model(folder)), load_tokenizer(folder), _system(folder))
 
