@@ -96,7 +96,8 @@ def _epochs(run: Path, recipe: Recipe) -> float:
     data = Run(run).read("plan.json").get("data", {})
     if not data.get("dialogues") or not data.get("steps"):
         return recipe.train.epochs
-    return float(data["steps"]) / math.ceil(data["dialogues"] / recipe.train.batch_size)
+    per_epoch = math.ceil(int(data["dialogues"]) / recipe.train.batch_size)
+    return int(data["steps"]) / per_epoch
 
 
 def _scores(evaluation: dict[str, Any]) -> str:
