@@ -175,7 +175,8 @@ def compare(
 ) -> dict[str, Any]:
     """The same prompts answered by two runs, or by one before and after training; and their metrics."""
     first = load_trained(run.path)
-    asked = list(prompts) or questions(first.recipe)
+    answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
+    asked = list(prompts) or questions(first.recipe) or answered
 
     def answers(model: Any, tokenizer: Any) -> list[str]:
         return ask(Answerer(placed(model), tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
