@@ -14,9 +14,10 @@ from tuneloop.evaluate.both import both, held_out_loss, questions, untrained
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe
 from tuneloop.train.session import rows
 
 SHOW = ["Who are you?", "Name a colour."]

@@ -17,7 +17,7 @@ from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.methods import parameters
 from tuneloop.plan.budget import PROCESS_GB, Shape, memory_gb, shape, step_flops
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 
 SEVEN = Shape(7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2)
 

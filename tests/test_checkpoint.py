@@ -18,7 +18,7 @@ from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 from tuneloop.train.optim import optimizer_for, scheduler_for
 
 FILES = ["trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]

@@ -8,8 +8,8 @@ import pytest
 
 from tuneloop.errors import DataError, RecipeError
 from tuneloop.evaluate import compare, suite
-from tuneloop.recipe import Probe
 from tuneloop.records import Message, Record
+from tuneloop.sections import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
 

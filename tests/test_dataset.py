@@ -18,8 +18,9 @@ from tuneloop.data import dataset, profile
 from tuneloop.data.dataset import Dataset, build, open_dataset
 from tuneloop.data.ledger import Ledger
 from tuneloop.errors import DataError, MachineError
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
+from tuneloop.sections import Recipe
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -92,7 +93,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_tools_calls_and_thoughts_survive(tmp_path: Path) -> None:
     path = shared("llamafactory/reason_tool_use_demo_50.jsonl")
     from tuneloop.data import formats
-    from tuneloop.recipe import DataFile
+    from tuneloop.sections import DataFile
 
     made = build(recipe(path, max_length=100_000), tmp_path, characters)
     read = {r.id: r for r in formats.read(DataFile(path=str(path), rows=None, repeat=1)) if isinstance(r, Record)}

@@ -19,8 +19,8 @@ from tuneloop.data import formats
 from tuneloop.data.clean import clean
 from tuneloop.data.ledger import words
 from tuneloop.errors import DataError
-from tuneloop.recipe import DataFile
 from tuneloop.records import LedgerEntry, Record
+from tuneloop.sections import DataFile
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GOOD = '{"question": "q", "answer": "a"}'

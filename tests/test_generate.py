@@ -15,8 +15,8 @@ from tuneloop.errors import ServeError
 from tuneloop.model.generate import PIECE, Answerer, Sampling, _Chooser
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import TrainPart
 from tuneloop.records import Message, Record, Reply
+from tuneloop.sections import TrainPart
 
 LESSONS = [
     ("你是谁？", "我是小石，𠮷祥如意😀，随叫随到。"),

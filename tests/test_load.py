@@ -14,7 +14,8 @@ from tests.conftest import tiny_folder
 from tuneloop.data.templates import CHATML, PLAIN
 from tuneloop.errors import ModelError, RunError
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, pick_dtype, resolve, save_result, wrap
-from tuneloop.recipe import ModelPart, TrainPart, dump, make_recipe
+from tuneloop.recipe import dump, make_recipe
+from tuneloop.sections import ModelPart, TrainPart
 
 IDS = torch.arange(3, 30)[None]
 

@@ -16,7 +16,7 @@ from tuneloop.errors import RunError
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 from tuneloop.train.loop import StepResult, held_loss, to_device, train
 from tuneloop.train.optim import optimizer_for, scheduler_for
 

@@ -15,7 +15,7 @@ from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel, head_is_exact, plain
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 from tuneloop.train.loop import held_loss
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "mistral"]

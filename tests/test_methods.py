@@ -12,7 +12,7 @@ from tests.conftest import tiny_config
 from tuneloop.errors import ModelError
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.methods import METHODS, linear_names, parameters
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 
 
 def part(**train: Any) -> TrainPart:

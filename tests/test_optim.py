@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tuneloop.model.load import load_model, wrap
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 from tuneloop.train.optim import curve, optimizer_for, scheduler_for, total_steps, warmup_steps
 
 

@@ -12,9 +12,10 @@ from tests.conftest import TALK
 from tuneloop import pipeline
 from tuneloop.data.dataset import open_dataset
 from tuneloop.errors import DataError, RecipeError, RunError
-from tuneloop.recipe import Recipe, make_recipe, read_recipe
+from tuneloop.recipe import make_recipe, read_recipe
 from tuneloop.registry import locate
 from tuneloop.runs import Run, open_run
+from tuneloop.sections import Recipe
 
 HELD = "What do you hold out?"
 

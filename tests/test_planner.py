@@ -16,8 +16,9 @@ from tuneloop.plan import planner
 from tuneloop.plan.budget import memory_gb, shape
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.plan.planner import Plan, make
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
+from tuneloop.sections import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tuneloop import recipe as module
 from tuneloop.aliases import ALIASES
 from tuneloop.errors import RecipeError, catalogue
-from tuneloop.recipe import Recipe, TrainPart, changed, dump, keys, make_recipe, nearest, read_recipe
+from tuneloop.recipe import changed, dump, keys, make_recipe, nearest, read_recipe
+from tuneloop.sections import Recipe, TrainPart
 
 LLAMA_FACTORY = """
 ### model

@@ -17,9 +17,10 @@ from tuneloop.errors import MachineError, RunError
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import Recipe, dump, make_recipe
+from tuneloop.recipe import dump, make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run, new_run
+from tuneloop.sections import Recipe
 from tuneloop.train.session import Outcome, loss_model, packs_exactly, rows, session
 
 RECORDS = [Record((Message("user", f"{q} {n}"), Message("assistant", a))) for n in range(3) for q, a in TALK]

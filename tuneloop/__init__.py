@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tuneloop.errors import TuneloopError
     from tuneloop.pipeline import evaluate, export, improve, load, plan, prepare, register, resume, serve, train
-    from tuneloop.recipe import Recipe, make_recipe, read_recipe
+    from tuneloop.recipe import make_recipe, read_recipe
+    from tuneloop.sections import Recipe
 
 __version__ = "0.1.0"
 

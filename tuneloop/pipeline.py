@@ -28,10 +28,10 @@ from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_tokenizer, load_trained, placed, resolve
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
-from tuneloop.recipe import DataFile, Recipe
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
+from tuneloop.sections import DataFile, Recipe
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
 from tuneloop.train.session import Outcome, session

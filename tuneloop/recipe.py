@@ -10,148 +10,15 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
 from tuneloop.aliases import ALIASES, shown, translate
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 from tuneloop.notation import dumps, loads
-
-Strategy = Literal["steps", "epoch", "no"]
-
-
-class Part(BaseModel):
-    """A section of the recipe: frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class ModelPart(Part):
-    """Which model, and how it is loaded."""
-
-    name: str = Field("smollm2-135m-instruct", description="A pulled name, a folder, a hub id, or modelscope:org/name.")
-    revision: str | None = Field(None, description="Pin a hub model to a branch, tag or commit.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Type of the weights.")
-    template: str | None = Field(None, description="Another chat template: a .jinja file, or 'chatml'.")
-    accept_terms: bool = Field(False, description="You have read and accept the terms of a model that has some.")
-
-
-class DataFile(Part):
-    """One file to read, as it lies."""
-
-    path: str = Field(description="A file; relative paths start at the recipe's folder.")
-    rows: str | None = Field(None, description="A slice in Python's notation, e.g. '[:1500]' or '[100:200]'.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Role -> column, where looking is not enough.")
-    repeat: int = Field(1, ge=1, le=100, description="Use each row of this file so many times an epoch.")
-
-
-class PreparePart(Part):
-    """Raw files -> dataset version."""
-
-    system: str | None = Field(None, description="System prompt for dialogues that have none.")
-    max_length: int = Field(1024, ge=16, description="Longest dialogue in tokens; a longer one is rejected, never cut.")
-    validation: float = Field(0.1, ge=0, description="Held-out share (below 1) or number of dialogues (1 and above).")
-    dedupe: bool = Field(True, description="Drop exact repetitions of a dialogue.")
-
-    @field_validator("validation")
-    @classmethod
-    def _whole_rows(cls, value: float) -> float:
-        if value >= 1 and value != int(value):
-            raise ValueError(t("a share below 1, or a whole number of dialogues"))
-        return value
-
-
-class LoraPart(Part):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = Field(8, ge=1, description="Rank r of the update.")
-    alpha: int = Field(16, ge=1, description="The update is scaled by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Module names, or every linear layer.")
-
-
-class TrainPart(Part):
-    """How the weights are changed."""
-
-    method: Literal["lora", "full"] = Field("lora", description="What is trained.")
-    lora: LoraPart = Field(default_factory=LoraPart, description="Only for method lora.")
-    epochs: float = Field(3.0, gt=0, description="Passes over the data; fractions are taken at their word.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
-    batch_size: int = Field(8, ge=1, description="Dialogues an optimizer step, over all devices and micro-batches.")
-    micro_batch_size: int | None = Field(None, ge=1, description="At most so many dialogues in one forward pass.")
-    token_budget: int = Field(2048, ge=16, description="At most so many tokens in one forward pass.")
-    packing: bool = Field(True, description="Several dialogues in one row, each seeing only itself; never padding.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
-    warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 never clips.")
-    checkpointing: bool = Field(False, description="Recompute activations: less memory, about a third more time.")
-    workers: int = Field(0, ge=0, description="Processes that prepare batches; the order is the same for any number.")
-    logging_strategy: Strategy = Field("steps", description="When a line of metrics is written.")
-    logging_steps: int = Field(1, ge=1, description="Every so many steps.")
-    save_strategy: Strategy = Field("epoch", description="When a checkpoint is written; one always is at the end.")
-    save_steps: int = Field(100, ge=1, description="Every so many steps.")
-    save_total_limit: int | None = Field(2, ge=1, description="Keep so many checkpoints, the oldest go.")
-    eval_strategy: Strategy = Field("epoch", description="When the held-out loss is measured.")
-    eval_steps: int = Field(100, ge=1, description="Every so many steps.")
-
-    @field_validator("logging_strategy", "save_strategy", "eval_strategy", mode="before")
-    @classmethod
-    def _bare_no(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML reads a bare no as false
-
-
-class Probe(Part):
-    """Prompts whose answers are searched for a pattern, before and after."""
-
-    name: str = Field(description="How the probe is called in reports.")
-    prompts: str | list[str] = Field(description="A text file with one prompt a line, or the prompts themselves.")
-    expect: str = Field(description="Regular expression looked for in each answer, case ignored.")
-    at_least: int | None = Field(None, ge=0, description="Fewer answers that match after training fail the probe.")
-    at_most: int | None = Field(None, ge=0, description="More answers that match after training fail the probe.")
-
-
-class EvaluatePart(Part):
-    """What is measured before and after."""
-
-    rows: int = Field(16, ge=0, description="Held-out dialogues whose last answer is generated and scored.")
-    max_new_tokens: int = Field(64, ge=1, description="Longest generated answer.")
-    batch_size: int = Field(8, ge=1, description="Prompts answered at once.")
-    show: str | list[str] = Field(default_factory=list, description="Prompts answered side by side in the report.")
-    probes: list[Probe] = Field(default_factory=list, description="Questions of fact about the change.")
-
-
-class Recipe(Part):
-    """One run, from raw files to a registered version."""
-
-    name: str = Field("run", pattern=r"^[\w][\w.-]{0,63}$", description="Names the dataset, the run and the version.")
-    seed: int = Field(42, ge=0, lt=2**32, description="Of the split, the order, the adapters' start and dropout.")
-    model: ModelPart = Field(default_factory=ModelPart)
-    data: list[DataFile] = Field(default_factory=list, description="The raw files.")
-    prepare: PreparePart = Field(default_factory=PreparePart)
-    train: TrainPart = Field(default_factory=TrainPart)
-    evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, value: Any) -> Any:
-        """`model: NAME` and `data: FILE` are the usual case and may be written so."""
-        if not isinstance(value, dict):
-            return value
-        value = dict(value)
-        if isinstance(value.get("model"), str):
-            value["model"] = {"name": value["model"]}
-        data = value.get("data")
-        if isinstance(data, str | dict):
-            data = [data]
-        if isinstance(data, list):
-            value["data"] = [{"path": d} if isinstance(d, str) else d for d in data]
-        return value
+from tuneloop.sections import Recipe, TrainPart
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

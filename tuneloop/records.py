@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+Kind = Literal["chat", "text", "label", "preference", "judged"]
+"""What a record teaches: a dialogue; a text to go on writing; a text and its label; a better and a worse answer; a
+dialogue and whether its answer is good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects."""
+    """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
+
+    An answer that is not `trained` (weight 0) is only context.
+    """
 
     role: Role
     content: str
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
+    trained: bool = True
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""
@@ -31,32 +38,60 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One dialogue, and where it came from. `tools` are the JSON schemas offered to the model."""
+    """One row, and where it came from. `tools` are the JSON schemas offered to the model.
+
+    chat: `messages` are the dialogue. text: one assistant message, the text. label: one user message, the text, and
+    `label`. preference: `messages` end with the better answer, `rejected` are the turns that would stand in its place.
+    judged: a dialogue whose `label` is "good" or "bad". `parent` is the id of the record that this one was made from.
+    """
 
     messages: tuple[Message, ...]
     file: str = ""
     line: int = 0
     tools: tuple[dict[str, Any], ...] = ()
+    kind: Kind = "chat"
+    label: str = ""
+    rejected: tuple[Message, ...] = ()
+    parent: str = ""
 
     @property
     def id(self) -> str:
-        """12 hex digits of the content alone: the same dialogue has the same id wherever it lay."""
-        body = json.dumps([[m.as_chat() for m in self.messages], list(self.tools)], ensure_ascii=False, sort_keys=True)
+        """12 hex digits of the content alone: the same row has the same id wherever it lay."""
+        parts: list[Any] = [[_marked(m) for m in self.messages], list(self.tools)]
+        if self.kind != "chat":
+            parts += [self.kind, self.label, [_marked(m) for m in self.rejected]]
+        body = json.dumps(parts, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last answer; of a preference pair, what both answers reply to."""
+        end = len(self.messages)
+        while end and self.messages[end - 1].role == "assistant":
+            end -= 1
+        return self.messages[:end]
 
     def chat(self) -> list[dict[str, Any]]:
         """The list of dicts that a chat template takes."""
         return [m.as_chat() for m in self.messages]
 
     def with_messages(self, messages: tuple[Message, ...]) -> Record:
-        return Record(messages, self.file, self.line, self.tools)
+        return replace(self, messages=messages)
+
+
+def _marked(message: Message) -> dict[str, Any]:
+    return message.as_chat() if message.trained else {**message.as_chat(), "trained": False}
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One row that was dropped or changed: nothing is lost in silence."""
+    """What happened to one row: nothing is lost in silence.
 
-    action: Literal["dropped", "changed"]
+    dropped: it is gone; changed: it stays, other than it was; marked: it stays as it is, and somebody should know;
+    added: it was made from another row.
+    """
+
+    action: Literal["dropped", "changed", "marked", "added"]
     step: str
     reason: str
     file: str

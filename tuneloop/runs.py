@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from tuneloop.environment import environment
 from tuneloop.errors import RunError
-from tuneloop.recipe import Recipe, changed
+from tuneloop.recipe import changed
+from tuneloop.sections import Recipe
 
 FREE_ON_RESUME = {
     "workers", "logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from tuneloop import pipeline
 from tuneloop.data.dataset import Dataset
 from tuneloop.model import checkpoint
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import make_recipe
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe
 
 KILLS = int(os.environ.get("TUNELOOP_TEST_KILLS", "24"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

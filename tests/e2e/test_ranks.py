@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from tests.conftest import tiny_folder
 from tuneloop import pipeline
 from tuneloop.model import checkpoint
-from tuneloop.recipe import Recipe, dump, make_recipe
+from tuneloop.recipe import dump, make_recipe
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo launcher there")
 

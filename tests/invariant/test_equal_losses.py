@@ -16,8 +16,9 @@ from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
+from tuneloop.sections import Recipe
 from tuneloop.train.loop import StepResult, train
 from tuneloop.train.optim import optimizer_for, scheduler_for
 

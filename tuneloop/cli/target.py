@@ -13,7 +13,7 @@ from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
 if TYPE_CHECKING:
-    from tuneloop.recipe import Recipe
+    from tuneloop.sections import Recipe
 
 
 def packaged() -> dict[str, Path]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tuneloop.data.tokens import Sample
 from tuneloop.errors import DataError
-from tuneloop.recipe import Recipe
+from tuneloop.sections import Recipe
 
 Bin = tuple[int, ...]
 

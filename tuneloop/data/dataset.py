@@ -29,8 +29,8 @@ from tuneloop.data.sniff import shown
 from tuneloop.data.split import split
 from tuneloop.disk import require_room
 from tuneloop.errors import DataError, MachineError
-from tuneloop.recipe import DataFile, Recipe
 from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.sections import DataFile, Recipe
 
 Split = Literal["train", "validation"]
 CountTokens = Callable[[list[Record]], list[int]]

@@ -23,8 +23,8 @@ from tuneloop.data.ledger import words
 from tuneloop.data.sniff import FIELD, Guess, load_json, look, opened, quoting, shown
 from tuneloop.errors import DataError
 from tuneloop.language import t
-from tuneloop.recipe import DataFile
 from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.sections import DataFile
 
 
 @dataclass(frozen=True, slots=True)

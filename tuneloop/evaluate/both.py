@@ -14,8 +14,8 @@ from tuneloop.evaluate import compare, suite
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, placed, resolve
-from tuneloop.recipe import Recipe
 from tuneloop.records import Record
+from tuneloop.sections import Recipe
 from tuneloop.train.loop import held_loss
 from tuneloop.train.session import loss_model, packs_exactly, rows
 

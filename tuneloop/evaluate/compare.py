@@ -15,8 +15,8 @@ from typing import Any
 from tuneloop.errors import DataError, RecipeError
 from tuneloop.evaluate import metrics, suite
 from tuneloop.language import t
-from tuneloop.recipe import Probe
 from tuneloop.records import Answer, ProbeResult, Record
+from tuneloop.sections import Probe
 
 HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "bleu": True, "rouge1": True, "rouge2": True, "rougeL": True}
 

@@ -12,8 +12,8 @@ import yaml
 from tuneloop.export.parity import Parity
 from tuneloop.language import t
 from tuneloop.model.pull import provenance
-from tuneloop.recipe import Recipe
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe
 
 MEASURES = ("loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL")
 

@@ -23,8 +23,8 @@ from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
 from tuneloop.model.methods import METHODS
 from tuneloop.model.pull import PROVENANCE, provenance
-from tuneloop.recipe import Recipe
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe
 
 QUESTIONS = (
     "Who are you?",

@@ -22,7 +22,8 @@ from tuneloop.language import t
 from tuneloop.model import attention, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import check_safetensors
-from tuneloop.recipe import ModelPart, Recipe, TrainPart, read_recipe
+from tuneloop.recipe import read_recipe
+from tuneloop.sections import ModelPart, Recipe, TrainPart
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneloop.errors import ModelError
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 
 
 @dataclass(frozen=True, slots=True)

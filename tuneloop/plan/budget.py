@@ -16,7 +16,7 @@ from tuneloop.errors import ModelError
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.loss import CHUNK, plain
 from tuneloop.model.methods import LINEAR, METHODS, parameters
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 
 EFFICIENCY = 0.5
 """Share of the matrix-product rate a training step reaches; measured on SmolLM2-135M with LoRA on two CPU cores."""

@@ -14,7 +14,7 @@ from tuneloop.language import t
 from tuneloop.model.load import pick_dtype
 from tuneloop.plan.budget import EFFICIENCY, EFFICIENCY_HALF, Shape, memory_gb, shape, step_flops
 from tuneloop.plan.hardware import Hardware, look
-from tuneloop.recipe import Recipe
+from tuneloop.sections import Recipe
 from tuneloop.train.optim import total_steps, warmup_steps
 
 

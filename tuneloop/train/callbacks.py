@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from tuneloop.language import t
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
-from tuneloop.recipe import Strategy
+from tuneloop.sections import Strategy
 from tuneloop.train.loop import StepResult
 
 

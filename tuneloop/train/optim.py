@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tuneloop.recipe import TrainPart
+from tuneloop.sections import TrainPart
 
 
 def total_steps(train: TrainPart, steps_per_epoch: int) -> int:

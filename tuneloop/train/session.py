@@ -31,8 +31,8 @@ from tuneloop.model.load import load_model, save_result, wrap
 from tuneloop.model.loss import LossModel, head_is_exact, plain
 from tuneloop.model.methods import METHODS, parameters
 from tuneloop.monitor.meters import Meter
-from tuneloop.recipe import Recipe, Strategy
 from tuneloop.runs import Run
+from tuneloop.sections import Recipe, Strategy
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Due, HeldOut, Journal, Metrics, Saver, Screen
 from tuneloop.train.interrupt import Interrupt
