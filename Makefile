@@ -6,12 +6,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Chinese for demo-zh, and where the environment asks for it, as tuneloop itself does.
+SPOKEN := $(firstword $(TUNELOOP_LANG) $(LC_ALL) $(LC_MESSAGES) $(LANG))
+ifneq ($(filter demo-zh,$(MAKECMDGOALS))$(filter zh% ZH% cn% CN%,$(SPOKEN)),)
+INSTALLING := 正在安装（约两分钟，只需一次）……
+TOO_OLD := tuneloop 需要 Python 3.11 或更新版本：
+else
+INSTALLING := Installing (about two minutes, once) ...
+TOO_OLD := tuneloop needs Python 3.11 or newer:
+endif
+
 .PHONY: demo demo-zh test check proof bench clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("tuneloop needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("$(TOO_OLD) make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing (about two minutes, once) ..."
+	@echo "$(INSTALLING)"
 	@$(INSTALL) $(TORCH_ARGS) --constraint constraints.txt torch
 	@$(INSTALL) --constraint constraints.txt --editable .
 	@touch $@

@@ -12,6 +12,7 @@ import pytest
 
 from tuneloop.aliases import ALIASES, OWN, translate
 from tuneloop.errors import RecipeError
+from tuneloop.translation import shown
 
 
 def own(raw: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +56,15 @@ SINGLE = [
     ("sequence_len", 512, "prepare.max_length", 512),
     ("val_size", 0.05, "prepare.validation", 0.05),
     ("split_dataset_ratio", 0.01, "prepare.validation", 0.01),
-    ("dataset_exact_deduplication", False, "prepare.dedupe", False),
+    ("dataset_exact_deduplication", False, "prepare.dedupe", "off"),
+    ("dataset_exact_deduplication", True, "prepare.dedupe", "exact"),
+    ("truncation_strategy", "delete", "prepare.too_long", "reject"),
+    ("truncation_strategy", "left", "prepare.too_long", "cut_left"),
+    ("truncation_strategy", "right", "prepare.too_long", "cut_right"),
+    ("truncation_strategy", "split", "prepare.too_long", "split"),
+    ("excess_length_strategy", "drop", "prepare.too_long", "reject"),
+    ("excess_length_strategy", "truncate", "prepare.too_long", "cut_right"),
+    ("truncation_mode", "keep_end", "prepare.too_long", "cut_left"),
     ("finetuning_type", "full", "train.method", "full"),
     ("train_type", "lora", "train.method", "lora"),
     ("tuner_type", "lora", "train.method", "lora"),
@@ -99,7 +108,11 @@ SINGLE = [
 @pytest.mark.parametrize(("alias", "value", "key", "becomes"), SINGLE)
 def test_a_peers_key_flat_and_in_its_section(alias: str, value: Any, key: str, becomes: Any) -> None:
     assert own({alias: value}) == nested(key, becomes)
-    assert f"{alias} is called {key} here" in notes({alias: value})
+    told = notes({alias: value})
+    if value == becomes or key in {"name", "prepare.max_length"} or alias.endswith("_per_epoch"):
+        assert f"{alias} is called {key} here" in told
+    else:
+        assert told == f"{alias}: {shown(value)} is {key}: {shown(becomes)} here"
     *section, _ = key.split(".")
     for depth in range(1, len(section) + 1):
         inside = ".".join(section[:depth])
@@ -252,8 +265,29 @@ class TestData:
 
     def test_swifts_sample(self) -> None:
         raw = {"dataset": ["a.jsonl#500", "/data/all", "x/*.json"]}
-        assert own(raw)["data"] == [{"rows": "[:500]", "path": "a.jsonl"}, {"path": "/data/all"}, {"path": "x/*.json"}]
-        assert "first 500 rows" in notes(raw)
+        assert own(raw)["data"] == [{"sample": 500, "path": "a.jsonl"}, {"path": "/data/all"}, {"path": "x/*.json"}]
+        assert "#500 is data[].sample: 500" in notes(raw)
+
+    def test_datasets_of_a_hub(self) -> None:
+        assert own({"dataset": "hub:org/talk,modelscope:org/talk", "dataset_dir": "corpus"})["data"] == [
+            {"path": "hub:org/talk"}, {"path": "modelscope:org/talk"},
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("key", ["eval_dataset", "val_dataset", "test_datasets"])
+    def test_files_of_their_own_for_the_held_out_loss(self, key: str) -> None:
+        raw = {"dataset": "a.json", key: ["v.json"]}
+        held = {"path": "v.json", "split": "validation"}
+        assert own(raw) == {"data": [{"path": "a.json"}, held], "prepare": {"validation": 0}}
+        assert f"{key}: these files stand in data" in notes(raw)
+        assert own({"data": "a.json", key: "v.json", "val_size": 0.1}) == {
+            "data": ["a.json", held], "prepare": {"validation": 0.1},
+        }  # fmt: skip
+        assert own({"data": ["a.json"], key: []}) == {"data": ["a.json"]}
+
+    def test_our_own_split_stays(self) -> None:
+        raw = {"data": [{"path": "a.json", "split": "test"}, {"path": "b.json", "split": "auto"}]}
+        assert translate(raw) == (raw, [], [])
+        assert own({"data": [{"path": "a.json", "split": "train[5:]"}]})["data"] == [{"path": "a.json", "rows": "[5:]"}]
 
     def test_axolotls_sections(self) -> None:
         entries = [
@@ -341,7 +375,7 @@ class TestNotHere:
          ("use_dora", True), ("stage", "dpo"), ("rl", "kto"), ("fsdp_config", {"x": 1}), ("optim", "lion_8bit"),
          ("lr_scheduler_type", "polynomial"), ("adapter", "qlora"), ("finetuning_type", "freeze"),
          ("columns", {"a": "b"}), ("target_modules", r"^model\.layers\.\d+"),
-         ("truncation_strategy", "left"), ("val_dataset", ["v.json"]),
+         ("loss_type", "dft"), ("cached_dataset", ["v"]), ("model_init_kwargs", {"torch_dtype": "bfloat16"}),
          ("train_on_inputs", True), ("loss_scale", "last_round"), ("special_tokens", {"eos_token": "x"}),
          ("disable_shuffling", True), ("dataset_shuffle", False), ("chat_template_jinja", "{% for m in messages %}")],
     )  # fmt: skip
@@ -349,6 +383,7 @@ class TestNotHere:
         [problem] = problems({key: value})
         assert (problem.code, problem.where) == ("TL-RECIPE-UNSUPPORTED", key)
         assert problem.facts["instead"]
+        assert str(problem).startswith(f"TL-RECIPE-UNSUPPORTED  {key}: Not supported yet: {problem.facts['feature']} (")
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -356,7 +391,7 @@ class TestNotHere:
          ("task_type", "CAUSAL_LM"), ("optim", "adamw_torch"), ("fsdp", []), ("quantization_bit", "none"),
          ("tensor_parallel_size", 1), ("plugins", ["axolotl.integrations.liger.LigerPlugin"]),
          ("dataset_shuffle", True), ("special_tokens", {"pad_token": "<pad>"}), ("init_weights", "true"),
-         ("truncation_strategy", "delete")],
+         ("truncation_strategy", None), ("val_dataset", [])],
     )  # fmt: skip
     def test_what_asks_for_nothing(self, key: str, value: Any) -> None:
         out, said, found = translate({key: value})
@@ -379,12 +414,28 @@ class TestNotHere:
     [("torch_dtype", "int8"), ("torch_dtype", 16), ("bf16", "maybe"), ("lora_target", 5), ("lora_target", []),
      ("finetuning_type", "magic"), ("finetuning_type", 3), ("lr_scheduler_type", 5), ("gradient_checkpointing", "some"),
      ("max_steps", "many"), ("warmup_steps", []), ("evals_per_epoch", "often"), ("system", "prompts/system.txt"),
-     ("dataset_dir", 5), ("max_samples", "all"), ("use_peft", "perhaps")],
+     ("dataset_dir", 5), ("truncation_strategy", "middle"), ("max_samples", "all"), ("use_peft", "perhaps")],
 )  # fmt: skip
 def test_a_value_that_cannot_be_read(key: str, value: Any) -> None:
     [problem] = problems({key: value})
     assert (problem.code, problem.where) == ("TL-RECIPE-VALUE", key)
     assert problem.facts["need"]
+
+
+def test_plain_renames_are_told_in_one_line() -> None:
+    raw = {"cutoff_len": 512, "lora_rank": 4, "num_train_epochs": 2, "finetuning_type": "lora", "bf16": True,
+           "plot_loss": True, "overwrite_cache": True, "report_to": "none"}  # fmt: skip
+    assert translate(raw)[1] == [
+        "3 keys of LLaMA-Factory were translated: lora_rank → train.lora.rank, num_train_epochs → train.epochs, "
+        "finetuning_type → train.method",
+        "cutoff_len is called prepare.max_length here: a longer dialogue is rejected; prepare.too_long says otherwise",
+        "bf16: true is model.dtype: 'bfloat16' here",
+        "not used here: plot_loss (the loss curve is always drawn); overwrite_cache (a prepared dataset is found again by "
+        "its content); report_to (metrics are written to the run's folder only)",
+    ]
+    assert translate({"r": 4, "lora_alpha": 8})[1] == [
+        "2 keys of other tools were translated: r → train.lora.rank, lora_alpha → train.lora.alpha"
+    ]
 
 
 def test_several_problems_at_once() -> None:

@@ -16,7 +16,18 @@ from tuneloop.errors import ModelError
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.methods import parameters
-from tuneloop.plan.budget import PROCESS_GB, Shape, memory_gb, shape, step_flops
+from tuneloop.plan.budget import (
+    GENERATION,
+    LAYER_SECONDS,
+    PROCESS_GB,
+    Shape,
+    forward_flops,
+    generation_seconds,
+    memory_gb,
+    shape,
+    step_flops,
+)
+from tuneloop.plan.hardware import Hardware
 from tuneloop.sections import TrainPart
 
 SEVEN = Shape(7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2)
@@ -130,7 +141,7 @@ def test_memory_grows_with_tokens_as_it_does(middling: Path, train: dict[str, An
     if settings.checkpointing:  # the backward pass makes one layer after the other again
         counted += kept_a_token(middling, part()) / seen.layers
     head = 12 * seen.vocabulary
-    foreseen = (memory_gb(seen, 384, settings) - memory_gb(seen, 128, settings)) * 2**30 / 256 - head
+    foreseen = (memory_gb(seen, 384, settings) - memory_gb(seen, 128, settings)) * 1e9 / 256 - head
     assert 0.5 < foreseen / counted < 2
 
 
@@ -153,5 +164,41 @@ def test_more_of_anything_needs_no_less() -> None:
 
 def test_seven_billion_in_bfloat16_need_what_is_known() -> None:
     """A dry run that counted bytes found 15.9 GiB for LoRA on 512 tokens, 13.6 with recomputed activations."""
-    assert memory_gb(SEVEN, 512, part()) == pytest.approx(15.9, rel=0.15)
-    assert memory_gb(SEVEN, 512, part(checkpointing=True)) == pytest.approx(13.6, rel=0.15)
+    assert memory_gb(SEVEN, 512, part()) == pytest.approx(15.9 * 2**30 / 1e9, rel=0.15)
+    assert memory_gb(SEVEN, 512, part(checkpointing=True)) == pytest.approx(13.6 * 2**30 / 1e9, rel=0.15)
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1,
+                  "mlp_only_layers": []},
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("train", [{"method": "full"}, {"lora": {"targets": ["q_proj"]}}], ids=str)
+def test_of_a_mixture_only_the_experts_a_token_passes_are_counted(
+    tmp_path: Path, family: str, train: dict[str, Any]
+) -> None:
+    few = shape(tiny_folder(tmp_path / "few", family, **EXPERTS[family]), part(**train), "float32")
+    all_ = shape(
+        tiny_folder(tmp_path / "all", family, **{**EXPERTS[family], "num_experts_per_tok": 8}), part(**train), "float32"
+    )
+    assert few.parameters == all_.parameters, "memory holds them all"
+    one = 3 * 32 * 64 * 2  # gate, up and down of one expert in two layers
+    assert all_.linear - few.linear == 6 * one
+    assert few.linear > 2 * one
+
+
+def test_a_dense_model_passes_all_it_has(tmp_path: Path) -> None:
+    """Three dimensions alone make no expert."""
+    seen = shape(tiny_folder(tmp_path / "llama", "llama"), part(method="full"), "float32")
+    assert seen.linear == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+
+
+def test_a_step_of_generation_reads_all_weights() -> None:
+    machine = Hardware("Linux", "cpu", 8, 64.0, 50.0, "cpu", (), 0.0, 500.0, 20.0)
+    step = 14 / (20 * GENERATION) + 32 * LAYER_SECONDS
+    assert generation_seconds(SEVEN, machine, 3, 100) == pytest.approx(300 * step)
+    assert forward_flops(SEVEN, 100, 10) < step_flops(SEVEN, 100, 10, part()) / 1.9

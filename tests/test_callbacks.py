@@ -186,6 +186,16 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then() -> None:
     assert "[bracket]" in said
 
 
+def test_lines_are_thinned_as_the_metrics_are() -> None:
+    file = io.StringIO()
+    screen = Screen(12, Meter(), file, interval=0, due=Due("steps", 5, 4, 12))
+    for step in range(1, 13):
+        screen.on_step(State(step), result(step))
+    said = [line.split()[1] for line in file.getvalue().splitlines()]
+    assert said == ["5/12", "10/12", "12/12"]
+    assert file.getvalue().splitlines()[-1].endswith("0 s left")
+
+
 def test_time_left_is_counted_from_where_the_run_was_taken_up() -> None:
     import time
 

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from tuneloop import language
-from tuneloop.export.card import base_name, card, licence
+from tuneloop.export.card import card
 from tuneloop.export.merge import merge
 from tuneloop.export.parity import Parity
+from tuneloop.model.origin import base_name, licence
 from tuneloop.recipe import make_recipe, read_recipe
 from tuneloop.sections import Recipe
 
@@ -58,9 +59,10 @@ def test_it_says_where_the_model_is_from(run: Path, base: Path) -> None:
     }  # fmt: skip
     for said in ("smol @ v1.1", "Apache-2.0", "0123456789ab", "lora (rank 8, alpha 16)", "float32", "64/64"):
         assert said in text
-    assert "| loss | 3.21 | 2.1 |" in text
+    assert "| held-out loss | 3.21 | 2.1 |" in text
+    assert "| ROUGE-1 | 0.2 | 0.2 |" in text
     assert "| identity | 0/6 | 5/6 | failed |" in text
-    assert "rouge2" not in text  # not measured is not zero
+    assert "ROUGE-2" not in text  # not measured is not zero
 
 
 def test_an_unknown_licence_is_said_to_be_unknown(run: Path, tmp_path: Path) -> None:
@@ -104,6 +106,18 @@ def test_in_chinese(run: Path, base: Path) -> None:
     assert "## How it was made" not in text
     assert re.search(r"[\u4e00-\u9fff]", text)
     assert front_matter(text)["license"] == "apache-2.0"
+    assert "留出集损失" in text
+    assert not re.search(r"\|[^|]*(held-out|perplexity)[^|]*\|", text)
+
+
+def test_nothing_held_out_is_said_and_the_probes_stay(run: Path, base: Path) -> None:
+    nothing = dict.fromkeys(SCORES) | {"loss": None, "rows": 0, "label_tokens": 0}
+    probe = {"name": "identity", "total": 6, "before": 0, "after": 5, "passed": True}
+    (run / "evaluation.json").write_text(json.dumps({"before": nothing, "after": nothing, "probes": [probe]}))
+    text = card(run, recipe(), base, PARITY, dtype="float32")
+    assert "Nothing was held out" in text
+    assert "| identity | 0/6 | 5/6 | passed |" in text
+    assert "| held-out loss" not in text
 
 
 def test_the_code_in_it_runs(tiny_run: Path, tmp_path: Path) -> None:

@@ -150,7 +150,9 @@ def test_chinese_words_need_a_font_with_chinese(tmp_path: Path, monkeypatch: pyt
     metrics = write(tmp_path / "metrics.jsonl", lines(20))
     english = chart.loss_curve(metrics, tmp_path / "en.png")
     assert english is not None
-    monkeypatch.setattr(language, "_catalogue", lambda chosen: {"loss": "损失", "step": "步"} if chosen == "zh" else {})
+    monkeypatch.setattr(
+        language, "_catalogue", lambda chosen: {"loss": "损失", "optimizer step": "步"} if chosen == "zh" else {}
+    )
     monkeypatch.setattr(matplotlib.font_manager.fontManager, "ttflist", [])
     language.use("zh")
     assert chart.cjk_font() is None

@@ -13,6 +13,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tuneloop import language
 from tuneloop.cli import chat
 from tuneloop.cli.chat import _printable, _Talk, _Voice
 from tuneloop.cli.main import app
@@ -142,6 +143,32 @@ def test_words_that_only_look_like_commands() -> None:
     assert not talk.command("reset")
     assert talk.command("/quit")
     assert talk.over
+
+
+@pytest.mark.parametrize("word", ["/退出", "／退出", "/exit", " /quit "])
+def test_every_way_out(word: str) -> None:
+    talk = talk_with(Parrot())
+    assert talk.command("/帮助")
+    assert not talk.over
+    assert talk.command(word)
+    assert talk.over
+
+
+@pytest.mark.parametrize("tongue", ["en", "zh"])
+def test_help_names_the_commands(tongue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(chat, "_note", notes.append)
+    language.use(tongue)
+    talk_with(Parrot()).command("/help")
+    wanted = ("/帮助", "/重置", "/系统", "/退出") if tongue == "zh" else ("/help", "/reset", "/system", "/quit")
+    assert all(word in notes[0] and word in chat.COMMANDS for word in wanted)
+
+
+@pytest.mark.parametrize("asked", ["", "  "])
+def test_once_without_a_question_is_refused(asked: str, tmp_path: Path) -> None:
+    done = run_chat(tmp_path / "never-opened", "--once", asked)
+    assert code(done) == "TL-RECIPE-USAGE"
+    assert "--once" in str(done.exception)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")

@@ -76,10 +76,12 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         (Message("user", "first"), Message("assistant", "1"), Message("user", "second"), Message("assistant", "2")),
         "a.csv",
     )
+    other = Record((Message("user", "?"), Message("assistant", "!")))
     evaluation = compare.assemble(
         before=scores(2.5),
         after=scores(1.5),
         rows=[record],
+        held=[record, other],
         answers_before=["b"],
         answers_after=["a"],
         show=["hi"],
@@ -87,7 +89,8 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         show_after=["y"],
         probes=[compare.probe(PROBE, ["", ""], ["Pebble", "Pebble"])],
     )
-    assert list(evaluation) == ["before", "after", "by_source", "answers", "show", "probes"]
+    assert list(evaluation) == ["before", "after", "by_source", "held", "answers", "show", "probes"]
+    assert evaluation["held"] == [record.id, other.id]
     assert list(evaluation["before"]) == [
         "loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "rows", "label_tokens"
     ]  # fmt: skip
@@ -95,7 +98,10 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         "before": {"loss": 2.5, "label_tokens": 4},
         "after": {"loss": 1.5, "label_tokens": 4},
     }
-    assert evaluation["answers"] == [{"prompt": "second", "before": "b", "after": "a", "reference": "2"}]
+    context = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "1"}]
+    assert evaluation["answers"] == [
+        {"prompt": "second", "before": "b", "after": "a", "reference": "2", "context": context}
+    ]
     assert evaluation["show"] == [{"prompt": "hi", "before": "x", "after": "y", "reference": ""}]
     assert evaluation["probes"][0] | {"answers": 0} == {
         "name": "identity", "expect": "pebble", "total": 2, "before": 0, "after": 2, "passed": True, "at_least": 2,
@@ -145,6 +151,34 @@ def test_changes_of_a_probe_follow_its_bound(
     result = compare.probe(one, ["x"] * before + [""] * (2 - before), ["x"] * after + [""] * (2 - after))
     evaluation = compare.assemble(before=scores(), after=scores(), probes=[result])
     assert compare.changes(evaluation)[-1].better is better
+
+
+def test_matches_are_shown_with_what_they_are_of() -> None:
+    evaluation = compare.assemble(
+        before=scores(2.0), after=scores(1.5), probes=[compare.probe(PROBE, ["", ""], ["pebble", ""])]
+    )
+    rows = {c.metric: c for c in compare.changes(evaluation)}
+    probe = rows["probe/identity"]
+    assert (probe.total, probe.shown(probe.before), probe.shown(probe.after)) == (2, "0/2", "1/2")
+    assert (rows["loss"].shown(2.0), rows["loss"].shown(None)) == ("2.000", "")
+
+
+@pytest.mark.parametrize(
+    ("held", "tokens", "said"),
+    [
+        ([["a", "b"], ["b", "a"]], (10, 10), ""),
+        ([["a", "b"], ["b", "c", "d"]], (10, 10), "different held-out rows (2 and 3, 1 of them in both)"),
+        ([["a"], None], (10, 10), "is not known"),
+        ([["a"], ["a"]], (10, 12), "count tokens differently"),
+    ],
+)
+def test_scores_on_different_rows_are_not_compared(
+    held: list[list[str] | None], tokens: tuple[int, int], said: str
+) -> None:
+    left, right = ({"after": {"label_tokens": n}} for n in tokens)
+    found = compare.different_rows(left, right, held)
+    assert said in found
+    assert bool(said) == bool(found)
 
 
 def test_nothing_measured_is_no_change() -> None:

@@ -17,7 +17,9 @@ import pytest
 import typer
 
 import tuneloop
+from tuneloop import language
 from tuneloop.aliases import ALIASES
+from tuneloop.data import ledger
 from tuneloop.notation import loads
 from tuneloop.recipe import keys, make_recipe
 
@@ -81,6 +83,7 @@ def test_every_key_is_documented_with_its_default(tongue: str) -> None:
             assert default in REQUIRED, key
         else:
             value = NOTHING[default] if default in NOTHING else loads(quoted(default)[0], key)
+            value = "off" if value is False and field.annotation is not bool else value  # YAML reads a bare off so
             assert value == plain(field.get_default(call_default_factory=True)), key
 
 
@@ -205,6 +208,18 @@ def test_no_file_is_documented_that_is_not_there(tongue: str, workspace: Path) -
     elsewhere = {"tuneloop.json", "chats.yaml"}
     assert len(spans) > 20
     assert not sorted(spans - written(workspace) - elsewhere)
+
+
+@pytest.mark.parametrize("tongue", LANGUAGES)
+def test_every_reason_of_the_ledger_is_documented(tongue: str) -> None:
+    """What lacks is told as lines to put into the table."""
+    heading = {"en": "### The reasons in the ledger", "zh": "### 台账里的原因"}[tongue]
+    part = page("files.md", tongue).split(heading)[1].split("\n## ")[0]
+    language.use(tongue)
+    wanted = [f"| `{reason}` | {words} |" for reason, words in ledger.words().items()]
+    table = [line for line in part.splitlines() if line.startswith("| `")]
+    assert not [line for line in wanted if line not in table], "\n".join(["lacking:", *(set(wanted) - set(table))])
+    assert not [line for line in table if line not in wanted]
 
 
 @pytest.mark.parametrize("tongue", LANGUAGES)

@@ -50,6 +50,18 @@ def test_the_first_language_that_is_set_counts(monkeypatch: pytest.MonkeyPatch) 
         assert environment().language == expected, name
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("TUNELOOP_LANG", "CN", "zh"), ("TUNELOOP_LANG", " zh-CN ", "zh"), ("TUNELOOP_LANG", "English", "en"),
+     ("TUNELOOP_LANG", "fr", "fr"), ("LANG", "fr_FR.UTF-8", "en"), ("LANG", "zh_TW.UTF-8", "zh")],
+)  # fmt: skip
+def test_a_wrong_word_of_our_own_is_kept_to_be_told(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert environment().language == expected
+
+
 @pytest.mark.parametrize("name", OFFLINE)
 @pytest.mark.parametrize(
     ("value", "expected"), [("1", True), ("true", True), (" ON ", True), ("0", False), ("", False), ("no", False)]

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import ast
+import errno
 import pickle
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from tuneloop import language
-from tuneloop.errors import FAMILIES, DataError, RecipeError, RunError, TuneloopError, catalogue
+from tuneloop.errors import FAMILIES, DataError, RecipeError, RunError, TuneloopError, catalogue, os_words
 
 SOURCE = Path(str(files("tuneloop")))
 CLASSES = {c.__name__: c.family for c in FAMILIES.values()}
@@ -102,6 +103,27 @@ def test_causes_are_told_with_it() -> None:
     assert next(line for line in lines if line.startswith("  - ")).startswith("  - train.epoch: ")
     assert len([line for line in lines if line.startswith("  - ")]) == 2
     assert [c["where"] for c in error.as_dict()["causes"]] == ["train.epoch", "train.epochz"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: (folder / "none").read_text(), "there is no such file or folder"),
+        (lambda folder: folder.read_text(), "it is a folder"),
+        (lambda folder: (folder / ("x" * 300)).write_text(""), "the name is too long"),
+        (lambda folder: folder.mkdir(), "it exists already"),
+    ],
+)
+def test_the_operating_systems_words_are_ours(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    with pytest.raises(OSError, match="Errno") as caught:
+        make(tmp_path)
+    assert os_words(caught.value) == words
+
+
+def test_rare_words_of_the_operating_system_are_its_own() -> None:
+    assert os_words(OSError(errno.EXDEV, "a rare one")) == "a rare one"
+    assert os_words(ValueError("no file at all")) == "no file at all"
+    assert os_words(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")) == "it is not UTF-8"
 
 
 def test_a_missing_fact_or_code_never_hides_the_error() -> None:

@@ -75,3 +75,17 @@ def test_no_run_and_a_damaged_file_are_told(tmp_path: Path) -> None:
         assert (caught.value.code, Path(caught.value.where).name) == ("TL-RUN-DAMAGED", name)
         (run / name).write_text(kept, encoding="utf-8")
     assert not (run / "report.html").exists()
+
+
+def test_the_dataset_of_a_moved_workspace_lies_where_it_lay(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "dataset.json").write_text('{"path": "/gone/with/datasets/demo/0f3a"}', encoding="utf-8")
+    assert folder.read(run).dataset_path is None
+    assert folder.read(run).manifest == {}
+    place = tmp_path / "datasets/demo/0f3a"
+    place.mkdir(parents=True)
+    assert folder.read(run).dataset_path == place.resolve()
+    (place / "manifest.json").write_text('{"counts": {"rows_in": 4, "train": 4}}', encoding="utf-8")
+    assert folder.read(run).cautions() == [
+        "Rows left to train on: 4, which is too few to learn more than these rows. Add data."
+    ]

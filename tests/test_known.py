@@ -41,7 +41,11 @@ def test_a_name_is_found_in_any_case(name: str) -> None:
 def test_an_unknown_name_gets_its_nearest() -> None:
     assert find("gemma3-270") is None
     assert nearest("gemma3-270")[0] == "gemma3-270m"
-    assert nearest("完全不同") == list(KNOWN)
+    assert nearest("完全不同") == nearest("qwen3") == []
+    with pytest.raises(ModelError) as caught:
+        demand("qwen3")
+    assert "near" not in caught.value.what
+    assert "tuneloop model list" in caught.value.do
     with pytest.raises(ModelError, match="gemma3-270m") as caught:
         demand("gemma3-270")
     assert caught.value.code == "TL-MODEL-NAME"

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -48,11 +51,31 @@ def test_a_text_is_said_in_the_chosen_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "got"), [("zh_CN.UTF-8", "zh"), ("ZH", "zh"), ("zh-Hant", "zh"), ("de", "en"), ("", "en")]
-)
-def test_any_chinese_counts_as_chinese(wanted: str, got: str) -> None:
+    ("wanted", "got"),
+    [("zh_CN.UTF-8", "zh"), ("ZH", "zh"), ("zh-Hant", "zh"), ("cn", "zh"), ("Chinese", "zh"), (" 中文 ", "zh"),
+     ("en", "en"), ("EN_gb", "en"), ("English", "en")],
+)  # fmt: skip
+def test_a_language_has_many_names(wanted: str, got: str) -> None:
+    language.use("zh" if got == "en" else "en")
     language.use(wanted)
     assert language.current() == got
+
+
+@pytest.mark.parametrize("wanted", ["de", "fr_FR.UTF-8", "C", "", "zhx", "enter"])
+def test_another_word_is_no_language(wanted: str) -> None:
+    language.use("zh")
+    with pytest.raises(ValueError, match="en, zh"):
+        language.use(wanted)
+    assert language.current() == "zh"
+
+
+@pytest.mark.parametrize(("said", "word"), [("zh", "已停止"), ("cn", "已停止"), ("en", "Stopped"), ("fr", "Stopped")])
+def test_a_program_that_imports_tuneloop_is_answered_in_its_language(said: str, word: str) -> None:
+    """Nobody has called `use` there."""
+    code = "import sys; sys.stdout.reconfigure(encoding='utf-8'); import tuneloop; tuneloop.make_recipe; from tuneloop.language import t; print(t('Stopped.'))"
+    env = {**os.environ, "TUNELOOP_LANG": said}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True, encoding="utf-8")
+    assert word in done.stdout
 
 
 def test_facts_are_never_read_as_placeholders() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +29,11 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "pydantic", "numpy", "py
          "sqlalchemy", "jieba", "huggingface_hub"}  # fmt: skip
 
 
-def tuneloop(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tuneloop", *words], capture_output=True, text=True, timeout=120)
+def tuneloop(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuneloop", *words], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "TUNELOOP_LANG": "" if "LANG" in environment else "en", "PYTHONUTF8": "1", **environment},
+    )  # fmt: skip
 
 
 def test_help_is_quick() -> None:
@@ -46,8 +52,9 @@ def test_help_is_quick() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "tuneloop", "--help"], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-X", "importtime", "-m", "tuneloop", "--help", "--lang", "zh"], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & HEAVY
@@ -76,6 +83,65 @@ def test_a_wrong_word_ends_with_two() -> None:
 
 def test_chinese_is_spoken_when_asked() -> None:
     assert "没有这样的错误代码" in tuneloop("--lang", "zh", "explain", "TL-NO").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--lang", "cn", "explain", "TL-NO"], ["explain", "TL-NO", "--lang=zh_CN"], ["explain", "--lang", "Chinese", "TL-NO"],
+     ["model", "pull", "nothing", "--lang", "zh"], ["modle", "--lang", "zh"], ["run", "--lang", "zh"]],
+)  # fmt: skip
+def test_the_language_may_be_named_anywhere(words: list[str]) -> None:
+    done = tuneloop(*words)
+    assert done.returncode == 2
+    assert re.search(r"[\u4e00-\u9fff]{3}", done.stderr)
+
+
+def test_a_language_that_is_not_spoken_is_an_error() -> None:
+    for done in (
+        tuneloop("--lang", "fr", "doctor"),
+        tuneloop("doctor", "--lang"),
+        tuneloop("doctor", TUNELOOP_LANG="fr"),
+    ):
+        assert done.returncode == 2
+        assert "TL-RECIPE-LANGUAGE" in done.stderr
+        assert "en or zh" in done.stderr
+    assert tuneloop("explain", "TL-DATA-JSON", LANG="fr_FR.UTF-8").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["tarin"], "tuneloop train"),
+        (["model", "psuh"], "tuneloop model pull"),
+        (["run"], "targets"),
+        (["run", "demo", "--modl", "x"], "--model"),
+        (["run", "demo", "--model"], "the value of --model is missing"),
+        (["doctor", "--json=2"], "--json is a switch"),
+        (["serve", "x", "--port", "70000"], "--port takes a whole number (0 to 65535)"),
+        (["chat", "x", "--max-tokens", "many"], "--max-tokens takes a whole number (1 or more)"),
+        (["chat", "x", "--temperature", "hot"], "--temperature takes a number (0 to 2)"),
+        (["evaluate", "a", "b"], "a word too many: b"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_told_in_our_words(words: list[str], wanted: str) -> None:
+    done = tuneloop(*words)
+    assert done.returncode == 2
+    code, said = done.stderr.split("  ", 1)
+    assert code in {"TL-RECIPE-VERB", "TL-RECIPE-USAGE"}
+    assert wanted in said
+    verb = " ".join(["tuneloop", *words[:1]]) if words[0] in VERBS else "tuneloop"
+    assert f"{verb} --help" in said
+    assert tuneloop(*words, "--lang", "zh").stderr.count("\n") == 3
+    assert "argument" not in said
+
+
+def test_no_run_yet_is_said_plainly(tmp_path: Path) -> None:
+    for verb in ("evaluate", "export"):
+        done = tuneloop(verb, "--workspace", str(tmp_path))
+        assert done.returncode == 2
+        assert "TL-RUN-NONE" in done.stderr
+        assert "tuneloop run demo" in done.stderr
+        assert "--workspace" in done.stderr
 
 
 def test_doctor_tells_what_is_here() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.errors import RecipeError
-from tuneloop.notation import dumps, loads
+from tuneloop.notation import dumps, loads, slips
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,64 @@ def test_what_is_written_is_read(value: Any) -> None:
 @given(st.from_regex(r"[0-9_.eE+-]{1,12}", fullmatch=True))
 def test_a_text_that_looks_like_a_number_stays_a_text(text: str) -> None:
     assert loads(dumps([text]), "x") == [text]
+
+
+def told(text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        loads(text, "my.yaml")
+    return str(caught.value.facts["error"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: b: c", "a second `: ` in one line, or a line indented too far (line 1, column 5)"),
+        ("a: 1\nb\nc: 2", "a line without `: ` (line 2, column 1)"),
+        ("a: 1\n\tb: 2", "a tab, where only spaces may stand (line 2, column 1)"),
+        ("a: 1\nb: @c", "a value that begins with @ needs quotes (line 2, column 4)"),
+        ("a: 'b\nc: 1", "a quote that is not closed (line 1, column 4)"),
+        ("a: [b, c", "a [ that is not closed, or a comma that is missing in it (line 1, column 9)"),
+        ("a: {b: c", "a { that is not closed, or a comma that is missing in it (line 1, column 9)"),
+        ("a: *b", "a value that begins with * needs quotes (line 1, column 4)"),
+        ("a: !b c", "a value that begins with ! needs quotes (line 1, column 4)"),
+        ('a: "\\d"', "a \\ in double quotes; use single quotes (line 1, column 4)"),
+        ("a:\n  b: 1\n c: 2", "a line that is indented otherwise than the ones above it (line 3, column 2)"),
+        ("a: 1\n---\nb: 2", "several documents in one file (---); a recipe is one (line 2, column 1)"),
+        ("a: - b", "a `- ` in the middle of a line (line 1, column 4)"),
+        ("? [a]\n: b", "a key that is a list or a section (line 1, column 3)"),
+        ("a: \x07", "a control character (code 7) at character 4"),
+        ("d: 2026-02-31", "a value that looks like a date or a number and is none; put it in quotes"),
+        ("[" * 9999, "sections within sections without end"),
+    ],
+    ids=range(17),
+)
+def test_what_is_wrong_is_said_in_our_words(text: str, words: str) -> None:
+    assert told(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("name：x", [("my.yaml", "`：`")]),
+        ("a: 1\ntrain:\n  轮数： 3", [("my.yaml:3", "`：`")]),
+        ("a: 1\n- path： b", [("my.yaml:2", "`：`")]),
+        ("a: 1\nname: “x”", [("my.yaml:2", "`“`")]),
+        ("a: 1\ndata: [a.jsonl，b.jsonl]", [("my.yaml:2", "`，`")]),
+        ("a: 1\ndata: 【a.jsonl】", [("my.yaml:2", "`【`")]),
+        ("a: 1\n\tb: 2", [("my.yaml:2", "a tab")]),
+        ("a: 1\n\u3000b: 2", [("my.yaml:2", "a wide space (U+3000)")]),
+        ("a: 1\n  \xa0b: 2", [("my.yaml:2", "a wide space (U+00A0)")]),
+        ("# 注意：这里\nsystem: 你好：请回答，谢谢\nshow: ['你好，你是谁', \"a，b\"]", []),
+        ("system: |\n  第一步：想\n  “好”\nname: x", []),
+    ],
+)  # fmt: skip
+def test_characters_of_another_keyboard_are_named(text: str, found: list[tuple[str, str]]) -> None:
+    assert [(e.where, e.facts["char"]) for e in slips(text, "my.yaml")] == found
+
+
+def test_a_slip_is_told_beside_what_it_breaks() -> None:
+    with pytest.raises(RecipeError) as caught:
+        loads("name: x\ntrain:\n  lr: 1\n  epochs：3\n  seed: 1\n", "my.yaml")
+    [slip] = caught.value.causes
+    assert (slip.code, slip.where) == ("TL-RECIPE-CHARACTER", "my.yaml:4")
+    assert "`：` stands here, where YAML wants a half-width : and a space." in str(caught.value)

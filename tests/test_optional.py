@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from tuneloop import optional
 from tuneloop.errors import MachineError
-from tuneloop.optional import need
+from tuneloop.optional import install, need
 
 
 def test_what_is_there_is_imported() -> None:
@@ -17,10 +19,32 @@ def test_what_is_there_is_imported() -> None:
 
 def test_what_is_missing_names_the_extra() -> None:
     with pytest.raises(MachineError) as caught:
-        need("no_such_package", extra="qlora")
+        need("no_such_package", extra="serve")
     assert caught.value.code == "TL-MACHINE-EXTRA"
     assert "no_such_package" in str(caught.value)
-    assert "tuneloop[qlora]" in caught.value.do
+    assert install("serve") in caught.value.do
+
+
+def test_a_checkout_is_installed_again_with_the_extra() -> None:
+    """The shell words are a command that pip understands, and name a folder and a file that are there."""
+    words = shlex.split(install("serve"))
+    assert words[1:4] == ["-m", "pip", "install"]
+    assert Path(words[5]).is_file()
+    assert (Path(words[7].removesuffix("[serve]")) / "pyproject.toml").is_file()
+    assert "[" not in install()
+
+
+def test_elsewhere_the_packages_of_the_extra_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "tuneloop-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tuneloop\nVersion: 9\nRequires-Dist: torch>=2\n"
+        'Requires-Dist: fastapi>=0.1; extra == "serve"\nRequires-Dist: psycopg; extra == "postgres"\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(optional, "__file__", str(tmp_path / "site" / "tuneloop" / "optional.py"))
+    assert install("serve").endswith("-m pip install 'fastapi>=0.1'")
+    assert install().endswith("-m pip install 'torch>=2'")
 
 
 def test_a_package_that_is_there_and_breaks_is_told_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,10 +67,19 @@ use_tensorboard neftune_noise_alpha max_memory gpu_memory_limit low_cpu_mem_usag
 default_system_message eot_tokens plugins gradient_accumulation_steps micro_batch_size batch_size eval_batch_size
 auto_find_batch_size train_on_inputs group_by_length learning_rate weight_decay optimizer optim_args lr_scheduler
 lr_scheduler_kwargs cosine_min_lr_ratio adam_epsilon adam_beta1 adam_beta2 max_grad_norm num_epochs load_in_8bit
-load_in_4bit adapter lora_model_dir lora_r lora_alpha lora_fan_in_fan_out lora_target_modules lora_target_linear
+load_in_4bit adapter excess_length_strategy lora_model_dir lora_r lora_alpha lora_fan_in_fan_out lora_target_modules lora_target_linear
 lora_modules_to_save lora_dropout peft_layers_to_transform peft_use_dora peft_use_rslora lora_on_cpu gptq
 loraplus_lr_ratio output_dir hub_model_id hub_strategy save_safetensors wandb_project wandb_entity wandb_name mlflow_*
 debug
+"""
+
+TRL = """
+model_name_or_path model_revision dtype torch_dtype attn_implementation trust_remote_code use_peft lora_r lora_alpha
+lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora
+load_in_8bit load_in_4bit bnb_4bit_quant_type dataset_name dataset_config dataset_train_split dataset_test_split
+dataset_streaming model_init_kwargs chat_template_path dataset_text_field dataset_kwargs dataset_num_proc eos_token
+pad_token max_length shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing
+completion_only_loss assistant_only_loss loss_type activation_offloading
 """
 
 
@@ -79,7 +88,9 @@ def known(key: str) -> bool:
     return key in {"seed", "model"} or key not in translate({key: "x"})[0]
 
 
-@pytest.mark.parametrize("names", [LLAMA_FACTORY, SWIFT, AXOLOTL], ids=["llama-factory", "ms-swift", "axolotl"])
+@pytest.mark.parametrize(
+    "names", [LLAMA_FACTORY, SWIFT, AXOLOTL, TRL], ids=["llama-factory", "ms-swift", "axolotl", "trl"]
+)
 def test_a_peers_keys_are_known(names: str) -> None:
     assert [key for key in names.split() if not known(key)] == []
 
@@ -111,10 +122,14 @@ def test_no_own_key_is_taken_for_a_peers() -> None:
 
 def test_each_name_stands_once() -> None:
     rows = [names for _, _, names in peers.TABLE] + [names for names, _ in peers.IGNORED]
-    names = " ".join([*rows, *(names for names, _, _ in peers.UNSUPPORTED)]).split()
+    names = " ".join([*rows, *(names for names, *_ in peers.UNSUPPORTED)]).split()
     assert sorted(n for n in set(names) if names.count(n) > 1) == []
 
 
 def test_every_reason_has_words() -> None:
-    for why in [why for _, why in peers.IGNORED] + [why for _, _, why in peers.UNSUPPORTED] + [*peers.REMARKS.values()]:
+    for why in (
+        [why for _, why in peers.IGNORED]
+        + [why for _, _, *both in peers.UNSUPPORTED for why in both]
+        + [*peers.REMARKS.values()]
+    ):
         assert why() == why().strip() != ""

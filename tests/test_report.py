@@ -129,9 +129,9 @@ def test_the_report_tells_the_whole_story(tmp_path: Path) -> None:
     for part in (
         "demo-1", "1 of 2 probes failed: unrelated. The held-out loss fell from 2.93 to 1.54.",
         "But it rose on general.csv (2.02 → 2.10).", "Say hello.", "I'm an AI model.",
-        "I'm Pebble, the <b>assistant</b> of tuneloop.", "0 → 5", "wanted: at least 4", "wanted: at most 0", "5 / 5",
+        "I'm Pebble, the <b>assistant</b> of tuneloop.", "wanted: at least 4", "wanted: at most 0", "5 / 5",
         "−1.391", "better", "not measured", "held-out loss on general.csv", "171", "24,512", "longer than max_length",
-        "2 min 24 s", "1 min 0 s", "2.4 GiB", "2.1 GiB", "tuneloop chat runs/demo-1", "tuneloop serve runs/demo-1",
+        "2 min", "1 min 0 s", "2.4 GB", "2.1 GB", "0/5 → 5/5", "0 / 5", "tuneloop chat runs/demo-1", "tuneloop serve runs/demo-1",
         "method: lora", "Answers end after 64 tokens at the latest.", "In boiling water.", "(no text)", "cores",
     ):  # fmt: skip
         assert part in page.text, part
@@ -233,7 +233,11 @@ def test_an_evaluation_of_nothing_is_not_measured(tmp_path: Path) -> None:
     scores = {**nothing, "rows": 0, "label_tokens": 0}
     content = {"before": scores, "after": scores, "by_source": {}, "answers": [], "show": [], "probes": []}
     (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
-    assert written(run).text.count("not measured") == 12
+    text = written(run).text
+    assert "Nothing was held out, so there is no comparison of loss" in text
+    assert "not measured" not in text
+    assert "perplexity" not in text
+    assert "BLEU" not in text
 
 
 def test_paths_of_this_machine_stay_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,13 +279,18 @@ def test_writing_twice_gives_the_same_file_and_no_rest(tmp_path: Path) -> None:
 
 
 def test_the_report_speaks_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"Before and after": "训练前后对比", "held-out loss": "留出集损失", "{m} min {s} s": "{m} 分 {s} 秒"}
+    words = {
+        "Before and after": "训练前后对比",
+        "held-out loss": "留出集损失",
+        "{m} min {s} s": "{m} 分 {s} 秒",
+        "{m} min": "{m} 分钟",
+    }
     monkeypatch.setattr(language, "_catalogue", lambda chosen: words if chosen == "zh" else {})
     language.use("zh")
     run = make_run(tmp_path)
     page = written(run)
     assert ("html", {"lang": "zh-CN"}) in page.tags
-    for word in ("训练前后对比", "留出集损失", "2 分 24 秒"):
+    for word in ("训练前后对比", "留出集损失", "1 分 0 秒", "2 分钟"):
         assert word in page.text
 
 
@@ -293,3 +302,89 @@ def test_the_report_of_a_real_run(tiny_run: Path, tmp_path: Path) -> None:
     assert "Nothing was evaluated" in page.text
     assert "tuneloop chat runs/tiny-1" in page.text
     assert "svg" in page.names()
+
+
+def changed(run: Path, name: str, **more: Any) -> None:
+    content = json.loads((run / name).read_text(encoding="utf-8"))
+    (run / name).write_text(json.dumps({**content, **more}, ensure_ascii=False), encoding="utf-8")
+
+
+def test_a_dataset_that_lost_most_of_its_rows_is_said_at_the_top(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Warning" not in written(run).text
+    changed(run, "dataset.json", counts={"rows_in": 100, "train": 12, "validation": 5, "dropped": 83})
+    steps = [{"step": "read", "reason": "broken JSON", "dropped": 70}, {"step": "x", "reason": "odd", "dropped": 13}]
+    manifest = tmp_path / "datasets/demo/0f3a9c1b22de/manifest.json"
+    manifest.write_text(json.dumps({"steps": steps}), encoding="utf-8")
+    page = written(run)
+    lost = "83 of 100 rows were dropped (83 %): the line is not JSON (70); odd (13)."
+    assert lost in page.text
+    assert "datasets/demo/0f3a9c1b22de/ledger.jsonl" in page.text
+    assert str(tmp_path) not in page.text
+    assert "Rows left to train on: 12" in page.text
+    assert page.text.index(lost) < page.text.index("1 of 2 probes failed")
+
+
+def test_a_good_verdict_on_a_lost_dataset_is_not_green(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    changed(run, "evaluation.json", probes=[])
+    assert 'class="verdict good"' in report.write(run).read_text(encoding="utf-8")
+    changed(run, "dataset.json", counts={"rows_in": 30, "train": 15})
+    assert 'class="verdict plain"' in report.write(run).read_text(encoding="utf-8")
+
+
+def test_a_dataset_in_a_moved_workspace_is_found(tmp_path: Path) -> None:
+    make_run(tmp_path / "old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    page = written(tmp_path / "new" / "runs" / "demo-1")
+    assert "longer than max_length" in page.text
+    assert {a["href"] for tag, a in page.tags if tag == "a"} >= {"../../datasets/demo/0f3a9c1b22de/card.html"}
+
+
+def test_the_turns_before_a_question_are_there_but_closed(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    context = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I am hungry " + EVIL},
+               {"role": "assistant", "content": "What is in your kitchen?"}]  # fmt: skip
+    changed(run, "evaluation.json", answers=[{**answer("An egg.", "", "Boil it."), "context": context}])
+    page = written(run)
+    assert "Turns before this question: 3" in page.text
+    for part in ("System prompt", "Be kind.", "User", "I am hungry", "Assistant", "What is in your kitchen?"):
+        assert part in page.text
+    assert ("details", {"class": "context"}) in page.tags, "not open"
+    assert page.names().isdisjoint({"script", "img"})
+
+
+@pytest.mark.parametrize(
+    ("train", "setting"),
+    [("max_steps: 30\n  epochs: 2", "train.max_steps=60"), ("epochs: 2.5", "train.epochs=5"),
+     ("max_steps: null\n  epochs: 5", "train.epochs=10")],
+)  # fmt: skip
+def test_the_setting_it_names_has_an_effect(tmp_path: Path, train: str, setting: str) -> None:
+    run = make_run(tmp_path)
+    (run / "recipe.yaml").write_text(f"name: demo\ntrain:\n  {train}\n", encoding="utf-8")
+    page = report.write(run).read_text(encoding="utf-8")
+    assert f"--set {setting}</pre>" in page
+
+
+def test_what_machines_wrote_is_told_in_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    changed(run, "plan.json", machine={"cpu": "Xeon", "cores": 2, "memory_gb": 15.6, "gpus": [], "gpu_memory_gb": 0.0,
+                                       "device": "cpu", "gflops": 328.4}, evaluation={"seconds": 960.0})  # fmt: skip
+    events = [
+        {"time": START, "event": "plan", "seconds": 960.0, "memory_gb": 2.4},
+        {"time": START + 9, "event": "started", "step": 0, "total": 30, "packing": True, "versions": {"torch": "2.13"}},
+        {"time": START + 30, "event": "checkpoint", "step": 27, "path": "step-27"},
+        {"time": START + 71, "event": "finished", "step": 30, "seconds": 59.5, "tokens_per_second": 176.2},
+        {"time": START + 99, "event": "evaluated", "seconds": 85.4},
+    ]
+    (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
+    text = written(run).text
+    for part in (
+        "training began", "steps in all 30, packed yes, torch 2.13", "checkpoint written", "at step 27, folder step-27",
+        "time 1 min 0 s, tokens a second 176.2", "evaluated", "1 min 25 s", "16 min", "memory in all", "15.6 GB",
+        "328.4 GFLOP/s", "processor",
+    ):  # fmt: skip
+        assert part in text, part
+    for key in ("gpus", "memory_gb", "gflops", "packing", "tokens_per_second", "versions", "graphics card"):
+        assert key not in text, key
+    assert not [c for c in text.split() if c.endswith("+00:00")]

@@ -52,12 +52,14 @@ def test_a_run_is_found_by_folder_name_and_latest(tmp_path: Path) -> None:
     assert open_run("latest", tmp_path) == first
 
 
-@pytest.mark.parametrize("ref", ["demo-1", "latest", ".."])
-def test_what_is_no_run_is_missing(tmp_path: Path, ref: str) -> None:
+@pytest.mark.parametrize(
+    ("ref", "code"), [("demo-1", "TL-RUN-MISSING"), ("..", "TL-RUN-MISSING"), ("latest", "TL-RUN-NONE")]
+)
+def test_what_is_no_run_is_missing(tmp_path: Path, ref: str, code: str) -> None:
     new_run(tmp_path, "demo")  # a folder without a recipe
     with pytest.raises(RunError) as caught:
         open_run(ref, tmp_path)
-    assert caught.value.code == "TL-RUN-MISSING"
+    assert caught.value.code == code
 
 
 def test_a_result_is_an_adapter_or_a_model(tmp_path: Path) -> None:

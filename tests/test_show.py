@@ -28,6 +28,7 @@ def test_a_table_shows_every_word_of_its_cells(capsys: pytest.CaptureFixture[str
     assert "None" in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 120
+    assert not [line for line in out.splitlines() if line != line.rstrip()]
 
 
 def test_the_trained_part_of_a_sample_is_marked(capsys: pytest.CaptureFixture[str]) -> None:

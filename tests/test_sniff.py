@@ -5,25 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tuneloop.data.sniff import look
+from tuneloop.data import containers
+from tuneloop.data.sniff import Wish, look
 from tuneloop.errors import DataError
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 ROW = {"instruction": "早餐怎么样？", "output": "早餐的种类不多，我觉得一般。"}
 ZH = json.dumps(ROW, ensure_ascii=False)
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing in CI")
-        pytest.skip("../shared/data is not here")
-    return path
 
 
 def made(tmp_path: Path, text: str | bytes, name: str = "f.bin", encoding: str = "utf-8") -> Path:
@@ -67,38 +60,9 @@ def test_encodings(tmp_path: Path, encoding: str, kind: str) -> None:
     assert (guess.encoding, guess.container, guess.shape) == (encoding, kind, "alpaca")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [
-        ("big5", "早餐的種類不多，我覺得一般，下次還會再來。"),
-        ("euc_kr", "아침 식사는 종류가 많지 않아서 보통이라고 생각합니다"),
-        ("shift_jis", "朝ごはんの種類は多くないと思います"),
-        ("koi8_r", "Завтрак был не очень разнообразным, но вкусным"),
-        ("cp1251", "Завтрак был не очень разнообразным, но вкусным"),
-        ("latin-1", "Le petit déjeuner était très bien, à côté de la fenêtre"),
-        ("iso8859-7", "Το πρωινό ήταν πολύ καλό"),
-    ],
-)
-def test_other_encodings_are_refused_not_guessed(tmp_path: Path, encoding: str, text: str) -> None:
-    path = made(
-        tmp_path, "\n".join(f'{{"instruction": "{w}", "output": "{w}"}}' for w in text.split() * 3), encoding=encoding
-    )
-    with pytest.raises(DataError) as caught:
-        look(path)
-    assert caught.value.code == "TL-DATA-ENCODING"
-    assert caught.value.where.startswith(f"{path}:")
-
-
 def test_one_broken_line_does_not_spoil_a_utf8_file(tmp_path: Path) -> None:
     lines = [ZH.encode()] * 30 + [b'{"instruction": "\xff", "output": "a"}']
     assert look(made(tmp_path, b"\n".join(lines))).encoding == "utf-8"
-
-
-def test_half_utf8_half_gbk_names_the_line(tmp_path: Path) -> None:
-    lines = [ZH.encode()] * 10 + [ZH.encode("gbk")] * 10
-    with pytest.raises(DataError) as caught:
-        look(made(tmp_path, b"\n".join(lines)))
-    assert caught.value.where.endswith(":11")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +76,14 @@ def test_half_utf8_half_gbk_names_the_line(tmp_path: Path) -> None:
         (b"[{'a': 1}]", "TL-DATA-JSON"),
         (b"[" * 100_000, "TL-DATA-JSON"),
         (b"[" + b"9" * 5000 + b"]", "TL-DATA-JSON"),
-        (gzip.compress(b"x"), "TL-DATA-BINARY"),
+        (gzip.compress(gzip.compress(b"x")), "TL-DATA-NESTED"),
+        (gzip.compress(b"x" * 999)[:-9], "TL-DATA-ARCHIVE"),
+        (b"\0" * 4096, "TL-DATA-BINARY"),
         (b"\x80\x04\x95\x00", "TL-DATA-BINARY"),
         (b"PAR1 broken PAR1", "TL-DATA-PARQUET"),
+        (b"ARROW1 broken", "TL-DATA-ARROW"),
+        (b"\xff\xff\xff\xff\x10\0\0\0broken", "TL-DATA-ARROW"),
+        (b"PK\x03\x04 broken", "TL-DATA-ARCHIVE"),
         (b'{"train": [{"a": 1}], "test": [{"a": 1}]}', "TL-DATA-LISTS"),
         (bytes(range(256)), "TL-DATA-ENCODING"),
         (b"\xff\xfea", "TL-DATA-ENCODING"),
@@ -188,63 +157,76 @@ def test_quotes_in_tsv_mean_something_only_where_they_fit(tmp_path: Path) -> Non
     assert quoted.table.quoted
 
 
-REAL = {
-    "emollm/data.json": ("json", "input_output_turns"),
-    "emollm/ruozhiba_format_emo.jsonl": ("json", "input_output_turns"),
-    "emollm/ruozhiba_raw.jsonl": ("jsonl", "alpaca"),
-    "emollm/converted.json": ("jsonl", "alpaca"),
-    "emollm/aiwei_swift.jsonl": ("jsonl", "query_response"),
-    "smilechat/dialogs.jsonl": ("jsonl", "client_counselor"),
-    "huatuo_o1/sft_en.json": ("json", "question_cot_response"),
-    "huatuo_o1/demo_data.json": ("json", "question_cot_response"),
-    "gaokao_zh/2010-2022_Biology_MCQs.json": ("object", "question_answer"),
-    "llamafactory/identity.json": ("json", "alpaca"),
-    "llamafactory/glaive_toolcall_zh_demo.json": ("json", "sharegpt"),
-    "llamafactory/reason_tool_use_demo_50.jsonl": ("jsonl", "messages"),
-    "medicalgpt/sample.jsonl": ("jsonl", "question_answer"),
-    "openai_messages/drone_training.jsonl": ("jsonl", "messages"),
-    "llamafactory/dpo_zh_demo.json": ("json", "preference"),
-    "llamafactory/kto_en_demo.json": ("json", "preference"),
-    "llamafactory/v1_dpo_demo.jsonl": ("jsonl", "preference"),
-    "medicalgpt/dpo_zh_500.jsonl": ("jsonl", "preference"),
-    "llamafactory/c4_demo.jsonl": ("jsonl", "text"),
-    "llamafactory/wiki_demo.txt": ("txt", "text"),
-    "imdb/train.csv": ("csv", "labelled"),
-    "sst2/train.tsv": ("tsv", "labelled"),
-    "chnsenticorp/test.tsv": ("tsv", "labelled"),
-    "waimai/waimai_10k.csv": ("csv", "labelled"),
-    "ruozhiba_qa/questions.jsonl": ("jsonl", "unknown"),
-}
+def test_kind_and_roles_of_what_is_no_dialogue(tmp_path: Path) -> None:
+    text = "\n".join(f"{word} was it\t{n % 2}" for n, word in enumerate(["fine", "bad"] * 10))
+    guess = look(made(tmp_path, text))
+    assert (guess.kind, guess.shape, guess.roles) == ("label", "labelled", {"text": "column_1", "label": "column_2"})
+    swapped = "\n".join("\t".join(reversed(line.split("\t"))) for line in text.split("\n"))
+    assert look(made(tmp_path, swapped)).roles == {"text": "column_2", "label": "column_1"}
+    assert look(made(tmp_path, '{"text": "a"}\n' * 3)).kind == "text"
+    assert look(made(tmp_path, '{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 3)).kind == "preference"
+    assert look(made(tmp_path, '{"prompt": "q", "completion": "a", "label": true}\n' * 3)).kind == "judged"
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_real_files(name: str) -> None:
-    guess = look(shared(name))
-    assert (guess.container, guess.shape) == REAL[name]
-    assert guess.encoding == "utf-8"
-
-
-@pytest.mark.parametrize(
-    ("name", "encoding"),
-    [
-        ("gbk", "gb18030"),
-        ("gb18030", "gb18030"),
-        ("utf16_bom", "utf-16"),
-        ("utf16le_nobom", "utf-16-le"),
-        ("utf8_bom", "utf-8-sig"),
-    ],
-)
-def test_the_same_reviews_in_other_encodings(name: str, encoding: str) -> None:
-    guess = look(shared(f"messy/encodings/derived_hotel_{name}.csv"))
-    assert (guess.encoding, guess.columns) == (encoding, ("label", "review"))
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [("derived_hotel_mixed_utf8_then_gbk.csv", 32), ("sample-chinese.txt", 1), ("sample-russian.txt", 1)],
-)
-def test_real_files_in_no_known_encoding(name: str, line: int) -> None:
-    path = shared(f"messy/encodings/{name}")
+def test_the_recipe_overrules_looking(tmp_path: Path) -> None:
+    labelled = made(tmp_path, '{"text": "t", "label": 1}\n' * 3)
+    assert look(labelled).kind == "label"
+    assert look(labelled, Wish(task="text")).kind == "text"
+    assert look(labelled, Wish(task="chat")).kind is None
+    assert look(labelled, Wish({"user": "text", "assistant": "label"})).kind == "chat"
+    japanese = made(tmp_path, "text\n朝ごはん\n", encoding="shift_jis")
+    assert look(japanese, Wish(encoding="Shift-JIS")).encoding == "shift_jis"
     with pytest.raises(DataError) as caught:
-        look(path)
-    assert (caught.value.code, caught.value.where) == ("TL-DATA-ENCODING", f"{path}:{line}")
+        look(japanese, Wish(encoding="rot13"))
+    assert caught.value.code == "TL-DATA-ENCODING-NAME"
+
+
+def test_a_ragged_table_is_no_prose(tmp_path: Path) -> None:
+    assert look(made(tmp_path, "id,name,age\n1101,John\n1102,Julie,26,Potatoes\n")).container == "csv"
+    prose = "Hello, my friend, this is a long letter\nfrom home, and it has no end in sight, as you will soon see.\n"
+    assert look(made(tmp_path, prose)).container == "txt"
+
+
+def test_a_table_of_one_column_of_text(tmp_path: Path) -> None:
+    guess = look(made(tmp_path, 'text\n"one, two"\n"three\nfour"\n'))
+    assert (guess.container, guess.kind, guess.columns) == ("csv", "text", ("text",))
+
+
+def test_a_lone_json_value_is_no_text(tmp_path: Path) -> None:
+    assert look(made(tmp_path, "42\n")).kind is None
+    assert look(made(tmp_path, '"word"')).kind is None
+
+
+def test_a_row_without_end_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "ROW", 1 << 20)
+    monkeypatch.setattr(containers, "WHOLE", 1 << 20)
+    long = "a" * (1 << 21)
+    for text in (f'{{"question": "{long}", "answer": "a"}}\n' * 2, f"question,answer\n{long},a\n", long,
+                 f'[{{"question": "{long}", "answer": "a"}}]', f"{long}\n{long}\n"):  # fmt: skip
+        with pytest.raises(DataError) as caught:
+            look(made(tmp_path, text))
+        assert caught.value.code in ("TL-DATA-ROW-LONG", "TL-DATA-WHOLE")
+
+
+@pytest.mark.proof
+def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
+    """In a process of its own, whose address space is less than the line."""
+    for head, code in ((b'{"question": "', "TL-DATA-WHOLE"), (b"question,answer\nq,", "TL-DATA-ROW-LONG")):
+        path = tmp_path / "long"
+        with path.open("wb") as out:
+            out.write(head)
+            for _ in range(1024):
+                out.write(b"a" * (1 << 20))
+        program = (
+            "import resource, sys, pathlib\n"
+            "from tuneloop.data.sniff import look\n"
+            "from tuneloop.errors import DataError\n"
+            "try: look(pathlib.Path(sys.argv[1]))\n"
+            "except DataError as error: print(error.code)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        )
+        said = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+        got, peak = said.stdout.split()
+        assert got == code
+        assert int(peak) < 700_000  # kilobytes
+        path.unlink()

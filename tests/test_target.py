@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tuneloop.cli.target import packaged, recipe_of
+from tuneloop.cli.target import keep_recipe, packaged, recipe_of
 from tuneloop.errors import RecipeError
 from tuneloop.recipe import read_recipe
 
@@ -46,14 +47,46 @@ def test_raw_files_get_a_recipe_to_look_at_and_keep(tmp_path: Path, capsys: pyte
     recipe = recipe_of(["chats.jsonl", "faq.csv"], model="smollm2", settings=["train.epochs=1"])
     assert [d.path for d in recipe.data] == [str(tmp_path / "chats.jsonl"), str(tmp_path / "faq.csv")]
     assert (recipe.name, recipe.model.name, recipe.train.epochs) == ("chats", "smollm2", 1)
-    assert "chats.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "chats.yaml").exists(), "nothing is written before the data could be read"
+    keep_recipe(["chats.jsonl", "faq.csv"], recipe)
+    assert "tuneloop run chats.yaml" in capsys.readouterr().err
     assert read_recipe(tmp_path / "chats.yaml")[0] == recipe
+    assert "path: chats.jsonl" in (tmp_path / "chats.yaml").read_text(encoding="utf-8")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    keep_recipe(["chats.jsonl", "faq.csv"], recipe)
+    assert capsys.readouterr().err == "", "the same recipe a second time is no news"
 
     (tmp_path / "chats.yaml").write_text("name: mine\n", encoding="utf-8")
-    recipe_of(["chats.jsonl"])
+    keep_recipe(["chats.jsonl", "faq.csv"], recipe)
+    assert capsys.readouterr().err.count("holds another recipe") == 1
     assert (tmp_path / "chats.yaml").read_text(encoding="utf-8") == "name: mine\n", (
         "what a user wrote is never replaced"
     )
+
+
+def test_no_recipe_is_written_for_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("name: other\ndata: chats.jsonl\n", encoding="utf-8")
+    for targets in (["my.yaml"], ["demo"]):
+        keep_recipe(targets, recipe_of(targets))
+    assert [p.name for p in tmp_path.iterdir()] == ["my.yaml"]
+
+
+def test_data_from_elsewhere_stays_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    targets = [str(tmp_path / "sub" / "a.jsonl"), "hub:org/talk", "-", "/elsewhere/b.jsonl"]
+    recipe = recipe_of(targets)
+    assert [d.path for d in recipe.data] == targets
+    keep_recipe(targets, recipe)
+    written = (tmp_path / "a.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"path: (.*)", written) == ["sub/a.jsonl", "hub:org/talk", "'-'", "/elsewhere/b.jsonl"]
+    assert read_recipe(tmp_path / "a.yaml")[0] == recipe
+
+
+def test_a_setting_without_effect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.yaml").write_text("data: chats.jsonl\ntrain: {max_steps: 3}\n", encoding="utf-8")
+    recipe_of(["my.yaml"], settings=["train.epochs=5"])
+    assert "train.epochs has no effect beside train.max_steps: 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

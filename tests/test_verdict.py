@@ -46,7 +46,10 @@ def test_words(measured: dict[str, Any], tone: str, text: str) -> None:
 def test_nothing_held_out_says_nothing_about_loss() -> None:
     nothing = {"before": {"loss": None, "label_tokens": 0}, "after": {"loss": None, "label_tokens": 0}, "probes": []}
     assert verdict(nothing).tone == "plain"
-    assert verdict(nothing).text.startswith("Nothing was held out and no probe was set")
+    said = "Nothing was held out, so there is no comparison of loss: raise prepare.validation or add rows."
+    assert verdict(nothing).text == said
+    passed = {"name": "p", "passed": True, "before": 0, "after": 1, "at_least": 1, "at_most": None}
+    assert verdict({**nothing, "probes": [passed]}).text == f'The probe "p" passed. {said}'
 
 
 def test_a_run_without_evaluation_says_how_far_it_came() -> None:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop import language
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -14,7 +16,7 @@ class Environment:
     home: Path
     """TUNELOOP_HOME: the cache of base models; default ~/.cache/tuneloop."""
     language: str
-    """TUNELOOP_LANG, else LC_ALL, LC_MESSAGES, LANG: "en" or "zh"."""
+    """TUNELOOP_LANG, else LC_ALL, LC_MESSAGES, LANG: "en" or "zh"; what TUNELOOP_LANG says where that is neither."""
     offline: bool
     """TUNELOOP_OFFLINE, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set to 1: never ask a hub."""
     hub_endpoint: str
@@ -27,17 +29,27 @@ def _flag(name: str) -> bool:
     return os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
+def _language() -> str:
+    get = os.environ.get
+    own = get("TUNELOOP_LANG", "").strip()
+    if own:  # a wrong word there was meant for us, so it is kept, to be told
+        return language.named(own) or own
+    return language.named(get("LC_ALL") or get("LC_MESSAGES") or get("LANG") or "") or "en"
+
+
 def environment() -> Environment:
     """The environment as it is now."""
     get = os.environ.get
-    language = get("TUNELOOP_LANG") or get("LC_ALL") or get("LC_MESSAGES") or get("LANG") or "en"
     return Environment(
         home=Path(get("TUNELOOP_HOME") or Path.home() / ".cache" / "tuneloop").expanduser(),
-        language="zh" if language.lower().startswith("zh") else "en",
+        language=_language(),
         offline=_flag("TUNELOOP_OFFLINE") or _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
         hub_endpoint=get("HF_ENDPOINT", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
+
+
+language.default(_language)
 
 
 def quiet_libraries() -> None:

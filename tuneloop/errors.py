@@ -15,13 +15,15 @@ from the keywords an error is raised with.
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from tuneloop.language import current
+import tuneloop.environment  # noqa: F401 - it tells `language` what the environment says
+from tuneloop.language import current, t
 
 
 class _Facts(dict[str, Any]):
@@ -67,8 +69,13 @@ class TuneloopError(Exception):
         return self._text("do")
 
     def __str__(self) -> str:
-        head = f"{self.code}  {self.where + ': ' if self.where else ''}{self.what}"
-        lines = [head, *(f"  - {c.where + ': ' if c.where else ''}{c.what} {c.do}".rstrip() for c in self.causes)]
+        # Chinese has its own colon and no blank between sentences.
+        colon, blank = ("：", "") if current() == "zh" else (": ", " ")
+
+        def placed(error: TuneloopError) -> str:
+            return f"{error.where}{colon}{error.what}" if error.where else error.what
+
+        lines = [f"{self.code}  {placed(self)}", *(f"  - {placed(c)}{blank}{c.do}".rstrip() for c in self.causes)]
         return "\n".join([*lines, f"  -> {self.do}"] if self.do else lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,3 +116,45 @@ class ServeError(TuneloopError):
 FAMILIES: dict[str, type[TuneloopError]] = {
     c.family: c for c in (RecipeError, DataError, ModelError, RunError, MachineError, ServeError)
 }
+
+
+def os_words(error: BaseException) -> str:
+    """What the operating system objects to, in the chosen language; an error's own words where it has rare ones.
+
+    >>> os_words(FileNotFoundError(2, "No such file or directory"))
+    'there is no such file or folder'
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return t("it is not UTF-8")
+    if type(error).__name__ == "gaierror":
+        return t("no machine of this name is known")
+    if not isinstance(error, OSError):
+        return str(error)
+    known = {
+        errno.ENOENT: t("there is no such file or folder"),
+        errno.EACCES: t("permission denied"),
+        errno.EPERM: t("permission denied"),
+        errno.EEXIST: t("it exists already"),
+        errno.EISDIR: t("it is a folder"),
+        errno.ENOTDIR: t("a part of the path is no folder"),
+        errno.ENOTEMPTY: t("the folder is not empty"),
+        errno.ENOSPC: t("no room left on the disk"),
+        errno.EDQUOT: t("the disk quota is used up"),
+        errno.EROFS: t("the disk is read-only"),
+        errno.ENAMETOOLONG: t("the name is too long"),
+        errno.ELOOP: t("links that lead in a circle"),
+        errno.EMFILE: t("too many open files"),
+        errno.EIO: t("the disk reports a read or write error"),
+        errno.EBUSY: t("it is in use"),
+        errno.ETXTBSY: t("it is in use"),
+        errno.EINVAL: t("the system does not accept this name or value"),
+        errno.EADDRINUSE: t("the address is in use"),
+        errno.EADDRNOTAVAIL: t("this machine has no such address"),
+        errno.ECONNREFUSED: t("the connection was refused"),
+        errno.ECONNRESET: t("the connection was cut"),
+        errno.ETIMEDOUT: t("no answer in time"),
+        errno.ENETUNREACH: t("the network cannot be reached"),
+        errno.EHOSTUNREACH: t("the machine cannot be reached"),
+        errno.ENOMEM: t("not enough memory"),
+    }
+    return known.get(error.errno or 0) or error.strerror or str(error)

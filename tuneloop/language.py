@@ -7,22 +7,51 @@ fails when a `t("…")` has no Chinese.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 LANGUAGES = ("en", "zh")
-_chosen = "en"
+_NAMES = {
+    "en": {"en", "eng", "english", "英文", "英语"},
+    "zh": {"zh", "cn", "zho", "chi", "chs", "cht", "hans", "hant", "chinese", "zhongwen", "中文", "汉语", "简体中文"},
+}
+_chosen = ""
+_default: Callable[[], str] = lambda: "en"  # noqa: E731 - the room `environment`, a later one, puts its own here
+
+
+def named(text: str) -> str:
+    """The language that a word means, in any case and with any region or encoding behind it; "" for none of ours.
+
+    >>> [named(word) for word in ("zh", "zh_CN.UTF-8", "CN", "Chinese", "en-GB", "fr", "")]
+    ['zh', 'zh', 'zh', 'zh', 'en', '', '']
+    """
+    word = re.split(r"[-_.@]", text.strip().lower())[0]
+    return next((language for language, names in _NAMES.items() if word in names), "")
 
 
 def use(language: str) -> None:
-    """Choose the language of all later output: "en" or "zh" (anything that starts with zh counts)."""
+    """Choose the language of all later output by one of its names; ValueError for a name that `named` does not know.
+
+    Without a call the environment decides (TUNELOOP_LANG, else the locale).
+    """
     global _chosen
-    _chosen = "zh" if language.lower().startswith("zh") else "en"
+    if not named(language):
+        raise ValueError(f"{language!r} is no language of {', '.join(LANGUAGES)}")
+    _chosen = named(language)
+
+
+def default(language: Callable[[], str]) -> None:
+    """Who is asked for the language while `use` has chosen none."""
+    global _default
+    _default = language
 
 
 def current() -> str:
-    return _chosen
+    """The language of what is said now: one of LANGUAGES."""
+    return _chosen or named(_default()) or "en"
 
 
 @cache
@@ -40,4 +69,5 @@ def t(text: str, **facts: Any) -> str:
     >>> t("{n} rows", n=3)
     '3 rows'
     """
-    return (_catalogue(_chosen).get(text, text)).format(**facts) if facts else _catalogue(_chosen).get(text, text)
+    words = _catalogue(current()).get(text, text)
+    return words.format(**facts) if facts else words

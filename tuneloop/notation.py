@@ -54,8 +54,96 @@ def loads(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2026-02-31
-        raise RecipeError("TL-RECIPE-YAML", where=where, error=" ".join(str(error).split())) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError("TL-RECIPE-YAML", where=where, error=_words(error), causes=slips(text, where)) from error
+
+
+def _words(error: Exception) -> str:
+    """What YAML objects to, in the chosen language, and where."""
+    if isinstance(error, RecursionError):
+        return t("sections within sections without end")
+    if isinstance(error, yaml.reader.ReaderError):
+        return t("a control character (code {code}) at character {at}", code=error.character, at=error.position + 1)
+    if not isinstance(error, yaml.MarkedYAMLError):  # a date like 2026-02-31, a number of thousands of digits
+        return t("a value that looks like a date or a number and is none; put it in quotes")
+    begins = error.context or ""
+    # Of what is not closed, or not ended, the beginning is the place to mend.
+    at = error.context_mark if "simple key" in begins or "quoted" in begins else None
+    at = at or error.problem_mark or error.context_mark
+    problem = _problem(error.problem or str(error))
+    if at is None:
+        return problem
+    return t("{problem} (line {line}, column {column})", problem=problem, line=at.line + 1, column=at.column + 1)
+
+
+def _problem(text: str) -> str:
+    """PyYAML's words for a problem -> ours; its own where it has others."""
+    char = (re.findall(r"character ['\"](.+)['\"]", text) or [""])[0]
+    known = {
+        "mapping values are not allowed here": t("a second `: ` in one line, or a line indented too far"),
+        "could not find expected ':'": t("a line without `: `"),
+        "found character '\\t'": t("a tab, where only spaces may stand"),
+        "found character": t("a value that begins with {char} needs quotes", char=char),
+        "sequence entries are not allowed here": t("a `- ` in the middle of a line"),
+        "mapping keys are not allowed here": t("a `? ` in the middle of a line"),
+        "found unexpected end of stream": t("a quote that is not closed"),
+        "found unknown escape character": t("a \\ in double quotes; use single quotes"),
+        "found unexpected document separator": t("a quote that is not closed before ---"),
+        "expected <block end>": t("a line that is indented otherwise than the ones above it"),
+        "expected ',' or ']'": t("a [ that is not closed, or a comma that is missing in it"),
+        "expected ',' or '}'": t("a { that is not closed, or a comma that is missing in it"),
+        "expected the node content": t("a value that is missing or begins with a character that needs quotes"),
+        "expected '<document start>'": t("two contents one after the other; is a line indented too little?"),
+        "expected a single document": t("several documents in one file (---); a recipe is one"),
+        "but found another document": t("several documents in one file (---); a recipe is one"),
+        "found undefined alias": t("a value that begins with * needs quotes"),
+        "expected alphabetic or numeric": t("a value that begins with * or & needs quotes"),
+        "could not determine a constructor": t("a value that begins with ! needs quotes"),
+        "found unhashable key": t("a key that is a list or a section"),
+        "expected chomping": t("a value that begins with | or > needs quotes"),
+    }
+    return next((ours for theirs, ours in known.items() if text.startswith(theirs)), text)
+
+
+def slips(text: str, where: str) -> list[RecipeError]:
+    """Full-width punctuation, tabs and wide spaces where YAML wants others: left by a Chinese keyboard or a web page.
+
+    For texts in which something is wrong already: where all is well, such a character is meant.
+    """
+    found: list[RecipeError] = []
+    lines = text.splitlines()
+    inside = -1  # the indentation of a key whose text follows below it, in | or >
+    for n, line in enumerate(lines, 1):
+        depth = len(line) - len(line.lstrip())
+        if line.lstrip().startswith("#") or (0 <= inside < depth) or not line.strip():
+            continue
+        inside = depth if re.search(r":\s+[|>][+-]?\d?\s*$", line) else -1
+        place = f"{where}:{n}" if len(lines) > 1 else where
+        found += [
+            RecipeError("TL-RECIPE-CHARACTER", where=place, char=char, wanted=wanted)
+            for char, wanted in _slips_of(line)
+        ]
+    return found
+
+
+def _slips_of(line: str) -> list[tuple[str, str]]:
+    """(the character, what YAML wants) of one line."""
+    found = []
+    if re.match(r" *\t", line):
+        found.append((t("a tab"), t("spaces")))
+    if wide := re.match(r" *([\u3000\xa0])", line):
+        found.append((t("a wide space (U+{code})", code=f"{ord(wide[1]):04X}"), t("half-width spaces")))
+    head = re.match(r"\s*(?:-\s+)?[\"'“”]?[\w.]{1,40}[\"'“”]?\s*([:：])\s*", line)
+    if head and head[1] == "：":
+        found.append(("`：`", t("a half-width : and a space")))
+    rest = line[head.end() :] if head else line.strip().removeprefix("- ")
+    if rest[:1] in set("“”‘’「『＂＇"):
+        found.append((f"`{rest[0]}`", t("straight quotes, \" or '")))
+    if rest[:1] in set("【［｛〔"):
+        found.append((f"`{rest[0]}`", t("half-width brackets, [ ]")))
+    if rest[:1] in set("[{【［｛") and (comma := re.search("[，、]", re.sub(r"\"[^\"]*\"|'[^']*'", "", rest))):
+        found.append((f"`{comma[0]}`", t("a half-width comma")))
+    return found
 
 
 def dumps(value: Any) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
+import shlex
+import sys
+from pathlib import Path
 from types import ModuleType
 
 from tuneloop.errors import MachineError
@@ -17,4 +22,29 @@ def need(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MachineError("TL-MACHINE-EXTRA", module=module, extra=extra, error=str(error)) from error
+        raise MachineError("TL-MACHINE-EXTRA", module=module, command=install(extra), error=str(error)) from error
+
+
+def install(extra: str = "") -> str:
+    """The pip command that brings the packages of an extra ("": of the core) to this Python.
+
+    In a checkout it is the one that made it; else the packages are named, since tuneloop itself may be on no index.
+    """
+    pip = f"{shlex.quote(sys.executable or 'python')} -m pip install"
+    checkout = Path(__file__).parents[1]
+    constraints = checkout / "constraints.txt"
+    if constraints.is_file() and (checkout / "pyproject.toml").is_file():
+        wanted = f"{checkout}[{extra}]" if extra else str(checkout)
+        return f"{pip} -c {shlex.quote(str(constraints))} -e {shlex.quote(wanted)}"
+    return f"{pip} {' '.join(map(shlex.quote, _packages(extra)))}"
+
+
+def _packages(extra: str) -> list[str]:
+    """What the core or an extra requires, as pip takes it."""
+    try:
+        required = importlib.metadata.requires("tuneloop") or []
+    except importlib.metadata.PackageNotFoundError:
+        required = []
+    lines = [line.partition(";") for line in required]
+    marker = re.compile(rf"extra == .{re.escape(extra)}." if extra else r"^((?!extra).)*$")
+    return [name.strip() for name, _, when in lines if marker.search(when)]

@@ -1,4 +1,4 @@
-"""The keys of transformers' TrainingArguments, LLaMA-Factory, ms-swift (3 and 4) and Axolotl, and what becomes of them.
+"""The keys of transformers, TRL, LLaMA-Factory, ms-swift (3 and 4) and Axolotl, and what becomes of them.
 
 Three tables: `TABLE` (called something else here), `IGNORED` (no meaning here), `UNSUPPORTED` (asks for something that
 tuneloop cannot do yet). `aliases.py` walks a recipe with them; neither knows which keys the recipe has.
@@ -6,228 +6,92 @@ tuneloop cannot do yet). `aliases.py` walks a recipe with them; neither knows wh
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from tuneloop.conversions import (
+    Convert,
+    Dropped,
+    dtype,
+    either,
+    exact,
+    flag,
+    max_steps,
+    method,
+    off,
+    on,
+    same,
+    schedule,
+    strategy,
+    system,
+    targets,
+    template,
+    times_an_epoch,
+    together,
+    too_long,
+)  # fmt: skip
 from tuneloop.language import t
 
-Convert = Callable[[Any], Any]
 Why = Callable[[], str]
-
-NOTHING = object()  # what a converter returns for "switched off": nothing was said
-
-
-class Wrong(Exception):
-    """The value cannot be read; the text says what is needed."""
-
-
-class Cannot(Exception):
-    """The value asks for something that tuneloop cannot do; the text says what to do instead."""
-
-
-class Dropped(Exception):
-    """The value has no meaning here; the text says why."""
-
-
-def off(value: Any) -> bool:
-    """Is this the value of something that is not wanted?
-
-    >>> [off(v) for v in (None, False, 0, "", "none", [], "zero2", 5)]
-    [True, True, True, True, True, True, False, False]
-    """
-    if isinstance(value, str):
-        return value.strip().lower() in {"", "none", "no", "false", "null", "off", "0"}
-    return value is None or value in (False, [], {})
-
-
-def _on(value: Any) -> bool:
-    return value is True or (isinstance(value, str) and value.strip().lower() in {"true", "yes", "on", "1"})
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def whole(value: Any) -> int:
-    """A whole number of at least 1, also written as text or as 2.0; raises Wrong.
-
-    >>> whole("4"), whole(2.0)
-    (4, 2)
-    """
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Wrong(t("a whole number of at least 1"))
-    return value
-
-
-def number(value: Any) -> float:
-    """A number, also written as text; raises Wrong."""
-    try:
-        return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
-    except (TypeError, ValueError) as error:
-        raise Wrong(t("a number")) from error
-
-
-def _flag(meaning: Any, auto: Any = NOTHING) -> Convert:
-    """A switch that stands for a value: `bf16: true` means bfloat16, `bf16: false` says nothing."""
-
-    def convert(value: Any) -> Any:
-        if off(value):
-            return NOTHING
-        if _on(value):
-            return meaning
-        if value == "auto" and auto is not NOTHING:
-            return auto
-        raise Wrong(t("true or false"))
-
-    return convert
-
-
-def _either(value: Any) -> bool:
-    if _on(value) or (isinstance(value, str) and "offload" in value) or value == "unsloth":
-        return True
-    if off(value):
-        return False
-    raise Wrong(t("true or false"))
-
-
-def _dtype(value: Any) -> str:
-    """
-    >>> _dtype("torch.bfloat16"), _dtype("fp16")
-    ('bfloat16', 'float16')
-    """
-    short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-    name = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else ""
-    name = short.get(name, name)
-    if name not in {"auto", "bfloat16", "float16", "float32"}:
-        raise Wrong(t("one of {choices}", choices="auto, bfloat16, float16, float32"))
-    return name
-
-
-def _targets(value: Any) -> Any:
-    """
-    >>> _targets("q_proj, v_proj"), _targets(["all-linear"]), _targets("all")
-    (['q_proj', 'v_proj'], 'all-linear', 'all-linear')
-    """
-    names = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise Wrong(t("all-linear, or a list of module names"))
-    if any(n.lower().replace("_", "-") in {"all", "all-linear"} for n in names):
-        return "all-linear"
-    if not all(re.fullmatch(r"[\w.-]+", n) for n in names):
-        raise Cannot(t("regular expressions are not read here: list the module names in train.lora.targets"))
-    return names
-
-
-def _method(value: Any) -> str:
-    name = value.strip().lower() if isinstance(value, str) else "full" if off(value) else ""
-    if name in {"lora", "full"}:
-        return name
-    known = "qlora freeze oft longlora adalora llamapro adapter vera boft fourierft reft bone prefix ia3 llama-adapter"
-    if name in known.split():
-        raise Cannot(t("train.method is lora or full"))
-    raise Wrong(t("one of {choices}", choices="lora, full"))
-
-
-def _schedule(value: Any) -> str:
-    name = value.strip().lower() if isinstance(value, str) else ""
-    name = "constant" if name == "constant_with_warmup" else name
-    if name not in {"cosine", "linear", "constant"}:
-        raise (Cannot if name else Wrong)(t("train.schedule is cosine, linear or constant"))
-    return name
-
-
-def _strategy(value: Any) -> Any:
-    return "no" if value is False else value  # YAML reads a bare no as false
-
-
-def _times_an_epoch(value: Any) -> str:
-    return "no" if number(value) == 0 else "epoch"
-
-
-def _max_steps(value: Any) -> Any:
-    return NOTHING if number(value) <= 0 else value
-
-
-def _system(value: Any) -> Any:
-    if isinstance(value, str) and value.endswith(".txt"):
-        raise Wrong(t("the system prompt itself, not a file"))
-    return value
-
-
-def _template(value: Any) -> Any:
-    if isinstance(value, str) and (value == "chatml" or value.endswith(".jinja")):
-        return value
-    if isinstance(value, str) and "{" in value:
-        raise Cannot(t("save the template as a .jinja file and name that in model.template"))
-    raise Dropped(t("the tokenizer's own chat template is used; model.template names another one"))
-
-
-def together(value: Any) -> Any:
-    """Marks the keys that `aliases.py` reads several at a time, e.g. per-device size and accumulation steps."""
-    return value
-
 
 # key of the recipe, converter, names elsewhere
 TABLE: list[tuple[str, Convert, str]] = [
-    ("model.name", _same, "model_name_or_path base_model model_id_or_path model_path model_id"),
+    ("model.name", same, "model_name_or_path base_model model_id_or_path model_path model_id"),
     ("model.name", together, "model_name"),
-    ("model.revision", _same, "model_revision revision_of_model revision"),
-    ("model.dtype", _dtype, "torch_dtype dtype"),
-    ("model.dtype", _flag("bfloat16", "auto"), "bf16 bfloat16 pure_bf16"),
-    ("model.dtype", _flag("float16", "auto"), "fp16 float16"),
-    ("model.dtype", _flag("float32"), "fp32 float32"),
-    ("model.template", _template, "chat_template chat_template_jinja"),
-    ("data", together, "dataset datasets train_dataset dataset_dir max_samples"),
-    ("prepare.system", _system, "system default_system default_system_message system_prompt"),
-    ("prepare.max_length", _same, "cutoff_len max_seq_length max_seq_len max_length sequence_len model_max_length"),
-    ("prepare.validation", _same, "val_size val_set_size split_dataset_ratio"),
-    ("prepare.dedupe", _either, "dataset_exact_deduplication"),
-    ("train.method", _method, "finetuning_type train_type tuner_type sft_type adapter peft_type"),
-    ("train.method", lambda value: "lora" if _either(value) else "full", "use_peft"),
-    ("train.lora.rank", _same, "lora_rank lora_r r"),
-    ("train.lora.alpha", _same, "lora_alpha"),
-    ("train.lora.dropout", _same, "lora_dropout lora_dropout_p"),
-    ("train.lora.targets", _targets, "lora_target lora_target_modules target_modules"),
-    ("train.lora.targets", _flag("all-linear"), "lora_target_linear"),
-    ("train.epochs", _same, "num_train_epochs num_epochs epochs"),
-    ("train.max_steps", _max_steps, "max_steps"),
-    ("train.batch_size", _same, "batch_size global_batch_size"),
+    ("model.revision", same, "model_revision revision_of_model revision"),
+    ("model.dtype", dtype, "torch_dtype dtype"),
+    ("model.dtype", flag("bfloat16", "auto"), "bf16 bfloat16 pure_bf16"),
+    ("model.dtype", flag("float16", "auto"), "fp16 float16"),
+    ("model.dtype", flag("float32"), "fp32 float32"),
+    ("model.template", template, "chat_template chat_template_jinja chat_template_path"),
+    ("data", together, "dataset datasets train_dataset dataset_dir max_samples dataset_name"),
+    ("data", together, "eval_dataset val_dataset test_datasets"),
+    ("prepare.system", system, "system default_system default_system_message system_prompt"),
+    ("prepare.max_length", same, "cutoff_len max_seq_length max_seq_len max_length sequence_len model_max_length"),
+    ("prepare.validation", same, "val_size val_set_size split_dataset_ratio"),
+    ("prepare.dedupe", exact, "dataset_exact_deduplication"),
+    ("prepare.too_long", too_long, "truncation_strategy excess_length_strategy truncation_mode"),
+    ("train.method", method, "finetuning_type train_type tuner_type sft_type adapter peft_type"),
+    ("train.method", lambda value: "lora" if either(value) else "full", "use_peft"),
+    ("train.lora.rank", same, "lora_rank lora_r r"),
+    ("train.lora.alpha", same, "lora_alpha"),
+    ("train.lora.dropout", same, "lora_dropout lora_dropout_p"),
+    ("train.lora.targets", targets, "lora_target lora_target_modules target_modules"),
+    ("train.lora.targets", flag("all-linear"), "lora_target_linear"),
+    ("train.epochs", same, "num_train_epochs num_epochs epochs"),
+    ("train.max_steps", max_steps, "max_steps"),
+    ("train.batch_size", same, "batch_size global_batch_size"),
     ("train.batch_size", together, "per_device_train_batch_size per_gpu_train_batch_size gradient_accumulation_steps"),
     ("train.micro_batch_size", together, "micro_batch_size"),
-    ("train.packing", _same, "packing sample_packing"),
-    ("train.packing", _flag(True, True), "neat_packing padding_free batch_flattening"),
-    ("train.learning_rate", _same, "learning_rate lr"),
-    ("train.schedule", _schedule, "lr_scheduler_type lr_scheduler"),
-    ("train.warmup_ratio", _same, "warmup_ratio"),
+    ("train.packing", same, "packing sample_packing"),
+    ("train.packing", flag(True, True), "neat_packing padding_free batch_flattening"),
+    ("train.learning_rate", same, "learning_rate lr"),
+    ("train.schedule", schedule, "lr_scheduler_type lr_scheduler"),
+    ("train.warmup_ratio", same, "warmup_ratio"),
     ("train.warmup_steps", together, "warmup_steps"),
-    ("train.weight_decay", _same, "weight_decay"),
+    ("train.weight_decay", same, "weight_decay"),
     ("train.betas", together, "adam_beta1 adam_beta2"),
-    ("train.max_grad_norm", _same, "max_grad_norm gradient_clipping"),
-    ("train.checkpointing", _either, "gradient_checkpointing activation_checkpointing use_gradient_checkpointing"),
-    ("train.checkpointing", lambda value: not _either(value), "disable_gradient_checkpointing"),
-    ("train.checkpointing", _flag(True), "use_unsloth_gc"),
-    ("train.workers", _same, "dataloader_num_workers"),
-    ("train.logging_strategy", _strategy, "logging_strategy"),
-    ("train.logging_steps", _same, "logging_steps"),
-    ("train.save_strategy", _strategy, "save_strategy"),
-    ("train.save_strategy", _times_an_epoch, "saves_per_epoch"),
-    ("train.save_steps", _same, "save_steps"),
-    ("train.save_total_limit", _same, "save_total_limit"),
-    ("train.eval_strategy", _strategy, "eval_strategy evaluation_strategy"),
-    ("train.eval_strategy", _times_an_epoch, "evals_per_epoch"),
-    ("train.eval_steps", _same, "eval_steps"),
-    ("evaluate.max_new_tokens", _same, "max_new_tokens eval_max_new_tokens"),
+    ("train.max_grad_norm", same, "max_grad_norm gradient_clipping"),
+    ("train.checkpointing", either, "gradient_checkpointing activation_checkpointing use_gradient_checkpointing"),
+    ("train.checkpointing", lambda value: not either(value), "disable_gradient_checkpointing"),
+    ("train.checkpointing", flag(True), "use_unsloth_gc"),
+    ("train.workers", same, "dataloader_num_workers"),
+    ("train.logging_strategy", strategy, "logging_strategy"),
+    ("train.logging_steps", same, "logging_steps"),
+    ("train.save_strategy", strategy, "save_strategy"),
+    ("train.save_strategy", times_an_epoch, "saves_per_epoch"),
+    ("train.save_steps", same, "save_steps"),
+    ("train.save_total_limit", same, "save_total_limit"),
+    ("train.eval_strategy", strategy, "eval_strategy evaluation_strategy"),
+    ("train.eval_strategy", times_an_epoch, "evals_per_epoch"),
+    ("train.eval_steps", same, "eval_steps"),
+    ("evaluate.max_new_tokens", same, "max_new_tokens eval_max_new_tokens"),
     ("name", together, "run_name output_dir"),
-    ("seed", _same, "seed"),
+    ("seed", same, "seed"),
 ]  # fmt: skip
 
 REMARKS: dict[str, Why] = {
-    "prepare.max_length": lambda: t("a longer dialogue is rejected, never cut"),
+    "prepare.max_length": lambda: t("a longer dialogue is rejected; prepare.too_long says otherwise"),
     "evals_per_epoch": lambda: t("at most once an epoch; train.eval_steps measures more often"),
     "saves_per_epoch": lambda: t("at most once an epoch; train.save_steps saves more often"),
     "train.packing": lambda: t("train.batch_size counts dialogues, not packed rows"),
@@ -242,8 +106,14 @@ IGNORED: list[tuple[str, Why]] = [
      "dataset_keep_in_memory", lambda: t("a prepared dataset is found again by its content")),
     ("preprocessing_num_workers preprocessing_batch_size dataset_num_proc dataset_processes packing_num_proc "
      "streaming lazy_tokenize buffer_size shuffle_buffer_size media_dir remove_unused_columns label_names data_seed "
-     "dataloader_* stopping_strategy val_dataset_shuffle custom_dataset_info length_column_name min_sample_len",
+     "dataloader_* stopping_strategy val_dataset_shuffle custom_dataset_info length_column_name "
+     "shuffle_dataset dataset_streaming",
      lambda: t("data is read in one fixed order, whatever the number of processes")),
+    ("min_sample_len", lambda: t("short dialogues stay; prepare.tokens: [least, most] drops them")),
+    ("dataset_text_field dataset_kwargs dataset_config dataset_train_split dataset_test_split formatting",
+     lambda: t("the shape of the rows is recognised by looking at them")),
+    ("assistant_only_loss completion_only_loss",
+     lambda: t("every answer of the assistant is trained, and nothing else")),
     ("report_to logging_dir use_tensorboard use_wandb wandb_* use_swanlab swanlab_* mlflow_* use_mlflow comet_* "
      "use_comet trackio_* project", lambda: t("metrics are written to the run's folder only")),
     ("plot_loss", lambda: t("the loss curve is always drawn")),
@@ -268,7 +138,8 @@ IGNORED: list[tuple[str, Why]] = [
      lambda: t("dialogues are packed without padding")),
     ("strict adam_epsilon optim_args average_tokens_across_devices full_determinism gradient_checkpointing_kwargs "
      "activation_checkpointing_kwargs use_reentrant_gc use_cache upcast_* ignore_args_error model_kwargs "
-     "lora_fan_in_fan_out lora_on_cpu lora_dtype ignore_pad_token_for_loss", lambda: t("has one fixed value here")),
+     "lora_fan_in_fan_out lora_on_cpu lora_dtype lora_task_type pad_token eos_token ignore_pad_token_for_loss",
+     lambda: t("has one fixed value here")),
     ("model_type model_author tokenizer_* processor_type use_fast_tokenizer base_model_config cls_model_config "
      "is_*_derived_model max_model_len", lambda: t("the model's own folder says it")),
     ("push_to_hub hub_* hf_use_auth_token hf_hub_token ms_hub_token om_hub_token push_dataset_to_hub use_hf "
@@ -308,64 +179,98 @@ def _loss_plugins(value: Any) -> bool:
     return off(value) or (isinstance(value, list) and all("liger" in str(v) or "cut_cross" in str(v) for v in value))
 
 
-# names, which values ask for nothing, what to do instead
-UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why]] = [
-    ("stage task", _in("sft"), lambda: t("only supervised fine-tuning is done here: take it out")),
-    ("rl rlhf_type reward_model ref_model", off, lambda: t("only supervised fine-tuning is done here: take it out")),
-    ("task_type", _in("causal_lm"), lambda: t("only chat models are trained here: take it out")),
-    ("num_labels", off, lambda: t("only chat models are trained here: take it out")),
+# names, which values ask for nothing, what they ask for, what to do instead
+UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
+    ("stage task", _in("sft"), lambda: t("training other than supervised fine-tuning"), lambda: t("take it out")),
+    ("rl rlhf_type reward_model ref_model pretraining_dataset", off,
+     lambda: t("training other than supervised fine-tuning"), lambda: t("take it out")),
+    ("task_type", _in("causal_lm"), lambda: t("training models that do not chat"), lambda: t("take it out")),
+    ("num_labels", off, lambda: t("training models that do not chat"), lambda: t("take it out")),
     ("deepspeed deepspeed_* fsdp fsdp_* zero_hpz_partition_size use_ray use_mca", off,
+     lambda: t("sharded training with DeepSpeed, FSDP or Ray"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
     ("sequence_parallel_size sequence_parallel_degree context_parallel_size expert_parallel_size "
      "tensor_parallel_size", lambda value: off(value) or value == 1,
+     lambda: t("splitting a sequence or a model over devices"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
     ("quantization_bit quant_bits quant_method load_in_4bit load_in_8bit gptq fp8 qat quantization bnb_config_kwargs "
-     "model_quantization_config", off,
+     "model_quantization_config", off, lambda: t("training on quantized weights"),
      lambda: t("take it out; train.method: lora with train.checkpointing: true saves memory")),
-    ("neftune_noise_alpha noisy_embedding_alpha label_smoothing_factor use_dft_loss enable_dft_loss "
-     "enable_channel_loss moe_aux_loss_coef router_aux_loss_coef", off,
-     lambda: t("take it out: the loss is plain cross entropy")),
+    ("activation_offloading", off, lambda: t("moving activations out of the card's memory"),
+     lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
+    ("neftune_noise_alpha noisy_embedding_alpha", off, lambda: t("noise on the embeddings"), lambda: t("take it out")),
+    ("label_smoothing_factor use_dft_loss enable_dft_loss enable_channel_loss moe_aux_loss_coef router_aux_loss_coef",
+     off, lambda: t("another loss than plain cross entropy"), lambda: t("take it out")),
+    ("loss_type", _in("nll"), lambda: t("another loss than plain cross entropy"), lambda: t("take it out")),
     ("use_dora peft_use_dora use_rslora peft_use_rslora pissa_init relora relora_steps loftq_config "
      "additional_target modules_to_save lora_modules_to_save target_regex target_parameters lora_target_parameters "
      "peft_layers_to_transform layers_to_transform rank_pattern alpha_pattern lora_bias bias", off,
-     lambda: t("take it out: LoRA is plain LoRA here, on the modules of train.lora.targets")),
-    ("init_weights init_lora_weights peft_init_lora_weights", lambda value: off(value) or _on(value),
-     lambda: t("take it out: LoRA is plain LoRA here, on the modules of train.lora.targets")),
+     lambda: t("a variant of LoRA"), lambda: t("take it out: plain LoRA on the modules of train.lora.targets")),
+    ("init_weights init_lora_weights peft_init_lora_weights", lambda value: off(value) or on(value),
+     lambda: t("a variant of LoRA"), lambda: t("take it out: plain LoRA on the modules of train.lora.targets")),
     ("unfrozen_parameters trainable_parameters freeze_parameters freeze_parameters_ratio freeze_trainable_layers "
      "freeze_trainable_modules freeze_extra_modules use_llama_pro lisa_activated_layers mixture_of_depths shift_attn "
-     "s2_attention train_from_scratch", off, lambda: t("take it out: train.method is lora or full")),
-    ("optim optimizer", _adamw, lambda: t("take it out: the optimizer is AdamW")),
+     "s2_attention train_from_scratch", off, lambda: t("this choice of trained weights"),
+     lambda: t("take it out: train.method is lora or full")),
+    ("optim optimizer", _adamw, lambda: t("another optimizer than AdamW"), lambda: t("take it out")),
     ("optim_target_modules use_galore use_apollo use_badam use_adam_mini use_muon", off,
-     lambda: t("take it out: the optimizer is AdamW")),
-    ("lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio embedding_lr lr_groups", off,
-     lambda: t("take it out: train.schedule goes to zero with one rate for all weights")),
-    ("loraplus_* lorap_*", off, lambda: t("take it out: one learning rate holds for all weights")),
+     lambda: t("another optimizer than AdamW"), lambda: t("take it out")),
+    ("lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio", off,
+     lambda: t("a schedule that does not go to zero"), lambda: t("take it out, or choose another train.schedule")),
+    ("loraplus_* lorap_* embedding_lr lr_groups", off, lambda: t("several learning rates in one run"),
+     lambda: t("take it out: one learning rate holds for all weights")),
     ("adapter_name_or_path lora_model_dir adapters create_new_adapter", off,
+     lambda: t("training an adapter further"),
      lambda: t("take it out: a new adapter is trained; merge the old one first")),
-    ("train_on_prompt train_on_inputs mask_history", off,
+    ("train_on_prompt train_on_inputs mask_history", off, lambda: t("another choice of trained tokens"),
      lambda: t("take it out: every answer of the assistant is trained, and nothing else")),
-    ("loss_scale", _in("default"),
+    ("loss_scale", _in("default"), lambda: t("another choice of trained tokens"),
      lambda: t("take it out: every answer of the assistant is trained, and nothing else")),
-    ("truncation_strategy", _in("delete", "raise"),
-     lambda: t("take it out: a longer dialogue is rejected, never cut; raise prepare.max_length")),
-    ("eval_dataset val_dataset test_datasets cached_dataset cached_val_dataset", off,
-     lambda: t("put the files into data; prepare.validation holds a share out")),
-    ("mix_strategy", _in("concat"), lambda: t("take it out: data[].repeat weighs one file against another")),
-    ("interleave_probs interleave_prob", off, lambda: t("take it out: data[].repeat weighs one file against another")),
-    ("columns", off, lambda: t("write it beside the file: data: [{path: …, columns: {role: column}}]")),
+    ("cached_dataset cached_val_dataset", off, lambda: t("a dataset that another tool has prepared"),
+     lambda: t("put the raw files into data")),
+    ("mix_strategy", _in("concat"), lambda: t("mixing files by probability"),
+     lambda: t("take it out: data[].repeat weighs one file against another")),
+    ("interleave_probs interleave_prob dataset_mixture", off, lambda: t("mixing files by probability"),
+     lambda: t("take it out: data[].repeat weighs one file against another")),
+    ("columns", off, lambda: t("columns for all files together"),
+     lambda: t("write it beside the file: data: [{path: …, columns: {role: column}}]")),
     ("dataset_shuffle train_dataloader_shuffle shuffle_merged_datasets", lambda value: not off(value),
-     lambda: t("take it out: the order is shuffled, the same way for the same seed")),
-    ("disable_shuffling", off, lambda: t("take it out: the order is shuffled, the same way for the same seed")),
+     lambda: t("an order that is not shuffled"), lambda: t("take it out: the order depends on the seed alone")),
+    ("disable_shuffling", off, lambda: t("an order that is not shuffled"),
+     lambda: t("take it out: the order depends on the seed alone")),
     ("special_tokens", lambda value: off(value) or (isinstance(value, dict) and set(value) <= {"pad_token"}),
-     lambda: t("take it out: the tokenizer stays as it is")),
+     lambda: t("changing the tokenizer or the model's shape"), lambda: t("take it out")),
     ("add_tokens add_special_tokens new_special_tokens tokens resize_vocab rope_scaling", off,
-     lambda: t("take it out: the tokenizer and the model's shape stay as they are")),
+     lambda: t("changing the tokenizer or the model's shape"), lambda: t("take it out")),
+    ("model_init_kwargs", off, lambda: t("a section with the model's arguments"),
+     lambda: t("write them at the top, e.g. torch_dtype: bfloat16")),
     ("load_best_model_at_end early_stopping_steps early_stopping_patience", off,
+     lambda: t("choosing the best checkpoint, or stopping by it"),
      lambda: t("take it out: the last step's weights are the result; fewer train.epochs stop earlier")),
-    ("pretraining_dataset", off, lambda: t("only supervised fine-tuning is done here: take it out")),
-    ("plugins", _loss_plugins, lambda: t("take it out: plugins of other tools are not loaded")),
-    ("external_plugins custom_register_path", off, lambda: t("take it out: plugins of other tools are not loaded")),
+    ("plugins", _loss_plugins, lambda: t("plugins of other tools"), lambda: t("take it out")),
+    ("external_plugins custom_register_path", off, lambda: t("plugins of other tools"), lambda: t("take it out")),
 ]  # fmt: skip
+
+# keys that only one of the tools has, to call it by its name
+SIGNS = {
+    "LLaMA-Factory": "finetuning_type cutoff_len dataset_dir lora_target overwrite_cache plot_loss stage val_size",
+    "ms-swift": "train_type tuner_type split_dataset_ratio dataset_num_proc attn_impl truncation_strategy model_author",
+    "Axolotl": "base_model datasets sequence_len sample_packing val_set_size num_epochs lora_target_linear "
+    "dataset_prepared_path excess_length_strategy",
+    "TRL": "dataset_name use_peft lora_target_modules assistant_only_loss completion_only_loss dataset_text_field",
+}  # fmt: skip
+
+
+def tool(keys: Iterable[str]) -> str:
+    """The tool that keys look most like; "" where nothing tells.
+
+    >>> tool(["cutoff_len", "stage", "learning_rate"]), tool(["num_train_epochs"])
+    ('LLaMA-Factory', '')
+    """
+    found = {name: len(set(signs.split()) & set(keys)) for name, signs in SIGNS.items()}
+    best = max(found, key=lambda name: found[name])
+    return best if found[best] else ""
+
 
 # keys of an Axolotl dataset section: those that name a column, by the role it has; those that describe the rows
 COLUMNS = {

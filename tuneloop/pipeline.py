@@ -9,23 +9,31 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tuneloop import recipe as recipes
 from tuneloop import registry
 from tuneloop.continual.gate import Verdict, better
+from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
-from tuneloop.data.tokens import lengths, tokenize
-from tuneloop.errors import RunError, TuneloopError
+from tuneloop.data.samples import Samples
+from tuneloop.data.sniff import shown
+from tuneloop.data.split import Side
+from tuneloop.data.tokens import encode_records
+from tuneloop.errors import DataError, RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
-from tuneloop.evaluate.compare import ask, changes, check_probe, read_prompts
+from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_tokenizer, load_trained, placed, resolve
+from tuneloop.model.load import fingerprint, load_tokenizer, load_trained, placed, resolve
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.records import Record
@@ -42,26 +50,40 @@ if TYPE_CHECKING:
     from tuneloop.export.parity import Parity
 
 Say = Callable[[str], None]
+LOOKED_AT = 2000
+"""Dialogues whose rendering the preflight looks at; of their tokens it looks at all."""
 
 
 def _quiet(text: str) -> None:
     """Says nothing: the default of the Python API."""
 
 
-def _tokenizer(recipe: Recipe) -> tuple[Path, Any]:
+@dataclass(frozen=True)
+class _Words:
+    """A recipe's model folder and tokenizer, and the samples that they make."""
+
+    folder: Path
+    tokenizer: Any
+    key: str
+
+    def samples(self, dataset: Dataset, side: Side) -> Samples:
+        return dataset.samples(side, self.key, self.encode)
+
+    def encode(self, records: Sequence[Record]) -> Samples:
+        return encode_records(self.tokenizer, records)
+
+
+def _words(recipe: Recipe) -> _Words:
     folder = resolve(recipe.model)
-    return folder, load_tokenizer(folder, recipe.model.template)
+    tokenizer = load_tokenizer(folder, recipe.model.template)
+    return _Words(folder, tokenizer, fingerprint(folder, tokenizer))
 
 
-def prepare(recipe: Recipe, *, workspace: Path = Path()) -> Dataset:
+def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
     with ranks.world().local_main_process_first():  # the others find what the first one made
-        _, tokenizer = _tokenizer(recipe)
-
-        def count(records: list[Record]) -> list[int]:
-            return lengths(tokenizer, records)
-
-        return datasets.build(recipe, workspace, count)
+        words = _words(recipe)
+        return builder.build(recipe, workspace, words.encode, words.key, lambda n: say(t("{n} rows read", n=n)))
 
 
 def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
@@ -69,11 +91,26 @@ def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
 
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
-    folder, tokenizer = _tokenizer(recipe)
-    records = dataset.records("train")
-    samples = tokenize(tokenizer, records)
-    looked = preflight(tokenizer, samples, recipe.train.token_budget, records)
-    return planner.make(recipe, folder, samples), looked
+    _trainable(dataset)
+    words = _words(recipe)
+    samples = words.samples(dataset, "train")
+    records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
+    looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records)
+    prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
+    ledger = str(dataset.path / "ledger.jsonl")
+    return planner.make(recipe, words.folder, samples, dataset.manifest, prompts=len(prompts), ledger=ledger), looked
+
+
+def _trainable(dataset: Dataset) -> None:
+    """Raise TL-DATA-TASK where the rows need a way of training that is not there yet."""
+    kinds = {
+        "label": t("texts with labels (classification)"),
+        "preference": t("preference pairs"),
+        "judged": t("answers judged good or bad"),
+    }
+    for kind in dataset.manifest["kinds"]:
+        if kind in kinds:
+            raise DataError("TL-DATA-TASK", where=shown(dataset.path), task=kinds[kind])
 
 
 def train(
@@ -134,20 +171,20 @@ def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
 
 
 def _dataset(run: Run) -> Dataset:
-    path = run.read("dataset.json").get("path")
-    if not path:
+    told = run.read("dataset.json").get("path")
+    if not told:
         raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
-    # A workspace may have moved since, with its datasets.
-    moved = run.path.parents[1] / "datasets" / Path(path).parent.name / Path(path).name
-    return datasets.open_dataset(moved if moved.is_dir() and not Path(path).is_dir() else Path(path))
+    return datasets.open_dataset(run.dataset() or Path(told))
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
-    folder, tokenizer = _tokenizer(recipe)
-    samples = tokenize(tokenizer, dataset.records("train"))
-    held = [s for s in tokenize(tokenizer, dataset.records("validation")) if s.labels]
+    _trainable(dataset)
+    words = _words(recipe)
+    samples = words.samples(dataset, "train")
+    held = words.samples(dataset, "validation")
+    held = held.take(np.flatnonzero(held.labels))
     with held_alone(run) if ranks.leads() else nullcontext():
-        outcome = session(run, recipe, folder, tokenizer, samples, held, resume=resume)
+        outcome = session(run, recipe, words.folder, words.tokenizer, samples, held, resume=resume)
     if ranks.leads():
         chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome
@@ -173,7 +210,10 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
 def compare(
     run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96
 ) -> dict[str, Any]:
-    """The same prompts answered by two runs, or by one before and after training; and their metrics."""
+    """The same prompts answered by two runs, or by one before and after training; and their metrics.
+
+    `warning` says why the metrics of two runs must not be compared, "" if they may be.
+    """
     first = load_trained(run.path)
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
     asked = list(prompts) or questions(first.recipe) or answered
@@ -182,23 +222,39 @@ def compare(
         return ask(Answerer(placed(model), tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
-    left_rows = changes(run.read("evaluation.json"))
+    mine = run.read("evaluation.json")
+    left_rows, warning = changes(mine), ""
     if other is None:
         right = answers(first.model, first.tokenizer)
         with untrained(first) as base:
             left = answers(base, first.tokenizer)
-        metrics = [{"metric": c.label, "left": c.before, "right": c.after} for c in left_rows]
+        metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in left_rows]
     else:
         left = answers(first.model, first.tokenizer)
         second = load_trained(other.path)
         right = answers(second.model, second.tokenizer)
-        theirs = {c.metric: c for c in changes(other.read("evaluation.json"))}
+        measured = other.read("evaluation.json")
+        theirs = {c.metric: c for c in changes(measured)}
+        if mine and measured:
+            warning = different_rows(mine, measured, [_held(run), _held(other)])
         metrics = [
-            {"metric": c.label, "left": c.after, "right": theirs[c.metric].after}
+            {"metric": c.label, "left": c.after, "right": theirs[c.metric].after, "of": c.total}
             for c in left_rows if c.metric in theirs
         ]  # fmt: skip
     rows = [{"prompt": p, "before": a, "after": b} for p, a, b in zip(asked, left, right, strict=True)]
-    return {"answers": rows, "metrics": [m for m in metrics if m["left"] is not None or m["right"] is not None]}
+    shown = [m for m in metrics if m["left"] is not None or m["right"] is not None]
+    return {"answers": rows, "metrics": shown, "warning": warning}
+
+
+def _held(run: Run) -> list[str] | None:
+    """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
+    told = run.read("evaluation.json").get("held")
+    if isinstance(told, list):
+        return told
+    try:  # evaluations of earlier versions name no rows
+        return [record.id for record in _dataset(run).records("validation")]
+    except TuneloopError:
+        return None
 
 
 def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
@@ -233,7 +289,7 @@ def improve(
     if new.result() is None:
         return new, Verdict(False, None, None, ())
     before = _dataset(run).records("validation")
-    learned = {record.id for record in dataset.records("train")}
+    learned = set(dataset.ids("train"))
     held = [record for record in before if record.id not in learned]
     old_score = run.read("evaluation.json") if held == before else both(load_trained(run.path), held, say)
     verdict = better(old_score or evaluate(run, held=held, say=say), evaluate(new, held=held, say=say))

@@ -1,7 +1,7 @@
 """The recipe: the one file that describes a run.
 
 Strict: an unknown key, a wrong type and a contradiction are all reported together, with the nearest known key. The keys
-of transformers, LLaMA-Factory, ms-swift and Axolotl are translated first, and said so (`aliases.py`).
+of transformers, TRL, LLaMA-Factory, ms-swift and Axolotl are translated first, and said so (`aliases.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tuneloop.aliases import ALIASES, shown, translate
-from tuneloop.errors import RecipeError
+from tuneloop.aliases import ALIASES, translate
+from tuneloop.errors import RecipeError, os_words
 from tuneloop.language import t
-from tuneloop.notation import dumps, loads
-from tuneloop.sections import Recipe, TrainPart
+from tuneloop.notation import dumps, loads, slips
+from tuneloop.sections import PreparePart, Recipe, TrainPart
+from tuneloop.translation import shown
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -28,6 +29,29 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[st
         inner = (*get_args(info.annotation), info.annotation)[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{prefix}{name}{'.' if inner is info.annotation else '[].'}")
+
+
+# Chinese words for a key, to guess from; they are not read as keys
+CHINESE = {
+    "name": "名称 名字 任务名 运行名", "seed": "种子 随机种子", "model": "模型",
+    "model.name": "模型名 模型名称 模型路径 基座模型 基座", "model.revision": "版本",
+    "model.dtype": "精度 类型 数据类型", "model.template": "模板 对话模板 聊天模板",
+    "data": "数据 数据集 数据文件 文件", "data[].path": "路径 文件路径", "data[].rows": "行 行数 范围",
+    "data[].sample": "抽样 采样 样本数", "data[].split": "划分", "data[].task": "任务 任务类型",
+    "data[].encoding": "编码", "data[].columns": "列 列名 字段", "data[].repeat": "重复 重复次数 权重",
+    "prepare": "准备 预处理 数据处理", "prepare.system": "系统 系统提示 系统提示词", "prepare.clean": "清洗",
+    "prepare.clean.pii": "隐私 脱敏 个人信息", "prepare.turns": "轮次 对话轮数",
+    "prepare.max_length": "最大长度 长度 最长 截断长度", "prepare.too_long": "超长 过长 截断",
+    "prepare.dedupe": "去重", "prepare.validation": "验证 验证集 留出 留出集 验证比例", "prepare.test": "测试 测试集",
+    "train": "训练", "train.method": "方法 训练方法 微调方法", "train.lora.rank": "秩",
+    "train.lora.targets": "目标模块", "train.epochs": "轮数 训练轮数 轮 周期",
+    "train.max_steps": "步数 最大步数 训练步数", "train.batch_size": "批大小 批次大小 批量大小 批量 批次",
+    "train.packing": "打包", "train.learning_rate": "学习率", "train.schedule": "调度 学习率调度 调度器",
+    "train.warmup_ratio": "预热 预热比例", "train.warmup_steps": "预热步数", "train.weight_decay": "权重衰减",
+    "train.max_grad_norm": "梯度裁剪", "train.checkpointing": "梯度检查点", "train.logging_steps": "日志步数",
+    "train.save_steps": "保存步数", "train.eval_steps": "评估步数", "evaluate": "评估 评测 测评",
+    "evaluate.show": "展示 问题", "evaluate.probes": "探针", "evaluate.max_new_tokens": "最大生成长度",
+}  # fmt: skip
 
 
 def nearest(key: str) -> str:
@@ -40,6 +64,9 @@ def nearest(key: str) -> str:
     known = {alias: target for alias, (target, _) in ALIASES.items()}
     known |= {k.rsplit(".", 1)[-1]: k for k in reversed(own)} | {k: k for k in own}
     key = re.sub(r"\.\d+", "[]", key)
+    chinese = {name: k for k, names in CHINESE.items() for name in names.split()}.get(key.rsplit(".", 1)[-1])
+    if chinese:
+        return chinese
     for name, cutoff in ((key, 0.75), (key.rsplit(".", 1)[-1], 0.7)):
         close = difflib.get_close_matches(name, list(known), 1, cutoff)
         if close:
@@ -50,32 +77,66 @@ def nearest(key: str) -> str:
 def contradictions(raw: dict[str, Any], recipe: Recipe) -> list[RecipeError]:
     """What cannot be meant together. A key that `raw` has not, or has with its default, is held against no other:
     a recipe written out by `dump` has them all."""
-    train, plain = raw.get("train", {}), TrainPart()
-    found: list[RecipeError] = []
+    return [*_of_train(raw.get("train", {}), recipe), *_of_prepare(recipe), *_of_data(recipe)]
+
+
+def _clash(a: str, b: str) -> RecipeError:
+    return RecipeError("TL-RECIPE-CLASH", where=a, b=b)
+
+
+def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
+    plain, part = TrainPart(), recipe.train
 
     def meant(key: str) -> bool:
-        return key in train and getattr(recipe.train, key) != getattr(plain, key)
+        return key in train and getattr(part, key) != getattr(plain, key)
 
-    def clash(a: str, b: str) -> None:
-        found.append(RecipeError("TL-RECIPE-CLASH", where=f"train.{a}", a=f"train.{a}", b=b))
-
-    if meant("lora") and recipe.train.method != "lora":
-        clash("lora", f"train.method: {recipe.train.method}")
+    if meant("lora") and part.method != "lora":
+        yield _clash("train.lora", f"train.method: {part.method}")
     if meant("warmup_ratio") and meant("warmup_steps"):
-        clash("warmup_ratio", "train.warmup_steps")
+        yield _clash("train.warmup_ratio", "train.warmup_steps")
     for what in ("save", "eval", "logging"):
-        strategy = getattr(recipe.train, f"{what}_strategy")
+        strategy = getattr(part, f"{what}_strategy")
         if meant(f"{what}_steps") and strategy != "steps":
-            clash(f"{what}_steps", f"train.{what}_strategy: {strategy}")
-    micro = recipe.train.micro_batch_size
-    if micro and micro > recipe.train.batch_size:
-        clash("micro_batch_size", f"train.batch_size: {recipe.train.batch_size}")
-    if micro and micro > 1 and not recipe.train.packing:
-        clash("micro_batch_size", "train.packing: false")
-    budget, length = recipe.train.token_budget, recipe.prepare.max_length
+            yield _clash(f"train.{what}_steps", f"train.{what}_strategy: {strategy}")
+    micro, budget, length = part.micro_batch_size, part.token_budget, recipe.prepare.max_length
+    if micro and micro > part.batch_size:
+        yield _clash("train.micro_batch_size", f"train.batch_size: {part.batch_size}")
+    elif micro and micro > 1 and not part.packing:
+        yield _clash("train.micro_batch_size", "train.packing: false")
     if length > budget:
-        found.append(RecipeError("TL-RECIPE-BUDGET", where="train.token_budget", budget=budget, length=length))
-    return found
+        yield RecipeError("TL-RECIPE-BUDGET", where="train.token_budget", budget=budget, length=length)
+
+
+def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
+    part, plain = recipe.prepare, PreparePart()
+    for key in ("turns", "tokens"):
+        limits = getattr(part, key)
+        if limits and not 0 <= limits[0] <= limits[1]:
+            need = t("[least, most], the smaller number first")
+            yield RecipeError("TL-RECIPE-VALUE", where=f"prepare.{key}", got=shown(list(limits)), need=need)
+    if part.tokens and part.max_length < part.tokens[0] <= part.tokens[1]:
+        yield _clash("prepare.tokens", f"prepare.max_length: {part.max_length}")
+    for key, switch in (("pii_kinds", "pii"), ("lexicon_files", "lexicon")):
+        if getattr(part.clean, key) and getattr(part.clean, switch) == "off":
+            yield _clash(f"prepare.clean.{key}", f"prepare.clean.{switch}: off")
+    if part.overlap != plain.overlap and part.too_long != "split":
+        yield _clash("prepare.overlap", f"prepare.too_long: {part.too_long}")
+    elif part.overlap >= part.max_length and part.too_long == "split":
+        need = t("a number below {limit}", limit=f"prepare.max_length: {part.max_length}")
+        yield RecipeError("TL-RECIPE-VALUE", where="prepare.overlap", got=str(part.overlap), need=need)
+    if part.near != plain.near and part.dedupe != "near":
+        yield _clash("prepare.near", f"prepare.dedupe: {part.dedupe}")
+    if max(part.validation, part.test) < 1 <= part.validation + part.test:
+        yield _clash("prepare.validation", f"prepare.test: {part.test:g}")
+
+
+def _of_data(recipe: Recipe) -> Iterator[RecipeError]:
+    for n, file in enumerate(recipe.data):
+        if file.repeat > 1 and file.split in {"validation", "test"}:
+            yield _clash(f"data.{n}.repeat", f"data.{n}.split: {file.split}")
+        bounds = re.fullmatch(r"\[\s*(\d{0,18})\s*:\s*(\d{1,18})\s*\]", file.rows or "")
+        if bounds and file.sample and file.sample > int(bounds[2]) - int(bounds[1] or 0):
+            yield _clash(f"data.{n}.sample", f'data.{n}.rows: "{file.rows}"')
 
 
 # pydantic's kind of error, or the first word of it -> what is needed; any other keeps pydantic's own words
@@ -129,9 +190,10 @@ def _problems(error: ValidationError) -> list[RecipeError]:
 def make_recipe(raw: Any, *, where: str = "recipe") -> tuple[Recipe, list[str]]:
     """A recipe from a plain dict, and the notes about translated keys. Raises TL-RECIPE-INVALID with every problem."""
     if not isinstance(raw, dict):
-        raise RecipeError("TL-RECIPE-SHAPE", where=where, got=type(raw).__name__)
+        got = t("a list") if isinstance(raw, list) else t("a text") if isinstance(raw, str) else shown(raw)
+        raise RecipeError("TL-RECIPE-SHAPE", where=where, got=got)
     raw, notes, problems = translate(raw)
-    notes += _make_room(raw)
+    notes += [*_preset(raw), *_make_room(raw)]
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(raw)
@@ -142,6 +204,21 @@ def make_recipe(raw: Any, *, where: str = "recipe") -> tuple[Recipe, list[str]]:
     if problems or recipe is None:
         raise RecipeError("TL-RECIPE-INVALID", where=where, causes=problems, n=len(problems))
     return recipe, notes
+
+
+# what `prepare.preset` sets where the recipe says nothing
+PRESETS: dict[str, dict[str, Any]] = {"guide": {"turns": [3, 8], "tokens": [512, 4096], "max_length": 4096}}
+
+
+def _preset(raw: dict[str, Any]) -> list[str]:
+    prepare = raw.get("prepare")
+    name = prepare.get("preset") if isinstance(prepare, dict) else None
+    if not isinstance(prepare, dict) or not isinstance(name, str) or name not in PRESETS:
+        return []
+    added = {key: value for key, value in PRESETS[name].items() if key not in prepare}
+    raw["prepare"] = {**prepare, **added}
+    told = ", ".join(f"prepare.{key}: {value}" for key, value in added.items())
+    return [t("prepare.preset {name} sets {keys}", name=name, keys=told)] if added else []
 
 
 def _make_room(raw: dict[str, Any]) -> list[str]:
@@ -162,10 +239,18 @@ def read_recipe(path: Path) -> tuple[Recipe, list[str]]:
         raise RecipeError("TL-RECIPE-MISSING", where=str(path), path=path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("TL-RECIPE-YAML", where=str(path), error=str(error)) from error
+    except OSError as error:
+        raise RecipeError("TL-RECIPE-READ", where=str(path), error=os_words(error)) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        words = t("line {line} is not UTF-8; save the file as UTF-8", line=line)
+        raise RecipeError("TL-RECIPE-YAML", where=str(path), error=words) from error
     raw = loads(text, str(path))
-    recipe, notes = make_recipe({} if raw is None else raw, where=str(path))
+    try:
+        recipe, notes = make_recipe({} if raw is None else raw, where=str(path))
+    except RecipeError as error:
+        causes = [*slips(text, str(path)), *error.causes]
+        raise RecipeError(error.code, where=error.where, causes=causes, **{**error.facts, "n": len(causes)}) from None
     return anchored(recipe, path.resolve().parent), notes
 
 
@@ -182,7 +267,11 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
             "probes": [p.model_copy(update={"prompts": fix(p.prompts)}) for p in part.probes],
         }
     )
-    data = [d.model_copy(update={"path": fix(d.path)}) for d in recipe.data]
+    elsewhere = ("hub:", "modelscope:")
+    data = [
+        d if d.path == "-" or d.path.startswith(elsewhere) else d.model_copy(update={"path": fix(d.path)})
+        for d in recipe.data
+    ]
     model = recipe.model
     if model.name.startswith(("./", "../")):
         model = model.model_copy(update={"name": str((folder / model.name).resolve())})
@@ -201,19 +290,40 @@ def changed(recipe: Recipe, assignments: list[str]) -> Recipe:
 
     Raises TL-RECIPE-INVALID as `make_recipe` does.
     """
+    return changed_and_told(recipe, assignments)[0]
+
+
+def changed_and_told(recipe: Recipe, assignments: list[str]) -> tuple[Recipe, list[str]]:
+    """`changed`, and the notes about translated keys and about assignments without effect."""
     raw = recipe.model_dump(mode="json")
     written: dict[str, Any] = {}
     for assignment in assignments:
         key, sep, text = assignment.partition("=")
-        if not sep or not key:
-            raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment)
+        if not sep or not key.strip():
+            guess = nearest(key.strip()) or "train.epochs"
+            raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess=guess)
         _put(written, key.strip(), loads(text, assignment), assignment)
-    written, _, problems = translate(written)
+    written, notes, problems = translate(written)
     if problems:
         raise RecipeError("TL-RECIPE-INVALID", where="--set", causes=problems, n=len(problems))
+    _unset(raw, written)
     _merge(raw, written)
-    recipe, _ = make_recipe(_without_defaults(raw, written), where="--set")
-    return recipe
+    new, more = make_recipe(_without_defaults(raw, written), where="--set")
+    train = written.get("train")
+    steps = new.train.max_steps
+    if isinstance(train, dict) and "epochs" in train and "max_steps" not in train and steps is not None:
+        note = t("train.epochs has no effect beside train.max_steps: {n}; add --set train.max_steps=null", n=steps)
+        notes.append(note)
+    return new, [*notes, *more]
+
+
+def _unset(raw: dict[str, Any], written: dict[str, Any]) -> None:
+    """A preset that is taken back takes what it had set with it."""
+    part, over = raw["prepare"], written.get("prepare")
+    if isinstance(over, dict) and "preset" in over and part["preset"] in PRESETS and over["preset"] is None:
+        for key, value in PRESETS[part["preset"]].items():
+            if part[key] == value:
+                del part[key]
 
 
 def _put(target: dict[str, Any], dotted: str, value: Any, assignment: str) -> None:
@@ -223,7 +333,7 @@ def _put(target: dict[str, Any], dotted: str, value: Any, assignment: str) -> No
             target[parent] = {"name": target[parent]}
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment)
+            raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess="train.epochs")
     target[leaf] = value
 
 

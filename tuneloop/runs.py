@@ -56,6 +56,18 @@ class Run:
         """adapter/ or model/, whichever the run has made; None while it is unfinished."""
         return next((p for p in (self.path / "adapter", self.path / "model") if p.is_dir()), None)
 
+    def dataset(self) -> Path | None:
+        """The folder of the dataset that the run was made from; None where it is not known or gone.
+
+        A workspace may have moved since, with its datasets: then it lies beside the run as it did.
+        """
+        text = self.read("dataset.json").get("path")
+        if not isinstance(text, str) or not text:
+            return None
+        workspace, told = self.path.parent.parent, Path(text)
+        places = (workspace / told, workspace / "datasets" / told.parent.name / told.name)
+        return next((p for p in places if p.is_dir()), None)
+
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, {} where it is not there (yet). Raises TL-RUN-DAMAGED for one that is not JSON."""
         path = self.path / name
@@ -94,12 +106,12 @@ def new_run(workspace: Path, name: str, number: int | None = None) -> Run:
 
 
 def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
-    """The run of a folder path or of a name below runs/; "latest" is the newest. Raises TL-RUN-MISSING."""
+    """The run of a folder path or of a name below runs/; "latest" is the newest. Raises TL-RUN-MISSING, TL-RUN-NONE."""
     parent = workspace / "runs"
     if str(ref) == "latest":
         found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise RunError("TL-RUN-MISSING", where=str(parent), path=parent)
+            raise RunError("TL-RUN-NONE", where=str(parent))
         return Run(found[-1].parent)
     for path in (Path(ref), parent / str(ref)):
         if (path / "recipe.yaml").is_file():

@@ -66,6 +66,11 @@ class CleanPart(Part):
     refusal: Action = Field("mark", description="Answers that refuse: 'As an AI language model, I cannot ...'.")
     gibberish: Action = Field("mark", description="Text without sense: lost characters, keyboard noise.")
 
+    @field_validator("pii", "lexicon", "repetition", "refusal", "gibberish", mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare off as false
+
 
 class PreparePart(Part):
     """Raw files -> dataset version."""

@@ -35,8 +35,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from tuneloop.errors import MachineError, RunError
-from tuneloop.optional import need
+from tuneloop.errors import MachineError, RunError, os_words
+from tuneloop.optional import install, need
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ def _by_path(path: Path) -> Store:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError("TL-RUN-STORE", where=str(path), error=str(error)) from error
+        raise RunError("TL-RUN-STORE", where=str(path), error=os_words(error)) from error
     engine = create_engine("sqlite://", creator=_connector(path), poolclass=QueuePool)
     _use_own_transactions(engine)
     return Store(engine, str(path))
@@ -235,7 +235,7 @@ def _by_url(url: str) -> Store:
         # Serializable would fail whole transactions at random; unique keys and `retried` are all that is needed here.
         engine = create_engine(parsed.set(drivername=f"postgresql+{driver}"), pool_pre_ping=True)
     except ModuleNotFoundError as error:
-        raise MachineError("TL-MACHINE-EXTRA", module=driver, extra="postgres", error=str(error)) from error
+        raise MachineError("TL-MACHINE-EXTRA", module=driver, command=install("postgres"), error=str(error)) from error
     return Store(engine, where)
 
 

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloop.cli import usage
+from tuneloop.language import t
+
 if TYPE_CHECKING:
     from tuneloop.model.generate import Answerer
     from tuneloop.records import Reply
 
-COMMANDS = ("/reset", "/system", "/quit", "/exit", "/help")
+COMMANDS = {
+    "/help": "help", "/帮助": "help", "/reset": "reset", "/重置": "reset", "/system": "system", "/系统": "system",
+    "/quit": "quit", "/exit": "quit", "/退出": "quit",
+}  # fmt: skip
 
 
 def chat(
@@ -25,14 +31,18 @@ def chat(
     compare: Annotated[bool, typer.Option("--compare", help="The base model answers, too.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Sample from this share of chances.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0.01, max=1, help="Sample among the likeliest tokens that share it.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
-    """Talk to a run: /reset forgets, /system TEXT sets the system prompt, /quit ends. In a pipe each line is a turn.
+    """Talk to a run in the terminal, or through a pipe, where each line is a turn. /help lists commands, /quit ends.
 
     Examples: tuneloop chat runs/demo-1 | tuneloop chat demo:v1 --once "Who are you?"
     """
+    if once is not None and not once.strip():
+        raise usage.wrong("tuneloop chat", t("--once needs a question"))
     from tuneloop import pipeline
 
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):
@@ -102,21 +112,27 @@ class _Talk:
 
     def command(self, line: str) -> bool:
         """Carry out a command; False when the line is none."""
-        from tuneloop.language import t
-
         word, _, rest = line.strip().partition(" ")
-        if word not in COMMANDS:
+        command = COMMANDS.get(word.replace("／", "/"))  # as a Chinese input method writes it
+        if command is None:
             return False
-        if word in ("/quit", "/exit"):
+        if command == "quit":
             self.over = True
-        elif word == "/help":
-            _note(t("/reset forgets the conversation, /system TEXT sets the system prompt and forgets, /quit ends"))
+        elif command == "help":
+            _note(
+                t(
+                    "/help  this list\n/reset  forget the conversation\n"
+                    "/system TEXT  set the system prompt and forget\n/quit  end"
+                )
+            )
         else:
-            if word == "/system":
+            if command == "system":
                 self.system = rest.strip()
             for voice in self.voices:
                 voice.history = []
-            _note(t("system prompt set, conversation forgotten") if word == "/system" else t("conversation forgotten"))
+            _note(
+                t("system prompt set, conversation forgotten") if command == "system" else t("conversation forgotten")
+            )
         return True
 
     def turn(self, text: str) -> None:
@@ -129,7 +145,6 @@ class _Talk:
     def safe_turn(self, line: str) -> bool:
         """A turn whose errors (the context is full, say) do not end an interactive talk. Blank lines are no turns."""
         from tuneloop.errors import TuneloopError
-        from tuneloop.language import t
 
         if not line.strip():
             return True
@@ -145,7 +160,6 @@ class _Talk:
 def _lines() -> Iterator[str]:
     """The user's lines, until the end of input or Ctrl-C at the prompt."""
     from tuneloop.errors import DataError
-    from tuneloop.language import t
 
     if not _interactive():
         try:
@@ -193,16 +207,12 @@ def _note(text: str) -> None:
 
 
 def _statistics(reply: Reply) -> None:
-    from tuneloop.language import t
-
     rate = reply.tokens / reply.seconds if reply.seconds else 0.0
-    text = t("{n} tokens, {rate:.1f} a second", n=reply.tokens, rate=rate)
+    text = t("tokens: {n}, {rate:.1f} a second", n=reply.tokens, rate=rate)
     _note(text if reply.finish == "stop" else text + t(", cut at --max-tokens or the end of the context"))
 
 
 def _tuned() -> str:
-    from tuneloop.language import t
-
     return t("tuned")
 
 
@@ -212,7 +222,6 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
 
     from tuneloop import registry
     from tuneloop.errors import RunError
-    from tuneloop.language import t
     from tuneloop.model.generate import Answerer
     from tuneloop.model.load import load_model, resolve
     from tuneloop.recipe import read_recipe

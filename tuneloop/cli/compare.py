@@ -16,7 +16,7 @@ def compare(
     other: Annotated[str, typer.Argument(help="A second run; without it the run's untrained model.")] = "",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A question; repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 96,
-    workspace: Annotated[Path, typer.Option(help="Folder that holds runs/.")] = Path(),
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds runs/.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print answers and metrics as JSON.")] = False,
 ) -> None:
     """Show what two models answer, side by side, and their metrics. With no --prompt the run's own questions are asked.
@@ -37,3 +37,5 @@ def compare(
     tables.side_by_side(found["answers"], left, right)
     if found["metrics"]:
         tables.metrics(found["metrics"], left, right)
+    if found["warning"]:
+        tables.cautions([found["warning"]])

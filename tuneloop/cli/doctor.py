@@ -14,6 +14,7 @@ import typer
 from tuneloop.cli import show
 from tuneloop.environment import environment
 from tuneloop.language import t
+from tuneloop.optional import install
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
@@ -38,15 +39,13 @@ def _package(name: str) -> str:
 
 def _packages() -> list[Finding]:
     found = [
-        Finding(
-            name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else f"pip install {name}"
-        )
+        Finding(name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else install())
         for name in CORE
     ]
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
         value = t("installed") if not absent else t("not installed")
-        remedy = f"pip install 'tuneloop[{extra}]'" if absent else ""
+        remedy = install(extra) if absent else ""
         found.append(Finding(t("extra {name}", name=extra), value, not absent, remedy))
     return found
 
@@ -71,7 +70,7 @@ def _machine() -> list[Finding]:
             "" if machine.gpus else t("Training runs on the CPU. With an NVIDIA card: install torch's CUDA build."),
         ),
     ]  # fmt: skip
-    free = shutil.disk_usage(_existing()).free / 2**30
+    free = shutil.disk_usage(_existing()).free / 1e9
     found.append(
         Finding(
             t("disk"), t("{n} GB free in {path}", n=f"{free:.0f}", path=environment().home), free > 3,

@@ -13,7 +13,7 @@ from tuneloop.language import t
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="A finished run: its folder, its name, or latest.")] = "latest",
-    workspace: Annotated[Path, typer.Option(help="Folder that holds runs/.")] = Path(),
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds runs/.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print evaluation.json.")] = False,
 ) -> None:
     """Held-out loss, perplexity, BLEU, ROUGE, probes and answers, before and after training; writes report.html.
@@ -23,6 +23,7 @@ def evaluate(
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import tables
+    from tuneloop.evaluate import folder
     from tuneloop.runs import open_run
 
     made = open_run(run, workspace)
@@ -35,3 +36,4 @@ def evaluate(
     tables.changes(evaluation)
     print(t("Version: {ref}", ref=version.ref))
     print(t("Report: {path}", path=made.path / "report.html"))
+    tables.cautions(folder.read(made.path).cautions())

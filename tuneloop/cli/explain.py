@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import string
 from typing import Annotated
 
 import typer
@@ -15,21 +16,19 @@ from tuneloop.language import t
 
 def explain(
     code: Annotated[str, typer.Argument(help="A code such as TL-DATA-JSON; without one, all codes.")] = "",
-    lang: Annotated[str, typer.Option(help="en or zh.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Tell more about an error: why it happens, how to look, what to do.
+    """Tell more about an error code: why it happens, how to look, what to do.
 
     Examples: tuneloop explain TL-DATA-JSON | tuneloop explain TL-RECIPE-KEY --lang zh
     """
-    if lang:
-        language.use(lang)
     known = {k: v for family in FAMILIES for k, v in catalogue(family, language.current()).items()}
     if not code:
         if json:
             show.as_json(known)
         else:
-            show.table(t("Error codes"), [t("code"), t("what it says")], [(k, v["what"]) for k, v in known.items()])
+            rows = [(k, open_facts(v["what"])) for k, v in known.items()]
+            show.table(t("Error codes"), [t("code"), t("what it says")], rows)
         return
     entry = known.get(code.upper())
     if entry is None:
@@ -39,5 +38,15 @@ def explain(
         show.as_json({"code": code.upper(), **entry})
         return
     print(code.upper())
-    for title, part in ((t("What it says"), "what"), (t("What to do"), "do"), (t("More"), "more")):
-        print(f"\n{title}\n  " + entry[part].strip().replace("\n", "\n  "))
+    parts = ((t("What it says"), open_facts(entry["what"])), (t("What to do"), open_facts(entry["do"])))
+    for title, text in (*parts, (t("More"), entry["more"])):
+        print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))
+
+
+def open_facts(text: str) -> str:
+    """A text with its facts still open, for a reader: their places are marked, not filled.
+
+    >>> open_facts("{n} of {of:,} rows of {name!r}: {{x}}")
+    '‹n› of ‹of› rows of ‹name›: {x}'
+    """
+    return "".join(f"{said}‹{name}›" if name else said for said, name, _, _ in string.Formatter().parse(text))

@@ -14,7 +14,7 @@ from tuneloop.cli import show
 def export(
     run: Annotated[str, typer.Argument(help="A run (folder, name, latest) or a version (name:v3).")] = "latest",
     to: Annotated[Path | None, typer.Option("--to", "-o", help="The new folder; exports/<run> by default.")] = None,
-    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The folder that holds runs/.")] = Path(),
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds runs/.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print what the check found as JSON.")] = False,
 ) -> None:
     """Merge a run into one model folder, and prove that it answers as the trained model does.

@@ -8,14 +8,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tuneloop import __version__, language
-from tuneloop.cli import chat, compare, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
+from tuneloop import __version__
+from tuneloop.cli import chat, compare, data, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
+from tuneloop.cli.usage import UsageError, as_ours
+from tuneloop.cli.verb import Verb, Verbs, speak
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
 
 app = typer.Typer(
     name="tuneloop",
+    cls=Verbs,
     help="Raw conversations -> a fine-tuned model, measured, exported, served. Begin with: tuneloop run demo",
     no_args_is_help=True,
     add_completion=False,
@@ -23,18 +26,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run.run)
-app.command()(prepare.prepare)
-app.command()(plan.plan)
-app.command()(train.train)
-app.command()(evaluate.evaluate)
-app.command()(compare.compare)
-app.command()(export.export)
-app.command()(chat.chat)
-app.command()(serve.serve)
+for verb in (run.run, prepare.prepare, plan.plan, train.train, evaluate.evaluate, compare.compare, export.export,
+             chat.chat, serve.serve):  # fmt: skip
+    app.command(cls=Verb)(verb)
 app.add_typer(model.app, name="model")
-app.command()(explain.explain)
-app.command()(doctor.doctor)
+app.add_typer(data.app, name="data")
+app.command(cls=Verb)(explain.explain)
+app.command(cls=Verb)(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -45,29 +43,46 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    lang: Annotated[str, typer.Option(help="Language of everything printed: en or zh.")] = "",
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    lang: Annotated[
+        str, typer.Option(help="Language of everything printed: en or zh. May stand anywhere in the line.")
+    ] = "",
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version of tuneloop.")
+    ] = False,
 ) -> None:
-    if lang:
-        language.use(lang)
+    """`--lang` is for the help page: Verbs takes it out of the line before."""
+
+
+def _run() -> int:
+    """Carry the command line out. The exit status."""
+    speak(environment().language)
+    try:
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":
+            raise as_ours(error) from error
+        typer.echo(str(error), err=True)
+        return 2
+    return status if isinstance(status, int) else 0
 
 
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
-    language.use(environment().language)
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        sys.exit(_run())
     except TuneloopError as error:
         typer.echo(f"{error}\n  {t('More: tuneloop explain {code}', code=error.code)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo(t("Stopped."), err=True)
         sys.exit(130)
+    except typer.Abort:
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
@@ -79,4 +94,3 @@ def main() -> NoReturn:
             err=True,
         )  # fmt: skip
         sys.exit(1)
-    sys.exit(0)

@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from tuneloop.cli import show
+from tuneloop.cli.verb import Verb, Verbs
 from tuneloop.language import t
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull and find models.")
+app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="List, pull and find models.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
-@app.command("list")
+@app.command("list", cls=Verb)
 def list_models(json: Json = False) -> None:
     """The models that need no hub, and which of them are on this machine.
 
@@ -47,7 +48,7 @@ def list_models(json: Json = False) -> None:
     )
 
 
-@app.command("pull")
+@app.command("pull", cls=Verb)
 def pull_model(
     name: Annotated[str, typer.Argument(help="A name of 'tuneloop model list', org/name, or modelscope:org/name.")],
     accept_terms: Annotated[
@@ -70,7 +71,7 @@ def pull_model(
         print(folder)
 
 
-@app.command("where")
+@app.command("where", cls=Verb)
 def where_model(
     name: Annotated[
         str, typer.Argument(help="A name of 'tuneloop model list', org/name, modelscope:org/name, a folder.")

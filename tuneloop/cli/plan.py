@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.cli import show
-from tuneloop.cli.target import recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of
 
 
 def plan(
@@ -29,6 +29,7 @@ def plan(
     from tuneloop.cli import tables
 
     dataset = pipeline.prepare(recipe, workspace=workspace)
+    keep_recipe(targets, recipe)
     foreseen, looked = pipeline.plan(recipe, dataset)
     if json:
         show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})

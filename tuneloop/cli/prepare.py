@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.cli import show
-from tuneloop.cli.target import recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of
 
 
 def prepare(
@@ -25,10 +25,12 @@ def prepare(
     """
     recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
     from tuneloop import pipeline
-    from tuneloop.cli import tables
+    from tuneloop.cli import losses, tables
 
     dataset = pipeline.prepare(recipe, workspace=workspace)
+    keep_recipe(targets, recipe)
     if json:
         show.as_json({"path": str(dataset.path), **dataset.manifest})
     else:
         tables.dataset(dataset)
+    losses.warn(dataset, recipe)

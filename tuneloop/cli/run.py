@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuneloop.cli import show
-from tuneloop.cli.target import recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of
 from tuneloop.language import t
 
 if TYPE_CHECKING:
@@ -33,17 +34,21 @@ def run(
     began = time.perf_counter()
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
-    from tuneloop.cli import tables
+    from tuneloop.cli import losses, tables
     from tuneloop.model import sources
     from tuneloop.train import ranks
 
     sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
     dataset = pipeline.prepare(recipe, workspace=workspace)
+    told: list[str] = []
+    if ranks.leads():
+        keep_recipe(targets, recipe)
+        told = losses.warn(dataset, recipe)
     foreseen, looked = pipeline.plan(recipe, dataset)
     if not json:
         tables.dataset(dataset)
-        tables.plan(foreseen, looked)
+        tables.plan(replace(foreseen, warnings=tuple(w for w in foreseen.warnings if w not in told)), looked)
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
     if not ranks.leads():  # one of the processes of torchrun goes on
         return
@@ -66,7 +71,9 @@ def run(
 
 
 def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:
-    from tuneloop.evaluate.report import duration
+    from tuneloop.cli import tables
+    from tuneloop.evaluate import folder
+    from tuneloop.monitor.duration import duration
 
     print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
     print(t("Report: {path}", path=made.path / "report.html"))
@@ -80,6 +87,7 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
     if failed:
         print()
         print(t("Probes that did not pass: {names}", names=", ".join(failed)))
+    tables.cautions(folder.read(made.path).cautions())
 
 
 def stopped(made: Run) -> None:

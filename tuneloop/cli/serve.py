@@ -45,14 +45,15 @@ def serve(
 
 
 def _key(path: Path) -> str:
-    from tuneloop.errors import ServeError
+    from tuneloop.errors import ServeError, os_words
+    from tuneloop.language import t
 
     try:
         key = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error=str(error)) from error
+        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error=os_words(error)) from error
     if not key or len(key.split()) > 1:
-        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error="one word is expected")
+        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error=t("one word is expected"))
     return key
 
 
@@ -72,14 +73,17 @@ def _reachable(host: str) -> str:
 
 def _examples(base: str, model: str, key_file: Path | None) -> str:
     """A curl command and a Python program that ask the server something."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Who are you?"}]}, ensure_ascii=False)
+    from tuneloop.language import t
+
+    question = t("Who are you?")
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
     bearer = f' -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})"' if key_file else ""
     key = f"open({str(key_file)!r}).read().strip()" if key_file else '"none"'
     return (
         f"\ncurl {base}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d {shlex.quote(body)}\n\n"
         "from openai import OpenAI\n"
         f'client = OpenAI(base_url="{base}/v1", api_key={key})\n'
-        'chat = [{"role": "user", "content": "Who are you?"}]\n'
+        f'chat = [{{"role": "user", "content": "{question}"}}]\n'
         f"reply = client.chat.completions.create(model={model!r}, messages=chat)\n"
         "print(reply.choices[0].message.content)\n"
     )

@@ -33,9 +33,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    console.print(drawn)
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    # In a file or a pipe: one width everywhere, and no blanks at the ends of lines.
+    console = Console(highlight=False, width=120)
+    with console.capture() as captured:
+        console.print(drawn)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def trained_text(runs: Sequence[tuple[str, bool]]) -> None:

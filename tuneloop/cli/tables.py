@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuneloop.cli.show import number, table, trained_text
@@ -10,8 +10,9 @@ from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight
 from tuneloop.evaluate import compare
-from tuneloop.evaluate.report import duration
 from tuneloop.language import t
+from tuneloop.plan import planner
+from tuneloop.plan.cautions import nothing_held
 from tuneloop.plan.planner import Plan
 
 
@@ -41,7 +42,8 @@ def counts_line(made: Dataset) -> None:
     counts = made.manifest["counts"]
     print(
         t(
-            "{rows} rows read: {train} to train, {held} held out, {dropped} dropped, {changed} changed. Ledger: {path}",
+            "Rows read: {rows}. To train: {train}, held out: {held}, dropped: {dropped}, changed: {changed}. "
+            "Ledger: {path}",
             rows=counts["rows_in"], train=counts["train"], held=counts["validation"], dropped=counts["dropped"],
             changed=counts["changed"], path=made.path / "ledger.jsonl",
         )
@@ -53,8 +55,9 @@ def plan(foreseen: Plan, looked: Preflight) -> None:
     trained_text(looked.sample)
     for warning in looked.warnings:
         print(t("Take note: {warning}.", warning=warning))
+    cautions(foreseen.warnings)
     rows = [(c.what, c.value, c.why) for c in foreseen.choices]
-    rows.append((t("time"), duration(foreseen.seconds), t("of training, estimated")))
+    rows += [(c.what, c.value, c.why) for c in planner.times(foreseen)]
     rows.append(
         (t("memory"), f"{foreseen.memory_gb:.1f} GB", t("estimated; {gb} GB are free", gb=foreseen.machine.room_gb))
     )
@@ -82,16 +85,36 @@ def changes(evaluation: dict[str, Any]) -> None:
     rows = [
         (
             c.label,
-            *(number(v, 0 if c.metric.startswith("probe/") else 3) for v in (c.before, c.after, c.change)),
+            c.shown(c.before) or number(None),
+            c.shown(c.after) or number(None),
+            number(c.change, 0 if c.total else 3),
             marks[c.better],
         )
         for c in compare.changes(evaluation)
+        if c.measured
     ]
+    if compare.nothing_held(evaluation):
+        cautions([nothing_held()])
+    if not rows:
+        return
     table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), ""], rows)
 
 
 def metrics(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
     """Metrics of two runs."""
-    table(
-        t("Metrics"), [t("measure"), left, right], [(r["metric"], number(r["left"]), number(r["right"])) for r in rows]
-    )
+
+    def cell(row: dict[str, Any], side: str) -> str:
+        value, of = row[side], row.get("of")
+        return f"{value:.0f}/{of}" if of and value is not None else number(value)
+
+    lines = [(row["metric"], cell(row, "left"), cell(row, "right")) for row in rows]
+    table(t("Metrics"), [t("measure"), left, right], lines)
+
+
+def cautions(texts: Iterable[str]) -> None:
+    """What nobody may overlook, red on a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for text in texts:
+        console.print(t("Warning: {said}", said=text), style="bold red", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,6 @@ def recipe_of(
 ) -> Recipe:
     """The recipe a command line means, its --set assignments applied.
 
-    For raw files a recipe is written beside the user (./<name>.yaml) to look at, keep and change.
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
     from tuneloop import recipe as recipes
@@ -46,28 +46,62 @@ def recipe_of(
         recipe, notes = recipes.read_recipe(first)
     elif len(targets) == 1 and not first.exists() and targets[0] in known:
         recipe, notes = recipes.read_recipe(known[targets[0]])
-    elif first.suffix or first.exists() or any(c in targets[0] for c in "*?["):
-        return _written(targets, assignments)
+    elif is_data(targets):
+        recipe, notes = _made(targets), []
     else:
         near = difflib.get_close_matches(targets[0], known, 1)
         raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0] if near else "demo")
+    if assignments:
+        recipe, more = recipes.changed_and_told(recipe, assignments)
+        notes += more
     for note in notes:
         say(note)
-    return recipes.changed(recipe, assignments) if assignments else recipe
+    return recipes.anchored(recipe, Path.cwd())
 
 
-def _written(targets: list[str], assignments: list[str]) -> Recipe:
-    """A recipe for raw files, written to ./<name>.yaml unless that file is there already."""
+def is_data(targets: list[str]) -> bool:
+    """Do the words mean raw data, and no recipe?"""
+    first = targets[0]
+    if len(targets) == 1 and (Path(first).suffix.lower() in {".yaml", ".yml"} or first in packaged()):
+        return Path(first).is_dir()
+    named = first == "-" or first.startswith(("hub:", "modelscope:")) or any(c in first for c in "*?[")
+    return named or bool(Path(first).suffix) or Path(first).exists()
+
+
+def _made(targets: list[str]) -> Recipe:
+    """A recipe for raw files, called as the first of them."""
     from tuneloop import recipe as recipes
 
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(targets[0]).stem).strip("-_") or "run"
-    recipe, _ = recipes.make_recipe({"name": stem[:64], "data": [str(Path(f).resolve()) for f in targets]})
-    if assignments:
-        recipe = recipes.changed(recipe, assignments)
+    return recipes.make_recipe({"name": stem[:64], "data": targets})[0]
+
+
+def keep_recipe(targets: list[str], recipe: Recipe) -> None:
+    """For raw files that could be read: write their recipe to ./<name>.yaml, to look at, keep and change.
+
+    A file that is there already stays as it is; that is said where it holds another recipe.
+    """
+    from tuneloop import recipe as recipes
+
+    if not is_data(targets):
+        return
     file = Path(f"{recipe.name}.yaml")
-    if file.exists():
-        say(t("{file} is there already and is not read: to run it, name it instead of the data.", file=file))
-    elif all(Path(f).exists() or any(c in f for c in "*?[") for f in targets):
-        file.write_text(recipes.dump(recipe), encoding="utf-8")
-        say(t("Wrote the recipe to {file}: change it and run it again as you like.", file=file))
-    return recipe
+    text = recipes.dump(_beside(recipe))
+    if not file.exists():
+        draft = file.with_name(f".{file.name}.draft")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, file)
+        say(t("Wrote the recipe to {file}; change it as you like, and run it with: tuneloop run {file}", file=file))
+    elif file.read_text(encoding="utf-8", errors="replace") != text:
+        say(t("{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run it "
+              "with: tuneloop run {file}", file=file))  # fmt: skip
+
+
+def _beside(recipe: Recipe) -> Recipe:
+    """The recipe with the paths below this folder written from here, so that recipe and data can move together."""
+
+    def near(path: str) -> str:
+        return path.removeprefix(str(Path.cwd()) + os.sep) if Path(path).is_absolute() else path
+
+    data = [file.model_copy(update={"path": Path(near(file.path)).as_posix()}) for file in recipe.data]
+    return recipe.model_copy(update={"data": data})

@@ -9,7 +9,7 @@ import typer
 
 from tuneloop.cli import show
 from tuneloop.cli.run import stopped
-from tuneloop.cli.target import recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
@@ -45,10 +45,13 @@ def train(
             pipeline.resume(made, settings or [])
     else:
         dataset = pipeline.prepare(recipe, workspace=workspace)
-        if ranks.leads() and not json:
-            from tuneloop.cli import tables
+        if ranks.leads():
+            from tuneloop.cli import losses, tables
 
-            tables.counts_line(dataset)
+            keep_recipe(targets or [], recipe)
+            if not json:
+                tables.counts_line(dataset)
+            losses.warn(dataset, recipe)
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
     if not ranks.leads():  # one of the processes of torchrun speaks
         return
@@ -58,6 +61,10 @@ def train(
     if json:
         show.as_json({"run": str(made.path), "result": str(result)})
         return
+    from tuneloop.cli import tables
+    from tuneloop.evaluate import folder
+
+    tables.cautions(folder.read(made.path).cautions())
     print(t("Trained: {path}", path=result))
     print(t("Next:"))
     print(f"  tuneloop evaluate {made.path}")

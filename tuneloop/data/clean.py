@@ -1,157 +1,77 @@
 """Cleaning: small steps, one after the other. Each gives the record back, changed or not, or drops it, and says so.
 
-No step knows a file format or a tokenizer. `STEPS` at the end is the whole of it.
+No step knows a file format or a tokenizer. `steps` makes those that the recipe wants, in order: what repairs text comes
+first, then the turns, then what looks at the meaning. No entry quotes a text: it may hold personal data.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
+from tuneloop.data import quality, repair
+from tuneloop.data.dialogue import difference, empty_turns, merge_turns, order, reject_turns, turn_limit, unanswered
+from tuneloop.data.languages import KNOWN, LENGTH, language
+from tuneloop.data.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped
+from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.safety import pii
+from tuneloop.sections import CleanPart
 
-Result = tuple[Record | None, LedgerEntry | None]
-Step = Callable[[Record], Result]
+if TYPE_CHECKING:
+    from tuneloop.safety.lexicon import Lexicon
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|\\[A-Za-z]+(?:\{\{[^{}]*\}\})+", re.DOTALL)
 _UNFILLED = re.compile(r"(?<![\\^_}$={])\{\{\s*([^\W\d]\w+)\s*\}\}(?!\})")
 
 
-def _dropped(record: Record, step: str, reason: str, detail: str = "") -> Result:
-    return None, LedgerEntry("dropped", step, reason, record.file, record.line, record.id, detail)
+def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, ...]:
+    """The cleaning steps that a recipe wants. `turns` limits the user turns of a dialogue.
 
-
-def _changed(old: Record, messages: tuple[Message, ...], step: str, reason: str, detail: str = "") -> Result:
-    new = old.with_messages(messages)
-    return new, LedgerEntry("changed", step, reason, old.file, old.line, old.id, detail)
-
-
-def plain(text: str) -> str:
-    r"""Line ends as \n, no control characters but \n and tab, composed characters (NFC).
-
-    >>> plain("a\r\nb\x00\u0065\u0301")
-    'a\nbé'
+    Raises TL-DATA-LANGUAGE for a language that is not known, and DataError for a word list that cannot be read.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return unicodedata.normalize("NFC", _CONTROL.sub("", text))
+    wanted: list[tuple[Any, Step]] = [
+        (part.html, markup),
+        (part.mojibake, mojibake),
+        (part.unicode, normalise),
+        (True, empty_turns),
+        (part.templates, templates),
+        (True, merge_turns if part.roles == "merge" else reject_turns),
+        (True, order),
+        (True, unanswered),
+        (True, difference),
+    ]
+    out = [step for on, step in wanted if on]
+    if turns:
+        out.append(partial(turn_limit, least=turns[0], most=turns[1]))
+    if part.languages:
+        out.append(partial(languages, wanted=_codes(part.languages)))
+    if part.pii != "off":
+        out.append(partial(personal, action=part.pii, kinds=tuple(part.pii_kinds)))
+    if part.lexicon != "off":
+        from tuneloop.safety.lexicon import Lexicon
 
-
-def normalise(record: Record) -> Result:
-    """Changed where `plain` changes a text or a thought; tool calls stay as they are."""
-    messages = tuple(replace(m, content=plain(m.content), reasoning=plain(m.reasoning)) for m in record.messages)
-    if messages == record.messages:
-        return record, None
-    return _changed(record, messages, "normalise", "normalised")
-
-
-def _empty(message: Message) -> bool:
-    return not (message.content.strip() or message.tool_calls)
-
-
-def empty_turns(record: Record) -> Result:
-    """An empty system prompt and empty turns at the end go; an empty turn inside drops the dialogue.
-
-    A thought without an answer is an empty turn too; an empty tool result is a result.
-    """
-    messages = list(record.messages)
-    while messages and messages[0].role == "system" and _empty(messages[0]):
-        del messages[0]
-    while messages and _empty(messages[-1]) and messages[-1].role != "tool":
-        del messages[-1]
-    if any(_empty(m) and m.role != "tool" for m in messages):
-        at = next(n for n, m in enumerate(messages, 1) if _empty(m) and m.role != "tool")
-        return _dropped(record, "empty_turns", "empty turn", f"{at} / {len(record.messages)}")
-    if not any(m.role != "system" for m in messages):
-        return _dropped(record, "empty_turns", "no answer")
-    if len(messages) == len(record.messages):
-        return record, None
-    return _changed(record, tuple(messages), "empty_turns", "empty end removed")
-
-
-def templates(record: Record) -> Result:
-    """A {{name}} that nobody filled in drops the dialogue. Code in backticks, LaTeX and JSX braces are left alone."""
-    for message in record.messages:
-        found = _UNFILLED.search(_CODE.sub("", message.content))
-        if found and message.role != "tool":
-            return _dropped(record, "templates", "unfilled template", found.group(0))
-    return record, None
-
-
-def merged(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Neighbouring turns of one role as one turn with a blank line between. Results of tools stay apart, and so does
-    what follows a tool call."""
-    out: list[Message] = []
-    for m in messages:
-        last = out[-1] if out else None
-        if last is None or last.role != m.role or m.role == "tool" or _answers_early(last, m):
-            out.append(m)
-            continue
-        text, thought = ("\n\n".join(x for x in both if x.strip())
-                         for both in ((last.content, m.content), (last.reasoning, m.reasoning)))  # fmt: skip
-        out[-1] = Message(m.role, text, thought, last.tool_calls + m.tool_calls)
+        out.append(partial(words, drop=part.lexicon == "drop", lexicon=Lexicon.load(part.lexicon_files)))
+    for action, step in ((part.repetition, repetition), (part.refusal, refusal), (part.gibberish, gibberish)):
+        if action != "off":
+            out.append(partial(step, drop=action == "drop"))
     return tuple(out)
 
 
-def _answers_early(call: Message, after: Message) -> bool:
-    """Text that follows a tool call without its result: to merge them would put the text before the call."""
-    return bool(call.tool_calls) and bool(after.content or after.reasoning)
+@cache
+def _default() -> tuple[Step, ...]:
+    return steps(CleanPart())
 
 
-def merge_turns(record: Record) -> Result:
-    """Changed where neighbouring turns had the same role."""
-    messages = merged(record.messages)
-    if messages == record.messages:
-        return record, None
-    return _changed(record, messages, "merge_turns", "turns merged", f"{len(record.messages)} -> {len(messages)}")
-
-
-def _disorder(messages: tuple[Message, ...]) -> str:
-    """The reason why the order of the turns cannot be trained, or ""."""
-    body = messages[1:] if messages[:1] and messages[0].role == "system" else messages
-    if any(m.role == "system" for m in body):
-        return "late system turn"
-    if body and body[0].role != "user":
-        return "begins with the assistant"
-    for before, after in pairwise(body):
-        if after.role == "tool" and before.role != "tool" and not before.tool_calls:
-            return "tool turn without a call"
-        if after.role != "tool" and before.tool_calls:
-            return "call without a result"
-        if after.role == "user" and before.role == "tool":
-            return "result without an answer"
-    return ""
-
-
-def order(record: Record) -> Result:
-    """System first, then user and assistant in turn; results of tools only after a call. Else dropped."""
-    reason = _disorder(record.messages)
-    if reason:
-        return _dropped(record, "order", reason, " ".join(m.role for m in record.messages)[:200])
-    return record, None
-
-
-def unanswered(record: Record) -> Result:
-    """Turns after the last answer teach nothing and go; a dialogue without an answer is dropped."""
-    last = max((n for n, m in enumerate(record.messages) if m.role == "assistant"), default=-1)
-    if last < 0:
-        return _dropped(record, "unanswered", "no answer")
-    if last == len(record.messages) - 1:
-        return record, None
-    left = len(record.messages) - 1 - last
-    return _changed(record, record.messages[: last + 1], "unanswered", "unanswered end removed", str(left))
-
-
-STEPS: tuple[Step, ...] = (normalise, empty_turns, templates, merge_turns, order, unanswered)
-
-
-def clean(record: Record, steps: tuple[Step, ...] = STEPS) -> tuple[Record | None, list[LedgerEntry]]:
-    """The record after all steps, or None; and what happened to it on the way."""
+def clean(record: Record, steps: Sequence[Step] | None = None) -> tuple[Record | None, list[LedgerEntry]]:
+    """The record after all steps (by default those of an empty recipe), or None; and what happened to it on the way."""
     entries: list[LedgerEntry] = []
-    for step in steps:
+    for step in _default() if steps is None else steps:
         cleaned, entry = step(record)
         if entry:
             entries.append(entry)
@@ -159,3 +79,184 @@ def clean(record: Record, steps: tuple[Step, ...] = STEPS) -> tuple[Record | Non
             return None, entries
         record = cleaned
     return record, entries
+
+
+# --- repairs ---
+
+_normalised = each_text(repair.plain)
+_repaired = each_text(repair.mojibake)
+_unmarked = each_text(repair.without_markup)
+
+
+def normalise(record: Record) -> Result:
+    """Changed where `repair.plain` changes a text or a thought; tool calls stay as they are."""
+    new = mapped(record, _normalised)
+    return (record, None) if new is record else changed(record, new, "normalise", "normalised")
+
+
+def mojibake(record: Record) -> Result:
+    """Changed where a text was read in a wrong encoding and what was meant can still be told."""
+    new = mapped(record, _repaired)
+    return (record, None) if new is record else changed(record, new, "mojibake", "wrong encoding repaired")
+
+
+def markup(record: Record) -> Result:
+    """Changed where markup is left over. Results of tools and system prompts stay as they are: there it is meant."""
+    texts = [text for m in all_messages(record) for text in (m.content, m.reasoning)]
+    if not any("<" in text or "&" in text for text in texts) or not any(map(repair.has_markup, texts)):
+        return record, None
+    if repair.talks_of_markup(texts, dialogue=record.kind not in ("text", "label")):
+        return record, None
+    new = mapped(record, lambda m: m if m.role in ("tool", "system") else _unmarked(m))
+    return (record, None) if new is record else changed(record, new, "markup", "markup removed")
+
+
+def templates(record: Record) -> Result:
+    """A {{name}} that nobody filled in drops the dialogue. Code in backticks, LaTeX and JSX braces are left alone."""
+    for message in all_messages(record):
+        if "{{" not in message.content or message.role == "tool":
+            continue
+        if found := _UNFILLED.search(_CODE.sub("", message.content)):
+            return dropped(record, "templates", "unfilled template", found.group(0))
+    return record, None
+
+
+# --- languages ---
+
+
+def _codes(names: Sequence[str]) -> frozenset[str]:
+    """zh-CN, ZH -> zh."""
+    codes = {name: re.split("[-_]", name.strip().lower())[0] for name in names}
+    for name, code in codes.items():
+        if code not in KNOWN:
+            raise DataError("TL-DATA-LANGUAGE", where="prepare.clean.languages", language=name,
+                            known=", ".join(sorted(KNOWN)))  # fmt: skip
+    return frozenset("no" if code == "nb" else code for code in codes.values())
+
+
+def languages(record: Record, wanted: frozenset[str]) -> Result:
+    """Dropped where the record is in a language that is not wanted; kept where there is too little to tell."""
+    said = [m.content for m in all_messages(record) if m.role in ("user", "assistant")]
+    share = max(LENGTH // max(len(said), 1), 40)
+    found = language("\n".join(text[:share] for text in said))
+    if not found or found in wanted:
+        return record, None
+    return dropped(record, "languages", "other language", found)
+
+
+# --- personal data and words ---
+
+
+def _counted(found: Counter[str]) -> str:
+    return ", ".join(f"{kind}: {count}" for kind, count in sorted(found.items()))
+
+
+class _Masker:
+    """Masks personal data and counts what it found, by kind. JSON data stays JSON data of the same keys."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self._kinds = kinds
+        self.found = Counter[str]()
+
+    def text(self, text: str, before: str = "") -> str:
+        """`before` is what stands in front of the text, such as its key: it may say what a number is."""
+        at = len(before)
+        spans = [
+            replace(s, start=s.start - at, end=s.end - at)
+            for s in pii.find(before + text, self._kinds)
+            if s.start >= at
+        ]
+        if not spans:
+            return text
+        self.found.update(span.kind for span in spans)
+        return pii.mask(text, spans)
+
+    def data(self, value: Any, before: str = "") -> Any:
+        """A text that is JSON itself stays so; a whole number becomes a text where it must."""
+        if isinstance(value, str):
+            return self._embedded(value) if value[:1] in ("{", "[") else self.text(value, before)
+        if isinstance(value, dict):
+            return {key: self.data(inner, f"{key}: ") for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.data(inner, before) for inner in value)
+        if isinstance(value, int) and abs(value) >= 10**6:
+            masked = self.text(str(value), before)
+            return value if masked == str(value) else masked
+        return value
+
+    def _embedded(self, text: str) -> str:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.text(text)
+        safe = self.data(value)
+        return text if safe == value else json.dumps(safe, ensure_ascii=False)
+
+    def message(self, message: Message) -> Message:
+        """The very same message where there is nothing to mask."""
+        content = self.data(message.content) if message.role == "tool" else self.text(message.content)
+        reasoning = self.text(message.reasoning) if message.reasoning else ""
+        calls = self.data(message.tool_calls) if message.tool_calls else ()
+        new = replace(message, content=content, reasoning=reasoning, tool_calls=calls)
+        return message if new == message else new
+
+
+def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
+    """Personal data: marked, masked (changed) or dropped. The detail has kinds and counts, never the data."""
+    masker = _Masker(kinds)
+    masked = mapped(record, masker.message)
+    if not masker.found:
+        return record, None
+    detail = _counted(masker.found)
+    if action == "mask":
+        return changed(record, masked, "pii", "personal data masked", detail)
+    return judged(record, action == "drop", "pii", "personal data", detail)
+
+
+def words(record: Record, drop: bool, lexicon: Lexicon) -> Result:
+    """Marked or dropped where a word of the lexicon stands in a text; the detail has the kinds and how often."""
+    texts = (text for m in all_messages(record) for text in (m.content, m.reasoning) if text)
+    found = Counter(span.kind for text in texts for span in lexicon.find(text))
+    return judged(record, drop, "lexicon", "lexicon word", _counted(found)) if found else (record, None)
+
+
+# --- quality ---
+
+
+def _learnt(record: Record) -> Iterator[str]:
+    """What the record teaches to say: its answers or its text. An answer that is known to be bad is none of it."""
+    if record.kind == "judged" and record.label == "bad":
+        return
+    for message in record.messages:
+        if record.kind in ("text", "label") or (message.role == "assistant" and message.trained):
+            yield message.content
+
+
+REPEATS = 0.6
+"""Share of an answer from which it repeats itself."""
+
+
+def repetition(record: Record, drop: bool) -> Result:
+    """Marked or dropped where most of an answer repeats itself."""
+    share = max(map(quality.repetition, _learnt(record)), default=0.0)
+    if share < REPEATS:
+        return record, None
+    return judged(record, drop, "repetition", "repeats itself", f"{share:.0%}")
+
+
+def refusal(record: Record, drop: bool) -> Result:
+    """Marked or dropped where an answer begins with a refusal."""
+    if record.kind in ("text", "label"):
+        return record, None
+    count = sum(map(quality.refuses, _learnt(record)))
+    return judged(record, drop, "refusal", "refusal", str(count)) if count else (record, None)
+
+
+def gibberish(record: Record, drop: bool) -> Result:
+    """Marked or dropped where characters of any text are lost, or an answer is keyboard noise."""
+    for message in all_messages(record):
+        if fault := quality.lost(message.content):
+            return judged(record, drop, "gibberish", fault)
+    if any(map(quality.noise, _learnt(record))):
+        return judged(record, drop, "gibberish", "keyboard noise")
+    return record, None

@@ -1,61 +1,79 @@
 """Raw files -> records. Every row becomes a Record, or an entry in the ledger that says why not.
 
-What the columns mean stands in `shapes.py`; what the file is, in `sniff.py`. Nothing is cleaned here.
+What the columns mean stands in `shapes.py`; what a file is, in `sniff.py`; which files there are, in `places.py`.
+Nothing is cleaned here.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import glob
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data import shapes
+from tuneloop.data import (
+    archives,
+    arrays,
+    columnar,
+    containers,
+    encodings,
+    paragraphs,
+    places,
+    shapes,
+    sheets,
+    slices,
+    tables,
+)
+from tuneloop.data.containers import Blob, resolved
+from tuneloop.data.folders import Side
 from tuneloop.data.ledger import words
-from tuneloop.data.sniff import FIELD, Guess, load_json, look, opened, quoting, shown
-from tuneloop.errors import DataError
+from tuneloop.data.places import Place
+from tuneloop.data.rows import Flaw, convert
+from tuneloop.data.sniff import Guess, Wish, document, look, shown
+from tuneloop.data.turns import BadRow
+from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
-from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file that will be read, and what it is. `label` is what records call it."""
+    """One thing that will be read, and what it is. `label` is what records call it.
+
+    `path` is a file on this machine: of a zip's member the zip. `side` is what its name tells, in a folder or archive.
+    """
 
     path: Path
     label: str
     guess: Guess
+    side: Side = "auto"
+    blob: Blob | None = None
+    given: str = ""
+    """The class that its folder's name gives it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
-    """A row that could not even be taken out of its container."""
+class Found:
+    """What will be read, and what lies beside it and will not be: (name, reason)."""
 
-    reason: str
-    detail: str
+    sources: list[Source]
+    left_out: list[tuple[str, str]]
 
 
 Row = tuple[int, Any]
 
 
 def paths(file: DataFile) -> list[Path]:
-    """The files that `file.path` names: itself, or what the glob finds, sorted. Raises TL-DATA-MISSING."""
-    pattern = Path(os.path.expanduser(file.path))
-    if not glob.has_magic(str(pattern)) or os.path.lexists(pattern):
-        return [pattern]
-    found = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))
-    if not found:
-        raise DataError("TL-DATA-MISSING", where=shown(pattern))
-    return [Path(p) for p in found]
+    """The files on this machine that `file.path` names, sorted. A hub's data set is fetched, stdin written down.
+
+    Raises TL-DATA-MISSING and what `places.find` raises.
+    """
+    return [place.path for place in places.find(file) if not place.left_out]
 
 
 def labels(all_paths: Iterable[Path]) -> dict[Path, str]:
@@ -71,198 +89,226 @@ def labels(all_paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def sources(file: DataFile, names: dict[Path, str] | None = None) -> list[Source]:
-    """The files, each with what it is; raises a DataError where one of them cannot be trained on."""
-    found = paths(file)
-    names = names or labels(found)
-    out = []
-    for path in found:
-        guess = look(path, file.columns)
-        _refuse(path, guess)
-        if file.columns:
-            _check_columns(path, guess, file.columns)
-        out.append(Source(path, names[path], guess))
+    """Everything that will be read, each with what it is; raises a DataError where one of them cannot be."""
+    return survey(file, names).sources
+
+
+def survey(file: DataFile, names: dict[Path, str] | None = None) -> Found:
+    """The sources, and what was left out of a folder or archive and why."""
+    found = places.find(file)
+    names = names or labels(place.path for place in found)
+    wish = Wish(file.columns, file.task, file.encoding)
+    out = Found([], [])
+    first: DataError | None = None
+    for place in found:
+        label = names.get(place.path) or shown(place.path.name)
+        if place.left_out:
+            out.left_out.append((label, place.left_out))
+            continue
+        try:
+            _open(place, label, wish, out)
+        except DataError as error:
+            if place.named or error.code not in _NO_DATA:
+                raise
+            first = first or error
+            out.left_out.append((label, error.what))
+    _without_notes(out)
+    if not out.sources:
+        raise first or DataError("TL-DATA-FOLDER-EMPTY", where=shown(file.path))
     return out
 
 
-def read(file: DataFile, found: Sequence[Source] | None = None) -> Iterator[Record | LedgerEntry]:
-    """Every row of the file as a Record or a dropped LedgerEntry, in order.
-
-    `line` is the line where the row starts in JSON lines and tables, and the number of the row elsewhere, from 1.
-    `file.rows` takes a slice of the rows of all its files together. Raises DataError where a file as a whole is
-    broken, empty or has no good row.
-    """
-    found = sources(file) if found is None else found
-    good: Counter[Path] = Counter()
-    bad: dict[Path, list[LedgerEntry]] = {}
-    for source, line, value in _sliced(_all_rows(found), file):
-        item = _record(source.label, line, value, file.columns)
-        if isinstance(item, Record):
-            good[source.path] += 1
-        elif not good[source.path]:
-            bad.setdefault(source.path, []).append(item)
-        yield item
-    if not good and not bad:
-        raise DataError("TL-DATA-ROWS-NONE" if file.rows else "TL-DATA-EMPTY", where=shown(file.path), rows=file.rows)
-    for path, entries in bad.items():
-        if not good[path]:
-            reason = Counter(e.reason for e in entries).most_common(1)[0][0]
-            first = next(e for e in entries if e.reason == reason)
-            raise DataError("TL-DATA-ALL-BAD", where=f"{shown(path)}:{first.line}", n=len(entries),
-                            reason=words()[reason], detail=f" ({first.detail})" if first.detail else "")  # fmt: skip
+_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-LISTS")
+"""Codes of a file that lies among data and is none; a broken one is an error wherever it lies."""
 
 
-def _refuse(path: Path, guess: Guess) -> None:
-    """Raise for what is recognised but not trained yet, and for what is not recognised."""
-    columns = ", ".join(guess.columns) or t("none")
-    tasks = {
-        "preference": t("preference pairs or like / dislike labels"),
-        "labelled": t("texts with labels (classification)"),
-        "text": t("plain text (continued pre-training)"),
-    }
-    if guess.shape in tasks:
-        raise DataError("TL-DATA-TASK", where=shown(path), task=tasks[guess.shape], columns=columns)
-    if guess.shape == "unknown":
-        raise DataError("TL-DATA-SHAPE", where=shown(path), columns=columns, roles=", ".join(shapes.ROLE_NAMES))
+def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
+    """Add the sources in one file: itself, the members of a zip, the sheets of a workbook."""
+    if place.label:
+        blob = Blob(place.path)
+        out.sources.append(Source(place.path, label, document(blob, wish), place.side, blob, place.label))
+        return
+    blob, head = resolved(Blob(place.path))
+    if not archives.is_zip(head):
+        out.sources.append(_source(place, label, blob, wish))
+        return
+    if containers.is_workbook(blob, head):
+        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in sheets.names(blob)]
+        inside = inside if len(inside) > 1 else [(label, Blob(place.path, sheet=b.sheet), s) for _, b, s in inside]
+    else:
+        inside = []
+        names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
+        for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes):
+            name = f"{label}!/{archives.title(leaf.name, place.path)}"
+            member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
+            if leaf.left_out:
+                out.left_out.append((name, leaf.left_out))
+            elif leaf.label:
+                out.sources.append(Source(place.path, name, document(member, wish), side, member, leaf.label))
+            else:
+                inside.append((name, member, side))
+    if inside:
+        _inside(place, inside, wish, out)
 
 
-def _check_columns(path: Path, guess: Guess, columns: dict[str, str]) -> None:
-    """Raise TL-DATA-COLUMNS for a role or a column that does not exist, and for a mapping without a dialogue."""
-    problems = []
+def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:
+    """Members and sheets: what is no data is left out, unless there is nothing else."""
+    before = len(out.sources)
+    refused: list[DataError] = []
+    for name, blob, side in inside:
+        try:
+            out.sources.append(_source(Place(place.path, side), name, blob, wish))
+        except DataError as error:
+            if error.code not in _NO_DATA:
+                raise
+            refused.append(error)
+            out.left_out.append((name, error.what))
+    if len(out.sources) == before:
+        raise refused[0] if refused else DataError("TL-DATA-EMPTY", where=shown(place.path))
+
+
+def _source(place: Place, label: str, blob: Blob, wish: Wish) -> Source:
+    guess = look(blob, wish)
+    if wish.columns:
+        _check_columns(blob.where, guess, wish)
+    elif guess.kind is None:
+        columns = ", ".join(guess.columns) or t("none")
+        if wish.task and look(blob, Wish(encoding=wish.encoding)).kind:
+            raise DataError("TL-DATA-KIND", where=blob.where, task=wish.task, columns=columns)
+        raise DataError("TL-DATA-SHAPE", where=blob.where, columns=columns, roles=", ".join(shapes.ROLE_NAMES))
+    return Source(place.path, label, guess, place.side, blob)
+
+
+def _without_notes(found: Found) -> None:
+    """Plain text beside rows of structure, in a folder or archive, is a README or a licence and no data."""
+    if all(s.guess.container == "txt" for s in found.sources):
+        return
+    several = [s for s in found.sources if s.guess.container == "txt"]
+    for source in several if len(found.sources) > 1 else []:
+        found.sources.remove(source)
+        found.left_out.append((source.label, t("plain text beside files with rows")))
+
+
+def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
+    """Raise TL-DATA-COLUMNS for a role or a column that does not exist, and for roles that make no record."""
+    columns, problems = wish.columns, []
     for role, column in columns.items():
         for value, known in ((role, shapes.ROLE_NAMES), (column, guess.columns)):
             if value not in known:
                 near = difflib.get_close_matches(value, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
                 problems.append(f"{shown(value)}{hint}")
-    seen = ", ".join(guess.columns) or t("none")
     beside = sorted({"user", "assistant", "input", "history", "reasoning"} & set(columns))
     if "messages" in columns and beside:
         problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
-    if not problems and "messages" not in columns and not {"user", "assistant"} <= set(columns):
-        problems = [t("neither messages nor both of user and assistant")]
+    if not problems and guess.kind is None:
+        task = t(" for task {task}", task=wish.task) if wish.task else ""
+        problems = [t("these roles make no record{task}", task=task)]
     if problems:
-        said, roles = ", ".join(problems), ", ".join(shapes.ROLE_NAMES)
-        raise DataError("TL-DATA-COLUMNS", where=shown(path), problems=said, columns=seen, roles=roles)
+        said, roles, seen = ", ".join(problems), ", ".join(shapes.ROLE_NAMES), ", ".join(guess.columns) or t("none")
+        raise DataError("TL-DATA-COLUMNS", where=where, problems=said, columns=seen, roles=roles)
 
 
-def _record(label: str, line: int, value: Any, columns: dict[str, str]) -> Record | LedgerEntry:
-    try:
-        if isinstance(value, Flaw):
-            raise shapes.BadRow(value.reason, value.detail)
-        messages, tools = shapes.convert(value, columns)
-        _check_sound(messages, tools)
-        return Record(messages, label, line, tools)
-    except shapes.BadRow as bad:
-        return LedgerEntry("dropped", "read", bad.reason, label, line, detail=shown(bad.detail)[:200])
+def read(file: DataFile, found: Sequence[Source] | None = None, seed: int = 42) -> Iterator[Record | LedgerEntry]:
+    """Every row of the file as a Record or a dropped LedgerEntry, in order.
 
-
-def _check_sound(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> None:
-    """Raise BadRow unless the dialogue can be written as JSON in UTF-8."""
-    try:
-        body = json.dumps([[m.as_chat() for m in messages], tools], ensure_ascii=False, allow_nan=False)
-        body.encode("utf-8")
-    except UnicodeEncodeError as error:
-        near = error.object[max(0, error.start - 20) : error.end]
-        raise shapes.BadRow("invalid Unicode", near) from error
-    except ValueError as error:
-        raise shapes.BadRow("NaN or infinity", str(error)) from error
-    except (TypeError, RecursionError) as error:
-        raise shapes.BadRow("not JSON data", str(error)) from error
-
-
-def _sliced(rows: Iterator[tuple[Source, int, Any]], file: DataFile) -> Iterator[tuple[Source, int, Any]]:
-    """The rows that `file.rows` takes; only a negative bound needs all of them in memory."""
-    if file.rows is None:
-        return rows
-    wanted = row_slice(file.rows)
-    if any(bound is not None and bound < 0 for bound in (wanted.start, wanted.stop)):
-        return iter(list(rows)[wanted])
-    return islice(rows, wanted.start, wanted.stop, wanted.step)
-
-
-def row_slice(text: str) -> slice:
-    """'[:1500]', '[100:200]' or '[::2]' as a slice; raises TL-DATA-ROWS for anything else.
-
-    >>> row_slice("[100:200]")
-    slice(100, 200, None)
+    `line` is the line where the row starts in JSON lines, tables and text, and the number of the row elsewhere, from 1.
+    `file.rows` takes a slice of the rows of all its files together, `file.sample` then so many of them by `seed`.
+    Raises DataError where a file as a whole is broken, empty or has no good row.
     """
-    match = re.fullmatch(r"\s*\[\s*(-?\d{1,18})?\s*:\s*(-?\d{1,18})?\s*(?::\s*(\d{1,18})?\s*)?\]\s*", text)
-    start, stop, step = (int(b) if b else None for b in (match.groups() if match else ("", "", "0")))
-    if match is None or step == 0:
-        raise DataError("TL-DATA-ROWS", where="data.rows", got=shown(text))
-    return slice(start, stop, step)
+    found = sources(file) if found is None else found
+    _, rows = slices.parted(file.path, file.rows)
+    wanted = None if rows is None else slices.row_slice(rows)
+
+    def items() -> Iterator[tuple[Source, Record | LedgerEntry]]:
+        raw = _all_rows(found)
+        for source, line, value in raw if wanted is None else slices.taken(raw, wanted):
+            yield source, _record(source, line, value, file)
+
+    taken = items()
+    if file.sample:
+        taken = slices.drawn(items, file.sample, seed, _stratum)
+    good: Counter[str] = Counter()
+    bad: dict[str, list[LedgerEntry]] = {}
+    count: Counter[str] = Counter()
+    for source, item in taken:
+        where = source.label
+        if isinstance(item, Record):
+            good[where] += 1
+            bad.pop(where, None)
+        elif not good[where]:
+            count[where] += 1
+            bad.setdefault(where, []).append(item) if count[where] <= 1000 else None
+        yield item
+    if not good and not bad:
+        raise DataError("TL-DATA-ROWS-NONE" if rows else "TL-DATA-EMPTY", where=shown(file.path), rows=rows)
+    for where, entries in bad.items():
+        reason = Counter(e.reason for e in entries).most_common(1)[0][0]
+        first = next(e for e in entries if e.reason == reason)
+        path = next(s.blob.where if s.blob else shown(s.path) for s in found if s.label == where)
+        raise DataError("TL-DATA-ALL-BAD", where=f"{path}:{first.line}", n=count[where], reason=words()[reason],
+                        detail=f" ({first.detail})" if first.detail else "")  # fmt: skip
+
+
+def _stratum(item: tuple[Source, Record | LedgerEntry]) -> str:
+    return item[1].label if isinstance(item[1], Record) else ""
+
+
+def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | LedgerEntry:
+    try:
+        return convert(value, source.guess.kind or "chat", _roles(source, file), source.label, line)
+    except BadRow as bad:
+        return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=shown(bad.detail)[:200])
+
+
+def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
+    """The roles of all rows of a file; None where each row is looked at by itself."""
+    if file.columns:
+        return file.columns
+    fixed = source.given or source.guess.table is not None or source.guess.container == "txt"
+    return dict(source.guess.roles) if fixed else None
 
 
 def _all_rows(found: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
     for source in found:
-        path, guess = source.path, source.guess
-        readers = {"json": _json, "object": _json, "jsonl": _json_lines, "csv": _table, "tsv": _table,
-                   "parquet": _parquet}  # fmt: skip
+        blob = source.blob or resolved(Blob(source.path))[0]
         try:
-            for line, value in readers[guess.container](path, guess):
+            for line, value in _rows(blob, source.guess):
+                if source.given and isinstance(value, dict):
+                    value = {**value, "label": source.given}
                 yield source, line, value
         except UnicodeError as error:
-            raise DataError("TL-DATA-ENCODING", where=shown(path), error=str(error)) from error
+            raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
         except OSError as error:
-            raise DataError("TL-DATA-UNREADABLE", where=shown(path), error=error.strerror or str(error)) from error
+            raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
 
 
-def _json(path: Path, guess: Guess) -> Iterator[Row]:
-    value = load_json(path, guess.encoding)
-    rows = value if isinstance(value, list) else value[guess.key] if guess.key else [value]
-    yield from enumerate(rows, 1)
+def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:
+    """The raw rows of one source with their places."""
+    blob = Blob(blob.path, blob.member, guess.compression, blob.sheet)
+    if guess.container == "json":
+        return enumerate(arrays.elements(blob, guess.encoding), 1)
+    if guess.container == "jsonl":
+        return _json_lines(blob, guess.encoding)
+    if guess.container == "object":
+        value = arrays.load(blob, guess.encoding)
+        return enumerate(value[guess.key] if guess.key else [value], 1)
+    if guess.container == "txt":
+        return paragraphs.rows(blob, guess.encoding, guess.unit)
+    if guess.table is None:
+        return columnar.rows(blob, guess.container)
+    if guess.container == "xlsx":
+        return sheets.rows(blob, guess.table)
+    return tables.rows(encodings.lines(blob, guess.encoding, ""), guess.table)
 
 
-def _json_lines(path: Path, guess: Guess) -> Iterator[Row]:
-    with opened(path, guess.encoding) as handle:
-        for number, line in enumerate(handle, 1):
-            text = line.strip("\ufeff \t\r\n")  # a mark in the middle: files were glued together
-            if not text:
-                continue
-            try:
-                yield number, json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield number, Flaw("broken JSON", str(error))
-
-
-def _table(path: Path, guess: Guess) -> Iterator[Row]:
-    assert guess.table is not None
-    table = guess.table
-    csv.field_size_limit(FIELD)
-    with opened(path, guess.encoding, newline="") as handle:
-        reader = csv.reader(handle, delimiter=table.delimiter, strict=table.quoted, quoting=quoting(table.quoted))
-        header_due = table.header
-        while True:
-            line = reader.line_num + 1
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield line, Flaw("broken CSV", f"{line}-{reader.line_num}: {error}")
-                continue
-            if not row:
-                continue  # a blank line
-            if header_due:
-                header_due = False
-            elif not any(cell.strip() for cell in row):
-                yield line, Flaw("empty row", "")
-            elif len(row) != len(table.names):
-                yield line, Flaw("ragged row", f"{len(row)} / {len(table.names)}")
-            else:
-                yield line, dict(zip(table.names, row, strict=True))
-
-
-def _parquet(path: Path, guess: Guess) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError("TL-DATA-PARQUET", where=shown(path), error=str(error)) from error
+def _json_lines(blob: Blob, encoding: str) -> Iterator[Row]:
+    loads = json.loads
+    for number, line in enumerate(encodings.lines(blob, encoding), 1):
+        text = line.strip("\ufeff \t\r\n")  # a mark in the middle: files were glued together
+        if not text:
+            continue
+        try:
+            yield number, loads(text)
+        except (ValueError, RecursionError) as error:
+            yield number, Flaw("broken JSON", str(error))

@@ -7,65 +7,73 @@ It does not know why a row went; each step says so itself. A reason is a short E
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import LedgerEntry
 
+Action = Literal["dropped", "changed", "marked", "added"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
 
 class Ledger:
-    """Entries in the order they were made."""
+    """Counts of what happened, and the entries themselves in a file: memory does not grow with the rows."""
 
-    def __init__(self, entries: Iterable[LedgerEntry] = ()) -> None:
-        self.entries: list[LedgerEntry] = list(entries)
+    def __init__(self, path: Path | None = None) -> None:
+        self._counts: dict[tuple[str, str], Counter[str]] = {}
+        self._out = path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") if path else None
 
     def add(self, *entries: LedgerEntry) -> None:
-        self.entries.extend(entries)
+        """Count entries and write each as a line of JSON; what is no UTF-8 stays readable as an escape."""
+        for e in entries:
+            self._counts.setdefault((e.step, e.reason), Counter())[e.action] += 1
+            if self._out:
+                self._out.write(json.dumps(e.as_dict(), ensure_ascii=False) + "\n")
 
-    @property
-    def dropped(self) -> int:
-        """Rows that are gone."""
-        return sum(e.action == "dropped" for e in self.entries)
-
-    @property
-    def changed(self) -> int:
-        """Entries about rows that were changed; a row changed twice counts twice."""
-        return sum(e.action == "changed" for e in self.entries)
+    def total(self, action: Action) -> int:
+        """Entries of one action; a row that was changed twice counts twice."""
+        return sum(c[action] for c in self._counts.values())
 
     def counts(self) -> list[dict[str, Any]]:
-        """One dict a step and reason, in order of first appearance: step, reason, dropped, changed.
+        """One dict a step and reason, in order of first appearance: step, reason, dropped, changed, marked, added.
 
-        >>> Ledger([LedgerEntry("dropped", "dedupe", "repeated", "a.json", 2)]).counts()
-        [{'step': 'dedupe', 'reason': 'repeated', 'dropped': 1, 'changed': 0}]
+        >>> ledger = Ledger()
+        >>> ledger.add(LedgerEntry("dropped", "dedupe", "repeated", "a.json", 2))
+        >>> ledger.counts()
+        [{'step': 'dedupe', 'reason': 'repeated', 'dropped': 1, 'changed': 0, 'marked': 0, 'added': 0}]
         """
-        table: dict[tuple[str, str], dict[str, Any]] = {}
-        for e in self.entries:
-            zero = {"step": e.step, "reason": e.reason, "dropped": 0, "changed": 0}
-            table.setdefault((e.step, e.reason), zero)[e.action] += 1
-        return list(table.values())
+        return [
+            {"step": step, "reason": reason, **{action: count[action] for action in ACTIONS}}
+            for (step, reason), count in self._counts.items()
+        ]
 
     def balance(self, rows_in: int, rows_out: int) -> None:
         """Raise TL-DATA-BALANCE unless every row that went in came out or was dropped by name."""
-        if rows_in != rows_out + self.dropped:
-            raise DataError("TL-DATA-BALANCE", rows_in=rows_in, rows_out=rows_out, dropped=self.dropped)
+        dropped, added = self.total("dropped"), self.total("added")
+        if rows_in + added != rows_out + dropped:
+            raise DataError("TL-DATA-BALANCE", rows_in=rows_in, rows_out=rows_out, dropped=dropped, added=added)
 
-    def write(self, path: Path) -> None:
-        """One JSON object a line. What cannot be written as UTF-8 stays readable as an escape."""
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
-            for e in self.entries:
-                out.write(json.dumps(e.as_dict(), ensure_ascii=False) + "\n")
+    def close(self) -> None:
+        """The file is whole and on the disk."""
+        if self._out:
+            self._out.flush()
+            os.fsync(self._out.fileno())
+            self._out.close()
 
-    @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """The ledger that `write` wrote; raises TL-DATA-DAMAGED where the file is not one."""
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return cls(LedgerEntry(**json.loads(line)) for line in lines if line)
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError("TL-DATA-DAMAGED", where=str(path), error=str(error)) from error
+
+def entries(path: Path) -> Iterator[LedgerEntry]:
+    """The entries of a ledger's file, one by one; raises TL-DATA-DAMAGED where it is not one."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield LedgerEntry(**json.loads(line))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError("TL-DATA-DAMAGED", where=str(path), error=str(error)) from error
 
 
 def words() -> dict[str, str]:
@@ -76,7 +84,7 @@ def words() -> dict[str, str]:
         "ragged row": t("the row has more or fewer cells than the header"),
         "empty row": t("the row is empty"),
         "not an object": t("the row is not an object"),
-        "other shape": t("the row does not have the columns of a dialogue"),
+        "other shape": t("the row does not have the columns that the others have"),
         "invalid Unicode": t("the text is not valid Unicode"),
         "NaN or infinity": t("NaN or infinity where text was expected"),
         "not JSON data": t("a value that JSON cannot hold"),
@@ -88,7 +96,12 @@ def words() -> dict[str, str]:
         "part not text": t("a content part that is not text, such as an image"),
         "broken tool call": t("a tool call that cannot be read"),
         "broken tools": t("the list of tools cannot be read"),
-        "loss weight": t("an answer with a loss weight of its own, which is not supported yet"),
+        "loss weight": t("an answer whose weight is neither 0 nor 1"),
+        "no text": t("the text is empty"),
+        "no single label": t("the label is a list or an object"),
+        "no verdict": t("neither yes nor no where a verdict was expected"),
+        "equal answers": t("the better and the worse answer are equal"),
+        "answers to different questions": t("the two dialogues part before the assistant answers"),
         "normalised": t("line ends, control characters or Unicode form normalised"),
         "empty end removed": t("empty turns at the end removed"),
         "empty turn": t("an empty turn"),
@@ -101,8 +114,57 @@ def words() -> dict[str, str]:
         "turns merged": t("neighbouring turns of the same role merged"),
         "unanswered end removed": t("turns without an answer at the end removed"),
         "no answer": t("nothing to learn: no answer"),
+        "wrong encoding repaired": t("text that was read in a wrong encoding, repaired"),
+        "markup removed": t("left-over HTML removed"),
+        "empty answer": t("the better or the worse answer is empty"),
+        "no label": t("the label is empty"),
+        "no difference": t("the better and the worse answer are equal"),
+        "same role twice": t("neighbouring turns of the same role"),
+        "untrained end removed": t("turns after the last trained answer removed"),
+        "too few turns": t("fewer turns than prepare.turns asks for"),
+        "too many turns": t("more turns than prepare.turns allows"),
+        "other language": t("in a language that clean.languages does not name"),
+        "personal data": t("personal data"),
+        "personal data masked": t("personal data masked"),
+        "lexicon word": t("a word of the safety lexicon"),
+        "repeats itself": t("an answer that repeats itself"),
+        "refusal": t("an answer that refuses"),
+        "lost characters": t("characters that were lost and cannot be restored"),
+        "wrong encoding": t("text that was read in a wrong encoding and cannot be restored"),
+        "keyboard noise": t("keyboard noise"),
         "repeated": t("the same dialogue occurred before"),
+        "nearly repeated": t("nearly the same dialogue occurred before"),
+        "conflicting label": t("the same text occurred before with another label, or with its answers exchanged"),
+        "also in training": t("nearly the same dialogue is in the training data"),
         "system prompt added": t("the recipe's system prompt added"),
         "too long": t("longer than max_length"),
         "template refuses": t("the model's chat template refuses the dialogue"),
+    }
+
+
+def steps() -> dict[str, str]:
+    """Every step that writes into the ledger -> its name in the chosen language."""
+    return {
+        "read": t("reading"),
+        "normalise": t("normalising"),
+        "empty_turns": t("empty turns"),
+        "templates": t("unfilled templates"),
+        "merge_turns": t("merging turns"),
+        "order": t("order of the turns"),
+        "unanswered": t("turns without an answer"),
+        "mojibake": t("wrong encodings"),
+        "markup": t("left-over HTML"),
+        "reject_turns": t("repeated roles"),
+        "difference": t("equal answers"),
+        "turns": t("number of turns"),
+        "languages": t("languages"),
+        "pii": t("personal data"),
+        "lexicon": t("safety lexicon"),
+        "repetition": t("repetition inside an answer"),
+        "refusal": t("refusals"),
+        "gibberish": t("text without sense"),
+        "dedupe": t("repetitions"),
+        "system": t("system prompt"),
+        "length": t("length"),
+        "template": t("chat template"),
     }

@@ -34,9 +34,9 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         for kind in lost:
             lost[kind] += not all(told[kind])
     said = (
-        (lost["reasoning"], t("{n} dialogues have a thought that this chat template leaves out", n=lost["reasoning"])),
-        (lost["calls"], t("{n} dialogues have tool calls that this chat template leaves out", n=lost["calls"])),
-        (lost["tools"], t("{n} dialogues offer tools that this chat template leaves out", n=lost["tools"])),
+        (lost["reasoning"], t("this chat template leaves the thought out of dialogues: {n}", n=lost["reasoning"])),
+        (lost["calls"], t("this chat template leaves the tool calls out of dialogues: {n}", n=lost["calls"])),
+        (lost["tools"], t("this chat template leaves the offered tools out of dialogues: {n}", n=lost["tools"])),
     )
     return [words for n, words in said if n]
 

@@ -9,9 +9,10 @@ import html
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
-from tuneloop.data.ledger import words
+from tuneloop.data.ledger import steps, words
 from tuneloop.language import current, t
 from tuneloop.records import Message, Record
 
@@ -141,8 +142,10 @@ def card(dataset: Described) -> str:
         (t("with tools"), data["with"]["tools"]),
         (t("with a thought before the answer"), data["with"]["reasoning"]),
     ]
-    tongues, reasons = languages(), words()
-    made = t("made {when}; tokens as {model} counts them", when=data["created"], model=data["settings"]["model"])
+    tongues, reasons, stages = languages(), words(), steps()
+    made = t(
+        "made {when}; tokens as {model} counts them", when=_local(data["created"]), model=data["settings"]["model"]
+    )
     body = [
         f"<h1>{_e(data['name'])} <small>{_e(data['hash'])}</small></h1>",
         f'<p class="soft">{_e(made)}</p>',
@@ -156,7 +159,8 @@ def card(dataset: Described) -> str:
               f"{100 * s['sure']:.0f}%", s["why"]) for s in data["sources"]])),
         _section(t("What was dropped or changed"), _table(
             [t("step"), t("reason"), t("dropped"), t("changed")],
-            [(s["step"], reasons.get(s["reason"], s["reason"]), s["dropped"], s["changed"]) for s in data["steps"]])
+            [(stages.get(s["step"], s["step"]), reasons.get(s["reason"], s["reason"]), s["dropped"], s["changed"])
+             for s in data["steps"]])
             if data["steps"] else f"<p>{_e(t('Nothing.'))}</p>"),
         _section(t("Some dialogues"), "\n".join(_dialogue(record) for record in samples(dataset))),
     ]  # fmt: skip
@@ -166,6 +170,11 @@ def card(dataset: Described) -> str:
     language = "zh-CN" if current() == "zh" else "en"
     head = f"<head>{head}<style>{_STYLE}</style></head>"
     return f'<!doctype html>\n<html lang="{language}">{head}\n<body>\n{page}\n</body></html>\n'
+
+
+def _local(moment: str) -> str:
+    """A time of the manifest (UTC) where the reader lives."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _e(value: object) -> str:

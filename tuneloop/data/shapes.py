@@ -1,19 +1,17 @@
-"""What a row means: the columns of a row -> the turns of a dialogue.
+"""What a row means: which of its columns plays which role, and what kind of record that makes.
 
-`recognise` looks at a few rows and names their shape; `convert` reads one row. Both use the tables below, so what is
-recognised is what is read. Files, encodings and line numbers are not known here.
+`layout` says it of a row's columns, `recognise` of some rows of a file. Files, encodings and turns are not known here.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from tuneloop.records import Message
+from tuneloop.records import Kind
 
 Fields = dict[str, tuple[str, ...]]
 
@@ -38,97 +36,136 @@ PAIRS: dict[str, Fields] = {
 OPTIONAL: Fields = {
     "system": ("system", "system_prompt"),
     "history": ("history",),
-    "tools": ("tools",),
+    "tools": ("tools", "functions"),
     "input": ("input", "context"),
     "reasoning": ("reasoning", "reasoning_content"),
 }
 """Columns that are read beside a pair or a list of turns, where they exist."""
 
-PREFERENCE = ({"chosen", "rejected"}, {"chosen_messages", "rejected_messages"})
-TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content")
-LABEL = ("label", "labels", "sentiment", "class", "category", "rating", "stars", "polarity")
-REFUSED = ("preference", "labelled", "text", "unknown")
-ROLE_NAMES = ("user", "assistant", "messages", *OPTIONAL)
+CHOSEN = ("chosen", "chosen_messages", "chosen_response")
+REJECTED = ("rejected", "rejected_messages", "rejected_response")
+PROMPT = ("prompt", "instruction", "query", "question", "input")
+VERDICT = ("kto_tag", "label")
+"""Beside a dialogue, a column of yes and no says whether its answer is a good one."""
+VERDICTS = {**dict.fromkeys(("true", "1", "1.0", "good", "desirable"), "good"),
+            **dict.fromkeys(("false", "0", "0.0", "bad", "undesirable"), "bad")}  # fmt: skip
+TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content", "document", "tweet",
+        "文本", "内容", "评论", "正文")  # fmt: skip
+LABEL = ("label", "labels", "sentiment", "class", "category", "rating", "stars", "polarity", "标签", "类别", "情感")
+ROLE_NAMES = ("messages", "user", "assistant", *OPTIONAL, "prompt", "chosen", "rejected", "text", "label")
 """The roles that `columns:` of a recipe can name."""
-
-_SPEAKERS = {
-    **dict.fromkeys(("user", "human", "client"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "counselor", "counsellor", "model", "bot", "chatgpt"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
-    **dict.fromkeys(("function_call", "tool_call"), "call"),
-}
-_PAIR_TURNS = (("input", "output"), ("human", "assistant"), ("query", "response"), ("user", "assistant"),
-               ("question", "answer"), ("prompt", "response"))  # fmt: skip
-
-
-class BadRow(ValueError):
-    """A row that is no dialogue; `reason` is a phrase of `ledger.words()`."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape's name, which column plays which role, and the share of the rows looked at that have it."""
+    """A shape's name, what its rows teach, which column plays which role, and the share of the rows that have it."""
 
     name: str
-    roles: dict[str, str]
-    share: float
+    kind: Kind | None
+    roles: Mapping[str, str]
+    share: float = 1.0
 
 
-def recognise(rows: Iterable[Any]) -> Shape:
-    """The shape of most rows; `unknown` where there is none.
+UNKNOWN = Shape("unknown", None, {}, 0.0)
+
+
+def recognise(rows: Iterable[Any], kind: Kind | None = None) -> Shape:
+    """The shape of most rows; `unknown` where there is none. `kind` is what the recipe says that they are.
 
     >>> recognise([{"instruction": "1+1", "output": "2"}]).name
     'alpaca'
     """
-    found = [shape_of(row) if isinstance(row, dict) else ("unknown", {}) for row in rows]
+    held = [row for row in rows if isinstance(row, dict)]
+    found = [shape_of(row, kind) for row in held]
     if not found:
-        return Shape("unknown", {}, 0.0)
-    name, count = Counter(name for name, _ in found).most_common(1)[0]
+        return UNKNOWN
+    (name, what), count = Counter((shape.name, shape.kind) for shape in found).most_common(1)[0]
     roles: dict[str, str] = {}
-    for other, columns in found:
-        roles |= columns if other == name else {}
-    return Shape(name, roles, count / len(found))
+    for shape in found:
+        roles |= shape.roles if shape.name == name else {}
+    shape = Shape(name, what, roles, count / len(held))
+    if shape.kind == "chat" and kind is None:
+        return _judged(shape, held)
+    if shape.kind == "label" and kind is None and not _is_label([row.get(roles["label"]) for row in held]):
+        return UNKNOWN
+    return shape
 
 
-def shape_of(row: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """The shape of one row and its role -> column. A column that is null counts only if nothing else fits."""
-    filled = [k for k, v in row.items() if v is not None]
-    for keys in (filled, list(row)):
-        name, roles = _shape(row, keys)
-        if name != "unknown":
-            return name, roles
-    return "unknown", {}
+def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:
+    """The shape with a verdict, where a column says yes or no of every row and of nothing else."""
+    column = next((name for name in VERDICT if any(name in row for row in rows)), "")
+    values = [str(row[column]).strip().casefold() for row in rows if row.get(column) is not None] if column else []
+    if values and all(value in VERDICTS for value in values):
+        return replace(shape, name="judged", kind="judged", roles={**shape.roles, "label": column})
+    return shape
 
 
-def _shape(row: Mapping[str, Any], keys: Collection[str]) -> tuple[str, dict[str, str]]:
-    folded = {k.casefold() for k in keys}
+def _is_label(values: Sequence[Any]) -> bool:
+    """Whether values repeat as labels do; a handful says nothing."""
+    known = [str(value).strip() for value in values if value is not None]
+    return len(known) < 10 or len(set(known)) <= len(known) / 2
+
+
+def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> Shape:
+    """The shape of one row. A column that is null counts only if nothing else fits."""
+    shape = layout(tuple(k for k, v in row.items() if v is not None), kind)
+    if shape.kind is None:
+        shape = layout(tuple(row), kind)
+    if shape.name == "messages":
+        return replace(shape, name=_style(row[shape.roles["messages"]]))
+    return shape
+
+
+@lru_cache(maxsize=4096)
+def layout(keys: tuple[str, ...], kind: Kind | None = None) -> Shape:
+    """The shape that these columns have, or that they have if their rows are of `kind`."""
+    chosen, rejected = _find(keys, CHOSEN), _find(keys, REJECTED)
+    dialogue = _dialogue(keys)
+    if kind not in ("text", "label") and rejected and (chosen or dialogue.kind):
+        # With `task: chat` the better answer is learned, and the worse one is not read.
+        return Shape("preference", kind or "preference", _preference(keys, chosen, rejected, dialogue))
+    if kind in (None, "chat") and dialogue.kind:
+        return dialogue
+    verdict = _find(keys, VERDICT)
+    if kind == "judged" and dialogue.kind and verdict:
+        return Shape("judged", "judged", {**dialogue.roles, "label": verdict})
+    text, label = _find(keys, TEXT), _find(keys, LABEL)
+    if text and label and kind in (None, "label"):
+        return Shape("labelled", "label", {"text": text, "label": label})
+    if text and kind in (None, "text"):
+        return Shape("text", "text", {"text": text})
+    return UNKNOWN
+
+
+def _dialogue(keys: tuple[str, ...]) -> Shape:
     optional = {role: column for role, names in OPTIONAL.items() if (column := _find(keys, names))}
     turns = _find(keys, TURNS)
-    if any(pair <= folded for pair in PREFERENCE):
-        return "preference", {}
-    # beside an answer, a label of yes or no says whether it was a good one: half of them must not be learned
-    judged = "kto_tag" in folded or str(row.get("label")).casefold() in ("0", "1", "true", "false")
     if turns:
-        if judged:
-            return "preference", {}
         # `input` and `reasoning` belong to one question; beside a list of turns they mean something else
-        kept = {r: c for r, c in optional.items() if r in ("system", "tools")}
-        return _style(row[turns]), {"messages": turns, **kept}
+        kept = {role: column for role, column in optional.items() if role in ("system", "tools")}
+        return Shape("messages", "chat", {"messages": turns, **kept})
     for name, fields in PAIRS.items():
         roles = {role: column for role, names in fields.items() if (column := _find(keys, names))}
         if len(roles) == len(fields):
-            if judged:
-                return "preference", {}
             used = set(roles.values())
-            return name, roles | {r: c for r, c in optional.items() if r not in roles and c not in used}
-    if folded & set(TEXT):
-        return ("labelled" if folded & set(LABEL) else "text"), {}
-    return "unknown", {}
+            rest = {role: column for role, column in optional.items() if role not in roles and column not in used}
+            return Shape(name, "chat", roles | rest)
+    return UNKNOWN
+
+
+def _preference(keys: tuple[str, ...], chosen: str, rejected: str, dialogue: Shape) -> dict[str, str]:
+    """The roles of a pair of answers: what both reply to lies in a column of its own, or is what both begin with."""
+    roles = {role: column for role in ("system", "tools", "history") if (column := _find(keys, OPTIONAL[role]))}
+    if not chosen:
+        return {**dialogue.roles, "rejected": rejected}
+    turns, prompt = _find(keys, TURNS), _find(keys, PROMPT)
+    if turns:
+        roles["messages"] = turns
+    if prompt:
+        roles["prompt"] = prompt
+        extra = _find(keys, OPTIONAL["input"])
+        roles |= {"input": extra} if extra and extra != prompt else {}
+    return {**roles, "chosen": chosen, "rejected": rejected}
 
 
 def _find(keys: Collection[str], names: Sequence[str]) -> str:
@@ -140,226 +177,47 @@ def _find(keys: Collection[str], names: Sequence[str]) -> str:
     return next((folded[n.casefold()] for n in names if n.casefold() in folded), "")
 
 
+PAIR_TURNS = (("input", "output"), ("human", "assistant"), ("query", "response"), ("user", "assistant"),
+              ("question", "answer"), ("prompt", "response"))  # fmt: skip
+"""Turns that are a question and an answer in one object."""
+
+
 def _style(value: Any) -> str:
-    """How the turns of a list are written; only for the report, `_turn` reads them all."""
-    try:
-        turns = _as_list(value, "no turns")
-    except BadRow:
-        return "messages"
-    keys = set(turns[0]) if turns and isinstance(turns[0], dict) else set()
+    """How the turns of a list are written; only for the report, `turns.py` reads them all."""
+    turns = [turn for turn in value[:8] if isinstance(turn, dict)] if isinstance(value, list) else []
+    keys = set(turns[0]) if turns else set()
     if "from" in keys:
         return "sharegpt"
     if "role" in keys:
-        roles = {turn.get("role") for turn in turns[:8] if isinstance(turn, dict) and isinstance(turn.get("role"), str)}
-        return "client_counselor" if roles & {"client", "counselor"} else "messages"
-    return next((f"{a}_{b}_turns" for a, b in _PAIR_TURNS if {a, b} <= keys), "messages")
+        said = {turn.get("role") for turn in turns if isinstance(turn.get("role"), str)}
+        return "client_counselor" if said & {"client", "counselor"} else "messages"
+    return next((f"{a}_{b}_turns" for a, b in PAIR_TURNS if {a, b} <= keys), "messages")
+
+
+def mapped(roles: Mapping[str, str], kind: Kind | None = None) -> Kind | None:
+    """What rows with these roles are, or may be if `kind` is asked for; None where roles are missing for it.
+
+    >>> mapped({"text": "a", "label": "b"}), mapped({"text": "a", "label": "b"}, "text"), mapped({"user": "a"})
+    ('label', 'text', None)
+    """
+    has = set(roles)
+    answers = "messages" in has or ({"user", "prompt"} & has and "assistant" in has)
+    possible: dict[Kind, bool] = {
+        "preference": "rejected" in has and ("chosen" in has or bool(answers)),
+        "judged": bool(answers) and "label" in has,
+        "chat": bool(answers) or ("chosen" in has and bool({"prompt", "user"} & has)),
+        "label": {"text", "label"} <= has,
+        "text": "text" in has,
+    }
+    if kind:
+        return kind if possible[kind] else None
+    return next((known for known, fits in possible.items() if fits), None)
 
 
 def known(columns: Collection[str]) -> bool:
-    """Whether these names look like the header of a table of dialogues or of labelled texts."""
-    return shape_of(dict.fromkeys(columns))[0] not in ("unknown", "text")
+    """Whether these names look like the header of a table of dialogues, answers or labelled texts."""
+    return layout(tuple(columns)).kind not in (None, "text")
 
 
 def unused(shape: Shape, columns: Iterable[str]) -> list[str]:
     return [c for c in columns if c not in shape.roles.values()]
-
-
-def convert(
-    row: Any, columns: Mapping[str, str] | None = None
-) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
-    """The turns and the tools of a row. `columns` (role -> column) overrules looking.
-
-    Raises BadRow where the row is no dialogue. Emptiness and order of turns are not judged here.
-    """
-    if not isinstance(row, dict):
-        raise BadRow("empty row" if row in (None, "", []) else "not an object", type(row).__name__)
-    if not any(v.strip() if isinstance(v, str) else v not in (None, [], {}) for v in row.values()):
-        raise BadRow("empty row")
-    roles = columns
-    if not roles:
-        name, roles = shape_of(row)
-        if name in REFUSED:
-            raise BadRow("other shape", ", ".join(map(str, row)))
-    tools = _tools(row.get(roles["tools"])) if "tools" in roles else ()
-    turns = _turn_list(row.get(roles["messages"])) if "messages" in roles else _pair(row, roles)
-    system = _optional_text(row, roles, "system")
-    if system.strip() and Message("system", system) not in turns[:1]:
-        turns = [Message("system", system), *turns]
-    return tuple(turns), tools
-
-
-def _pair(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Message]:
-    past = row.get(roles["history"]) if "history" in roles else None
-    out = _turn_list(past) if past not in (None, "", []) else []
-    question, answer = (_needed(row, roles[r]) for r in ("user", "assistant"))
-    extra = _optional_text(row, roles, "input")
-    if isinstance(question, list):
-        out += _turn_list(question)
-    else:
-        out.append(Message("user", "\n".join(p for p in (question, extra) if p.strip())))
-    if isinstance(answer, list):
-        return out + _turn_list(answer)
-    return [*out, Message("assistant", answer, _optional_text(row, roles, "reasoning"))]
-
-
-def _needed(row: Mapping[str, Any], column: str) -> str | list[Any]:
-    """The text of a column, or its list of turns; a list of one text is that text."""
-    value = row.get(column)
-    if value is None:
-        raise BadRow("missing value", column)
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], str):
-            return value[0]
-        if value and all(isinstance(v, dict) for v in value):
-            return value
-    return _text(value, column)
-
-
-def _optional_text(row: Mapping[str, Any], roles: Mapping[str, str], role: str) -> str:
-    value = row.get(roles[role]) if role in roles else None
-    return "" if value is None else _text(value, roles[role])
-
-
-def _text(value: Any, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadRow("NaN or infinity", what)
-    raise BadRow("not text", f"{what}: {type(value).__name__}")
-
-
-def _as_list(value: Any, reason: str) -> list[Any]:
-    """A list, also where it is written as a JSON text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise BadRow(reason, str(error)) from error
-    if not isinstance(value, list):
-        raise BadRow(reason, type(value).__name__)
-    return value
-
-
-def _turn_list(value: Any) -> list[Message]:
-    turns = _as_list(value, "no turns")
-    if not turns:
-        raise BadRow("no turns")
-    out: list[Message] = []
-    for turn in turns:
-        for message in _turn(turn):
-            # EmoLLM may repeat the system prompt in every turn: it is one prompt
-            if message.role == "system" and message in out:
-                continue
-            out.append(message)
-    return out
-
-
-def _turn(turn: Any) -> list[Message]:
-    if isinstance(turn, list | tuple) and len(turn) == 2:
-        return [Message("user", _text(turn[0], "history")), Message("assistant", _text(turn[1], "history"))]
-    if not isinstance(turn, dict):
-        raise BadRow("unknown turn", type(turn).__name__)
-    if "role" in turn or "from" in turn:
-        return [_spoken(turn)]
-    for ask, reply in _PAIR_TURNS:
-        if ask in turn and reply in turn:
-            system = turn.get("system")
-            head = [Message("system", _text(system, "system"))] if system not in (None, "") else []
-            question, answer = (_text(_needed(turn, k), k) for k in (ask, reply))
-            return [*head, Message("user", question), Message("assistant", answer)]
-    raise BadRow("unknown turn", ", ".join(map(str, turn)))
-
-
-def _spoken(turn: dict[str, Any]) -> Message:
-    """A turn with a speaker: OpenAI's role and content, or ShareGPT's from and value."""
-    name = turn.get("role", turn.get("from"))
-    role = _SPEAKERS.get(name.casefold()) if isinstance(name, str) else None
-    content = next((turn[k] for k in ("content", "value", "text") if turn.get(k) is not None), None)
-    if role == "call":
-        return Message("assistant", "", tool_calls=_calls(content))
-    text, reasoning, calls = _content(content)
-    if (reasoning or calls) and role != "assistant":
-        raise BadRow("part not text", str(name))
-    if role == "user":
-        return Message("user", text)
-    if role == "system":
-        return Message("system", text)
-    if role == "tool":
-        return Message("tool", text)
-    if role != "assistant":
-        raise BadRow("unknown role", str(name))
-    if any(turn.get(k) not in (None, 1) for k in ("weight", "loss_weight")):
-        raise BadRow("loss weight")
-    thought = next((turn[k] for k in ("reasoning_content", "reasoning") if turn.get(k) is not None), "")
-    asked = turn.get("tool_calls") or turn.get("function_call")
-    return Message(
-        "assistant", text, reasoning or _text(thought, "reasoning"), calls + (_calls(asked) if asked else ())
-    )
-
-
-def _content(value: Any) -> tuple[str, str, tuple[dict[str, Any], ...]]:
-    """Text, reasoning and tool calls of a content that is a text, null, or a list of typed parts."""
-    if value is None:
-        return "", "", ()
-    if not isinstance(value, list):
-        return _text(value, "content"), "", ()
-    text, reasoning = "", ""
-    calls: tuple[dict[str, Any], ...] = ()
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else ""
-        body = part if isinstance(part, str) else None
-        if isinstance(part, dict) and isinstance(kind, str):
-            body = next((part[k] for k in ("text", "value", kind) if part.get(k) is not None), None)
-        if isinstance(part, str) or kind in ("text", "input_text", "output_text"):
-            text += _text(body, "text")
-        elif kind in ("reasoning", "thinking"):
-            reasoning += _text(body, "reasoning")
-        elif kind == "tool_call":
-            calls += _calls(body)
-        else:
-            raise BadRow("part not text", str(kind))
-    return text, reasoning, calls
-
-
-def _calls(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tool calls in OpenAI's form, their arguments always an object, whatever they were encoded as."""
-    value = _decoded(value)
-    calls = value if isinstance(value, list) else [value]
-    return tuple(_call(_decoded(call)) for call in calls)
-
-
-def _call(call: Any) -> dict[str, Any]:
-    if not isinstance(call, dict):
-        raise BadRow("broken tool call", type(call).__name__)
-    inner = call.get("function")
-    body = inner if isinstance(inner, dict) else call
-    name, arguments = body.get("name"), _decoded(body.get("arguments", body.get("parameters")))
-    arguments = {} if arguments in (None, "") else arguments
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        raise BadRow("broken tool call", f"{name}: {type(arguments).__name__}")
-    head = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return {**head, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _decoded(value: Any) -> Any:
-    """JSON text -> data, also where it was encoded twice; anything else as it is."""
-    for _ in range(2):
-        if not isinstance(value, str) or not value.strip():
-            break
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("broken tool call", str(error)) from error
-    return value
-
-
-def _tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """The tools offered, each {"type": "function", "function": schema}."""
-    out = []
-    for tool in _as_list([] if value is None else value, "broken tools"):
-        if isinstance(tool, str):
-            tool = (_as_list(f"[{tool}]", "broken tools") or [None])[0]
-        if not isinstance(tool, dict):
-            raise BadRow("broken tools", type(tool).__name__)
-        out.append(tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool})
-    return tuple(out)

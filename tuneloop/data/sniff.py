@@ -5,50 +5,31 @@ Nothing is converted here, and only the first rows are read (the encoding is che
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-from tuneloop.data import shapes
-from tuneloop.errors import DataError
+from tuneloop.data import arrays, columnar, containers, encodings, paragraphs, shapes, sheets, tables
+from tuneloop.data.archives import shown as shown
+from tuneloop.data.containers import Blob, resolved
+from tuneloop.data.paragraphs import Unit
+from tuneloop.data.tables import Table
+from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
+from tuneloop.records import Kind
 
-Container = Literal["json", "jsonl", "object", "csv", "tsv", "parquet", "txt"]
+Container = Literal["json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt"]
 SAMPLE = 50
 """Rows that are looked at."""
-HEAD = 1 << 20
-"""Characters of a JSON array that are looked at."""
-FIELD = 2**31 - 1
-"""Characters of a cell; Python's own limit of 131,072 is shorter than some answers."""
-
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
-_PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip / xlsx"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"),
-           (b"7z\xbc\xaf", "7z"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"Rar!", "rar"), (b"%PDF", "PDF"),
-           (b"\xd0\xcf\x11\xe0", "xls / doc"), (b"SQLite format 3\0", "SQLite"), (b"ARROW1", "Arrow"),
-           (b"\x80\x04\x95", "pickle"), (b"\x80\x05\x95", "pickle"), (b"\x89PNG", "PNG"))  # fmt: skip
-_COMMON = frozenset(
-    "的一是了我不在人有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日"
-    "于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进法此实回二理美点月明"
-    "其种声全工己话儿者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次东政海口使教西再平真听世气信北少关并内加化"
-    "，。？！、：；“”"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """How the cells of a csv or tsv file are told apart, and what its columns are called."""
-
-    delimiter: str
-    quoted: bool
-    header: bool
-    names: tuple[str, ...]
+LINES = 200
+"""Lines that are looked at for a table."""
+HEAD = 1 << 16
+"""Characters whose first one is looked at."""
+BUDGET = 16 << 20
+"""Characters after which enough was looked at, however few rows they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,199 +42,137 @@ class Guess:
     columns: tuple[str, ...]
     why: str
     sure: float
-    roles: dict[str, str]
+    roles: Mapping[str, str]
+    kind: Kind | None = None
+    """What its rows teach; None where that is not known."""
+    looked: int = 0
+    """Rows looked at."""
+    compression: str = ""
     table: Table | None = None
     key: str = ""
     """Where a JSON object holds its rows."""
+    unit: Unit = "line"
+    """What a record of plain text is."""
 
 
-def look(path: Path, columns: Mapping[str, str] | None = None) -> Guess:
-    """What the file is. `columns` is the recipe's mapping; it overrules the shape, and helps to find a header.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the recipe says of a file: roles of columns, kind of rows, encoding."""
 
-    Raises DataError where there is no readable text: TL-DATA-MISSING, -FOLDER, -EMPTY, -UNREADABLE, -BINARY,
-    -ENCODING, -JSON, -LISTS, -PARQUET. A shape that is not trained is no error here.
+    columns: Mapping[str, str] = field(default_factory=dict)
+    task: Kind | None = None
+    encoding: str | None = None
+
+
+def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
+    """What a file (or a member, or a sheet) is.
+
+    Raises DataError where there is no readable text: TL-DATA-MISSING, -FOLDER, -EMPTY, -UNREADABLE, -BINARY, -NESTED,
+    -ENCODING, -JSON, -LISTS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not known is
+    no error here.
     """
+    wish = wish if isinstance(wish, Wish) else Wish(wish or {})
+    blob = source if isinstance(source, Blob) else Blob(source)
     try:
-        kind = _bytes(path)
-        if kind == "parquet":
-            names, rows = _parquet_head(path)
-            return _judged("parquet", "", names, rows, columns)
-        return _text(path, kind, columns or {})
+        blob, head = resolved(blob)
+        return replace(_container(blob, head, wish), compression=blob.compression)
     except UnicodeError as error:
-        raise DataError("TL-DATA-ENCODING", where=shown(path), error=str(error)) from error
+        raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
     except OSError as error:
-        raise DataError("TL-DATA-UNREADABLE", where=shown(path), error=error.strerror or str(error)) from error
+        raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
 
 
-def shown(text: object) -> str:
-    """A text that can be printed and written as UTF-8, whatever bytes were in a file name."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+def _container(blob: Blob, head: bytes, wish: Wish) -> Guess:
+    if containers.is_workbook(blob, head):
+        table, held = sheets.head(blob, SAMPLE)
+        return _judged("xlsx", "", table.names, held, wish, table=table)
+    if head.startswith(b"PK"):
+        raise DataError("TL-DATA-NESTED", where=blob.where, kind="zip")
+    kind = columnar.kind(head)
+    if kind:
+        names, rows = columnar.head(blob, kind, SAMPLE)
+        container: Container = "parquet" if kind == "parquet" else "arrow" if kind == "arrow" else "arrow stream"
+        return _judged(container, "", names, rows, wish)
+    encoding = encodings.named(wish.encoding, blob.where) if wish.encoding else encodings.detect(blob, head)
+    return _text(blob, encoding, wish)
 
 
-@contextmanager
-def opened(path: Path, encoding: str, newline: str | None = None) -> Iterator[TextIO]:
-    """The file as text. Bytes that are not UTF-8 become lone surrogates, which are found row by row later."""
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-    with path.open(encoding=encoding, errors=errors, newline=newline) as handle:
-        yield handle
-
-
-def load_json(path: Path, encoding: str) -> Any:
-    """The whole file as one JSON value; raises TL-DATA-JSON with line and column."""
-    try:
-        with opened(path, encoding) as handle:
-            return json.load(handle)
-    except json.JSONDecodeError as error:
-        raise DataError("TL-DATA-JSON", where=f"{shown(path)}:{error.lineno}:{error.colno}", error=error.msg) from error
-    except UnicodeError:
-        raise
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits; a million brackets
-        raise DataError("TL-DATA-JSON", where=shown(path), error=str(error)) from error
-
-
-def _bytes(path: Path) -> str:
-    """ "parquet", or the encoding of the text."""
-    if path.is_dir():
-        raise DataError("TL-DATA-FOLDER", where=shown(path))
-    if not path.exists() or "\0" in str(path):
-        raise DataError("TL-DATA-MISSING", where=shown(path))
-    if not path.is_file():
-        raise DataError("TL-DATA-UNREADABLE", where=shown(path), error=t("not a regular file"))
-    with path.open("rb") as handle:
-        head = handle.read(4096)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    packed = next((kind for mark, kind in _PACKED if head.startswith(mark)), "")
-    if packed:
-        raise DataError("TL-DATA-BINARY", where=shown(path), kind=packed)
-    marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
-    if marked.startswith("utf-16") or marked == "utf-32":
-        _must_decode(path, marked)
-        return marked
-    if b"\0" in head and path.stat().st_size % 2 == 0:
-        for name in ("utf-16-le", "utf-16-be"):
-            if _plausible_utf16(head, name):
-                _must_decode(path, name)
-                return name
-    return marked or _eight_bit(path)
-
-
-def _must_decode(path: Path, encoding: str) -> None:
-    """Raise UnicodeDecodeError unless all of the file is in `encoding`."""
-    with path.open(encoding=encoding, newline="") as handle:
-        while handle.read(HEAD):
-            pass
-
-
-def _plausible_utf16(head: bytes, encoding: str) -> bool:
-    text = head[: len(head) // 2 * 2].decode(encoding, "replace")
-    return sum(_is_usual(c) for c in text) >= 0.9 * len(text)
-
-
-def _is_usual(c: str) -> bool:
-    """Whether a character is one that texts are made of, and not what wrong byte pairs give."""
-    if c.isascii():
-        return c.isprintable() or c in "\r\n\t"
-    high = "\u2010" <= c <= "\u206f" or "\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef"
-    return high or (c.isalpha() and c < "\u0600")
-
-
-def _eight_bit(path: Path) -> str:
-    """UTF-8 (a few broken lines allowed: they go to the ledger row by row), or GB18030, or TL-DATA-ENCODING."""
-    good = plain = bad = first = 0
-    sample = b""
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
-            if line.isascii():
-                plain += 1
-                continue
-            try:
-                line.decode("utf-8")
-                good += 1
-            except UnicodeDecodeError:
-                bad, first = bad + 1, first or number
-                sample += line if len(sample) < 1 << 16 else b""
-    if not bad or bad <= 0.1 * good:
-        return "utf-8"
-    if not good and _plausible_chinese(sample):
-        try:
-            _must_decode(path, "gb18030")
-            return "gb18030"
-        except UnicodeDecodeError:
-            pass
-    if bad <= 0.1 * (good + plain):
-        return "utf-8"
-    error = t(
-        "{bad} of {n} lines are not UTF-8, and they do not read as GB18030 or UTF-16", bad=bad, n=good + plain + bad
-    )
-    raise DataError("TL-DATA-ENCODING", where=f"{shown(path)}:{first}", error=error)
-
-
-def _plausible_chinese(sample: bytes) -> bool:
-    """GB18030 reads almost any bytes; real Chinese has many of the commonest characters."""
-    text = [c for c in sample.decode("gb18030", "replace") if not c.isascii()]
-    chinese = sum("\u4e00" <= c <= "\u9fff" or "\u3000" <= c <= "\u303f" or "\uff00" <= c <= "\uffef" or c in "“”‘’…—·"
-                  for c in text)  # fmt: skip
-    return chinese >= 0.9 * len(text) and sum(c in _COMMON for c in text) >= 0.08 * len(text)
-
-
-def _text(path: Path, encoding: str, columns: Mapping[str, str]) -> Guess:
-    with opened(path, encoding) as handle:
-        head = handle.read(HEAD)
-    start = head.lstrip("\ufeff \t\r\n\v\f")[:1]
-    if not start and len(head) < HEAD:
-        raise DataError("TL-DATA-EMPTY", where=shown(path))
+def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
+    start = _first(blob, encoding)
+    if not start:
+        raise DataError("TL-DATA-EMPTY", where=blob.where)
     if start == "[":
-        rows = (_array_head(head) or load_json(path, encoding))[:SAMPLE]
+        rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
-            raise DataError("TL-DATA-EMPTY", where=shown(path))
-        guess = _judged("json", encoding, _columns(rows), rows, columns)
-        if guess.shape == "unknown":
-            load_json(path, encoding)  # broken JSON is the better news
-        return guess
-    with opened(path, encoding) as handle:
-        lines = list(islice((line for line in handle if line.strip()), SAMPLE))
+            raise DataError("TL-DATA-EMPTY", where=blob.where)
+        return _judged("json", encoding, _columns(rows), rows, wish)
+    try:
+        lines = list(_budgeted(islice((x for x in encodings.lines(blob, encoding) if x.strip()), SAMPLE)))
+    except DataError as error:
+        if error.code != "TL-DATA-ROW-LONG" or start != "{":
+            raise
+        lines = []  # one object, perhaps: it is read whole
     rows = [row for line in lines if (row := _parsed(line)) is not None]
     if len(lines) > 1 and (2 * len(rows) >= len(lines) or _parsed(lines[0]) is not None):
-        return _judged("jsonl", encoding, _columns(rows), rows, columns)
+        return _judged("jsonl", encoding, _columns(rows), rows, wish)
     if start == "{":
-        return _object(path, encoding, columns, one_line=len(lines) == 1)
-    with opened(path, encoding, newline="") as handle:
-        lines = list(islice(handle, 200))
-    table = _table(lines, columns)
-    if table is None:
-        why = t("neither JSON nor a table: plain text")
-        return Guess("txt", encoding, "text", (), why, 0.8, {})
-    container: Container = "tsv" if table.delimiter == "\t" else "csv"
-    return _judged(container, encoding, table.names, list(cells(lines, table)), columns, table)
+        return _object(blob, encoding, wish, one_line=len(lines) == 1)
+    return _table_or_prose(blob, encoding, wish)
 
 
-def _array_head(head: str) -> list[Any]:
-    """The first rows of a JSON array, without reading the rest."""
-    decoder = json.JSONDecoder()
-    rows: list[Any] = []
-    at = head.index("[") + 1
+def _first(blob: Blob, encoding: str) -> str:
+    """The first character that is no blank; nothing if there is none in the whole file."""
+    for piece in encodings.chunks(blob, encoding, HEAD):
+        text = piece.lstrip("\ufeff \t\r\n\v\f")
+        if text:
+            return text[0]
+    return ""
+
+
+def _budgeted(lines: Iterable[str]) -> Iterator[str]:
+    left = BUDGET
+    for line in lines:
+        yield line
+        left -= len(line)
+        if left < 0:
+            return
+
+
+def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
+    lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
+    table = tables.recognise(lines, wish.columns)
+    if table is not None:
+        container: Container = "tsv" if table.delimiter == "\t" else "csv"
+        return _judged(container, encoding, table.names, tables.sample(lines, table), wish, table=table)
+    if len(lines) == 1 and _is_scalar(lines[0]):
+        return Guess("txt", encoding, "unknown", (), t("a single JSON value"), 0.0, {})
+    unit = paragraphs.unit(lines)
+    names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"), "file": ""}
+    why = t("neither JSON nor a table: plain text, {unit}", unit=names[unit])
+    rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
+    guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
+    return guess if guess.shape != "text" else replace(guess, why=why, sure=0.8)
+
+
+def _is_scalar(text: str) -> bool:
     try:
-        while len(rows) < SAMPLE:
-            at += len(head[at : at + 4096]) - len(head[at : at + 4096].lstrip(" \t\r\n,"))
-            row, at = decoder.raw_decode(head, at)
-            rows.append(row)
+        json.loads(text)
+        return True
     except (ValueError, RecursionError):
-        pass
-    return rows
+        return False
 
 
-def _object(path: Path, encoding: str, columns: Mapping[str, str], *, one_line: bool) -> Guess:
+def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     """A file that is one object: a single row, or a list of rows one level down."""
-    value = load_json(path, encoding)
+    value = arrays.load(blob, encoding)
     lists = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
-    fits = shapes.shape_of(value)[0] != "unknown" or set(columns.values()) & set(value)
+    fits = shapes.shape_of(value, wish.task).kind or set(wish.columns.values()) & set(value)
     if fits or not lists:
-        return _judged("jsonl" if one_line else "object", encoding, _columns([value]), [value], columns)
+        return _judged("jsonl" if one_line else "object", encoding, _columns([value]), [value], wish)
     if len(lists) > 1:
-        raise DataError("TL-DATA-LISTS", where=shown(path), keys=shown(", ".join(lists)))
+        raise DataError("TL-DATA-LISTS", where=blob.where, keys=shown(", ".join(lists)))
     key, held = next(iter(lists.items()))
-    return _judged("object", encoding, _columns(held[:SAMPLE]), held, columns, key=key)
+    return _judged("object", encoding, _columns(held[:SAMPLE]), held, wish, key=key)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -264,127 +183,43 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _columns(rows: Any) -> tuple[str, ...]:
+def _columns(rows: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(k for row in rows if isinstance(row, dict) for k in row))
 
 
-def cells(lines: list[str], table: Table) -> Iterator[dict[str, str]]:
-    """The sample's rows as dicts; rows of another width are left to the reader of the whole file."""
-    rows = _records(lines, table.delimiter, table.quoted)
-    for row in rows[1:] if table.header else rows:
-        if len(row) == len(table.names):
-            yield dict(zip(table.names, row, strict=True))
-
-
-def quoting(quoted: bool) -> Literal[0, 3]:
-    """The csv module's word for whether quotes mean anything."""
-    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-
-
-def _records(lines: list[str], delimiter: str, quoted: bool) -> list[list[str]]:
-    csv.field_size_limit(FIELD)
-    reader = csv.reader(lines, delimiter=delimiter, strict=quoted, quoting=quoting(quoted))
-    out: list[list[str]] = []
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return [row for row in out if any(cell.strip() for cell in row)]
-        except csv.Error:
-            row = ["\0"]  # a broken row: it counts as one of another width
-        out.append(row)
-
-
-def _table(lines: list[str], columns: Mapping[str, str]) -> Table | None:
-    """The delimiter that gives most rows the width of the first one; None where no delimiter does."""
-    best: tuple[bool, float, bool, int] = (False, 0.0, False, 0)
-    table: Table | None = None
-    for delimiter, quoted in ((",", True), ("\t", False), ("\t", True), (";", True), ("|", True)):
-        rows = _records(lines, delimiter, quoted)
-        names = tuple(name.strip().lstrip("\ufeff") for name in rows[0]) if rows else ()
-        known = (bool(columns) and set(columns.values()) <= set(names)) or shapes.known(names)
-        if len(names) < 2 and not (known and delimiter == ","):
-            continue
-        share = sum(len(row) == len(names) for row in rows) / len(rows)
-        unquotes = delimiter == "\t" and quoted and rows != _records(lines, "\t", False)
-        score = (known, share, unquotes and share == 1.0, len(names))
-        if (known or (share >= 0.8 and len(rows) > 1)) and score > best:
-            header = known or all(_is_name(name) for name in names)
-            best, table = score, Table(delimiter, quoted, header, _unique(names if header else [""] * len(names)))
-    return table
-
-
-def _is_name(cell: str) -> bool:
-    """Whether a cell of the first row may be a column's name: short, no number, no end of a sentence."""
-    try:
-        float(cell)
-        return False
-    except ValueError:
-        return len(cell) <= 40 and not any(c in ".。!！?？，；" for c in cell)
-
-
-def _unique(names: Any) -> tuple[str, ...]:
-    """Names with the nameless called column_2, the second `id` id_2.
-
-    >>> _unique(["id", "", "id"])
-    ('id', 'column_2', 'id_2')
-    """
-    out: list[str] = []
-    for n, name in enumerate(names, 1):
-        name = name or f"column_{n}"
-        again = sum(o == name for o in names[: n - 1])
-        out.append(f"{name}_{again + 1}" if again else name)
-    return tuple(out)
-
-
-def _parquet_head(path: Path) -> tuple[tuple[str, ...], list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            batch = next(file.iter_batches(batch_size=SAMPLE), None)
-            return tuple(file.schema_arrow.names), batch.to_pylist() if batch else []
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError("TL-DATA-PARQUET", where=shown(path), error=str(error)) from error
-
-
 def _judged(
-    container: Container,
-    encoding: str,
-    names: tuple[str, ...],
-    rows: list[Any],
-    columns: Mapping[str, str] | None,
-    table: Table | None = None,
-    key: str = "",
+    container: Container, encoding: str, names: tuple[str, ...], rows: Sequence[Any], wish: Wish, **more: Any
 ) -> Guess:
-    """The guess, with the reason in words."""
+    """The guess, with the reason in words. `more`: table, key, unit."""
     rows = rows[:SAMPLE]
     seen = tuple(shown(name) for name in names)
-    if columns:
-        why = t("the recipe says which column is which")
-        return Guess(container, encoding, "mapped", seen, why, 1.0, dict(columns), table, key)
-    shape = shapes.recognise(rows or [dict.fromkeys(names)])
-    if table and shape.name in ("unknown", "text") and _has_labels(rows):
-        why = t("two columns, one of them with few and short values")
-        return Guess(container, encoding, "labelled", seen, why, 0.7, {}, table, key)
-    if shape.name == "unknown":
-        why = t("no known combination of columns")
-        return Guess(container, encoding, "unknown", seen, why, 0.0, {}, table, key)
-    used = ", ".join(dict.fromkeys(shape.roles.values())) or ", ".join(seen)
-    n = round(shape.share * len(rows))
-    why = t("{n} of the first {total} rows have {columns}", n=n, total=len(rows), columns=shown(used))
+
+    def guessed(shape: str, kind: Kind | None, roles: Mapping[str, str], why: str, sure: float) -> Guess:
+        return Guess(container, encoding, shape, seen, why, sure, roles, kind, len(rows), **more)
+
+    if wish.columns:
+        kind = shapes.mapped(wish.columns, wish.task)
+        return guessed("mapped", kind, dict(wish.columns), t("the recipe says which column is which"), 1.0)
+    shape = shapes.recognise(rows or [dict.fromkeys(names)], wish.task)
+    if more.get("table") and shape.kind in (None, "text") and wish.task in (None, "label"):
+        roles = tables.labels([row for row in rows if isinstance(row, dict)])
+        if roles:
+            return guessed("labelled", "label", roles, t("two columns, one of them with few and short values"), 0.7)
+    if shape.kind is None:
+        return guessed("unknown", None, {}, t("no known combination of columns"), 0.0)
+    used = ", ".join(dict.fromkeys(shape.roles.values()))
+    n = round(shape.share * sum(isinstance(row, dict) for row in rows))
+    why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=shown(used))
     left = shapes.unused(shape, names)
-    if left and shape.roles:
+    if left:
         why += t("; not used: {columns}", columns=shown(", ".join(left)))
-    return Guess(container, encoding, shape.name, seen, why, round(shape.share, 2), shape.roles, table, key)
+    return guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
 
 
-def _has_labels(rows: list[Any]) -> bool:
-    """Two columns, one of which has few short values: texts with labels."""
-    if len(rows) < 10 or any(len(row) != 2 for row in rows):
-        return False
-    return any(
-        len({row[c].strip() for row in rows}) <= len(rows) / 5 and all(len(row[c].strip()) <= 20 for row in rows)
-        for c in rows[0]
-    )
+def document(blob: Blob, wish: Wish) -> Guess:
+    """A text that is one record, its class known by its folder."""
+    blob, head = resolved(blob)
+    encoding = encodings.named(wish.encoding, blob.where) if wish.encoding else encodings.detect(blob, head)
+    why, roles = t("the folder's name is the label"), {"text": "text", "label": "label"}
+    return Guess("txt", encoding, "labelled", ("text", "label"), why, 0.9, roles, "label", 1, blob.compression,
+                 unit="file")  # fmt: skip

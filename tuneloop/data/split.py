@@ -1,62 +1,108 @@
-"""Training and held-out dialogues, chosen by a hash of seed and content.
+"""Training, validation and test rows, chosen by a hash of seed and content.
 
-A dialogue's place in the order of choice never depends on its neighbours, so rows that are added later move few of the
-old ones. It knows nothing of repeats: they are applied afterwards, to training rows alone.
+A row's place in the order of choice never depends on its neighbours, so rows that are added later move few of the old
+ones. Rows of one group (near repetitions of each other) always go to the same side.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal, cast
 
-from tuneloop.errors import DataError
-from tuneloop.records import Record
-
+Side = Literal["train", "validation", "test"]
+SIDES: tuple[Side, ...] = ("train", "validation", "test")
 SMALL = 10
-"""Files with fewer dialogues than this are held out from together."""
+"""Strata with fewer rows than this are held out from together."""
 
 
 def rank(record_id: str, seed: int) -> str:
-    """The place of a dialogue in the order of choice, as 64 hex digits."""
+    """The place of a row in the order of choice, as 64 hex digits."""
     return hashlib.sha256(f"{seed}:{record_id}".encode()).hexdigest()
 
 
-def split(records: Sequence[Record], validation: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(training, held-out), each in the old order.
+def sides(
+    ids: Sequence[str],
+    strata: Sequence[str],
+    *,
+    validation: float,
+    test: float = 0,
+    seed: int = 42,
+    groups: Sequence[int] | None = None,
+    fixed: Sequence[Side | None] | None = None,
+) -> list[Side]:
+    """The side of each row. `strata` names what is held out from in proportion (a file, or a file and a label).
 
-    `validation` below 1 is a share, taken from every file with ten dialogues or more and from all the smaller ones
-    together; 1 and above is a number of dialogues, shared out in proportion. Equal dialogues stay on one side.
-    Raises TL-DATA-NOTHING-LEFT if nothing would be left to train on.
+    `validation` and `test` below 1 are shares, taken from every stratum with ten rows or more and from all the smaller
+    ones together; 1 and above are numbers of rows, shared out in proportion. Rows of equal id or equal `groups` number
+    stay together. A row that is `fixed` stays on its side, and so does all of its group. A share leaves something to train
+    on; a number may not: the caller checks.
     """
-    ids = [r.id for r in records]
-    strata = _strata(records, ids)
-    sizes = {name: len(members) for name, members in strata.items()}
-    quota = _shares(sizes, validation) if validation < 1 else _counts(sizes, int(validation))
-    held: set[str] = set()
-    for name, members in strata.items():
-        held.update(sorted(members, key=lambda i: rank(i, seed))[: quota[name]])
-    train = [r for r, i in zip(records, ids, strict=True) if i not in held]
-    if not train:
-        raise DataError("TL-DATA-NOTHING-LEFT", rows=len(records), reasons=f"prepare.validation: {validation:g}")
-    return train, [r for r, i in zip(records, ids, strict=True) if i in held]
-
-
-def _strata(records: Sequence[Record], ids: Sequence[str]) -> dict[str, list[str]]:
-    """File -> ids of its dialogues, each id once and under its first file; small files under one name."""
-    files: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
-    for record, identity in zip(records, ids, strict=True):
-        first.setdefault(identity, record.file)
-    for identity, file in first.items():
-        files.setdefault(file, []).append(identity)
-    out: dict[str, list[str]] = {}
-    for file, members in files.items():
-        out.setdefault(file if len(members) >= SMALL else "", []).extend(members)
+    members = _units(ids, groups)
+    chosen: dict[int, Side] = {}
+    free: dict[str, list[int]] = {}
+    for unit, rows in members.items():
+        bound = [f for r in rows if fixed and (f := fixed[r])]
+        if bound:
+            chosen[unit] = max(bound, key=SIDES.index)
+        else:
+            free.setdefault(strata[rows[0]], []).append(unit)
+    free = _joined(free, members)
+    order = {u: min(rank(ids[r], seed) for r in rows) for u, rows in members.items() if u not in chosen}
+    sizes = {name: sum(len(members[u]) for u in units) for name, units in free.items()}
+    for side, quota in (("test", _quota(sizes, test)), ("validation", _quota(sizes, validation))):
+        for name, units in free.items():
+            waiting = sorted((u for u in units if u not in chosen), key=lambda u: order[u])
+            chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], quota[name]), cast(Side, side))
+    out: list[Side] = ["train"] * len(ids)
+    for unit, rows in members.items():
+        for r in rows:
+            out[r] = (fixed[r] if fixed else None) or chosen.get(unit, "train")
     return out
 
 
+def _units(ids: Sequence[str], groups: Sequence[int] | None) -> dict[int, list[int]]:
+    """Unit -> its rows, in order. A unit is a group, or the rows of one id."""
+    out: dict[int, list[int]] = {}
+    first: dict[str, int] = {}
+    for r, identity in enumerate(ids):
+        unit = int(groups[r]) if groups is not None else r
+        out.setdefault(first.setdefault(identity, unit), []).append(r)
+    return out
+
+
+def _joined(free: dict[str, list[int]], members: dict[int, list[int]]) -> dict[str, list[int]]:
+    """Strata of fewer than `SMALL` rows under one name."""
+    out: dict[str, list[int]] = {}
+    for name, units in free.items():
+        rows = sum(len(members[u]) for u in units)
+        out.setdefault(name if rows >= SMALL else "", []).extend(units)
+    return out
+
+
+def _taken(units: list[tuple[int, int]], rows: int) -> list[int]:
+    """Units (number, size) that make up `rows` rows together, the first ones first; one that is too large is passed by.
+
+    >>> _taken([(7, 1), (8, 5), (9, 2)], 3)
+    [7, 9]
+    """
+    out, left = [], rows
+    for unit, size in units:
+        if size <= left:
+            out.append(unit)
+            left -= size
+    if rows and not out and units:  # all are groups: a little more than asked for is better than nothing
+        unit, size = min(units, key=lambda pair: pair[1])
+        out = [unit] if size <= 2 * rows else []
+    return out
+
+
+def _quota(sizes: dict[str, int], wanted: float) -> dict[str, int]:
+    return _shares(sizes, wanted) if wanted < 1 else _counts(sizes, int(wanted))
+
+
 def _shares(sizes: dict[str, int], share: float) -> dict[str, int]:
-    """Dialogues to hold out of each, rounded half up; of ten or more at least one, and never all."""
+    """Rows to hold out of each, rounded half up; of ten or more at least one, and never all."""
     out = {}
     for name, n in sizes.items():
         take = int(n * share + 0.5)

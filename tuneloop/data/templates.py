@@ -5,7 +5,10 @@ A base model has no template; it gets the default one, which needs no special to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +62,256 @@ def choose_template(tokenizer: Any, wanted: str | None) -> str:
     return path.name
 
 
+@lru_cache(maxsize=1)
+def _transformers() -> Any:
+    """transformers' own module of chat templates, where it has the parts that are used here."""
+    from transformers.utils import chat_template_utils as own
+
+    parts = ("_compile_jinja_template", "_plain_template_data", "_alias_reasoning_fields")
+    return own if all(hasattr(own, part) for part in parts) else None
+
+
+class Renderer:
+    """Renders chats with a tokenizer's template, compiled once: the text that `apply_chat_template` gives, sooner.
+
+    A tokenizer that brings a method of its own is asked by that method.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        from transformers import PreTrainedTokenizerBase
+
+        self._tokenizer = tokenizer
+        own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        self._parts: Any = None if own else _transformers()
+        self._named = dict(tokenizer.special_tokens_map)
+
+    def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
+        """The text of a chat; with `prompt` it ends where the assistant is to begin.
+
+        Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
+        """
+        with _told():
+            if self._parts is None or not chat:
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None
+                    )
+                )
+            return self._render(self._source(tools), self._plain(chat), prompt, self._plain_tools(tools))
+
+    def turns(self, chat: Chat, answers: Sequence[int], tools: Sequence[Any] = ()) -> list[tuple[str, str]]:
+        """For each answer, at its place in the chat: the text in which it is served, and the text up to its end.
+
+        Raises TL-DATA-TEMPLATE.
+        """
+        if self._parts is None or not answers or answers[0] == 0:
+            return [
+                (self.text(chat[:at], prompt=True, tools=tools), self.text(chat[: at + 1], tools=tools))
+                for at in answers
+            ]
+        with _told():
+            source, plain, offered = self._source(tools), self._plain(chat), self._plain_tools(tools)
+            if (found := self._at_once(source, plain[: answers[-1] + 1], answers, offered)) is not None:
+                return found
+            return [
+                (self._render(source, plain[:at], True, offered), self._render(source, plain[: at + 1], False, offered))
+                for at in answers
+            ]
+
+    def _source(self, tools: Sequence[Any]) -> str:
+        return str(self._tokenizer.get_chat_template(None, tools=list(tools) or None))
+
+    def _plain(self, chat: Chat) -> Chat:
+        kept = [{key: value for key, value in message.items() if value is not None} for message in chat]
+        if any(type(value) is not str for message in kept for value in message.values()):
+            kept = self._parts._plain_template_data(kept)
+        out: Chat = self._parts._alias_reasoning_fields(kept)
+        return out
+
+    def _plain_tools(self, tools: Sequence[Any]) -> Any:
+        return self._parts._plain_template_data(list(tools)) if tools else None
+
+    def _render(self, source: str, chat: Chat, prompt: bool, tools: Any) -> str:
+        return str(self._filled(_compiled(self._parts._compile_jinja_template, source), chat, prompt, tools))
+
+    def _filled(self, compiled: Any, chat: Chat, prompt: bool, tools: Any) -> Any:
+        return compiled.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **self._named)
+
+    def _at_once(self, source: str, chat: Chat, answers: Sequence[int], tools: Any) -> list[tuple[str, str]] | None:
+        """`turns` from one rendering, for a template of which that is proven; None for any other."""
+        marked = _marked(self._parts._compile_jinja_template, source)
+        if marked is None:
+            return None
+        *parts, end = self._filled(marked[0], chat, False, tools).split(_MARK)
+        if len(parts) != len(chat):  # the chat has the mark in its text
+            return None
+        opening = self._filled(marked[1], chat, True, tools)
+        text = "".join(parts)
+        ends = [0, *accumulate(len(part) for part in parts)]
+        return [(text[: ends[at]] + opening, text[: ends[at + 1]] + end) for at in answers]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a template raises, as an error with a code."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError("TL-DATA-TEMPLATE", error=" ".join(str(error).split())[:200]) from error
+
+
+_OF_DICT = frozenset(dir(dict))
+_OF_STR = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
+_PLAIN = (str, int, bool, type(None))
+
+
+@lru_cache(maxsize=8)
+def _environment(compile_: Callable[[str], Any], source: str) -> Any:
+    """transformers' sandbox for templates, with a shortcut to what it always allows.
+
+    It looks for an attribute before it looks for a key: `message.role` costs it an exception. Some things it gives in any
+    case: a key of a plain dict that is the name of no attribute, a method of a plain str that is neither private nor
+    `format`, and what is no method of a loop or a namespace. Everything else goes its own way.
+    """
+    from jinja2.runtime import LoopContext
+
+    environment = compile_(source).environment.overlay()
+    whole = environment.getattr
+    holders = (LoopContext, environment.globals["namespace"])
+
+    def quick(of: Any, name: str) -> Any:
+        kind = type(of)
+        if kind is dict and name in of and name not in _OF_DICT:
+            return of[name]
+        if kind is str and name in _OF_STR:
+            return getattr(of, name)
+        if kind in holders and name[:1] != "_" and type(value := getattr(of, name, whole)) in _PLAIN:
+            return value
+        return whole(of, name)
+
+    environment.getattr = quick
+    return environment
+
+
+@lru_cache(maxsize=8)
+def _compiled(compile_: Callable[[str], Any], source: str) -> Any:
+    return _environment(compile_, source).from_string(source)
+
+
+_MARK = "\x00turn\x00"
+_EARLIER = {"first", "index", "index0", "previtem"}
+"""What a loop over the messages may ask of itself without looking ahead."""
+
+
+@lru_cache(maxsize=8)
+def _marked(compile_: Callable[[str], Any], source: str) -> tuple[Any, Any] | None:
+    """The template with a mark behind each message, and what follows its messages; None where that proves nothing.
+
+    Rendering each beginning of a dialogue costs the square of its turns. For a template that writes its messages one
+    after the other, once, and looks neither ahead nor at their number, the text of a beginning is the beginning of the
+    text: one rendering gives all. The template's syntax tree shows whether it is such a one (ChatML, Llama 2, Gemma and
+    Zephyr are; Qwen3 and DeepSeek, which rewrite what came before, are not).
+    """
+    from jinja2 import nodes
+
+    environment = _environment(compile_, source)
+    tree = environment.parse(source)
+    loops = [n for n in tree.body if isinstance(n, nodes.For) and _is_name(n.iter, "messages")]
+    if len(loops) != 1 or loops[0].test or loops[0].else_ or loops[0].recursive:
+        return None
+    at = tree.body.index(loops[0])
+    before, after = tree.body[:at], tree.body[at + 1 :]
+    known = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.AssignBlock, nodes.ExprStmt, nodes.Scope)
+    if any(not isinstance(n, known) for n in _statements(tree.body)):
+        return None
+    if _looks_ahead(before) or _looks_ahead(loops[0].body, loop=True) or _depends(after, tree):
+        return None
+    place: dict[str, Any] = {"lineno": 1, "environment": environment}
+    loops[0].body.append(nodes.Output([nodes.TemplateData(_MARK, **place)], **place))
+    return environment.from_string(tree), environment.from_string(nodes.Template(after, **place))
+
+
+def _statements(tree: Sequence[Any]) -> Iterator[Any]:
+    """Every statement in the statements of a template."""
+    from jinja2 import nodes
+
+    for node in tree:
+        yield node
+        yield from node.find_all(nodes.Stmt)
+
+
+def _is_name(node: Any, name: str) -> bool:
+    from jinja2 import nodes
+
+    return isinstance(node, nodes.Name) and node.name == name
+
+
+def _looks_ahead(tree: Sequence[Any], *, loop: bool = False) -> bool:
+    """Whether statements may read more of the messages than the first one, or what comes after them.
+
+    Of `messages`, nothing but messages[0] may be named; of `loop`, what it knows of earlier rounds.
+    """
+    from jinja2 import nodes
+
+    allowed = set()
+    for statement in tree:
+        for node in (statement, *statement.find_all((nodes.Getitem, nodes.Getattr))):
+            if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+                if _is_name(node.node, "messages") and repr(node.arg.value) == "0":
+                    allowed.add(id(node.node))
+                if loop and _is_name(node.node, "loop") and node.arg.value in _EARLIER:
+                    allowed.add(id(node.node))
+            if loop and isinstance(node, nodes.Getattr) and _is_name(node.node, "loop") and node.attr in _EARLIER:
+                allowed.add(id(node.node))
+    names = (name for statement in tree for name in statement.find_all(nodes.Name))
+    closed = {"messages", "loop", "add_generation_prompt", "self"}
+    return any(name.name in closed and id(name) not in allowed for name in names)
+
+
+def _depends(after: Sequence[Any], tree: Any) -> bool:
+    """Whether what a template writes behind its messages depends on them: it may name special tokens and the prompt."""
+    from jinja2 import nodes
+
+    free = {"add_generation_prompt", "bos_token", "eos_token"} - {
+        name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"
+    }
+    return not {name.name for statement in after for name in statement.find_all(nodes.Name)} <= free
+
+
 def render(tokenizer: Any, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
     """The text of a chat; with `prompt` it ends where the assistant is to begin.
 
     Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
     """
-    try:
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None
-        )
-    except Exception as error:
-        raise DataError("TL-DATA-TEMPLATE", error=" ".join(str(error).split())[:200]) from error
-    return str(text)
+    return Renderer(tokenizer).text(chat, prompt=prompt, tools=tools)
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of rendered texts. The template wrote the special tokens, so none are added."""
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    backend = _backend(tokenizer)
+    if backend is None:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The library's tokenizer inside one of transformers, set as that sets it; None where it does more than ask it."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or any(
+        getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in ("__call__", "_encode_plus")
+    ):
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Dialogues -> token ids and the mask of trained tokens, by rendering.
+"""Records -> token ids and the mask of trained tokens, by rendering.
 
 Each assistant turn is trained in exactly the context in which it will be served: the template renders the dialogue up
 to the turn with a generation prompt, and what the full rendering adds to that is what the model must produce, its end
@@ -8,54 +8,97 @@ other tokens, a dialogue becomes several samples instead of a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.templates import encode, render, stop_ids
+from tuneloop.data.samples import Sample, Samples, labels_of, starts_of
+from tuneloop.data.segments import Cutter, Pool
+from tuneloop.data.templates import Renderer, encode, stop_ids
 from tuneloop.errors import DataError
 from tuneloop.records import Message, Record
 
+__all__ = ["Sample", "Samples", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One training sequence. `ids` int32 [length]; `trained` bool [length], true where the token carries a label."""
-
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    record: str
-    ended: bool
-    """Every trained turn ends with a token that stops generation."""
-
-    @property
-    def labels(self) -> int:
-        """Label tokens. The first token of a sequence is never predicted, so it never counts."""
-        return int(self.trained[1:].sum())
+BATCH = 1000
+"""Records that are rendered and tokenised at a time: what is in memory beside the result."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    answer: bool
+class _Chain:
+    """One sample as text. `cuts` are the ends of its pieces, in characters: context, answer, context, answer, …
 
-
-def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
-    """The text in which message `at`, an answer, is served, and that text with the answer behind it.
-
-    Raises TL-DATA-MASK when the answer cannot be told from its context.
+    `before` and `after` are ids around the text; `everything`: all its tokens are trained, those behind it too.
     """
-    chat = record.chat()
-    context = render(tokenizer, chat[:at], prompt=True, tools=record.tools)
-    full = render(tokenizer, chat[: at + 1], tools=record.tools)
-    if not full.startswith(context):
-        full = _closed(context, full, record.messages[at])
-    if not full:
-        raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
-    return context, full
+
+    text: str
+    cuts: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    everything: bool = False
+
+    @property
+    def pieces(self) -> list[str]:
+        return [self.text[a:b] for a, b in pairwise((0, *self.cuts))]
+
+
+class _Writer:
+    """Writes records as text, the way one tokenizer needs it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = Renderer(tokenizer)
+
+    def chains(self, record: Record) -> list[_Chain]:
+        """The samples of a record, as text."""
+        if record.kind == "text":
+            end = self._tokenizer.eos_token_id
+            text = "".join(m.content for m in record.messages)
+            after: tuple[int, ...] = () if end is None else (int(end),)
+            return [_Chain(text, before=self._frame()[0], after=after, everything=True)]
+        if record.kind == "label":
+            before, after = self._frame()
+            return [_Chain("".join(m.content for m in record.messages), before=before, after=after)]
+        if record.kind == "preference":
+            return [self._answer(record), self._answer(record.with_messages((*record.prompt, *record.rejected)))]
+        trained = [at for at, m in enumerate(record.messages) if m.role == "assistant" and m.trained]
+        return _chained(self.turns(record, trained))
+
+    def turns(self, record: Record, answers: Sequence[int]) -> list[tuple[str, str]]:
+        """For each of these messages: the text in which it is served, and that text with the answer behind it.
+
+        Raises TL-DATA-MASK when an answer cannot be told from its context.
+        """
+        out = []
+        for at, (context, full) in zip(
+            answers, self._renderer.turns(record.chat(), answers, record.tools), strict=True
+        ):
+            if not full.startswith(context):
+                full = _closed(context, full, record.messages[at])
+            if not full:
+                raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
+            out.append((context, full))
+        return out
+
+    def _answer(self, record: Record) -> _Chain:
+        """One of the two answers of a preference pair: what follows the prompt is trained.
+
+        An answer of several turns, of which the template rewrites the earlier ones, is compared by its last.
+        """
+        first = len(record.prompt)
+        answers = [at for at in range(first, len(record.messages)) if record.messages[at].role == "assistant"]
+        return _chained(self.turns(record, answers))[-1]
+
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer itself puts before and behind a text: <s>, or [CLS] and [SEP]."""
+        inner = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer("a")["input_ids"]
+        at = next((k for k in range(len(whole)) if whole[k : k + len(inner)] == inner), len(whole))
+        return tuple(whole[:at]), tuple(whole[at + len(inner) :])
 
 
 def _closed(context: str, full: str, message: Message) -> str:
@@ -72,95 +115,221 @@ def _closed(context: str, full: str, message: Message) -> str:
     return f"{context}{line}{thought.strip()}\n</think>\n\n{answer.lstrip()}"
 
 
-def _chains(tokenizer: Any, record: Record) -> list[list[_Piece]]:
-    """The record as runs of context and answer texts; one run where the template leaves history alone."""
-    chains: list[list[_Piece]] = []
-    done = ""
-    for at, message in enumerate(record.messages):
-        if message.role != "assistant":
-            continue
-        context, full = turn(tokenizer, record, at)
-        if not chains or not context.startswith(done):
-            chains.append([])
-            done = ""
-        chains[-1] += [_Piece(context[len(done) :], False), _Piece(full[len(context) :], True)]
-        done = full
-    return chains
+def _chained(turns: Iterable[tuple[str, str]]) -> list[_Chain]:
+    """Turns as runs of context and answer; one run where the template leaves history alone."""
+    runs: list[tuple[str, tuple[int, ...]]] = []
+    for context, full in turns:
+        if runs and context.startswith(runs[-1][0]):
+            runs[-1] = (full, (*runs[-1][1], len(context), len(full)))
+        else:
+            runs.append((full, (len(context), len(full))))
+    return [_Chain(text, cuts) for text, cuts in runs]
 
 
-def _sample(pieces: list[_Piece], ids: list[list[int]], stops: frozenset[int], record: str) -> Sample:
-    tokens: list[int] = []
-    trained: list[bool] = []
-    ended = True
-    for piece, part in zip(pieces, ids, strict=True):
-        tokens += part
-        if not piece.answer:
-            trained += [False] * len(part)
-            continue
-        # Serving stops at the first end token; what the template writes after it (a newline, say) is nobody's answer.
-        end = next((k + 1 for k, token in enumerate(part) if token in stops), None)
-        ended = ended and end is not None
-        length = len(part) if end is None else end
-        trained += [True] * length + [False] * (len(part) - length)
-    return Sample(np.asarray(tokens, np.int32), np.asarray(trained, np.bool_), record, ended)
+def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
+    """The text in which message `at`, an answer, is served, and that text with the answer behind it.
+
+    Raises TL-DATA-MASK when the answer cannot be told from its context.
+    """
+    return _Writer(tokenizer).turns(record, [at])[0]
 
 
-def tokenize(tokenizer: Any, records: Sequence[Record]) -> list[Sample]:
-    """Samples of all records, in order.
+def encode_parts(tokenizer: Any, records: Iterable[Record]) -> Iterator[Samples]:
+    """Samples of all records, in order, a part at a time; for `samples.write`, which holds one part in memory.
 
+    chat, judged: each answer that is trained, in its context. text: every token, and the end token behind it. label:
+    the text as the tokenizer frames it, nothing trained. preference: two samples, the better answer first.
     Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
     from their contexts.
     """
-    return [sample for group in _groups(tokenizer, records) for sample in group]
+    encoder = _Encoder(tokenizer)
+    rest = iter(records)
+    while batch := list(islice(rest, BATCH)):
+        yield encoder.samples(batch, [record.id for record in batch])
+
+
+def encode_records(tokenizer: Any, records: Iterable[Record]) -> Samples:
+    """Samples of all records, in order, in memory. See `encode_parts`."""
+    return Samples.concatenate(encode_parts(tokenizer, records))
+
+
+def tokenize(tokenizer: Any, records: Sequence[Record]) -> Samples:
+    """Samples of all records, in order. See `encode_parts`."""
+    return encode_records(tokenizer, records)
 
 
 def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
-    """Tokens of each dialogue's longest sample. Raises what `tokenize` raises."""
-    return [max((len(s.ids) for s in group), default=0) for group in _groups(tokenizer, records)]
+    """Tokens of each record's longest sample, 0 for one without any. Raises what `encode_parts` raises."""
+    encoder = _Encoder(tokenizer)
+    out: list[int] = []
+    for begin in range(0, len(records), BATCH):
+        samples = encoder.samples(records[begin : begin + BATCH])
+        longest = np.zeros(samples.records, np.int64)
+        np.maximum.at(longest, samples.row, samples.lengths)
+        out += longest.tolist()
+    return out
 
 
-def _groups(tokenizer: Any, records: Sequence[Record]) -> list[list[Sample]]:
-    """The samples of each record."""
-    stops = stop_ids(tokenizer)
-    chains = [(n, chain) for n, record in enumerate(records) for chain in _chains(tokenizer, record)]
-    pieces = iter(encode(tokenizer, [piece.text for _, chain in chains for piece in chain]))
-    joined = encode(tokenizer, ["".join(piece.text for piece in chain) for _, chain in chains])
-    groups: list[list[Sample]] = [[] for _ in records]
-    for (n, chain), whole in zip(chains, joined, strict=True):
-        parts = [next(pieces) for _ in chain]
-        name = records[n].id
+@dataclass(slots=True)
+class _Marks:
+    """Where the answers of a batch begin and end: `at` the stretch, `head` what of it stands before, or -1 for none."""
+
+    at: list[int]
+    head: list[int]
+    chain: list[int]
+
+
+class _Encoder:
+    """Turns batches of records into samples."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._writer = _Writer(tokenizer)
+        self._cutter = Cutter(tokenizer)
+        self._stops = stop_ids(tokenizer)
+
+    def samples(self, records: Sequence[Record], names: Sequence[str] = ()) -> Samples:
+        """The samples of one batch; without `names` they carry none."""
+        written = [self._writer.chains(record) for record in records]
+        chains = [chain for own in written for chain in own]
+        row = np.repeat(np.arange(len(records), dtype=np.int32), [len(own) for own in written])
+        fast = self._cutter.exact and self._cutter.agrees([chain.text for chain in chains[:2]])
+        made, sure = self._at_once(chains) if fast else (None, np.zeros(len(chains), np.bool_))
+        if made is None or not sure.all():
+            each = [[made[k]] if made and sure[k] else self._by_text(chain) for k, chain in enumerate(chains)]
+            made, row = Samples.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
+        called = np.array([names[k] for k in row.tolist()] if names else np.zeros(len(row)), "S12")
+        return replace(made, row=row, names=called, records=len(records))
+
+    def _at_once(self, chains: Sequence[_Chain]) -> tuple[Samples, NDArray[np.bool_]]:
+        """A sample of each chain, and whether its contexts are what serving makes of them."""
+        pool, marks = Pool(self._tokenizer), _Marks([], [], [])
+        sure = np.ones(len(chains), np.bool_)
+        places: list[int] = []
+        counts = []
+        for k, chain in enumerate(chains):
+            counts.append(len(places))
+            sure[k] = self._laid_out(chain, k, pool, places, marks)
+        counts.append(len(places))
+        pool.fill()
+        whole, at, head = np.array(places, np.int64), np.array(marks.at, np.int64), np.array(marks.head, np.int64)
+        for place, begin in {(places[a], h) for a, h in zip(marks.at, marks.head, strict=True) if h >= 0}:
+            if not pool.begins(place, begin):
+                lost = (head == begin) & (whole[np.minimum(at, len(whole) - 1)] == place)
+                sure[np.array(marks.chain)[lost]] = False
+        sizes = np.append(np.diff(pool.starts), 0)  # the last one is for head -1
+        first = starts_of(sizes[whole])
+        ids = pool.ids[_ranges(pool.starts[whole], sizes[whole])]
+        starts = first[counts]
+        edges = first[at] + sizes[head]
+        trained, ended = self._mask(ids, starts, edges.reshape(-1, 2), np.array(marks.chain[::2], np.int64))
+        for k, chain in enumerate(chains):
+            if chain.everything:
+                trained[starts[k] : starts[k + 1]], ended[k] = True, bool(chain.after)
+        none = np.zeros(len(chains))
+        made = Samples(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
+                       none.astype("S12"), len(chains))  # fmt: skip
+        return made, sure
+
+    def _laid_out(self, chain: _Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> bool:
+        """Put the stretches of chain `k` into the pool; False where a turn ends inside an added token."""
+        if chain.before:
+            places.append(pool.place(chain.before))
+        sure, position, cuts = True, 0, iter((*chain.cuts, len(chain.text) + 1))
+        edge = next(cuts)
+        for stretch in self._cutter.cut(chain.text):
+            while edge < position + len(stretch):
+                inside = edge > position
+                marks.at.append(len(places))
+                marks.head.append(pool.place(stretch[: edge - position]) if inside else -1)
+                marks.chain.append(k)
+                sure = sure and not (inside and self._cutter.alone(stretch))
+                edge = next(cuts)
+            places.append(pool.place(stretch))
+            position += len(stretch)
+        while edge <= position:
+            marks.at.append(len(places))
+            marks.head.append(-1)
+            marks.chain.append(k)
+            edge = next(cuts)
+        if chain.after:
+            places.append(pool.place(chain.after))
+        return sure
+
+    def _mask(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], answers: NDArray[np.int64], of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which tokens are trained, and which samples end; `answers` int64 [m, 2] of the samples `of` int64 [m].
+
+        Serving stops at the first end token; what the template writes after it (a newline, say) is nobody's answer.
+        """
+        begin, end = answers.T
+        found = np.zeros(len(ids), np.bool_)
+        for token in self._stops:
+            found |= ids == token
+        stops = np.append(np.flatnonzero(found), len(ids))
+        stop = stops[np.searchsorted(stops, begin)]
+        closed = stop < end
+        change = np.zeros(len(ids) + 1, np.int8)
+        np.add.at(change, begin, 1)
+        np.add.at(change, np.where(closed, stop + 1, end), -1)
+        ended = np.ones(len(starts) - 1, np.bool_)
+        ended[of[~closed]] = False
+        return np.cumsum(change[:-1], dtype=np.int8).view(np.bool_), ended
+
+    def _by_text(self, chain: _Chain) -> list[Sample]:
+        """The samples of one chain for any tokenizer: each piece tokenised by itself and in its context."""
+        pieces = chain.pieces
+        whole = encode(self._tokenizer, [chain.text])[0]
+        if not pieces:
+            ids = np.array([*chain.before, *whole, *chain.after], np.int32)
+            return [Sample(ids, np.full(len(ids), chain.everything), "", bool(chain.after) or not chain.everything)]
+        parts = encode(self._tokenizer, pieces)
         if whole != [token for part in parts for token in part]:
-            cut = _cut(tokenizer, chain, whole)
+            cut = _cut(self._tokenizer, pieces, whole)
             if cut is None:
-                groups[n] += _apart(tokenizer, chain, stops, name)
-                continue
+                return self._apart(pieces)
             parts = cut
-        groups[n].append(_sample(chain, parts, stops, name))
-    return groups
+        return [self._sample(parts)]
+
+    def _apart(self, pieces: list[str]) -> list[Sample]:
+        """One sample a turn, each context tokenised whole as serving does it."""
+        out = []
+        for k in range(1, len(pieces), 2):
+            turn = ["".join(pieces[:k]), pieces[k]]
+            whole = encode(self._tokenizer, [turn[0] + turn[1]])[0]
+            out.append(self._sample(_cut(self._tokenizer, turn, whole) or encode(self._tokenizer, turn)))
+        return out
+
+    def _sample(self, parts: list[list[int]]) -> Sample:
+        """The sample whose pieces, context and answer in turn, have these ids."""
+        ids = np.array([token for part in parts for token in part], np.int32)
+        starts = np.array([0, len(ids)])
+        edges = starts_of(np.array([len(part) for part in parts]))[1:].reshape(-1, 2)
+        trained, ended = self._mask(ids, starts, edges, np.zeros(len(edges), np.int64))
+        return Sample(ids, trained, "", bool(ended[0]))
 
 
-def _cut(tokenizer: Any, chain: list[_Piece], whole: list[int]) -> list[list[int]] | None:
+def _ranges(begins: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of all ranges behind each other.
+
+    >>> _ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    return np.repeat(begins - starts_of(sizes)[:-1], sizes) + np.arange(sizes.sum())
+
+
+def _cut(tokenizer: Any, pieces: list[str], whole: list[int]) -> list[list[int]] | None:
     """The tokens of the joined text, cut where each piece ends; None where a token reaches over such an end.
 
     Tokenizers that begin each text with a blank (Llama 2) cut a piece by itself into other tokens than in its context.
     """
     ends = [0]
-    for ids in encode(tokenizer, ["".join(p.text for p in chain[: k + 1]) for k in range(len(chain))]):
+    for ids in encode(tokenizer, list(accumulate(pieces))):
         if whole[: len(ids)] != ids:
             return None
         ends.append(len(ids))
     return [whole[a:b] for a, b in pairwise(ends)]
-
-
-def _apart(tokenizer: Any, chain: list[_Piece], stops: frozenset[int], record: str) -> list[Sample]:
-    """One sample a turn, each context tokenised whole as serving does it."""
-    out: list[Sample] = []
-    for k in range(1, len(chain), 2):
-        turn = [_Piece("".join(p.text for p in chain[:k]), False), chain[k]]
-        whole = encode(tokenizer, [turn[0].text + turn[1].text])[0]
-        parts = _cut(tokenizer, turn, whole) or encode(tokenizer, [p.text for p in turn])
-        out.append(_sample(turn, parts, stops, record))
-    return out
 
 
 def marked(tokenizer: Any, sample: Sample) -> list[tuple[str, bool]]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import compare, suite
+from tuneloop.evaluate.progress import Counted
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, placed, resolve
@@ -63,7 +64,7 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
 
     def measure(model: nn.Module) -> tuple[suite.Scores, list[str], list[str], list[list[str]]]:
         model.eval()
-        answerer = Answerer(model, trained.tokenizer)
+        answerer = Counted(Answerer(model, trained.tokenizer), len(picked) + len(show) + sum(map(len, probes)), say)
         loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget)
         scores, answers = suite.score(
             answerer, held, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
@@ -75,17 +76,19 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
         )
         return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
 
-    say(t("Answering before training"))
     placed(trained.model)
+    fits = suite.fitting(Answerer(trained.model, trained.tokenizer), part.max_new_tokens)
+    picked = suite.pick(held, part.rows, fits)
+    say(t("Answering before training"))
     with untrained(trained) as base:
         scores0, answers0, show0, probes0 = measure(base)
     say(t("Answering after training"))
     scores1, answers1, show1, probes1 = measure(trained.model)
-    fits = suite.fitting(Answerer(trained.model, trained.tokenizer), part.max_new_tokens)
     return compare.assemble(
         before=scores0,
         after=scores1,
-        rows=suite.pick(held, part.rows, fits),
+        rows=picked,
+        held=held,
         answers_before=answers0,
         answers_after=answers1,
         show=show,

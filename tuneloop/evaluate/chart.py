@@ -127,7 +127,7 @@ def span(*groups: Points) -> tuple[float, float, int]:
 def words() -> dict[str, str]:
     """The words in the picture: English -> in the reader's language."""
     return {
-        "step": t("step"),
+        "optimizer step": t("optimizer step"),
         "loss": t("loss"),
         "training loss": t("training loss"),
         "training loss, smoothed": t("training loss, smoothed"),
@@ -221,7 +221,7 @@ def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
         middle.set_ylim(bottom=0)
     bottom.set_ylim(bottom=0)
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    bottom.set_xlabel(say["step"])
+    bottom.set_xlabel(say["optimizer step"])
     bottom.margins(x=0.015)
     left, right = steps(found)
     if left == right:
@@ -268,7 +268,7 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     titles = {"loss": "", "grad": say["gradient norm"], "rate": say["learning rate"]}
     parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
     parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
-    parts.append(_text(WIDTH - RIGHT, 476, say["step"], "end"))
+    parts.append(_text(WIDTH - RIGHT, 476, say["optimizer step"], "end"))
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(say["loss"])}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

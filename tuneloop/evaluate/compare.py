@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import DataError, RecipeError
+from tuneloop.errors import DataError, RecipeError, os_words
 from tuneloop.evaluate import metrics, suite
 from tuneloop.language import t
 from tuneloop.records import Answer, ProbeResult, Record
@@ -31,6 +31,23 @@ class Change:
     after: float | None
     change: float | None
     better: bool | None
+    total: int | None = None
+    """Of a probe: answers in all."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a number at all."""
+        return self.before is not None or self.after is not None
+
+    def shown(self, value: float | None, digits: int = 3) -> str:
+        """One of its values for a table: matches with the number of answers; "" for what was not measured.
+
+        >>> Change("probe/x", 0, 1, 1, True, 20).shown(1), Change("loss", 2.0, 1.5, -0.5, True).shown(2.0)
+        ('1/20', '2.000')
+        """
+        if value is None:
+            return ""
+        return f"{value:,.{digits}f}" if self.total is None else f"{value:.0f}/{self.total}"
 
     @property
     def label(self) -> str:
@@ -71,7 +88,7 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise DataError("TL-DATA-PROMPTS", where=prompts, error=str(error)) from error
+        raise DataError("TL-DATA-PROMPTS", where=prompts, error=os_words(error)) from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise DataError("TL-DATA-EMPTY", where=prompts, path=prompts)
@@ -134,6 +151,7 @@ def assemble(
     before: suite.Scores,
     after: suite.Scores,
     rows: Sequence[Record] = (),
+    held: Sequence[Record] = (),
     answers_before: Sequence[str] = (),
     answers_after: Sequence[str] = (),
     show: Sequence[str] = (),
@@ -143,6 +161,7 @@ def assemble(
 ) -> dict[str, Any]:
     """What evaluation.json holds. `rows` are the records whose last answer was generated (`suite.pick`), in order.
 
+    `held` are all records that the loss was measured on: their ids tell later which scores may be compared.
     A value that is not finite becomes None, since JSON has no word for it; `label_tokens` tells that it was measured.
     Raises ValueError when a list of answers is not as long as its questions.
     """
@@ -153,16 +172,29 @@ def assemble(
         "before": _plain(before),
         "after": _plain(after),
         "by_source": {name: {"before": _source(b), "after": _source(a)} for name, (b, a) in sources.items()},
-        "answers": [asdict(Answer(_question(r), b, a, suite.reference(r))) for r, b, a in said],
+        "held": [r.id for r in held],
+        "answers": [
+            asdict(Answer(_question(r), b, a, suite.reference(r))) | {"context": _context(r)} for r, b, a in said
+        ],
         "show": [asdict(Answer(p, b, a)) for p, b, a in shown],
         "probes": [_probe(p) for p in probes],
     }
 
 
+def _asked(record: Record) -> int:
+    """Where the last user turn before the answer stands; the last turn where there is none of the user."""
+    turns = suite.prompt(record)
+    return max((i for i, m in enumerate(turns) if m.role == "user"), default=len(turns) - 1)
+
+
 def _question(record: Record) -> str:
-    """The last user turn before the answer: what a reader needs to see."""
-    users = [m.content for m in suite.prompt(record) if m.role == "user"]
-    return users[-1] if users else suite.prompt(record)[-1].content
+    """The last user turn before the answer: what a reader needs to see first."""
+    return suite.prompt(record)[_asked(record)].content
+
+
+def _context(record: Record) -> list[dict[str, str]]:
+    """The turns before that question, which the answer knew as well."""
+    return [{"role": m.role, "content": m.content} for m in suite.prompt(record)[: _asked(record)]]
 
 
 def _plain(scores: suite.Scores) -> dict[str, Any]:
@@ -193,11 +225,38 @@ def changes(evaluation: dict[str, Any]) -> list[Change]:
     return rows + [_probe_change(one) for one in evaluation.get("probes") or ()]
 
 
+def nothing_held(evaluation: dict[str, Any]) -> bool:
+    """Whether an evaluation was made without a held-out row, so that it says nothing about loss."""
+    return bool(evaluation) and not (evaluation.get("after") or {}).get("label_tokens", 1)
+
+
+def different_rows(left: dict[str, Any], right: dict[str, Any], held: Sequence[Sequence[str] | None]) -> str:
+    """Why the held-out scores of two evaluations must not be compared, "" if they may be.
+
+    `held` are the ids of the rows that each was measured on, None where that is not known.
+    """
+    mine, theirs = held
+    if mine is None or theirs is None:
+        return t("Which rows the two runs held out is not known, so their losses may not be comparable.")
+    if set(mine) != set(theirs):
+        facts = {"left": len(set(mine)), "right": len(set(theirs)), "both": len(set(mine) & set(theirs))}
+        return t(
+            "The two runs were measured on different held-out rows ({left} and {right}, {both} of them in both): "
+            "do not compare their losses and scores.",
+            **facts,
+        )
+    labels = [(e.get("after") or {}).get("label_tokens") for e in (left, right)]
+    if labels[0] != labels[1]:
+        return t("The two models count tokens differently: their losses a token cannot be compared.")
+    return ""
+
+
 def _probe_change(one: dict[str, Any]) -> Change:
     """Better or worse by the one bound that is set; neither for a step the wrong way that stays within it."""
     low, high = one.get("at_least") is not None, one.get("at_most") is not None
     row = _change(f"probe/{one['name']}", one["before"], one["after"], None if low == high else low)
-    return replace(row, better=None) if one["passed"] and row.better is False else row
+    better = None if one["passed"] and row.better is False else row.better
+    return replace(row, better=better, total=one.get("total"))
 
 
 def _change(metric: str, before: float | None, after: float | None, up: bool | None) -> Change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from tuneloop.errors import RunError
 from tuneloop.evaluate import chart
 from tuneloop.evaluate.verdict import STARTS
+from tuneloop.plan.cautions import cautions
 from tuneloop.runs import Run
 
 
@@ -35,9 +37,25 @@ class Folder:
     @property
     def dataset_path(self) -> Path | None:
         """The dataset's folder, None if it is unknown or gone."""
-        text = self.dataset.get("path")
-        path = self.workspace / str(text) if text else None
-        return path if path and path.is_dir() else None
+        return Run(self.path).dataset()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The dataset's manifest, {} if there is none to read."""
+        path = self.dataset_path
+        try:
+            loaded = json.loads((path / "manifest.json").read_text(encoding="utf-8")) if path else {}
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+    def cautions(self) -> list[str]:
+        """What everybody must know of the data that this run was trained on, sentence by sentence."""
+        counts = self.dataset.get("counts") or self.manifest.get("counts") or {}
+        if not counts:
+            return []
+        where = Path(self.dataset_path or "") / "ledger.jsonl"
+        return cautions(counts, self.manifest.get("steps") or (), str(where))
 
 
 def read(run: Path) -> Folder:

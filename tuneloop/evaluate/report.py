@@ -10,7 +10,7 @@ import re
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +22,12 @@ from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from tuneloop.data import ledger
-from tuneloop.evaluate import chart, compare
+from tuneloop.evaluate import chart, compare, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
-from tuneloop.evaluate.verdict import ENDS, SPACE, STARTS, listed, verdict
+from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
 from tuneloop.language import current, t
+from tuneloop.monitor.duration import about, duration
+from tuneloop.plan.cautions import nothing_held
 
 OPEN_ANSWERS = 3
 """So many answers of a probe are shown at once, the rest on a click."""
@@ -52,24 +54,30 @@ def _template() -> Template:
 
 def _context(folder: Folder) -> dict[str, Any]:
     evaluation = folder.evaluation
-    changes = compare.changes(evaluation) if evaluation else []
+    changes = [c for c in compare.changes(evaluation) if c.measured]
+    cautions = [_private(text, folder) for text in folder.cautions()]
+    judged = verdict(evaluation, folder.events, folder.metrics)
+    if cautions and judged.tone == "good":  # what is good on a handful of rows is not a reason for green
+        judged = replace(judged, tone="plain")
     return {
         "language": "zh-CN" if current() == "zh" else "en",
         "space": SPACE[current()],
         "name": folder.path.name,
         "subtitle": _subtitle(folder),
-        "verdict": verdict(evaluation, folder.events, folder.metrics),
+        "verdict": judged,
+        "cautions": cautions,
+        "nothing_held": nothing_held() if compare.nothing_held(evaluation) else "",
         "tiles": _tiles(folder),
-        "show": evaluation.get("show") or [],
+        "show": [_answer(a) for a in evaluation.get("show") or ()],
         "probes": [_probe(p) for p in evaluation.get("probes") or ()],
-        "answers": evaluation.get("answers") or [],
+        "answers": [_answer(a) for a in evaluation.get("answers") or ()],
         "rows": (evaluation.get("after") or {}).get("rows", 0),
         "label_tokens": (evaluation.get("after") or {}).get("label_tokens", 0),
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
-        "changes": [_change(c, evaluation) for c in changes],
+        "changes": [_change(c) for c in changes],
         "curve": Markup(chart.svg(folder.metrics)),
         "words": chart.words(),
-        "data": [(_label(k), _shown(v)) for k, v in _flat({k: folder.dataset.get(k) for k in ("counts", "tokens")})],
+        "data": terms.counts({k: folder.dataset.get(k) for k in ("counts", "tokens")}),
         "dataset": folder.dataset,
         "ledger": _ledger(folder),
         "links": _links(folder),
@@ -78,7 +86,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "commands": _commands(folder),
         "recipe": _private(folder.recipe_text, folder),
         "events": [_event(e, folder) for e in folder.events],
-        "environment": [(k, _private(_shown(v), folder)) for k, v in _flat(_environment(folder))],
+        "environment": [(k, _private(v, folder)) for k, v in _environment(folder)],
     }
 
 
@@ -88,7 +96,7 @@ def _subtitle(folder: Folder) -> list[str]:
     finished = next((e.get("time") for e in reversed(folder.events) if isinstance(e.get("time"), int | float)), None)
     shown = Path(str(name)).name if name and Path(str(name)).is_absolute() else name or ""
     parts = [shown, train.get("method", ""), folder.dataset.get("name", "")]
-    return [str(p) for p in (*parts, _moment(finished)[:10]) if p]
+    return [str(p) for p in (*parts, terms.moment(finished)[:10]) if p]
 
 
 def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
@@ -150,58 +158,35 @@ def marked(text: str, pattern: str) -> tuple[Markup, bool]:
     return out + escape(text[end:]), bool(found)
 
 
-def _change(change: compare.Change, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _change(change: compare.Change) -> dict[str, Any]:
     kind, _, name = change.metric.partition("/")
-    total = next((p["total"] for p in evaluation.get("probes") or () if kind == "probe" and p["name"] == name), None)
     digits = {"loss": 3, "probe": 0}.get(kind, 1)
 
-    def number(value: float | None, form: str = "") -> str:
-        if value is None:
-            return t("not measured")
-        text = f"{value:{form},.{digits}f}".replace("-", "\u2212")
-        return f"{text} / {total}" if total is not None and not form else text
+    def number(value: float | None) -> str:
+        return change.shown(value, digits).replace("/", " / ") or t("not measured")
 
     return {
         "label": change.label,
         "before": number(change.before),
         "after": number(change.after),
-        "change": number(change.change, "+") if change.change is not None else "",
+        "change": _signed(change.change, digits),
         "tone": {True: "good", False: "bad", None: "plain"}[change.better],
         "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
         "part": bool(name) and kind == "loss",
     }
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, with dotted keys; None is left out."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        elif inner is not None:
-            yield prefix + str(key), inner
+def _signed(number: float | None, digits: int) -> str:
+    if number is None or number == 0:
+        return "" if number is None else "0"
+    return f"{number:+,.{digits}f}".replace("-", "\u2212")
 
 
-def _label(key: str) -> str:
-    known = {
-        "counts.train": t("dialogues to train on"),
-        "counts.validation": t("dialogues held out"),
-        "counts.rows_in": t("rows read"),
-        "counts.dropped": t("rows dropped"),
-        "counts.changed": t("rows repaired"),
-        "tokens": t("tokens"),
-        "tokens.total": t("tokens"),
-        "tokens.longest": t("tokens of the longest dialogue"),
-        "tokens.mean": t("tokens a dialogue, on average"),
-        "tokens.train": t("tokens to train on"),
-        "tokens.validation": t("tokens held out"),
-    }
-    return known.get(key, key.removeprefix("counts.").replace("_", " "))
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+def _answer(one: dict[str, Any]) -> dict[str, Any]:
+    """An answer with the turns before its question; evaluations of earlier versions have none."""
+    roles = terms.roles()
+    turns = [(roles.get(turn["role"], turn["role"]), turn["content"]) for turn in one.get("context") or ()]
+    return {**one, "context": turns}
 
 
 def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
@@ -211,10 +196,9 @@ def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
         return []
     lines = chart.read_lines(path / "ledger.jsonl")
     counted = Counter((str(x.get("action", "")), str(x.get("step", "")), str(x.get("reason", ""))) for x in lines)
-    actions = {"dropped": t("dropped"), "changed": t("changed")}
-    reasons = ledger.words()
+    actions, reasons, steps = terms.actions(), ledger.words(), ledger.steps()
     rows = [
-        (n, actions.get(action, action), step, reasons.get(why, why))
+        (n, actions.get(action, action), steps.get(step, step), reasons.get(why, why))
         for (action, step, why), n in counted.most_common()
     ]
     rest = sum(n for n, *_ in rows[LEDGER_ROWS:])
@@ -241,29 +225,18 @@ def _planned(folder: Folder) -> list[tuple[str, str, str]]:
     """(what, planned, what happened); the latter "" where it is not known."""
     plan, steps = folder.plan, [m["step"] for m in folder.metrics if "loss" in m and isinstance(m.get("step"), int)]
     memory, seconds = clock(folder, "memory_gb"), spent(folder)
-    planned = (plan.get("data") or {}).get("steps")
+    planned, foreseen = (plan.get("data") or {}).get("steps"), plan.get("evaluation") or {}
+    took = next((e.get("seconds") for e in reversed(folder.events) if e.get("event") == "evaluated"), None)
     rows = [
-        (t("training time"), duration(plan["seconds"]) if plan.get("seconds") else "",
+        (t("training time"), about(plan["seconds"]) if plan.get("seconds") else "",
          duration(seconds) if seconds else ""),
-        (t("memory at its peak"), f"{plan['memory_gb']:.1f} GiB" if plan.get("memory_gb") else "",
-         f"{max(memory):.1f} GiB" if memory else ""),
+        (t("evaluation time"), about(foreseen["seconds"]) if foreseen.get("seconds") else "",
+         duration(took) if took else ""),
+        (t("memory at its peak"), f"{plan['memory_gb']:.1f} GB" if plan.get("memory_gb") else "",
+         f"{max(memory):.1f} GB" if memory else ""),
         (t("optimizer steps"), f"{planned:,}" if planned else "", f"{max(steps):,}" if steps else ""),
     ]  # fmt: skip
     return [row for row in rows if row[1] or row[2]]
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a reader.
-
-    >>> duration(7.25), duration(59.6), duration(7380)
-    ('7.2 s', '1 min 0 s', '2 h 3 min')
-    """
-    if round(seconds) < 60:
-        return t("{s} s", s=f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}")
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return t("{m} min {s} s", m=minutes, s=rest)
-    return t("{h} h {m} min", h=minutes // 60, m=minutes % 60)
 
 
 def short(number: float) -> str:
@@ -289,26 +262,30 @@ def _commands(folder: Folder) -> list[tuple[str, str]]:
         (t("Talk to it"), f"tuneloop chat {run}"),
         (t("Serve it to any OpenAI client"), f"tuneloop serve {run}"),
         (t("Export it"), f"tuneloop export {run}"),
-        (t("Train again with a change"), f"tuneloop run {run}/recipe.yaml --set train.epochs=5"),
+        (t("Train again, twice as long"), f"tuneloop run {run}/recipe.yaml --set {_longer(folder)}"),
     ]
 
 
+def _longer(folder: Folder) -> str:
+    """A setting that makes the run twice as long: where train.max_steps is set, the epochs decide nothing."""
+    train = folder.recipe.get("train") or {}
+    if isinstance(train.get("max_steps"), int):
+        return f"train.max_steps={2 * train['max_steps']}"
+    epochs = train.get("epochs")
+    return f"train.epochs={2 * epochs if isinstance(epochs, int | float) else 6:g}"
+
+
 def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
-    rest = {k: v for k, v in event.items() if k not in ("time", "event")}
-    details = ", ".join(f"{k} {_shown(v)}" for k, v in _flat(rest))
-    return _moment(event.get("time")), str(event.get("event", "")), _private(details, folder)
+    rest = terms.facts(event, skip=frozenset({"time", "event"}))
+    details = COMMA[current()].join(f"{name} {value}" for name, value in rest)
+    what = str(event.get("event", ""))
+    return terms.moment(event.get("time")), terms.events().get(what, what), _private(details, folder)
 
 
-def _moment(time: Any) -> str:
-    from datetime import datetime
-
-    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S") if isinstance(time, int | float) else ""
-
-
-def _environment(folder: Folder) -> dict[str, Any]:
+def _environment(folder: Folder) -> list[tuple[str, str]]:
     started = next((e for e in folder.events if e.get("event") == "started"), {})
-    told = {k: v for k, v in started.items() if k not in ("time", "event")}
-    return {**(folder.plan.get("machine") or {}), **told}
+    machine = {"memory_all_gb" if k == "memory_gb" else k: v for k, v in (folder.plan.get("machine") or {}).items()}
+    return terms.facts({**machine, **started}, skip=frozenset({"time", "event", "step", "total"}))
 
 
 def _private(text: str, folder: Folder) -> str:

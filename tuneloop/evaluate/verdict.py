@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tuneloop.evaluate import compare
 from tuneloop.language import current, t
+from tuneloop.plan.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]
 ENDS, STARTS = frozenset({"finished", "stopped"}), frozenset({"started", "resumed"})
@@ -95,7 +96,7 @@ def _state(
         yield "plain", t("Training was stopped at step {step}.", step=f"{step:,}")
     elif last in STARTS and not evaluation:
         yield "plain", t("Training has not finished; the last step on record is {step}.", step=f"{step:,}")
-    if evaluation and not evaluation.get("probes") and not (evaluation.get("after") or {}).get("label_tokens", 1):
-        yield "plain", t("Nothing was held out and no probe was set: there are only the answers to judge by.")
+    if compare.nothing_held(evaluation):
+        yield "plain", nothing_held()
     if not evaluation:
         yield "plain", t("Nothing was evaluated, so what changed is not known.")

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tuneloop.evaluate import compare
 from tuneloop.export.parity import Parity
 from tuneloop.language import t
-from tuneloop.model.pull import provenance
+from tuneloop.model.adapter_card import method_text
+from tuneloop.model.origin import base_name, licence, licence_fields
+from tuneloop.plan.cautions import nothing_held
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
-
-MEASURES = ("loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL")
-
-
-def licence(base: Path) -> str:
-    """The licence of a base model, as written when it was pulled or in its own card; "" if neither says."""
-    said = str(provenance(base).get("licence") or "")
-    readme = base / "README.md"
-    if said or not readme.is_file():
-        return said
-    head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        fields = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
-        return ""
-    if not isinstance(fields, dict):
-        return ""
-    name = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
-    return str(name or "")
-
-
-def base_name(recipe: Recipe, base: Path) -> str:
-    """What the base model is called elsewhere: a path of the machine that trained says nothing to a reader."""
-    named = str(provenance(base).get("name") or recipe.model.name)
-    return Path(named).name if Path(named).is_absolute() else named
 
 
 def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -> str:
@@ -58,11 +35,7 @@ def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -
 
 def _front_matter(base: str, terms: str) -> str:
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": base}
-    if re.fullmatch(r"[\w.-]+", terms):
-        fields["license"] = terms.lower()
-    elif terms:
-        fields |= {"license": "other", "license_name": terms}
-    fields["tags"] = ["tuneloop"]
+    fields |= licence_fields(terms) | {"tags": ["tuneloop"]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -74,12 +47,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str:
     train, data = recipe.train, Run(run).read("dataset.json")
-    lora = train.lora
-    method = f"{train.method} (rank {lora.rank}, alpha {lora.alpha:g})" if train.method == "lora" else train.method
     rows = [
         [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
         [t("Licence of the base model"), terms or t("not recorded: look it up before you pass the model on")],
-        [t("Method"), method],
+        [t("Method"), method_text(recipe)],
         [
             t("Epochs, batch size, learning rate"),
             f"{_epochs(run, recipe):.3g}, {train.batch_size}, {train.learning_rate:g}",
@@ -103,26 +74,29 @@ def _epochs(run: Path, recipe: Recipe) -> float:
 def _scores(evaluation: dict[str, Any]) -> str:
     """Before and after on the held-out dialogues; a probe that failed is said as plainly as one that passed."""
     before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
-    rows = [[m, _number(before.get(m)), _number(after.get(m))] for m in MEASURES if after.get(m) is not None]
-    if not rows:
+    if not evaluation:
         return f"## {t('Measured')}\n\n{t('This run was not evaluated.')}\n"
+    rows = [
+        [name, _number(before.get(m)), _number(after.get(m))]
+        for m, name in compare.labels().items()
+        if before.get(m) is not None or after.get(m) is not None
+    ]
     text = f"## {t('Measured')}\n\n"
-    text += (
-        t(
+    if rows:
+        facts = {"labels": after.get("label_tokens", "?"), "n": after.get("rows", "?"), "base": t("the base model")}
+        said = t(
             "Loss and perplexity over {labels} held-out label tokens, BLEU and ROUGE over {n} answers; {base} before, "
             "this model after.",
-            n=after.get("rows", "?"),
-            labels=after.get("label_tokens", "?"),
-            base=t("the base model"),
+            **facts,
         )
-        + "\n\n"
-    )
-    text += _table([t("Measure"), t("before"), t("after")], rows)
+        text += f"{said}\n\n{_table([t('Measure'), t('before'), t('after')], rows)}"
+    elif not after.get("label_tokens"):
+        text += nothing_held() + "\n"
     probes = evaluation.get("probes") or []
     if probes:
-        said = {True: t("passed"), False: t("failed")}
+        results = {True: t("passed"), False: t("failed")}
         lines = [
-            [p["name"], f"{p['before']}/{p['total']}", f"{p['after']}/{p['total']}", said[bool(p["passed"])]]
+            [p["name"], f"{p['before']}/{p['total']}", f"{p['after']}/{p['total']}", results[bool(p["passed"])]]
             for p in probes
         ]
         text += "\n" + _table([t("Probe"), t("before"), t("after"), t("Result")], lines)
@@ -143,7 +117,7 @@ def _use() -> str:
         'folder = "."\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'chat = [{"role": "user", "content": "Who are you?"}]\n'
+        'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
         "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"

@@ -22,6 +22,7 @@ from tuneloop.export import card, parity
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
 from tuneloop.model.methods import METHODS
+from tuneloop.model.origin import base_name, licence
 from tuneloop.model.pull import PROVENANCE, provenance
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
@@ -107,13 +108,13 @@ def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
 def _describe(run: Path, saved: _Saved, found: parity.Parity, folder: Path) -> None:
     base = resolve(saved.recipe.model)
     _json(folder / "parity.json", found.as_dict())
-    own = {"name": saved.recipe.name, "kind": "merged", "base": card.base_name(saved.recipe, base)}
+    own = {"name": saved.recipe.name, "kind": "merged", "base": base_name(saved.recipe, base)}
     # Whoever trains on from this folder finds the base model's licence in it.
     _json(
         folder / PROVENANCE,
         {
             **own,
-            "licence": card.licence(base),
+            "licence": licence(base),
             "terms": provenance(base).get("terms"),
             "system": saved.recipe.prepare.system,
         },

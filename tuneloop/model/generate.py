@@ -7,7 +7,7 @@ was trained.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,12 @@ class Answerer:
         batch_size: int = 8,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
+        progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
-        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT."""
+        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT.
+
+        `progress` hears after each batch how many answers are written.
+        """
         prompts = [self.prompt(c) for c in chats]
         replies: list[Reply | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -102,6 +106,8 @@ class Answerer:
             seconds = (time.perf_counter() - began) / len(group)
             for i, row in zip(group, rows, strict=True):
                 replies[i] = self._reply(row, len(prompts[i]), seconds, stop)
+            if progress is not None:
+                progress(start + len(group))
         return [r for r in replies if r is not None]
 
     def _reply(self, tokens: list[int], prompt_tokens: int, seconds: float, stop: tuple[str, ...]) -> Reply:
@@ -113,6 +119,8 @@ class Answerer:
             starts = ((k, self._text(written[:k])) for k in range(1, len(written) + 1))
             tokens, text, cut = next((written[:k], x, c) for k, x in starts if (c := _first_stop(x, stop)) is not None)
             text, ended = text[:cut], True
+        else:
+            text = text.rstrip(PIECE)  # the first bytes of a character whose others were not written
         return Reply(text, prompt_tokens, len(tokens), "stop" if ended else "length", seconds)
 
     def _text(self, tokens: list[int]) -> str:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tuneloop.data.reach import is_reachable
 from tuneloop.disk import require_room
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import ModelError, TuneloopError
@@ -30,31 +27,7 @@ UNWANTED = ["*/*", "consolidated*", "training_args*", "adapter_*"]
 """Of those, what is not: other formats in sub-folders and a second copy of the weights under Mistral's name."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ANSWER_SECONDS = 3.0
 _REQUEST_SECONDS = 10.0
-
-
-def is_reachable(url: str, seconds: float = _ANSWER_SECONDS) -> bool:
-    """Whether a server answers at `url` within `seconds`, whatever it answers. The proxies of the environment count."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.build_opener().open(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLError):  # it is there; the library may know its certificate
-                answered.set()
-        except (OSError, ValueError):
-            pass
-
-    # In a thread, because a name server that is silent holds the look-up up beyond any time-out of the connection.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds + 0.5)
-    return answered.is_set()
 
 
 def from_hub(name: str, revision: str | None = None, *, local_only: bool = False) -> Path:

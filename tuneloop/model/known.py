@@ -69,22 +69,27 @@ def find(name: str) -> Known | None:
 
 
 def nearest(name: str) -> list[str]:
-    """The names most like `name`, best first; all names when none is like it.
+    """The names most like `name`, best first; none when none is like it.
 
-    >>> nearest("smolm2")
-    ['smollm2', 'smollm2-135m']
+    >>> nearest("smolm2"), nearest("qwen3")
+    (['smollm2', 'smollm2-135m'], [])
     """
     names = [n for known in KNOWN.values() for n in (known.name, *known.aliases)]
     wanted = name.strip().lower()
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
-    return near or list(KNOWN)
+    return difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+
+
+def unknown(name: str) -> ModelError:
+    """TL-MODEL-NAME, with the nearest names where there are any."""
+    near = nearest(name)
+    return ModelError("TL-MODEL-NAME", where=name, near=t("; near it: {names}", names=", ".join(near)) if near else "")
 
 
 def demand(name: str) -> Known:
     """The known model of that name. Raises TL-MODEL-NAME with the nearest names."""
     known = find(name)
     if known is None:
-        raise ModelError("TL-MODEL-NAME", where=name, near=", ".join(nearest(name)))
+        raise unknown(name)
     return known
 
 

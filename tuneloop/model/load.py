@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from tuneloop.data.stamps import digest
 from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
@@ -32,6 +34,15 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 # transformers and peft warn about each other's names; nothing a user could act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+
+
+def fingerprint(folder: Path, tokenizer: Any) -> str:
+    """12 hex digits of all that decides how text becomes tokens: the tokenizer's files and its chat template."""
+    whole = hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (folder / name).is_file():
+            whole.update(name.encode() + digest(folder / name).encode())
+    return whole.hexdigest()[:12]
 
 
 def load_tokenizer(folder: Path, template: str | None = None) -> Any:
@@ -150,6 +161,15 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return model
 
 
+def on_hub(name: str) -> bool:
+    """Whether a recipe's model name is one of the hub that other tools ask as well.
+
+    >>> on_hub("Qwen/Qwen3-0.6B"), on_hub("smollm2"), on_hub("modelscope:Qwen/Qwen3-0.6B"), on_hub("./models/x")
+    (True, False, False, False)
+    """
+    return "/" in name and not sources.is_path(name) and not name.startswith("modelscope:")
+
+
 def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None) -> None:
     """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`."""
     assert isinstance(model, PeftModel | PreTrainedModel)
@@ -160,7 +180,6 @@ def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path, part
         content = json.loads(config.read_text(encoding="utf-8"))
         # Other people have the hub as well, but not this machine's folders.
         name = part.name if part else ""
-        on_hub = "/" in name and not sources.is_path(name) and not name.startswith("modelscope:")
-        content["base_model_name_or_path"] = name if on_hub else str(base)
-        content["revision"] = part.revision if part and on_hub else None
+        content["base_model_name_or_path"] = name if on_hub(name) else str(base)
+        content["revision"] = part.revision if part and on_hub(name) else None
         config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")

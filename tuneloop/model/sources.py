@@ -19,7 +19,7 @@ from pathlib import Path
 from tuneloop.errors import ModelError
 from tuneloop.language import t
 from tuneloop.model.hub import from_hub, from_modelscope
-from tuneloop.model.known import KNOWN, Kind, find, nearest
+from tuneloop.model.known import KNOWN, Kind, find, unknown
 from tuneloop.model.model_folder import check
 from tuneloop.model.package_index import Say
 from tuneloop.model.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
@@ -115,7 +115,7 @@ def _remote(name: str, revision: str | None, *, local_only: bool) -> Path:
         raise ModelError("TL-MODEL-PATH", where=name, name=name)
     if _HUB_NAME.fullmatch(name):
         return from_hub(name, revision, local_only=local_only)
-    raise ModelError("TL-MODEL-NAME", where=name, near=", ".join(nearest(name)))
+    raise unknown(name)
 
 
 def is_path(name: str) -> bool:

@@ -10,10 +10,10 @@ import torch
 
 
 def memory_gb() -> float:
-    """Memory this run holds: on a GPU the most it allocated there, else the process's resident set. GiB."""
+    """Memory this run holds: on a GPU the most it allocated there, else the process's resident set. GB (1e9)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
+        return torch.cuda.max_memory_allocated() / 1e9
+    return float(psutil.Process().memory_info().rss) / 1e9
 
 
 @dataclass(slots=True)

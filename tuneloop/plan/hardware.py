@@ -15,7 +15,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Memory in GiB. `gflops` is the measured matrix-product rate in the type asked for, 0 where not measured."""
+    """Memory in GB (1e9 bytes). Rates are measured in the type asked for, 0 where nothing was asked.
+
+    `gflops` is that of square matrix products, as in training; `weights_gbs` the GB of weights a second that products
+    of a few rows get through, as in generation.
+    """
 
     system: str
     cpu: str
@@ -26,6 +30,7 @@ class Hardware:
     gpus: tuple[str, ...]
     gpu_memory_gb: float
     gflops: float
+    weights_gbs: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,20 +75,35 @@ def product_rate(dtype: torch.dtype, device: str, size: int = 1024, seconds: flo
     return 2 * size**3 / best / 1e9
 
 
-def look(dtype: torch.dtype | None = None) -> Hardware:
-    """Read this machine; with a type, measure its matrix-product rate as well (a quarter of a second)."""
+def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 4096, seconds: float = 0.15) -> float:
+    """GB a second of a weight matrix larger than the caches, in products with `rows` rows: a step of generation."""
+    weight = torch.ones(width, width, dtype=dtype, device=device)
+    x = torch.ones(rows, width, dtype=dtype, device=device)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        x @ weight.T
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return weight.numel() * weight.itemsize / best / 1e9
+
+
+def look(dtype: torch.dtype | None = None, rows: int = 1) -> Hardware:
+    """Read this machine; with a type, measure its rates as well (under half a second), for `rows` answers at once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = psutil.virtual_memory()
     cards = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    room = torch.cuda.mem_get_info()[0] / 2**30 if cards else 0.0
+    room = torch.cuda.mem_get_info()[0] / 1e9 if cards else 0.0
     return Hardware(
         system=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gb=round(memory.total / 2**30, 1),
-        free_gb=round(_free_memory() / 2**30, 1),
+        memory_gb=round(memory.total / 1e9, 1),
+        free_gb=round(_free_memory() / 1e9, 1),
         device=device,
         gpus=cards,
         gpu_memory_gb=round(room, 1),
         gflops=round(product_rate(dtype, device), 1) if dtype is not None else 0.0,
+        weights_gbs=round(weights_rate(dtype, device, rows), 2) if dtype is not None else 0.0,
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tuneloop.errors import MachineError, ServeError, TuneloopError
+from tuneloop.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.optional import need
 from tuneloop.records import Reply
 from tuneloop.serve.schemas import DONE, STATUS, ChatRequest, Writer, error_body, event, model_entry, room
@@ -246,7 +246,7 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise MachineError("TL-MACHINE-PORT", where=f"{host}:{port}", error=str(error), port=port) from error
+        raise MachineError("TL-MACHINE-PORT", where=f"{host}:{port}", error=os_words(error), port=port) from error
     try:
         # On POSIX this lets a restarted server have its port back; on Windows it would let two have it.
         if sys.platform == "win32":
@@ -259,7 +259,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise MachineError(
-            "TL-MACHINE-PORT", where=f"{host}:{port}", error=error.strerror or str(error), port=port
+            "TL-MACHINE-PORT", where=f"{host}:{port}", error=os_words(error), port=port
         ) from error
     return bound
 

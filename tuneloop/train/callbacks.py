@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from tuneloop.language import t
 from tuneloop.model.checkpoint import State
+from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
 from tuneloop.sections import Strategy
 from tuneloop.train.loop import StepResult
@@ -171,10 +172,19 @@ class Saver:
 
 
 class Screen:
-    """A bar on a terminal, a plain line now and then elsewhere."""
+    """A bar on a terminal; elsewhere a plain line now and then, for steps only whose metrics are logged as well."""
 
-    def __init__(self, total: int, meter: Meter, file: TextIO, *, first: int = 0, interval: float = 10.0) -> None:
-        self.total, self.meter, self.interval = total, meter, interval
+    def __init__(
+        self,
+        total: int,
+        meter: Meter,
+        file: TextIO,
+        *,
+        first: int = 0,
+        interval: float = 10.0,
+        due: Callable[[int], bool] = lambda step: True,
+    ) -> None:
+        self.total, self.meter, self.interval, self.due = total, meter, interval, due
         self.console = Console(file=file, highlight=False, soft_wrap=True)
         self.last = 0.0
         self.began, self.first = time.perf_counter(), first
@@ -199,17 +209,17 @@ class Screen:
         )  # fmt: skip
         if self.bar is not None:
             self.bar.update(self.task, completed=state.step, numbers=numbers)
-        elif time.perf_counter() - self.last >= self.interval or state.step == self.total:
+        elif self.due(state.step) and (state.step == self.total or time.perf_counter() - self.last >= self.interval):
             self.last = time.perf_counter()
             done = state.step - self.first
             left = (self.last - self.began) / max(1, done) * (self.total - state.step)
             self.say(
                 t(
-                    "step {step}/{total}  {numbers}  {left} s left",
+                    "step {step}/{total}  {numbers}  {left} left",
                     step=state.step,
                     total=self.total,
                     numbers=numbers,
-                    left=f"{left:.0f}",
+                    left=about(left),
                 )
             )
 

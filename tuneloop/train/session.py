@@ -27,7 +27,8 @@ from tuneloop.disk import require_room
 from tuneloop.errors import RunError
 from tuneloop.language import t
 from tuneloop.model import checkpoint
-from tuneloop.model.load import load_model, save_result, wrap
+from tuneloop.model.adapter_card import adapter_card
+from tuneloop.model.load import load_model, on_hub, save_result, wrap
 from tuneloop.model.loss import LossModel, head_is_exact, plain
 from tuneloop.model.methods import METHODS, parameters
 from tuneloop.monitor.meters import Meter
@@ -87,7 +88,7 @@ def rows(samples: Sequence[Sample], budget: int, *, packing: bool = True) -> Ite
 
 def loss_model(model: nn.Module, samples: Sequence[Sample]) -> LossModel:
     """The loss around a model, with the model's own head where ours would differ."""
-    probe = torch.from_numpy(min(samples, key=lambda s: len(s.ids)).ids).long().unsqueeze(0)
+    probe = torch.tensor(min(samples, key=lambda s: len(s.ids)).ids.tolist()).unsqueeze(0)
     return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
 
 
@@ -160,7 +161,8 @@ def session(
     wrapped, optimizer = accelerator.prepare(parts.inner, parts.optimizer)
     state = _take_up(parts) if resume else _start(parts)
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
-    screen = Screen(parts.total, parts.meter, file, first=state.step)
+    lines = Due(recipe.train.logging_strategy, recipe.train.logging_steps, parts.batches.steps_per_epoch, parts.total)
+    screen = Screen(parts.total, parts.meter, file, first=state.step, due=lines)
     if recipe.train.packing and not parts.batches.packing:
         screen.say(t("This model cannot be packed exactly: one dialogue a row."))
     watchers = _watchers(parts, screen, held, accelerator) if accelerator.is_main_process else []
@@ -232,6 +234,12 @@ def _take_up(parts: _Parts) -> checkpoint.State:
     return state
 
 
+def _card(parts: _Parts, state: checkpoint.State, base: Path) -> str:
+    dataset = str(parts.run.read("dataset.json").get("hash") or "")
+    hub = on_hub(parts.recipe.model.name)
+    return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub)
+
+
 def _close(parts: _Parts, state: checkpoint.State, model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write the result into a temporary sibling, then give it its name; or note that the run stopped early."""
     if state.step < parts.total:
@@ -242,6 +250,8 @@ def _close(parts: _Parts, state: checkpoint.State, model: nn.Module, tokenizer: 
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     save_result(model, tokenizer, folder, draft, parts.recipe.model)
+    if target.name == "adapter":  # in place of the empty form that PEFT leaves
+        (draft / "README.md").write_text(_card(parts, state, folder), encoding="utf-8")
     for path in draft.iterdir():
         checkpoint.sync(path)
     shutil.rmtree(target, ignore_errors=True)

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tuneloop.data import dataset, profile
-from tuneloop.data.dataset import Dataset, build, open_dataset
-from tuneloop.data.ledger import Ledger
+from tuneloop.data import builder, profile
+from tuneloop.data.dataset import Dataset, open_dataset
+from tuneloop.data.fit import Encode
+from tuneloop.data.ledger import ACTIONS, Ledger, entries
+from tuneloop.data.samples import Sample, Samples
 from tuneloop.errors import DataError, MachineError
 from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
@@ -34,12 +38,18 @@ def shared(name: str) -> Path:
     return path
 
 
-def characters(records: list[Record]) -> list[int]:
-    return [sum(len(m.content) for m in r.messages) for r in records]
+def characters(records: Sequence[Record]) -> Samples:
+    """One token a character: the code points of all turns."""
+    texts = [np.array([ord(c) for m in r.messages for c in m.content], np.int32) for r in records]
+    return Samples.of([Sample(x, np.ones(len(x), bool), r.id, True) for x, r in zip(texts, records, strict=True)])
 
 
-def never(records: list[Record]) -> list[int]:
+def never(records: Sequence[Record]) -> Samples:
     raise AssertionError("tokens were counted again")
+
+
+def build(recipe: Recipe, workspace: Path, encode: Encode, key: str = "characters") -> Dataset:
+    return builder.build(recipe, workspace, encode, key)
 
 
 def lines(tmp_path: Path, count: int, name: str = "chats.jsonl", word: str = "question") -> Path:
@@ -56,7 +66,10 @@ def recipe(*data: Path | dict[str, Any], name: str = "demo", seed: int = 42, **p
 
 
 def folders(workspace: Path, name: str = "demo") -> list[str]:
-    return sorted(p.name for p in (workspace / "datasets" / name).iterdir())
+    """What is in a dataset's folder, its memory (sources.json, stamps.json) and locks aside."""
+    home = workspace / "datasets" / name
+    memory = ("sources.json", "stamps.json")
+    return sorted(p.name for p in home.iterdir() if p.name not in memory and not p.name.endswith(".lock"))
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -65,21 +78,27 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert made.path == tmp_path / "datasets" / "demo" / made.hash
     assert len(made.hash) == 12
     assert sorted(p.name for p in made.path.iterdir()) == [
+        "README.md",
         "card.html",
+        "data",
         "ledger.jsonl",
         "manifest.json",
-        "records.parquet",
+        "tokens",
     ]
-    table = pq.read_table(made.path / "records.parquet")
-    assert table.column_names == ["id", "split", "repeat", "file", "line", "messages", "tools"]
-    assert Counter(table["split"].to_pylist()) == {"train": 30, "validation": 10}
+    tables = {p.stem: pq.read_table(p) for p in (made.path / "data").iterdir()}
+    assert {side: table.num_rows for side, table in tables.items()} == {"train": 30, "validation": 10}
+    assert tables["train"].column_names == [
+        "id", "kind", "file", "line", "repeat", "label", "parent", "messages", "rejected", "tools",
+    ]  # fmt: skip
     train = made.records("train")
     assert len(train) == 30
     assert train[0].messages == (
         Message("user", f"question {train[0].line - 1}"),
         Message("assistant", f"answer {train[0].line - 1}"),
     )
-    assert made.manifest["counts"] == {"rows_in": 40, "train": 30, "validation": 10, "dropped": 0, "changed": 0}
+    assert made.manifest["counts"] == {
+        "rows_in": 40, "train": 30, "validation": 10, "test": 0, "dropped": 0, "changed": 0, "marked": 0, "added": 0,
+    }  # fmt: skip
     source = made.manifest["sources"][0]
     assert (source["file"], source["rows"], source["shape"], source["sure"]) == (
         "chats.jsonl",
@@ -110,9 +129,10 @@ def test_rows_add_up_over_real_files(tmp_path: Path) -> None:
     counts = made.manifest["counts"]
     assert counts["rows_in"] == 500 + 58 + 150 + 65 + 100 + 5
     assert counts["rows_in"] == counts["train"] + counts["validation"] + counts["dropped"]
-    ledger = Ledger.read(made.path / "ledger.jsonl")
-    assert ledger.counts() == made.manifest["steps"]
-    assert ledger.dropped == counts["dropped"]
+    told = Counter((e.step, e.reason, e.action) for e in entries(made.path / "ledger.jsonl"))
+    stated = {(s["step"], s["reason"], a): s[a] for s in made.manifest["steps"] for a in ACTIONS if s[a]}
+    assert told == stated
+    assert sum(n for (*_, action), n in told.items() if action == "dropped") == counts["dropped"]
     reasons = {(s["reason"]): s["dropped"] + s["changed"] for s in made.manifest["steps"]}
     assert reasons["unfilled template"] == 61
     assert reasons["unanswered end removed"] == 27
@@ -130,9 +150,16 @@ def test_too_long_is_rejected_with_its_length_and_never_cut(tmp_path: Path) -> N
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     made = build(recipe(path, max_length=16, validation=0), tmp_path, characters)
     assert [len(r.messages[1].content) for r in made.records("train")] == [15]
-    entries = Ledger.read(made.path / "ledger.jsonl").entries
-    assert [(e.line, e.reason, e.detail) for e in entries] == [(2, "too long", "17 / 16"), (3, "too long", "1000 / 16")]
-    assert made.manifest["tokens"] == {"total": 16, "longest": 16, "mean": 16.0, "train": 16, "validation": 0}
+    told = [(e.line, e.reason, e.detail) for e in entries(made.path / "ledger.jsonl")]
+    assert told == [(2, "too long", "17 / 16"), (3, "too long", "1000 / 16")]
+    assert made.manifest["tokens"] == {
+        "total": 16,
+        "longest": 16,
+        "mean": 16.0,
+        "train": 16,
+        "validation": 0,
+        "test": 0,
+    }
 
 
 def test_the_system_prompt_is_added_and_counted(tmp_path: Path) -> None:
@@ -144,7 +171,7 @@ def test_the_system_prompt_is_added_and_counted(tmp_path: Path) -> None:
     systems = [r.messages[0] for r in made.records("train")]
     assert systems == [Message("system", "x" * 16), Message("system", "own")]
     assert [s["reason"] for s in made.manifest["steps"]] == ["system prompt added", "too long"]
-    assert made.manifest["counts"]["changed"] == 1
+    assert made.manifest["counts"]["changed"] == 2  # the one that went afterwards, too
 
 
 def test_repeats_are_of_training_rows_alone(tmp_path: Path) -> None:
@@ -176,7 +203,7 @@ def test_an_unchanged_prepare_does_nothing_again(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in first.path.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", ["row", "seed", "max_length", "columns", "repeat", "model"])
+@pytest.mark.parametrize("change", ["row", "seed", "max_length", "columns", "repeat", "tokenizer"])
 def test_a_change_is_noticed(tmp_path: Path, change: str) -> None:
     path = lines(tmp_path, 20)
     build(recipe(path), tmp_path, characters)
@@ -186,10 +213,10 @@ def test_a_change_is_noticed(tmp_path: Path, change: str) -> None:
         "max_length": lambda: recipe(path, max_length=999),
         "columns": lambda: recipe({"path": path, "columns": {"user": "question", "assistant": "answer"}}),
         "repeat": lambda: recipe({"path": path, "repeat": 2}),
-        "model": lambda: make_recipe({**recipe(path).model_dump(), "model": "another"})[0],
+        "tokenizer": lambda: recipe(path),
     }[change]()
     with pytest.raises(AssertionError, match="counted again"):
-        build(other, tmp_path, never)
+        build(other, tmp_path, never, "another" if change == "tokenizer" else "characters")
 
 
 def test_the_ledger_is_of_this_time_even_where_the_rows_are_those_of_another(tmp_path: Path) -> None:
@@ -219,15 +246,15 @@ def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
         build(recipe(lines(tmp_path, 21)), tmp_path, characters).hash,
     }
     assert len(hashes | {first.hash}) == 4
-    assert len(folders(tmp_path)) == 5
+    assert len(folders(tmp_path)) == 4
     assert open_dataset(first.path).hash == first.hash
 
 
 def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
-    assert build(recipe(lines(tmp_path, 20)), tmp_path, characters).hash == "43617d3f3465"
+    assert build(recipe(lines(tmp_path, 20)), tmp_path, characters).hash == "9e51b43bb9b9"
 
 
-@pytest.mark.parametrize("file", ["records.parquet", "ledger.jsonl", "manifest.json"])
+@pytest.mark.parametrize("file", ["data/train.parquet", "ledger.jsonl", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "changed"])
 def test_a_damaged_version_is_noticed_and_made_again(tmp_path: Path, file: str, damage: str) -> None:
     source = lines(tmp_path, 20)
@@ -248,7 +275,7 @@ def test_a_damaged_version_is_noticed_and_made_again(tmp_path: Path, file: str, 
     again = build(recipe(source), tmp_path, characters)
     assert again.hash == made.hash
     assert again.records("train") == whole
-    assert folders(tmp_path) == sorted([made.hash, "sources.json"])
+    assert folders(tmp_path) == [made.hash]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}', "null"])
@@ -269,32 +296,41 @@ def test_a_cache_that_points_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert build(recipe(path), tmp_path, characters) == first
 
 
-def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_while_writing_leaves_no_version_and_the_work_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = lines(tmp_path, 20)
 
     def stop(_: Dataset) -> str:
         raise KeyboardInterrupt
 
+    card = profile.card
     monkeypatch.setattr(profile, "card", stop)
     with pytest.raises(KeyboardInterrupt):
         build(recipe(path), tmp_path, characters)
-    assert folders(tmp_path) == []
+    monkeypatch.setattr(profile, "card", card)
+    assert [name[:6] for name in folders(tmp_path)] == [".work-"]
+    made = build(recipe(path), tmp_path, never)
+    assert folders(tmp_path) == [made.hash]
 
 
 def test_several_processes_at_once_make_one_version(tmp_path: Path) -> None:
     path = lines(tmp_path, 200)
     code = (
-        "import sys; from pathlib import Path; from tuneloop.data.dataset import build; "
-        "from tuneloop.recipe import make_recipe; "
+        "import sys; from pathlib import Path; from tuneloop.data.builder import build; "
+        "from tuneloop.data.samples import Samples; from tuneloop.recipe import make_recipe; import numpy as np; "
         "recipe, _ = make_recipe({'name': 'demo', 'data': sys.argv[1]}); "
-        "print(build(recipe, Path(sys.argv[2]), lambda rows: [1] * len(rows)).hash)"
+        "one = lambda rows: Samples(np.ones(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows) + 1), "
+        "np.zeros(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows), dtype='i4'), "
+        "np.array([r.id for r in rows], 'S12'), len(rows)); "
+        "print(build(recipe, Path(sys.argv[2]), one, 'ones').hash)"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     hashes = {process.communicate(timeout=120)[0].strip() for process in running}
     assert all(process.returncode == 0 for process in running)
     assert len(hashes) == 1
-    assert folders(tmp_path) == sorted([*hashes, "sources.json"])
+    assert folders(tmp_path) == [*hashes]
 
 
 def test_no_room_is_said_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,11 +350,11 @@ def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Ledger, "write", full)
+    monkeypatch.setattr(Ledger, "close", full)
     with pytest.raises(MachineError) as caught:
         build(recipe(path), tmp_path, characters)
     assert caught.value.code == "TL-MACHINE-DISK"
-    assert folders(tmp_path) == []
+    assert not [name for name in folders(tmp_path) if not name.startswith(".")]
 
 
 def test_a_workspace_that_cannot_be_written(tmp_path: Path) -> None:
@@ -347,21 +383,22 @@ def test_one_file_in_two_slices(tmp_path: Path) -> None:
 
 
 def test_what_the_template_refuses_is_dropped_by_name(tmp_path: Path) -> None:
-    def strict(records: list[Record]) -> list[int]:
+    def strict(records: Sequence[Record]) -> Samples:
         if any(r.messages[0].content == "question 3" for r in records):
             raise DataError("TL-DATA-TEMPLATE", error="no such role")
         return characters(records)
 
     made = build(recipe(lines(tmp_path, 20)), tmp_path, strict)
-    entries = Ledger.read(made.path / "ledger.jsonl").entries
-    assert [(e.line, e.reason, e.detail) for e in entries] == [(4, "template refuses", "no such role")]
+    told = [(e.line, e.reason, e.detail) for e in entries(made.path / "ledger.jsonl")]
+    assert told == [(4, "template refuses", "no such role")]
 
-    def refuse(records: list[Record]) -> list[int]:
+    def refuse(records: Sequence[Record]) -> Samples:
         raise DataError("TL-DATA-TEMPLATE", error="no such role")
 
     with pytest.raises(DataError) as caught:
         build(recipe(lines(tmp_path, 20), name="none"), tmp_path, refuse)
-    assert caught.value.code == "TL-DATA-TEMPLATE"
+    assert caught.value.code == "TL-DATA-NOTHING-LEFT"
+    assert "refuses the dialogue: 20 (no such role)" in caught.value.what
 
 
 def test_nothing_left_says_why(tmp_path: Path) -> None:
@@ -385,9 +422,3 @@ def test_no_dataset_here(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             open_dataset(path)
         assert caught.value.code == "TL-DATA-NO-DATASET"
-
-
-def test_the_files_of_the_code_that_decide_are_all_named() -> None:
-    """Each module the rows go through is part of the cache key; the list must not name one that is gone."""
-    folder = Path(str(dataset.__file__)).parent
-    assert all((folder / name).is_file() for name in dataset._CODE)

@@ -1,0 +1,115 @@
+"""The plain way to mask, written for the eye and not for speed: what tuneloop/data/tokens.py must agree with.
+
+Every turn is rendered twice by the tokenizer's own method and every text is tokenised by the tokenizer's own call, once
+in pieces and once joined. No code is shared with what it proves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from tuneloop.errors import DataError
+from tuneloop.records import Message, Record
+
+Masked = tuple[list[int], list[bool], bool]
+"""Ids, which are trained, whether each trained turn has its end token."""
+Piece = tuple[str, bool]
+"""Text, and whether it is an answer."""
+
+
+def render(tokenizer: Any, chat: list[dict[str, Any]], prompt: bool, tools: Sequence[Any]) -> str:
+    return str(
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None)
+    )
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def stops(tokenizer: Any) -> set[int]:
+    found = {tokenizer.eos_token_id} - {None}
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    text = render(tokenizer, chat, False, ())
+    tail = encode(tokenizer, [text.rpartition("answer")[2]])[0]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return found | (set(tail[:1]) & special)
+
+
+def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
+    chat = record.chat()
+    context = render(tokenizer, chat[:at], True, record.tools)
+    full = render(tokenizer, chat[: at + 1], False, record.tools)
+    if not full.startswith(context):
+        full = closed(context, full, record.messages[at])
+    if not full:
+        raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
+    return context, full
+
+
+def closed(context: str, full: str, message: Message) -> str:
+    before, opened, blank = context.rpartition("<think>")
+    answer = full[len(before) :]
+    if not opened or blank.strip() or not full.startswith(before) or "<think>" in answer:
+        return ""
+    thought = message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]
+    line = "" if blank.endswith("\n") else "\n"
+    return f"{context}{line}{thought.strip()}\n</think>\n\n{answer.lstrip()}"
+
+
+def masked(tokenizer: Any, record: Record) -> list[Masked]:
+    """The samples of a dialogue."""
+    chains: list[list[Piece]] = []
+    done = ""
+    for at, message in enumerate(record.messages):
+        if message.role != "assistant":
+            continue
+        context, full = turn(tokenizer, record, at)
+        if not chains or not context.startswith(done):
+            chains.append([])
+            done = ""
+        chains[-1] += [(context[len(done) :], False), (full[len(context) :], True)]
+        done = full
+    ends = stops(tokenizer)
+    return [sample for chain in chains for sample in _samples(tokenizer, chain, ends)]
+
+
+def _samples(tokenizer: Any, chain: list[Piece], ends: set[int]) -> list[Masked]:
+    texts = [text for text, _ in chain]
+    parts = encode(tokenizer, texts)
+    whole = encode(tokenizer, ["".join(texts)])[0]
+    if whole == [token for part in parts for token in part]:
+        return [_sample(chain, parts, ends)]
+    if cut := _cut(tokenizer, chain, whole):
+        return [_sample(chain, cut, ends)]
+    out = []
+    for k in range(1, len(chain), 2):
+        own = [("".join(texts[:k]), False), chain[k]]
+        whole = encode(tokenizer, [own[0][0] + own[1][0]])[0]
+        out.append(_sample(own, _cut(tokenizer, own, whole) or encode(tokenizer, [text for text, _ in own]), ends))
+    return out
+
+
+def _cut(tokenizer: Any, chain: list[Piece], whole: list[int]) -> list[list[int]] | None:
+    edges = [0]
+    for ids in encode(tokenizer, ["".join(text for text, _ in chain[: k + 1]) for k in range(len(chain))]):
+        if whole[: len(ids)] != ids:
+            return None
+        edges.append(len(ids))
+    return [whole[a:b] for a, b in pairwise(edges)]
+
+
+def _sample(chain: list[Piece], ids: list[list[int]], ends: set[int]) -> Masked:
+    tokens: list[int] = []
+    trained: list[bool] = []
+    ended = True
+    for (_, answer), part in zip(chain, ids, strict=True):
+        tokens += part
+        end = next((k + 1 for k, token in enumerate(part) if token in ends), None) if answer else 0
+        ended = ended and end is not None
+        length = len(part) if end is None else end
+        trained += [True] * length + [False] * (len(part) - length)
+    return tokens, trained, ended

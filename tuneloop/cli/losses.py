@@ -1,0 +1,87 @@
+"""The panel after `prepare`: many rows were lost, or nothing is held out; why, and what to change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.language import t
+from tuneloop.plan.cautions import cautions, nothing_held
+
+if TYPE_CHECKING:
+    from tuneloop.data.dataset import Dataset
+    from tuneloop.sections import Recipe
+
+MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
+SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
+
+
+def warn(made: Dataset, recipe: Recipe) -> list[str]:
+    """Print the panel where there is reason to. The sentences it says, so that nobody repeats them."""
+    counts, file = made.manifest["counts"], made.path / "ledger.jsonl"
+    told = cautions(counts, made.manifest["steps"], str(file))
+    if not counts["validation"] and recipe.prepare.validation:
+        told.append(nothing_held())
+    if told:
+        reasons, lengths = _dropped(file)
+        _panel([*told, *_remedies(reasons, lengths, recipe.prepare.max_length)])
+    return told
+
+
+def _dropped(file: Path) -> tuple[Counter[str], list[int]]:
+    """Of a ledger: reason -> dropped rows, and the lengths of those that were too long ("1200 / 1024")."""
+    reasons, lengths = Counter[str](), []
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for entry in map(json.loads, lines):
+            if entry["action"] == "dropped":
+                reasons[entry["reason"]] += 1
+                if entry["reason"] == "too long" and (count := re.match(r"\d+", entry["detail"])):
+                    lengths.append(int(count[0]))
+    return reasons, lengths
+
+
+def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) -> list[str]:
+    """What to change in the recipe for the most frequent reasons."""
+    known = {
+        "too long": t("prepare.too_long: turns, split or cut_right keeps what is too long, or a part of it."),
+        "repeated": t("prepare.dedupe: off keeps repetitions."),
+        "nearly repeated": t("prepare.dedupe: exact keeps what is only nearly equal."),
+        "too few turns": t("prepare.turns sets the limits."),
+        "too many turns": t("prepare.turns sets the limits."),
+        "other language": t("prepare.clean.languages names what is kept."),
+        **dict.fromkeys(MISREAD, t("Say in data[].columns which column is what, if the rows were misread.")),
+        **dict.fromkeys(SWITCHED, t("A step of prepare.clean that is set to mark instead of drop keeps its rows.")),
+    }
+    said = [known[reason] for reason, _ in reasons.most_common(3) if reason in known]
+    longer, more = roomier(lengths, max_length)
+    if known["too long"] in said and more:
+        said.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
+    return list(dict.fromkeys(said))
+
+
+def roomier(lengths: Sequence[int], max_length: int) -> tuple[int, int]:
+    """A max_length, at most four times as large, that keeps dialogues which were too long; and how many.
+
+    >>> roomier([1100, 1500, 90_000], 1024)
+    (1536, 2)
+    >>> roomier([90_000], 1024)
+    (1024, 0)
+    """
+    within = [n for n in lengths if n <= max(4 * max_length, 4096)]
+    return (-(-max(within) // 128) * 128 if within else max_length), len(within)
+
+
+def _panel(lines: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=120)
+    text = Text("\n".join(f"- {line}" for line in lines))
+    console.print(Panel(text, title=t("Warning"), title_align="left", border_style="bold yellow", style="yellow"))

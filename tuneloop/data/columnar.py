@@ -1,0 +1,82 @@
+"""Tables of columns: Parquet, and Arrow as a file or as a stream (what `datasets` saves)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tuneloop.data.containers import Blob
+from tuneloop.errors import DataError
+
+BATCH = 1024
+
+
+def kind(head: bytes) -> str:
+    """ "parquet", "arrow" (a file), "arrow stream", or nothing."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1"):
+        return "arrow"
+    # a stream begins with a marker and the length of the schema: encapsulated messages of the Arrow format
+    return "arrow stream" if head.startswith(b"\xff\xff\xff\xff") and head[4:8] not in (b"", b"\0\0\0\0") else ""
+
+
+@contextmanager
+def _told(blob: Blob, container: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:
+        code = "TL-DATA-PARQUET" if container == "parquet" else "TL-DATA-ARROW"
+        raise DataError(code, where=blob.where, error=str(error)) from error
+
+
+def _batches(blob: Blob, container: str, size: int) -> Generator[Any, None, None]:
+    """The schema's names first, then record batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = pa.OSFile(os.fspath(blob.path)) if blob.plain else pa.BufferReader(blob.whole())
+    with source:
+        if container == "parquet":
+            with pq.ParquetFile(source) as file:
+                yield file.schema_arrow.names
+                yield from file.iter_batches(batch_size=size)
+        elif container == "arrow":
+            with pa.ipc.open_file(source) as file:
+                yield file.schema.names
+                yield from (file.get_batch(n) for n in range(file.num_record_batches))
+        else:
+            with pa.ipc.open_stream(source) as stream:
+                yield stream.schema.names
+                yield from stream
+
+
+def head(blob: Blob, container: str, count: int) -> tuple[tuple[str, ...], list[Any]]:
+    """The columns' names and the first rows. Raises TL-DATA-PARQUET or TL-DATA-ARROW."""
+    with _told(blob, container):
+        batches = _batches(blob, container, count)
+        names = tuple(next(batches))
+        found: list[Any] = []
+        for batch in batches:
+            found += batch.slice(0, count - len(found)).to_pylist()
+            if len(found) >= count:
+                break
+        batches.close()
+        return names, found
+
+
+def rows(blob: Blob, container: str) -> Iterator[tuple[int, Any]]:
+    """Every row with its number. Raises TL-DATA-PARQUET or TL-DATA-ARROW."""
+    number = 0
+    with _told(blob, container):
+        batches = _batches(blob, container, BATCH)
+        next(batches)
+        for batch in batches:
+            for at in range(0, batch.num_rows, BATCH):
+                for row in batch.slice(at, BATCH).to_pylist():
+                    number += 1
+                    yield number, row

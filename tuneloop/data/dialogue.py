@@ -1,0 +1,173 @@
+"""Cleaning steps about the turns of a dialogue: empty ones, their order, their number, and whether anything is learnt.
+
+A preference pair is looked at twice: the prompt with the better answer, and the prompt with the rejected one. Plain
+and labelled texts have no turns, only a text that may be empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from tuneloop.data.step import Result, changed, dropped
+from tuneloop.records import Message, Record
+
+Messages = tuple[Message, ...]
+
+
+def _empty(message: Message) -> bool:
+    return not (message.content.strip() or message.tool_calls)
+
+
+def _hole(messages: Messages) -> int:
+    """The number of the first empty turn, from 1, or 0. An empty tool result is a result."""
+    return next((n for n, m in enumerate(messages, 1) if _empty(m) and m.role != "tool"), 0)
+
+
+def empty_turns(record: Record) -> Result:
+    """An empty system prompt and empty turns at the end go; an empty turn inside drops the dialogue.
+
+    A thought without an answer is an empty turn too. A text without words, a label without a name and a pair with an
+    empty answer are dropped.
+    """
+    if record.kind in ("text", "label"):
+        return _empty_text(record)
+    messages = list(record.messages)
+    while messages and messages[0].role == "system" and _empty(messages[0]):
+        del messages[0]
+    if record.kind == "preference":
+        chosen = record.messages[len(record.prompt) :]
+        if not chosen or not record.rejected or _hole(chosen) or _hole(record.rejected):
+            return dropped(record, "empty_turns", "empty answer")
+    before = len(record.messages) - len(messages)
+    while messages and _empty(messages[-1]) and messages[-1].role != "tool":
+        del messages[-1]
+    if at := _hole(tuple(messages)):
+        return dropped(record, "empty_turns", "empty turn", f"{before + at} / {len(record.messages)}")
+    if not any(m.role != "system" for m in messages):
+        return dropped(record, "empty_turns", "no answer")
+    if len(messages) == len(record.messages):
+        return record, None
+    return changed(record, record.with_messages(tuple(messages)), "empty_turns", "empty end removed")
+
+
+def _empty_text(record: Record) -> Result:
+    if not any(m.content.strip() for m in record.messages):
+        return dropped(record, "empty_turns", "no text")
+    if record.kind == "label" and not record.label.strip():
+        return dropped(record, "empty_turns", "no label")
+    return record, None
+
+
+def merged(messages: Messages) -> Messages:
+    """Neighbouring turns of one role as one turn with a blank line between. Results of tools stay apart, and so does
+    what follows a tool call. The whole is trained where both were."""
+    out: list[Message] = []
+    for m in messages:
+        last = out[-1] if out else None
+        if last is None or last.role != m.role or m.role == "tool" or _answers_early(last, m):
+            out.append(m)
+            continue
+        text, thought = ("\n\n".join(x for x in both if x.strip())
+                         for both in ((last.content, m.content), (last.reasoning, m.reasoning)))  # fmt: skip
+        out[-1] = Message(m.role, text, thought, last.tool_calls + m.tool_calls, last.trained and m.trained)
+    return tuple(out) if len(out) < len(messages) else messages
+
+
+def _answers_early(call: Message, after: Message) -> bool:
+    """Text that follows a tool call without its result: to merge them would put the text before the call."""
+    return bool(call.tool_calls) and bool(after.content or after.reasoning)
+
+
+def merge_turns(record: Record) -> Result:
+    """Changed where neighbouring turns had the same role."""
+    if record.kind in ("text", "label"):
+        return record, None
+    messages, rejected = merged(record.messages), merged(record.rejected)
+    if messages is record.messages and rejected is record.rejected:
+        return record, None
+    before, after = len(record.messages + record.rejected), len(messages + rejected)
+    new = replace(record, messages=messages, rejected=rejected)
+    return changed(record, new, "merge_turns", "turns merged", f"{before} -> {after}")
+
+
+def reject_turns(record: Record) -> Result:
+    """Dropped where neighbouring turns have the same role."""
+    _, entry = merge_turns(record)
+    if entry is None:
+        return record, None
+    return dropped(record, "reject_turns", "same role twice", _roles(record.messages))
+
+
+def _roles(messages: Messages) -> str:
+    return " ".join(m.role for m in messages)[:200]
+
+
+def _disorder(messages: Messages) -> str:
+    """The reason why the order of the turns cannot be trained, or ""."""
+    body = messages[1:] if messages[:1] and messages[0].role == "system" else messages
+    if any(m.role == "system" for m in body):
+        return "late system turn"
+    if body and body[0].role != "user":
+        return "begins with the assistant"
+    for before, after in pairwise(body):
+        if after.role == "tool" and before.role != "tool" and not before.tool_calls:
+            return "tool turn without a call"
+        if after.role != "tool" and before.tool_calls:
+            return "call without a result"
+        if after.role == "user" and before.role == "tool":
+            return "result without an answer"
+    return ""
+
+
+def order(record: Record) -> Result:
+    """System first, then user and assistant in turn; results of tools only after a call. Else dropped."""
+    if record.kind in ("text", "label"):
+        return record, None
+    dialogues = [record.messages]
+    if record.kind == "preference":
+        dialogues.append(record.prompt + record.rejected)
+    for messages in dialogues:
+        if reason := _disorder(messages):
+            return dropped(record, "order", reason, _roles(messages))
+    return record, None
+
+
+def _answers(message: Message, kind: str) -> bool:
+    return message.role == "assistant" and (message.trained or kind != "chat")
+
+
+def unanswered(record: Record) -> Result:
+    """Turns after the last answer that is trained teach nothing and go; a dialogue without one is dropped."""
+    if record.kind in ("text", "label"):
+        return record, None
+    last = max((n for n, m in enumerate(record.messages, 1) if _answers(m, record.kind)), default=0)
+    if not last:
+        return dropped(record, "unanswered", "no answer")
+    left = record.messages[last:]
+    if not left:
+        return record, None
+    reason = "untrained end removed" if any(m.role == "assistant" for m in left) else "unanswered end removed"
+    return changed(record, record.with_messages(record.messages[:last]), "unanswered", reason, str(len(left)))
+
+
+def _gist(messages: Messages) -> list[tuple[object, ...]]:
+    return [(m.role, m.content.strip(), m.reasoning.strip(), m.tool_calls) for m in messages]
+
+
+def difference(record: Record) -> Result:
+    """A preference pair whose two answers are equal teaches nothing and is dropped."""
+    if record.kind == "preference" and _gist(record.messages[len(record.prompt) :]) == _gist(record.rejected):
+        return dropped(record, "difference", "no difference")
+    return record, None
+
+
+def turn_limit(record: Record, least: int, most: int) -> Result:
+    """Dropped where the number of user turns is not in [least, most]."""
+    if record.kind in ("text", "label"):
+        return record, None
+    count = sum(m.role == "user" for m in record.messages)
+    if least <= count <= most:
+        return record, None
+    reason = "too few turns" if count < least else "too many turns"
+    return dropped(record, "turns", reason, f"{count} / {least}-{most}")

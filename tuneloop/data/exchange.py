@@ -1,0 +1,256 @@
+"""A dataset version -> a file in another tool's shape. What the shape cannot hold is refused, never left out.
+
+Whether it can is not argued but tried: every row that is written is read back with `rows.convert`, and must be what
+it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tuneloop.data.rows import convert
+from tuneloop.data.sniff import shown
+from tuneloop.data.turns import BadRow
+from tuneloop.errors import DataError
+from tuneloop.records import Message, Record
+
+Row = dict[str, Any]
+_SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A cell that begins so is run as a formula by spreadsheets (OWASP, CSV injection)."""
+
+
+def _openai(messages: Iterable[Message]) -> list[Row]:
+    out = []
+    for m in messages:
+        turn = m.as_chat()
+        if m.tool_calls:
+            turn["tool_calls"] = [_call(call) for call in m.tool_calls]
+        out.append(turn if m.trained else {**turn, "weight": 0})
+    return out
+
+
+def _call(call: Row) -> Row:
+    """OpenAI's form: the arguments are JSON text."""
+    inner = call["function"]
+    return {**call, "function": {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}}
+
+
+def _messages(r: Record) -> Row:
+    return {"messages": _openai(r.messages), **({"tools": list(r.tools)} if r.tools else {})}
+
+
+def _sharegpt_turns(messages: Iterable[Message]) -> list[Row]:
+    out = []
+    for m in messages:
+        if m.tool_calls and not m.content:
+            calls = [call["function"] for call in m.tool_calls]
+            out.append(
+                {
+                    "from": "function_call",
+                    "value": json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False),
+                }
+            )
+        else:
+            out.append({"from": _SPEAKERS[m.role], "value": m.content})
+    return out
+
+
+def _sharegpt(r: Record) -> Row:
+    tools = {"tools": json.dumps(r.tools, ensure_ascii=False)} if r.tools else {}
+    return {"conversations": _sharegpt_turns(r.messages), **tools}
+
+
+def _pairs(r: Record) -> tuple[str, list[tuple[str, str]]]:
+    """The system prompt and the questions with their answers; what is no such pair shows when it is read back."""
+    turns = list(r.messages)
+    system = turns.pop(0).content if turns and turns[0].role == "system" else ""
+    return system, [(a.content, b.content) for a, b in zip(turns[::2], turns[1::2], strict=False)]
+
+
+def _asked(question: str, answer: str, *, history: bool, **more: str) -> Callable[[Record], Row]:
+    def row(r: Record) -> Row:
+        system, pairs = _pairs(r)
+        if not pairs:
+            return {}
+        out: Row = {question: pairs[-1][0], **more, answer: pairs[-1][1]}
+        if history and pairs[:-1]:
+            out["history"] = [list(pair) for pair in pairs[:-1]]
+        return out | ({"system": system} if system else {})
+
+    return row
+
+
+def _conversation(ask: str, reply: str) -> Callable[[Record], Row]:
+    def row(r: Record) -> Row:
+        system, pairs = _pairs(r)
+        turns: list[Row] = [{ask: a, reply: b} for a, b in pairs]
+        if system and turns:
+            turns[0] = {"system": system, **turns[0]}
+        return {"conversation": turns}
+
+    return row
+
+
+def _counselor(r: Record) -> Row:
+    names = {"user": "client", "assistant": "counselor", "system": "system", "tool": "tool"}
+    return {"dialog": [{"role": names[m.role], "content": m.content} for m in r.messages]}
+
+
+def _thought(r: Record) -> Row:
+    _, pairs = _pairs(r)
+    return (
+        {"Question": pairs[-1][0], "Complex_CoT": r.messages[-1].reasoning, "Response": pairs[-1][1]} if pairs else {}
+    )
+
+
+def _preference(r: Record) -> Row:
+    chosen = r.messages[len(r.prompt) :]
+    tools = {"tools": list(r.tools)} if r.tools else {}
+    return {"prompt": _openai(r.prompt), "chosen": _openai(chosen), "rejected": _openai(r.rejected), **tools}
+
+
+def _preference_pair(r: Record) -> Row:
+    return {"conversations": _sharegpt_turns(r.prompt), "chosen": _sharegpt_turns(r.messages[-1:])[0],
+            "rejected": (_sharegpt_turns(r.rejected) or [{}])[0]}  # fmt: skip
+
+
+def _preference_text(r: Record) -> Row:
+    one = len(r.prompt) == 1 and len(r.rejected) == 1
+    return (
+        {"prompt": r.prompt[0].content, "chosen": r.messages[-1].content, "rejected": r.rejected[0].content}
+        if one
+        else {}
+    )
+
+
+def _judged(r: Record) -> Row:
+    return {**_messages(r), "label": r.label == "good"}
+
+
+SHAPES: dict[str, Callable[[Record], Row]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _asked("instruction", "output", history=True, input=""),
+    "query": _asked("query", "response", history=True),
+    "prompt": _asked("prompt", "completion", history=False),
+    "question": _asked("question", "answer", history=False),
+    "emollm": _conversation("input", "output"),
+    "human": _conversation("human", "assistant"),
+    "counselor": _counselor,
+    "o1": _thought,
+    "text": lambda r: {"text": r.messages[0].content},
+    "label": lambda r: {"text": r.messages[0].content, "label": r.label},
+    "preference": _preference,
+    "preference-pair": _preference_pair,
+    "preference-text": _preference_text,
+    "kto": _judged,
+}
+"""Name of a shape -> a record as its row."""
+_KINDS = {"text": "text", "label": "label", "kto": "judged", "preference": "preference",
+          "preference-pair": "preference", "preference-text": "preference"}  # fmt: skip
+DEFAULT = {"chat": "messages", "text": "text", "label": "label", "preference": "preference", "judged": "kto"}
+"""What a kind is written as where nothing is asked for."""
+
+
+def row(record: Record, shape: str) -> Row:
+    """The record as a row of the shape. Raises TL-DATA-HOLD where the row, read back, is not the record."""
+    made = SHAPES[shape](record) if record.kind == _KINDS.get(shape, "chat") else {}
+    try:
+        back = convert(made, record.kind, None, record.file, record.line)
+        lost = "" if back.id == record.id else _difference(record, back)
+    except BadRow as bad:
+        lost = bad.reason
+    if lost:
+        where = f"{shown(record.file)}:{record.line}"
+        raise DataError("TL-DATA-HOLD", where=where, shape=shape, kind=record.kind, lost=lost)
+    return made
+
+
+def _difference(a: Record, b: Record) -> str:
+    """The first thing that is not the same, in a few words."""
+    if a.kind != b.kind:
+        return f"{a.kind} / {b.kind}"
+    if len(a.messages) != len(b.messages):
+        return f"{len(a.messages)} / {len(b.messages)} turns"
+    for n, (x, y) in enumerate(zip(a.messages, b.messages, strict=True), 1):
+        for name in ("role", "content", "reasoning", "tool_calls", "trained"):
+            if getattr(x, name) != getattr(y, name):
+                return f"{name} of turn {n}"
+    return next(name for name in ("tools", "label", "rejected", "kind") if getattr(a, name) != getattr(b, name))
+
+
+def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int]:
+    """Write the records; the file's ending (.json .jsonl .csv .tsv .parquet) says how. Returns rows, and guarded cells.
+
+    A cell of a CSV or TSV file that a spreadsheet would run as a formula gets a ' in front; `guarded` counts them.
+    Raises TL-DATA-HOLD, or TL-DATA-TARGET for an ending or a shape that is not known, or a file that exists.
+    """
+    writers = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
+    if target.suffix not in writers or shape not in SHAPES:
+        raise DataError("TL-DATA-TARGET", where=shown(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
+    if target.exists():
+        raise DataError("TL-DATA-THERE", where=shown(target))
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    counts = {"rows": 0, "guarded": 0}
+
+    def counted() -> Iterator[Row]:
+        for record in records:
+            counts["rows"] += 1
+            yield row(record, shape)
+
+    try:
+        writers[target.suffix](draft, counted(), counts)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return counts
+
+
+def _json_lines(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+
+
+def _json(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        for n, one in enumerate(rows):
+            out.write("[\n" if not n else ",\n")
+            out.write(json.dumps(one, ensure_ascii=False))
+        out.write("\n]\n" if counts["rows"] else "[]\n")
+
+
+def _cell(value: Any, counts: dict[str, int]) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not text.startswith(_FORMULA):
+        return text
+    counts["guarded"] += 1
+    return "'" + text
+
+
+def _table(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+    """A table; columns are those of all rows, so it is held in memory."""
+    held = list(rows)
+    names = list(dict.fromkeys(name for one in held for name in one))
+    draws = csv.excel_tab if path.name.rsplit(".", 2)[1] == "tsv" else csv.excel
+    with path.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, draws)
+        writer.writerow(names)
+        writer.writerows([_cell(one.get(name, ""), counts) for name in names] for one in held)
+
+
+def _parquet(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    held = [
+        {k: v if isinstance(v, str | bool) else json.dumps(v, ensure_ascii=False) for k, v in one.items()}
+        for one in rows
+    ]
+    names = list(dict.fromkeys(name for one in held for name in one))
+    pq.write_table(pa.table({name: [one.get(name) for one in held] for name in names}), path, compression="zstd")

@@ -1,0 +1,74 @@
+"""All rows of a preparation together: their places and names in memory, their texts on the disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tuneloop.data import arrow
+from tuneloop.data.parts import Part
+from tuneloop.records import Record
+
+
+class Kept(Sequence[Record]):
+    """The kept rows of all parts, numbered through. A record is read when it is asked for."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self.tables: list[pa.Table] = [part.table for part in parts]
+        self.metas: list[dict[str, Any]] = [part.meta for part in parts]
+        sizes = [table.num_rows for table in self.tables]
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        shared: dict[str, str] = {}
+        self.ids: list[str] = self._column("id")
+        self.kinds: list[str] = [shared.setdefault(v, v) for v in self._column("kind")]
+        self.files: list[str] = [shared.setdefault(v, v) for v in self._column("file")]
+        self.labels: list[str] = [shared.setdefault(v, v) for v in self._column("label")]
+        self.lines: list[int] = self._column("line")
+        self.repeats: list[int] = self._column("repeat")
+
+    def _column(self, name: str) -> list[Any]:
+        return [value for table in self.tables for value in table.column(name).to_pylist()]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        if isinstance(at, slice):
+            return [self[n] for n in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        part = int(np.searchsorted(self.starts, at, "right")) - 1
+        return next(arrow.records(self.tables[part].slice(at - int(self.starts[part]), 1)))[0]
+
+    @property
+    def read(self) -> Counter[str]:
+        """File -> raw rows that were read from it."""
+        out = Counter[str]()
+        for meta in self.metas:
+            out.update(meta["rows"])
+        return out
+
+    @property
+    def ledgers(self) -> list[Path]:
+        return [part.ledger for part in self.parts]
+
+    def place(self, at: int) -> str:
+        """Where row `at` came from, for a ledger's detail."""
+        return f"{self.files[at]}:{self.lines[at]}"
+
+    def batches(self) -> Iterator[list[Record]]:
+        """Every row, a thousand at a time."""
+        for table in self.tables:
+            for at in range(0, table.num_rows, arrow.BATCH):
+                yield [record for record, _ in arrow.records(table.slice(at, arrow.BATCH))]

@@ -1,0 +1,113 @@
+"""Where rows came from, and what differs between two versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.data.dataset import Dataset
+from tuneloop.data.ledger import entries
+from tuneloop.data.split import SIDES, Side
+from tuneloop.errors import DataError
+from tuneloop.records import LedgerEntry, Record
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One row: its side, its source file, its ancestors (nearest first) and what the ledger has of it."""
+
+    record: Record
+    side: str
+    source: dict[str, Any]
+    parents: tuple[Record, ...]
+    ledger: tuple[LedgerEntry, ...]
+
+
+def trace(dataset: Dataset, identity: str) -> Trace:
+    """The story of the row whose id begins with `identity`; raises TL-DATA-NO-ROW where none or several do."""
+    found: dict[str, tuple[Record, Side]] = {}
+    every: dict[str, Record] = {}
+    for record, side, _ in dataset.rows():
+        one = record.id
+        every[one] = record
+        if one.startswith(identity):
+            found[one] = (record, side)
+    if len(found) != 1:
+        raise DataError("TL-DATA-NO-ROW", where=identity, n=len(found))
+    record, side = next(iter(found.values()))
+    source: dict[str, Any] = next((s for s in dataset.manifest["sources"] if s["file"] == record.file), {})
+    parents: list[Record] = []
+    at = record
+    while at.parent in every and every[at.parent] not in parents:
+        at = every[at.parent]
+        parents.append(at)
+    told = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
+    return Trace(record, side, source, tuple(parents), tuple(told))
+
+
+def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
+    """What is in `b` and not in `a`, and the other way round.
+
+    rows: added, removed, changed (same file and line, other content), moved (same content, other side), kept: counts,
+    and under `examples` up to 20 places of each. settings: key -> [a, b]. sources: file -> "added", "removed",
+    "changed". steps: (step, reason) -> [dropped in a, dropped in b].
+    """
+    ours, theirs = _index(a), _index(b)
+    where_a = {(f, n): i for i, (_, f, n) in ours.items()}
+    new = {i: place for i, place in theirs.items() if i not in ours}
+    gone = {i: place for i, place in ours.items() if i not in theirs}
+    changed = {i: p for i, p in new.items() if where_a.get(p[1:]) in gone}
+    replaced = {where_a[p[1:]] for p in changed.values()}
+    moved = {i: p for i, p in theirs.items() if i in ours and ours[i][0] != p[0]}
+    groups: dict[str, dict[str, tuple[str, str, int]]] = {
+        "added": {i: p for i, p in new.items() if i not in changed},
+        "removed": {i: p for i, p in gone.items() if i not in replaced},
+        "changed": changed,
+        "moved": moved,
+    }
+    return {
+        "a": a.hash, "b": b.hash,
+        "rows": {**{name: len(group) for name, group in groups.items()},
+                 "kept": len(ours.keys() & theirs.keys()) - len(moved)},
+        "examples": {name: [{"id": i, "side": s, "file": f, "line": n} for i, (s, f, n) in list(group.items())[:20]]
+                     for name, group in groups.items()},
+        "settings": _settings(a.manifest["settings"], b.manifest["settings"]),
+        "sources": _sources(a, b),
+        "steps": _steps(a, b),
+    }  # fmt: skip
+
+
+def _index(dataset: Dataset) -> dict[str, tuple[str, str, int]]:
+    """id -> (side, file, line) of every row."""
+    out: dict[str, tuple[str, str, int]] = {}
+    for side in SIDES:
+        for batch in dataset.batches(side):
+            columns = (batch.column(name).to_pylist() for name in ("id", "file", "line"))
+            out.update({i: (side, f, n) for i, f, n in zip(*columns, strict=True)})
+    return out
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _settings(a: Any, b: Any) -> dict[str, list[Any]]:
+    left, right = _flat(a), _flat(b)
+    return {k: [left.get(k), right.get(k)] for k in sorted(left.keys() | right.keys()) if left.get(k) != right.get(k)}
+
+
+def _sources(a: Dataset, b: Dataset) -> dict[str, str]:
+    left, right = ({s["file"]: s["sha256"] for s in d.manifest["sources"]} for d in (a, b))
+    out = {}
+    for name in sorted(left.keys() | right.keys()):
+        if left.get(name) != right.get(name):
+            out[name] = "added" if name not in left else "removed" if name not in right else "changed"
+    return out
+
+
+def _steps(a: Dataset, b: Dataset) -> dict[str, list[int]]:
+    left, right = ({s["reason"]: s["dropped"] for s in d.manifest["steps"]} for d in (a, b))
+    names = sorted(left.keys() | right.keys())
+    return {n: [left.get(n, 0), right.get(n, 0)] for n in names if left.get(n, 0) != right.get(n, 0)}

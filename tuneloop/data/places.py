@@ -1,0 +1,113 @@
+"""What the path of a recipe stands for: the files on this machine that it names, each with its side and its class."""
+
+from __future__ import annotations
+
+import atexit
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tuneloop.data import folders, remote, slices
+from tuneloop.data.archives import shown
+from tuneloop.data.containers import Blob
+from tuneloop.data.folders import Leaf, Side
+from tuneloop.data.sniff import look
+from tuneloop.errors import DataError
+from tuneloop.sections import DataFile
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A local file. What lies in a folder may be no data; a file that was named must be."""
+
+    path: Path
+    side: Side = "auto"
+    label: str = ""
+    named: bool = True
+    left_out: str = ""
+
+
+def find(file: DataFile) -> list[Place]:
+    """The files that `file.path` names: stdin, a data set of a hub, a folder, a glob, or itself.
+
+    `train[:1500]` below a folder or a hub's data set takes the files of that side.
+    Raises TL-DATA-MISSING and what `folders` and `remote` raise.
+    """
+    path, _ = slices.parted(file.path, file.rows)
+    may_be_classes = file.task in (None, "label") and not file.columns
+    found = _named(path, may_be_classes)
+    if found:
+        return found
+    above, _, side = path.rpartition("/")
+    if side in ("train", "validation", "test") and above:
+        found = [place for place in _named(above, may_be_classes) if place.side == side]
+    if not found:
+        raise DataError("TL-DATA-MISSING", where=shown(path))
+    return found
+
+
+def _named(path: str, may_be_classes: bool) -> list[Place]:
+    """The files of a path without a slice; none where there is no such thing."""
+    if path == "-":
+        return [Place(_stdin())]
+    if remote.is_remote(path):
+        above, _, side = path.rpartition("/")
+        if side in ("train", "validation", "test") and "/" in above:
+            return [place for place in _fetched(above) if place.side == side]
+        return list(_fetched(path))
+    pattern = Path(os.path.expanduser(path))
+    if pattern.is_dir():
+        return _folder(pattern, may_be_classes)
+    if os.path.lexists(pattern):
+        return [Place(pattern)]
+    if not glob.has_magic(str(pattern)):
+        return []
+    found = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))
+    return [Place(Path(p)) for p in found]
+
+
+@lru_cache(maxsize=8)
+def _fetched(path: str) -> tuple[Place, ...]:
+    """A hub is asked once a process: a data set that changed meanwhile would be read as two."""
+    return tuple(Place(file, side, named=False) for file, side in remote.fetch(path))
+
+
+@lru_cache(maxsize=1)
+def _stdin() -> Path:
+    """What comes through the pipe, in a file that can be read more than once; it goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="tuneloop-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with (folder / "stdin").open("wb") as out:
+        shutil.copyfileobj(sys.stdin.buffer, out)
+    return folder / "stdin"
+
+
+def _folder(folder: Path, may_be_classes: bool) -> list[Place]:
+    kept = folders.saved(folder)
+    if kept:
+        return [Place(path, side) for path, side in kept]
+    names = folders.listing(folder)
+    return [
+        Place(folder / leaf.name, leaf.side, leaf.label, named=False, left_out=leaf.left_out)
+        for leaf in arranged(names, lambda name: Blob(folder / name), may_be_classes)
+    ]
+
+
+def arranged(names: list[str], blob: Callable[[str], Blob], may_be_classes: bool) -> list[Leaf]:
+    """The files of a folder or zip: texts in folders of classes, if that is what their content is too."""
+    found = folders.classes(names) if may_be_classes else []
+    first = {leaf.label: leaf.name for leaf in reversed(found) if leaf.label}
+    return found if found and all(_is_prose(blob(name)) for name in first.values()) else folders.leaves(names)
+
+
+def _is_prose(blob: Blob) -> bool:
+    try:
+        return look(blob).container == "txt"
+    except DataError:
+        return False

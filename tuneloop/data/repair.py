@@ -1,0 +1,336 @@
+"""Text that was damaged on its way: Unicode forms, wrong encodings, left-over markup. Sound text stays as it is.
+
+Each repair has a cheap test in front, so that clean text costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
+from functools import cache
+from html.entities import html5
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_ASCII_CONTROL = {n: None for n in (*range(0x20), 0x7F) if n not in (9, 10)}
+
+
+def plain(text: str) -> str:
+    r"""Line ends as \n, no control characters but \n and tab, composed characters (NFC).
+
+    >>> plain("a\r\nb\x00\u0065\u0301")
+    'a\nbé'
+    """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii():
+        return text.translate(_ASCII_CONTROL)
+    return unicodedata.normalize("NFC", _CONTROL.sub("", text))
+
+
+# --- wrong encodings ---
+
+
+def _decoded(octets: bytes, encoding: str) -> str:
+    """What each pair of bytes stands for, those without a character left out."""
+    return "".join(octets[n : n + 2].decode(encoding, "ignore") for n in range(0, len(octets), 2))
+
+
+def _pairs(leads: Sequence[int], tails: Sequence[int]) -> bytes:
+    return bytes(b for lead in leads for tail in tails for b in (lead, tail))
+
+
+@cache
+def gbk_leads() -> str:
+    """The characters that GBK makes of the first two bytes of Chinese letters and punctuation and emoji in UTF-8.
+
+    >>> all(c in gbk_leads() for c in "浣锛銆鈥馃")
+    True
+    """
+    tails = range(0x80, 0xC0)
+    octets = _pairs(range(0xE4, 0xEA), tails) + bytes.fromhex("e280e380efbcefbdf09f")
+    return _decoded(octets, "gb18030")
+
+
+@cache
+def _common() -> frozenset[str]:
+    """What Chinese text is written with: the 3755 characters of GB 2312's first level, punctuation, ASCII."""
+    first_level = _decoded(_pairs(range(0xB0, 0xD8), range(0xA1, 0xFF)), "gb2312")
+    return frozenset(first_level + "，。！？、；：“”‘’（）《》【】…—·～–￥" + bytes(range(0x20, 0x7F)).decode())
+
+
+@cache
+def _latin_gate() -> re.Pattern[str]:
+    """Finds what must stand in text that was read in a one-byte encoding.
+
+    In UTF-8 a lead byte (C2-F4) has a further byte (80-BF) behind it, each read as that encoding's character. The
+    second may have been lost: then it is a blank, "?" or U+FFFD. In GBK there are four such characters in a row.
+    """
+    from ftfy.chardata import CHARMAP_ENCODINGS
+
+    may_lose = bytes([*range(0xC2, 0xC6), 0xCE, 0xD0, 0xD9, *range(0xE0, 0xE4), 0xF0])
+    rows: dict[tuple[str, str], None] = {}
+    for encoding in CHARMAP_ENCODINGS:
+        lead, tail = bytes(range(0xC2, 0xF5)).decode(encoding), bytes(range(0x80, 0xC0)).decode(encoding)
+        rows[lead, tail + "\ufffd"] = None
+        if encoding != "macroman":
+            rows[may_lose.decode(encoding), " ?"] = None
+    first = "".join(sorted({c for lead, _ in rows for c in lead}))
+    ways = [f"(?<=[{lead}])[{tail}]" for lead, tail in rows]
+    ways += [r"(?<=[\xa1-\xff])[\xa1-\xff]{3}", r"(?<=[\x80-\x9f])"]
+    return re.compile(rf"[\x80-\x9f\xa1-\xff{first}](?:{'|'.join(ways)})")
+
+
+@cache
+def _gbk_gate() -> re.Pattern[str]:
+    """Finds what must stand in UTF-8 that was read as GBK."""
+    return re.compile(f"[{gbk_leads()}][^\x00-\x7f]")
+
+
+@cache
+def _config() -> Any:
+    """ftfy's repair of encodings, and nothing else of what it can do."""
+    from ftfy import TextFixerConfig
+
+    return TextFixerConfig(
+        unescape_html=False, remove_terminal_escapes=False, fix_latin_ligatures=False, fix_character_width=False,
+        uncurl_quotes=False, fix_line_breaks=False, fix_surrogates=False, remove_control_chars=False,
+        normalization=None, explain=False,
+    )  # fmt: skip
+
+
+def mojibake(text: str) -> str:
+    """Text that was read in a wrong encoding, as it was meant; sound text stays the very same.
+
+    UTF-8 read as a one-byte encoding is repaired by ftfy; UTF-8 read as GBK, and GBK read as Latin-1, here. Characters
+    that lost bytes on the way stay lost, as U+FFFD.
+
+    >>> mojibake("Ã¼ber"), mojibake("浣犲ソ"), mojibake("it鈥檚"), mojibake("ÄãºÃ£¬ÊÀ½ç")
+    ('über', '你好', 'it’s', '你好，世界')
+    """
+    if text.isascii():
+        return text
+    for _ in range(4):  # a text may have gone through it twice
+        repaired = text
+        if _gbk_gate().search(repaired):
+            repaired = _RUN.sub(_from_gbk, repaired)
+        if _latin_gate().search(repaired):
+            repaired = _from_one_byte(repaired)
+        if repaired == text:
+            break
+        text = repaired
+    return text
+
+
+def _from_one_byte(text: str) -> str:
+    from ftfy import fix_text
+
+    fixed: str = fix_text(_LATIN_RUN.sub(_from_latin, text), _config())
+    return fixed
+
+
+_RUN = re.compile(r"[^\x00-\x7f]{2,}\??")
+_LATIN_RUN = re.compile(r"[\xa1-\xff]{4,}")
+
+
+def _share(text: str) -> float:
+    """Share of characters that Chinese text is written with, or of emoji."""
+    return sum(c in _common() or c >= "\U0001f000" for c in text) / len(text)
+
+
+def _from_gbk(run: re.Match[str]) -> str:
+    """UTF-8 read as GBK: hardly any sound Chinese is valid UTF-8 when it is written as GBK, and none reads better.
+
+    A character whose bytes were lost on the way stays lost, as U+FFFD.
+    """
+    text = run[0]
+    end = "?" if text[-1] == "?" else ""
+    try:
+        octets = b"\xff".join(_as_gbk(part) for part in text.removesuffix("?").split("\ufffd"))
+    except UnicodeEncodeError:
+        return text
+    try:
+        meant = octets.decode("utf-8") + end
+    except UnicodeDecodeError:
+        lossy = octets + b"\xff" * len(end)
+        if b"\xff" not in lossy:
+            return text
+        meant = re.sub("\ufffd+", "\ufffd", lossy.decode("utf-8", "replace"))
+        if meant.count("\ufffd") > text.count("\ufffd") + len(end):
+            return text
+    return meant if _share(meant) >= 0.75 and _share(text) <= 0.5 else text
+
+
+def _as_gbk(text: str) -> bytes:
+    """The bytes that were read. A euro sign is the two bytes that GBK has for it, or the byte 80, which GBK has no use
+    for and Windows reads so: whichever reads better as UTF-8."""
+    first, *parts = (part.encode("gb18030") for part in text.split("€"))
+    utf8 = getincrementaldecoder("utf-8")("replace")
+    utf8.decode(first)
+    octets = [first]
+    for part in parts:
+        before = utf8.getstate()
+        found = []
+        for euro in (b"\x80", b"\xa2\xe3"):
+            utf8.setstate(before)
+            odd = sum(c not in _common() for c in utf8.decode(euro + part))
+            found.append((odd, euro, utf8.getstate()))
+        _, euro, after = min(found, key=lambda way: way[0])
+        utf8.setstate(after)
+        octets += [euro, part]
+    return b"".join(octets)
+
+
+def _from_latin(run: re.Match[str]) -> str:
+    """GBK read as Latin-1. A list of accented letters may be valid GBK too, but has no signs such as º and £ in it."""
+    text = run[0]
+    octets = text.encode("latin-1")
+    try:
+        meant = octets.decode("gb2312")
+    except UnicodeError:
+        return text
+    with_signs = sum(b < 0xC0 for b in octets) * 5 >= len(octets)
+    return meant if with_signs and _share(meant) == 1 and not _is_utf8(octets) else text
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
+
+
+# --- markup ---
+
+_BLOCK = ("p|div|section|article|aside|header|footer|nav|main|center|blockquote|ul|ol|li|dl|dt|dd|h[1-6]|hr|table|thead"
+          "|tbody|tfoot|tr|html|head|body|figure|figcaption|iframe|noscript")  # fmt: skip
+_INLINE = "a|b|i|em|strong|font|span|img|big|small|tt|td|th|link|meta|nobr|wbr|col|colgroup"
+_ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+)|\s+(?:nowrap|noshade|hidden|async|defer))*\s*/?"""
+_TAG = re.compile(rf"</?(?:{_BLOCK}|{_INLINE}|br|title|script|style){_ATTRIBUTES}>", re.IGNORECASE)
+_BREAK = re.compile(r"</?br\s*/?>", re.IGNORECASE)
+_PAIR = re.compile(rf"<({_BLOCK}|{_INLINE})(?:\s[^<>]*)?>.{{0,2000}}?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_WITH_VALUE = re.compile(rf"""<(?:{_BLOCK}|{_INLINE})\s+[\w:-]+\s*=\s*["'][^<>]*>""", re.IGNORECASE)
+_RUN_OF_BLOCKS = re.compile(
+    rf"</?(?:{_BLOCK}|br){_ATTRIBUTES}>(?:\s*</?(?:{_BLOCK}|br){_ATTRIBUTES}>)*\s*", re.IGNORECASE
+)
+_FAR = re.compile(r"<br.*<br|</(?:p|h\d|table|ul|ol|blockquote)\b|\n\s*\n", re.IGNORECASE | re.DOTALL)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]{2,8}[1-4]{0,2});")
+_APART = re.compile(
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|(?<!\w)`(?=\S)[^`\n]*(?<=\S)`(?!\w)|^[ \t]*\|[^\n]*$"
+    r"|<(?:script|style)\b[^<>]*>|<!--|<!doctype\b[^<>]*>",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+"""Code, a row of a Markdown table, or the beginning of a part of a page that nobody reads."""
+_END = {"<scr": re.compile(r"</script\s*>", re.IGNORECASE), "<sty": re.compile(r"</style\s*>", re.IGNORECASE),
+        "<!--": re.compile("-->")}  # fmt: skip
+_QUOTED = re.compile(
+    r"</?[a-z][^<>]*>[\"'”’`]?\s*(?:tag|element|标签|元素)|[\"'“‘]</?[a-z]\w*\s*/?>[\"'”’]", re.IGNORECASE
+)
+_MARKUP_WORDS = re.compile(
+    r"(?<![a-z])(?:x?html5?|xml|css3?|jsx|svg|javascript|markup)(?![a-z])|标签|转义", re.IGNORECASE
+)
+_CODE_WORDS = re.compile(
+    r"(?<![a-z])(?:web|website|webpage|webshop|front-?end|back-?end|code|coding|script|function|snippet|component|react|vue"
+    r"|angular|python|java|php|django|flask|jquery|bootstrap|markdown|template|parser?|regex)(?![a-z])"
+    r"|网页|网站|页面|前端|后端|代码|编程|程序|脚本|函数|组件|正则",
+    re.IGNORECASE,
+)
+
+
+def has_markup(text: str) -> bool:
+    """A cheap look: may there be a tag or an entity?"""
+    return ("<" in text and _TAG.search(text) is not None) or ("&" in text and _ENTITY.search(text) is not None)
+
+
+def _parts(text: str) -> list[str]:
+    """Text, then code or a table's row or a script, then text, and so on: an odd number of parts."""
+    parts, at, begin, endless = [], 0, 0, set()
+    while found := _APART.search(text, begin):
+        begin = found.end()
+        kind = found[0][:4].lower()
+        if kind in _END:
+            end = None if kind in endless else _END[kind].search(text, begin)
+            if end is None:
+                endless.add(kind)  # nor has any later one: looked for once only
+                continue
+            begin = end.end()
+        parts += [text[at : found.start()], text[found.start() : begin]]
+        at = begin
+    return [*parts, text[at:]]
+
+
+def talks_of_markup(texts: Sequence[str], dialogue: bool) -> bool:
+    """Whether markup is what the texts are about: then none of it is a left-over.
+
+    Code in backticks with tags in it, or tags in quotes, say so; so do words such as HTML, but not in a review whose
+    only tag is <br>. In a dialogue with more tags, words about programming do too: somebody may have asked for a page.
+    """
+    inside, outside = [], []
+    for text in texts:
+        parts = _parts(text)
+        inside += [part for part in parts[1::2] if part[0] in "`~"]
+        outside += parts[::2]
+    if any(map(has_markup, inside)) or any(map(_QUOTED.search, outside)):
+        return True
+    more = any(_TAG.search(_BREAK.sub("", part)) for part in outside)
+    words = [*inside, *(_TAG.sub("", part) for part in outside)]
+    if (dialogue or more) and any(map(_MARKUP_WORDS.search, words)):
+        return True
+    return dialogue and more and any(map(_CODE_WORDS.search, words))
+
+
+def without_markup(text: str) -> str:
+    r"""The text without left-over tags and entities: <br> and paragraphs become line breaks.
+
+    Only names that HTML has, only where a break, a pair or a value shows that it is markup, never inside backticks or
+    a Markdown table.
+
+    >>> without_markup("Fine.<br /><br />It&#39;s&nbsp;<b>good</b>. `<b>`")
+    "Fine.\n\nIt's good. `<b>`"
+    >>> without_markup("if a <b and c> d: List<i> <think>")
+    'if a <b and c> d: List<i> <think>'
+    """
+    parts = _parts(text)
+    parts[::2] = [_unescaped(part) for part in parts[::2]]
+    outside = "\n".join(parts[::2])
+    pages = [part[0] == "<" for part in parts[1::2]]
+    if not any(pages) and not any(pattern.search(outside) for pattern in (_BREAK, _PAIR, _WITH_VALUE)):
+        return "".join(parts)
+    parts[::2] = [_TAG.sub(_inline, _lined(part)) for part in parts[::2]]
+    parts[1::2] = ["" if page else part for page, part in zip(pages, parts[1::2], strict=True)]
+    return "".join(parts).strip()
+
+
+def _unescaped(text: str) -> str:
+    for _ in range(3):
+        once = _ENTITY.sub(_character, text)
+        if once == text:
+            break
+        text = once
+    return text
+
+
+def _character(entity: re.Match[str]) -> str:
+    name = entity[0]
+    if name[1] != "#" and name[1:] not in html5:
+        return name
+    return html.unescape(name).replace("\xa0", " ")
+
+
+def _lined(text: str) -> str:
+    """Runs of breaks and paragraphs as one line break; two breaks, or the end of a paragraph, as a blank line."""
+    out, at = [], 0
+    for run in _RUN_OF_BLOCKS.finditer(text):
+        before = text[at : run.start()].rstrip()
+        blank = text[at + len(before) : run.start()]
+        out += [before, "\n\n" if _FAR.search(blank + run[0]) else "\n"]
+        at = run.end()
+    return "".join([*out, text[at:]])
+
+
+def _inline(tag: re.Match[str]) -> str:
+    return " " if tag[0][1:3].lower() in ("td", "th") else ""

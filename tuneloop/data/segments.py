@@ -1,0 +1,135 @@
+"""Token ids of many texts, each distinct stretch of text tokenised once.
+
+A tokenizer first cuts a text at its added tokens (<|im_start|>, say), and what stands between two of them it tokenises
+by itself. So the ids of a text are the ids of its stretches, and the ids of its beginning are those of the stretches
+before, and of the rest. A dialogue's turns come again in each of its samples, its system prompt in each dialogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.data.samples import starts_of
+from tuneloop.data.templates import encode
+
+Key = str | tuple[int, ...]
+"""A stretch of text, or the ids that stand for themselves."""
+
+_LONGEST = 200  # characters of an added token that the pattern takes; the pattern is as deep as they are long
+
+
+class Cutter:
+    """Cuts texts where a tokenizer cuts them. `exact` is false for a tokenizer that does not work this way."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        tokens = _added(tokenizer)
+        self._pattern, self._whole = _pattern(tuple(tokens)), {word for word, whole in tokens.items() if whole}
+        self.exact = tokens != {} and self._proves()
+
+    def cut(self, text: str) -> list[str]:
+        """The stretches of a text and the added tokens between them, in order; none of them is empty.
+
+        A token that takes blanks beside it stays in its stretch: the tokenizer finds it there again.
+        """
+        out: list[str] = []
+        begin = 0
+        for found in self._pattern.finditer(text):
+            if found.group() in self._whole:
+                if found.start() > begin:
+                    out.append(text[begin : found.start()])
+                out.append(found.group())
+                begin = found.end()
+        if begin < len(text):
+            out.append(text[begin:])
+        return out
+
+    def alone(self, stretch: str) -> bool:
+        """Whether a stretch is one of the added tokens that are cut out."""
+        return stretch in self._whole
+
+    def agrees(self, texts: Sequence[str]) -> bool:
+        """Whether these texts' ids are those of their stretches."""
+        parts = [self.cut(text) for text in texts]
+        ids = iter(encode(self._tokenizer, [part for own in parts for part in own]))
+        joined = [[token for _ in own for token in next(ids)] for own in parts]
+        return joined == encode(self._tokenizer, list(texts))
+
+    def _proves(self) -> bool:
+        """Tried on each way a text can begin: a tokenizer that treats its beginning unlike the rest shows here."""
+        words = sorted(self._whole)[:3]
+        return all(self.agrees([f"Ab c{w}Ab c{w} Ab c\n{w}\n{w}{w}", f"{w}Ab c", f" Ab{w}"]) for w in words)
+
+
+def _added(tokenizer: Any) -> dict[str, bool]:
+    """Each added token that is looked for in the raw text -> whether it stands alone. Empty where no cut is safe."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or getattr(tokenizer, "split_special_tokens", False):
+        return {}
+    added = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]
+    if any(token.single_word or not 0 < len(token.content) <= _LONGEST for token in added):
+        return {}
+    return {token.content: not (token.lstrip or token.rstrip) for token in added}
+
+
+@lru_cache(maxsize=8)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the leftmost of the words, and of those that begin there the longest, as the tokenizer does.
+
+    >>> _pattern(("<a>", "<a><b>", "</a>")).findall("x<a><b></a><a>")
+    ['<a><b>', '</a>', '<a>']
+    """
+    tree: dict[str, Any] = {}
+    for word in words:
+        node = tree
+        for letter in word:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return re.compile(_branches(tree) or r"(?!)")
+
+
+def _branches(node: dict[str, Any]) -> str:
+    ways = [re.escape(letter) + _branches(below) for letter, below in node.items() if letter]
+    if not ways:
+        return ""
+    choice = ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"
+    return f"(?:{choice})?" if "" in node else choice
+
+
+class Pool:
+    """Stretches of text, each once, and their ids when all of them are known.
+
+    ids int32, of all stretches behind each other; starts int64 [n + 1].
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._places: dict[Key, int] = {}
+        self.ids: NDArray[np.int32] = np.zeros(0, np.int32)
+        self.starts: NDArray[np.int64] = np.zeros(1, np.int64)
+
+    def place(self, key: Key) -> int:
+        """The number of a stretch."""
+        return self._places.setdefault(key, len(self._places))
+
+    def fill(self) -> None:
+        """Tokenise what is there."""
+        texts = iter(encode(self._tokenizer, [key for key in self._places if isinstance(key, str)]))
+        every: list[Sequence[int]] = [next(texts) if isinstance(key, str) else key for key in self._places]
+        self.starts = starts_of(np.array([len(ids) for ids in every], np.int64))
+        self.ids = np.fromiter(chain.from_iterable(every), np.int32, self.starts[-1])
+
+    def begins(self, whole: int, head: int) -> bool:
+        """Whether the ids of one stretch begin with those of another."""
+        a, b = self.starts[whole], self.starts[head]
+        length = self.starts[head + 1] - b
+        if self.starts[whole + 1] - a < length:
+            return False
+        return bool((self.ids[a : a + length] == self.ids[b : b + length]).all())

@@ -1,0 +1,64 @@
+"""The sha256 of files, remembered: a file of the same size, time and inode is not read again.
+
+A file that was changed less than two seconds before it was looked at may change once more within the clock's grain; it
+is read again the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+GRAIN = 2_000_000_000
+"""Nanoseconds."""
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, 64 hex digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class Stamps:
+    """What is known of files, kept in one JSON file that may be deleted at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._new: dict[str, list[int | str]] = {}
+        self._known: dict[str, list[int | str]] = {}
+        with suppress(OSError, ValueError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            self._known = value if isinstance(value, dict) else {}
+
+    def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """The sha256 of each file; raises OSError where one cannot be read."""
+        out: dict[Path, str] = {}
+        for path in paths:
+            stat = path.stat()
+            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            name = os.path.realpath(path)
+            known = self._known.get(name)
+            if known and known[:3] == stamp:
+                out[path] = str(known[3])
+                continue
+            out[path] = digest(path)
+            if time.time_ns() - stat.st_mtime_ns > GRAIN:
+                self._new[name] = [*stamp, out[path]]
+        return out
+
+    def keep(self) -> None:
+        """Write down what was learnt since the last time."""
+        if not self._new:
+            return
+        self._known |= self._new
+        self._new = {}
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with suppress(OSError):  # no memory of it is no fault
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self._known), encoding="utf-8")
+            os.replace(draft, self.path)

@@ -1,0 +1,219 @@
+"""The folder of a dataset version: made beside its place under another name, then renamed into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tuneloop.data import arrow, profile, samples
+from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
+from tuneloop.data.fit import chosen, longest
+from tuneloop.data.kept import Kept
+from tuneloop.data.ledger import Ledger, entries
+from tuneloop.data.parts import Sources
+from tuneloop.data.samples import Samples
+from tuneloop.data.split import SIDES, Side
+from tuneloop.data.stamps import digest
+from tuneloop.disk import require_room
+from tuneloop.errors import DataError
+from tuneloop.records import LedgerEntry
+from tuneloop.sections import Recipe
+
+
+def write(
+    home: Path,
+    recipe: Recipe,
+    sources: Sources,
+    rows: Kept,
+    out: Sequence[str],
+    more: Sequence[LedgerEntry],
+    key: str,
+) -> Dataset:
+    """The version of `rows`, whose sides are `out` ("" for a row that goes; `more` has the reasons)."""
+    name, size = _content_hash(rows, out)
+    target = home / name
+    require_room(home, size + (1 << 20))
+    draft = home / f".{name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / "data").mkdir(parents=True)
+    try:
+        ledger = _ledger(draft / "ledger.jsonl", rows, more)
+        ledger.balance(rows.read.total(), sum(map(bool, out)))
+        lengths = {side: _side(draft, rows, out, side, key) for side in SIDES}
+        _card_for_loaders(draft, recipe.name, [side for side in SIDES if len(lengths[side])])
+        made = sorted([*draft.glob("data/*.parquet"), draft / "ledger.jsonl"])
+        manifest = _manifest(recipe, sources, rows, out, ledger, lengths)
+        manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): digest(f) for f in made}}
+        if (there := _same(target, manifest)) is not None:
+            _keep_tokens(draft, there.path, key)
+            return there
+        page = profile.card(Dataset(draft, recipe.name, name, manifest))
+        (draft / "card.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+        (draft / "manifest.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        for path in (p for p in draft.rglob("*") if p.is_file()):
+            _sync(path)
+        _move(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return open_dataset(target)
+
+
+def _content_hash(rows: Kept, out: Sequence[str]) -> tuple[str, int]:
+    """12 hex digits, and a bound of the bytes that the folder needs.
+
+    A line number is left out: a blank line more in a file is no other dataset.
+    """
+    whole = hashlib.sha256()
+    for identity, side, repeat, file in zip(rows.ids, out, rows.repeats, rows.files, strict=True):
+        if side:
+            whole.update(f"{side} {repeat} {file} {identity}\n".encode("utf-8", "surrogatepass"))
+    folders = [part.folder for part in rows.parts]
+    size = sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
+    return whole.hexdigest()[:12], 2 * size
+
+
+def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> Ledger:
+    ledger = Ledger(path)
+    for one in rows.ledgers:
+        ledger.add(*entries(one))
+    ledger.add(*more)
+    ledger.close()
+    return ledger
+
+
+def _side(draft: Path, rows: Kept, out: Sequence[str], side: Side, key: str) -> NDArray[np.int64]:
+    """Write one side's records and samples; returns each record's tokens, int64 [records]."""
+    import pyarrow.parquet as pq
+
+    mask = np.asarray([one == side for one in out], bool)
+    if not mask.any():
+        return np.zeros(0, np.int64)
+    lengths: list[NDArray[np.int64]] = []
+    taken: list[tuple[int, NDArray[np.int64]]] = []
+    with pq.ParquetWriter(draft / "data" / f"{side}.parquet", arrow.SCHEMA, compression="zstd") as writer:
+        for n, (table, part) in enumerate(zip(rows.tables, rows.parts, strict=True)):
+            mine = np.flatnonzero(mask[rows.starts[n] : rows.starts[n + 1]])
+            if not len(mine):
+                continue
+            writer.write_table(table.take(pa.array(mine)), row_group_size=arrow.BATCH * 8)
+            lengths.append(longest(part.samples())[mine])
+            repeats = np.asarray(table.column("repeat"))[mine] if side == "train" else 1
+            taken.append((n, np.repeat(mine, repeats)))
+    parts: Iterator[Samples] = (chosen(rows.parts[n].samples(), places) for n, places in taken)
+    samples.write(draft / "tokens" / key / side, parts)
+    return np.concatenate(lengths)
+
+
+def _card_for_loaders(draft: Path, name: str, there: list[Side]) -> None:
+    """README.md in the form that `datasets.load_dataset` and hubs read: which file is which split."""
+    files = "".join(f"  - split: {side}\n    path: data/{side}.parquet\n" for side in there)
+    text = (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n# {name}\n\nA tuneloop dataset version.\n"
+    )
+    (draft / "README.md").write_text(text, encoding="utf-8")
+
+
+def _touched(rows: Kept, action: str) -> int:
+    """Raw rows with at least one entry of an action."""
+    seen = set()
+    for one in rows.ledgers:
+        seen |= {(e.file, e.line) for e in entries(one) if e.action == action}
+    return len(seen)
+
+
+def _manifest(
+    recipe: Recipe,
+    sources: Sources,
+    rows: Kept,
+    out: Sequence[str],
+    ledger: Ledger,
+    lengths: dict[Side, NDArray[np.int64]],
+) -> dict[str, Any]:
+    read = rows.read
+    everything = np.concatenate([lengths[side] for side in SIDES])
+    found = sources.found
+    read_from = {
+        s.label: {
+            "file": s.label, "sha256": sources.digests[s.label], "rows": read[s.label], "container": s.guess.container,
+            "encoding": s.guess.encoding, "shape": s.guess.shape, "sure": s.guess.sure, "why": s.guess.why,
+        }
+        for _, group in found for s in group
+    }  # fmt: skip
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sources": list(read_from.values()),
+        "steps": ledger.counts(),
+        "counts": {
+            "rows_in": read.total(), **{side: len(lengths[side]) for side in SIDES},
+            "dropped": ledger.total("dropped"), "added": ledger.total("added"),
+            "changed": _touched(rows, "changed"), "marked": _touched(rows, "marked"),
+        },
+        "kinds": dict(Counter(k for k, side in zip(rows.kinds, out, strict=True) if side)),
+        "labels": dict(Counter(v for v, side in zip(rows.labels, out, strict=True) if side and v).most_common(100)),
+        "tokens": {
+            "total": int(everything.sum()), "longest": int(everything.max()),
+            "mean": round(float(everything.mean()), 1), **{side: int(lengths[side].sum()) for side in SIDES},
+        },
+        "lengths": profile.histogram(everything.tolist()),
+        "repeat": {s.label: file.repeat for file, group in found for s in group},
+        "settings": {
+            "seed": recipe.seed, "model": recipe.model.name, "prepare": recipe.prepare.model_dump(mode="json"),
+            "data": [{"files": [s.label for s in group], **file.model_dump(mode="json", exclude={"path"})}
+                     for file, group in found],
+        },
+    }  # fmt: skip
+
+
+def _same(target: Path, manifest: dict[str, Any]) -> Dataset | None:
+    """The version in its place, if it is whole and was made from the same files with the same ledger.
+
+    Other files may lead to the same rows: then the rows stay, and ledger, lines and manifest become those of the last
+    time, so that no dropped row of today hides behind the ledger of yesterday.
+    """
+    try:
+        there = open_dataset(target)
+    except DataError:
+        return None
+    return there if all(there.manifest.get(k) == manifest[k] for k in ("files", "sources", "settings")) else None
+
+
+def _keep_tokens(draft: Path, there: Path, key: str) -> None:
+    """The samples for another tokenizer stand beside those that are there."""
+    (there / "tokens").mkdir(exist_ok=True)
+    with suppress(OSError):
+        os.rename(draft / "tokens" / key, there / "tokens" / key)
+
+
+def _move(draft: Path, target: Path) -> None:
+    """Rename into place; what is there goes, be it broken or of other files (another process may be quicker)."""
+    old = target.with_name(draft.name + ".old")
+    for _ in range(5):
+        try:
+            os.rename(draft, target)
+            break
+        except OSError:
+            if not target.exists():
+                raise
+        with suppress(FileNotFoundError):
+            os.rename(target, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())

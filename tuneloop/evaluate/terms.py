@@ -1,0 +1,129 @@
+"""What machines write into a run's files, in words: events, their facts, the machine, counts, roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from tuneloop.language import t
+from tuneloop.monitor.duration import duration
+
+
+def events() -> dict[str, str]:
+    """Name of an event -> what happened."""
+    return {
+        "plan": t("planned"),
+        "started": t("training began"),
+        "checkpoint": t("checkpoint written"),
+        "stopped": t("training was stopped"),
+        "resumed": t("training went on"),
+        "finished": t("training ended"),
+        "evaluated": t("evaluated"),
+    }
+
+
+def keys() -> dict[str, str]:
+    """Key of a fact, of a machine or of a count -> its name."""
+    return {
+        "step": t("at step"),
+        "total": t("steps in all"),
+        "packing": t("packed"),
+        "path": t("folder"),
+        "seconds": t("time"),
+        "memory_gb": t("memory"),
+        "memory_all_gb": t("memory in all"),
+        "free_gb": t("free memory"),
+        "tokens_per_second": t("tokens a second"),
+        "system": t("system"),
+        "cpu": t("processor"),
+        "cores": t("cores"),
+        "device": t("device"),
+        "gpus": t("graphics card"),
+        "gpu_memory_gb": t("memory of the graphics card"),
+        "gflops": t("speed of matrix products"),
+        "weights_gbs": t("speed of reading weights"),
+        "counts.train": t("dialogues to train on"),
+        "counts.validation": t("dialogues held out"),
+        "counts.test": t("dialogues kept for a test"),
+        "counts.rows_in": t("rows read"),
+        "counts.dropped": t("rows dropped"),
+        "counts.changed": t("rows repaired"),
+        "counts.marked": t("rows marked"),
+        "counts.added": t("rows added"),
+        "tokens": t("tokens"),
+        "tokens.total": t("tokens"),
+        "tokens.longest": t("tokens of the longest dialogue"),
+        "tokens.mean": t("tokens a dialogue, on average"),
+        "tokens.train": t("tokens to train on"),
+        "tokens.validation": t("tokens held out"),
+        "tokens.test": t("tokens kept for a test"),
+    }
+
+
+def actions() -> dict[str, str]:
+    """Action of the ledger -> its name."""
+    return {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
+
+
+def roles() -> dict[str, str]:
+    """Role of a turn -> who speaks."""
+    return {"system": t("System prompt"), "user": t("User"), "assistant": t("Assistant"), "tool": t("Tool")}
+
+
+def name(key: str) -> str:
+    """The name of a key; one that is not known in its own letters.
+
+    >>> name("versions.torch"), name("counts.odd_one"), name("cores")
+    ('torch', 'odd one', 'cores')
+    """
+    known = keys()
+    return known.get(key) or key.removeprefix("versions.").removeprefix("counts.").replace("_", " ")
+
+
+def value(key: str, one: Any) -> str:
+    """A value as a reader wants it, with its unit.
+
+    >>> value("seconds", 111.3), value("memory_gb", 2.9), value("packing", True), value("step", 1200)
+    ('1 min 51 s', '2.9 GB', 'yes', '1,200')
+    """
+    if isinstance(one, bool):
+        return t("yes") if one else t("no")
+    if isinstance(one, list):
+        return ", ".join(value(key, x) for x in one)
+    if not isinstance(one, int | float):
+        return {"cpu": t("CPU"), "cuda": t("graphics card")}.get(str(one), str(one)) if key == "device" else str(one)
+    if key == "seconds":
+        return duration(one)
+    unit = {"gflops": " GFLOP/s", "weights_gbs": " GB/s"}.get(key, " GB" if key.endswith("_gb") else "")
+    if unit:
+        return f"{one:,.1f}{unit}"
+    return f"{one:,}" if isinstance(one, int) else f"{one:,.4g}"
+
+
+def facts(content: Mapping[str, Any], skip: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """(name, value) of the leaves of nested dicts; what is empty, zero or in `skip` says nothing and is left out.
+
+    >>> facts({"cores": 2, "gpus": [], "gpu_memory_gb": 0.0, "versions": {"torch": "2.13.0"}})
+    [('cores', '2'), ('torch', '2.13.0')]
+    """
+    return [(name(k), value(k, v)) for k, v in _flat(content) if k not in skip and (v is False or v)]
+
+
+def counts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of a dataset's counts, zeros too: that nothing was dropped is worth knowing."""
+    return [(name(k), value(k, v)) for k, v in _flat(content)]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves with dotted keys; None is left out."""
+    for key, inner in content.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield prefix + str(key), inner
+
+
+def moment(time: Any) -> str:
+    """A time of the clock (seconds since 1970) where the reader lives; "" for what is none."""
+    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S") if isinstance(time, int | float) else ""

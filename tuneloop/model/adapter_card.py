@@ -1,0 +1,55 @@
+"""README.md of an adapter folder: what it is, what it was made with, how to load it. Short, and nothing made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneloop.language import t
+from tuneloop.model.origin import base_name, licence, licence_fields
+from tuneloop.sections import Recipe
+
+CODE = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "."
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+"""
+
+
+def adapter_card(run: Path, recipe: Recipe, base: Path, *, steps: int, dataset: str, hub: bool) -> str:
+    """The card in the chosen language. `hub`: the base model's name is one of a model hub, which may go into its head.
+
+    `dataset` is the hash of the dataset version, "" where it is not known.
+    """
+    name, terms, train = base_name(recipe, base), licence(base), recipe.train
+    head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
+    head |= ({"base_model": name} if hub else {}) | licence_fields(terms) | {"tags": [train.method, "tuneloop"]}
+    facts = [
+        (t("Base model"), name + (f" @ {recipe.model.revision}" if recipe.model.revision else "")),
+        (t("Licence of the base model"), terms or t("not recorded: look it up before you pass the model on")),
+        (t("Method"), method_text(recipe)),
+        (t("Steps, batch size, learning rate"), f"{steps:,}, {train.batch_size}, {train.learning_rate:g}"),
+        (t("Seed"), str(recipe.seed)),
+        (t("Dataset"), f"{recipe.name} {dataset}".strip()),
+        (t("Run"), run.name),
+    ]
+    lines = "".join(f"- {what}: {value}\n" for what, value in facts)
+    said = t("The adapter of {run}: it changes {base} and does not work without it.", run=run.name, base=name)
+    more = t("How well it does stands in report.html of the run, once the run is evaluated.")
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {recipe.name}\n\n{said}\n\n{lines}\n"
+        f"{more}\n\n{t('With tuneloop:')}\n\n```bash\ntuneloop chat {run.name}\ntuneloop export {run.name}\n```\n\n"
+        f"{t('With peft, in this folder, on a machine that has the base model:')}\n\n```python\n{CODE}```\n"
+    )
+
+
+def method_text(recipe: Recipe) -> str:
+    """The method with what belongs to it."""
+    lora = recipe.train.lora
+    if recipe.train.method != "lora":
+        return recipe.train.method
+    return f"lora ({t('rank {rank}, alpha {alpha}', rank=lora.rank, alpha=f'{lora.alpha:g}')})"

@@ -1,0 +1,45 @@
+"""Where a base model is from: what it is called elsewhere, and under which licence it came."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tuneloop.model.pull import provenance
+from tuneloop.sections import Recipe
+
+
+def licence(base: Path) -> str:
+    """The licence of a base model, as written when it was pulled or in its own card; "" if neither says."""
+    said = str(provenance(base).get("licence") or "")
+    readme = base / "README.md"
+    if said or not readme.is_file():
+        return said
+    head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        fields = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return ""
+    if not isinstance(fields, dict):
+        return ""
+    name = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+    return str(name or "")
+
+
+def base_name(recipe: Recipe, base: Path) -> str:
+    """What the base model is called elsewhere: a path of the machine that trained says nothing to a reader."""
+    named = str(provenance(base).get("name") or recipe.model.name)
+    return Path(named).name if Path(named).is_absolute() else named
+
+
+def licence_fields(terms: str) -> dict[str, str]:
+    """The licence as the front matter of a model card has it; {} where it is not known.
+
+    >>> licence_fields("Apache-2.0"), licence_fields("Gemma Terms of Use")
+    ({'license': 'apache-2.0'}, {'license': 'other', 'license_name': 'Gemma Terms of Use'})
+    """
+    if re.fullmatch(r"[\w.-]+", terms):
+        return {"license": terms.lower()}
+    return {"license": "other", "license_name": terms} if terms else {}

@@ -1,0 +1,132 @@
+"""The data files of a recipe of another tool: under any of their names, in any of their forms."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tuneloop import peers
+from tuneloop.conversions import NOTHING, Wrong, off, whole
+from tuneloop.language import t
+from tuneloop.translation import Work
+
+
+def files(work: Work) -> None:
+    """Data files under any of their names, with the limits that stand beside them."""
+    folder, limit = work.pick("data", _path, "dataset_dir"), work.pick("data", whole, "max_samples")
+    base = folder[1].rstrip("/\\") if folder else ""
+    own = work.out.get("data")
+    if isinstance(own, dict | list):
+        items = own if isinstance(own, list) else [own]
+        work.out["data"] = [e for n, item in enumerate(items) for e in _entry(work, f"data.{n}", item)]
+    for alias, where, value in work.waiting:
+        if alias in {"dataset", "datasets", "train_dataset", "dataset_name"}:
+            found = _files(work, where, value, base)
+            if found and work.put("data", found, where):
+                work.called(where, "data")
+    _held_out(work, base)
+    if folder:
+        work.drop(folder[0], t("it is part of each path in data"))
+    if limit:
+        data = work.out.get("data")
+        items = data if isinstance(data, list) else [data] if isinstance(data, str) else []
+        work.out["data"] = [_limited(item, limit[1]) for item in items]
+        work.notes.append(t("{where}: the first {n} rows of each file, data[].rows here", where=limit[0], n=limit[1]))
+
+
+def _held_out(work: Work, base: str) -> None:
+    """Files of their own for the held-out loss; nothing more is held out then, unless the recipe says so."""
+    for alias, where, value in work.waiting:
+        if alias not in {"eval_dataset", "val_dataset", "test_datasets"}:
+            continue
+        if off(value):
+            work.silent.append(where)
+            continue
+        found = _files(work, where, value, base)
+        data = work.out.setdefault("data", [])
+        data = [data] if isinstance(data, str | dict) else data
+        if not found or not isinstance(data, list):
+            continue
+        work.out["data"] = [*data, *({**entry, "split": "validation"} for entry in found)]
+        prepare = work.out.setdefault("prepare", {})
+        if isinstance(prepare, dict) and "validation" not in prepare:
+            prepare["validation"] = 0
+        work.notes.append(t("{where}: these files stand in data, with split: validation", where=where))
+
+
+def _limited(item: Any, rows: int) -> Any:
+    item = {"path": item} if isinstance(item, str) else item
+    return {"rows": f"[:{rows}]", **item} if isinstance(item, dict) else item
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Wrong(t("the path of a file, or a list of them"))
+    return value.strip()
+
+
+def _files(work: Work, where: str, value: Any, folder: str) -> list[Any]:
+    """`dataset:` as LLaMA-Factory (names, commas), ms-swift (path#500) and Axolotl (a list of sections) write it."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    found: list[Any] = []
+    for n, item in enumerate(items):
+        at = f"{where}.{n}" if isinstance(value, list) else where
+        if isinstance(item, dict):
+            for entry in _entry(work, at, item):
+                found += _file(work, at, entry.get("path"), folder, entry)
+        else:
+            found += _file(work, at, item, folder, {})
+    return found
+
+
+def _file(work: Work, where: str, value: Any, folder: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    path = work.read(where, _path, value)
+    if path is NOTHING:
+        return []
+    sample = re.fullmatch(r"(.+)#(\d{1,18})", path)
+    if sample:
+        path, entry = sample[1], {"sample": int(sample[2]), **entry}
+        work.notes.append(t("{where}: #{n} is data[].sample: {n} here", where=where, n=int(sample[2])))
+    if not re.search(r"\.[A-Za-z]\w{0,7}(\.\w{2,3})?$|[*?]|^\.{0,2}[/\\]|^~|^[A-Za-z]:|^(hub|modelscope):", path):
+        work.problem("TL-RECIPE-DATASET", where, name=path)
+        return []
+    path = f"{folder}/{path}" if folder and not re.match(r"[/\\~]|[A-Za-z]+:", path) else path
+    return [{**entry, "path": path}]
+
+
+def _entry(work: Work, where: str, item: Any) -> list[Any]:
+    """One file's section; Axolotl's `data_files` make several of one."""
+    if not isinstance(item, dict):
+        return [item]
+    entry = dict(item)
+    if isinstance(entry.get("type"), dict):
+        entry = {**{k: v for k, v in entry.pop("type").items() if not off(v)}, **entry}
+    files = entry.pop("data_files", None)
+    columns = {peers.COLUMNS[k]: entry.pop(k) for k in list(entry) if k in peers.COLUMNS}
+    if columns:
+        entry.setdefault("columns", {role: name for role, name in columns.items() if name is not None})
+        work.notes.append(t("{where}: field_… is called columns here", where=where))
+    for key in [k for k in entry if k in peers.LOOKED_AT]:
+        if key == "split" and where.startswith("data.") and not str(entry[key]).startswith("train["):
+            continue  # there it is a key of the recipe
+        _look(work, f"{where}.{key}", key, entry.pop(key), entry)
+    if files is None:
+        return [entry]
+    return [{**entry, "path": file} for file in (files if isinstance(files, list) else [files])]
+
+
+def _look(work: Work, where: str, key: str, value: Any, entry: dict[str, Any]) -> None:
+    if value is None or (key, value) == ("split", "train"):
+        work.silent.append(where)
+    elif key == "split":
+        part = re.fullmatch(r"train(\[-?\d*:-?\d*\])", value) if isinstance(value, str) else None
+        if part:
+            entry.setdefault("rows", part[1])
+            work.called(where, "data[].rows")
+        else:
+            instead = t("name the file, and rows: '[from:to]' for a slice of it")
+            work.unsupported(where, value, t("this choice of rows"), instead)
+    elif key == "type" and str(value).startswith(("completion", "pretrain")):
+        work.unsupported(where, value, t("training other than supervised fine-tuning"), t("take it out"))
+    else:
+        work.drop(where, t("the shape of the rows is recognised by looking at them"))
