@@ -8,9 +8,9 @@ sample data (TUNELOOP_BENCH_DATA, by default ../shared/data) by varying them, an
 the process and its children, without imports and the loading of the tokenizer; and the peak of its memory, imports and
 all.
 
-The bound is written by hand for ChatML: f-strings in place of a template, one call of the tokenizer for all pieces of a
-thousand rows, numpy for the rest. It knows nothing of tools, thoughts, templates that rewrite history, or other formats,
-and trains one sample a dialogue.
+The bound is written by hand for the two templates and makes the same samples as ours (their tokens and labels are
+compared): f-strings in place of a template, one call of the tokenizer for all pieces of a thousand rows, numpy for the
+rest. It knows nothing of tools, thoughts, other templates or formats, and checks nothing.
 
 The peers' interpreters run this file alone: at its top stands the standard library only.
 """
@@ -34,10 +34,11 @@ from typing import Any
 LENGTH = 2048
 """Tokens of a forward pass, for all."""
 SOURCES = {
-    "emollm/data.json": "conversation", "emollm/aiwei.json": "conversation", "llamafactory/alpaca_en_demo.json": "alpaca",
+    "emollm/data.json": "conversation", "llamafactory/alpaca_en_demo.json": "alpaca",
     "alpaca_cot_en/strategyqa_train.json": "alpaca", "llamafactory/alpaca_zh_demo.json": "alpaca",
 }  # fmt: skip
 NAMES = ("bound", "tuneloop", "llamafactory", "trl")
+_CLAUSE = re.compile(r"[一-鿿]{2,}")
 _SENTENCE = re.compile(r"[^.!?。！？\n]*[.!?。！？\n]*")
 
 
@@ -58,12 +59,21 @@ def dialogues(data: Path) -> list[list[dict[str, str]]]:
 
 
 def varied(text: str, rng: random.Random) -> str:
-    """The sentences of a text, beginning with another one, and one more of its own again: as long, and not the same."""
+    """A text as long as this one and not the same: its sentences in turn from another one on, Chinese clauses changed.
+
+    Chinese clauses are words to most tokenizers, and they remember words. So in each clause two neighbours change
+    places, else the repetition of the rows would make the later ones quicker.
+    """
+
+    def swapped(clause: re.Match[str]) -> str:
+        letters = list(clause.group())
+        at = rng.randrange(len(letters) - 1)
+        letters[at], letters[at + 1] = letters[at + 1], letters[at]
+        return "".join(letters)
+
     parts = [part for part in _SENTENCE.findall(text) if part.strip()]
-    if len(parts) < 2:
-        return f"{text} {rng.randrange(1000)}"
-    at = rng.randrange(len(parts))
-    return "".join([*parts[at:], *parts[:at]]).strip() + f" {rng.randrange(10_000)}"
+    at = rng.randrange(len(parts)) if parts else 0
+    return _CLAUSE.sub(swapped, "".join([*parts[at:], *parts[:at]])).strip() + f" {rng.randrange(10_000)}"
 
 
 def write_rows(folder: Path, data: Path, count: int) -> None:
@@ -135,35 +145,68 @@ def run_bound(model: Path, folder: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    smol = "smollm" in model.name
-    default = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    lay_out = lay_out_smollm if "smollm" in model.name else lay_out_qwen3
     meter = Meter()
     ids_of, trained_of, lengths = [], [], []
     with (folder / "rows.jsonl").open(encoding="utf-8") as file:
         for batch in _batches(file, 1000):
-            pieces, answers, owner = [], [], []
-            for n, line in enumerate(batch):
-                context = ""
-                for k, m in enumerate(json.loads(line)["messages"]):
-                    if k == 0 and smol and m["role"] != "system":
-                        context = default
-                    if m["role"] != "assistant":
-                        context += f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n"
-                        continue
-                    pieces += [f"{context}<|im_start|>assistant\n", f"{m['content']}<|im_end|>"]
-                    answers += [False, True]
-                    owner += [n, n]
-                    context = "\n"
-            found = [e.ids for e in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
-            sizes = np.array([len(ids) for ids in found])
-            ids_of.append(np.concatenate([np.array(ids, np.int32) for ids in found]))
-            trained_of.append(np.repeat(np.array(answers), sizes))
-            lengths.append(np.bincount(owner, sizes, len(batch)).astype(np.int64))
+            pieces: dict[str, int] = {}
+            order: list[int] = []
+            trained: list[bool] = []
+            ends: list[int] = []
+            for line in batch:
+                lay_out(json.loads(line)["messages"], pieces, order, trained, ends)
+            found = tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
+            arrays = [np.array(one.ids, np.int32) for one in found]
+            sizes = np.array([len(ids) for ids in arrays])[order]
+            ids_of.append(np.concatenate([arrays[k] for k in order]))
+            trained_of.append(np.repeat(np.array(trained), sizes))
+            lengths.append(np.diff(np.cumsum(sizes)[np.array(ends) - 1], prepend=0))
     passes = _packed(np.concatenate(ids_of), np.concatenate(trained_of), np.concatenate(lengths))
     return meter.done(
         samples=sum(map(len, lengths)), tokens=sum(map(len, ids_of)), labels=sum(int(x.sum()) for x in trained_of),
         passes=passes,
     )  # fmt: skip
+
+
+Chat = list[dict[str, str]]
+
+
+def lay_out_smollm(chat: Chat, pieces: dict[str, int], order: list[int], trained: list[bool], ends: list[int]) -> None:
+    """A dialogue as pieces of text, each with whether it is trained: what SmolLM2's template writes, by hand."""
+    context = ""
+    if chat[0]["role"] != "system":
+        context = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    for message in chat:
+        if message["role"] != "assistant":
+            context += f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
+            continue
+        for text in (f"{context}<|im_start|>assistant\n", f"{message['content']}<|im_end|>"):
+            order.append(pieces.setdefault(text, len(pieces)))
+        trained += [False, True]
+        context = "\n"
+    order.append(pieces.setdefault("\n", len(pieces)))
+    trained.append(False)
+    ends.append(len(order))
+
+
+def lay_out_qwen3(chat: Chat, pieces: dict[str, int], order: list[int], trained: list[bool], ends: list[int]) -> None:
+    """The same for Qwen3's template: a sample a turn, because an answer without a thought has an empty one, once."""
+
+    def place(text: str) -> int:
+        return pieces.setdefault(text, len(pieces))
+
+    line, empty, head = place("\n"), place("<think>\n\n</think>\n\n"), place("<|im_start|>assistant\n")
+    history: list[int] = []
+    for message in chat:
+        if message["role"] != "assistant":
+            history.append(place(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"))
+            continue
+        answer = place(f"{message['content']}<|im_end|>")
+        order += [*history, head, empty, answer, line]
+        trained += [*[False] * len(history), False, True, True, False]
+        ends.append(len(order))
+        history += [head, answer, line]
 
 
 def _packed(ids: Any, trained: Any, lengths: Any) -> int:
@@ -207,8 +250,8 @@ def run_trl(model: Path, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tiny = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                        num_attention_heads=1, num_key_value_heads=1)  # fmt: skip
-    args = SFTConfig(output_dir=str(folder / "out"), packing=True, max_length=LENGTH, report_to="none", use_cpu=True,
-                     bf16=False, gradient_checkpointing=False, disable_tqdm=True, completion_only_loss=True)  # fmt: skip
+    args = SFTConfig(output_dir=str(folder / "out"), packing=True, max_length=LENGTH, report_to="none", use_cpu=True, bf16=False,
+                     gradient_checkpointing=False, disable_tqdm=True, completion_only_loss=True)  # fmt: skip
     network = LlamaForCausalLM(tiny)
     meter = Meter()
     rows = load_dataset("json", data_files=str(folder / "trl.jsonl"), split="train")

@@ -35,7 +35,8 @@ def made(
     workspace = tmp_path_factory.mktemp(f"both-{request.param}")
     recipe, _ = make_recipe(
         {
-            "name": "both", "model": str(tiny_model), "data": str(talk_file), "prepare": {"system": "Be brief."},
+            "name": "both", "model": str(tiny_model), "data": str(talk_file),
+            "prepare": {"system": "Be brief.", "near": 1.0},  # near repetitions on both sides: what is learnt shows
             "train": {"method": request.param, "epochs": 2, "learning_rate": 0.02,
                       **({"lora": {"rank": 4, "dropout": 0.5}} if request.param == "lora" else {})},
             "evaluate": {"rows": 3, "max_new_tokens": 8, "show": SHOW, "probes": PROBES},

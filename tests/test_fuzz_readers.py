@@ -80,7 +80,7 @@ SEEDS: dict[str, bytes] = {
     "object": f'{{"version": 1.5, "rows": [{ROW}, {ROW}]}}'.encode(),
     "csv": CSV.encode(),
     "tsv": CSV.replace(",", "\t").encode(),
-    "prose": "One day.\n\nTwo days\nlater.\n\nThree days\nlater.\n".encode(),
+    "prose": b"One day.\n\nTwo days\nlater.\n\nThree days\nlater.\n",
     "gb18030": f"{TALK}\n".encode("gb18030") * 4,
     "big5": "早餐的種類不多，我覺得一般，下次還會再來\n".encode("big5") * 4,
     "utf-16": f"{TALK}\n".encode("utf-16") * 3,
@@ -146,9 +146,9 @@ def must_be_told(folder: Path, data: bytes) -> None:
                 assert len(item.id) == 12
     except DataError as error:
         told = error
-        assert told.code.startswith("TL-DATA-")  # noqa: PT017
-        assert told.what.encode("utf-8")  # noqa: PT017
-        assert told.do  # noqa: PT017
+        assert told.code.startswith("TL-DATA-")
+        assert told.what.encode("utf-8")
+        assert told.do
 
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}

@@ -458,8 +458,6 @@ class TestContradictions:
             ({"clean": {"lexicon_files": ["a.txt"]}}, "clean.lexicon_files", "CLASH"),
             ({"overlap": 10}, "overlap", "CLASH"),
             ({"overlap": 512, "too_long": "split", "max_length": 512}, "overlap", "VALUE"),
-            ({"near": 0.5}, "near", "CLASH"),
-            ({"near": 0.5, "dedupe": False}, "near", "CLASH"),
             ({"validation": 0.6, "test": 0.4}, "validation", "CLASH"),
         ],
     )

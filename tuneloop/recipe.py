@@ -124,8 +124,6 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
     elif part.overlap >= part.max_length and part.too_long == "split":
         need = t("a number below {limit}", limit=f"prepare.max_length: {part.max_length}")
         yield RecipeError("TL-RECIPE-VALUE", where="prepare.overlap", got=str(part.overlap), need=need)
-    if part.near != plain.near and part.dedupe != "near":
-        yield _clash("prepare.near", f"prepare.dedupe: {part.dedupe}")
     if max(part.validation, part.test) < 1 <= part.validation + part.test:
         yield _clash("prepare.validation", f"prepare.test: {part.test:g}")
 

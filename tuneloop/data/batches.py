@@ -11,17 +11,20 @@ import math
 import random
 import signal
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import resource_tracker
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tuneloop.data.tokens import Sample
+from tuneloop.data.samples import Sample, Samples
 from tuneloop.errors import DataError
 from tuneloop.sections import Recipe
 
@@ -37,9 +40,9 @@ def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How samples become steps. `lengths` in tokens, one a sample."""
+    """How samples become steps. `lengths` in tokens, one a sample: any sequence of ints, or an array of them."""
 
-    lengths: tuple[int, ...]
+    lengths: Sequence[int] | NDArray[np.integer[Any]]
     batch_size: int
     token_budget: int
     seed: int
@@ -47,7 +50,10 @@ class BatchPlan:
     packing: bool = True
 
     def __post_init__(self) -> None:
-        longest = max(self.lengths, default=0)
+        # Four bytes each, and plain ints to whoever asks for one.
+        packed = array("i", np.asarray(self.lengths, np.int32).tobytes())
+        object.__setattr__(self, "lengths", packed)
+        longest = max(packed, default=0)
         if longest > self.token_budget:
             raise DataError("TL-DATA-TOO-LONG", length=longest, budget=self.token_budget)
 
@@ -85,7 +91,7 @@ def batch_plan(recipe: Recipe, samples: Sequence[Sample], *, packing: bool = Tru
     """The batch plan of a recipe. `packing` false where the model cannot pack."""
     train = recipe.train
     return BatchPlan(
-        lengths=tuple(len(s.ids) for s in samples),
+        lengths=samples.lengths if isinstance(samples, Samples) else [len(s.ids) for s in samples],
         batch_size=train.batch_size,
         token_budget=train.token_budget,
         seed=recipe.seed,
@@ -110,24 +116,19 @@ class Packed(TypedDict):
 
 def pack(samples: Sequence[Sample], *, labelled: bool = True) -> Packed:
     """Put samples behind each other. `labelled=False` keeps the shape and carries no label (an idle rank's pass)."""
-    ids, places, positions, targets = [], [], [], []
-    offset = 0
-    for sample in samples:
-        row = torch.from_numpy(sample.ids).long()
-        ids.append(row)
-        places.append(torch.arange(len(row)))
-        if labelled:
-            where = torch.from_numpy(sample.trained[1:]).nonzero().squeeze(1)
-            positions.append(where + offset)
-            targets.append(row[where + 1])
-        offset += len(row)
-    none = torch.zeros(0, dtype=torch.long)
+    lengths = np.array([len(s.ids) for s in samples])
+    starts = np.cumsum(lengths) - lengths
+    ids = np.concatenate([s.ids for s in samples]).astype(np.int64)
+    trained = np.concatenate([s.trained for s in samples])
+    # The first token of a sample is never predicted, least of all from the sample before.
+    trained[starts[lengths > 0]] = False
+    at = np.flatnonzero(trained) if labelled else np.zeros(0, np.int64)
     return Packed(
-        input_ids=torch.cat(ids).unsqueeze(0),
-        position_ids=torch.cat(places).unsqueeze(0),
-        positions=torch.cat([none, *positions]),
-        targets=torch.cat([none, *targets]),
-        segments=tuple(len(s.ids) for s in samples),
+        input_ids=torch.from_numpy(ids).unsqueeze(0),
+        position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths)).unsqueeze(0),
+        positions=torch.from_numpy(at - 1),
+        targets=torch.from_numpy(ids[at]),
+        segments=tuple(lengths.tolist()),
     )
 
 
@@ -158,16 +159,16 @@ class Steps(Dataset[Step]):
     def __getitem__(self, i: int) -> Step:
         number = self.first + i
         bins = self.plan.step(number)
-        members = [s for b in bins for s in b]
-        mine = [pack([self.samples[s] for s in b]) for b in bins[self.rank :: self.ranks]]
+        members = {s: self.samples[s] for b in bins for s in b}
+        mine = [pack([members[s] for s in b]) for b in bins[self.rank :: self.ranks]]
         # Every rank makes the same number of passes, else gradient averaging would wait for ever.
         while len(mine) < math.ceil(len(bins) / self.ranks):
-            mine.append(pack([self.samples[bins[0][0]]], labelled=False))
-        names = "/".join(self.samples[s].record for s in sorted(members))
+            mine.append(pack([members[bins[0][0]]], labelled=False))
+        names = "/".join(members[s].record for s in sorted(members))
         return Step(
             number=number,
             micros=mine,
-            label_tokens=sum(self.samples[s].labels for s in members),
+            label_tokens=sum(sample.labels for sample in members.values()),
             tokens=sum(self.plan.lengths[s] for s in members),
             samples=len(members),
             digest=f"{zlib.crc32(names.encode()):08x}",

@@ -59,7 +59,7 @@ def build(recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = 
     if not recipe.data:
         raise DataError("TL-DATA-NONE", where="data")
     home = workspace / "datasets" / recipe.name
-    found = _find(recipe)
+    found, left_out = _find(recipe)
     stamps = Stamps(home / "stamps.json")
     try:
         digests = {s.label: one for _, group in found for s, one in _digests(stamps, group)}
@@ -73,7 +73,7 @@ def build(recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = 
             dataset = _remembered(home, made_from, stamps)
             if dataset is None:
                 work = home / f".work-{made_from[:12]}"
-                dataset = _build(home, work, recipe, Sources(found, digests), encode, key, say)
+                dataset = _build(home, work, recipe, Sources(found, digests, left_out), encode, key, say)
                 _remember(home, made_from, dataset.hash)
                 shutil.rmtree(work, ignore_errors=True)
         stamps.keep()
@@ -96,9 +96,11 @@ def _alone(home: Path, made_from: str) -> Iterator[None]:
 
 def _build(home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say) -> Dataset:
     part = recipe.prepare
-    require_room(home, 4 * sum(s.path.stat().st_size for _, group in sources.found for s in group))
+    require_room(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:
-        made = parts.make(work, parts.raw_rows(sources.found), part, steps(part.clean, part.turns), encode, say)
+        made = parts.make(
+            work, parts.raw_rows(sources.found, recipe.seed), part, steps(part.clean, part.turns), encode, say
+        )
         rows = Kept(made)
         if not len(rows):
             raise _nothing(made)
@@ -113,15 +115,16 @@ def _build(home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Enc
         raise
 
 
-def _find(recipe: Recipe) -> Found:
-    """Every file of the recipe with what it is; two files of one name get labels that tell them apart."""
+def _find(recipe: Recipe) -> tuple[Found, list[tuple[str, str]]]:
+    """Every file of the recipe with what it is, and what was left out; two of one name get labels that differ."""
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
-    return [(file, formats.sources(file, names)) for file, _ in listed]
+    seen = [(file, formats.survey(file, names)) for file, _ in listed]
+    return [(file, one.sources) for file, one in seen], [pair for _, one in seen for pair in one.left_out]
 
 
 def _digests(stamps: Stamps, group: list[formats.Source]) -> Iterator[tuple[formats.Source, str]]:
-    known = stamps.digests(s.path for s in group)
+    known = stamps.digests(dict.fromkeys(s.path for s in group))  # members of one archive share it
     for source in group:
         yield source, known[source.path]
 

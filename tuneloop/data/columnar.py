@@ -62,6 +62,7 @@ def head(blob: Blob, container: str, count: int) -> tuple[tuple[str, ...], list[
         names = tuple(next(batches))
         found: list[Any] = []
         for batch in batches:
+            batch.validate(full=True)  # pyarrow trusts what it reads: wrong offsets would crash the process
             found += batch.slice(0, count - len(found)).to_pylist()
             if len(found) >= count:
                 break
@@ -76,6 +77,7 @@ def rows(blob: Blob, container: str) -> Iterator[tuple[int, Any]]:
         batches = _batches(blob, container, BATCH)
         next(batches)
         for batch in batches:
+            batch.validate(full=True)
             for at in range(0, batch.num_rows, BATCH):
                 for row in batch.slice(at, BATCH).to_pylist():
                     number += 1

@@ -60,11 +60,6 @@ class Dataset:
         for batch in self.batches(side):
             yield from batch.column("id").to_pylist()
 
-    def ids(self, side: Side) -> Iterator[str]:
-        """The id of every row of a side."""
-        for batch in self.batches(side):
-            yield from batch.column("id").to_pylist()
-
     def rows(self, *only: Side) -> Iterator[tuple[Record, Side, int]]:
         """Every row once: (record, side, repeat). Only training rows are repeated."""
         for side in only or SIDES:

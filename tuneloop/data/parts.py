@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,13 @@ class Sources:
 
     found: Found
     digests: dict[str, str]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """What lay in a folder or archive and is no data: (name, why)."""
 
     def fixed(self) -> dict[str, str]:
         """Label of a file -> the side that the recipe gives it; those on "auto" are left out."""
-        return {s.label: file.split for file, group in self.found for s in group if file.split != "auto"}
+        sides = {s.label: side_of(file, s) for file, group in self.found for s in group}
+        return {label: side for label, side in sides.items() if side != "auto"}
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,20 @@ class Part:
         return open_samples(self.folder / "samples")
 
 
-def raw_rows(found: Found) -> Iterator[Row]:
-    """Every raw row with the file entry it belongs to; files of a given split first, so that of two equal rows the
-    one in the test file stays."""
-    order = {"test": 0, "validation": 1}
-    for file, sources in sorted(found, key=lambda pair: order.get(pair[0].split, 2)):
-        for item in formats.read(file, sources):
+_FIRST = {"test": 0, "validation": 1}
+"""Files of a given side are read first, so that of two equal rows the one in the test file stays."""
+
+
+def side_of(file: DataFile, source: Source) -> str:
+    """The side that the recipe, or the source's own name in a folder, gives its rows; "auto" where neither does."""
+    return source.side if file.split == "auto" else file.split
+
+
+def raw_rows(found: Found, seed: int) -> Iterator[Row]:
+    """Every raw row with the file entry it belongs to. `seed` is that of a sample."""
+    for file, sources in sorted(found, key=lambda pair: _FIRST.get(pair[0].split, 2)):
+        ordered = sorted(sources, key=lambda source: _FIRST.get(side_of(file, source), 2))
+        for item in formats.read(file, sources if file.rows or file.sample else ordered, seed):
             yield file, item
 
 

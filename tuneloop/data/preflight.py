@@ -1,16 +1,33 @@
-"""The last look before a run costs anything: refuses a mask of nothing, a missing end token, a doubled first token."""
+"""The last look before a run costs anything: refuses a mask of nothing, a missing end token, a doubled first token.
+
+Of the samples all are looked at, as arrays; of the records' text at most `LOOKED`, spread evenly, and of those at most
+`RENDERED` are rendered. Each warning says of how many it speaks.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tuneloop.data.templates import render
-from tuneloop.data.tokens import Sample, marked, turn
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.segments import word_pattern
+from tuneloop.data.templates import DEFAULTS, render, template_of
+from tuneloop.data.tokens import marked, turn
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Record
+
+LOOKED, RENDERED = 20_000, 300
+_MOST = 0.5
+"""Share of the rows from which on something is so for most of them."""
+_SHORTEST_LEAK = 12
+"""Characters of an answer below which its prompt may well contain it: a choice to make, a word to translate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +43,43 @@ class Preflight:
     """What is worth knowing and no reason to stop, in words."""
 
 
+def _spread(records: Sequence[Record], most: int) -> list[Record]:
+    """At most so many of the records, evenly from first to last."""
+    if len(records) <= most:
+        return list(records)
+    return [records[k] for k in np.linspace(0, len(records) - 1, most).astype(int).tolist()]
+
+
 def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """Warnings about what a template leaves out without a word: thoughts, tool calls, tools."""
+    # A text has no template, so it has nothing that one could leave out.
+    dialogues = [r for r in records if r.kind not in {"text", "label"}]
+    with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
     lost = {"reasoning": 0, "calls": 0, "tools": 0}
-    for record in records:
+    looked = _spread(with_more, RENDERED)
+    for record in looked:
         told = _told(tokenizer, record)
         for kind in lost:
             lost[kind] += not all(told[kind])
     said = (
-        (lost["reasoning"], t("this chat template leaves the thought out of dialogues: {n}", n=lost["reasoning"])),
-        (lost["calls"], t("this chat template leaves the tool calls out of dialogues: {n}", n=lost["calls"])),
-        (lost["tools"], t("this chat template leaves the offered tools out of dialogues: {n}", n=lost["tools"])),
-    )
-    return [words for n, words in said if n]
+        ("reasoning", t("{n} of {of} dialogues looked at have a thought that this chat template leaves out",
+                        n=lost["reasoning"], of=len(looked))),
+        ("calls", t("{n} of {of} dialogues looked at have tool calls that this chat template leaves out",
+                    n=lost["calls"], of=len(looked))),
+        ("tools", t("{n} of {of} dialogues looked at offer tools that this chat template leaves out",
+                    n=lost["tools"], of=len(looked))),
+    )  # fmt: skip
+    return [words for kind, words in said if lost[kind]]
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning about special tokens written as text in the data: the tokenizer takes them for the real ones."""
-    special = [token for token in tokenizer.all_special_tokens if len(token) > 2]
-    found = [token for r in records for token in special if any(token in m.content for m in r.messages)]
+    pattern = word_pattern(tuple(token for token in tokenizer.all_special_tokens if len(token) > 2))
+    found = [hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))]
     if not found:
         return []
-    return [t("{n} dialogues have {token} in their text, which ends or begins a turn where it stands",
-              n=len(found), token=found[0])]  # fmt: skip
+    return [t("{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
+              n=len(found), of=len(records), token=found[0].group())]  # fmt: skip
 
 
 def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
@@ -58,7 +89,7 @@ def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
     """
     told: dict[str, list[bool]] = {"reasoning": [], "calls": [], "tools": []}
     for at, message in enumerate(record.messages):
-        if message.reasoning or message.tool_calls:
+        if message.role == "assistant" and (message.reasoning or message.tool_calls):
             _, text = turn(tokenizer, record, at)
             told["reasoning"].append(message.reasoning.strip() in text)
             told["calls"] += [_name(call) in text for call in message.tool_calls]
@@ -72,38 +103,112 @@ def _name(of: dict[str, Any]) -> str:
     return str(of.get("function", {}).get("name", ""))
 
 
-def preflight(tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = ()) -> Preflight:
-    """Look at every sample, and at what the template leaves out of `records`.
+def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
+    """A warning when a template that knows thoughts meets dialogues that have none."""
+    source = tokenizer.chat_template
+    dialogues = [r for r in records if r.kind == "chat"]
+    if not isinstance(source, str) or "<think>" not in source or not dialogues:
+        return []
+    if any(m.reasoning or "</think>" in m.content for r in dialogues for m in r.messages):
+        return []
+    return [t("this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked at "
+              "has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
+
+
+def leaked(records: Sequence[Record]) -> list[str]:
+    """A warning when most prompts already hold what is to be learned."""
+    answers = [
+        (record.messages[-1].content.strip(), record)
+        for record in records
+        if record.kind == "chat" and record.prompt and len(record.prompt) < len(record.messages)
+    ]
+    long = [(answer, record) for answer, record in answers if len(answer) >= _SHORTEST_LEAK]
+    held = sum(any(answer in m.content for m in record.prompt) for answer, record in long)
+    out = []
+    if long and held > _MOST * len(long):
+        out.append(t("{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
+                     "but to copy", n=held, of=len(long)))  # fmt: skip
+    labelled = [r for r in records if r.kind == "label" and len(r.label) > 1]
+    held = sum(bool(re.search(rf"\b{re.escape(r.label)}\b", r.messages[0].content, re.IGNORECASE)) for r in labelled)
+    if labelled and held > _MOST * len(labelled):
+        out.append(t("{n} of {of} texts looked at have their own label in them", n=held, of=len(labelled)))
+    return out
+
+
+def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
+    """A warning when dialogues are written in another form than the model was made with.
+
+    `folder` is the model's; by default the one the tokenizer was loaded from.
+    """
+    folder = folder or Path(str(getattr(tokenizer, "name_or_path", "") or ""))
+    if not folder.is_dir() or folder == Path():
+        return []
+    own, used = template_of(folder), tokenizer.chat_template
+    name = next((name for name, source in DEFAULTS.items() if source == used), "")
+    if own is None:
+        return (
+            [t("this model has no chat template of its own and gets the default one, {name}", name=name)]
+            if name
+            else []
+        )
+    if own == used:
+        return []
+    called = name or t("another one")
+    return [t("the chat template is not the model's own but {name}; the model has learned its own", name=called)]
+
+
+def preflight(
+    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None
+) -> Preflight:
+    """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
-    found: list[DataError] = []
     if not samples:
         raise DataError("TL-DATA-NOTHING-LEFT", rows=0, reasons=t("no dialogue has an answer"))
+    every = Samples.of(samples)
+    lengths = every.lengths
+    found: list[DataError] = []
 
-    def count(code: str, bad: list[Sample], **facts: Any) -> None:
-        if bad:
-            found.append(DataError(code, n=len(bad), of=len(samples), example=bad[0].record, **facts))
+    def count(code: str, bad: NDArray[np.bool_], **facts: Any) -> None:
+        if bad.any():
+            example = every.names[int(bad.argmax())].decode()
+            found.append(DataError(code, n=int(bad.sum()), of=len(every), example=example, **facts))
 
-    bos = tokenizer.bos_token_id
-    count("TL-DATA-NO-LABEL", [s for s in samples if s.labels == 0])
-    count("TL-DATA-NO-END", [s for s in samples if not s.ended], end=tokenizer.eos_token)
+    longest = int(lengths.max())
+    count("TL-DATA-NO-LABEL", (every.labels == 0) & ~_unlabelled(every, records))
+    count("TL-DATA-NO-END", ~every.ended, end=tokenizer.eos_token)
     # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the start is a fault.
-    count("TL-DATA-DOUBLE-BOS", [s for s in samples if bos is not None and list(s.ids[:2]) == [bos, bos]])
-    count(
-        "TL-DATA-TOO-LONG",
-        [s for s in samples if len(s.ids) > budget],
-        budget=budget,
-        length=max(len(s.ids) for s in samples),
-    )
+    count("TL-DATA-DOUBLE-BOS", _doubled(every, lengths, tokenizer.bos_token_id))
+    count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
     if found:
         raise DataError("TL-DATA-PREFLIGHT", causes=found)
-    shown = min(samples, key=lambda s: abs(len(s.ids) - 80))
+    looked = _spread(records, LOOKED)
     return Preflight(
-        samples=len(samples),
-        tokens=sum(len(s.ids) for s in samples),
-        label_tokens=sum(s.labels for s in samples),
-        longest=max(len(s.ids) for s in samples),
-        sample=marked(tokenizer, shown),
-        warnings=(*unrendered(tokenizer, records), *stray(tokenizer, records)),
-    )
+        samples=len(every),
+        tokens=every.tokens,
+        label_tokens=int(every.labels.sum()),
+        longest=longest,
+        sample=marked(tokenizer, every[int(np.abs(lengths - 80).argmin())]),
+        warnings=(
+            *other_template(tokenizer, folder), *unrendered(tokenizer, looked), *stray(tokenizer, looked),
+            *thoughtless(tokenizer, looked), *leaked(looked),
+        ),
+    )  # fmt: skip
+
+
+def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_]:
+    """Which samples are of records that teach by their label alone, and so need no trained token."""
+    if samples.records != len(records):
+        return np.zeros(len(samples), np.bool_)
+    return np.array([record.kind == "label" for record in records], np.bool_)[samples.row]
+
+
+def _doubled(samples: Samples, lengths: NDArray[np.int32], first: int | None) -> NDArray[np.bool_]:
+    """Which samples begin with their first token twice."""
+    bad = lengths >= 2
+    if first is None:
+        return np.zeros(len(samples), np.bool_)
+    at = samples.starts[:-1][bad]
+    bad[bad] = (samples.ids[at] == first) & (samples.ids[at + 1] == first)
+    return bad

@@ -29,7 +29,7 @@ WANTED = [f"*.{kind}{packed}" for kind in _KINDS for packed in ("", ".gz", ".zst
 """Files that are fetched; what they are is then found out by their content."""
 UNWANTED = ["*/.*", ".*", "dataset_infos.json", "dataset_info.json", "state.json", "requirements*.txt"]
 _SECONDS = 10.0
-_NAME = r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.+-]+))?"
+_NAME = r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.+-]+))?"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from tuneloop.language import t
 
 @contextmanager
 def _opened(blob: Blob) -> Iterator[Any]:
-    import openpyxl  # type: ignore[import-untyped]
+    import openpyxl
 
     try:
         with blob.path.open("rb") if blob.plain else io.BytesIO(blob.whole()) as source:

@@ -77,7 +77,7 @@ def drawn(again: Callable[[], Iterator[Item]], size: int, seed: int, label: Call
 
 
 def _shares(counts: Counter[str], size: int) -> dict[str, int]:
-    """How many of each label: the largest remainders get what rounding down leaves.
+    """How many of each label: the largest remainders, then the rarer labels, get what rounding down leaves.
 
     >>> _shares(Counter(a=60, b=30, c=10), 5)
     {'a': 3, 'b': 1, 'c': 1}
@@ -86,6 +86,6 @@ def _shares(counts: Counter[str], size: int) -> dict[str, int]:
     size = min(size, total)
     out = {name: count * size // total for name, count in counts.items()}
     left = size - sum(out.values())
-    for name in sorted(counts, key=lambda name: (-(counts[name] * size % total), name))[:left]:
+    for name in sorted(counts, key=lambda name: (-(counts[name] * size % total), counts[name], name))[:left]:
         out[name] += 1
     return out

@@ -5,6 +5,7 @@ A base model has no template; it gets the default one, which needs no special to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -62,6 +63,21 @@ def choose_template(tokenizer: Any, wanted: str | None) -> str:
     return path.name
 
 
+def template_of(folder: Path) -> str | None:
+    """The chat template that lies in a model folder, None where there is none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(found, list):  # several, each with a name
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return str(found) if found else None
+
+
 @lru_cache(maxsize=1)
 def _transformers() -> Any:
     """transformers' own module of chat templates, where it has the parts that are used here."""
@@ -84,6 +100,7 @@ class Renderer:
         own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         self._parts: Any = None if own else _transformers()
         self._named = dict(tokenizer.special_tokens_map)
+        self._openings: dict[str, str] = {}
 
     def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
         """The text of a chat; with `prompt` it ends where the assistant is to begin.
@@ -145,7 +162,9 @@ class Renderer:
         *parts, end = self._filled(marked[0], chat, False, tools).split(_MARK)
         if len(parts) != len(chat):  # the chat has the mark in its text
             return None
-        opening = self._filled(marked[1], chat, True, tools)
+        if source not in self._openings:  # nothing of a chat is in it
+            self._openings[source] = self._filled(marked[1], chat, True, tools)
+        opening = self._openings[source]
         text = "".join(parts)
         ends = [0, *accumulate(len(part) for part in parts)]
         return [(text[: ends[at]] + opening, text[: ends[at + 1]] + end) for at in answers]
@@ -169,9 +188,9 @@ _PLAIN = (str, int, bool, type(None))
 def _environment(compile_: Callable[[str], Any], source: str) -> Any:
     """transformers' sandbox for templates, with a shortcut to what it always allows.
 
-    It looks for an attribute before it looks for a key: `message.role` costs it an exception. Some things it gives in any
-    case: a key of a plain dict that is the name of no attribute, a method of a plain str that is neither private nor
-    `format`, and what is no method of a loop or a namespace. Everything else goes its own way.
+    It looks for an attribute before it looks for a key: `message.role` costs it an exception. Some things it gives in
+    any case: a key of a plain dict that is the name of no attribute, a method of a plain str that is neither private
+    nor `format`, and what a loop or a namespace holds as plain text or number. Everything else goes its own way.
     """
     from jinja2.runtime import LoopContext
 

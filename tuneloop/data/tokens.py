@@ -8,6 +8,7 @@ other tokens, a dialogue becomes several samples instead of a wrong one.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
@@ -145,7 +146,7 @@ def encode_parts(tokenizer: Any, records: Iterable[Record]) -> Iterator[Samples]
     encoder = _Encoder(tokenizer)
     rest = iter(records)
     while batch := list(islice(rest, BATCH)):
-        yield encoder.samples(batch, [record.id for record in batch])
+        yield _whole(encoder, batch, [record.id for record in batch])
 
 
 def encode_records(tokenizer: Any, records: Iterable[Record]) -> Samples:
@@ -163,11 +164,22 @@ def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
     encoder = _Encoder(tokenizer)
     out: list[int] = []
     for begin in range(0, len(records), BATCH):
-        samples = encoder.samples(records[begin : begin + BATCH])
+        samples = _whole(encoder, records[begin : begin + BATCH])
         longest = np.zeros(samples.records, np.int64)
         np.maximum.at(longest, samples.row, samples.lengths)
         out += longest.tolist()
     return out
+
+
+def _whole(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Samples:
+    """One batch, with Python's search for cycles put off: it would look at many new lists again and again, in vain."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        return encoder.samples(records, names)
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(slots=True)

@@ -148,7 +148,7 @@ def _manifest(
     read_from = {
         s.label: {
             "file": s.label, "sha256": sources.digests[s.label], "rows": read[s.label], "container": s.guess.container,
-            "encoding": s.guess.encoding, "shape": s.guess.shape, "sure": s.guess.sure, "why": s.guess.why,
+            "encoding": s.guess.encoding, "shape": s.guess.shape, "kind": s.guess.kind, "sure": s.guess.sure, "why": s.guess.why,
         }
         for _, group in found for s in group
     }  # fmt: skip
@@ -157,6 +157,7 @@ def _manifest(
         "name": recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sources": list(read_from.values()),
+        "left_out": [{"file": name, "why": why} for name, why in sources.left_out],
         "steps": ledger.counts(),
         "counts": {
             "rows_in": read.total(), **{side: len(lengths[side]) for side in SIDES},
