@@ -250,8 +250,9 @@ def run_trl(model: Path, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tiny = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                        num_attention_heads=1, num_key_value_heads=1)  # fmt: skip
-    args = SFTConfig(output_dir=str(folder / "out"), packing=True, max_length=LENGTH, report_to="none", use_cpu=True, bf16=False,
-                     gradient_checkpointing=False, disable_tqdm=True, completion_only_loss=True)  # fmt: skip
+    args = SFTConfig(output_dir=str(folder / "out"), packing=True, max_length=LENGTH, report_to="none", use_cpu=True,
+                     bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+                     completion_only_loss=True)  # fmt: skip
     network = LlamaForCausalLM(tiny)
     meter = Meter()
     rows = load_dataset("json", data_files=str(folder / "trl.jsonl"), split="train")
@@ -344,8 +345,8 @@ def show(found: list[dict[str, Any]]) -> None:
     for tokenizer in dict.fromkeys(one["tokenizer"] for one in found):
         own = {one["way"]: one for one in found if one["tokenizer"] == tokenizer}
         ours = own["tuneloop"]["cpu"]
-        print(f"\n{own['tuneloop']['rows']} chat rows, {own['tuneloop']['tokens'] / own['tuneloop']['rows']:.0f} tokens a "
-              f"row, tokenizer {tokenizer}\n")  # fmt: skip
+        rows, tokens = own["tuneloop"]["rows"], own["tuneloop"]["tokens"]
+        print(f"\n{rows} chat rows, {tokens / rows:.0f} tokens a row, tokenizer {tokenizer}\n")
         print(f"{'':16}{'rows/CPU s':>12}{'ours over it':>14}{'wall s':>9}{'peak MB':>9}{'of it imports':>15}")
         for name, one in own.items():
             print(f"{name:16}{one['rows'] / one['cpu']:12.0f}{one['cpu'] / ours:14.2f}{one['wall']:9.1f}"

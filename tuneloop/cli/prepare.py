@@ -27,7 +27,7 @@ def prepare(
     from tuneloop import pipeline
     from tuneloop.cli import losses, tables
 
-    dataset = pipeline.prepare(recipe, workspace=workspace)
+    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     keep_recipe(targets, recipe)
     if json:
         show.as_json({"path": str(dataset.path), **dataset.manifest})

@@ -40,7 +40,7 @@ def run(
 
     sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
-    dataset = pipeline.prepare(recipe, workspace=workspace)
+    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     told: list[str] = []
     if ranks.leads():
         keep_recipe(targets, recipe)

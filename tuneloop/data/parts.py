@@ -109,7 +109,8 @@ def make(
             _write(there.folder, chunk, part, steps, encode, repeats)
         done.append(there)
         count += len(chunk)
-        say(count)
+        if len(chunk) == SIZE:
+            say(count)
     return done
 
 

@@ -61,15 +61,16 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         told = _told(tokenizer, record)
         for kind in lost:
             lost[kind] += not all(told[kind])
-    said = (
-        ("reasoning", t("{n} of {of} dialogues looked at have a thought that this chat template leaves out",
-                        n=lost["reasoning"], of=len(looked))),
-        ("calls", t("{n} of {of} dialogues looked at have tool calls that this chat template leaves out",
-                    n=lost["calls"], of=len(looked))),
-        ("tools", t("{n} of {of} dialogues looked at offer tools that this chat template leaves out",
-                    n=lost["tools"], of=len(looked))),
-    )  # fmt: skip
-    return [words for kind, words in said if lost[kind]]
+    n = len(looked)
+    said = {
+        "reasoning": t("of {of} dialogues with thoughts or tools that were looked at, {n} have a thought that this "
+                       "chat template leaves out", n=lost["reasoning"], of=n),
+        "calls": t("of {of} dialogues with thoughts or tools that were looked at, {n} have tool calls that this chat "
+                   "template leaves out", n=lost["calls"], of=n),
+        "tools": t("of {of} dialogues with thoughts or tools that were looked at, {n} offer tools that this chat "
+                   "template leaves out", n=lost["tools"], of=n),
+    }  # fmt: skip
+    return [words for kind, words in said.items() if lost[kind]]
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
@@ -111,8 +112,8 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         return []
     if any(m.reasoning or "</think>" in m.content for r in dialogues for m in r.messages):
         return []
-    return [t("this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked at "
-              "has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
+    return [t("this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked "
+              "at has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
 
 
 def leaked(records: Sequence[Record]) -> list[str]:

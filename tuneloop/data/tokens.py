@@ -46,6 +46,13 @@ class _Chain:
     def pieces(self) -> list[str]:
         return [self.text[a:b] for a, b in pairwise((0, *self.cuts))]
 
+    @property
+    def turns(self) -> list[_Chain]:
+        """The same answers, each in a chain of its own."""
+        return [
+            _Chain(self.text[:end], (begin, end)) for begin, end in zip(self.cuts[::2], self.cuts[1::2], strict=True)
+        ]
+
 
 class _Writer:
     """Writes records as text, the way one tokenizer needs it."""
@@ -205,23 +212,50 @@ class _Encoder:
         written = [self._writer.chains(record) for record in records]
         chains = [chain for own in written for chain in own]
         row = np.repeat(np.arange(len(records), dtype=np.int32), [len(own) for own in written])
-        fast = self._cutter.exact and self._cutter.agrees([chain.text for chain in chains[:2]])
-        made, sure = self._at_once(chains) if fast else (None, np.zeros(len(chains), np.bool_))
-        if made is None or not sure.all():
-            each = [[made[k]] if made and sure[k] else self._by_text(chain) for k, chain in enumerate(chains)]
+        if self._cutter.exact and self._cutter.agrees([chain.text for chain in chains[:2]]):
+            made, sure = self._at_once(chains)
+            each = None if sure.all() else self._each(chains, made, sure)
+        else:
+            each = [self._by_text(chain) for chain in chains]
+        if each is not None:
             made, row = Samples.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
         called = np.array([names[k] for k in row.tolist()] if names else np.zeros(len(row)), "S12")
         return replace(made, row=row, names=called, records=len(records))
 
-    def _at_once(self, chains: Sequence[_Chain]) -> tuple[Samples, NDArray[np.bool_]]:
-        """A sample of each chain, and whether its contexts are what serving makes of them."""
+    def _each(self, chains: Sequence[_Chain], made: Samples, sure: NDArray[np.bool_]) -> list[list[Sample]]:
+        """The samples of each chain: as made where that is sure, else what `_by_text` gives, many at a time."""
+        each = [[sample] for sample in made]
+        doubtful = np.flatnonzero(~sure).tolist()
+        turns: list[tuple[int, _Chain]] = []
+        apart, _ = self._at_once([chains[k] for k in doubtful], joined=False)
+        for k, sample in zip(doubtful, apart, strict=True):
+            if np.array_equal(sample.ids, made[k].ids):
+                each[k] = [sample]
+            else:
+                each[k] = []
+                turns += [(k, turn) for turn in chains[k].turns]
+        alone, sure = self._at_once([turn for _, turn in turns])
+        apart, _ = self._at_once([turn for (_, turn), one in zip(turns, sure, strict=True) if not one], joined=False)
+        pieces = iter(apart)
+        for n, (k, _) in enumerate(turns):
+            each[k].append(alone[n] if sure[n] else next(pieces))
+        return each
+
+    def _at_once(self, chains: Sequence[_Chain], *, joined: bool = True) -> tuple[Samples, NDArray[np.bool_]]:
+        """A sample of each chain, and whether its contexts are what serving makes of them.
+
+        With `joined` false each piece is tokenised by itself, whatever stands beside it.
+        """
         pool, marks = Pool(self._tokenizer), _Marks([], [], [])
         sure = np.ones(len(chains), np.bool_)
         places: list[int] = []
         counts = []
         for k, chain in enumerate(chains):
             counts.append(len(places))
-            sure[k] = self._laid_out(chain, k, pool, places, marks)
+            if joined:
+                sure[k] = self._laid_out(chain, k, pool, places, marks)
+            else:
+                self._laid_apart(chain, k, pool, places, marks)
         counts.append(len(places))
         pool.fill()
         whole, at, head = np.array(places, np.int64), np.array(marks.at, np.int64), np.array(marks.head, np.int64)
@@ -268,6 +302,14 @@ class _Encoder:
             places.append(pool.place(chain.after))
         return sure
 
+    def _laid_apart(self, chain: _Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:
+        """Put the stretches of each piece of chain `k` into the pool."""
+        for piece in chain.pieces:
+            places.extend(pool.place(stretch) for stretch in self._cutter.cut(piece))
+            marks.at.append(len(places))
+            marks.head.append(-1)
+            marks.chain.append(k)
+
     def _mask(
         self, ids: NDArray[np.int32], starts: NDArray[np.int64], answers: NDArray[np.int64], of: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -308,9 +350,9 @@ class _Encoder:
         """One sample a turn, each context tokenised whole as serving does it."""
         out = []
         for k in range(1, len(pieces), 2):
-            turn = ["".join(pieces[:k]), pieces[k]]
-            whole = encode(self._tokenizer, [turn[0] + turn[1]])[0]
-            out.append(self._sample(_cut(self._tokenizer, turn, whole) or encode(self._tokenizer, turn)))
+            own = ["".join(pieces[:k]), pieces[k]]
+            whole = encode(self._tokenizer, [own[0] + own[1]])[0]
+            out.append(self._sample(_cut(self._tokenizer, own, whole) or encode(self._tokenizer, own)))
         return out
 
     def _sample(self, parts: list[list[int]]) -> Sample:

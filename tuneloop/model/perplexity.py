@@ -1,0 +1,77 @@
+"""How likely a language model finds a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tuneloop.model.loss import CHUNK, LossModel, head_is_exact, plain
+
+TOKENS = 2048
+"""Tokens of a batch, padding included."""
+
+
+@torch.inference_mode()
+def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[float]:
+    """Mean negative log-likelihood a token of each text, in nats; 0.0 for an empty one. exp of it is the perplexity.
+
+    Every token of the text counts: in front stands the token that the tokenizer begins a text with or, where it has
+    none, the end of the one before. A text longer than the model's context is scored window by window.
+    """
+    context = int(getattr(plain(model).config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+    rows: list[tuple[int, list[int]]] = []
+    for n, text in enumerate(texts):
+        ids = _ids(tokenizer, text)
+        rows += [(n, ids[at : at + context]) for at in range(0, len(ids), context - 1)] if text else []
+    rows = sorted(((n, ids) for n, ids in rows if len(ids) > 1), key=lambda row: len(row[1]))
+    sums, counts = [0.0] * len(texts), [0] * len(texts)
+    device = next(model.parameters()).device
+    own = bool(rows) and not head_is_exact(model, torch.tensor([rows[0][1]], device=device))
+    for batch in _batches([ids for _, ids in rows]):
+        for (n, _), (total, count) in zip(rows[batch], _scored(model, [i for _, i in rows[batch]], own), strict=True):
+            sums[n] += total
+            counts[n] += count
+    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return ids if first is None or ids[:1] == [first] else [first, *ids]
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> list[slice]:
+    """Slices of rows, ascending by length, whose padded batches have at most TOKENS tokens."""
+    out, start = [], 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or (end + 1 - start) * len(rows[end]) > TOKENS:
+            out.append(slice(start, end))
+            start = end
+    return out
+
+
+def _scored(model: nn.Module, rows: Sequence[Sequence[int]], own: bool) -> list[tuple[float, int]]:
+    """(summed loss, tokens it is of) of each row. Padding stands behind, where no token of a causal model sees it."""
+    base = plain(model)
+    device = next(model.parameters()).device
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
+    if own:
+        hidden = base(input_ids=ids, use_cache=False).logits
+    else:
+        hidden = getattr(base, base.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
+    row_of = torch.tensor([n for n, row in enumerate(rows) for _ in row[1:]], device=device)
+    at = torch.tensor([k for row in rows for k in range(len(row) - 1)], device=device)
+    states, targets = hidden[row_of, at], ids[row_of, at + 1]
+    size = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
+    head = (lambda x: x) if own else LossModel(model).head
+    losses = torch.cat([
+        cross_entropy(head(h).float(), y, reduction="none")
+        for h, y in zip(states.split(size), targets.split(size), strict=True)
+    ])  # fmt: skip
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=device).index_add_(0, row_of, losses.double())
+    return [(float(total), len(row) - 1) for total, row in zip(sums, rows, strict=True)]
