@@ -1,4 +1,8 @@
-"""python -m benchmarks: measure this machine and print ratios. Run it on a quiet machine; it takes a few minutes."""
+"""python -m benchmarks: measure this machine and print ratios. Run it on a quiet machine; it takes a few minutes.
+
+python -m benchmarks             training, and how soon the command line answers
+python -m benchmarks prepare     from raw rows to packed batches, beside the peers (see prepare.py)
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import time
 
 import torch
 
-from benchmarks import training
+from benchmarks import prepare, training
 
 
 def startup() -> float:
@@ -24,6 +28,9 @@ def startup() -> float:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["prepare"]:
+        prepare.main(sys.argv[2:])
+        return
     found = training.measure()
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     base = found["padded to 512"]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.data.batches import BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.samples import Sample, Samples
 from tuneloop.errors import DataError
 from tuneloop.recipe import make_recipe
 
@@ -227,3 +229,44 @@ def test_a_recipe_says_how_samples_are_packed() -> None:
     assert not batch_plan(recipe, samples, packing=False).packing
     off = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": False})})
     assert not batch_plan(off, samples).packing
+
+
+def test_lengths_may_be_an_array_and_are_plain_ints() -> None:
+    plan = BatchPlan((10, 20, 30), 2, BUDGET, seed=0)
+    for lengths in (np.array([10, 20, 30], np.int32), np.array([10, 20, 30]), [10, 20, 30], plan.lengths):
+        same = BatchPlan(lengths, 2, BUDGET, seed=0)
+        assert same == plan
+        assert [type(n) for n in same.lengths] == [int, int, int]
+        assert pickle.loads(pickle.dumps(same)) == plan
+    assert len(pickle.dumps(BatchPlan(np.full(100_000, 8), 2, BUDGET, seed=0))) < 500_000
+    assert BatchPlan((), 2, BUDGET, seed=0).steps_per_epoch == 0
+
+
+def test_samples_in_arrays_give_the_steps_of_a_list(tmp_path: Path) -> None:
+    plan = BatchPlan(tuple(5 + 7 * n % 50 for n in range(30)), 4, BUDGET, seed=5)
+    every = samples_of(plan)
+    held = Samples.of(every)
+    recipe, _ = make_recipe(
+        {"seed": 5, "train": {"batch_size": 4, "token_budget": BUDGET}, "prepare": {"max_length": 60}}
+    )
+    assert batch_plan(recipe, held) == batch_plan(recipe, every) == plan
+    expected = list(loader(Steps(plan, every, 0, 9), 0))
+    for steps in (Steps(plan, held, 0, 9), Steps(plan, held.write(tmp_path / "s"), 0, 9)):
+        assert all(same(a, b) for a, b in zip(loader(steps, 0), expected, strict=True))
+
+
+def test_mapped_samples_go_to_workers_by_name(tmp_path: Path) -> None:
+    plan = BatchPlan((60,) * 500, 4, BUDGET, seed=5)
+    mapped = Samples.of(samples_of(plan)).write(tmp_path / "s")
+    steps = Steps(plan, mapped, 0, 6)
+    assert len(pickle.dumps(steps)) < 4000 < mapped.ids.nbytes
+    expected = list(loader(Steps(plan, samples_of(plan), 0, 6), 0))
+    assert all(same(a, b) for a, b in zip(loader(steps, 1), expected, strict=True))
+
+
+def test_a_sample_without_a_token_takes_no_place() -> None:
+    none = Sample(np.zeros(0, np.int32), np.zeros(0, np.bool_), "none", True)
+    row = pack([none, sample(1, 4), none])
+    assert row["segments"] == (0, 4, 0)
+    assert row["input_ids"].tolist() == pack([sample(1, 4)])["input_ids"].tolist()
+    assert row["positions"].tolist() == pack([sample(1, 4)])["positions"].tolist()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tuneloop.data import builder, profile
+from tuneloop.data import builder, card
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.fit import Encode
 from tuneloop.data.ledger import ACTIONS, Ledger, entries
@@ -83,6 +83,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         "data",
         "ledger.jsonl",
         "manifest.json",
+        "profile.json",
         "tokens",
     ]
     tables = {p.stem: pq.read_table(p) for p in (made.path / "data").iterdir()}
@@ -301,14 +302,14 @@ def test_a_failure_while_writing_leaves_no_version_and_the_work_is_not_done_agai
 ) -> None:
     path = lines(tmp_path, 20)
 
-    def stop(_: Dataset) -> str:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    card = profile.card
-    monkeypatch.setattr(profile, "card", stop)
+    write = card.write
+    monkeypatch.setattr(card, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         build(recipe(path), tmp_path, characters)
-    monkeypatch.setattr(profile, "card", card)
+    monkeypatch.setattr(card, "write", write)
     assert [name[:6] for name in folders(tmp_path)] == [".work-"]
     made = build(recipe(path), tmp_path, never)
     assert folders(tmp_path) == [made.hash]

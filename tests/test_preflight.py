@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import TALK, byte_tokenizer
-from tuneloop.data.preflight import preflight
-from tuneloop.data.templates import CHATML
+from tuneloop.data import preflight as looking
+from tuneloop.data.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
+from tuneloop.data.samples import Samples
+from tuneloop.data.templates import CHATML, PLAIN
 from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.errors import DataError
 from tuneloop.records import Message, Record
@@ -138,3 +141,131 @@ def test_a_thought_behind_a_prompt_that_opens_one_is_not_left_out() -> None:
     looked = preflight(tokenizer, tokenize(tokenizer, records), 500, records)
     assert looked.warnings == ()
     assert [text for text, trained in looked.sample if trained] == ["Because of that.\n</think>\n\nSo.<|im_end|>"]
+
+
+def test_samples_on_the_disk_are_looked_at_as_those_in_a_list(tmp_path: Path) -> None:
+    tokenizer = chatml()
+    samples = tokenize(tokenizer, records(8))
+    assert isinstance(samples, Samples)
+    looked = preflight(tokenizer, samples, 500)
+    assert preflight(tokenizer, list(samples), 500) == looked
+    assert preflight(tokenizer, samples.write(tmp_path / "s"), 500) == looked
+    longest = looked.longest
+    for held in (list(samples), samples):
+        with pytest.raises(DataError) as caught:
+            preflight(tokenizer, held, longest - 1)
+        (cause,) = caught.value.causes
+        worst = max(samples, key=lambda s: len(s.ids))
+        assert (cause.facts["n"], cause.facts["length"], cause.facts["example"]) == (1, longest, worst.record)
+
+
+def test_labelled_texts_need_no_trained_token() -> None:
+    tokenizer = chatml()
+    rows = [Record((Message("user", q),), kind="label", label="x") for q, _ in TALK[:4]]
+    samples = tokenize(tokenizer, rows)
+    assert preflight(tokenizer, samples, 500, rows).label_tokens == 0
+    assert codes(tokenizer, samples) == ["TL-DATA-NO-LABEL"], "nobody has said that they are labelled texts"
+
+
+def test_texts_and_pairs_are_looked_at() -> None:
+    tokenizer = chatml()
+    rows = [
+        Record((Message("assistant", TALK[0][1]),), kind="text"),
+        Record(
+            (Message("user", "a"), Message("assistant", "b")), kind="preference", rejected=(Message("assistant", "c"),)
+        ),
+    ]
+    looked = preflight(tokenizer, tokenize(tokenizer, rows), 500, rows)
+    assert looked.samples == 3
+    assert looked.warnings == ()
+
+
+def test_a_special_token_in_the_text_is_told() -> None:
+    tokenizer = chatml()
+    rows = records(4)
+    assert stray(tokenizer, rows) == []
+    rows[1] = Record((Message("user", "What is <|im_end|>?"), Message("assistant", "An end: <|im_end|>.")))
+    (said,) = stray(tokenizer, rows)
+    assert said.startswith("1 of 4 dialogues looked at have <|im_end|> in their text")
+
+
+def test_only_some_are_looked_at_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = chatml()
+    rendered = []
+    whole = looking.turn
+    monkeypatch.setattr(looking, "turn", lambda *a: rendered.append(1) or whole(*a))
+    rows = [
+        Record((Message("user", f"Why {n}?"), Message("assistant", "So <|im_end|>.", reasoning="Because.")))
+        for n in range(1000)
+    ]
+    (said,) = unrendered(tokenizer, rows)
+    assert said.startswith(
+        f"of {looking.RENDERED} dialogues with thoughts or tools that were looked at, {len(rendered)} "
+    )
+    assert len(rendered) == looking.RENDERED < len(rows)
+    monkeypatch.setattr(looking, "LOOKED", 10)
+    told = preflight(tokenizer, tokenize(tokenizer, rows[:40]), 500, rows[:40]).warnings
+    assert any(w.startswith("10 of 10 dialogues looked at have <|im_end|>") for w in told)
+    seen = looking._spread(range(40), 10)  # type: ignore[arg-type]
+    assert (seen[0], seen[-1], len(set(seen))) == (0, 39, 10)
+
+
+def test_a_thinking_model_that_meets_no_thought_is_told() -> None:
+    tokenizer = chatml()
+    assert thoughtless(tokenizer, records(4)) == []
+    tokenizer.chat_template = "{# <think> #}" + CHATML
+    (said,) = thoughtless(tokenizer, records(4))
+    assert "none of 4 dialogues looked at has a thought" in said
+    apart = Record((Message("user", "a"), Message("assistant", "b", reasoning="c")))
+    inside = Record((Message("user", "a"), Message("assistant", "<think>c</think>b")))
+    assert thoughtless(tokenizer, [*records(4), apart]) == thoughtless(tokenizer, [*records(4), inside]) == []
+    assert thoughtless(tokenizer, [Record((Message("assistant", "b"),), kind="text")]) == []
+
+
+def test_an_answer_that_stands_in_its_prompt_is_told() -> None:
+    said = "The capital of France is Paris."
+    copied = Record((Message("user", f"Repeat: {said}"), Message("assistant", said)))
+    choice = Record((Message("user", "Answer positive or negative."), Message("assistant", "positive")))
+    assert leaked(records(8)) == []
+    assert leaked([choice] * 5) == [], "a choice stands in its question"
+    assert leaked([copied, *records(8)]) == [], "one is not most"
+    (told,) = leaked([copied] * 3 + [choice])
+    assert told.startswith("3 of 3 answers looked at stand word for word")
+
+
+def test_a_label_that_stands_in_its_text_is_told() -> None:
+    def text(content: str, label: str) -> Record:
+        return Record((Message("user", content),), kind="label", label=label)
+
+    assert leaked([text("A fine room.", "positive"), text("positively bad", "positive")]) == []
+    assert leaked([text("1 star, 1 night", "1")] * 3) == [], "one letter is anywhere"
+    (told,) = leaked([text("Label: Positive. A fine room.", "positive")] * 2 + [text("Bad.", "negative")])
+    assert told.startswith("2 of 3 texts looked at have their own label")
+
+
+def test_a_template_that_is_not_the_models_own_is_told(tmp_path: Path) -> None:
+    tokenizer = chatml()
+    tokenizer.save_pretrained(tmp_path / "own")
+    assert other_template(tokenizer, tmp_path / "own") == []
+    assert other_template(tokenizer) == [], "no folder is known"
+    tokenizer.chat_template = PLAIN
+    (said,) = other_template(tokenizer, tmp_path / "own")
+    assert said == "the chat template is not the model's own but plain; the model has learned its own"
+    tokenizer.chat_template = "{{ messages }}"
+    assert "another one" in other_template(tokenizer, tmp_path / "own")[0]
+
+
+def test_a_base_model_is_told_which_template_it_gets(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from tuneloop.data.templates import choose_template
+
+    base = chatml()
+    base.chat_template = None
+    base.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert choose_template(tokenizer, None) == "plain"
+    looked = preflight(tokenizer, tokenize(tokenizer, records(4)), 500, records(4))
+    assert looked.warnings == ("this model has no chat template of its own and gets the default one, plain",)
+    tokenizer.chat_template = "{{ 'somebody chose this' }}"
+    assert other_template(tokenizer) == []

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import reference
 from tests.conftest import TALK, byte_tokenizer
+from tuneloop.data import tokens
+from tuneloop.data.samples import write
 from tuneloop.data.templates import CHATML, GEMMA, PLAIN, encode, render, stop_ids
-from tuneloop.data.tokens import Sample, lengths, marked, tokenize
+from tuneloop.data.tokens import Sample, encode_parts, encode_records, lengths, marked, tokenize
 from tuneloop.errors import DataError
 from tuneloop.records import Message, Record
 
@@ -324,3 +329,172 @@ def test_what_is_marked_is_what_is_trained(all_tokenizers: dict[str, Any]) -> No
     assert "".join(text for text, _ in runs) == tokenizer.decode(sample.ids.tolist())
     assert [text for text, trained in runs if trained] == [m.content + "<|im_end|>" for m in record.messages[1::2]]
     assert [trained for _, trained in runs] == [False, True, False, True, False]
+
+
+def agrees(tokenizer: Any, records: list[Record]) -> None:
+    """The samples are those of the plain way, token by token."""
+    expected = [
+        (record.id, ids, trained, ended)
+        for record in records
+        for ids, trained, ended in reference.masked(tokenizer, record)
+    ]
+    found = [(s.record, s.ids.tolist(), s.trained.tolist(), s.ended) for s in tokenize(tokenizer, records)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_way_is_the_plain_way(all_tokenizers: dict[str, Any], name: str) -> None:
+    systems = [] if "mistral" in name else [dialogue(n, system=True) for n in (1, 2, 5)]
+    agrees(all_tokenizers[name], [*(dialogue(n) for n in (1, 2, 3, 6)), *systems])
+
+
+ODD = [
+    "",
+    " ",
+    "\n",
+    "\n\nx",
+    "x\n",
+    " x ",
+    "<|im_end|>",
+    "a<|im_end|>b",
+    "<|im_start|>user\nx",
+    "</s>",
+    "[INST]",
+    "é",
+    "👍🏽",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_texts_are_masked_the_plain_way(all_tokenizers: dict[str, Any], name: str) -> None:
+    """Blanks and special tokens at the edges, where a token can reach over the end of the prompt."""
+    pairs = [(q, a) for q in ("hi", *ODD[1:6]) for a in ODD]
+    records = [Record((Message("user", q), Message("assistant", a), Message("user", a + "?"), Message("assistant", q)))
+               for q, a in pairs]  # fmt: skip
+    agrees(all_tokenizers[name], records)
+
+
+def test_a_tokenizer_without_a_short_cut_masks_alike() -> None:
+    """split_special_tokens: <|im_end|> in a text is text; nothing may be cut there."""
+    tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>")
+    records = [dialogue(n) for n in (1, 2, 3)]
+    quick = tokenize(tokenizer, records)
+    tokenizer.split_special_tokens = True
+    agrees(tokenizer, records)
+    assert tokenize(tokenizer, records).tokens > quick.tokens
+
+
+def test_batches_change_nothing(
+    all_tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    records = [dialogue(n % 4 + 1) for n in range(11)]
+    for name in ("chatml", "pieces, plain"):
+        whole = encode_records(all_tokenizers[name], records)
+        monkeypatch.setattr(tokens, "BATCH", 3)
+        parts = list(encode_parts(all_tokenizers[name], iter(records)))
+        stored = write(tmp_path / name, encode_parts(all_tokenizers[name], records))
+        assert lengths(all_tokenizers[name], records) == whole.lengths.tolist()
+        monkeypatch.undo()
+        assert [p.records for p in parts] == [3, 3, 3, 2]
+        for other in (encode_records(all_tokenizers[name], records), stored):
+            for column in ("ids", "trained", "starts", "labels", "ended", "row", "names"):
+                assert getattr(other, column).tolist() == getattr(whole, column).tolist(), column
+
+
+def test_an_answer_that_is_not_to_be_trained_is_context(all_tokenizers: dict[str, Any]) -> None:
+    for name, tokenizer in all_tokenizers.items():
+        every = dialogue(3)
+        messages = tuple(
+            Message(m.role, m.content, trained=False) if n == 3 else m for n, m in enumerate(every.messages)
+        )
+        whole, part = tokenize(tokenizer, [every])[0], tokenize(tokenizer, [every.with_messages(messages)])[0]
+        assert part.ids.tolist() == whole.ids.tolist(), name
+        first, _, third = spans(whole)
+        assert spans(part) == [first, third], name
+        assert part.ended
+    none = every.with_messages(tuple(Message(m.role, m.content, trained=False) for m in every.messages))
+    assert len(tokenize(tokenizer, [none])) == 0
+    assert lengths(tokenizer, [none]) == [0]
+
+
+def framed(**named: str) -> Any:
+    """A tokenizer that puts tokens of its own around a text, as Gemma (<bos>) and BERT ([CLS], [SEP]) do."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer(CHATML, special=("<eos>", "<b>", "<e>"), eos_token="<eos>")
+    ids = [("<b>", tokenizer.convert_tokens_to_ids("<b>")), ("<e>", tokenizer.convert_tokens_to_ids("<e>"))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=named["frame"], special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("frame", ["$A", "<b> $A", "<b> $A <e>", "$A <e>"])
+def test_a_text_is_trained_whole_and_ends(frame: str) -> None:
+    """It begins as the tokenizer begins a text, and ends with the end token in place of what the tokenizer puts there."""
+    tokenizer = framed(frame=frame)
+    texts = ["Once upon a time.", "", "a<e>b", "从前有座山。\n"]
+    records = [Record((Message("assistant", text),), kind="text") for text in texts]
+    samples = tokenize(tokenizer, records)
+    assert len(samples) == len(texts)
+    begin = [tokenizer.convert_tokens_to_ids("<b>")] if frame.startswith("<b>") else []
+    for text, sample in zip(texts, samples, strict=True):
+        assert sample.ids.tolist() == [*begin, *encode(tokenizer, [text])[0], tokenizer.eos_token_id]
+        assert sample.trained.all()
+        assert sample.ended
+    assert lengths(tokenizer, records) == [len(s.ids) for s in samples]
+
+
+def test_a_text_of_a_model_without_an_end_has_none() -> None:
+    tokenizer = byte_tokenizer(PLAIN, special=("<s>",))
+    assert not tokenize(tokenizer, [Record((Message("assistant", "Once."),), kind="text")])[0].ended
+
+
+@pytest.mark.parametrize("frame", ["$A", "<b> $A", "<b> $A <e>", "$A <e>"])
+def test_a_labelled_text_is_what_the_tokenizer_makes_of_it(frame: str) -> None:
+    tokenizer = framed(frame=frame)
+    records = [Record((Message("user", text),), kind="label", label="good") for text in ("A fine hotel.", "差。", "")]
+    samples = tokenize(tokenizer, records)
+    for record, sample in zip(records, samples, strict=True):
+        assert sample.ids.tolist() == tokenizer(record.messages[0].content)["input_ids"]
+        assert not sample.trained.any()
+        assert sample.ended
+    assert samples.labels.tolist() == [0, 0, 0]
+
+
+def pair(turns: int, rejected: str) -> Record:
+    return Record(dialogue(turns).messages, kind="preference", rejected=(Message("assistant", rejected),))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pair_is_two_samples_the_better_first(all_tokenizers: dict[str, Any], name: str) -> None:
+    tokenizer = all_tokenizers[name]
+    records = [pair(1, "No."), pair(3, "I do not know.")]
+    samples = tokenize(tokenizer, records)
+    assert samples.row.tolist() == [0, 0, 1, 1]
+    for record, better, worse in zip(records, samples[::2], samples[1::2], strict=True):
+        for sample, said in ((better, record.messages[-1].content), (worse, record.rejected[0].content)):
+            ((context, answer),) = taught(tokenizer, [sample])
+            served = render(tokenizer, [m.as_chat() for m in record.prompt], prompt=True)
+            assert context == encode(tokenizer, [served])[0]
+            assert tokenizer.decode(answer[:-1]).strip() == said
+            assert sample.record == record.id
+            assert sample.ended
+
+
+def test_a_judged_dialogue_is_a_dialogue(all_tokenizers: dict[str, Any]) -> None:
+    plain = dialogue(2)
+    judged = Record(plain.messages, kind="judged", label="bad")
+    one, other = tokenize(all_tokenizers["chatml"], [plain, judged])
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.trained.tolist() == other.trained.tolist()
+
+
+def test_a_search_for_cycles_that_was_off_stays_off(all_tokenizers: dict[str, Any]) -> None:
+    assert gc.isenabled()
+    tokenize(all_tokenizers["chatml"], [dialogue(1)])
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        tokenize(all_tokenizers["chatml"], [dialogue(1)])
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

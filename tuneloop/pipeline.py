@@ -22,11 +22,12 @@ from tuneloop.continual.gate import Verdict, better
 from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
+from tuneloop.data.excerpts import View
 from tuneloop.data.preflight import Preflight, preflight
 from tuneloop.data.samples import Samples
 from tuneloop.data.sniff import shown
 from tuneloop.data.split import Side
-from tuneloop.data.tokens import encode_records
+from tuneloop.data.tokens import encode_records, marked
 from tuneloop.errors import DataError, RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
@@ -34,6 +35,7 @@ from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows,
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import fingerprint, load_tokenizer, load_trained, placed, resolve
+from tuneloop.model.model_folder import context
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.records import Record
@@ -72,6 +74,10 @@ class _Words:
     def encode(self, records: Sequence[Record]) -> Samples:
         return encode_records(self.tokenizer, records)
 
+    def view(self) -> View:
+        """How a dataset's card shows samples."""
+        return View(lambda sample: marked(self.tokenizer, sample), context(self.folder))
+
 
 def _words(recipe: Recipe) -> _Words:
     folder = resolve(recipe.model)
@@ -83,7 +89,11 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
     with ranks.world().local_main_process_first():  # the others find what the first one made
         words = _words(recipe)
-        return builder.build(recipe, workspace, words.encode, words.key, lambda n: say(t("{n} rows read", n=n)))
+
+        def progress(rows: int) -> None:
+            say(t("{n} rows read", n=rows))
+
+        return builder.build(recipe, workspace, words.encode, words.key, progress, words.view())
 
 
 def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:

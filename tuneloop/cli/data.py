@@ -1,4 +1,4 @@
-"""tuneloop data: look at raw files before they are trained on."""
+"""tuneloop data: look at raw files before they are trained on, and at what became of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import exchange, inspect, lineage, show
 from tuneloop.cli.verb import Verb, Verbs
 from tuneloop.language import t
 
 app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Look at raw files and at datasets.")
+
+for verb in (inspect.inspect, lineage.diff, lineage.trace, exchange.export):
+    app.command(cls=Verb)(verb)
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 

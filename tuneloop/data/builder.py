@@ -26,6 +26,7 @@ from tuneloop.data import formats, parts
 from tuneloop.data.clean import steps
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.dedupe import Compared, near_repeats
+from tuneloop.data.excerpts import View
 from tuneloop.data.fit import Encode
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
@@ -50,8 +51,12 @@ def _quiet(rows: int) -> None:
     """Says nothing."""
 
 
-def build(recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet) -> Dataset:
+def build(
+    recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet, view: View | None = None
+) -> Dataset:
     """Read, clean, dedupe, fit and split the recipe's files; write the version, or find it if it is there.
+
+    `view` shows samples on the card as the model sees them.
 
     Raises DataError where a file cannot be used or nothing is left, MachineError where the disk has no room or refuses.
     After a crash the finished parts of the work are taken as they are.
@@ -73,7 +78,7 @@ def build(recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = 
             dataset = _remembered(home, made_from, stamps)
             if dataset is None:
                 work = home / f".work-{made_from[:12]}"
-                dataset = _build(home, work, recipe, Sources(found, digests, left_out), encode, key, say)
+                dataset = _build(home, work, recipe, Sources(found, digests, left_out), encode, key, say, view)
                 _remember(home, made_from, dataset.hash)
                 shutil.rmtree(work, ignore_errors=True)
         stamps.keep()
@@ -94,7 +99,9 @@ def _alone(home: Path, made_from: str) -> Iterator[None]:
         yield
 
 
-def _build(home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say) -> Dataset:
+def _build(
+    home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say, view: View | None
+) -> Dataset:
     part = recipe.prepare
     require_room(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:
@@ -105,8 +112,8 @@ def _build(home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Enc
         if not len(rows):
             raise _nothing(made)
         _one_kind(rows)
-        out, entries = _chosen(rows, recipe, sources.fixed())
-        return write(home, recipe, sources, rows, out, entries, key)
+        out, entries, alike = _chosen(rows, recipe, sources.fixed())
+        return write(home, recipe, sources, rows, out, entries, key, alike, view)
     except DataError:  # the data's fault: there is nothing to go on from
         shutil.rmtree(work, ignore_errors=True)
         for folder in (home, home.parent):
@@ -151,8 +158,9 @@ def _one_kind(rows: Kept) -> None:
         raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
 
 
-def _chosen(rows: Kept, recipe: Recipe, fixed: dict[str, Any]) -> tuple[list[str], list[LedgerEntry]]:
-    """The side of each row, "" for one that goes; and an entry for each of those."""
+def _chosen(rows: Kept, recipe: Recipe, fixed: dict[str, Any]) -> tuple[list[str], list[LedgerEntry], int | None]:
+    """The side of each row, "" for one that goes; an entry for each of those; and how many of the rows that stay
+    nearly repeat another one, None where they were not compared."""
     part = recipe.prepare
     near = part.dedupe == "near"
     held_out = part.validation or part.test or {"validation", "test"} & set(fixed.values())
@@ -188,7 +196,8 @@ def _chosen(rows: Kept, recipe: Recipe, fixed: dict[str, Any]) -> tuple[list[str
     out = [""] * len(rows)
     for at, side in zip(left, chosen, strict=True):
         out[at] = side
-    return out, entries
+    alike = None if group is None else len(left) - len(np.unique(group[left]))
+    return out, entries, alike
 
 
 def _held(chosen: list[Side]) -> int:

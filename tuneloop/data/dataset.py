@@ -3,7 +3,7 @@
     manifest.json   where it came from, every count, the digests of the rest
     data/           train.parquet, validation.parquet, test.parquet: one row a record (`arrow.py` has the columns)
     ledger.jsonl    every row that was dropped, changed, marked or added
-    card.html       for people; README.md says the same to `datasets.load_dataset`
+    card.html       for people; profile.json has its numbers, README.md tells `datasets.load_dataset` the files
     tokens/<key>/   the samples of each side for one tokenizer: made anew when missing
 
 The hash is of what will be trained (rows, sides, repeats, in order), whatever tokenizer counts them.

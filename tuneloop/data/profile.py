@@ -1,230 +1,251 @@
-"""The card of a dataset: what is in it, as numbers and as one HTML page that needs nothing but itself.
+"""The profile of a dataset version: what is in it and what became of the rest, as numbers that JSON can hold.
 
-It reads a finished version and knows nothing of how it was made or where it lies.
+It is taken once, when the version is written, and lies beside it as profile.json; the page and the terminal show it.
+Counts come from the columns of the files; languages, which need the texts themselves, from a sample.
 """
 
 from __future__ import annotations
 
-import html
-import unicodedata
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from tuneloop.data.ledger import steps, words
-from tuneloop.language import current, t
-from tuneloop.records import Message, Record
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-SAMPLES = 5
-LONGEST_TURN = 2000
-"""Characters of a turn that the card shows; it says how many more there are."""
+from tuneloop.data.dataset import Dataset
+from tuneloop.data.excerpts import View, excerpts, places
+from tuneloop.data.languages import language
+from tuneloop.data.ledger import entries
+from tuneloop.data.samples import open_samples
+from tuneloop.data.sniff import shown
+from tuneloop.data.split import SIDES
+from tuneloop.data.tongues import script
+from tuneloop.errors import DataError
+
+FORMAT = 1
+LOOKED = 2000
+"""Rows whose language is looked at."""
+EXAMPLES = 3
+"""Places that are named for each reason."""
+MANY = 50
+"""Files and labels that are listed one by one; the rest are counted together."""
+PROFILE = "profile.json"
+
+ORDER = (
+    "read", "markup", "mojibake", "normalise", "empty_turns", "templates", "merge_turns", "reject_turns", "order",
+    "unanswered", "difference", "turns", "languages", "pii", "lexicon", "repetition", "refusal", "gibberish", "dedupe",
+    "system", "template", "length", "near", "split",
+)  # fmt: skip
+"""The steps of a preparation in the order in which a row meets them."""
+_TOGETHER = frozenset({"nearly repeated", "held out elsewhere"})
+"""Reasons of the step "dedupe" that are found when all rows are there: the later step "near"."""
 
 
-class Described(Protocol):
-    """What a card needs of a dataset."""
+def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[str, Any]:
+    """The profile of a version. `key` names the tokenizer whose samples lie in it; `view` shows them.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def hash(self) -> str: ...
-    @property
-    def manifest(self) -> dict[str, Any]: ...
-    def rows(self) -> Iterator[tuple[Record, Any, int]]: ...
+    Raises TL-DATA-DAMAGED where the ledger cannot be read.
+    """
+    manifest = dataset.manifest
+    prepare = manifest["settings"]["prepare"]
+    reasons, too_long = _told(dataset)
+    labels, more_labels = _labels(dataset)
+    files = sorted(manifest["sources"], key=lambda s: -s["rows"])
+    return {
+        "format": FORMAT, "name": dataset.name, "hash": dataset.hash, "created": manifest["created"],
+        "model": manifest["settings"]["model"], "max_length": prepare["max_length"],
+        "context": view.context if view else 0,
+        "counts": manifest["counts"], "kinds": manifest["kinds"],
+        "tokens": {**manifest["tokens"], **_trained(dataset, key)},
+        "lengths": {"kept": manifest["lengths"], "too_long": histogram(too_long)},
+        **_shape(dataset),
+        "languages": _languages(dataset),
+        "duplicates": _duplicates(manifest, reasons),
+        "labels": labels, "more_labels": more_labels,
+        "steps": effects(manifest["counts"]["rows_in"], manifest["steps"], _wanted(prepare)),
+        "reasons": reasons,
+        "sources": [_source(s, manifest["repeat"]) for s in files[:MANY]],
+        "more_sources": {"files": len(files[MANY:]), "rows": sum(s["rows"] for s in files[MANY:])},
+        "left_out": manifest["left_out"][:MANY], "more_left_out": len(manifest["left_out"][MANY:]),
+        "samples": excerpts(dataset, key, view),
+    }  # fmt: skip
+
+
+def of(dataset: Dataset) -> dict[str, Any]:
+    """The profile that lies in the version; where none does, it is taken anew, without the rendered samples."""
+    try:
+        kept: dict[str, Any] = json.loads((dataset.path / PROFILE).read_text(encoding="utf-8"))
+        if (kept["format"], kept["hash"]) == (FORMAT, dataset.hash):
+            return kept
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return profile(dataset)
 
 
 def histogram(values: Iterable[int]) -> list[list[int]]:
-    """[upper bound, how many] with bounds that double from 16; empty bars inside are kept.
+    """[upper bound, how many] with four bounds to a doubling, from 16; empty bars inside are kept.
 
-    >>> histogram([10, 20, 100])
-    [[16, 1], [32, 1], [64, 0], [128, 1]]
+    >>> histogram([10, 17, 30])
+    [[16, 1], [19, 1], [23, 0], [27, 0], [32, 1]]
     """
-    counted = Counter(max(4, (max(v, 1) - 1).bit_length()) for v in values)
-    return [[2**k, counted[k]] for k in range(min(counted), max(counted) + 1)] if counted else []
+    counted = Counter(_bar(v) for v in values)
+    return [[_bound(k), counted[k]] for k in range(min(counted), max(counted) + 1)] if counted else []
 
 
-def script(text: str) -> str:
-    """A guess at the language by the letters of its beginning: zh, ja, ko, latin, cyrillic, arabic or other.
-
-    >>> script("今天天气 nice"), script("hello")
-    ('zh', 'latin')
-    """
-    seen: Counter[str] = Counter()
-    for c in text[:1000]:
-        if "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf":
-            seen["zh"] += 4  # a character says about as much as four letters
-        elif "\u3040" <= c <= "\u30ff":
-            seen["ja"] += 4
-        elif "\uac00" <= c <= "\ud7a3":
-            seen["ko"] += 4
-        elif c.isalpha():
-            first = "latin" if c.isascii() else unicodedata.name(c, "OTHER").split(" ", 1)[0].lower()
-            seen[first if first in ("latin", "cyrillic", "arabic") else "other"] += 1
-    if seen["ja"] * 8 > seen["zh"]:
-        seen["ja"] += seen.pop("zh", 0)
-    return max(seen, key=lambda k: seen[k]) if seen.total() else "other"
+def _bound(k: int) -> int:
+    return round(2 ** (k / 4))
 
 
-def languages() -> dict[str, str]:
-    """The words for what `script` gives."""
-    return {
-        "zh": t("Chinese"),
-        "ja": t("Japanese"),
-        "ko": t("Korean"),
-        "latin": t("Latin letters (English …)"),
-        "cyrillic": t("Cyrillic letters"),
-        "arabic": t("Arabic letters"),
-        "other": t("other"),
-    }
+def _bar(value: int) -> int:
+    k = max(int(4 * np.log2(max(value, 1))) - 1, 16)
+    while _bound(k) < value:
+        k += 1
+    return k
 
 
-def summary(dataset: Described) -> dict[str, Any]:
-    """The numbers of the card: counts, tokens, lengths, turns, languages, sources and steps."""
+# --- what is in it ---
+
+
+def _shape(dataset: Dataset) -> dict[str, Any]:
+    """turns: [user turns, rows]; with: rows that have a system prompt, tools, a thought, or untrained answers."""
     turns: Counter[int] = Counter()
-    tongues: Counter[str] = Counter()
-    with_system = with_tools = with_reasoning = 0
-    for record, _, _ in dataset.rows():
-        turns[sum(m.role == "user" for m in record.messages)] += 1
-        tongues[script(" ".join(m.content for m in record.messages if m.role != "system"))] += 1
-        with_system += record.messages[0].role == "system"
-        with_tools += bool(record.tools) or any(m.tool_calls for m in record.messages)
-        with_reasoning += any(m.reasoning for m in record.messages)
-    keys = ("created", "counts", "tokens", "lengths", "repeat", "sources", "steps", "settings")
+    having = dict.fromkeys(("system", "tools", "reasoning", "untrained", "pieces"), 0)
+    for batch in _batches(dataset):
+        messages = batch.column("messages")
+        of_row, turn = np.asarray(pc.list_parent_indices(messages)), messages.flatten()
+        role = turn.field("role")
+
+        def rows(which: Any, of_row: Any = of_row) -> int:
+            return len(np.unique(of_row[np.asarray(pc.fill_null(which, False))]))
+
+        asked = np.asarray(pc.equal(role, "user"))
+        turns.update(np.bincount(of_row[asked], minlength=batch.num_rows).tolist())
+        having["system"] += rows(pc.equal(role, "system"))
+        having["reasoning"] += rows(pc.not_equal(turn.field("reasoning_content"), ""))
+        having["untrained"] += rows(pc.and_(pc.equal(role, "assistant"), pc.invert(turn.field("trained"))))
+        called = np.zeros(batch.num_rows, bool)
+        called[of_row[np.asarray(pc.is_valid(turn.field("tool_calls")))]] = True
+        having["tools"] += int((called | np.asarray(pc.not_equal(batch.column("tools"), ""))).sum())
+        having["pieces"] += int(np.asarray(pc.not_equal(batch.column("parent"), "")).sum())
+    return {"turns": [list(pair) for pair in sorted(turns.items())], "with": having}
+
+
+def _batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    for side in SIDES:
+        yield from dataset.batches(side)
+
+
+def _languages(dataset: Dataset) -> dict[str, Any]:
+    """found: [code, rows] of at most `LOOKED` rows from all over; of so many rows."""
+    counts = dataset.manifest["counts"]
+    total = sum(counts[side] for side in SIDES)
+    wanted = np.asarray(places(total, LOOKED), np.int64)
+    found: Counter[str] = Counter()
+    start = 0
+    for batch in _batches(dataset):
+        mine = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+        start += batch.num_rows
+        for turns in batch.column("messages").take(pa.array(mine)).to_pylist() if len(mine) else ():
+            text = "\n".join(m["content"] for m in turns if m["role"] in ("user", "assistant"))
+            found[language(text) or script(text)] += 1
+    return {"looked": len(wanted), "of": total, "found": [list(pair) for pair in found.most_common()]}
+
+
+def _labels(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
+    """The most frequent labels with their rows on each side, and how many other labels there are."""
+    every: dict[str, Counter[str]] = {}
+    for side in SIDES:
+        for batch in dataset.batches(side):
+            for one in pc.value_counts(batch.column("label")).to_pylist():
+                if one["values"]:
+                    every.setdefault(one["values"], Counter())[side] += one["counts"]
+    ranked = sorted(every.items(), key=lambda pair: (-pair[1].total(), pair[0]))
+    return [{"label": label, **{s: n[s] for s in SIDES}} for label, n in ranked[:MANY]], len(ranked[MANY:])
+
+
+def _trained(dataset: Dataset, key: str) -> dict[str, int]:
+    """Of the training samples, with repeats: all tokens, and those that are trained."""
+    try:
+        samples = open_samples(dataset.path / "tokens" / key / "train") if key else None
+    except DataError:
+        samples = None
+    return {"sampled": samples.tokens, "labels": int(samples.labels.sum())} if samples else {}
+
+
+def _source(source: dict[str, Any], repeat: dict[str, int]) -> dict[str, Any]:
+    names = ("file", "rows", "container", "encoding", "shape", "sure", "why")
+    return {**{name: source[name] for name in names}, "repeat": repeat.get(source["file"], 1)}
+
+
+# --- what became of the rest ---
+
+
+def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int]]:
+    """Each action, step and reason of the ledger with its rows and first places; the lengths of what was too long."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    too_long: list[int] = []
+    for e in entries(dataset.path / "ledger.jsonl"):
+        step = "near" if e.step == "dedupe" and e.reason in _TOGETHER else e.step
+        fresh = {"action": e.action, "step": step, "reason": e.reason, "rows": 0, "examples": []}
+        one = found.setdefault((e.action, step, e.reason), fresh)
+        one["rows"] += 1
+        if len(one["examples"]) < EXAMPLES:
+            one["examples"].append({"file": shown(e.file), "line": e.line, "id": e.id, "detail": e.detail})
+        if (e.action, e.reason) == ("dropped", "too long") and (length := re.match(r"\d+", e.detail)):
+            too_long.append(int(length[0]))
+    return sorted(found.values(), key=lambda one: -one["rows"]), too_long
+
+
+def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows that repeat others, exactly and nearly: dropped, or still there (`near_left`, None where nobody looked)."""
+    prepare = manifest["settings"]["prepare"]
+
+    def rows(*names: str) -> int:
+        return sum(one["rows"] for one in reasons if one["reason"] in names)
+
     return {
-        "name": dataset.name,
-        "hash": dataset.hash,
-        **{key: dataset.manifest[key] for key in keys},
-        "turns": [list(pair) for pair in sorted(turns.items())],
-        "languages": dict(tongues.most_common()),
-        "with": {"system": with_system, "tools": with_tools, "reasoning": with_reasoning},
-    }
+        "mode": prepare["dedupe"], "threshold": prepare["near"], "exact": rows("repeated"),
+        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere"), "near_left": manifest.get("alike"),
+        "conflicting": rows("conflicting label"), "torn": rows("also in training"),
+    }  # fmt: skip
 
 
-def samples(dataset: Described, count: int = SAMPLES) -> list[Record]:
-    """Training dialogues from all over the dataset, evenly spaced from the first to the last."""
-    train = [record for record, side, _ in dataset.rows() if side == "train"]
-    wanted = min(count, len(train))
-    return [train[n * (len(train) - 1) // max(wanted - 1, 1)] for n in range(wanted)]
+def _wanted(prepare: dict[str, Any]) -> set[str]:
+    """The steps that the recipe has switched on: they are shown even where they changed nothing."""
+    clean = prepare["clean"]
+    switches = {
+        "markup": clean["html"], "mojibake": clean["mojibake"], "normalise": clean["unicode"],
+        "templates": clean["templates"], "turns": prepare["turns"], "languages": clean["languages"],
+        "merge_turns": clean["roles"] == "merge", "reject_turns": clean["roles"] == "reject",
+        "dedupe": prepare["dedupe"] != "off", "near": prepare["dedupe"] == "near", "system": prepare["system"],
+        **{name: clean[name] != "off" for name in ("pii", "lexicon", "repetition", "refusal", "gibberish")},
+    }  # fmt: skip
+    always = {"read", "empty_turns", "order", "unanswered", "length"}
+    return always | {name for name, on in switches.items() if on}
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6675; --line: #d9dee5; --back: #fff; --bar: #2f6fdb;
-  --turn: #f3f5f8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #39424f; --back: #14181f;
-  --bar: #6ea0ff; --turn: #1d232c; } }
-body { font: 15px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", sans-serif; color: var(--ink);
-  background: var(--back); max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 small, p.soft, .turn b { color: var(--soft); font-weight: 400; }
-h2 { margin-top: 2rem; font-size: 1.1rem; }
-table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; } svg rect { fill: var(--bar); } svg text { fill: var(--ink); font-size: 12px; }
-.turn { background: var(--turn); border-radius: 6px; padding: .5rem .8rem; margin: .3rem 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-"""
+def effects(rows_in: int, counts: Iterable[dict[str, Any]], wanted: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Each step in order: rows before and after it, and how many it dropped, changed, marked and added.
 
-
-def card(dataset: Described) -> str:
-    """The page, in the chosen language. Every text of the data in it is escaped; no script, nothing fetched."""
-    data = summary(dataset)
-    counts, tokens = data["counts"], data["tokens"]
-    facts = [
-        (t("rows read"), counts["rows_in"]),
-        (t("dialogues to train on"), counts["train"]),
-        (t("dialogues held out"), counts["validation"]),
-        (t("rows dropped"), counts["dropped"]),
-        (t("rows changed"), counts["changed"]),
-        (t("tokens"), tokens["total"]),
-        (t("tokens of the longest dialogue"), tokens["longest"]),
-        (t("tokens of a dialogue on average"), tokens["mean"]),
-        (t("with a system prompt"), data["with"]["system"]),
-        (t("with tools"), data["with"]["tools"]),
-        (t("with a thought before the answer"), data["with"]["reasoning"]),
-    ]
-    tongues, reasons, stages = languages(), words(), steps()
-    made = t(
-        "made {when}; tokens as {model} counts them", when=_local(data["created"]), model=data["settings"]["model"]
-    )
-    body = [
-        f"<h1>{_e(data['name'])} <small>{_e(data['hash'])}</small></h1>",
-        f'<p class="soft">{_e(made)}</p>',
-        _table([], [(label, value) for label, value in facts]),
-        _section(t("Length in tokens"), _bars([(f"≤ {top}", n) for top, n in data["lengths"]])),
-        _section(t("Questions in a dialogue"), _bars(_grouped(data["turns"]))),
-        _section(t("Language, by its letters"), _bars([(tongues[k], n) for k, n in data["languages"].items()])),
-        _section(t("Sources"), _table(
-            [t("file"), t("rows"), t("repeat"), t("container"), t("encoding"), t("shape"), t("sure"), t("why")],
-            [(s["file"], s["rows"], data["repeat"].get(s["file"], 1), s["container"], s["encoding"], s["shape"],
-              f"{100 * s['sure']:.0f}%", s["why"]) for s in data["sources"]])),
-        _section(t("What was dropped or changed"), _table(
-            [t("step"), t("reason"), t("dropped"), t("changed")],
-            [(stages.get(s["step"], s["step"]), reasons.get(s["reason"], s["reason"]), s["dropped"], s["changed"])
-             for s in data["steps"]])
-            if data["steps"] else f"<p>{_e(t('Nothing.'))}</p>"),
-        _section(t("Some dialogues"), "\n".join(_dialogue(record) for record in samples(dataset))),
-    ]  # fmt: skip
-    title = _e(t("Data card: {name}", name=data["name"]))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = "\n".join(body)
-    language = "zh-CN" if current() == "zh" else "en"
-    head = f"<head>{head}<style>{_STYLE}</style></head>"
-    return f'<!doctype html>\n<html lang="{language}">{head}\n<body>\n{page}\n</body></html>\n'
-
-
-def _local(moment: str) -> str:
-    """A time of the manifest (UTC) where the reader lives."""
-    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _section(title: str, inner: str) -> str:
-    return f"<h2>{_e(title)}</h2>\n{inner}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    top = f"<tr>{''.join(f'<th>{_e(h)}</th>' for h in heads)}</tr>" if heads else ""
-    lines = (
-        "".join(f'<td class="n">{v:,}</td>' if isinstance(v, int | float) else f"<td>{_e(v)}</td>" for v in row)
-        for row in rows
-    )
-    return f"<table>{top}{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _bars(rows: Sequence[tuple[str, int]]) -> str:
-    """Horizontal bars, one a row, as inline SVG."""
-    most = max((n for _, n in rows), default=0) or 1
-    lines = [
-        f'<text x="190" y="{20 * k + 14}" text-anchor="end">{_e(_cut(label, 28))}</text>'
-        f'<rect x="200" y="{20 * k + 3}" width="{420 * n / most:.1f}" height="14" rx="2"/>'
-        f'<text x="{206 + 420 * n / most:.1f}" y="{20 * k + 14}">{n:,}</text>'
-        for k, (label, n) in enumerate(rows)
-    ]
-    return f'<svg viewBox="0 0 700 {20 * len(rows) + 4}" role="img">{"".join(lines)}</svg>'
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _grouped(turns: Sequence[Sequence[int]], most: int = 12) -> list[tuple[str, int]]:
-    """The bars of turns; the many long ones together in the last."""
-    out = [(str(k), n) for k, n in turns[:most]]
-    rest = turns[most:]
-    return [*out, (f"≥ {rest[0][0]}", sum(n for _, n in rest))] if rest else out
-
-
-def _dialogue(record: Record) -> str:
-    turns = "".join(_turn(m) for m in record.messages)
-    return f'<p class="soft">{_e(record.file)}:{record.line}</p>{turns}'
-
-
-def _turn(message: Message) -> str:
-    parts = [message.reasoning and f"({message.reasoning})", message.content]
-    parts += [f"{c['function']['name']}({c['function']['arguments']})" for c in message.tool_calls]
-    text = "\n".join(p for p in parts if p)
-    more = t(" … and {n} more characters", n=len(text) - LONGEST_TURN) if len(text) > LONGEST_TURN else ""
-    return f'<div class="turn"><b>{_e(message.role)}</b>\n{_e(text[:LONGEST_TURN])}{_e(more)}</div>'
+    >>> one = {"step": "dedupe", "reason": "repeated", "dropped": 2, "changed": 0, "marked": 0, "added": 0}
+    >>> [(s["step"], s["before"], s["after"]) for s in effects(9, [one], ["read"])]
+    [('read', 9, 9), ('dedupe', 9, 7)]
+    """
+    actions = ("dropped", "changed", "marked", "added")
+    total = {step: dict.fromkeys(actions, 0) for step in wanted}
+    for one in counts:
+        step = "near" if one["step"] == "dedupe" and one["reason"] in _TOGETHER else one["step"]
+        mine = total.setdefault(step, dict.fromkeys(actions, 0))
+        for action in actions:
+            mine[action] += one[action]
+    rank = {step: n for n, step in enumerate(ORDER)}
+    out, left = [], rows_in
+    for step in sorted(total, key=lambda s: (rank.get(s, rank["dedupe"] - 0.5), s)):
+        after = left - total[step]["dropped"] + total[step]["added"]
+        out.append({"step": step, "before": left, "after": after, **total[step]})
+        left = after
+    return out

@@ -53,8 +53,11 @@ class Changed:
 
 @lru_cache(maxsize=4)
 def groups(path: str | None = None) -> Table:
-    """The words of `path`, a file with one group of words that may stand for each other a line; by default the packaged
-    ones. Raises TL-DATA-SYNONYMS for a file that cannot be read or has no group."""
+    """The words of the file `path`, by default of the packaged ones.
+
+    "a b" on a line means that each may stand for the other, "a b > c d" that c and d may stand for a and for b. Raises
+    TL-DATA-SYNONYMS for a file that cannot be read or has no such line.
+    """
     if path:
         try:
             texts = [Path(path).read_text(encoding="utf-8-sig")]
@@ -65,10 +68,11 @@ def groups(path: str | None = None) -> Table:
         texts = [(folder / name).read_text(encoding="utf-8") for name in ("zh.txt", "en.txt")]
     out: dict[str, tuple[str, ...]] = {}
     for line in "\n".join(texts).splitlines():
-        words = [] if line.startswith("#") else line.lower().split()
-        for word in words:
-            out[word] = tuple(dict.fromkeys([*out.get(word, ()), *(w for w in words if w != word)]))
-    table = {word: others for word, others in out.items() if others}
+        left, arrow, right = ("" if line.startswith("#") else line.lower()).partition(">")
+        others = (right if arrow else left).split()
+        for word in left.split():
+            out[word] = tuple(dict.fromkeys([*out.get(word, ()), *(w for w in others if w != word)]))
+    table = {word: new for word, new in out.items() if new}
     if not table:
         raise DataError("TL-DATA-SYNONYMS", where=path or "", error=t("no line has two words"))
     return table

@@ -17,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tuneloop.data import arrow, profile, samples
+from tuneloop.data import arrow, card, samples
 from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
+from tuneloop.data.excerpts import View
 from tuneloop.data.fit import chosen, longest
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import Ledger, entries
 from tuneloop.data.parts import Sources
+from tuneloop.data.profile import histogram
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import SIDES, Side
 from tuneloop.data.stamps import digest
@@ -40,8 +42,13 @@ def write(
     out: Sequence[str],
     more: Sequence[LedgerEntry],
     key: str,
+    alike: int | None = None,
+    view: View | None = None,
 ) -> Dataset:
-    """The version of `rows`, whose sides are `out` ("" for a row that goes; `more` has the reasons)."""
+    """The version of `rows`, whose sides are `out` ("" for a row that goes; `more` has the reasons).
+
+    `alike` rows nearly repeat another one, None where nobody looked; `view` shows samples on the card.
+    """
     name, size = _content_hash(rows, out)
     target = home / name
     require_room(home, size + (1 << 20))
@@ -55,12 +62,12 @@ def write(
         _card_for_loaders(draft, recipe.name, [side for side in SIDES if len(lengths[side])])
         made = sorted([*draft.glob("data/*.parquet"), draft / "ledger.jsonl"])
         manifest = _manifest(recipe, sources, rows, out, ledger, lengths)
+        manifest["alike"] = alike
         manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): digest(f) for f in made}}
         if (there := _same(target, manifest)) is not None:
             _keep_tokens(draft, there.path, key)
             return there
-        page = profile.card(Dataset(draft, recipe.name, name, manifest))
-        (draft / "card.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        card.write(Dataset(draft, recipe.name, name, manifest), key, view)
         text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
         (draft / "manifest.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         for path in (p for p in draft.rglob("*") if p.is_file()):
@@ -170,7 +177,7 @@ def _manifest(
             "total": int(everything.sum()), "longest": int(everything.max()),
             "mean": round(float(everything.mean()), 1), **{side: int(lengths[side].sum()) for side in SIDES},
         },
-        "lengths": profile.histogram(everything.tolist()),
+        "lengths": histogram(everything.tolist()),
         "repeat": {s.label: file.repeat for file, group in found for s in group},
         "settings": {
             "seed": recipe.seed, "model": recipe.model.name, "prepare": recipe.prepare.model_dump(mode="json"),

@@ -68,6 +68,18 @@ def check_tokenizer(folder: Path) -> None:
             )
 
 
+def context(folder: Path) -> int:
+    """The longest sequence in tokens that the model in `folder` was made for, 0 where its config.json does not say."""
+    try:
+        config = _read_config(folder)
+    except ModelError:  # a folder with a tokenizer alone
+        return 0
+    inner = config.get("text_config")
+    own = inner if isinstance(inner, dict) else config
+    found = own.get("max_position_embeddings") or own.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 0
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that are the model's weights: the index's shards, or model.safetensors.
 

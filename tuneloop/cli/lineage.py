@@ -1,0 +1,125 @@
+"""tuneloop data diff, tuneloop data trace: what differs between two versions, and where a row came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tuneloop.cli import show
+from tuneloop.cli.inspect import Json, Version, Workspace
+from tuneloop.language import t
+
+SHOWN = 5
+"""Examples that are printed of each kind of difference; --json has more."""
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The first version, named as for data inspect.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The second version.")],
+    workspace: Workspace = Path(),
+    json: Json = False,
+) -> None:
+    """Show what is in B and not in A, and the other way round: rows, sources, settings, and what each step dropped.
+
+    Example: tuneloop data diff chats/1f0c2a chats
+    """
+    from tuneloop.data import lineage
+    from tuneloop.data.versions import locate
+
+    first, second = locate(workspace, a), locate(workspace, b)
+    found = lineage.diff(first, second)
+    if json:
+        show.as_json(found)
+    else:
+        _differences(found, f"{first.name}/{first.hash}", f"{second.name}/{second.hash}")
+
+
+def _differences(found: dict[str, Any], a: str, b: str) -> None:
+    from tuneloop.data import ledger
+
+    words = {
+        "added": t("only in {version}", version=b), "removed": t("only in {version}", version=a),
+        "changed": t("other content at the same line"), "moved": t("on another side"), "kept": t("the same in both"),
+    }  # fmt: skip
+    rows = [
+        (words[name], f"{n:,}", "\n".join(map(_place, found["examples"].get(name, ())[:SHOWN])))
+        for name, n in found["rows"].items()
+    ]
+    show.table(f"{a} → {b}", [t("rows"), "", t("for example")], rows)
+    if found["sources"]:
+        said = {"added": t("added"), "removed": t("removed"), "changed": t("changed")}
+        show.table(t("Sources"), [t("file"), ""], [(file, said[what]) for file, what in found["sources"].items()])
+    if found["settings"]:
+        show.table(t("Settings"), [t("setting"), a, b], [(key, *pair) for key, pair in found["settings"].items()])
+    if found["steps"]:
+        reasons = ledger.words()
+        rows = [(reasons.get(name, name), f"{x:,}", f"{y:,}") for name, (x, y) in found["steps"].items()]
+        show.table(t("Why rows were dropped"), [t("reason"), a, b], rows)
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['file']}:{row['line']} {row['side']} {row['id']}"
+
+
+def trace(
+    version: Version,
+    id: Annotated[str, typer.Argument(metavar="ID", help="A row's id, or its first digits.")],
+    workspace: Workspace = Path(),
+    json: Json = False,
+) -> None:
+    """Tell the story of one row: its text, its side, the file and line it came from, its ancestors, its ledger.
+
+    Example: tuneloop data trace chats 9f86d081
+    """
+    from tuneloop.data import lineage
+    from tuneloop.data.versions import locate
+
+    found = lineage.trace(locate(workspace, version), id)
+    if json:
+        show.as_json(_as_dict(found))
+    else:
+        _story(found)
+
+
+def _as_dict(found: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    def row(record: Any) -> dict[str, Any]:
+        return {"id": record.id, **asdict(record)}
+
+    return {
+        "record": row(found.record), "side": found.side, "source": found.source,
+        "parents": [row(one) for one in found.parents], "ledger": [e.as_dict() for e in found.ledger],
+    }  # fmt: skip
+
+
+def _story(found: Any) -> None:
+    from tuneloop.data import ledger
+    from tuneloop.data.card import step_name
+    from tuneloop.data.excerpts import visible
+
+    record, source = found.record, found.source
+    rows = [
+        (t("row"), f"{record.file}:{record.line}"), (t("side"), found.side), (t("kind"), record.kind),
+        (t("label"), record.label), (t("shape"), source.get("shape", "")), ("sha256", source.get("sha256", "")),
+        (t("made from"), "\n".join(f"{one.id} {one.file}:{one.line}" for one in found.parents) or record.parent),
+    ]  # fmt: skip
+    show.table(record.id, ["", ""], [row for row in rows if row[1]])
+    words = ledger.words()
+    told = [(e.action, step_name(e.step), words.get(e.reason, e.reason), e.detail) for e in found.ledger]
+    if told:
+        said = {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
+        rows = [(said[action], *rest) for action, *rest in told]
+        show.table(t("What the ledger holds"), ["", t("step"), t("reason"), t("details")], rows)
+    turns = [(m.role, _turn(m)) for m in record.messages]
+    turns += [(f"{m.role} ({t('the worse answer')})", _turn(m)) for m in record.rejected]
+    show.table(t("Text"), ["", ""], [(role, visible(text)) for role, text in turns])
+
+
+def _turn(message: Any) -> str:
+    import json
+
+    calls = (json.dumps(call["function"], ensure_ascii=False) for call in message.tool_calls)
+    return "\n".join(part for part in (message.reasoning, message.content, *calls) if part)

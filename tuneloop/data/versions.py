@@ -1,0 +1,44 @@
+"""Finding a dataset version by what a person calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tuneloop.data.dataset import Dataset, open_dataset
+from tuneloop.data.sniff import shown
+from tuneloop.errors import DataError
+
+
+def locate(workspace: Path, name: str) -> Dataset:
+    """The version that is meant: a folder, a dataset's name (its newest version), name/hash, or a hash.
+
+    A hash may be cut short while it still names one version only. Raises TL-DATA-VERSION where none or several are
+    meant, and what `open_dataset` raises.
+    """
+    if (Path(name) / "manifest.json").is_file():
+        return open_dataset(Path(name))
+    every = _all(workspace)
+    dataset, _, digits = name.strip("/").rpartition("/")
+    meant = [path for path in every if path.parent.name == name]
+    if meant:
+        return open_dataset(max(meant, key=_made))
+    meant = [path for path in every if digits and path.name.startswith(digits) and dataset in ("", path.parent.name)]
+    if len(meant) != 1:
+        known = ", ".join(shown(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
+        raise DataError("TL-DATA-VERSION", where=shown(workspace), got=name, n=len(meant), known=known or "–")
+    return open_dataset(meant[0])
+
+
+def _all(workspace: Path) -> list[Path]:
+    """Every version of a workspace, oldest first."""
+    found = (file.parent for file in (workspace / "datasets").glob("*/*/manifest.json"))
+    return sorted((path for path in found if not path.name.startswith(".")), key=_made)
+
+
+def _made(path: Path) -> str:
+    """When a version was made, "" for a broken one."""
+    try:
+        return str(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
