@@ -1,4 +1,4 @@
-"""tuneloop data export: the rows of a dataset version as a file for another tool."""
+"""Rows of a dataset version as a file for another tool: `tuneloop data export`."""
 
 from __future__ import annotations
 

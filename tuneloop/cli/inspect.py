@@ -1,4 +1,4 @@
-"""tuneloop data inspect: the profile of a dataset version, in the terminal or as its page."""
+"""The profile of a dataset version, in the terminal or as its page: `tuneloop data inspect`."""
 
 from __future__ import annotations
 

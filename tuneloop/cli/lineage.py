@@ -1,4 +1,4 @@
-"""tuneloop data diff, tuneloop data trace: what differs between two versions, and where a row came from."""
+"""What differs between two versions, and where a row came from: `tuneloop data diff`, `tuneloop data trace`."""
 
 from __future__ import annotations
 

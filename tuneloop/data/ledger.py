@@ -138,6 +138,12 @@ def words() -> dict[str, str]:
         "also in training": t("nearly the same dialogue is in the training data"),
         "system prompt added": t("the recipe's system prompt added"),
         "too long": t("longer than max_length"),
+        "outside the token range": t("fewer or more tokens than prepare.tokens asks for"),
+        "split by turns": t("longer than max_length, split between turns"),
+        "split by tokens": t("longer than max_length, split into windows"),
+        "cut on the left": t("longer than max_length, cut at the beginning"),
+        "cut on the right": t("longer than max_length, cut at the end"),
+        "held out elsewhere": t("nearly the same row is in a file given as test or validation"),
         "template refuses": t("the model's chat template refuses the dialogue"),
     }
 
