@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop import language
@@ -21,6 +21,8 @@ class Environment:
     """TUNELOOP_OFFLINE, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set to 1: never ask a hub."""
     hub_endpoint: str
     """HF_ENDPOINT: another address for the model hub; empty means the library's own."""
+    endpoint_key: str = field(repr=False)
+    """TUNELOOP_ENDPOINT_KEY: the key for `prepare.augment.endpoint`; it stands in no recipe and in no file."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -45,6 +47,7 @@ def environment() -> Environment:
         language=_language(),
         offline=_flag("TUNELOOP_OFFLINE") or _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
         hub_endpoint=get("HF_ENDPOINT", ""),
+        endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

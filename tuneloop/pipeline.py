@@ -33,6 +33,7 @@ from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
 from tuneloop.language import t
+from tuneloop.model.assistants import helpers
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import fingerprint, load_tokenizer, load_trained, placed, resolve
 from tuneloop.model.model_folder import context
@@ -93,7 +94,8 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
         def progress(rows: int) -> None:
             say(t("{n} rows read", n=rows))
 
-        return builder.build(recipe, workspace, words.encode, words.key, progress, words.view())
+        return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
+                             helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
 
 
 def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:

@@ -18,7 +18,7 @@ from tuneloop.aliases import ALIASES, translate
 from tuneloop.errors import RecipeError, os_words
 from tuneloop.language import t
 from tuneloop.notation import dumps, loads, slips
-from tuneloop.sections import PreparePart, Recipe, TrainPart
+from tuneloop.sections import AugmentPart, PreparePart, Recipe, TrainPart
 from tuneloop.translation import shown
 
 
@@ -77,7 +77,7 @@ def nearest(key: str) -> str:
 def contradictions(raw: dict[str, Any], recipe: Recipe) -> list[RecipeError]:
     """What cannot be meant together. A key that `raw` has not, or has with its default, is held against no other:
     a recipe written out by `dump` has them all."""
-    return [*_of_train(raw.get("train", {}), recipe), *_of_prepare(recipe), *_of_data(recipe)]
+    return [*_of_train(raw.get("train", {}), recipe), *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe)]
 
 
 def _clash(a: str, b: str) -> RecipeError:
@@ -126,6 +126,27 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("TL-RECIPE-VALUE", where="prepare.overlap", got=str(part.overlap), need=need)
     if max(part.validation, part.test) < 1 <= part.validation + part.test:
         yield _clash("prepare.validation", f"prepare.test: {part.test:g}")
+
+
+def _of_augment(recipe: Recipe) -> Iterator[RecipeError]:
+    part, plain = recipe.prepare.augment, AugmentPart()
+    here, methods = "prepare.augment", set(part.methods)
+    shown_methods = f"{here}.methods: {shown(part.methods)}"
+    if "back_translation" in methods and not part.endpoint and not part.translator:
+        need = t("beside it {one} or {other}", one=f"{here}.endpoint", other=f"{here}.translator")
+        yield RecipeError("TL-RECIPE-VALUE", where=f"{here}.methods", got="back_translation", need=need)
+    if part.endpoint_model and not part.endpoint:
+        yield _clash(f"{here}.endpoint_model", f"{here}.endpoint: null")
+    if part.translator and part.endpoint and not part.endpoint_model:
+        yield _clash(f"{here}.translator", f"{here}.endpoint")
+    used = {
+        "synonyms_file": {"synonyms"}, "translator": {"back_translation"}, "via": {"back_translation"},
+        "nonsense": {"synonyms", "back_translation"},
+        "endpoint": {"back_translation", "follow_up", "branch"} if part.endpoint_model else {"back_translation"},
+    }  # fmt: skip
+    for key, by in used.items():
+        if getattr(part, key) != getattr(plain, key) and not by & methods:
+            yield _clash(f"{here}.{key}", shown_methods)
 
 
 def _of_data(recipe: Recipe) -> Iterator[RecipeError]:
@@ -275,7 +296,16 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         model = model.model_copy(update={"name": str((folder / model.name).resolve())})
     if model.template and model.template.endswith(".jinja"):
         model = model.model_copy(update={"template": fix(model.template)})
-    return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model})
+    prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder)})
+    return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model, "prepare": prepare})
+
+
+def _anchored(part: AugmentPart, folder: Path) -> AugmentPart:
+    table = part.synonyms_file
+    models = [str((folder / m).resolve()) if m.startswith(("./", "../")) else m for m in part.translator]
+    return part.model_copy(
+        update={"synonyms_file": table and str(folder / Path(table).expanduser()), "translator": models}
+    )
 
 
 def dump(recipe: Recipe) -> str:

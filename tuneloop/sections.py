@@ -5,6 +5,7 @@ Reading, translating and judging a recipe is `recipe.py`.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,7 @@ PiiAction = Literal["off", "mark", "mask", "drop"]
 PiiKind = Literal["id_card", "mobile", "phone", "bank_card", "email", "ip", "mac", "api_key", "iban", "ssn", "passport"]
 TooLong = Literal["reject", "turns", "split", "cut_left", "cut_right"]
 Range = tuple[int, int] | None
+AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
 class Part(BaseModel):
@@ -72,6 +74,38 @@ class CleanPart(Part):
         return "off" if value is False else value  # YAML reads a bare off as false
 
 
+class AugmentPart(Part):
+    """Rows derived from training rows, and never from held-out ones."""
+
+    methods: list[AugmentMethod] = Field(default_factory=list, description="How rows are derived; none by default.")
+    share: float = Field(0.2, ge=0, le=1, description="At most so many derived rows for each training row.")
+    nonsense: float = Field(1.3, gt=1, description="Reject a text more than so many times as perplexing as before.")
+    synonyms_file: str | None = Field(None, description="Words of your own that may stand for each other.")
+    endpoint: str | None = Field(None, description="URL of an OpenAI-compatible API, or of LibreTranslate's.")
+    endpoint_model: str | None = Field(None, description="The endpoint's model; none for LibreTranslate.")
+    translator: list[str] = Field(default_factory=list, description="Local translation models: one, or there and back.")
+    via: str = Field("en", pattern=r"^[a-z]{2}$", description="Language that back-translation goes through.")
+
+    @field_validator("methods", "translator", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("translator")
+    @classmethod
+    def _two(cls, value: list[str]) -> list[str]:
+        if len(value) > 2:
+            raise ValueError(t("one model for every direction, or two: there and back"))
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+            raise ValueError(t("an address such as http://localhost:8000/v1, without name, password or ?"))
+        return value
+
+
 class PreparePart(Part):
     """Raw files -> dataset version."""
 
@@ -92,6 +126,7 @@ class PreparePart(Part):
     validation: float = Field(0.1, ge=0, description="Held-out share (below 1) or number of dialogues (1 and above).")
     test: float = Field(0, ge=0, description="The same for a test split that training never looks at.")
     stratify: bool = Field(True, description="Held-out rows have the labels in the same proportions.")
+    augment: AugmentPart = Field(default_factory=AugmentPart, description="Rows derived from training rows.")
 
     @field_validator("validation", "test")
     @classmethod

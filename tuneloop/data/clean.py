@@ -197,8 +197,9 @@ class _Masker:
         content = self.data(message.content) if message.role == "tool" else self.text(message.content)
         reasoning = self.text(message.reasoning) if message.reasoning else ""
         calls = self.data(message.tool_calls) if message.tool_calls else ()
-        new = replace(message, content=content, reasoning=reasoning, tool_calls=calls)
-        return message if new == message else new
+        if content == message.content and reasoning == message.reasoning and calls == message.tool_calls:
+            return message
+        return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
 
 
 def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:

@@ -1,7 +1,7 @@
 """A dataset version -> a file in another tool's shape. What the shape cannot hold is refused, never left out.
 
 Whether it can is not argued but tried: every row that is written is read back with `rows.convert`, and must be what
-it was.
+it was; a table is read back as a whole.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tuneloop.data import formats
+from tuneloop.data.ledger import words
 from tuneloop.data.rows import convert
 from tuneloop.data.sniff import shown
 from tuneloop.data.turns import BadRow
-from tuneloop.errors import DataError
+from tuneloop.errors import DataError, MachineError, os_words
+from tuneloop.language import t
 from tuneloop.records import Message, Record
+from tuneloop.sections import DataFile
 
 Row = dict[str, Any]
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
@@ -158,18 +163,32 @@ DEFAULT = {"chat": "messages", "text": "text", "label": "label", "preference": "
 """What a kind is written as where nothing is asked for."""
 
 
-def row(record: Record, shape: str) -> Row:
-    """The record as a row of the shape. Raises TL-DATA-HOLD where the row, read back, is not the record."""
+def row(record: Record, shape: str, *, table: bool = False) -> Row:
+    """The record as a row of the shape; in a table, every value as a text.
+
+    Raises TL-DATA-HOLD where the row, read back, is not the record.
+    """
     made = SHAPES[shape](record) if record.kind == _KINDS.get(shape, "chat") else {}
+    if not made:
+        raise _unheld(record, shape, t("it has another form"))
+    if table:
+        made = {name: value if isinstance(value, str) else _text(value) for name, value in made.items()}
     try:
         back = convert(made, record.kind, None, record.file, record.line)
-        lost = "" if back.id == record.id else _difference(record, back)
     except BadRow as bad:
-        lost = bad.reason
-    if lost:
-        where = f"{shown(record.file)}:{record.line}"
-        raise DataError("TL-DATA-HOLD", where=where, shape=shape, kind=record.kind, lost=lost)
+        raise _unheld(record, shape, words().get(bad.reason, bad.reason)) from bad
+    if back.id != record.id:
+        raise _unheld(record, shape, _difference(record, back))
     return made
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _unheld(record: Record, shape: str, lost: str) -> DataError:
+    where = f"{shown(record.file)}:{record.line}"
+    return DataError("TL-DATA-HOLD", where=where, shape=shape, kind=record.kind, lost=lost)
 
 
 def _difference(a: Record, b: Record) -> str:
@@ -182,75 +201,96 @@ def _difference(a: Record, b: Record) -> str:
         for name in ("role", "content", "reasoning", "tool_calls", "trained"):
             if getattr(x, name) != getattr(y, name):
                 return f"{name} of turn {n}"
-    return next(name for name in ("tools", "label", "rejected", "kind") if getattr(a, name) != getattr(b, name))
+    return next((name for name in ("tools", "label", "rejected") if getattr(a, name) != getattr(b, name)), "tool_calls")
 
 
 def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int]:
     """Write the records; the file's ending (.json .jsonl .csv .tsv .parquet) says how. Returns rows, and guarded cells.
 
     A cell of a CSV or TSV file that a spreadsheet would run as a formula gets a ' in front; `guarded` counts them.
-    Raises TL-DATA-HOLD, or TL-DATA-TARGET for an ending or a shape that is not known, or a file that exists.
+    Raises TL-DATA-HOLD, TL-DATA-TARGET for an ending or a shape that is not known, TL-DATA-THERE for a file that is
+    there, TL-MACHINE-FOLDER where it cannot be written. In each case nothing new is left behind.
     """
     writers = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if target.suffix not in writers or shape not in SHAPES:
         raise DataError("TL-DATA-TARGET", where=shown(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
     if target.exists():
         raise DataError("TL-DATA-THERE", where=shown(target))
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    counts = {"rows": 0, "guarded": 0}
-
-    def counted() -> Iterator[Row]:
-        for record in records:
-            counts["rows"] += 1
-            yield row(record, shape)
-
+    draft = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
-        writers[target.suffix](draft, counted(), counts)
+        counts = writers[target.suffix](draft, records, shape)
         os.replace(draft, target)
+    except OSError as error:
+        raise MachineError("TL-MACHINE-FOLDER", where=shown(target), error=os_words(error)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
     return counts
 
 
-def _json_lines(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+def _json_lines(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
+    count = 0
     with path.open("w", encoding="utf-8", newline="\n") as out:
-        out.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+        for record in records:
+            out.write(_text(row(record, shape)) + "\n")
+            count += 1
+    return {"rows": count, "guarded": 0}
 
 
-def _json(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+def _json(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
+    count = 0
     with path.open("w", encoding="utf-8", newline="\n") as out:
-        for n, one in enumerate(rows):
-            out.write("[\n" if not n else ",\n")
-            out.write(json.dumps(one, ensure_ascii=False))
-        out.write("\n]\n" if counts["rows"] else "[]\n")
+        for record in records:
+            out.write(",\n" if count else "[\n")
+            out.write(_text(row(record, shape)))
+            count += 1
+        out.write("\n]\n" if count else "[]\n")
+    return {"rows": count, "guarded": 0}
 
 
-def _cell(value: Any, counts: dict[str, int]) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if not text.startswith(_FORMULA):
-        return text
-    counts["guarded"] += 1
-    return "'" + text
-
-
-def _table(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
-    """A table; columns are those of all rows, so it is held in memory."""
-    held = list(rows)
-    names = list(dict.fromkeys(name for one in held for name in one))
-    draws = csv.excel_tab if path.name.rsplit(".", 2)[1] == "tsv" else csv.excel
+def _table(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
+    """A table; columns are those of all rows, so it is held in memory. It is read again as a whole: a table of one
+    column, say, may look like plain text."""
+    held = [(record, row(record, shape, table=True)) for record in records]
+    names = list(dict.fromkeys(name for _, made in held for name in made))
+    guarded, safe = 0, []
     with path.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, draws)
+        writer = csv.writer(out, csv.excel_tab if path.suffix == ".tsv" else csv.excel)
         writer.writerow(names)
-        writer.writerows([_cell(one.get(name, ""), counts) for name in names] for one in held)
+        for record, made in held:
+            cells = [made.get(name, "") for name in names]
+            unsafe = sum(cell.startswith(_FORMULA) for cell in cells)
+            guarded += unsafe
+            safe.append(None if unsafe else record)
+            writer.writerow(["'" + cell if cell.startswith(_FORMULA) else cell for cell in cells])
+    _check_table(path, safe, shape)
+    return {"rows": len(held), "guarded": guarded}
 
 
-def _parquet(path: Path, rows: Iterator[Row], counts: dict[str, int]) -> None:
+def _check_table(path: Path, records: list[Record | None], shape: str) -> None:
+    """Raise TL-DATA-HOLD unless each record (None: not looked at, its cells are guarded) comes back from the file."""
+    if not records:
+        return
+    try:
+        back = [item.id for item in formats.read(DataFile(path=os.path.abspath(path)))]
+    except DataError:
+        back = []
+    back += [""] * (len(records) - len(back))
+    wrong = [one for one, got in zip(records, back, strict=False) if one is not None and one.id != got]
+    first = wrong or [one for one in records if one is not None and len(back) > len(records)]
+    if first:
+        raise _unheld(first[0], shape, t("{ending} is not certain to be read back; use .jsonl", ending=path.suffix))
+
+
+def _parquet(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
+    """Turns as lists of structs; `tools` as JSON text, since their schemas are of any form."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    held = [
-        {k: v if isinstance(v, str | bool) else json.dumps(v, ensure_ascii=False) for k, v in one.items()}
-        for one in rows
-    ]
+    held = [row(record, shape) for record in records]
+    for one in held:
+        if isinstance(one.get("tools"), list):
+            one["tools"] = _text(one["tools"])
     names = list(dict.fromkeys(name for one in held for name in one))
     pq.write_table(pa.table({name: [one.get(name) for one in held] for name in names}), path, compression="zstd")
+    return {"rows": len(held), "guarded": 0}

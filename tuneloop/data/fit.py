@@ -24,25 +24,30 @@ Encode = Callable[[Sequence[Record]], Samples]
 Count = Callable[[Record], int]
 
 
-def fit(records: list[Record], encode: Encode, part: PreparePart, ledger: Ledger) -> tuple[list[Record], Samples]:
-    """The records that fit, in order, with their samples; every other one is in the ledger."""
-    records, samples = _encoded(records, encode, ledger)
-    lengths = longest(samples)
-    lines: list[tuple[Record, int]] = []  # a record, and its place in `samples` or -1
-    for at, (record, length) in enumerate(zip(records, lengths.tolist(), strict=True)):
+def fit(
+    records: Sequence[Record], encode: Encode, part: PreparePart, ledger: Ledger
+) -> tuple[list[Record], list[int], Samples]:
+    """The records that fit, which of `records` each was made from, and their samples.
+
+    They keep their order. What became of every other one is in the ledger.
+    """
+    places, samples = _encoded(records, encode, ledger)
+    lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1
+    for at, (origin, length) in enumerate(zip(places, longest(samples).tolist(), strict=True)):
+        record = records[origin]
         if length > part.max_length and part.too_long != "reject":
-            lines += [(piece, -1) for piece in _fitted(record, length, encode, part, ledger)]
+            lines += [(piece, origin, -1) for piece in _fitted(record, length, encode, part, ledger)]
         elif reason := _unwanted(length, part):
             ledger.add(_entry("dropped", reason[0], record, reason[1]))
         else:
-            lines.append((record, at))
-    made = [record for record, at in lines if at < 0]
-    if not made and len(lines) == len(records):
-        return records, samples
+            lines.append((record, origin, at))
+    kept, origins = [record for record, _, _ in lines], [origin for _, origin, _ in lines]
+    made = [record for record, _, at in lines if at < 0]
+    if not made and len(lines) == len(places):
+        return kept, origins, samples
     both = Samples.concatenate([samples, encode(made)]) if made else samples  # the second's rows count on
-    fresh = iter(range(len(records), len(records) + len(made)))
-    places = np.asarray([at if at >= 0 else next(fresh) for _, at in lines], np.int64)
-    return [record for record, _ in lines], chosen(both, places)
+    fresh = iter(range(len(places), len(places) + len(made)))
+    return kept, origins, chosen(both, np.asarray([at if at >= 0 else next(fresh) for _, _, at in lines], np.int64))
 
 
 def longest(samples: Samples) -> NDArray[np.int64]:
@@ -62,21 +67,22 @@ def chosen(samples: Samples, places: NDArray[np.integer[Any]]) -> Samples:
     return replace(samples.take(index), row=rows, records=len(places))
 
 
-def _encoded(records: list[Record], encode: Encode, ledger: Ledger) -> tuple[list[Record], Samples]:
-    """All samples at once; where that fails one by one, so that the fault stays with its record."""
+def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: int = 0) -> tuple[list[int], Samples]:
+    """The places, from `first` on, of those that can be encoded, and their samples.
+
+    Where all at once fail, each half is tried by itself, so that the fault stays with its record.
+    """
     try:
-        return records, encode(records)
-    except DataError:
-        pass
-    good: list[Record] = []
-    for record in records:
-        try:
-            encode([record])
-            good.append(record)
-        except DataError as error:
+        return list(range(first, first + len(records))), encode(records) if records else Samples.of([])
+    except DataError as error:
+        if len(records) == 1:
             detail = shown(error.facts.get("error", error.code))
-            ledger.add(_entry("dropped", "template refuses", record, detail, step="template"))
-    return good, encode(good) if good else Samples.of([])
+            ledger.add(_entry("dropped", "template refuses", records[0], detail, step="template"))
+            return [], Samples.of([])
+    half = len(records) // 2
+    one, left = _encoded(records[:half], encode, ledger, first)
+    two, right = _encoded(records[half:], encode, ledger, first + half)
+    return one + two, Samples.concatenate([left, right])
 
 
 def _entry(action: str, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:
@@ -94,20 +100,22 @@ def _unwanted(length: int, part: PreparePart) -> tuple[str, str] | None:
 
 def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledger: Ledger) -> Iterator[Record]:
     """The pieces of a row that is too long, each short enough; the ledger has what became of it."""
+    limit, how = part.max_length, part.too_long
 
     def count(one: Record) -> int:
-        return int(longest(encode([one]))[0])
+        try:
+            return int(longest(encode([one]))[0])
+        except DataError:  # what the template refuses is no piece
+            return limit + 1
 
-    limit, how = part.max_length, part.too_long
     if record.kind == "text" and how == "split":
         pieces, reason = _text_pieces(record, count, limit, part.overlap), "split by tokens"
-    elif how in ("split", "turns") and record.kind in ("chat", "judged"):
+    elif record.kind == "chat" and how in ("split", "turns"):
         pieces, reason = _turn_pieces(record, count, limit), "split by turns"
     elif how in ("cut_left", "cut_right"):
         pieces, reason = _cut(record, count, limit, left=how == "cut_left"), f"cut on the {how[4:]}"
-    else:
+    else:  # a label, a verdict or a pair of answers is about the whole
         pieces, reason = [], ""
-    pieces = [piece for piece in pieces if not _unwanted(count(piece), part)]
     if not pieces:
         ledger.add(_entry("dropped", "too long", record, f"{length} / {limit}"))
         return
@@ -115,7 +123,17 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
     for n, piece in enumerate(pieces):
         if n:
             ledger.add(_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
-        yield piece
+        if unwanted := _unwanted(count(piece), part) or _taught_nothing(piece):
+            ledger.add(_entry("dropped", unwanted[0], piece, unwanted[1]))
+        else:
+            yield piece
+
+
+def _taught_nothing(piece: Record) -> tuple[str, str] | None:
+    if piece.kind == "preference" and piece.messages[len(piece.prompt) :] == piece.rejected:
+        return "no difference", ""
+    learnt = piece.kind in ("text", "label") or any(m.role == "assistant" and m.trained for m in piece.messages)
+    return None if learnt else ("no answer", "")
 
 
 def exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
@@ -145,7 +163,7 @@ def _turn_pieces(record: Record, count: Count, limit: int) -> list[Record]:
             return []
         pieces.append(_joined(record, head, runs[at : at + take]))
         at += take
-    return [replace(piece, parent=record.id) for piece in pieces if any(m.role == "assistant" for m in piece.messages)]
+    return [replace(piece, parent=record.id) for piece in pieces]
 
 
 def _joined(record: Record, head: tuple[Message, ...], runs: Sequence[tuple[Message, ...]]) -> Record:
@@ -180,7 +198,8 @@ def _text_pieces(record: Record, count: Count, limit: int, overlap: int) -> list
             return []
         end = start + take
         if end < len(text):
-            end = _break(text, start + take // 2, end)
+            near = _break(text, start + take // 2, end)
+            end = near if count(piece(start, near)) <= limit else end  # a shorter text may have more tokens
         pieces.append(piece(start, end))
         if end >= len(text):
             break
@@ -202,33 +221,37 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     """One piece: whole exchanges go first, then the text of the last one left; the end token always stays.
 
     On the left the oldest exchanges go and then the beginning of the question; on the right the newest, and then the
-    end of the answer (of both answers of a preference pair).
+    end of the answer. A verdict and a pair of answers are about the last answer: there it is cut (on the right both of
+    a pair), and no exchange behind the others goes.
     """
     if record.kind in ("text", "label"):
         return _shorter(record, 0, count, limit, left=left)
     head, runs = exchanges(record.messages)
-    keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[-n:] if left else runs[:n])) <= limit)
-    if keep:
-        return [_joined(record, head, runs[-keep:] if left else runs[:keep])]
-    alone = _joined(record, head, runs[-1:] if left else runs[:1])
-    turns = alone.messages
+    if left or record.kind == "chat":
+        keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[-n:] if left else runs[:n])) <= limit)
+        if keep:
+            return [_joined(record, head, runs[-keep:] if left else runs[:keep])]
+        record = _joined(record, head, runs[-1:] if left else runs[:1])
+    turns = record.messages
     answers = [n for n, m in enumerate(turns) if m.role == "assistant"]
     if not answers or turns[answers[-1]].tool_calls:
         return []
-    return _shorter(alone, len(head) if left else answers[-1], count, limit, left=left)
+    return _shorter(record, len(head) if left else answers[-1], count, limit, left=left)
 
 
 def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -> list[Record]:
-    """The record with as much of message `at` as fits; none where nothing of it would be left."""
+    """The record with as much of message `at` as fits, on the right of the last rejected one too; none where nothing
+    of it would be left."""
+    also = record.rejected[-1:] if not left else ()
 
     def part(message: Message, n: int) -> Message:
         return replace(message, content=message.content[len(message.content) - n :] if left else message.content[:n])
 
     def cut(n: int) -> Record:
         messages = (*record.messages[:at], part(record.messages[at], n), *record.messages[at + 1 :])
-        rejected = record.rejected if left else tuple(part(m, n) for m in record.rejected)
+        rejected = (*record.rejected[: len(record.rejected) - len(also)], *(part(m, n) for m in also))
         return replace(record, messages=messages, rejected=rejected)
 
-    size = max(len(m.content) for m in (record.messages[at], *([] if left else record.rejected)))
+    size = max(len(m.content) for m in (record.messages[at], *also))
     kept = _most(1, size, lambda n: count(cut(n)) <= limit)
     return [cut(kept)] if kept else []

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tuneloop.data import arrow
 from tuneloop.data.parts import Part
+from tuneloop.data.split import Side
 from tuneloop.records import Record
 
 
@@ -30,6 +31,7 @@ class Kept(Sequence[Record]):
         self.kinds: list[str] = [shared.setdefault(v, v) for v in self._column("kind")]
         self.files: list[str] = [shared.setdefault(v, v) for v in self._column("file")]
         self.labels: list[str] = [shared.setdefault(v, v) for v in self._column("label")]
+        self.given: list[Side | None] = self._column("given")
         self.lines: list[int] = self._column("line")
         self.repeats: list[int] = self._column("repeat")
 
@@ -72,3 +74,22 @@ class Kept(Sequence[Record]):
         for table in self.tables:
             for at in range(0, table.num_rows, arrow.BATCH):
                 yield [record for record, _ in arrow.records(table.slice(at, arrow.BATCH))]
+
+
+class Some(Sequence[Record]):
+    """Those of the rows that `numbers` names, in that order."""
+
+    def __init__(self, rows: Sequence[Record], numbers: Sequence[int]) -> None:
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        if isinstance(at, slice):
+            return [self.rows[n] for n in self.numbers[at]]
+        return self.rows[self.numbers[at]]

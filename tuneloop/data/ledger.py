@@ -65,6 +65,15 @@ class Ledger:
             os.fsync(self._out.fileno())
             self._out.close()
 
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._out:
+            self._out.close()
+
 
 def entries(path: Path) -> Iterator[LedgerEntry]:
     """The entries of a ledger's file, one by one; raises TL-DATA-DAMAGED where it is not one."""
@@ -144,6 +153,11 @@ def words() -> dict[str, str]:
         "cut on the left": t("longer than max_length, cut at the beginning"),
         "cut on the right": t("longer than max_length, cut at the end"),
         "held out elsewhere": t("nearly the same row is in a file given as test or validation"),
+        "synonyms": t("derived from a training row: words replaced by others of the same meaning"),
+        "back_translation": t("derived from a training row: translated and back"),
+        "follow_up": t("derived from a training row: one more question and its answer"),
+        "branch": t("derived from a training row: another last question and its answer"),
+        "nearly a held-out row": t("a derived row that nearly repeats a held-out row"),
         "template refuses": t("the model's chat template refuses the dialogue"),
     }
 
@@ -171,6 +185,8 @@ def steps() -> dict[str, str]:
         "gibberish": t("text without sense"),
         "dedupe": t("repetitions"),
         "system": t("system prompt"),
+        "split": t("split"),
         "length": t("length"),
         "template": t("chat template"),
+        "augment": t("derived rows"),
     }

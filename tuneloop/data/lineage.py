@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
+from tuneloop.data import arrow
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
+from tuneloop.data.sniff import shown
 from tuneloop.data.split import SIDES, Side
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
@@ -25,32 +31,39 @@ class Trace:
 
 def trace(dataset: Dataset, identity: str) -> Trace:
     """The story of the row whose id begins with `identity`; raises TL-DATA-NO-ROW where none or several do."""
-    found: dict[str, tuple[Record, Side]] = {}
-    every: dict[str, Record] = {}
-    for record, side, _ in dataset.rows():
-        one = record.id
-        every[one] = record
-        if one.startswith(identity):
-            found[one] = (record, side)
+    found = {record.id: (record, side) for record, side in _rows(dataset, lambda one: one.startswith(identity))}
     if len(found) != 1:
-        raise DataError("TL-DATA-NO-ROW", where=identity, n=len(found))
+        raise DataError("TL-DATA-NO-ROW", where=shown(identity), n=len(found))
     record, side = next(iter(found.values()))
     source: dict[str, Any] = next((s for s in dataset.manifest["sources"] if s["file"] == record.file), {})
     parents: list[Record] = []
-    at = record
-    while at.parent in every and every[at.parent] not in parents:
-        at = every[at.parent]
-        parents.append(at)
+    seen, wanted = {record.id}, record.parent
+    while wanted and wanted not in seen:
+        parent = next((r for r, _ in _rows(dataset, wanted.__eq__)), None)
+        if parent is None:
+            break
+        seen.add(wanted)
+        parents.append(parent)
+        wanted = parent.parent
     told = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
     return Trace(record, side, source, tuple(parents), tuple(told))
+
+
+def _rows(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[tuple[Record, Side]]:
+    """The rows of wanted ids; the others are not made into objects."""
+    for side in SIDES:
+        for batch in dataset.batches(side):
+            places = [n for n, one in enumerate(batch.column("id").to_pylist()) if wanted(one)]
+            if places:
+                yield from ((record, side) for record, _ in arrow.records(batch.take(pa.array(places))))
 
 
 def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
     """What is in `b` and not in `a`, and the other way round.
 
-    rows: added, removed, changed (same file and line, other content), moved (same content, other side), kept: counts,
-    and under `examples` up to 20 places of each. settings: key -> [a, b]. sources: file -> "added", "removed",
-    "changed". steps: (step, reason) -> [dropped in a, dropped in b].
+    rows: added, removed, changed (same file and line, other content), moved (same content, other side), kept: counts of
+    different rows, and under `examples` up to 20 places of each. settings: key -> [a, b]. sources: file -> "added",
+    "removed", "changed". steps: reason -> [dropped in a, dropped in b].
     """
     ours, theirs = _index(a), _index(b)
     where_a = {(f, n): i for i, (_, f, n) in ours.items()}
@@ -108,6 +121,8 @@ def _sources(a: Dataset, b: Dataset) -> dict[str, str]:
 
 
 def _steps(a: Dataset, b: Dataset) -> dict[str, list[int]]:
-    left, right = ({s["reason"]: s["dropped"] for s in d.manifest["steps"]} for d in (a, b))
-    names = sorted(left.keys() | right.keys())
-    return {n: [left.get(n, 0), right.get(n, 0)] for n in names if left.get(n, 0) != right.get(n, 0)}
+    left, right = Counter[str](), Counter[str]()
+    for counts, dataset in ((left, a), (right, b)):
+        for step in dataset.manifest["steps"]:
+            counts[step["reason"]] += step["dropped"]
+    return {name: [left[name], right[name]] for name in sorted(left.keys() | right.keys()) if left[name] != right[name]}

@@ -1,7 +1,7 @@
 """The work on single rows, in parts of a few thousand: read, clean, drop repetitions, fit, tokenise.
 
 Each part is a folder that is there whole or not at all, so a crash costs one part; the next `prepare` of the same
-recipe takes the finished ones as they are. Memory holds one part, and 16 bytes a row to know repetitions by.
+recipe takes the finished ones as they are. Memory holds one part, and about 50 bytes a row to know repetitions by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -25,16 +25,27 @@ from tuneloop.data.fit import Encode, fit
 from tuneloop.data.formats import Source
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.samples import Samples, open_samples
+from tuneloop.data.slices import parted
+from tuneloop.data.split import Side
 from tuneloop.data.step import Step
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.sections import DataFile, PreparePart
 
 SIZE = 4096
 """Raw rows in a part."""
+SCHEMA = arrow.SCHEMA.append(pa.field("given", pa.string()))
+"""A record and the side that the recipe, or the name of its file, gives it."""
 Found = list[tuple[DataFile, list[Source]]]
-Row = tuple[DataFile, Record | LedgerEntry]
 Say = Callable[[int], None]
 """Told how many raw rows are done."""
+
+
+class Row(NamedTuple):
+    """A raw row that was read, or the reason why not, and what the recipe says of its file."""
+
+    item: Record | LedgerEntry
+    given: Side | None = None
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,6 @@ class Sources:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """What lay in a folder or archive and is no data: (name, why)."""
 
-    def fixed(self) -> dict[str, str]:
-        """Label of a file -> the side that the recipe gives it; those on "auto" are left out."""
-        sides = {s.label: side_of(file, s) for file, group in self.found for s in group}
-        return {label: side for label, side in sides.items() if side != "auto"}
-
 
 @dataclass(frozen=True)
 class Part:
@@ -60,12 +66,13 @@ class Part:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """rows (file -> raw rows), counts (of the ledger), kept."""
+        """rows (file -> raw rows), counts (of the ledger), kept; of derived rows also augment (`derive.py`)."""
         value: dict[str, Any] = json.loads((self.folder / "part.json").read_text(encoding="utf-8"))
         return value
 
     @property
     def table(self) -> pa.Table:
+        """The records, in `SCHEMA`."""
         return arrow.mapped(self.folder / "records.arrow")
 
     @property
@@ -76,21 +83,29 @@ class Part:
         return open_samples(self.folder / "samples")
 
 
-_FIRST = {"test": 0, "validation": 1}
-"""Files of a given side are read first, so that of two equal rows the one in the test file stays."""
-
-
-def side_of(file: DataFile, source: Source) -> str:
-    """The side that the recipe, or the source's own name in a folder, gives its rows; "auto" where neither does."""
-    return source.side if file.split == "auto" else file.split
+def side_of(file: DataFile, source: Source) -> Side | None:
+    """The side that the recipe gives a file, else the one that its name tells in a folder or archive."""
+    if file.split != "auto":
+        return file.split
+    return None if source.side == "auto" else source.side
 
 
 def raw_rows(found: Found, seed: int) -> Iterator[Row]:
-    """Every raw row with the file entry it belongs to. `seed` is that of a sample."""
-    for file, sources in sorted(found, key=lambda pair: _FIRST.get(pair[0].split, 2)):
-        ordered = sorted(sources, key=lambda source: _FIRST.get(side_of(file, source), 2))
-        for item in formats.read(file, sources if file.rows or file.sample else ordered, seed):
-            yield file, item
+    """Every raw row. Files of a given side come first, so that of two equal rows the one in the test file stays.
+
+    A slice or a sample counts through all files of its entry; there the files keep their order.
+    """
+    order: dict[Side | None, int] = {"test": 0, "validation": 1}
+    entries: list[tuple[int, DataFile, list[Source]]] = []
+    for file, sources in found:
+        whole = file.sample or parted(file.path, file.rows)[1] is not None
+        ranks = [order.get(side_of(file, source), 2) for source in sources]
+        groups = [sources] if whole else [[s for s, r in zip(sources, ranks, strict=True) if r == n] for n in range(3)]
+        entries += [(min(order.get(side_of(file, s), 2) for s in group), file, group) for group in groups if group]
+    for _, file, group in sorted(entries, key=lambda entry: entry[0]):
+        given = {source.label: side_of(file, source) for source in group}
+        for item in formats.read(file, group, seed):
+            yield Row(item, given[item.file], file.repeat)
 
 
 def make(
@@ -116,8 +131,8 @@ def make(
 
 def _known_again(rows: list[Row], steps: Sequence[Step], repeats: Repeats | None) -> None:
     """The rows of a finished part, so that later rows that repeat them are found."""
-    for _, item in rows if repeats else ():
-        record = _cleaned(item, steps, Ledger())
+    for row in rows if repeats else ():
+        record = _cleaned(row.item, steps, Ledger())
         if record is not None and repeats:
             repeats.entry(record)
 
@@ -125,16 +140,45 @@ def _known_again(rows: list[Row], steps: Sequence[Step], repeats: Repeats | None
 def _write(
     folder: Path, rows: list[Row], part: PreparePart, steps: Sequence[Step], encode: Encode, repeats: Repeats | None
 ) -> None:
+    draft = begun(folder)
+    with Ledger(draft / "ledger.jsonl") as ledger:
+        kept = list(_kept(rows, part, steps, repeats, ledger))
+        records, origins, samples = fit([record for record, _ in kept], encode, part, ledger)
+    counts = Counter(row.item.file for row in rows)
+    meta = {"rows": counts, "counts": ledger.counts()}
+    finish(folder, draft, records, [kept[origin][1] for origin in origins], samples, meta)
+
+
+def begun(folder: Path) -> Path:
+    """An empty folder beside that of a part, to make it in."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    for old in (draft, folder):  # a folder without part.json is not one of ours
+        shutil.rmtree(old, ignore_errors=True)
     draft.mkdir(parents=True)
-    ledger = Ledger(draft / "ledger.jsonl")
-    kept: list[Record] = []
-    often: dict[tuple[str, int], int] = {}
-    counts = Counter[str]()
-    for file, item in rows:
-        counts[item.file] += 1
-        record = _cleaned(item, steps, ledger)
+    return draft
+
+
+def finish(
+    folder: Path, draft: Path, records: Sequence[Record], rows: Sequence[Row], samples: Samples, meta: dict[str, Any]
+) -> None:
+    """Write what the draft lacks beside its ledger, and give it its name. `rows` are where the records came from."""
+    batch = arrow.batch(records, [row.repeat for row in rows])
+    given = pa.array([row.given for row in rows], pa.string())
+    arrow.spool(draft / "records.arrow", pa.RecordBatch.from_arrays([*batch.columns, given], schema=SCHEMA))
+    samples.write(draft / "samples")
+    with (draft / "part.json").open("w", encoding="utf-8") as out:
+        out.write(json.dumps({**meta, "kept": len(records)}))
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(draft, folder)
+
+
+def _kept(
+    rows: list[Row], part: PreparePart, steps: Sequence[Step], repeats: Repeats | None, ledger: Ledger
+) -> Iterator[tuple[Record, Row]]:
+    """The rows that are clean and new, as they will be trained."""
+    for row in rows:
+        record = _cleaned(row.item, steps, ledger)
         if record is None:
             continue
         if repeats and (entry := repeats.entry(record)):
@@ -143,22 +187,14 @@ def _write(
                 continue
         if part.system and record.kind in ("chat", "judged", "preference"):
             record = _with_system(record, part.system, ledger)
-        kept.append(record)
-        often[record.file, record.line] = file.repeat
-    records, samples = fit(kept, encode, part, ledger) if kept else ([], Samples.of([]))
-    ledger.close()
-    arrow.spool(draft / "records.arrow", [arrow.batch(records, [often[r.file, r.line] for r in records])])
-    samples.write(draft / "samples")
-    meta = {"rows": counts, "counts": ledger.counts(), "kept": len(records)}
-    (draft / "part.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
-    os.rename(draft, folder)
+        yield record, row
 
 
 def _cleaned(item: Record | LedgerEntry, steps: Sequence[Step], ledger: Ledger) -> Record | None:
     if isinstance(item, LedgerEntry):
         ledger.add(item)
         return None
-    record, entries = clean(item, tuple(steps))
+    record, entries = clean(item, steps)
     ledger.add(*entries)
     return record
 

@@ -58,10 +58,6 @@ class Cutter:
             out.append(text[begin:])
         return out
 
-    def alone(self, stretch: str) -> bool:
-        """Whether a stretch is one of the added tokens that are cut out."""
-        return stretch in self._whole
-
     def agrees(self, texts: Sequence[str]) -> bool:
         """Whether these texts' ids are those of their stretches."""
         parts = [self.cut(text) for text in texts]

@@ -1,7 +1,8 @@
 """Training, validation and test rows, chosen by a hash of seed and content.
 
 A row's place in the order of choice never depends on its neighbours, so rows that are added later move few of the old
-ones. Rows of one group (near repetitions of each other) always go to the same side.
+ones. Rows of one group (near repetitions of each other) always go to the same side; a group has the place of one of its
+rows, so a large one is chosen no sooner than a small one.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def sides(
 
     `validation` and `test` below 1 are shares, taken from every stratum with ten rows or more and from all the smaller
     ones together; 1 and above are numbers of rows, shared out in proportion. Rows of equal id or equal `groups` number
-    stay together. A row that is `fixed` stays on its side, and so does all of its group. A share leaves something to train
-    on; a number may not: the caller checks.
+    stay together. A row that is `fixed` stays on its side, and so does all of its group. Shares leave something
+    to train on; a number of rows may not: the caller checks.
     """
     members = _units(ids, groups)
     chosen: dict[int, Side] = {}
@@ -48,9 +49,12 @@ def sides(
         else:
             free.setdefault(strata[rows[0]], []).append(unit)
     free = _joined(free, members)
-    order = {u: min(rank(ids[r], seed) for r in rows) for u, rows in members.items() if u not in chosen}
+    order = {u: rank(min(ids[r] for r in rows), seed) for u, rows in members.items() if u not in chosen}
     sizes = {name: sum(len(members[u]) for u in units) for name, units in free.items()}
-    for side, quota in (("test", _quota(sizes, test)), ("validation", _quota(sizes, validation))):
+    tests, holds = _quota(sizes, test), _quota(sizes, validation)
+    if max(test, validation) < 1:
+        holds = {name: max(min(n, sizes[name] - tests[name] - 1), 0) for name, n in holds.items()}
+    for side, quota in (("test", tests), ("validation", holds)):
         for name, units in free.items():
             waiting = sorted((u for u in units if u not in chosen), key=lambda u: order[u])
             chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], quota[name]), cast(Side, side))
@@ -91,7 +95,7 @@ def _taken(units: list[tuple[int, int]], rows: int) -> list[int]:
         if size <= left:
             out.append(unit)
             left -= size
-    if rows and not out and units:  # all are groups: a little more than asked for is better than nothing
+    if rows and not out and len(units) > 1:  # all are groups: a little more than asked for is better than nothing
         unit, size = min(units, key=lambda pair: pair[1])
         out = [unit] if size <= 2 * rows else []
     return out

@@ -1,7 +1,8 @@
-"""The sha256 of files, remembered: a file of the same size, time and inode is not read again.
+"""The sha256 of files, remembered: a file of the same size, times and inode is not read again.
 
-A file that was changed less than two seconds before it was looked at may change once more within the clock's grain; it
-is read again the next time.
+The time of the last change of the inode counts too, since tools that copy may set the other one back. A file that was
+changed less than two seconds before it was looked at may change once more within the clock's grain; it is read again
+the next time.
 """
 
 from __future__ import annotations
@@ -31,23 +32,25 @@ class Stamps:
         self.path = path
         self._new: dict[str, list[int | str]] = {}
         self._known: dict[str, list[int | str]] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             value = json.loads(path.read_text(encoding="utf-8"))
-            self._known = value if isinstance(value, dict) else {}
+            whole = value.items() if isinstance(value, dict) else ()
+            self._known = {name: known for name, known in whole if isinstance(known, list) and len(known) == 5}
 
     def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
         """The sha256 of each file; raises OSError where one cannot be read."""
         out: dict[Path, str] = {}
         for path in paths:
             stat = path.stat()
-            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             name = os.path.realpath(path)
             known = self._known.get(name)
-            if known and known[:3] == stamp:
-                out[path] = str(known[3])
+            if known and known[:4] == stamp:
+                out[path] = str(known[4])
                 continue
+            now = time.time_ns()
             out[path] = digest(path)
-            if time.time_ns() - stat.st_mtime_ns > GRAIN:
+            if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > GRAIN:
                 self._new[name] = [*stamp, out[path]]
         return out
 

@@ -24,11 +24,12 @@ MOST = 2
 """Words that change in one text."""
 _JOINED = 4
 """Pieces of the cutter that may be one word of the table together."""
-_KEPT = re.compile(
+KEPT = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\S+@\S+|\{[^{}]*\}|<[^<>]*>|\$[^$\n]*\$|\[[^\[\]]*\]|【[^】]*】"
     r"|“[^”]*”|‘[^’]*’|\"[^\"]*\"|「[^」]*」|『[^』]*』|《[^》]*》|(?<!\w)'[^'\n]+'(?!\w)",
     re.DOTALL,
 )
+"""What must stay to the letter: code, addresses, formulas, markup, quotations, titles."""
 _ABOUT_WORDS = re.compile(
     r"\b(?:synonyms?|antonyms?|rhymes?|translat\w*|spell\w*|grammar|sentences?|words?|phrases?|paraphrase|rewrite|rephrase"
     r"|meaning|define|definition|summari[sz]e|classify|poem|lyrics)\b"
@@ -99,7 +100,7 @@ def substituted(text: str, table: Table, rng: random.Random, most: int = MOST) -
     """
     if _ABOUT_WORDS.search(text):
         return None
-    kept = [match.span() for match in _KEPT.finditer(text)]
+    kept = [match.span() for match in KEPT.finditer(text)]
     spans = [match.span() for match in _SENTENCE.finditer(text)]
     found = [(span, places) for span in spans if (places := list(_places(text, span, kept, table)))]
     if not found:

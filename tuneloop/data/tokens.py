@@ -229,7 +229,7 @@ class _Encoder:
         turns: list[tuple[int, _Chain]] = []
         apart, _ = self._at_once([chains[k] for k in doubtful], joined=False)
         for k, sample in zip(doubtful, apart, strict=True):
-            if np.array_equal(sample.ids, made[k].ids):
+            if len(chains[k].cuts) == 2 or np.array_equal(sample.ids, made[k].ids):
                 each[k] = [sample]
             else:
                 each[k] = []
@@ -252,10 +252,8 @@ class _Encoder:
         counts = []
         for k, chain in enumerate(chains):
             counts.append(len(places))
-            if joined:
-                sure[k] = self._laid_out(chain, k, pool, places, marks)
-            else:
-                self._laid_apart(chain, k, pool, places, marks)
+            lay_out = self._laid_out if joined else self._laid_apart
+            lay_out(chain, k, pool, places, marks)
         counts.append(len(places))
         pool.fill()
         whole, at, head = np.array(places, np.int64), np.array(marks.at, np.int64), np.array(marks.head, np.int64)
@@ -277,11 +275,11 @@ class _Encoder:
                        none.astype("S12"), len(chains))  # fmt: skip
         return made, sure
 
-    def _laid_out(self, chain: _Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> bool:
-        """Put the stretches of chain `k` into the pool; False where a turn ends inside an added token."""
+    def _laid_out(self, chain: _Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:
+        """Put the stretches of chain `k` into the pool, and what of them stands before the end of a piece."""
         if chain.before:
             places.append(pool.place(chain.before))
-        sure, position, cuts = True, 0, iter((*chain.cuts, len(chain.text) + 1))
+        position, cuts = 0, iter((*chain.cuts, len(chain.text) + 1))
         edge = next(cuts)
         for stretch in self._cutter.cut(chain.text):
             while edge < position + len(stretch):
@@ -289,7 +287,6 @@ class _Encoder:
                 marks.at.append(len(places))
                 marks.head.append(pool.place(stretch[: edge - position]) if inside else -1)
                 marks.chain.append(k)
-                sure = sure and not (inside and self._cutter.alone(stretch))
                 edge = next(cuts)
             places.append(pool.place(stretch))
             position += len(stretch)
@@ -300,7 +297,6 @@ class _Encoder:
             edge = next(cuts)
         if chain.after:
             places.append(pool.place(chain.after))
-        return sure
 
     def _laid_apart(self, chain: _Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:
         """Put the stretches of each piece of chain `k` into the pool."""

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from tuneloop.data import arrow, card, samples
 from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.fit import chosen, longest
+from tuneloop.data.holdout import Choice
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import Ledger, entries
-from tuneloop.data.parts import Sources
+from tuneloop.data.parts import Sources, side_of
 from tuneloop.data.profile import histogram
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import SIDES, Side
@@ -36,33 +39,35 @@ from tuneloop.sections import Recipe
 
 def write(
     home: Path,
+    draft: Path,
     recipe: Recipe,
     sources: Sources,
     rows: Kept,
-    out: Sequence[str],
-    more: Sequence[LedgerEntry],
+    choice: Choice,
     key: str,
-    alike: int | None = None,
     view: View | None = None,
 ) -> Dataset:
-    """The version of `rows`, whose sides are `out` ("" for a row that goes; `more` has the reasons).
+    """The version of `rows` as they were chosen; `view` shows samples on the card.
 
-    `alike` rows nearly repeat another one, None where nobody looked; `view` shows samples on the card.
+    `draft` is the folder that it is made in, on the same disk as `home`; what an earlier try left there goes.
     """
+    out = choice.sides
     name, size = _content_hash(rows, out)
     target = home / name
     require_room(home, size + (1 << 20))
-    draft = home / f".{name}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "data").mkdir(parents=True)
     try:
-        ledger = _ledger(draft / "ledger.jsonl", rows, more)
+        ledger, touched = _ledger(draft / "ledger.jsonl", rows, choice.entries)
         ledger.balance(rows.read.total(), sum(map(bool, out)))
         lengths = {side: _side(draft, rows, out, side, key) for side in SIDES}
         _card_for_loaders(draft, recipe.name, [side for side in SIDES if len(lengths[side])])
         made = sorted([*draft.glob("data/*.parquet"), draft / "ledger.jsonl"])
         manifest = _manifest(recipe, sources, rows, out, ledger, lengths)
-        manifest["alike"] = alike
+        manifest["counts"] |= touched
+        manifest["alike"] = choice.alike
+        for told in (meta["augment"] for meta in rows.metas if "augment" in meta):
+            manifest["augment"] = told
         manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): digest(f) for f in made}}
         if (there := _same(target, manifest)) is not None:
             _keep_tokens(draft, there.path, key)
@@ -92,13 +97,17 @@ def _content_hash(rows: Kept, out: Sequence[str]) -> tuple[str, int]:
     return whole.hexdigest()[:12], 2 * size
 
 
-def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> Ledger:
-    ledger = Ledger(path)
-    for one in rows.ledgers:
-        ledger.add(*entries(one))
-    ledger.add(*more)
-    ledger.close()
-    return ledger
+def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> tuple[Ledger, dict[str, int]]:
+    """All parts' ledgers as one; and the raw rows that were changed and marked, each counted once."""
+    lines: dict[tuple[str, str], array[int]] = {}
+    with Ledger(path) as ledger:
+        for e in chain(chain.from_iterable(map(entries, rows.ledgers)), more):
+            ledger.add(e)
+            if e.action in ("changed", "marked"):
+                lines.setdefault((e.action, e.file), array("q")).append(e.line)
+    touched = {action: sum(len(set(found)) for (a, _), found in lines.items() if a == action)
+               for action in ("changed", "marked")}  # fmt: skip
+    return ledger, touched
 
 
 def _side(draft: Path, rows: Kept, out: Sequence[str], side: Side, key: str) -> NDArray[np.int64]:
@@ -115,7 +124,8 @@ def _side(draft: Path, rows: Kept, out: Sequence[str], side: Side, key: str) -> 
             mine = np.flatnonzero(mask[rows.starts[n] : rows.starts[n + 1]])
             if not len(mine):
                 continue
-            writer.write_table(table.take(pa.array(mine)), row_group_size=arrow.BATCH * 8)
+            kept = table.select(arrow.SCHEMA.names).take(pa.array(mine))
+            writer.write_table(kept.cast(arrow.SCHEMA), row_group_size=arrow.BATCH * 8)
             lengths.append(longest(part.samples())[mine])
             repeats = np.asarray(table.column("repeat"))[mine] if side == "train" else 1
             taken.append((n, np.repeat(mine, repeats)))
@@ -133,14 +143,6 @@ def _card_for_loaders(draft: Path, name: str, there: list[Side]) -> None:
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 
-def _touched(rows: Kept, action: str) -> int:
-    """Raw rows with at least one entry of an action."""
-    seen = set()
-    for one in rows.ledgers:
-        seen |= {(e.file, e.line) for e in entries(one) if e.action == action}
-    return len(seen)
-
-
 def _manifest(
     recipe: Recipe,
     sources: Sources,
@@ -155,9 +157,10 @@ def _manifest(
     read_from = {
         s.label: {
             "file": s.label, "sha256": sources.digests[s.label], "rows": read[s.label], "container": s.guess.container,
-            "encoding": s.guess.encoding, "shape": s.guess.shape, "kind": s.guess.kind, "sure": s.guess.sure, "why": s.guess.why,
+            "encoding": s.guess.encoding, "shape": s.guess.shape, "kind": s.guess.kind, "sure": s.guess.sure,
+            "why": s.guess.why, "split": side_of(file, s) or "auto",
         }
-        for _, group in found for s in group
+        for file, group in found for s in group
     }  # fmt: skip
     return {
         "format": FORMAT,
@@ -169,7 +172,6 @@ def _manifest(
         "counts": {
             "rows_in": read.total(), **{side: len(lengths[side]) for side in SIDES},
             "dropped": ledger.total("dropped"), "added": ledger.total("added"),
-            "changed": _touched(rows, "changed"), "marked": _touched(rows, "marked"),
         },
         "kinds": dict(Counter(k for k, side in zip(rows.kinds, out, strict=True) if side)),
         "labels": dict(Counter(v for v, side in zip(rows.labels, out, strict=True) if side and v).most_common(100)),
@@ -209,17 +211,20 @@ def _keep_tokens(draft: Path, there: Path, key: str) -> None:
 
 def _move(draft: Path, target: Path) -> None:
     """Rename into place; what is there goes, be it broken or of other files (another process may be quicker)."""
-    old = target.with_name(draft.name + ".old")
-    for _ in range(5):
+    old: list[Path] = []
+    for n in range(5):
         try:
             os.rename(draft, target)
             break
         except OSError:
-            if not target.exists():
+            if not target.exists() or n == 4:
                 raise
+        old.append(draft.with_name(f"{draft.name}.old-{n}"))
+        shutil.rmtree(old[-1], ignore_errors=True)
         with suppress(FileNotFoundError):
-            os.rename(target, old)
-    shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old[-1])
+    for one in old:
+        shutil.rmtree(one, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -21,7 +21,7 @@ from tuneloop.language import t
 from tuneloop.model.model_folder import PICKLES, check
 from tuneloop.optional import need
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*"]
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt", "LICENSE*"]
 """Files that are fetched, of the top folder."""
 UNWANTED = ["*/*", "consolidated*", "training_args*", "adapter_*"]
 """Of those, what is not: other formats in sub-folders and a second copy of the weights under Mistral's name."""

@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
     ("sentencepiece.bpe.model",),
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
+    ("source.spm", "target.spm", "vocab.json"),
 )
 """Each entry is a set of files that is a tokenizer."""
 

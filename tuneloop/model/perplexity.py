@@ -16,11 +16,12 @@ TOKENS = 2048
 
 
 @torch.inference_mode()
-def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[float]:
-    """Mean negative log-likelihood a token of each text, in nats; 0.0 for an empty one. exp of it is the perplexity.
+def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """Negative log-likelihood of each text, in nats, and the tokens it is of: exp of their quotient is the perplexity.
 
-    Every token of the text counts: in front stands the token that the tokenizer begins a text with or, where it has
-    none, the end of the one before. A text longer than the model's context is scored window by window.
+    (0.0, 0) for a text without tokens. Every token of the text counts: in front stands the token that the tokenizer
+    begins a text with or, where it has none, the end of the one before. A text longer than the model's context is scored
+    window by window.
     """
     context = int(getattr(plain(model).config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
     rows: list[tuple[int, list[int]]] = []
@@ -35,7 +36,7 @@ def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[float]:
         for (n, _), (total, count) in zip(rows[batch], _scored(model, [i for _, i in rows[batch]], own), strict=True):
             sums[n] += total
             counts[n] += count
-    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+    return list(zip(sums, counts, strict=True))
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data.batches import BatchPlan, batch_plan
+from tuneloop.data.endpoint import notice
 from tuneloop.data.tokens import Sample
 from tuneloop.errors import MachineError
 from tuneloop.language import t
@@ -104,6 +105,8 @@ def make(
     said = cautions(counts, found.get("steps") or (), ledger) if counts else []
     if counts and not held.rows:
         said.append(nothing_held())
+    if sent := notice(recipe.prepare.augment.endpoint):
+        said.append(sent)
     return Plan(
         machine=machine,
         model={

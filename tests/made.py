@@ -1,0 +1,44 @@
+"""Small datasets for tests: files of numbered questions, a recipe for them, and a tokenizer of one token a character."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuneloop.data import builder
+from tuneloop.data.dataset import Dataset
+from tuneloop.data.fit import Encode
+from tuneloop.data.samples import Sample, Samples
+from tuneloop.recipe import make_recipe
+from tuneloop.records import Record
+from tuneloop.sections import Recipe
+
+
+def characters(records: Sequence[Record]) -> Samples:
+    """One token a character: the code points of all turns."""
+    texts = [np.array([ord(c) for m in r.messages for c in m.content], np.int32) for r in records]
+    return Samples.of([Sample(x, np.ones(len(x), bool), r.id, True) for x, r in zip(texts, records, strict=True)])
+
+
+def build(recipe: Recipe, workspace: Path, encode: Encode = characters, key: str = "characters") -> Dataset:
+    return builder.build(recipe, workspace, encode, key)
+
+
+def lines(folder: Path, count: int, name: str = "chats.jsonl", word: str = "question") -> Path:
+    return jsonl(folder / name, ({"question": f"{word} {n}", "answer": f"answer {n}"} for n in range(count)))
+
+
+def jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def recipe(*data: Path | dict[str, Any], name: str = "demo", seed: int = 42, **prepare: Any) -> Recipe:
+    files = [{"path": str(d)} if isinstance(d, Path) else {**d, "path": str(d["path"])} for d in data]
+    raw = {"name": name, "seed": seed, "data": files, "prepare": prepare, "train": {"token_budget": 100_000}}
+    return make_recipe(raw)[0]

@@ -1,0 +1,106 @@
+"""The part of a version that is derived from its training rows, and kept apart from what is held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.data.augment import Derived, Helpers, augment
+from tuneloop.data.clean import clean, steps
+from tuneloop.data.dedupe import Compared, dialogue_text
+from tuneloop.data.fit import Encode, fit
+from tuneloop.data.holdout import Choice
+from tuneloop.data.kept import Kept, Some
+from tuneloop.data.ledger import Ledger
+from tuneloop.data.near import contaminated
+from tuneloop.data.parts import Part, Row, begun, finish
+from tuneloop.records import LedgerEntry, Record
+from tuneloop.sections import CleanPart, PreparePart, Recipe
+
+
+def derived(
+    work: Path, rows: Kept, choice: Choice, recipe: Recipe, encode: Encode, helpers: Helpers
+) -> tuple[Kept, Choice]:
+    """The rows with those that were derived from training rows, which are training rows themselves.
+
+    Made once: after a crash the finished batches, and the finished part, are taken as they are.
+    """
+    there = Part(work / "derived")
+    if not (there.folder / "part.json").is_file():
+        train = Some(rows, [at for at, side in enumerate(choice.sides) if side == "train"])
+        judge = _Judge(rows, choice, recipe.prepare.near)
+        made = augment(train, recipe.prepare.augment, helpers, recipe.seed, allowed=judge, folder=work / "batches")
+        _write(there.folder, made, judge, recipe.prepare, encode)
+    more = Kept([*rows.parts, there])
+    return more, replace(choice, sides=[*choice.sides, *["train"] * (len(more) - len(rows))])
+
+
+class _Judge:
+    """Tells which derived rows may be trained on, and remembers those that nearly repeat a held-out row."""
+
+    def __init__(self, rows: Kept, choice: Choice, threshold: float) -> None:
+        self.rows, self.threshold = rows, threshold
+        self.known = set(rows.ids)
+        self.held = Some(rows, [at for at, side in enumerate(choice.sides) if side in ("validation", "test")])
+        self.sketches = Compared()
+        for at in range(0, len(self.held), 1024):
+            self.sketches.add(self.held[at : at + 1024])
+        self.dropped: list[tuple[str, Record, LedgerEntry]] = []
+        """Method, the derived row, and why it must go."""
+
+    def __call__(self, method: str, records: Sequence[Record]) -> list[str]:
+        """For each record "", or why it may not be trained on."""
+        out = [""] * len(records)
+        for n, record in enumerate(records):
+            out[n] = "nothing new" if record.id in self.known else ""
+            self.known.add(record.id)
+        own = Compared()
+        own.add(records)
+        pairs = contaminated(
+            self.sketches.sketches, own.sketches, lambda at: [dialogue_text(self.held[n]) for n in at.tolist()],
+            lambda at: [dialogue_text(records[n]) for n in at.tolist()], self.threshold,
+        )  # fmt: skip
+        for i, j, share in zip(pairs.i.tolist(), pairs.j.tolist(), pairs.jaccard.tolist(), strict=True):
+            if not out[i]:
+                out[i] = "nearly a held-out row"
+                record, twin = records[i], self.rows.place(self.held.numbers[j])
+                where = (record.file, record.line, record.id, f"{twin} {share:.2f}")
+                self.dropped.append((method, record, LedgerEntry("dropped", "augment", out[i], *where)))
+        return out
+
+
+def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode: Encode) -> None:
+    """The part of derived rows. No raw row stands behind them, so each is an "added" entry that names its parent.
+
+    They are cleaned like the others, but what repeats itself, refuses or has no sense goes; so does what is too long:
+    a piece of a derived row is no row.
+    """
+    draft = begun(folder)
+    wanted = steps(_strict(part.clean), part.turns)
+    with Ledger(draft / "ledger.jsonl") as ledger:
+        kept: list[tuple[str, Record]] = []
+        for method, record in made.records:
+            cleaned, entries = clean(record, wanted)
+            ledger.add(_added(method, cleaned or record), *entries)
+            kept += [(method, cleaned)] if cleaned else []
+        for method, record, entry in judge.dropped:
+            ledger.add(_added(method, record), entry)
+        whole = part.model_copy(update={"too_long": "reject"})
+        records, origins, samples = fit([record for _, record in kept], encode, whole, ledger)
+    methods = Counter(kept[origin][0] for origin in origins)
+    told = {"made": {m: methods[m] for m in made.rejected}, "rejected": {m: dict(c) for m, c in made.rejected.items()}}
+    meta: dict[str, Any] = {"rows": {}, "counts": ledger.counts(), "augment": told}
+    finish(folder, draft, records, [Row(record) for record in records], samples, meta)
+
+
+def _added(method: str, record: Record) -> LedgerEntry:
+    return LedgerEntry("added", "augment", method, record.file, record.line, record.id, record.parent)
+
+
+def _strict(part: CleanPart) -> CleanPart:
+    """The cleaning of rows that nobody has to keep: what is only marked otherwise is dropped."""
+    marked = [key for key in ("repetition", "refusal", "gibberish") if getattr(part, key) == "mark"]
+    return part.model_copy(update=dict.fromkeys(marked, "drop"))

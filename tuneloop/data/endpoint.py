@@ -1,0 +1,175 @@
+"""Another machine's model: any endpoint that speaks OpenAI's chat API, or LibreTranslate's for translations.
+
+Only what a recipe names is ever called, and training rows leave this machine when it names another one: `notice` says
+so, for whoever starts it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuneloop.environment import environment
+from tuneloop.errors import MachineError, os_words
+from tuneloop.language import t
+
+TRIES = 4
+WAIT = 1.0
+"""Seconds before the second try; each further one waits twice as long, or as long as the server asks."""
+LONGEST_WAIT = 60.0
+MOST_BYTES = 1 << 24
+"""Of an answer that is read."""
+_AGAIN = (408, 409, 425, 429)
+_NAMES = {
+    "zh": "Chinese", "en": "English", "ja": "Japanese", "ko": "Korean", "de": "German", "fr": "French", "ru": "Russian",
+    "es": "Spanish", "pt": "Portuguese", "it": "Italian", "ar": "Arabic", "vi": "Vietnamese", "th": "Thai",
+}  # fmt: skip
+
+
+def elsewhere(url: str | None) -> str:
+    """The name of the machine that a URL leads to; "" for none and for this one.
+
+    >>> elsewhere("https://api.example.com/v1"), elsewhere("http://localhost:8000/v1"), elsewhere("http://[::1]/v1")
+    ('api.example.com', '', '')
+    """
+    host = (urlsplit(url).hostname or "") if url else ""
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost" or host.endswith(".localhost")
+    return "" if here else host
+
+
+def notice(url: str | None) -> str:
+    """The sentence that says where training rows go; "" where they stay on this machine."""
+    host = elsewhere(url)
+    return t("Training rows are sent to {host}: prepare.augment.endpoint names it.", host=host) if host else ""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """A key must not follow to where nobody wrote it down."""
+        return None
+
+
+class _Again(Exception):
+    """The server may do better in a while; `wait` in seconds is its own wish, 0 for none."""
+
+    def __init__(self, problem: str, wait: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """`url` ends before /chat/completions (…/v1) or before /translate; a `key` is sent as a bearer token."""
+
+    url: str
+    model: str = ""
+    key: str = field(default="", repr=False)
+    parallel: int = 4
+    timeout: float = 120.0
+    wait: float = WAIT
+
+    def answer(self, chats: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+        """The assistant's next turn of each chat, in order; "" where the server wrote none or broke off.
+
+        Raises TL-MACHINE-ENDPOINT when the server cannot be reached or will not.
+        """
+        return self._each(self._answer, chats)
+
+    def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
+        """The texts in another language: asked for in words, with a model; by LibreTranslate's API, without one."""
+        if not self.model:
+            return self._each(lambda text: self._translated(text, source, target), texts)
+        ask = f"Translate this text to {_NAMES.get(target, target)}. Write the translation only.\n\n"
+        return self.answer([[{"role": "user", "content": ask + text}] for text in texts])
+
+    def _each(self, work: Callable[[Any], str], items: Sequence[Any]) -> list[str]:
+        if environment().offline and elsewhere(self.url):
+            raise self._error(t("the network may not be used (TUNELOOP_OFFLINE)"))
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(work, items))
+
+    def _answer(self, chat: Sequence[dict[str, Any]]) -> str:
+        body = {"model": self.model, "messages": list(chat), "temperature": 0.7, "max_tokens": 1024}
+        reply = self._post("/chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"]["content"] or ""
+            if not isinstance(text, str):
+                raise TypeError(type(text).__name__)
+            ended = choice.get("finish_reason") in (None, "stop")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._odd(reply) from error
+        return re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip() if ended else ""
+
+    def _translated(self, text: str, source: str, target: str) -> str:
+        body = {"q": text, "source": source, "target": target, "format": "text"}
+        reply = self._post("/translate", body | ({"api_key": self.key} if self.key else {}))
+        if not isinstance(reply, dict) or not isinstance(reply.get("translatedText"), str):
+            raise self._odd(reply)
+        return str(reply["translatedText"])
+
+    def _error(self, detail: str) -> MachineError:
+        return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail)
+
+    def _odd(self, reply: object) -> MachineError:
+        return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that the server answers; waits and tries again where it is busy or cannot be reached."""
+        for attempt in range(TRIES):
+            try:
+                return self._once(path, json.dumps(body).encode())
+            except _Again as problem:
+                if attempt == TRIES - 1:
+                    raise self._error(str(problem)) from problem
+                time.sleep(min(problem.wait or self.wait * 2**attempt, LONGEST_WAIT))
+
+    def _once(self, path: str, body: bytes) -> Any:
+        headers = {"Content-Type": "application/json", "User-Agent": "tuneloop"}
+        headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        request = urllib.request.Request(self.url.rstrip("/") + path, body, headers)
+        # A proxy is for other machines.
+        proxies = [] if elsewhere(self.url) else [urllib.request.ProxyHandler({})]
+        try:
+            with urllib.request.build_opener(_NoRedirects, *proxies).open(request, timeout=self.timeout) as reply:
+                content = reply.read(MOST_BYTES)
+        except urllib.error.HTTPError as error:
+            raise self._refused(error) from error
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError):
+                raise _Again(t("no answer in time")) from error
+            raise _Again(os_words(reason) if isinstance(reason, Exception) else str(reason)) from error
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise self._error(t("its answer is not JSON: {got}", got=_text(content))) from error
+
+    def _refused(self, error: urllib.error.HTTPError) -> Exception:
+        try:
+            said = _text(error.read(200))
+        except (OSError, HTTPException):
+            said = ""
+        problem = f"HTTP {error.code} {said}".strip()
+        if error.code not in _AGAIN and error.code < 500:
+            return self._error(problem)
+        asked = str(error.headers.get("retry-after") or "")
+        return _Again(problem, float(asked) if asked.isdecimal() else 0.0)
+
+
+def _text(content: bytes) -> str:
+    """The beginning of what a server wrote, on one line and without what moves a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in content[:100].decode("utf-8", "replace")).split())

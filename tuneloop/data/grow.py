@@ -1,0 +1,85 @@
+"""Dialogues that go on or take another way: a model asks as the user would, and answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tuneloop.data.dedupe import squeezed
+from tuneloop.data.languages import language
+from tuneloop.records import Message, Record
+
+LONGEST = 400
+"""Characters of a question."""
+_NEXT = {
+    "en": "Here is a conversation.\n\n{talk}\n\nWrite the next question that this user might ask. Write only the"
+    " question.",
+    "zh": "下面是一段对话。\n\n{talk}\n\n写出这位用户接下来可能会问的一个问题。只写问题本身。",
+}
+_OTHER = {
+    "en": "Here is a conversation.\n\n{talk}\n\nImagine that the user's last question had been a different one on the"
+    " same subject. Write that question. Write only the question.",
+    "zh": "下面是一段对话。\n\n{talk}\n\n假设用户最后问的是同一话题的另一个问题。写出那个问题。只写问题本身。",
+}
+_PREAMBLE = re.compile(
+    r"(?:sure|certainly|of course|here (?:is|are)|okay|i'?m sorry|as an ai)\b|好的|当然|以下是|抱歉|作为", re.IGNORECASE
+)
+
+
+def grown(
+    parents: Sequence[Record], tongues: Sequence[str], answer: Callable[[Sequence[Any]], list[str]], *, other: bool
+) -> Iterator[tuple[Record | None, str]]:
+    """(record, "") or (None, why not) for each dialogue: with one more question and its answer or, where `other`, with
+    another one in the place of the last. `tongues` are the languages of the dialogues."""
+    last = [max(n for n, m in enumerate(r.messages) if m.role == "user") for r in parents]
+    prompts = _OTHER if other else _NEXT
+    asked = answer([
+        [{"role": "user", "content": prompts["zh" if tongue == "zh" else "en"].format(
+            talk=_talk(r.messages[: at + 1] if other else r.messages, tongue))}]
+        for r, tongue, at in zip(parents, tongues, last, strict=True)
+    ])  # fmt: skip
+    todo: list[tuple[Record, tuple[Message, ...]]] = []
+    for record, tongue, at, text in zip(parents, tongues, last, asked, strict=True):
+        question = _question(text)
+        if reason := _no_question(record, tongue, question):
+            yield None, reason
+        else:
+            head = record.messages[:at] if other else record.messages
+            todo.append((record, (*head, Message("user", question))))
+    replies = answer([[m.as_chat() for m in messages] for _, messages in todo])
+    for (record, messages), reply in zip(todo, replies, strict=True):
+        if not reply.strip():
+            yield None, "no answer, or one that breaks off"
+            continue
+        context = tuple(replace(m, trained=False) if m.role == "assistant" else m for m in messages)
+        yield replace(record, messages=(*context, Message("assistant", reply.strip())), parent=record.id), ""
+
+
+def _talk(messages: Sequence[Message], tongue: str) -> str:
+    names = {"user": "用户", "assistant": "助手"} if tongue == "zh" else {"user": "User", "assistant": "Assistant"}
+    colon = "：" if tongue == "zh" else ": "
+    return "\n".join(f"{names[m.role]}{colon}{m.content}" for m in messages if m.role in names)
+
+
+def _question(text: str) -> str:
+    """The question of what a model wrote: the first line that ends as one, or else the first line.
+
+    >>> _question('Sure! Here is one:\\n1. "How long does it take?"')
+    'How long does it take?'
+    """
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    plain = [_LABEL.sub("", line).strip().strip('"“”*').strip() for line in lines]
+    return next((line for line in plain if line.endswith(("?", "？"))), plain[0] if plain else "")
+
+
+_LABEL = re.compile(r"^\s*(?:(?:[-*]|\d+[.、)])\s+|(?:user|question|用户|问题)\s*[:：]\s*)+", re.IGNORECASE)
+
+
+def _no_question(record: Record, tongue: str, question: str) -> str:
+    if not 2 <= len(question) <= LONGEST or _PREAMBLE.match(question):
+        return "no question"
+    if squeezed(question) in {squeezed(m.content) for m in record.messages}:
+        return "nothing new"
+    return "other language" if tongue and (language(question) or tongue) != tongue else ""
