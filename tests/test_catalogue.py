@@ -98,8 +98,8 @@ def test_the_chinese_takes_the_same_facts_and_keeps_the_blanks_around_it() -> No
     for english, chinese in console().items():
         assert placeholders(chinese) == placeholders(english), english
         assert chinese.strip(), english
-        assert chinese[-1].isspace() == english[-1].isspace(), english
-        # A full-width bracket brings its own blank.
+        # A full-width bracket or semicolon brings its own blank.
+        assert chinese[-1].isspace() == (english[-1].isspace() and chinese[-1] != "；"), english
         assert chinese[0].isspace() == (english[0].isspace() and chinese[0] != "（"), english
         assert language.t(english) == chinese
 
