@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -55,8 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        with suppress(BrokenPipeError):  # who did not want to wait
+            self.end_headers()
+            self.wfile.write(content)
 
     def reply(self, body: dict[str, Any]) -> Any:
         if self.path == "/translate":
@@ -107,10 +109,8 @@ def test_an_answer_that_breaks_off_is_none_and_a_thought_is_no_answer(server: Se
 def test_translation_with_and_without_a_model(server: Server) -> None:
     libre = Endpoint(server.url, key="secret", wait=0.01)
     assert libre.translate(["你好", "再见"], "zh", "en") == ["zh>en: 你好", "zh>en: 再见"]
-    assert server.seen[0][:2] == (
-        "/translate",
-        {"q": "你好", "source": "zh", "target": "en", "format": "text", "api_key": "secret"},
-    )
+    body = {"q": "你好", "source": "zh", "target": "en", "format": "text", "api_key": "secret"}
+    assert ("/translate", body) in [seen[:2] for seen in server.seen]
     (said,) = chat(server).translate(["你好"], "zh", "en")
     assert "English" in said
     assert said.endswith("你好")
