@@ -85,7 +85,9 @@ def chat(server: Server, **more: Any) -> Endpoint:
 
 
 def test_answers_come_in_order_and_the_key_goes_along(server: Server) -> None:
-    asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"question {n}"}] for n in range(9)]
+    asked = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"question {n}"}] for n in range(9)
+    ]
     assert chat(server).answer(asked) == [f"You said: question {n}" for n in range(9)]
     path, body, key = server.seen[0]
     assert (path, body["model"], key) == ("/v1/chat/completions", "big", "Bearer secret")

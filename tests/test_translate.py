@@ -16,9 +16,10 @@ from tuneloop.model.load import load_tokenizer
 from tuneloop.model.translate import Translator
 
 PAIRS = [
-    ("你好。", "Hello."), ("天为什么是蓝的？", "Why is the sky blue?"), ("怎么煮鸡蛋？", "How do I boil an egg?"),
-    ("谢谢！", "Thank you!"),
+    ("你好。", "Hello."), ("天为什么是蓝的?", "Why is the sky blue?"), ("怎么煮鸡蛋?", "How do I boil an egg?"),
+    ("谢谢!", "Thank you!"),
 ]  # fmt: skip
+"""With the marks that SentencePiece itself would make of full-width ones."""
 
 
 def pieces(folder: Path) -> tuple[Path, list[str]]:
@@ -125,8 +126,10 @@ def test_two_models_each_their_way_whatever_the_home(two: list[Path]) -> None:
 
 def test_sentences_lines_and_neighbours(many: Path) -> None:
     translator = Translator([many], "en")
-    assert translator.translate(["你好。谢谢！\n怎么煮鸡蛋？"], "zh", "en") == ["Hello. Thank you!\nHow do I boil an egg?"]
-    assert translator.translate(["Hello. Thank you!"], "en", "zh") == ["你好。谢谢！"]
+    assert translator.translate(["你好。谢谢！\n怎么煮鸡蛋？"], "zh", "en") == [
+        "Hello. Thank you!\nHow do I boil an egg?"
+    ]
+    assert translator.translate(["Hello. Thank you!"], "en", "zh") == ["你好。谢谢!"]
 
 
 def test_nothing_is_cut_in_silence(many: Path) -> None:

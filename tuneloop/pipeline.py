@@ -296,7 +296,7 @@ def improve(
     recipe, _ = recipes.read_recipe(run.recipe)
     more = [DataFile(path=str(Path(f).resolve())) for f in files]
     grown = recipe.model_copy(update={"data": [*recipe.data, *more]})
-    dataset = prepare(grown, workspace=workspace)
+    dataset = prepare(grown, workspace=workspace, say=say)
     new = train(grown, dataset, workspace=workspace)
     if new.result() is None:
         return new, Verdict(False, None, None, ())

@@ -28,7 +28,7 @@ def plan(
     from tuneloop import pipeline
     from tuneloop.cli import tables
 
-    dataset = pipeline.prepare(recipe, workspace=workspace)
+    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     keep_recipe(targets, recipe)
     foreseen, looked = pipeline.plan(recipe, dataset)
     if json:

@@ -44,7 +44,7 @@ def train(
         else:
             pipeline.resume(made, settings or [])
     else:
-        dataset = pipeline.prepare(recipe, workspace=workspace)
+        dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
         if ranks.leads():
             from tuneloop.cli import losses, tables
 

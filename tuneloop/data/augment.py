@@ -221,7 +221,7 @@ def _turns(parents: Sequence[Record], rng: random.Random, out: Batch) -> list[_T
     turns = []
     for record in parents:
         places = [n for n, m in enumerate(record.messages) if m.role == "user" and m.content.strip()]
-        if record.tools or any(m.tool_calls for m in record.messages):
+        if _tooled(record):
             out.rejected["has tools"] += 1
         elif not places:
             out.rejected["no user turn"] += 1
@@ -229,6 +229,10 @@ def _turns(parents: Sequence[Record], rng: random.Random, out: Batch) -> list[_T
             at = rng.choice(places)
             turns.append(_Turn(record, at, record.messages[at].content, tongue(record)))
     return turns
+
+
+def _tooled(record: Record) -> bool:
+    return bool(record.tools) or any(m.tool_calls or m.role == "tool" for m in record.messages)
 
 
 def tongue(record: Record) -> str:
@@ -333,7 +337,7 @@ def _grown(
     parents: list[Record], method: str, part: AugmentPart, helpers: Helpers, rng: random.Random, out: Batch
 ) -> Iterator[Record]:
     assert helpers.answer is not None
-    fit = [r for r in parents if r.kind == "chat" and not r.tools and any(m.role == "user" for m in r.messages)]
+    fit = [r for r in parents if r.kind == "chat" and not _tooled(r) and any(m.role == "user" for m in r.messages)]
     out.rejected["no dialogue, or has tools"] += len(parents) - len(fit)
     for made, reason in grown(fit, [tongue(r) for r in fit], helpers.answer, other=method == "branch"):
         if made is None:

@@ -15,7 +15,7 @@ def write(file: Path, records: list[Record], rejected: Counter[str]) -> None:
     """Keep a batch as `file`.arrow and `file`.json; the second one says that the first is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    arrow.spool(draft, [arrow.batch(records, [1] * len(records))])
+    arrow.spool(draft, arrow.batch(records, [1] * len(records)))
     os.replace(draft, file.with_name(f"{file.name}.arrow"))
     draft.write_text(json.dumps(rejected), encoding="utf-8")
     os.replace(draft, file.with_name(f"{file.name}.json"))

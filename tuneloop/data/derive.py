@@ -43,7 +43,7 @@ class _Judge:
 
     def __init__(self, rows: Kept, choice: Choice, threshold: float) -> None:
         self.rows, self.threshold = rows, threshold
-        self.known = set(rows.ids)
+        self.known = {rows.ids[at] for at, side in enumerate(choice.sides) if side == "train"}
         self.held = Some(rows, [at for at, side in enumerate(choice.sides) if side in ("validation", "test")])
         self.sketches = Compared()
         for at in range(0, len(self.held), 1024):

@@ -119,7 +119,8 @@ class _Model:
             )  # fmt: skip
             for n, row in zip(group, made.tolist(), strict=True):
                 if self._ended(row[1:]):
-                    out[n] = str(self.tokenizer.decode(row, skip_special_tokens=True)).strip()
+                    written = [i for i in row if i != options.get("forced_bos_token_id")]
+                    out[n] = str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
         return out
 
     def _ended(self, row: Sequence[int]) -> bool:
