@@ -128,7 +128,7 @@ def run_tuneloop(model: Path, folder: Path) -> dict[str, Any]:
     """As a run does it: read, render, tokenise, mask onto the disk, plan and pack every step of an epoch."""
     from tuneloop.data import samples as stored
     from tuneloop.data.batches import BatchPlan, Steps
-    from tuneloop.data.formats import read
+    from tuneloop.data.reading.formats import read
     from tuneloop.data.tokens import encode_parts
     from tuneloop.model.load import load_tokenizer
     from tuneloop.records import Record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data import formats
+from tuneloop.data.reading import formats
 from tuneloop.records import Record
 from tuneloop.sections import DataFile
 

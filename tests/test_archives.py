@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data import archives
-from tuneloop.data.containers import Blob, blobs, members, open_bytes
+from tuneloop.data.reading import archives
+from tuneloop.data.reading.containers import Blob, blobs, members, open_bytes
 from tuneloop.errors import DataError
 
 
@@ -97,7 +97,7 @@ def test_archives_in_archives_are_refused(tmp_path: Path) -> None:
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as out:
         out.writestr("x.csv", "a,b")
-    from tuneloop.data.sniff import look
+    from tuneloop.data.reading.sniff import look
 
     path = packed(tmp_path / "a.zip", **{"inner.zip": inner.getvalue()})
     for blob in (Blob(path, "inner.zip"),):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.data import arrays, containers, encodings
-from tuneloop.data.containers import Blob
+from tuneloop.data.reading import arrays, containers, encodings
+from tuneloop.data.reading.containers import Blob
 from tuneloop.errors import DataError
 
 VALUES = st.recursive(

@@ -129,4 +129,6 @@ def test_back_translation_with_a_local_server(tiny_model: Path, tmp_path: Path, 
     asked = [body for path, body, _ in server.seen if path == "/translate"]
     assert {(b["source"], b["target"]) for b in asked} == {("en", "zh"), ("zh", "en")}
     told = made.manifest["augment"]
-    assert told["made"]["back_translation"] + sum(told["rejected"]["back_translation"].values()) == 7  # one of eight is held out
+    assert (
+        told["made"]["back_translation"] + sum(told["rejected"]["back_translation"].values()) == 7
+    )  # one of eight is held out

@@ -77,7 +77,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 def test_tools_calls_and_thoughts_survive(tmp_path: Path) -> None:
     path = shared("llamafactory/reason_tool_use_demo_50.jsonl")
-    from tuneloop.data import formats
+    from tuneloop.data.reading import formats
     from tuneloop.sections import DataFile
 
     made = build(recipe(path, max_length=100_000), tmp_path, characters)

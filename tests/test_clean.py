@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.real import load
-from tuneloop.data.clean import Step, clean, steps
+from tuneloop.data.cleaning.clean import Step, clean, steps
 from tuneloop.data.ledger import words
 from tuneloop.errors import DataError
 from tuneloop.records import Kind, Message, Record

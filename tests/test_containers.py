@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuneloop.data import containers, formats
-from tuneloop.data.containers import Blob, members, open_bytes
+from tuneloop.data.reading import containers, formats
+from tuneloop.data.reading.containers import Blob, members, open_bytes
 from tuneloop.errors import DataError
 from tuneloop.records import Record
 from tuneloop.sections import DataFile

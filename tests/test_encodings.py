@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data import encodings
-from tuneloop.data.containers import Blob
+from tuneloop.data.reading import encodings
+from tuneloop.data.reading.containers import Blob
 from tuneloop.errors import DataError
 
 CHINESE = "早餐的种类不多，我觉得一般。下次还会再来住这家酒店，因为他们的服务很好。"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.real import load
-from tuneloop.data import formats
 from tuneloop.data.exchange import DEFAULT, SHAPES, export, row
+from tuneloop.data.reading import formats
 from tuneloop.errors import DataError, MachineError
 from tuneloop.records import Message, Record
 from tuneloop.sections import DataFile

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tuneloop.data import formats, places
 from tuneloop.data.ledger import words
+from tuneloop.data.reading import formats, places
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data import formats
 from tuneloop.data.ledger import words
+from tuneloop.data.reading import formats
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.real import load, shared
-from tuneloop.data.languages import KNOWN, language
+from tuneloop.data.cleaning.languages import KNOWN, language
 
 SENTENCES = {
     "zh": "今天天气很好，我们去公园吧。", "en": "The weather is nice today, let us go to the park.",

@@ -83,7 +83,7 @@ def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.code == "TL-DATA-DAMAGED"
 
 
-ROOM = {path.stem: path.read_text("utf-8") for path in Path(str(tuneloop.data.__file__)).parent.glob("*.py")}
+ROOM = {path.stem: path.read_text("utf-8") for path in Path(str(tuneloop.data.__file__)).parent.rglob("*.py")}
 CODE = "".join(text for name, text in ROOM.items() if name != "ledger")
 CALLS = {
     "LedgerEntry": (1, 2), "dropped": (1, 2), "marked": (1, 2), "changed": (2, 3), "judged": (2, 3),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.data import folders, places, slices
+from tuneloop.data.reading import folders, places, slices
 from tuneloop.errors import DataError
 from tuneloop.sections import DataFile
 

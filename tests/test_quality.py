@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.real import load
-from tuneloop.data.clean import REPEATS
-from tuneloop.data.quality import lost, noise, refuses, repetition
+from tuneloop.data.cleaning.clean import REPEATS
+from tuneloop.data.cleaning.quality import lost, noise, refuses, repetition
 
 
 def test_the_banana() -> None:

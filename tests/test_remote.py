@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from huggingface_hub import constants
 
-from tuneloop.data import formats, places, remote
+from tuneloop.data.reading import formats, places, remote
 from tuneloop.errors import DataError, MachineError
 from tuneloop.records import Record
 from tuneloop.sections import DataFile

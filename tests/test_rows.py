@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tuneloop.data.ledger import words
-from tuneloop.data.rows import convert
-from tuneloop.data.shapes import recognise
-from tuneloop.data.turns import BadRow
+from tuneloop.data.reading.rows import convert
+from tuneloop.data.reading.shapes import recognise
+from tuneloop.data.reading.turns import BadRow
 from tuneloop.records import Kind, Message
 
 Q, A = Message("user", "q"), Message("assistant", "a")

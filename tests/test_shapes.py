@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tuneloop.data import shapes
-from tuneloop.data.shapes import layout, mapped, recognise
+from tuneloop.data.reading import shapes
+from tuneloop.data.reading.shapes import layout, mapped, recognise
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data import formats
+from tuneloop.data.reading import formats
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile

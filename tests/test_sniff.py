@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data import containers
-from tuneloop.data.sniff import Wish, look
+from tuneloop.data.reading import containers
+from tuneloop.data.reading.sniff import Wish, look
 from tuneloop.errors import DataError
 
 ROW = {"instruction": "早餐怎么样？", "output": "早餐的种类不多，我觉得一般。"}
@@ -219,7 +219,7 @@ def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
                 out.write(b"a" * (1 << 20))
         program = (
             "import resource, sys, pathlib\n"
-            "from tuneloop.data.sniff import look\n"
+            "from tuneloop.data.reading.sniff import look\n"
             "from tuneloop.errors import DataError\n"
             "try: look(pathlib.Path(sys.argv[1]))\n"
             "except DataError as error: print(error.code)\n"

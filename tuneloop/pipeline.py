@@ -24,8 +24,8 @@ from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.preflight import Preflight, preflight
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
-from tuneloop.data.sniff import shown
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
 from tuneloop.errors import DataError, RunError, TuneloopError

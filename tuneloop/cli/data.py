@@ -34,7 +34,7 @@ def sniff(
 
     Examples: tuneloop data sniff chats.json | tuneloop data sniff folder/ reviews.zip --json | tuneloop data sniff -
     """
-    from tuneloop.data import formats
+    from tuneloop.data.reading import formats
     from tuneloop.errors import TuneloopError
     from tuneloop.recipe import make_recipe
 

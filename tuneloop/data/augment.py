@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data import batchfile
+from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dedupe import squeezed
 from tuneloop.data.grow import grown
-from tuneloop.data.languages import language
 from tuneloop.data.substitute import KEPT, groups, substituted
 from tuneloop.errors import DataError
 from tuneloop.language import t

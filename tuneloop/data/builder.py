@@ -18,16 +18,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tuneloop.data import derive, formats, holdout, parts
+from tuneloop.data import derive, holdout, parts
 from tuneloop.data.augment import NOBODY, Helpers, check
-from tuneloop.data.clean import steps
+from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.fit import Encode
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.parts import Found, Part, Sources
-from tuneloop.data.sniff import shown
+from tuneloop.data.reading import formats
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.stamps import Stamps, digest
 from tuneloop.data.version import write
 from tuneloop.disk import require_room
@@ -173,7 +174,7 @@ def _one_kind(rows: Kept) -> None:
 def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, this room's code."""
     here = Path(__file__).parent
-    code = sorted([*here.glob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
+    code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
     parts = {
         "files": [
             [s.label, s.side, s.given, digests[s.label], f.model_dump(mode="json", exclude={"path"})]

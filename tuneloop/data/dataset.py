@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from tuneloop.data import arrow
 from tuneloop.data.fit import Encode
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples, open_samples, write
-from tuneloop.data.sniff import shown
 from tuneloop.data.split import SIDES, Side
 from tuneloop.data.stamps import digest
 from tuneloop.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data.augment import Derived, Helpers, augment
-from tuneloop.data.clean import clean, steps
+from tuneloop.data.cleaning.clean import clean, steps
 from tuneloop.data.dedupe import Compared, dialogue_text
 from tuneloop.data.fit import Encode, fit
 from tuneloop.data.holdout import Choice

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data import formats
 from tuneloop.data.ledger import words
-from tuneloop.data.rows import convert
-from tuneloop.data.sniff import shown
-from tuneloop.data.turns import BadRow
+from tuneloop.data.reading import formats
+from tuneloop.data.reading.rows import convert
+from tuneloop.data.reading.sniff import shown
+from tuneloop.data.reading.turns import BadRow
 from tuneloop.errors import DataError, MachineError, os_words
 from tuneloop.language import t
 from tuneloop.records import Message, Record

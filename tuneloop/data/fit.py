@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.data.ledger import Ledger
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
-from tuneloop.data.sniff import shown
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.sections import PreparePart

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dedupe import squeezed
-from tuneloop.data.languages import language
 from tuneloop.records import Message, Record
 
 LONGEST = 400

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tuneloop.data import arrow
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
-from tuneloop.data.sniff import shown
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.split import SIDES, Side
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record

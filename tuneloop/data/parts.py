@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tuneloop.data import arrow, formats
-from tuneloop.data.clean import clean
+from tuneloop.data import arrow
+from tuneloop.data.cleaning.clean import clean
+from tuneloop.data.cleaning.step import Step
 from tuneloop.data.dedupe import Repeats
 from tuneloop.data.fit import Encode, fit
-from tuneloop.data.formats import Source
 from tuneloop.data.ledger import Ledger
+from tuneloop.data.reading import formats
+from tuneloop.data.reading.formats import Source
+from tuneloop.data.reading.slices import parted
 from tuneloop.data.samples import Samples, open_samples
-from tuneloop.data.slices import parted
 from tuneloop.data.split import Side
-from tuneloop.data.step import Step
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.sections import DataFile, PreparePart
 

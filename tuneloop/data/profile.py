@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View, excerpts, places
-from tuneloop.data.languages import language
 from tuneloop.data.ledger import entries
+from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import open_samples
-from tuneloop.data.sniff import shown
 from tuneloop.data.split import SIDES
 from tuneloop.data.tongues import script
 from tuneloop.errors import DataError

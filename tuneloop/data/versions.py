@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tuneloop.data.dataset import Dataset, open_dataset
-from tuneloop.data.sniff import shown
+from tuneloop.data.reading.sniff import shown
 from tuneloop.errors import DataError
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.reach import is_reachable
+from tuneloop.data.reading.reach import is_reachable
 from tuneloop.disk import require_room
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import ModelError, TuneloopError

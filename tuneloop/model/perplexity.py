@@ -20,8 +20,8 @@ def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[tuple[fl
     """Negative log-likelihood of each text, in nats, and the tokens it is of: exp of their quotient is the perplexity.
 
     (0.0, 0) for a text without tokens. Every token of the text counts: in front stands the token that the tokenizer
-    begins a text with or, where it has none, the end of the one before. A text longer than the model's context is scored
-    window by window.
+    begins a text with or, where it has none, the end of the one before. A text longer than the model's context is
+    scored window by window.
     """
     context = int(getattr(plain(model).config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
     rows: list[tuple[int, list[int]]] = []

@@ -27,7 +27,7 @@ _CODES = {
     "zh": ("zho_Hans", "zh_CN"), "en": ("eng_Latn", "en_XX"), "ja": ("jpn_Jpan", "ja_XX"), "ko": ("kor_Hang", "ko_KR"),
     "de": ("deu_Latn", "de_DE"), "fr": ("fra_Latn", "fr_XX"), "es": ("spa_Latn", "es_XX"), "ru": ("rus_Cyrl", "ru_RU"),
     "it": ("ita_Latn", "it_IT"), "pt": ("por_Latn", "pt_XX"), "vi": ("vie_Latn", "vi_VN"), "ar": ("arb_Arab", "ar_AR"),
-    "nl": ("nld_Latn", "nl_XX"), "pl": ("pol_Latn", "pl_PL"), "tr": ("tur_Latn", "tr_TR"), "th": ("tha_Thai", "th_TH"),
+    "nl": ("nld_Latn", "nl_XX"), "pl": ("pol_Latn", "pl_PL"), "tr": ("tur_Latn", "tr_TR"),
     "id": ("ind_Latn", "id_ID"), "hi": ("hin_Deva", "hi_IN"), "uk": ("ukr_Cyrl", "uk_UA"), "sv": ("swe_Latn", "sv_SE"),
 }  # fmt: skip
 """Language -> what NLLB and mBART-50 call it."""

@@ -258,9 +258,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        raise MachineError(
-            "TL-MACHINE-PORT", where=f"{host}:{port}", error=os_words(error), port=port
-        ) from error
+        raise MachineError("TL-MACHINE-PORT", where=f"{host}:{port}", error=os_words(error), port=port) from error
     return bound
 
 

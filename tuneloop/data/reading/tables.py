@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuneloop.data import containers, shapes
-from tuneloop.data.rows import Flaw
+from tuneloop.data.reading import containers, shapes
+from tuneloop.data.reading.rows import Flaw
 
 Row = tuple[int, Any]
 

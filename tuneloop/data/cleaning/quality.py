@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import Literal
 
-from tuneloop.data.repair import gbk_leads
+from tuneloop.data.cleaning.repair import gbk_leads
 
 # --- repetition ---
 

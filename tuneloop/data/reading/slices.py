@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from tuneloop.data.archives import shown
+from tuneloop.data.reading.archives import shown
 from tuneloop.errors import DataError
 
 Item = TypeVar("Item")

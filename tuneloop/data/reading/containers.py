@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile
 
-from tuneloop.data import archives
-from tuneloop.data.archives import shown
+from tuneloop.data.reading import archives
+from tuneloop.data.reading.archives import shown
 from tuneloop.errors import DataError
 from tuneloop.language import t
 

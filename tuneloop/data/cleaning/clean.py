@@ -14,10 +14,18 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.data import quality, repair
-from tuneloop.data.dialogue import difference, empty_turns, merge_turns, order, reject_turns, turn_limit, unanswered
-from tuneloop.data.languages import KNOWN, LENGTH, language
-from tuneloop.data.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped
+from tuneloop.data.cleaning import quality, repair
+from tuneloop.data.cleaning.dialogue import (
+    difference,
+    empty_turns,
+    merge_turns,
+    order,
+    reject_turns,
+    turn_limit,
+    unanswered,
+)
+from tuneloop.data.cleaning.languages import KNOWN, LENGTH, language
+from tuneloop.data.cleaning.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.safety import pii

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data import (
+from tuneloop.data.ledger import words
+from tuneloop.data.reading import (
     archives,
     arrays,
     columnar,
@@ -28,13 +29,12 @@ from tuneloop.data import (
     slices,
     tables,
 )
-from tuneloop.data.containers import Blob, resolved
-from tuneloop.data.folders import Side
-from tuneloop.data.ledger import words
-from tuneloop.data.places import Place
-from tuneloop.data.rows import Flaw, convert
-from tuneloop.data.sniff import Guess, Wish, document, look, shown
-from tuneloop.data.turns import BadRow
+from tuneloop.data.reading.containers import Blob, resolved
+from tuneloop.data.reading.folders import Side
+from tuneloop.data.reading.places import Place
+from tuneloop.data.reading.rows import Flaw, convert
+from tuneloop.data.reading.sniff import Guess, Wish, document, look, shown
+from tuneloop.data.reading.turns import BadRow
 from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import LedgerEntry, Record

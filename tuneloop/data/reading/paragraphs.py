@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from tuneloop.data import containers
-from tuneloop.data.containers import Blob
-from tuneloop.data.encodings import lines
+from tuneloop.data.reading import containers
+from tuneloop.data.reading.containers import Blob
+from tuneloop.data.reading.encodings import lines
 from tuneloop.errors import DataError
 
 Unit = Literal["line", "paragraph", "file"]

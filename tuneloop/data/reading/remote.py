@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from tuneloop.data.folders import Side, side_of
-from tuneloop.data.reach import is_reachable
+from tuneloop.data.reading.folders import Side, side_of
+from tuneloop.data.reading.reach import is_reachable
 from tuneloop.disk import require_room
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import DataError, TuneloopError

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from tuneloop.data import containers
-from tuneloop.data.containers import Blob
+from tuneloop.data.reading import containers
+from tuneloop.data.reading.containers import Blob
 from tuneloop.errors import DataError
 from tuneloop.language import t
 

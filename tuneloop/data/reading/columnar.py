@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tuneloop.data.containers import Blob
+from tuneloop.data.reading.containers import Blob
 from tuneloop.errors import DataError
 
 BATCH = 1024

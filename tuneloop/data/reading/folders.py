@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from tuneloop.data.archives import MEMBERS, is_ignored, shown
+from tuneloop.data.reading.archives import MEMBERS, is_ignored, shown
 from tuneloop.errors import DataError
 from tuneloop.language import t
 

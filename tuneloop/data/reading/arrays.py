@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.data import containers, encodings
-from tuneloop.data.containers import Blob
+from tuneloop.data.reading import containers, encodings
+from tuneloop.data.reading.containers import Blob
 from tuneloop.errors import DataError
 
 _BLANK = re.compile(r"[ \t\r\n]*")

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from datetime import date, datetime, time
 from typing import Any
 
-from tuneloop.data import archives, tables
-from tuneloop.data.containers import Blob
-from tuneloop.data.rows import Flaw
-from tuneloop.data.tables import Table
+from tuneloop.data.reading import archives, tables
+from tuneloop.data.reading.containers import Blob
+from tuneloop.data.reading.rows import Flaw
+from tuneloop.data.reading.tables import Table
 from tuneloop.errors import DataError
 from tuneloop.language import t
 

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.data import arrays, columnar, containers, encodings, paragraphs, shapes, sheets, tables
-from tuneloop.data.archives import shown as shown
-from tuneloop.data.containers import Blob, resolved
-from tuneloop.data.paragraphs import Unit
-from tuneloop.data.tables import Table
+from tuneloop.data.reading import arrays, columnar, containers, encodings, paragraphs, shapes, sheets, tables
+from tuneloop.data.reading.archives import shown as shown
+from tuneloop.data.reading.containers import Blob, resolved
+from tuneloop.data.reading.paragraphs import Unit
+from tuneloop.data.reading.tables import Table
 from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import Kind

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.data.shapes import VERDICTS, layout
-from tuneloop.data.turns import BadRow, needed, text, tool_list, turn_list
+from tuneloop.data.reading.shapes import VERDICTS, layout
+from tuneloop.data.reading.turns import BadRow, needed, text, tool_list, turn_list
 from tuneloop.records import Kind, Message, Record
 
 Roles = Mapping[str, str]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tuneloop.data.shapes import PAIR_TURNS
+from tuneloop.data.reading.shapes import PAIR_TURNS
 from tuneloop.records import Message
 
 _SPEAKERS = {

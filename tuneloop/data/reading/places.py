@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tuneloop.data import folders, remote, slices
-from tuneloop.data.archives import shown
-from tuneloop.data.containers import Blob
-from tuneloop.data.folders import Leaf, Side
-from tuneloop.data.sniff import look
+from tuneloop.data.reading import folders, remote, slices
+from tuneloop.data.reading.archives import shown
+from tuneloop.data.reading.containers import Blob
+from tuneloop.data.reading.folders import Leaf, Side
+from tuneloop.data.reading.sniff import look
 from tuneloop.errors import DataError
 from tuneloop.sections import DataFile
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from tuneloop.data.step import Result, changed, dropped
+from tuneloop.data.cleaning.step import Result, changed, dropped
 from tuneloop.records import Message, Record
 
 Messages = tuple[Message, ...]
