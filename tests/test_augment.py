@@ -11,13 +11,13 @@ import pytest
 
 from tests.made import characters, recipe
 from tuneloop.data import builder
-from tuneloop.data.augment import Helpers, reasons
+from tuneloop.data.augmenting.augment import Helpers, reasons
+from tuneloop.data.augmenting.grow import grown
+from tuneloop.data.augmenting.substitute import groups
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.dedupe import contamination
-from tuneloop.data.grow import grown
 from tuneloop.data.ledger import entries
 from tuneloop.data.lineage import trace
-from tuneloop.data.substitute import groups
 from tuneloop.errors import DataError, MachineError, RecipeError
 from tuneloop.plan.cautions import cautions
 from tuneloop.recipe import anchored, make_recipe

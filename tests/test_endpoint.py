@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tuneloop import language
-from tuneloop.data import endpoint
-from tuneloop.data.endpoint import Endpoint, elsewhere, notice
+from tuneloop.data.augmenting import endpoint
+from tuneloop.data.augmenting.endpoint import Endpoint, elsewhere, notice
 from tuneloop.errors import MachineError
 
 CHAT = [{"role": "user", "content": "Hello"}]

@@ -430,6 +430,21 @@ class TestWrong:
             assert read_recipe(write(tmp_path, text))[0] == Recipe()
 
 
+def test_a_given_validation_file_is_all_that_is_held_out() -> None:
+    files = [{"path": "a.jsonl"}, {"path": "b.jsonl", "split": "validation"}]
+    recipe, notes = make_recipe({"data": files})
+    assert recipe.prepare.validation == 0
+    assert any("given as validation" in note for note in notes)
+    assert make_recipe({"data": files, "prepare": {"validation": 0.2}})[0].prepare.validation == 0.2
+    assert make_recipe({"data": files[:1]})[0].prepare.validation == 0.1
+
+
+def test_word_lists_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("prepare: {clean: {lexicon: drop, lexicon_files: [words.txt]}}", "utf-8")
+    recipe, _ = read_recipe(tmp_path / "r.yaml")
+    assert recipe.prepare.clean.lexicon_files == [str(tmp_path / "words.txt")]
+
+
 class TestContradictions:
     @pytest.mark.parametrize(
         ("train", "where"),

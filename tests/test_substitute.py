@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data.substitute import groups, substituted, words
+from tuneloop.data.augmenting.substitute import groups, substituted, words
 from tuneloop.errors import DataError
 
 

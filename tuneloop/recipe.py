@@ -212,7 +212,7 @@ def make_recipe(raw: Any, *, where: str = "recipe") -> tuple[Recipe, list[str]]:
         got = t("a list") if isinstance(raw, list) else t("a text") if isinstance(raw, str) else shown(raw)
         raise RecipeError("TL-RECIPE-SHAPE", where=where, got=got)
     raw, notes, problems = translate(raw)
-    notes += [*_preset(raw), *_make_room(raw)]
+    notes += [*_preset(raw), *_given(raw), *_make_room(raw)]
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(raw)
@@ -238,6 +238,18 @@ def _preset(raw: dict[str, Any]) -> list[str]:
     raw["prepare"] = {**prepare, **added}
     told = ", ".join(f"prepare.{key}: {value}" for key, value in added.items())
     return [t("prepare.preset {name} sets {keys}", name=name, keys=told)] if added else []
+
+
+def _given(raw: dict[str, Any]) -> list[str]:
+    """Where a file is given as validation and no share is asked for, nothing more is held out."""
+    prepare, data = raw.get("prepare", {}), raw.get("data")
+    files = data if isinstance(data, list) else [data]
+    if not isinstance(prepare, dict) or "validation" in prepare:
+        return []
+    if not any(isinstance(f, dict) and f.get("split") == "validation" for f in files):
+        return []
+    raw["prepare"] = {**prepare, "validation": 0}
+    return [t("prepare.validation is 0, since a file is given as validation")]
 
 
 def _make_room(raw: dict[str, Any]) -> list[str]:
@@ -296,7 +308,9 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         model = model.model_copy(update={"name": str((folder / model.name).resolve())})
     if model.template and model.template.endswith(".jinja"):
         model = model.model_copy(update={"template": fix(model.template)})
-    prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder)})
+    lists = [fix(path) for path in recipe.prepare.clean.lexicon_files]
+    clean = recipe.prepare.clean.model_copy(update={"lexicon_files": lists})
+    prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder), "clean": clean})
     return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model, "prepare": prepare})
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.real import shared
 from tuneloop import pipeline
+from tuneloop.data.augmenting.substitute import groups
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.dedupe import contamination
 from tuneloop.data.ledger import entries
-from tuneloop.data.substitute import groups
 from tuneloop.environment import environment
 from tuneloop.recipe import make_recipe
 from tuneloop.records import Record

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tuneloop.data import derive, holdout, parts
-from tuneloop.data.augment import NOBODY, Helpers, check
+from tuneloop.data import holdout, parts
+from tuneloop.data.augmenting import derive
+from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
 from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.excerpts import View

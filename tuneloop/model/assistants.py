@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.augment import Chat, Helpers
-from tuneloop.data.endpoint import Endpoint, notice
+from tuneloop.data.augmenting.augment import Chat, Helpers
+from tuneloop.data.augmenting.endpoint import Endpoint, notice
 from tuneloop.environment import environment
 from tuneloop.language import t
 from tuneloop.model import sources

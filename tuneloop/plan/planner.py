@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches import BatchPlan, batch_plan
-from tuneloop.data.endpoint import notice
 from tuneloop.data.tokens import Sample
 from tuneloop.errors import MachineError
 from tuneloop.language import t

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data import batchfile
+from tuneloop.data.augmenting import batchfile
+from tuneloop.data.augmenting.grow import grown
+from tuneloop.data.augmenting.substitute import KEPT, groups, substituted
 from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dedupe import squeezed
-from tuneloop.data.grow import grown
-from tuneloop.data.substitute import KEPT, groups, substituted
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Record

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.augment import Derived, Helpers, augment
+from tuneloop.data.augmenting.augment import Derived, Helpers, augment
 from tuneloop.data.cleaning.clean import clean, steps
 from tuneloop.data.dedupe import Compared, dialogue_text
 from tuneloop.data.fit import Encode, fit
