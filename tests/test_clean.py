@@ -1,4 +1,7 @@
-"""Each step changes, marks or drops, and says so."""
+"""Each step changes, marks or drops, and says so.
+
+Over 400 lines: the mirror of one module, mostly tables of cases.
+"""
 
 from __future__ import annotations
 
