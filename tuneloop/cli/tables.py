@@ -30,9 +30,11 @@ def dataset(made: Dataset) -> None:
     )
     counts_line(made)
     words = ledger.words()
-    lost = [(words.get(s["reason"], s["reason"]), s["dropped"], s["changed"]) for s in manifest["steps"]]
-    if lost:
-        table(t("What the ledger holds"), [t("reason"), t("dropped"), t("changed")], lost)
+    kinds = {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
+    there = [kind for kind in kinds if any(s[kind] for s in manifest["steps"])]
+    told = [(words.get(s["reason"], s["reason"]), *(s[kind] for kind in there)) for s in manifest["steps"]]
+    if told:
+        table(t("What the ledger holds"), [t("reason"), *(kinds[kind] for kind in there)], told)
     else:
         print()
 
@@ -48,6 +50,9 @@ def counts_line(made: Dataset) -> None:
             changed=counts["changed"], path=made.path / "ledger.jsonl",
         )
     )  # fmt: skip
+    more = {"test": t("for a test"), "marked": t("marked"), "added": t("added")}
+    if any(counts[kind] for kind in more):
+        print(", ".join(f"{words}: {counts[kind]}" for kind, words in more.items() if counts[kind]))
 
 
 def plan(foreseen: Plan, looked: Preflight) -> None:
