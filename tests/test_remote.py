@@ -151,7 +151,7 @@ def test_offline_asks_nobody_and_says_so_at_once(hub: Hub, monkeypatch: pytest.M
     begun = time.monotonic()
     fails("TL-DATA-HUB-OFFLINE")
     fails("TL-DATA-HUB-OFFLINE", "modelscope:org/name")
-    assert time.monotonic() - begun < 15  # the second imports a large library
+    assert time.monotonic() - begun < 5
     assert hub.asked == []
 
 

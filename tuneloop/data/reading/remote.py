@@ -183,10 +183,10 @@ def _told(where: Address, hub: str) -> Iterator[None]:
 
 
 def _from_modelscope(where: Address) -> Path:
-    download = need("modelscope.hub.snapshot_download", extra="modelscope").dataset_snapshot_download
-    endpoint = str(need("modelscope.hub.api", extra="modelscope").HubApi().endpoint)
     if environment().offline:
         raise DataError("TL-DATA-HUB-OFFLINE", where=str(where))
+    download = need("modelscope.hub.snapshot_download", extra="modelscope").dataset_snapshot_download
+    endpoint = str(need("modelscope.hub.api", extra="modelscope").HubApi().endpoint)
     if not is_reachable(endpoint):
         raise DataError("TL-DATA-HUB", where=str(where), hub=endpoint, error=t("no answer"))
     try:
