@@ -111,7 +111,7 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
     if record.kind == "text" and how == "split":
         pieces, reason = _text_pieces(record, count, limit, part.overlap), "split by tokens"
     elif record.kind == "chat" and how in ("split", "turns"):
-        pieces, reason = _turn_pieces(record, count, limit), "split by turns"
+        pieces, reason = _turn_pieces(record, count, encode, limit), "split by turns"
     elif how in ("cut_left", "cut_right"):
         pieces, reason = _cut(record, count, limit, left=how == "cut_left"), f"cut on the {how[4:]}"
     else:  # a label, a verdict or a pair of answers is about the whole
@@ -152,9 +152,15 @@ def exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tu
     return head, [tuple(run) for run in runs]
 
 
-def _turn_pieces(record: Record, count: Count, limit: int) -> list[Record]:
+def _turn_pieces(record: Record, count: Count, encode: Encode, limit: int) -> list[Record]:
     """As many whole exchanges a piece as fit, in order; none where a single exchange is too long by itself."""
     head, runs = exchanges(record.messages)
+    try:  # each exchange alone, all at once: what is too long alone needs no search
+        alone = longest(encode([_joined(record, head, [run]) for run in runs]))
+        if int(alone.max()) > limit:
+            return []
+    except DataError:
+        pass
     pieces: list[Record] = []
     at = 0
     while at < len(runs):
