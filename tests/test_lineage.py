@@ -12,6 +12,7 @@ import pytest
 
 from tests.made import build, jsonl, lines, recipe
 from tuneloop.data import arrow
+from tuneloop.data.ledger import entries
 from tuneloop.data.lineage import diff, trace
 from tuneloop.errors import DataError
 
@@ -124,3 +125,16 @@ def test_a_row_that_is_there_twice_is_one_row(tmp_path: Path) -> None:
     identity = next(iter(made.ids("train")))
     assert trace(made, identity).record.id == identity
     assert diff(made, made)["rows"]["kept"] == 20
+
+
+def test_an_id_of_the_ledger_finds_the_row_as_it_is_now_or_says_why_it_went(tmp_path: Path) -> None:
+    rows = [{"question": f"question {n}", "answer": f"answer {n}"} for n in range(20)]
+    rows[4]["answer"] = "two\r\nlines"
+    rows[7]["answer"] = "I am {{name}}"
+    made = build(recipe(jsonl(tmp_path / "f.jsonl", rows)), tmp_path)
+    told = {e.line: e for e in entries(made.path / "ledger.jsonl")}
+    assert trace(made, told[5].id).record.messages[1].content == "two\nlines"
+    with pytest.raises(DataError) as caught:
+        trace(made, told[8].id)
+    assert caught.value.code == "TL-DATA-ROW-GONE"
+    assert "{{name}}" in caught.value.what

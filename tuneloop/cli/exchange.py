@@ -43,7 +43,10 @@ def export(
         show.as_json({"path": str(file), **written})
         return
     print(t("{n:,} rows written to {file}.", n=written["rows"], file=file))
-    if len(there := [f"{one} {dataset.manifest['counts'][one]:,}" for one in sides if dataset.manifest["counts"][one]]) > 1:
+    if (
+        len(there := [f"{one} {dataset.manifest['counts'][one]:,}" for one in sides if dataset.manifest["counts"][one]])
+        > 1
+    ):
         print(t("All sides together: {sides}. --side writes one alone.", sides=", ".join(there)))
     if written["guarded"]:
         print(t("{n:,} cells got a ' in front: a spreadsheet would have run them as formulas.", n=written["guarded"]))

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tuneloop.data import arrow
 from tuneloop.data.dataset import Dataset
-from tuneloop.data.ledger import entries
+from tuneloop.data.ledger import entries, words
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.split import SIDES, Side
 from tuneloop.errors import DataError
@@ -30,8 +30,14 @@ class Trace:
 
 
 def trace(dataset: Dataset, identity: str) -> Trace:
-    """The story of the row whose id begins with `identity`; raises TL-DATA-NO-ROW where none or several do."""
+    """The story of the row whose id begins with `identity`: its id now, or one that the ledger knows it by.
+
+    Raises TL-DATA-NO-ROW where none or several do, TL-DATA-ROW-GONE where the ledger says that it was dropped.
+    """
     found = {record.id: (record, side) for record, side in _rows(dataset, lambda one: one.startswith(identity))}
+    if not found:
+        now = _renamed(dataset, identity)
+        found = {record.id: (record, side) for record, side in _rows(dataset, now.__contains__)}
     if len(found) != 1:
         raise DataError("TL-DATA-NO-ROW", where=shown(identity), n=len(found))
     record, side = next(iter(found.values()))
@@ -47,6 +53,18 @@ def trace(dataset: Dataset, identity: str) -> Trace:
         wanted = parent.parent
     told = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
     return Trace(record, side, source, tuple(parents), tuple(told))
+
+
+def _renamed(dataset: Dataset, identity: str) -> set[str]:
+    """The ids of the rows that lie where the ledger saw the row of an older id."""
+    told = [e for e in entries(dataset.path / "ledger.jsonl") if e.id.startswith(identity)]
+    places = {(e.file, e.line) for e in told}
+    now = {i for i, (_, file, line) in _index(dataset).items() if (file, line) in places}
+    if told and not now:
+        last = next((e for e in told if e.action == "dropped"), told[-1])
+        reason = words().get(last.reason, last.reason)
+        raise DataError("TL-DATA-ROW-GONE", where=f"{shown(last.file)}:{last.line}", reason=reason)
+    return now
 
 
 def _rows(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[tuple[Record, Side]]:
