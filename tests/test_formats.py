@@ -17,23 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.real import DATA, shared
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats, places
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 GOOD = '{"question": "q", "answer": "a"}'
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing in CI")
-        pytest.skip("../shared/data is not here")
-    return path
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "f.jsonl") -> Path:

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from tests.real import shared
 from tuneloop.errors import DataError
 from tuneloop.safety.lexicon import Lexicon
 from tuneloop.safety.normalise import fold
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 LISTS = sorted(p for p in Path(str(files("tuneloop") / "safety" / "lexicons")).iterdir() if p.suffix == ".txt")
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing in CI")
-        pytest.skip("../shared/data is not here")
-    return path
 
 
 @pytest.fixture(scope="module")

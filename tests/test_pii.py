@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import time
 import timeit
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import pii_zh
+from tests.real import shared
 from tuneloop.safety.pii import KINDS, find, mask
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing in CI")
-        pytest.skip("../shared/data is not here")
-    return path
-
 
 # Long secrets are put together here, so that no scanner takes this file for a leak.
 KEY = "aB3" + "dE5fG7hJ9kL2mN4pQ6rS8tU1vW3xY5zA7bC9"

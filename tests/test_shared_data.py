@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.real import DATA, shared
 from tuneloop.data.reading import formats
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing in CI")
-        pytest.skip("../shared/data is not here")
-    return path
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.ledger import Ledger
+from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.errors import DataError
@@ -85,8 +85,8 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
     return one + two, Samples.concatenate([left, right])
 
 
-def _entry(action: str, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:
-    return LedgerEntry(action, step, reason, record.file, record.line, record.id, detail)  # type: ignore[arg-type]
+def _entry(action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:
+    return LedgerEntry(action, step, reason, record.file, record.line, record.id, detail)
 
 
 def _unwanted(length: int, part: PreparePart) -> tuple[str, str] | None:

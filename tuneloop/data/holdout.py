@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tuneloop.data.dedupe import Compared, dialogue_text, near_repeats
 from tuneloop.data.kept import Kept, Some
+from tuneloop.data.ledger import Action
 from tuneloop.data.near import Pairs, TextOf, contaminated, groups
 from tuneloop.data.split import SIDES, Side, sides
 from tuneloop.records import LedgerEntry
@@ -82,8 +83,8 @@ def _torn(rows: Kept, left: list[int], group: Sequence[int], chosen: list[Side])
             yield _entry(rows, "marked", "split", "also in training", at, rows.place(twin))
 
 
-def _entry(rows: Kept, action: str, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
-    return LedgerEntry(action, step, reason, rows.files[at], rows.lines[at], rows.ids[at], detail)  # type: ignore[arg-type]
+def _entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
+    return LedgerEntry(action, step, reason, rows.files[at], rows.lines[at], rows.ids[at], detail)
 
 
 class _Looked:
