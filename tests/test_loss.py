@@ -14,7 +14,8 @@ from tests.conftest import tiny_folder
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample
 from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel, head_is_exact, plain
+from tuneloop.model.loss import LossModel, head_is_exact
+from tuneloop.model.trunk import plain
 from tuneloop.sections import TrainPart
 from tuneloop.train.loop import held_loss
 

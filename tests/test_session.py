@@ -12,16 +12,19 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import TALK, tiny_folder
+from tuneloop.data.items import Items
 from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.errors import MachineError, RunError
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
 from tuneloop.model.loss import LossModel
+from tuneloop.model.tasks.chat import CHAT, objective
+from tuneloop.model.tasks.task import Setting
 from tuneloop.recipe import dump, make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run, new_run
 from tuneloop.sections import Recipe
-from tuneloop.train.session import Outcome, loss_model, packs_exactly, rows, session
+from tuneloop.train.session import Material, Outcome, packs_exactly, rows, session
 
 RECORDS = [Record((Message("user", f"{q} {n}"), Message("assistant", a))) for n in range(3) for q, a in TALK]
 
@@ -45,7 +48,9 @@ class Sessions:
         return run, recipe
 
     def go(self, run: Run, recipe: Recipe, **options: Any) -> Outcome:
-        return session(run, recipe, self.folder, self.tokenizer, self.samples, self.held, **options)
+        setting = Setting(recipe.train, self.tokenizer)
+        items, held = Items.of(self.samples), Items.of(self.held)
+        return session(run, recipe, Material(self.folder, CHAT, setting, items, held), **options)
 
     def run(self, **train: Any) -> Run:
         run, recipe = self.begin(**train)
@@ -112,7 +117,7 @@ def test_a_run_learns_and_its_result_is_what_it_measured(sessions: Sessions, met
         ["recipe.yaml", "metrics.jsonl", "events.jsonl", "checkpoints", "adapter" if method == "lora" else "model"]
     )
     trained = load_trained(run.path)
-    model = loss_model(trained.model, sessions.held)
+    model = objective(trained.model, Items.of(sessions.held))
     with torch.no_grad():
         total = sum(model(**row).item() for row in rows(sessions.held, 2048))
     assert total / sum(s.labels for s in sessions.held) == pytest.approx(losses[-1], abs=1e-5)
@@ -209,15 +214,15 @@ def samples() -> list[Sample]:
 )  # fmt: skip
 def test_a_model_whose_samples_see_each_other_is_not_packed(tmp_path: Path, family: str, packs: bool) -> None:
     """Recurrent states run through a row, and distances of bloom do not begin anew."""
-    model = loss_model(load_model(tiny_folder(tmp_path / family, family), "float32"), samples())
-    assert packs_exactly(model, samples()) == packs
-    assert packs_exactly(model, samples()[:1]), "one sample is alone in any row"
+    model = objective(load_model(tiny_folder(tmp_path / family, family), "float32"), Items.of(samples()))
+    assert packs_exactly(model, Items.of(samples())) == packs
+    assert packs_exactly(model, Items.of(samples()[:1])), "one sample is alone in any row"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_no_leak(tmp_path: Path, dtype: str) -> None:
     model = load_model(tiny_folder(tmp_path / "llama", "llama"), dtype)
-    assert packs_exactly(LossModel(model), samples())
+    assert packs_exactly(LossModel(model), Items.of(samples()))
 
 
 def test_a_model_that_cannot_be_packed_is_trained_one_dialogue_a_row(

@@ -23,12 +23,13 @@ from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
+from tuneloop.data.items import Items
 from tuneloop.data.preflight import Preflight, preflight
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
-from tuneloop.errors import DataError, RunError, TuneloopError
+from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions, untrained
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
@@ -37,6 +38,8 @@ from tuneloop.model.assistants import helpers
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import fingerprint, load_tokenizer, load_trained, placed, resolve
 from tuneloop.model.model_folder import context
+from tuneloop.model.tasks.table import TASKS, task_name
+from tuneloop.model.tasks.task import Rows, Setting
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.records import Record
@@ -45,7 +48,7 @@ from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
 from tuneloop.sections import DataFile, Recipe
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
-from tuneloop.train.session import Outcome, session
+from tuneloop.train.session import Material, Outcome, session
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -103,7 +106,7 @@ def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
 
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
-    _trainable(dataset)
+    task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
     words = _words(recipe)
     samples = words.samples(dataset, "train")
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
@@ -111,18 +114,6 @@ def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     ledger = str(dataset.path / "ledger.jsonl")
     return planner.make(recipe, words.folder, samples, dataset.manifest, prompts=len(prompts), ledger=ledger), looked
-
-
-def _trainable(dataset: Dataset) -> None:
-    """Raise TL-DATA-TASK where the rows need a way of training that is not there yet."""
-    kinds = {
-        "label": t("texts with labels (classification)"),
-        "preference": t("preference pairs"),
-        "judged": t("answers judged good or bad"),
-    }
-    for kind in dataset.manifest["kinds"]:
-        if kind in kinds:
-            raise DataError("TL-DATA-TASK", where=shown(dataset.path), task=kinds[kind])
 
 
 def train(
@@ -190,16 +181,26 @@ def _dataset(run: Run) -> Dataset:
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
-    _trainable(dataset)
-    words = _words(recipe)
-    samples = words.samples(dataset, "train")
-    held = words.samples(dataset, "validation")
-    held = held.take(np.flatnonzero(held.labels))
+    material = _material(recipe, dataset)
     with held_alone(run) if ranks.leads() else nullcontext():
-        outcome = session(run, recipe, words.folder, words.tokenizer, samples, held, resume=resume)
+        outcome = session(run, recipe, material, resume=resume)
     if ranks.leads():
         chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome
+
+
+def _material(recipe: Recipe, dataset: Dataset) -> Material:
+    """What a session trains on and measures: the rows of a dataset as the recipe's task sees them."""
+    words = _words(recipe)
+    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
+    labels = sorted({record.label for record, _, _ in dataset.rows("train")}) if task.labelled else []
+    setting = Setting(recipe.train, words.tokenizer, tuple(labels))
+
+    def items(side: Side) -> Items:
+        return task.items(Rows(words.samples(dataset, side), lambda: dataset.records(side)), setting)
+
+    held = items("validation")
+    return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)))
 
 
 def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:

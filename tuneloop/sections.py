@@ -19,6 +19,11 @@ PiiAction = Literal["off", "mark", "mask", "drop"]
 PiiKind = Literal["id_card", "mobile", "phone", "bank_card", "email", "ip", "mac", "api_key", "iban", "ssn", "passport"]
 TooLong = Literal["reject", "turns", "split", "cut_left", "cut_right"]
 Range = tuple[int, int] | None
+Task = Literal["auto", "chat", "text", "classify", "classify_prompt", "reward", "prefer"]
+MethodName = Literal["lora", "qlora", "full", "freeze", "ptuning_v2", "prompt_tuning"]
+LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
+TrainPreset = Literal["domain", "general", "quick"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
@@ -148,19 +153,76 @@ class LoraPart(Part):
     alpha: int = Field(16, ge=1, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Module names, or every linear layer.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    dora: bool = Field(False, description="Weight-decomposed: direction and length apart (DoRA).")
+    init: LoraInit = Field("default", description="How A and B begin; pissa and olora from the weights themselves.")
+    plus_ratio: float | None = Field(None, ge=1, description="LoRA+: B learns so many times as fast as A (16, say).")
+    train_also: list[str] = Field(default_factory=list, description="Modules trained whole beside the adapters.")
+
+
+class QloraPart(Part):
+    """How the frozen weights are held under method qlora (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    bits: Literal["nf4", "int8"] = Field("nf4", description="4-bit NormalFloat, or 8-bit integers.")
+    double: bool = Field(True, description="nf4: the scales are quantised as well.")
+
+
+class FreezePart(Part):
+    """What method freeze trains; all else stays as it is."""
+
+    layers: int = Field(2, ge=0, description="The last so many blocks, with the norm behind them.")
+    modules: list[str] = Field(default_factory=list, description="Named modules instead of blocks.")
+    head: bool = Field(False, description="The head as well; with layers: 0 the head alone.")
+
+
+class VirtualPart(Part):
+    """Trained vectors in place of prompt text, for ptuning_v2 (in every layer) and prompt_tuning (at the input)."""
+
+    tokens: int = Field(20, ge=1, description="How many.")
+    projection: bool = Field(False, description="ptuning_v2: made by a small network (for hard tasks).")
+    text: str | None = Field(None, description="prompt_tuning: begin as the embeddings of this text.")
+
+
+class ClassifyPart(Part):
+    """Tasks classify and classify_prompt."""
+
+    weights: Literal["none", "balanced"] | dict[str, float] = Field("none", description="Weight of each class.")
+    template: str | None = Field(None, description="classify_prompt: text with {text} and, for BERT, {mask}.")
+    words: dict[str, list[str]] = Field(default_factory=dict, description="classify_prompt: label -> its words.")
+
+
+class PreferPart(Part):
+    """Task prefer: which loss, and how far the model may go from where it began."""
+
+    loss: Literal["auto", "dpo", "ipo", "orpo", "simpo", "kto"] = Field("auto", description="dpo; kto on judged rows.")
+    beta: float = Field(0.1, gt=0, description="Strength of the pull; SimPO's usual is 2.")
+    margin: float = Field(0.5, ge=0, description="SimPO: target reward margin gamma.")
+    smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: share of pairs thought to be the wrong way round.")
+    sft: float = Field(0.0, ge=0, description="Weight of the better answer's own loss, added.")
 
 
 class TrainPart(Part):
     """How the weights are changed."""
 
-    method: Literal["lora", "full"] = Field("lora", description="What is trained.")
-    lora: LoraPart = Field(default_factory=LoraPart, description="Only for method lora.")
+    preset: TrainPreset | None = Field(None, description="Values the guides recommend, where nothing else is said.")
+    task: Task = Field("auto", description="What is learned; auto looks at the rows.")
+    method: MethodName = Field("lora", description="What is trained.")
+    adapter: str | None = Field(None, description="Go on from this adapter: a run, a version or a folder.")
+    merge: list[str] = Field(default_factory=list, description="Adapters added into the weights before training.")
+    lora: LoraPart = Field(default_factory=LoraPart, description="For methods lora and qlora.")
+    qlora: QloraPart = Field(default_factory=QloraPart, description="Only for method qlora.")
+    freeze: FreezePart = Field(default_factory=FreezePart, description="Only for method freeze.")
+    virtual: VirtualPart = Field(default_factory=VirtualPart, description="For ptuning_v2 and prompt_tuning.")
+    classify: ClassifyPart = Field(default_factory=ClassifyPart, description="For tasks classify, classify_prompt.")
+    prefer: PreferPart = Field(default_factory=PreferPart, description="Only for task prefer.")
+    neftune_alpha: float = Field(0.0, ge=0, description="Noise on the embeddings (NEFTune); 5 is usual, 0 none.")
     epochs: float = Field(3.0, gt=0, description="Passes over the data; fractions are taken at their word.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever the epochs say.")
-    batch_size: int = Field(8, ge=1, description="Dialogues an optimizer step, over all devices and micro-batches.")
-    micro_batch_size: int | None = Field(None, ge=1, description="At most so many dialogues in one forward pass.")
+    batch_size: int = Field(8, ge=1, description="Rows an optimizer step, over all devices and micro-batches.")
+    micro_batch_size: int | None = Field(None, ge=1, description="At most so many rows in one forward pass.")
     token_budget: int = Field(2048, ge=16, description="At most so many tokens in one forward pass.")
-    packing: bool = Field(True, description="Several dialogues in one row, each seeing only itself; never padding.")
+    packing: bool = Field(True, description="Several rows in one, each seeing only itself; never padding.")
+    optimizer: OptimizerName = Field("adamw", description="The paged ones move their state off a full GPU.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
@@ -169,6 +231,8 @@ class TrainPart(Part):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 never clips.")
     checkpointing: bool = Field(False, description="Recompute activations: less memory, about a third more time.")
+    keep_trunk: Literal["auto", "on", "off"] = Field("auto", description="Compute frozen lower blocks once in all.")
+    matmul: Literal["auto", "float32", "bfloat16"] = Field("auto", description="CPU: type of float32 products.")
     workers: int = Field(0, ge=0, description="Processes that prepare batches; the order is the same for any number.")
     logging_strategy: Strategy = Field("steps", description="When a line of metrics is written.")
     logging_steps: int = Field(1, ge=1, description="Every so many steps.")
@@ -177,6 +241,9 @@ class TrainPart(Part):
     save_total_limit: int | None = Field(2, ge=1, description="Keep so many checkpoints, the oldest go.")
     eval_strategy: Strategy = Field("epoch", description="When the held-out loss is measured.")
     eval_steps: int = Field(100, ge=1, description="Every so many steps.")
+    early_stopping: int | None = Field(None, ge=1, description="Stop after so many measurements without a better one.")
+    keep_best: bool = Field(False, description="The result is the state with the lowest held-out loss, not the last.")
+    sample_answers: int = Field(0, ge=0, description="Held-out questions answered at each measurement, to look at.")
 
     @field_validator("logging_strategy", "save_strategy", "eval_strategy", mode="before")
     @classmethod

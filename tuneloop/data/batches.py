@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.items import Items
+from tuneloop.data.samples import Sample
 from tuneloop.errors import DataError
 from tuneloop.sections import Recipe
 
@@ -43,6 +44,7 @@ class BatchPlan:
     """How samples become steps. `lengths` in tokens, one a sample: any sequence of ints, or an array of them."""
 
     lengths: Sequence[int] | NDArray[np.integer[Any]]
+    """Of items: single samples, or the two of a pair together."""
     batch_size: int
     token_budget: int
     seed: int
@@ -87,11 +89,11 @@ class BatchPlan:
         yield from (tuple(b) for b in bins)
 
 
-def batch_plan(recipe: Recipe, samples: Sequence[Sample], *, packing: bool = True) -> BatchPlan:
+def batch_plan(recipe: Recipe, items: Items | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
     """The batch plan of a recipe. `packing` false where the model cannot pack."""
     train = recipe.train
     return BatchPlan(
-        lengths=samples.lengths if isinstance(samples, Samples) else [len(s.ids) for s in samples],
+        lengths=Items.of(items).lengths,
         batch_size=train.batch_size,
         token_budget=train.token_budget,
         seed=recipe.seed,
@@ -100,11 +102,12 @@ def batch_plan(recipe: Recipe, samples: Sequence[Sample], *, packing: bool = Tru
     )
 
 
-class Packed(TypedDict):
+class Packed(TypedDict, total=False):
     """One forward pass: several samples in one row, no padding.
 
     input_ids and position_ids int64 [1, length]; positions int64 [labels], where the label is predicted from; targets
-    int64 [labels]; segments: the samples' lengths, which add up to length.
+    int64 [labels]; segments: the samples' lengths, which add up to length; columns: name -> tensor [samples], what
+    the objective is told of each sample (`Items.columns`); members: which samples they are, counted in the dataset.
     """
 
     input_ids: Tensor
@@ -112,9 +115,14 @@ class Packed(TypedDict):
     positions: Tensor
     targets: Tensor
     segments: tuple[int, ...]
+    columns: dict[str, Tensor]
+    members: tuple[int, ...]
 
 
-def pack(samples: Sequence[Sample], *, labelled: bool = True) -> Packed:
+def pack(
+    samples: Sequence[Sample], *, labelled: bool = True, columns: dict[str, NDArray[Any]] | None = None,
+    members: Sequence[int] = (),
+) -> Packed:  # fmt: skip
     """Put samples behind each other. `labelled=False` keeps the shape and carries no label (an idle rank's pass)."""
     lengths = np.array([len(s.ids) for s in samples])
     starts = np.cumsum(lengths) - lengths
@@ -123,21 +131,34 @@ def pack(samples: Sequence[Sample], *, labelled: bool = True) -> Packed:
     # The first token of a sample is never predicted, least of all from the sample before.
     trained[starts[lengths > 0]] = False
     at = np.flatnonzero(trained) if labelled else np.zeros(0, np.int64)
-    return Packed(
+    row = Packed(
         input_ids=torch.from_numpy(ids).unsqueeze(0),
         position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths)).unsqueeze(0),
         positions=torch.from_numpy(at - 1),
         targets=torch.from_numpy(ids[at]),
         segments=tuple(lengths.tolist()),
     )
+    if columns:
+        row["columns"] = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
+    if len(members):
+        row["members"] = tuple(members)
+    return row
+
+
+def pack_items(items: Items, chosen: Sequence[int], *, labelled: bool = True) -> Packed:
+    """The samples of the chosen items in one row, with their columns; an idle rank's pass is told nothing."""
+    members = items.members[list(chosen)].ravel().tolist()
+    told = items.told(members) if labelled else {}
+    return pack([items.samples[m] for m in members], labelled=labelled, columns=told, members=members)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step of one rank. `label_tokens`, `tokens`, `samples` and `digest` are of the step on all ranks."""
+    """One optimizer step of one rank. All but `micros` is of the step on all ranks; the loss is divided by `weight`."""
 
     number: int
     micros: list[Packed]
+    weight: float
     label_tokens: int
     tokens: int
     samples: int
@@ -148,9 +169,9 @@ class Steps(Dataset[Step]):
     """Steps first … last-1 of a plan as one rank sees them: item i is step first + i."""
 
     def __init__(
-        self, plan: BatchPlan, samples: Sequence[Sample], first: int, last: int, *, rank: int = 0, ranks: int = 1
+        self, plan: BatchPlan, items: Items | Sequence[Sample], first: int, last: int, *, rank: int = 0, ranks: int = 1
     ) -> None:
-        self.plan, self.samples, self.first, self.last = plan, samples, first, last
+        self.plan, self.items, self.first, self.last = plan, Items.of(items), first, last
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
@@ -159,17 +180,20 @@ class Steps(Dataset[Step]):
     def __getitem__(self, i: int) -> Step:
         number = self.first + i
         bins = self.plan.step(number)
-        members = {s: self.samples[s] for b in bins for s in b}
-        mine = [pack([members[s] for s in b]) for b in bins[self.rank :: self.ranks]]
+        mine = [pack_items(self.items, b) for b in bins[self.rank :: self.ranks]]
         # Every rank makes the same number of passes, else gradient averaging would wait for ever.
         while len(mine) < math.ceil(len(bins) / self.ranks):
-            mine.append(pack([members[bins[0][0]]], labelled=False))
-        names = "/".join(members[s].record for s in sorted(members))
+            mine.append(pack_items(self.items, [bins[0][0]], labelled=False))
+        chosen = sorted(k for b in bins for k in b)
+        members = self.items.members[chosen].ravel()
+        samples = self.items.samples
+        names = "/".join(name.decode() for name in samples.names[members].tolist())
         return Step(
             number=number,
             micros=mine,
-            label_tokens=sum(sample.labels for sample in members.values()),
-            tokens=sum(self.plan.lengths[s] for s in members),
+            weight=float(self.items.weights[chosen].sum()),
+            label_tokens=int(samples.labels[members].sum()),
+            tokens=sum(self.plan.lengths[k] for k in chosen),
             samples=len(members),
             digest=f"{zlib.crc32(names.encode()):08x}",
         )

@@ -9,16 +9,18 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from tuneloop.data.items import Items
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import compare, suite
 from tuneloop.evaluate.progress import Counted
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, placed, resolve
+from tuneloop.model.tasks.chat import objective
 from tuneloop.records import Record
 from tuneloop.sections import Recipe
 from tuneloop.train.loop import held_loss
-from tuneloop.train.session import loss_model, packs_exactly, rows
+from tuneloop.train.session import packs_exactly, rows
 
 Say = Callable[[str], None]
 
@@ -40,9 +42,11 @@ def held_out_loss(model: nn.Module, tokenizer: Any, budget: int) -> suite.HeldLo
         samples = [s for s in tokenize(tokenizer, records) if s.labels]
         if not samples:
             return 0.0, 0
-        module = loss_model(model, samples)
-        packing = packs_exactly(module, samples)
-        return held_loss(module, rows(samples, budget, packing=packing), next(model.parameters()).device)
+        items = Items.of(samples)
+        module = objective(model, items)
+        packing = packs_exactly(module, items)
+        loss = held_loss(module, rows(items, budget, packing=packing), next(model.parameters()).device)
+        return loss, int(items.samples.labels.sum())
 
     return measure
 

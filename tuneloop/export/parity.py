@@ -19,7 +19,7 @@ from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.data.tokens import tokenize
 from tuneloop.errors import RunError
 from tuneloop.language import t
-from tuneloop.model.loss import plain
+from tuneloop.model.trunk import plain
 from tuneloop.records import Message, Record
 
 NEW_TOKENS = 32

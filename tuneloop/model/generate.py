@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.errors import ServeError
-from tuneloop.model.loss import plain
+from tuneloop.model.trunk import plain
 from tuneloop.records import Reply
 
 PIECE = "\ufffd"

@@ -13,7 +13,14 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from tuneloop.data.stamps import digest
@@ -24,6 +31,7 @@ from tuneloop.language import t
 from tuneloop.model import attention, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import check_safetensors
+from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.recipe import read_recipe
 from tuneloop.sections import ModelPart, Recipe, TrainPart
 
@@ -70,14 +78,20 @@ def pick_dtype(wanted: str) -> torch.dtype:
     return torch.float32
 
 
-def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
-    """A causal language model from a checked local folder, on the CPU, in evaluation mode.
+CAUSAL = Head()
+CLASSES: dict[str, Any] = {
+    "causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification, "masked": AutoModelForMaskedLM,
+}  # fmt: skip
+
+
+def load_model(folder: Path, dtype: str = "auto", head: Head = CAUSAL) -> PreTrainedModel:
+    """A model with this head from a checked local folder, on the CPU, in evaluation mode.
 
     Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = attention.register()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = CLASSES[head.kind].from_pretrained(
             folder, dtype=pick_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True,
             attn_implementation=name,
             output_loading_info=True,
@@ -111,6 +125,14 @@ def wrap(model: PreTrainedModel, train: TrainPart, seed: int) -> nn.Module:
     if not any(p.requires_grad for p in wrapped.parameters()):
         raise ModelError("TL-MODEL-NOTHING-TRAINED", where="train.method", method=train.method)
     return wrapped
+
+
+def started(recipe: Recipe, folder: Path, task: Task, setting: Setting) -> nn.Module:
+    """The model of a recipe as training begins: with the task's head and what the method adds, drawn from the seed."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    torch.manual_seed(recipe.seed)  # a new head is drawn at random
+    model = load_model(folder, recipe.model.dtype, task.head(setting, config))
+    return wrap(model, recipe.train, recipe.seed)
 
 
 def resolve(part: ModelPart) -> Path:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+
+from tuneloop.model.trunk import plain, states
 
 CHUNK = 1 << 24
 """Logits (label positions x vocabulary) that may exist at a time: 64 MiB in fp32."""
@@ -54,13 +54,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return (back * scale, None, None, None, *(next(left) * scale if t else None for t in ctx.trained))
 
 
-def plain(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside an adapter's wrapper (adapters that are injected stay in it)."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(inner, PreTrainedModel)
-    return inner
-
-
 class LossModel(nn.Module):
     """Trunk, head and loss in one forward: the module that accelerate wraps.
 
@@ -97,6 +90,8 @@ class LossModel(nn.Module):
         positions: Tensor,
         targets: Tensor,
         segments: tuple[int, ...] | None = None,
+        columns: dict[str, Tensor] | None = None,
+        members: tuple[int, ...] = (),
     ) -> Tensor:
         base = plain(self.model)
         if self.own_head and len(targets):
@@ -109,13 +104,12 @@ class LossModel(nn.Module):
             )
             whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
             return whole
-        trunk = getattr(base, base.base_model_prefix)
-        out = trunk(input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False)
-        hidden = out.last_hidden_state[0].index_select(0, positions)
+        every = states(self.model, input_ids, position_ids, segments)
+        hidden = every.index_select(0, positions)
         head = base.get_output_embeddings()
         if len(targets) == 0:  # an idle rank's pass: no loss, but a graph that reaches every trained weight
             ends = [w.flatten()[0].float() for w in head.parameters() if w.requires_grad]
-            return torch.stack([out.last_hidden_state.float().sum(), *ends]).sum() * 0.0
+            return torch.stack([every.float().sum(), *ends]).sum() * 0.0
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
         if not torch.is_grad_enabled():
             losses = [_summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.loss import CHUNK, LossModel, head_is_exact, plain
+from tuneloop.model.loss import CHUNK, LossModel, head_is_exact
+from tuneloop.model.trunk import plain
 
 TOKENS = 2048
 """Tokens of a batch, padding included."""

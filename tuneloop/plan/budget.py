@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneloop.errors import ModelError
 from tuneloop.model.load import pick_dtype
-from tuneloop.model.loss import CHUNK, plain
+from tuneloop.model.loss import CHUNK
 from tuneloop.model.methods import LINEAR, METHODS, parameters
+from tuneloop.model.trunk import plain
 from tuneloop.plan.hardware import Hardware
 from tuneloop.sections import TrainPart
 

@@ -126,7 +126,7 @@ class HeldOut:
     meter: Meter
     due: Due
     steps_per_epoch: int
-    measure: Callable[[], tuple[float, int]]
+    measure: Callable[[], tuple[float, float]]
     say: Callable[[str], None]
 
     def on_step(self, state: State, result: StepResult) -> None:

@@ -18,7 +18,7 @@ from tuneloop.model.checkpoint import State
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step was: `loss` the mean over the step's label tokens, `grad_norm` before clipping."""
+    """What a step was: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before clipping."""
 
     step: Step
     loss: float
@@ -36,7 +36,13 @@ class Callback(Protocol):
 
 def to_device(micro: Packed, device: torch.device) -> dict[str, Any]:
     """The row's tensors on the device; the segments stay numbers."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in micro.items()}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: moved(v) for k, v in value.items()}
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {k: moved(v) for k, v in micro.items()}
 
 
 def train(
@@ -51,10 +57,11 @@ def train(
     callbacks: Sequence[Callback],
     stop: Callable[[], bool],
 ) -> State:
-    """Run the steps. `model` is the wrapped LossModel: its forward returns the sum of the label tokens' losses.
+    """Run the steps. `model` is the wrapped objective: its forward returns the sum of the losses of a row.
 
-    The loss of a step is that sum over all micro-batches and ranks, divided by the label tokens of them all. Gradients
-    are averaged over ranks, so each rank scales its share by their number. Ends early when `stop()` is true.
+    The loss of a step is that sum over all micro-batches and ranks, divided by the step's weight: by its label tokens,
+    or by the texts or pairs where these are counted. Gradients are averaged over ranks, so each rank scales its share
+    by their number. Ends early when `stop()` is true.
     Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
     """
     model.train()
@@ -63,9 +70,9 @@ def train(
         total = torch.zeros((), device=accelerator.device)
         for micro in step.micros:
             loss = model(**to_device(micro, accelerator.device))
-            accelerator.backward(loss * (accelerator.num_processes / step.label_tokens))
+            accelerator.backward(loss * (accelerator.num_processes / step.weight))
             total += loss.detach()
-        mean = float(accelerator.reduce(total, "sum")) / step.label_tokens
+        mean = float(accelerator.reduce(total, "sum")) / step.weight
         norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=f"{mean:.4g}", norm=f"{norm:.4g}")
@@ -84,12 +91,11 @@ def train(
 
 
 @torch.no_grad()
-def held_loss(model: nn.Module, rows: Iterable[Packed], device: torch.device) -> tuple[float, int]:
-    """(sum of losses, label tokens) over packed rows, without dropout."""
-    was, total, labels = model.training, 0.0, 0
+def held_loss(model: nn.Module, rows: Iterable[Packed], device: torch.device) -> float:
+    """Sum of the losses of packed rows, without dropout."""
+    was, total = model.training, 0.0
     model.eval()
     for row in rows:
         total += float(model(**to_device(row, device)))
-        labels += len(row["targets"])
     model.train(was)
-    return total, labels
+    return total

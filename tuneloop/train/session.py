@@ -21,16 +21,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
+from tuneloop.data.items import Items
+from tuneloop.data.samples import Sample, Samples
 from tuneloop.disk import require_room
 from tuneloop.errors import RunError
 from tuneloop.language import t
 from tuneloop.model import checkpoint
 from tuneloop.model.adapter_card import adapter_card
-from tuneloop.model.load import load_model, on_hub, save_result, wrap
-from tuneloop.model.loss import LossModel, head_is_exact, plain
+from tuneloop.model.load import on_hub, save_result, started
 from tuneloop.model.methods import METHODS, parameters
+from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.monitor.meters import Meter
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe, Strategy
@@ -50,46 +51,48 @@ class Outcome:
     total: int
 
 
-def packs_exactly(model: LossModel, samples: Sequence[Sample]) -> bool:
-    """Whether two samples in one row lose exactly what they lose alone; if not, the model must not be packed."""
-    pair = sorted((s for s in samples if s.labels), key=lambda s: len(s.ids))[:2]
+def packs_exactly(model: nn.Module, items: Items) -> bool:
+    """Whether two items in one row lose exactly what they lose alone; if not, the model must not be packed."""
+    shortest = np.argsort(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max), kind="stable")[:2]
+    first, *more = shortest.tolist()
     device = next(model.parameters()).device
-    apart = sum(held_loss(model, [pack([s])], device)[0] for s in pair)
-    together, labels = held_loss(model, [pack(pair)], device)
     # Half precision rounds as coarsely as a small leak is; but what the second sees of the first, it rounds to no more.
-    coarse = plain(model.model).dtype != torch.float32
-    if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1, labels):
+    coarse = next(model.parameters()).dtype != torch.float32
+
+    def loss(*rows: Packed) -> float:
+        return held_loss(model, rows, device)
+
+    apart, together = loss(*(pack_items(items, [k]) for k in (first, *more))), loss(pack_items(items, [first, *more]))
+    if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1.0, float(items.weights[shortest].sum())):
         return False
-    if len(pair) < 2:
+    if not more:
         return True
-    first, second = pair
-    other = replace(first, ids=first.ids[::-1].copy())
-    leak = abs(_second(model, first, second) - _second(model, other, second))
-    return leak <= (1e-3 if coarse else 1e-4) * second.labels
+    turned = _turned(items, first)
+    other = loss(pack_items(turned, [first, *more])) - loss(pack_items(turned, [first]))
+    leak = abs((together - loss(pack_items(items, [first]))) - other)
+    return leak <= (1e-3 if coarse else 1e-4) * max(1.0, float(items.weights[more].sum()))
 
 
-def _second(model: LossModel, first: Sample, second: Sample) -> float:
-    """The second sample's part of the loss of a row of two."""
-    row = pack([replace(first, trained=np.zeros_like(first.trained)), second])
-    return held_loss(model, [row], next(model.parameters()).device)[0]
+def _turned(items: Items, which: int) -> Items:
+    """The items with one that is read backwards."""
+    members = set(items.members[which].tolist())
+    samples = [replace(s, ids=s.ids[::-1].copy()) if k in members else s for k, s in enumerate(items.samples)]
+    return replace(items, samples=Samples.of(samples))
 
 
-def rows(samples: Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
-    """Held-out samples as rows of at most `budget` tokens, in order."""
-    held: list[Sample] = []
-    for sample in samples:
-        if held and (not packing or sum(len(s.ids) for s in held) + len(sample.ids) > budget):
-            yield pack(held)
-            held = []
-        held.append(sample)
+def rows(items: Items | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
+    """Held-out items as rows of at most `budget` tokens, in order."""
+    items = Items.of(items)
+    held: list[int] = []
+    tokens = 0
+    for k, length in enumerate(items.lengths.tolist()):
+        if held and (not packing or tokens + length > budget):
+            yield pack_items(items, held)
+            held, tokens = [], 0
+        held.append(k)
+        tokens += length
     if held:
-        yield pack(held)
-
-
-def loss_model(model: nn.Module, samples: Sequence[Sample]) -> LossModel:
-    """The loss around a model, with the model's own head where ours would differ."""
-    probe = torch.tensor(min(samples, key=lambda s: len(s.ids)).ids.tolist()).unsqueeze(0)
-    return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
+        yield pack_items(items, held)
 
 
 def _accelerator() -> Accelerator:
@@ -118,7 +121,9 @@ class _Parts:
 
     run: Run
     recipe: Recipe
-    inner: LossModel
+    inner: nn.Module
+    items: Items
+    held: Items
     batches: BatchPlan
     total: int
     optimizer: Optimizer
@@ -128,36 +133,42 @@ class _Parts:
     meter: Meter
 
 
-def _parts(run: Run, recipe: Recipe, model: nn.Module, samples: Sequence[Sample]) -> _Parts:
-    inner = loss_model(model, samples)
-    packing = METHODS[recipe.train.method].packable and packs_exactly(inner, samples)
-    batches = batch_plan(recipe, samples, packing=packing)
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a session works on: a model folder, the task, and its items to train on and to hold out."""
+
+    folder: Path
+    task: Task
+    setting: Setting
+    items: Items
+    held: Items
+
+
+def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _Parts:
+    task, setting, items, held = material.task, material.setting, material.items, material.held
+    inner = task.objective(model, items, setting)
+    if task.informed is not None:
+        items, held = task.informed(inner, items, setting), task.informed(inner, held, setting)
+    packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items)
+    batches = batch_plan(recipe, items, packing=packing)
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(inner, recipe.train)
     scheduler = scheduler_for(optimizer, recipe.train, total)
-    return _Parts(run, recipe, inner, batches, total, optimizer, scheduler, Journal(run.metrics), Journal(run.events),
-                  Meter())  # fmt: skip
+    return _Parts(run, recipe, inner, items, held, batches, total, optimizer, scheduler, Journal(run.metrics),
+                  Journal(run.events), Meter())  # fmt: skip
 
 
-def session(
-    run: Run,
-    recipe: Recipe,
-    folder: Path,
-    tokenizer: Any,
-    samples: Sequence[Sample],
-    held: Sequence[Sample],
-    *,
-    resume: bool = False,
-) -> Outcome:
-    """Train `samples` into runs/<name>-<n>/adapter (or model/).
+def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = False) -> Outcome:
+    """Train the items into runs/<name>-<n>/adapter (or model/).
 
     With `resume` the newest checkpoint that verifies is taken up; the rest of the run is then bit for bit what it would
     have been. Raises TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN.
     """
     accelerator = _accelerator()
-    model = wrap(load_model(folder, recipe.model.dtype), recipe.train, recipe.seed)
+    folder, tokenizer = material.folder, material.setting.tokenizer
+    model = started(recipe, folder, material.task, material.setting)
     _room(run, recipe, model)
-    parts = _parts(run, recipe, model, samples)
+    parts = _parts(run, recipe, model, material)
     wrapped, optimizer = accelerator.prepare(parts.inner, parts.optimizer)
     state = _take_up(parts) if resume else _start(parts)
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
@@ -165,9 +176,9 @@ def session(
     screen = Screen(parts.total, parts.meter, file, first=state.step, due=lines)
     if recipe.train.packing and not parts.batches.packing:
         screen.say(t("This model cannot be packed exactly: one dialogue a row."))
-    watchers = _watchers(parts, screen, held, accelerator) if accelerator.is_main_process else []
+    watchers = _watchers(parts, screen, accelerator) if accelerator.is_main_process else []
     steps = Steps(
-        parts.batches, samples, state.step, parts.total,
+        parts.batches, parts.items, state.step, parts.total,
         rank=accelerator.process_index, ranks=accelerator.num_processes,
     )  # fmt: skip
     with Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once."))) as interrupt:
@@ -185,7 +196,7 @@ def session(
     return Outcome(state.step >= parts.total, state.step, parts.total)
 
 
-def _watchers(parts: _Parts, screen: Screen, held: Sequence[Sample], accelerator: Accelerator) -> list[Callback]:
+def _watchers(parts: _Parts, screen: Screen, accelerator: Accelerator) -> list[Callback]:
     """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
     settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
     budget, packing = settings.token_budget, parts.batches.packing
@@ -193,9 +204,10 @@ def _watchers(parts: _Parts, screen: Screen, held: Sequence[Sample], accelerator
     def due(strategy: Strategy, every: int, *, last: bool = True) -> Due:
         return Due(strategy, every, per_epoch, parts.total, last)
 
-    def measure() -> tuple[float, int]:
+    def measure() -> tuple[float, float]:
         # Not the wrapped model: its forward would wait for the other processes, which do not measure.
-        return held_loss(parts.inner, rows(held, budget, packing=packing), accelerator.device)
+        total = held_loss(parts.inner, rows(parts.held, budget, packing=packing), accelerator.device)
+        return total, float(parts.held.weights.sum())
 
     def save(at: checkpoint.State) -> Path:
         parts.metrics.sync()

@@ -1,0 +1,53 @@
+"""What an optimizer step counts: single samples, or several that belong together, such as the two answers of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.data.samples import Sample, Samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Items:
+    """n items over samples. `columns` are what the objective is told of each sample beside its tokens.
+
+    members int64 [n, k]: the samples of each item, which share a forward pass. columns: name -> array [samples], one
+    number a sample (a class, a reference's log-probability). weights float64 [n]: what an item counts for in the mean
+    of a step's loss; for language modelling its label tokens.
+    """
+
+    samples: Samples
+    members: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each item, int32 [n]."""
+        lengths: NDArray[np.int32] = self.samples.lengths[self.members].sum(1).astype(np.int32)
+        return lengths
+
+    @staticmethod
+    def of(samples: Items | Sequence[Sample]) -> Items:
+        """One item a sample, weighed by its label tokens. Items come back as they are."""
+        if isinstance(samples, Items):
+            return samples
+        every = Samples.of(samples)
+        return Items(every, np.arange(len(every))[:, None], every.labels.astype(np.float64))
+
+    def take(self, index: Sequence[int] | NDArray[np.integer[Any]]) -> Items:
+        """The items at `index`, over the same samples."""
+        at = np.asarray(index, np.int64)
+        return replace(self, members=self.members[at], weights=self.weights[at])
+
+    def told(self, members: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The columns of these samples."""
+        return {name: column[list(members)] for name, column in self.columns.items()}

@@ -1,0 +1,27 @@
+"""Tasks chat and text: the next token, where it carries a label (supervised tuning, continued pre-training)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tuneloop.data.items import Items
+from tuneloop.model.loss import LossModel, head_is_exact
+from tuneloop.model.tasks.task import Head, Rows, Setting, Task
+
+
+def objective(model: nn.Module, items: Items, setting: Setting | None = None) -> LossModel:
+    """The loss around a model, with the model's own head where ours would differ."""
+    shortest = items.samples[int(items.samples.lengths[items.members[:, 0]].argmin())]
+    probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
+    return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
+
+
+def _items(rows: Rows, setting: Setting) -> Items:
+    return Items.of(rows.samples)
+
+
+CHAT = Task(
+    kinds=frozenset({"chat", "text"}), head=lambda setting, config: Head(), items=_items, objective=objective
+)  # fmt: skip
+TEXT = CHAT
