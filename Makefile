@@ -18,7 +18,7 @@ INSTALLING := Installing (about two minutes, once) ...
 TOO_OLD := tuneloop needs Python 3.11 or newer:
 endif
 
-.PHONY: demo demo-zh test check proof bench clean
+.PHONY: demo demo-zh test check proof gpu-proof bench clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("$(TOO_OLD) make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -53,8 +53,12 @@ proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tens
 	@for name in $(MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python -m pytest -m proof --timeout 3600
 
-bench: $(VENV)/.dev  ## measure this machine; prints ratios
-	@$(BIN)/python -m benchmarks
+gpu-proof: $(VENV)/.core  ## on your graphics card: every method, attention kernels, parity, speed; a report to post
+	@$(BIN)/tuneloop model pull smollm2-135m-instruct || true
+	@$(BIN)/tuneloop doctor --proof
+
+bench: $(VENV)/.dev  ## measure this machine beside the peers; installs them below .bench/, writes docs/*/benchmarks.md
+	@$(BIN)/python -m benchmarks $(TORCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

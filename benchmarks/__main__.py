@@ -1,47 +1,57 @@
-"""python -m benchmarks: measure this machine and print ratios. Run it on a quiet machine; it takes a few minutes.
+"""python -m benchmarks: measure this machine beside the peers, write docs/*/benchmarks.md. It wants a quiet machine.
 
-python -m benchmarks             training, and how soon the command line answers
-python -m benchmarks prepare     from raw rows to packed batches, beside the peers (see prepare.py)
+python -m benchmarks             everything: prepare, near, train, table; some hours with the peers
+python -m benchmarks prepare     from raw rows to packed batches (prepare.py)
+python -m benchmarks near        near repetitions among many rows (near.py)
+python -m benchmarks train       every method of training (training.py)
+python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 import sys
-import time
 
-import torch
+from benchmarks import environments, near, prepare, results, rows, table, training
 
-from benchmarks import prepare, training
+TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
 
-def startup() -> float:
-    """Seconds of `tuneloop --help`, the best of five."""
-    best = 9.0
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "tuneloop", "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - began)
-    return best
+def everything(torch_args: list[str]) -> None:
+    """All of it, as one session. The arguments are pip's, for the peers' torch: --index-url and the like."""
+    environments.ready(torch_args)
+    session = results.begin("new")
+    found = prepare.measure(2000, TOKENIZERS)
+    prepare.show(found)
+    results.write(session, "prepare", "prepare", {"found": found})
+    for count, length in near.SIZES:  # each in a process of its own, so that each has its own peak of memory
+        code = (
+            f"import json; from benchmarks.near import measure; print('RESULT', json.dumps(measure({count}, {length})))"
+        )
+        told = training.measured([sys.executable, "-c", code], training.environment())
+        print(f"near, {count:,} rows: {training.short(told)}", file=sys.stderr)
+        results.write(session, "near", f"{count:,} x {length:,}", told)
+    training.main(["--whole", "--session", session])
+    table.main([session])
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["prepare"]:
-        prepare.main(sys.argv[2:])
-        return
-    found = training.measure()
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    base = found["padded to 512"]
-    print(f"\nLoRA (r=8, q and v) on SmolLM2-135M, {found['rows']} real rows, 8 a step, float32; {machine}\n")
-    print(f"{'':34}{'real tok/s':>12}{'ratio':>8}{'loss after':>12}")
-    for name in ("padded to 512", "padded to the longest", "tuneloop"):
-        one = found[name]
-        ratio = one["tokens_per_second"] / base["tokens_per_second"]
-        print(f"{name:34}{one['tokens_per_second']:12.0f}{ratio:8.2f}{one['loss']:12.4f}")
-    print(f"\ntuneloop --help: {startup():.2f} s")
-    print(json.dumps(found), file=sys.stderr)
+    verbs = {"prepare": prepare.main, "train": training.main, "table": table.main}
+    verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if verb not in ("near", "table") and not rows.data().is_dir():
+        raise SystemExit(
+            f"{rows.data()} has the rows to measure on, and is not there; TUNELOOP_BENCH_DATA names another"
+        )
+    if verb in verbs:
+        if verb != "table":
+            environments.ready()
+        verbs[verb](arguments)
+    elif verb == "near":
+        sys.argv = sys.argv[1:]
+        near.main()
+    elif verb and not verb.startswith("-"):
+        raise SystemExit(__doc__)
+    else:
+        everything(sys.argv[1:])
 
 
 if __name__ == "__main__":

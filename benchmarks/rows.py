@@ -34,7 +34,7 @@ def alpaca(count: int, held: int = 50) -> tuple[list[Row], list[Row]]:
     return every[:count], every[-held:]
 
 
-def pairs(count: int, held: int = 10, longest: int = 3600) -> tuple[list[Row], list[Row]]:
+def pairs(count: int, held: int = 10, longest: int = 3000) -> tuple[list[Row], list[Row]]:
     """Preferences as {"prompt": messages, "chosen", "rejected"}, short enough that no tool cuts them.
 
     `longest` counts characters of the prompt with either answer: in English that stays below 1,024 tokens.

@@ -99,17 +99,60 @@ SINGLE = [
     ("saves_per_epoch", 1, "train.save_strategy", "epoch"),
     ("evals_per_epoch", 0, "train.eval_strategy", "no"),
     ("eval_max_new_tokens", 32, "evaluate.max_new_tokens", 32),
+    ("finetuning_type", "freeze", "train.method", "freeze"),
+    ("adapter", "qlora", "train.method", "qlora"),
+    ("peft_type", "PREFIX_TUNING", "train.method", "ptuning_v2"),
+    ("peft_type", "PROMPT_TUNING", "train.method", "prompt_tuning"),
+    ("use_rslora", True, "train.lora.rslora", True),
+    ("peft_use_dora", True, "train.lora.dora", True),
+    ("init_lora_weights", "olora", "train.lora.init", "olora"),
+    ("init_weights", "pissa_niter_16", "train.lora.init", "pissa"),
+    ("pissa_init", True, "train.lora.init", "pissa"),
+    ("loraplus_lr_ratio", 16, "train.lora.plus_ratio", 16),
+    ("lorap_lr_ratio", "16.0", "train.lora.plus_ratio", 16.0),
+    ("additional_target", "embed_tokens,lm_head", "train.lora.train_also", ["embed_tokens", "lm_head"]),
+    ("modules_to_save", ["embed_tokens"], "train.lora.train_also", ["embed_tokens"]),
+    ("freeze_trainable_layers", 3, "train.freeze.layers", 3),
+    ("num_virtual_tokens", 30, "train.virtual.tokens", 30),
+    ("prefix_projection", True, "train.virtual.projection", True),
+    ("prompt_tuning_init_text", "Classify:", "train.virtual.text", "Classify:"),
+    ("pref_beta", 0.2, "train.prefer.beta", 0.2),
+    ("rl_beta", 0.2, "train.prefer.beta", 0.2),
+    ("simpo_gamma", 1.0, "train.prefer.margin", 1.0),
+    ("label_smoothing", 0.1, "train.prefer.smoothing", 0.1),
+    ("pref_ftx", 0.5, "train.prefer.sft", 0.5),
+    ("pref_loss", "sigmoid", "train.prefer.loss", "dpo"),
+    ("loss_type", ["ipo"], "train.prefer.loss", "ipo"),
+    ("neftune_noise_alpha", 5, "train.neftune_alpha", 5),
+    ("noisy_embedding_alpha", 5, "train.neftune_alpha", 5),
+    ("optim", "adamw_bnb_8bit", "train.optimizer", "adamw_8bit"),
+    ("optim", "paged_adamw_8bit", "train.optimizer", "paged_adamw_8bit"),
+    ("optimizer", "paged_adamw_32bit", "train.optimizer", "paged_adamw"),
+    ("optim", "adafactor", "train.optimizer", "adafactor"),
+    ("early_stopping_patience", 3, "train.early_stopping", 3),
+    ("early_stopping_steps", 3, "train.early_stopping", 3),
+    ("load_best_model_at_end", True, "train.keep_best", True),
+    ("stage", "pt", "train.task", "text"),
+    ("stage", "rm", "train.task", "reward"),
+    ("stage", "dpo", "train.task", "prefer"),
+    ("task_type", "SEQ_CLS", "train.task", "classify"),
+    ("adapter_name_or_path", "saves/a", "train.adapter", "saves/a"),
+    ("lora_model_dir", "saves/a", "train.adapter", "saves/a"),
     ("output_dir", "./saves/llama3/lora/sft/", "name", "sft"),
     ("output_dir", "C:\\runs\\my run", "name", "my-run"),
     ("run_name", "demo", "name", "demo"),
 ]  # fmt: skip
 
 
+TOLD = {"train.task", "train.adapter", "train.prefer.loss"}  # read together with others: always told with the value
+
+
 @pytest.mark.parametrize(("alias", "value", "key", "becomes"), SINGLE)
 def test_a_peers_key_flat_and_in_its_section(alias: str, value: Any, key: str, becomes: Any) -> None:
     assert own({alias: value}) == nested(key, becomes)
     told = notes({alias: value})
-    if value == becomes or key in {"name", "prepare.max_length"} or alias.endswith("_per_epoch"):
+    remarked = alias.endswith("_per_epoch") or alias.startswith(("freeze_", "early_stop"))
+    if key not in TOLD and (value == becomes or key in {"name", "prepare.max_length"} or remarked):
         assert f"{alias} is called {key} here" in told
     else:
         assert told == f"{alias}: {shown(value)} is {key}: {shown(becomes)} here"
@@ -309,7 +352,7 @@ class TestData:
         raw = {"data": [{"path": "a.json", "type": "sharegpt"}, "b.json"]}
         assert own(raw)["data"] == [{"path": "a.json"}, "b.json"]
 
-    @pytest.mark.parametrize("entry", [{"type": "completion"}, {"split": "validation"}, {"split": "train[:10%]"}])
+    @pytest.mark.parametrize("entry", [{"split": "test"}, {"split": "validation"}, {"split": "train[:10%]"}])
     def test_what_a_section_cannot_ask_for(self, entry: dict[str, str]) -> None:
         [key] = entry
         assert codes({"datasets": [{"path": "a.json", **entry}]}) == [("TL-RECIPE-UNSUPPORTED", f"datasets.0.{key}")]
@@ -324,6 +367,68 @@ class TestData:
         assert own({"data": {"path": "a.json", "rows": "[2:]"}, "max_samples": 5})["data"] == [
             {"rows": "[2:]", "path": "a.json"}
         ]
+
+
+class TestTraining:
+    """What is learned, from where, and over which weights: read several keys at a time."""
+
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [
+            ({"stage": "dpo", "pref_loss": "orpo", "pref_beta": 0.1},
+             {"task": "prefer", "prefer": {"loss": "orpo", "beta": 0.1}}),
+            ({"stage": "kto", "pref_loss": "sigmoid"}, {"task": "prefer", "prefer": {"loss": "kto"}}),
+            ({"rl": "ipo"}, {"task": "prefer", "prefer": {"loss": "ipo"}}),
+            ({"rlhf_type": "simpo", "simpo_gamma": 1, "beta": 2},
+             {"task": "prefer", "prefer": {"loss": "simpo", "margin": 1, "beta": 2}}),
+            ({"rlhf_type": "rm"}, {"task": "reward"}),
+            ({"task_type": "seq_cls"}, {"task": "classify"}),
+            ({"train": {"task": "classify"}}, {"task": "classify"}),
+        ],
+    )  # fmt: skip
+    def test_what_is_learned(self, raw: dict[str, Any], expected: dict[str, Any]) -> None:
+        assert own(raw) == {"train": expected}
+        assert translate(raw)[1] or "train" in raw
+
+    def test_two_tasks(self) -> None:
+        assert codes({"stage": "dpo", "rl": "simpo"}) == [("TL-RECIPE-TWICE", "rl")]
+
+    @pytest.mark.parametrize(
+        ("raw", "form"),
+        [({"finetuning_type": "lora", "quantization_bit": 4}, "nf4"), ({"quantization_bit": "8"}, "int8"),
+         ({"load_in_4bit": True}, "nf4"), ({"adapter": "lora", "load_in_8bit": True}, "int8"),
+         ({"adapter": "qlora", "load_in_4bit": True}, "nf4"), ({"train": {"method": "lora"}, "quant_bits": 4}, "nf4")],
+    )  # fmt: skip
+    def test_lora_over_quantized_weights_is_qlora(self, raw: dict[str, Any], form: str) -> None:
+        assert own(raw) == {"train": {"method": "qlora", "qlora": {"bits": form}}}
+        assert f"train.method is qlora, train.qlora.bits is {form}" in notes(raw)
+
+    def test_what_quantized_weights_cannot_take(self) -> None:
+        assert codes({"finetuning_type": "full", "load_in_4bit": True}) == [("TL-RECIPE-UNSUPPORTED", "load_in_4bit")]
+        assert codes({"load_in_4bit": True, "load_in_8bit": True}) == [("TL-RECIPE-TWICE", "load_in_8bit")]
+
+    def test_double_quantization(self) -> None:
+        raw = {"load_in_4bit": True, "bnb_4bit_use_double_quant": False}
+        assert own(raw)["train"]["qlora"] == {"bits": "nf4", "double": False}
+        assert own({"double_quantization": True}) == {}
+        assert "only for quantized weights" in notes({"double_quantization": True})
+
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [({"adapter_name_or_path": "a,b, c"}, {"merge": ["a", "b"], "adapter": "c"}),
+         ({"adapters": ["a"]}, {"adapter": "a"}),
+         ({"adapter_name_or_path": "a,b", "create_new_adapter": True}, {"merge": ["a", "b"]}),
+         ({"train": {"adapter": "run-1"}}, {"adapter": "run-1"})],
+    )  # fmt: skip
+    def test_adapters_to_go_on_from(self, raw: dict[str, Any], expected: dict[str, Any]) -> None:
+        assert own(raw) == {"train": expected}
+
+    def test_texts_to_go_on_writing(self) -> None:
+        assert own({"pretraining_dataset": [{"path": "a.jsonl"}]})["data"] == [{"task": "text", "path": "a.jsonl"}]
+        assert own({"datasets": [{"path": "a.jsonl", "type": "completion"}]})["data"] == [
+            {"path": "a.jsonl", "task": "text"}
+        ]
+        assert own({"pretraining_dataset": None}) == {}
 
 
 class TestSeveralTogether:
@@ -371,9 +476,12 @@ class TestNotHere:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("deepspeed", "zero2"), ("quantization_bit", 4), ("load_in_4bit", True), ("neftune_noise_alpha", 5),
-         ("use_dora", True), ("stage", "dpo"), ("rl", "kto"), ("fsdp_config", {"x": 1}), ("optim", "lion_8bit"),
-         ("lr_scheduler_type", "polynomial"), ("adapter", "qlora"), ("finetuning_type", "freeze"),
+        [("deepspeed", "zero2"), ("quantization_bit", 2), ("quant_method", "hqq"), ("bnb_4bit_quant_type", "fp4"),
+         ("stage", "ppo"), ("rl", "grpo"), ("rlhf_type", "gkd"), ("task_type", "embedding"), ("ref_model", "other"),
+         ("fsdp_config", {"x": 1}), ("optim", "lion_8bit"), ("optim", "adamw_torch_4bit"), ("optim", "galore_adamw"),
+         ("lr_scheduler_type", "polynomial"), ("adapter", "ia3"), ("finetuning_type", "oft"), ("pref_loss", "hinge"),
+         ("init_lora_weights", "eva"), ("init_lora_weights", False), ("freeze_trainable_layers", -2),
+         ("freeze_trainable_modules", "mlp"), ("kto_chosen_weight", 2.0),
          ("columns", {"a": "b"}), ("target_modules", r"^model\.layers\.\d+"),
          ("loss_type", "dft"), ("cached_dataset", ["v"]), ("model_init_kwargs", {"torch_dtype": "bfloat16"}),
          ("train_on_inputs", True), ("loss_scale", "last_round"), ("special_tokens", {"eos_token": "x"}),
@@ -388,6 +496,10 @@ class TestNotHere:
     @pytest.mark.parametrize(
         ("key", "value"),
         [("deepspeed", None), ("load_in_4bit", False), ("neftune_noise_alpha", 0), ("stage", "sft"), ("task", "sft"),
+         ("rl", False), ("rlhf_type", None), ("loss_type", "nll"), ("additional_target", ""), ("use_dora", False),
+         ("adapter_name_or_path", None), ("adapters", []), ("early_stopping_patience", 0), ("pref_ftx", 0),
+         ("load_best_model_at_end", False), ("quant_method", "bnb"), ("bnb_4bit_quant_type", "nf4"),
+         ("freeze_trainable_modules", "all"), ("kto_chosen_weight", 1.0), ("create_new_adapter", True),
          ("task_type", "CAUSAL_LM"), ("optim", "adamw_torch"), ("fsdp", []), ("quantization_bit", "none"),
          ("tensor_parallel_size", 1), ("plugins", ["axolotl.integrations.liger.LigerPlugin"]),
          ("dataset_shuffle", True), ("special_tokens", {"pad_token": "<pad>"}), ("init_weights", "true"),
@@ -398,8 +510,9 @@ class TestNotHere:
         assert (out, found) == ({}, [])
         assert key in said[0]
 
-    def test_adamw_in_8_bits_is_said(self) -> None:
-        assert "optimizer: not used, the optimizer is AdamW in full precision" in notes({"optimizer": "adamw_bnb_8bit"})
+    def test_another_adamw_is_said(self) -> None:
+        said = notes({"optimizer": "adamw_anyprecision"})
+        assert "optimizer: not used, the optimizer is AdamW in full precision" in said
 
     def test_template_names_are_the_tokenizers_own(self) -> None:
         assert "model.template" in notes({"template": "llama3"})

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,21 +16,27 @@ from tuneloop.errors import ModelError
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.methods import parameters
+from tuneloop.model.tasks.task import Head
 from tuneloop.plan.budget import (
     GENERATION,
     LAYER_SECONDS,
     PROCESS_GB,
+    STATE,
     Shape,
     forward_flops,
     generation_seconds,
+    kept_flops,
     memory_gb,
     shape,
     step_flops,
 )
 from tuneloop.plan.hardware import Hardware
-from tuneloop.sections import TrainPart
+from tuneloop.sections import OptimizerName, TrainPart
 
-SEVEN = Shape(7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2)
+SEVEN = Shape(
+    7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2, linear_trained=20_000_000,
+    head=4096 * 102400, bytes_all=14_000_000_000,
+)  # fmt: skip
 
 
 def part(**train: Any) -> TrainPart:
@@ -148,17 +154,17 @@ def test_memory_grows_with_tokens_as_it_does(middling: Path, train: dict[str, An
 def test_more_of_anything_needs_no_less() -> None:
     lora, full = part(), part(method="full")
     for bigger in (
-        replace(SEVEN, parameters=2 * SEVEN.parameters), replace(SEVEN, layers=40), replace(SEVEN, hidden=5120),
+        replace(SEVEN, bytes_all=2 * SEVEN.bytes_all), replace(SEVEN, layers=40), replace(SEVEN, hidden=5120),
         replace(SEVEN, inner=16000), replace(SEVEN, bytes_each=4), replace(SEVEN, trainable=10**9),
     ):  # fmt: skip
         assert memory_gb(bigger, 2048, lora) > memory_gb(SEVEN, 2048, lora)
     assert memory_gb(SEVEN, 4096, lora) > memory_gb(SEVEN, 2048, lora) > memory_gb(SEVEN, 512, lora) > PROCESS_GB
-    everything = replace(SEVEN, trainable=SEVEN.parameters)
+    everything = replace(SEVEN, trainable=SEVEN.parameters, linear_trained=SEVEN.linear, head_trained=True)
     assert memory_gb(everything, 2048, full) > 4 * memory_gb(SEVEN, 2048, lora) / 2
     assert memory_gb(SEVEN, 2048, part(checkpointing=True)) < memory_gb(SEVEN, 2048, lora)
     assert step_flops(SEVEN, 200, 50, lora) == 2 * step_flops(SEVEN, 100, 25, lora)
     assert step_flops(SEVEN, 100, 50, lora) > step_flops(SEVEN, 100, 10, lora)
-    assert step_flops(SEVEN, 100, 50, full) > step_flops(SEVEN, 100, 50, lora)
+    assert step_flops(everything, 100, 50, full) > step_flops(SEVEN, 100, 50, lora)
     assert step_flops(SEVEN, 100, 50, part(checkpointing=True)) > step_flops(SEVEN, 100, 50, lora)
 
 
@@ -202,3 +208,88 @@ def test_a_step_of_generation_reads_all_weights() -> None:
     step = 14 / (20 * GENERATION) + 32 * LAYER_SECONDS
     assert generation_seconds(SEVEN, machine, 3, 100) == pytest.approx(300 * step)
     assert forward_flops(SEVEN, 100, 10) < step_flops(SEVEN, 100, 10, part()) / 1.9
+
+
+def test_a_frozen_part_costs_one_pass_and_keeps_nothing(middling: Path) -> None:
+    full, half = part(method="full"), part(method="freeze", freeze={"layers": 2})
+    whole, seen = shape(middling, full, "float32"), shape(middling, half, "float32")
+    assert (seen.below, whole.below) == (2, 0)
+    assert seen.linear == whole.linear
+    assert seen.linear_below == seen.linear_trained == seen.linear // 2
+    tokens = 1000
+    every = 2 * whole.linear * tokens
+    assert step_flops(whole, tokens, 0, full) == 3 * every
+    assert step_flops(seen, tokens, 0, half) == 2 * every, "half of it forward alone"
+    assert step_flops(seen, tokens, 0, half, kept=True) == 1.5 * every
+    assert kept_flops(seen, tokens) == every / 2
+    small = replace(seen, trainable=whole.trainable, bytes_all=whole.bytes_all, head_trained=whole.head_trained)
+    assert (memory_gb(whole, tokens, full) - memory_gb(small, tokens, half)) * 1e9 == pytest.approx(
+        2 * tokens * (10 * 128 + 5 * 320) * 4
+    )
+
+
+@pytest.mark.parametrize("train", [{"freeze": {"layers": 1}}, {"freeze": {"layers": 2}}], ids=str)
+def test_operations_of_a_frozen_model_are_those_that_torch_counts(middling: Path, train: dict[str, Any]) -> None:
+    settings = part(method="freeze", **train)
+    model = LossModel(wrap(load_model(middling), settings, 0)).train()
+    row = sample(128)
+    with Products() as counter:
+        model(**pack([row])).backward()
+    foreseen = step_flops(shape(middling, settings, "float32"), 128, row.labels, settings)
+    assert foreseen == pytest.approx(counter.total, rel=0.25)
+
+
+def test_what_is_held_in_fewer_bits(middling: Path) -> None:
+    plain, four = shape(middling, part(), "float32"), shape(middling, part(method="qlora"), "float32")
+    single = shape(middling, part(method="qlora", qlora={"double": False}), "float32")
+    eight = shape(middling, part(method="qlora", qlora={"bits": "int8"}), "float32")
+    assert plain.parameters == four.parameters
+    assert plain.bytes_all == 4 * plain.parameters
+    frozen = plain.linear - plain.linear_trained
+    assert plain.bytes_all - four.bytes_all == pytest.approx((4 - 0.516) * frozen, rel=0.01)
+    assert plain.bytes_all - eight.bytes_all == pytest.approx((4 - 1.01) * frozen, rel=0.01)
+    assert four.bytes_all < single.bytes_all < eight.bytes_all
+    assert shape(middling, part(), "bfloat16").bytes_all == 2 * plain.parameters + 2 * plain.trainable
+
+
+def test_the_head_is_that_of_the_task(middling: Path) -> None:
+    scores = shape(middling, part(), "float32", lambda config: Head("classifier", ("a", "b", "c")))
+    words = shape(middling, part(), "float32")
+    assert (scores.vocabulary, scores.head) == (3, 3 * 128)
+    assert (words.vocabulary, words.head) == (512, 512 * 128)
+    assert scores.head_trained
+    assert not words.head_trained
+    assert scores.linear == words.linear
+
+
+@pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning"])
+def test_virtual_tokens_are_known(middling: Path, method: str) -> None:
+    seen = shape(middling, part(method=method, virtual={"tokens": 7}), "float32")
+    assert seen.virtual == 7
+    assert seen.below == 0
+    assert 0 < seen.trainable < seen.parameters
+
+
+def test_optimizers_need_what_they_hold() -> None:
+    everything = replace(SEVEN, trainable=10**9)
+    need = {name: memory_gb(everything, 512, part(optimizer=name)) for name in STATE}
+    assert need["adamw"] - need["adamw_8bit"] == pytest.approx(6)
+    assert need["adamw"] - need["sgd"] == pytest.approx(8)
+    assert need["sgd"] < need["adafactor"] < need["adamw_8bit"]
+    assert set(STATE) == set(get_args(OptimizerName))
+
+
+@pytest.mark.parametrize(
+    ("train", "code"),
+    [
+        ({"lora": {"rank": 1000}}, "TL-MODEL-RANK"), ({"lora": {"targets": ["q_porj"]}}, "TL-MODEL-MODULE"),
+        ({"method": "freeze", "freeze": {"layers": 9}}, "TL-MODEL-LAYERS"),
+        ({"method": "freeze", "freeze": {"layers": 0}}, "TL-MODEL-NOTHING-TRAINED"),
+        ({"method": "ptuning_v2", "checkpointing": True}, "TL-MODEL-CHECKPOINTING"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_followed_is_told_here(middling: Path, train: dict[str, Any], code: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        shape(middling, part(**train), "float32")
+    assert caught.value.code == code

@@ -17,7 +17,7 @@ EVERY = Due("steps", 1, 10, 1000)
 
 
 def result(number: int, loss: float = 2.0) -> StepResult:
-    return StepResult(Step(number, [], 30, 100, 4, "abcd0123"), loss, 0.5, 1e-4)
+    return StepResult(Step(number, [], 30.0, 30, 100, 4, "abcd0123"), loss, 0.5, 1e-4)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -130,6 +130,19 @@ def test_the_held_out_loss_is_a_line_of_its_own(tmp_path: Path) -> None:
     assert line.pop("clock")["seconds"] >= 0
     assert line == {"step": 2, "epoch": 0.5, "eval_loss": 1.5}
     assert said == ["step 2: held-out loss 1.5000"]
+
+
+def test_who_wants_to_know_a_held_out_loss_is_told_after_its_line_stands(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    heard: list[tuple[int, float, int]] = []
+
+    def listen(step: int, loss: float) -> None:
+        heard.append((step, loss, len(list(journal.lines()))))
+
+    held = HeldOut(journal, Meter(), Due("steps", 2, 4, 100), 4, lambda: (30.0, 20), lambda text: None, (listen,))
+    for step in (1, 2, 3, 4):
+        held.on_step(State(step), result(step))
+    assert heard == [(2, 1.5, 1), (4, 1.5, 2)]
 
 
 def test_without_held_out_rows_there_is_no_line(tmp_path: Path) -> None:

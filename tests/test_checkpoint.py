@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tuneloop.data.batches import pack
@@ -172,6 +173,27 @@ def test_the_oldest_go(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-100"]
     small(tmp_path, 101, 102, 103)
     assert len(names(tmp_path)) == 4
+
+
+def test_the_best_one_stays_beside_the_newest(tmp_path: Path) -> None:
+    model = Small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    kept = []
+    for step, best in enumerate((1, 2, 2, 2, 5), 1):
+        checkpoint.save(tmp_path, State(step), model, optimizer, scheduler, keep=1, spare=best)
+        kept.append(names(tmp_path))
+    assert kept == [["step-1"], ["step-2"], ["step-2", "step-3"], ["step-2", "step-4"], ["step-5"]]
+
+
+def test_the_weights_alone_can_be_taken_back(tmp_path: Path) -> None:
+    small(tmp_path, 1)
+    model, other = Small(), Small(4)
+    loaded = checkpoint.restore_weights(tmp_path / "step-1", model)
+    assert loaded.keys() == {"linear.weight", "linear.bias"}
+    assert torch.equal(model.linear.weight, load_file(tmp_path / "step-1" / "trained.safetensors")["linear.weight"])
+    with pytest.raises(RunError):
+        checkpoint.restore_weights(tmp_path / "step-1", other)
 
 
 def test_a_broken_one_never_pushes_a_good_one_out(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import nn
 
 from tests.conftest import tiny_config
-from tuneloop.errors import ModelError
+from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.load import load_model, wrap
-from tuneloop.model.methods import METHODS, linear_names, parameters
-from tuneloop.sections import TrainPart
+from tuneloop.model.methods import METHODS, linear_names, notes, parameters
+from tuneloop.sections import QloraPart, TrainPart
 
 
 def part(**train: Any) -> TrainPart:
@@ -135,3 +135,207 @@ def test_no_target_is_nothing_to_train(tiny_model: Path) -> None:
     with pytest.raises(ModelError) as caught:
         wrap(load_model(tiny_model), part(lora={"targets": []}), 0)
     assert caught.value.code == "TL-MODEL-NOTHING-TRAINED"
+
+
+def tiny(family: str, **more: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(tiny_config(family, **more))
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def code(model: Any, **train: Any) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        wrap(model, part(**train), 0)
+    assert caught.value.do
+    assert "?" not in caught.value.what
+    return caught.value
+
+
+def test_freeze_trains_the_last_blocks_with_the_norm_behind_them() -> None:
+    model = wrap(tiny("llama", num_hidden_layers=3), part(method="freeze", freeze={"layers": 2}), 0)
+    assert trained(model) == {
+        n for n, _ in model.named_parameters() if n.startswith(("model.layers.1.", "model.layers.2.", "model.norm."))
+    }
+    gpt2 = wrap(tiny("gpt2"), part(method="freeze", freeze={"layers": 1}), 0)
+    assert {n.split(".")[1] for n in trained(gpt2)} == {"h", "ln_f"}
+    assert not any(".h.0." in n for n in trained(gpt2))
+
+
+def test_freeze_trains_named_modules_or_the_head_alone() -> None:
+    named = wrap(tiny("qwen2"), part(method="freeze", freeze={"modules": ["layers.0.mlp", "q_proj"]}), 0)
+    assert {n.rsplit(".", 1)[0].removeprefix("model.layers.") for n in trained(named)} == {
+        "0.mlp.gate_proj", "0.mlp.up_proj", "0.mlp.down_proj", "0.self_attn.q_proj", "1.self_attn.q_proj",
+    }  # fmt: skip
+    only = part(method="freeze", freeze={"layers": 0, "head": True})
+    head = wrap(tiny("llama"), only, 0)
+    assert trained(head) == {"lm_head.weight"}
+    assert notes(head, only) == []
+    tied = wrap(tiny("llama", tie_word_embeddings=True), only, 0)
+    assert trained(tied) == {"model.embed_tokens.weight"}
+    assert "both" in notes(tied, only)[0]
+
+
+def test_what_cannot_be_trained_is_told_before_the_first_step() -> None:
+    assert code(tiny("llama"), method="freeze", freeze={"layers": 0}).code == "TL-MODEL-NOTHING-TRAINED"
+    assert "2" in code(tiny("llama"), method="freeze", freeze={"layers": 9}).what
+    misspelt = code(tiny("llama"), method="freeze", freeze={"modules": ["lm_haed"]})
+    assert misspelt.code == "TL-MODEL-MODULE"
+    assert "lm_head" in misspelt.do
+    also = code(tiny("llama"), lora={"train_also": ["embed_token"]})
+    assert also.where == "train.lora.train_also"
+    assert "embed_tokens" in also.do
+    narrow = code(tiny("llama"), lora={"rank": 17})
+    assert narrow.code == "TL-MODEL-RANK"
+    assert "16" in narrow.what
+    assert isinstance(wrap(tiny("llama"), part(lora={"rank": 17, "targets": ["q_proj"]}), 0), PeftModel)
+    assert code(tiny("llama"), lora={"rank": 3, "init": "orthogonal"}).code == "TL-MODEL-METHOD"
+    assert code(tiny("llama"), method="ptuning_v2", checkpointing=True).code == "TL-MODEL-CHECKPOINTING"
+
+
+def test_quantisation_without_its_package_names_the_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    real = importlib.import_module
+
+    def without(name: str, *more: Any) -> Any:
+        if name == "bitsandbytes":
+            raise ImportError(name)
+        return real(name, *more)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(MachineError) as caught:
+        load_model(tiny_model, quantized=QloraPart())
+    assert caught.value.code == "TL-MACHINE-EXTRA"
+    assert "qlora" in caught.value.do
+
+
+def test_experts_get_no_adapters_unless_they_are_named() -> None:
+    wanted = part(lora={"rank": 2})
+    model = wrap(tiny("deepseek_v3"), wanted, 0)
+    touched = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n in trained(model)}
+    assert touched == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    (note,) = notes(model, wanted)
+    assert "gate_proj" in note
+    named = wrap(tiny("deepseek_v3"), part(lora={"rank": 2, "targets": ["gate_proj", "up_proj", "down_proj"]}), 0)
+    assert any(".experts." in n for n in trained(named))
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "gaussian", "pissa", "olora"])
+def test_every_beginning_leaves_the_model_as_it_was(tiny_model: Path, kind: str) -> None:
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        before = load_model(tiny_model)(ids).logits
+        wrapped = wrap(load_model(tiny_model), part(lora={"rank": 4, "init": kind}), 0)
+        assert torch.allclose(wrapped(ids).logits, before, atol=1e-4)
+
+
+def test_tied_embeddings_stay_tied_when_they_are_trained_whole(tiny_model: Path) -> None:
+    model: Any = wrap(load_model(tiny_model), part(lora={"rank": 2, "train_also": ["embed_tokens"]}), 0)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if p.requires_grad and "embed_tokens" in n:
+                p.add_(0.1)
+        after = model.eval()(torch.arange(9)[None]).logits
+        merged = model.merge_and_unload()
+        assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+        assert torch.allclose(merged(torch.arange(9)[None]).logits, after, atol=1e-4)
+
+
+def test_noise_on_the_embeddings_is_of_each_sample_alone_and_of_training_alone() -> None:
+    from tuneloop.model.trunk import entry
+
+    model = wrap(tiny("llama"), part(lora={"rank": 2}, neftune_alpha=5), 0)
+    ids, places, lengths = torch.arange(3, 23)[None], torch.tensor([[*range(4), *range(16)]]), (4, 16)
+    plain_ = model.get_base_model().get_input_embeddings()(ids)  # type: ignore[operator,union-attr]
+    model.train()
+    torch.manual_seed(7)
+    noise = (entry(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs()
+    for piece, length in zip(noise.split(lengths), lengths, strict=True):
+        most = 5 / (length * 32) ** 0.5
+        assert 0.9 * most < float(piece.max()) <= most
+    torch.manual_seed(7)
+    assert torch.equal((entry(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs(), noise)
+    model.eval()
+    assert "input_ids" in entry(model, ids, places, lengths).inputs
+    with torch.no_grad():
+        assert "input_ids" in entry(model.train(), ids, places, lengths).inputs
+
+
+def bert(words: bool = False) -> Any:
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+    config = BertConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_labels=3,
+                        num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    if words:
+        return BertForMaskedLM(config)
+    model = BertForSequenceClassification(config)
+    model.new_weights = ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    return model
+
+
+def test_a_new_head_is_trained_and_saved_whatever_the_method(tmp_path: Path) -> None:
+    new = ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    for train in ({"lora": {"rank": 2}}, {"method": "prompt_tuning"}, {"method": "freeze", "freeze": {"layers": 0}}):
+        model: Any = wrap(bert(), part(**train), 0)
+        names = {
+            n.replace("modules_to_save.default.", "").replace("base_model.model.", "").removeprefix("base_model.")
+            for n in trained(model)
+        }
+        assert names.issuperset(new), train
+        ids = torch.arange(9)[None]
+        model.save_pretrained(tmp_path / str(train.get("method")))
+        before = model.eval()(ids).logits
+        if isinstance(model, PeftModel):
+            again = PeftModel.from_pretrained(bert_with(model), str(tmp_path / str(train.get("method"))))
+            assert torch.allclose(again.eval()(ids).logits, before, atol=1e-5)
+
+
+def bert_with(model: Any) -> Any:
+    """The same trunk with another new head and pooler."""
+    from copy import deepcopy
+
+    fresh = bert()
+    own = {k.replace(".base_layer.", ".").replace(".original_module.", "."): v
+           for k, v in deepcopy(model.get_base_model()).state_dict().items()}  # fmt: skip
+    fresh.load_state_dict({k: v for k, v in own.items() if k in fresh.state_dict() and not k.startswith("classifier")},
+                          strict=False)  # fmt: skip
+    return fresh
+
+
+@pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning", "lora"])
+def test_an_encoder_scores_packed_texts_as_peft_does(method: str) -> None:
+    from tuneloop.model import attention
+    from tuneloop.model.tasks.classify import LabelModel
+
+    model = bert()
+    model.set_attn_implementation(attention.register())
+    wrapped = wrap(model, part(method=method), 0).eval()
+    objective, lengths = LabelModel(wrapped, torch.arange(5)[None]).eval(), (5, 7)
+    ids, places = torch.arange(3, 15)[None], torch.tensor([[*range(5), *range(7)]])
+    with torch.no_grad():
+        alone = [wrapped(input_ids=x, attention_mask=torch.ones_like(x)).logits for x in ids.split(lengths, 1)]
+        assert objective.read is not None
+        assert torch.allclose(objective.scores(ids, places, lengths), torch.cat(alone), atol=1e-5)
+
+
+def test_models_of_masked_words_take_no_virtual_tokens() -> None:
+    assert code(bert(words=True), method="prompt_tuning").code == "TL-MODEL-METHOD"
+    model = wrap(bert(words=True), part(lora={"rank": 2}), 0)
+    assert trained(model)
+    assert not any("cls." in n for n in trained(model))
+
+
+def test_a_prompt_may_begin_as_a_text(tiny_model: Path) -> None:
+    from tuneloop.model.load import load_tokenizer
+
+    model = load_model(tiny_model)
+    words = load_tokenizer(tiny_model)("Small step", add_special_tokens=False)["input_ids"]
+    wrapped: Any = wrap(model, part(method="prompt_tuning", virtual={"tokens": 9, "text": "Small step"}), 0)
+    expected = model.get_input_embeddings()(torch.tensor([words[k % len(words)] for k in range(9)]))
+    assert torch.equal(wrapped.get_prompt(1)[0], expected)
+    long = code(load_model(tiny_model), method="prompt_tuning", virtual={"tokens": 2, "text": "Small step of mine"})
+    assert long.where == "train.virtual.text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ upcast_lmhead_output train_from_scratch infer_dtype hf_hub_token ms_hub_token om
 quantization_method quantization_bit quantization_type double_quantization fp8 image_max_pixels video_fps
 freeze_trainable_layers freeze_trainable_modules freeze_extra_modules additional_target lora_alpha lora_dropout
 lora_rank lora_target loraplus_lr_ratio loraplus_lr_embedding use_rslora use_dora pissa_init create_new_adapter
-pref_beta pref_loss dpo_label_smoothing simpo_gamma ref_model reward_model use_galore use_apollo use_badam use_swanlab
+pref_beta pref_loss dpo_label_smoothing simpo_gamma ref_model reward_model use_galore use_apollo use_badam pref_ftx kto_chosen_weight kto_rejected_weight ppo_epochs pissa_iter use_swanlab
 swanlab_project pure_bf16 stage finetuning_type use_llama_pro use_adam_mini use_muon use_dft_loss freeze_vision_tower
 compute_accuracy disable_shuffling early_stopping_steps plot_loss include_effective_tokens_per_second
 predict_with_generate overwrite_output_dir
@@ -48,6 +49,8 @@ freeze_aligner target_modules target_regex target_parameters init_weights module
 freeze_parameters_ratio trainable_parameters lora_rank lora_alpha lora_dropout lora_bias lora_dtype use_dora
 use_rslora lorap_lr_ratio use_galore lisa_activated_layers packing packing_length lazy_tokenize acc_strategy
 add_version create_checkpoint_symlink check_model
+rlhf_type beta simpo_gamma rpo_alpha label_smoothing desirable_weight undesirable_weight early_stop_interval
+load_best_model_at_end problem_type
 """
 
 AXOLOTL = """
@@ -62,7 +65,8 @@ sample_packing sample_packing_group_size eval_sample_packing pad_to_sequence_len
 sdp_attention s2_attention flex_attention flash_attention eager_attention unsloth_lora_mlp lora_mlp_kernel
 lora_qkv_kernel lora_o_kernel deepspeed fsdp fsdp_config val_set_size sequence_parallel_degree special_tokens tokens
 torch_compile max_steps warmup_steps warmup_ratio eval_steps evals_per_epoch eval_strategy save_steps saves_per_epoch
-save_strategy save_total_limit logging_steps early_stopping_patience load_best_model_at_end save_only_model
+save_strategy save_total_limit logging_steps rl_beta orpo_alpha dpo_label_smoothing loraplus_lr_embedding num_labels
+early_stopping_patience load_best_model_at_end save_only_model
 use_tensorboard neftune_noise_alpha max_memory gpu_memory_limit low_cpu_mem_usage chat_template chat_template_jinja
 default_system_message eot_tokens plugins gradient_accumulation_steps micro_batch_size batch_size eval_batch_size
 auto_find_batch_size train_on_inputs group_by_length learning_rate weight_decay optimizer optim_args lr_scheduler
@@ -79,7 +83,13 @@ lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lor
 load_in_8bit load_in_4bit bnb_4bit_quant_type dataset_name dataset_config dataset_train_split dataset_test_split
 dataset_streaming model_init_kwargs chat_template_path dataset_text_field dataset_kwargs dataset_num_proc eos_token
 pad_token max_length shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing
-completion_only_loss assistant_only_loss loss_type activation_offloading
+completion_only_loss assistant_only_loss loss_type activation_offloading use_bnb_nested_quant
+"""
+
+PEFT = """
+peft_type task_type r lora_alpha lora_dropout target_modules use_rslora use_dora init_lora_weights modules_to_save
+layers_to_transform rank_pattern alpha_pattern loftq_config num_virtual_tokens prefix_projection prompt_tuning_init
+prompt_tuning_init_text
 """
 
 
@@ -89,7 +99,7 @@ def known(key: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "names", [LLAMA_FACTORY, SWIFT, AXOLOTL, TRL], ids=["llama-factory", "ms-swift", "axolotl", "trl"]
+    "names", [LLAMA_FACTORY, SWIFT, AXOLOTL, TRL, PEFT], ids=["llama-factory", "ms-swift", "axolotl", "trl", "peft"]
 )
 def test_a_peers_keys_are_known(names: str) -> None:
     assert [key for key in names.split() if not known(key)] == []
@@ -112,7 +122,9 @@ def test_no_own_key_is_taken_for_a_peers() -> None:
         if "[]" in key or not section or key in OWN:
             continue
         alias = ALIASES.get(leaf)
-        place = {section[0]: {leaf: 1}} if len(section) == 1 else {"train": {"lora": {leaf: 1}}}
+        place: dict[str, Any] = {leaf: 1}
+        for name in reversed(section):
+            place = {name: place}
         out, notes, problems = translate(place)
         assert not notes, key
         assert not problems, key

@@ -5,15 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import TALK
 from tuneloop import language
+from tuneloop.data.items import Items
+from tuneloop.data.samples import Samples
 from tuneloop.data.tokens import Sample, tokenize
-from tuneloop.errors import MachineError
+from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.load import load_tokenizer
+from tuneloop.model.tasks.classify import CLASSIFY
+from tuneloop.model.tasks.prefer import PREFER
+from tuneloop.model.tasks.task import Setting
 from tuneloop.plan import planner
-from tuneloop.plan.budget import GENERATION, LAYER_SECONDS, memory_gb, shape
+from tuneloop.plan.budget import EFFICIENCY, GENERATION, LAYER_SECONDS, forward_flops, memory_gb, shape
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.plan.planner import Plan, make, times
 from tuneloop.recipe import make_recipe
@@ -183,3 +189,76 @@ def test_a_plan_warns_of_what_the_dataset_lost(tiny_model: Path, samples: list[S
     assert few.startswith("Rows left to train on: 12")
     assert held.startswith("Nothing was held out, so there is no comparison of loss")
     assert foreseen(tiny_model, samples).warnings == ()
+
+
+def slow_machine(monkeypatch: pytest.MonkeyPatch, machine: Hardware) -> None:
+    slow = replace(machine, gflops=0.01)
+    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+
+
+HALF = {"method": "freeze", "freeze": {"layers": 1}}
+
+
+def test_kept_blocks_cost_one_pass(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_machine(monkeypatch, machine)
+    kept, computed = (plan(tiny_model, samples, **HALF, epochs=10, keep_trunk=k) for k in ("auto", "off"))
+    one = plan(tiny_model, samples, **HALF, epochs=1)
+    size = shape(tiny_model, recipe_of(tiny_model, **HALF).train, "float32")
+    below = 2 * size.linear_below * kept.data["tokens"] / (0.01e9 * EFFICIENCY)
+    assert computed.seconds == pytest.approx(10 * one.seconds, rel=0.01)
+    assert computed.seconds - kept.seconds == pytest.approx(9 * below, rel=0.02)
+    said = {c.what: (c.value, c.why) for c in kept.choices}
+    assert said["frozen blocks"][0] == "run once for all epochs"
+    assert "no gradient goes below block 2 of 2" in said["method"][1]
+    off = {c.what: (c.value, c.why) for c in computed.choices}
+    assert off["frozen blocks"] == ("run at every step", "train.keep_trunk is off")
+    assert "frozen blocks" not in {c.what for c in plan(tiny_model, samples).choices}
+
+
+def test_keeping_that_cannot_be_is_told_in_the_plan(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
+    with pytest.raises(ModelError) as caught:
+        plan(tiny_model, samples, keep_trunk="on")
+    assert caught.value.code == "TL-MODEL-KEEP"
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"method": "qlora"}, "frozen weights in nf4: "),
+        ({"method": "ptuning_v2", "virtual": {"tokens": 7}}, "virtual tokens before each text: 7"),
+    ],
+    ids=str,
+)
+def test_a_plan_says_what_a_method_does(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, train: dict[str, Any], words: str
+) -> None:
+    assert words in next(c.why for c in plan(tiny_model, samples, **train).choices if c.what == "method")
+
+
+def test_a_task_that_does_not_write_has_no_answers(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
+    recipe = recipe_of(tiny_model)
+    setting = Setting(recipe.train, load_tokenizer(tiny_model), ("no", "yes"), (1.0, 1.0))
+    made = make(recipe, tiny_model, samples, MANIFEST, prompts=3, task=CLASSIFY, setting=setting)
+    assert (made.evaluation["answers"], made.evaluation["tokens_per_second"]) == (0, 0.0)
+    assert make(recipe, tiny_model, samples, MANIFEST, prompts=3).evaluation["answers"] == 13
+    assert made.model["trainable"] > plan(tiny_model, samples).model["trainable"], "the new head"
+
+
+def test_a_reference_is_measured_once(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_machine(monkeypatch, machine)
+    every = Samples.of(samples)
+    pairs = Items(every, np.arange(len(every)).reshape(-1, 2), np.ones(len(every) // 2))
+
+    def seconds(loss: str) -> float:
+        recipe = recipe_of(tiny_model, prefer={"loss": loss})
+        return make(recipe, tiny_model, pairs, task=PREFER).seconds
+
+    size = shape(tiny_model, recipe_of(tiny_model).train, "float32")
+    labels = int(every.labels.sum())
+    once = forward_flops(size, every.tokens, labels) / (0.01e9 * EFFICIENCY)
+    assert seconds("dpo") - seconds("orpo") == pytest.approx(once, rel=0.02)
+    assert make(recipe_of(tiny_model), tiny_model, pairs, task=PREFER).data["dialogues"] == 20

@@ -10,7 +10,7 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tuneloop import recipe as module
 from tuneloop.aliases import ALIASES
 from tuneloop.errors import RecipeError, catalogue
+from tuneloop.presets import PRESETS, settled, usual_rate
 from tuneloop.recipe import anchored, changed, changed_and_told, dump, keys, make_recipe, nearest, read_recipe
-from tuneloop.sections import Recipe, TrainPart
+from tuneloop.sections import MethodName, Recipe, TrainPart, TrainPreset
 
 LLAMA_FACTORY = """
 ### model
@@ -552,8 +553,104 @@ class TestPreset:
         back = changed(recipe, ["prepare.preset=null"]).prepare
         assert (back.turns, back.tokens, back.max_length) == ((2, 9), None, 1024)
 
+    def test_training(self) -> None:
+        recipe, notes = make_recipe({"train": {"preset": "domain", "epochs": 12}})
+        part = recipe.train
+        assert (part.epochs, part.batch_size, part.learning_rate, part.warmup_ratio) == (12, 16, 2e-4, 0.1)
+        assert (part.schedule, part.betas, part.max_grad_norm) == ("cosine", (0.9, 0.999), 1.0)
+        assert notes[0].startswith("train.preset domain sets train.batch_size: 16, train.optimizer: adamw")
+        assert make_recipe({"train": {"preset": "general"}})[0].train.epochs == 3
+        quick = make_recipe({"train": {"preset": "quick"}})[0].train
+        assert (quick.epochs, quick.schedule) == (1, "constant")
+
+    def test_a_preset_leaves_a_warm_up_in_steps_alone(self) -> None:
+        assert make_recipe({"train": {"preset": "quick", "warmup_steps": 5}})[0].train.warmup_ratio == 0.1
+
+    def test_every_training_preset_is_known_and_valid(self) -> None:
+        for name in get_args(TrainPreset):
+            assert name in PRESETS["train"]
+            for method in get_args(MethodName):
+                recipe, notes = make_recipe({"train": {"preset": name, "method": method}})
+                assert recipe.train.learning_rate == usual_rate(method)
+                assert notes
+
+    def test_on_the_command_line_one_training_preset_takes_the_place_of_another(self) -> None:
+        recipe = make_recipe({"train": {"preset": "domain", "batch_size": 8}})[0]
+        general = changed(recipe, ["train.preset=general"]).train
+        assert (general.epochs, general.batch_size) == (3, 8), "what was written stays, even where it is the default"
+        none = changed(recipe, ["train.preset=null"]).train
+        assert (none.epochs, none.batch_size) == (3, 8)
+        assert changed(recipe, ["seed=3"]).train == recipe.train
+
     def test_no_preset(self) -> None:
         assert wrong({"prepare": {"preset": ["guide"]}}) == {"prepare.preset": "TL-RECIPE-VALUE"}
+
+
+class TestUsualRate:
+    @pytest.mark.parametrize(
+        ("train", "rate"),
+        [({}, 2e-4), ({"method": "qlora"}, 2e-4), ({"method": "full"}, 3e-5), ({"method": "freeze"}, 3e-5),
+         ({"method": "ptuning_v2"}, 5e-3), ({"method": "prompt_tuning"}, 3e-2), ({"task": "prefer"}, 5e-6),
+         ({"method": "full", "task": "prefer"}, 1e-6), ({"method": "full", "learning_rate": 2e-4}, 2e-4),
+         ({"method": "freeze", "task": "classify", "freeze": {"layers": 0, "head": True}}, 1e-3)],
+    )  # fmt: skip
+    def test_the_rate_follows_from_method_and_task(self, train: dict[str, Any], rate: float) -> None:
+        recipe, notes = make_recipe({"train": train})
+        assert recipe.train.learning_rate == rate
+        told = [n for n in notes if n.startswith("train.learning_rate is")]
+        assert bool(told) == (rate != 2e-4)
+        assert make_recipe(module.loads(dump(recipe), "x")) == (recipe, [])
+
+    def test_on_the_command_line(self) -> None:
+        recipe = make_recipe({"seed": 1})[0]
+        full = changed(recipe, ["train.method=full"])
+        assert full.train.learning_rate == 3e-5
+        assert changed(full, ["train.method=lora"]).train.learning_rate == 2e-4
+        assert changed(full, ["train.epochs=1"]).train.learning_rate == 3e-5
+        assert changed(recipe, ["train.method=full", "train.learning_rate=2e-4"]).train.learning_rate == 2e-4
+        said = make_recipe({"train": {"method": "full", "learning_rate": 2e-4}})[0]
+        assert changed(said, ["train.epochs=1"]).train.learning_rate == 2e-4
+        assert changed(said, ["train.method=freeze"]).train.learning_rate == 2e-4
+        own = make_recipe({"train": {"learning_rate": 1e-5}})[0]
+        assert changed(own, ["train.method=full"]).train.learning_rate == 1e-5
+
+    @pytest.mark.parametrize("value", [["lora"], {"a": 1}, 5, None])
+    def test_a_method_that_is_none(self, value: Any) -> None:
+        for key in ("method", "task"):
+            assert wrong({"train": {key: value}}) == {f"train.{key}": "TL-RECIPE-VALUE"}
+
+    def test_once_the_rows_have_told_the_task(self) -> None:
+        recipe, notes = settled(make_recipe({"seed": 1})[0], "prefer")
+        assert recipe.train.learning_rate == 5e-6
+        assert notes == ["train.learning_rate is 5e-06, usual for method: lora, task: prefer"]
+        assert settled(recipe, "prefer") == (recipe, [])
+        for raw in ({"learning_rate": 2e-4}, {"task": "chat"}, {"method": "full", "learning_rate": 1e-4}):
+            kept = make_recipe({"train": raw})[0]
+            assert settled(kept, "prefer") == (kept, [])
+        full = make_recipe({"train": {"method": "full"}})[0]
+        assert settled(full, "prefer")[0].train.learning_rate == 1e-6
+        assert settled(full, "chat") == (full, [])
+
+
+class TestOnlyFor:
+    @pytest.mark.parametrize(
+        ("train", "where"),
+        [({"method": "full", "lora": {"rank": 4}}, "lora"), ({"qlora": {"bits": "int8"}}, "qlora"),
+         ({"freeze": {"layers": 1}}, "freeze"), ({"virtual": {"tokens": 5}}, "virtual"),
+         ({"task": "chat", "prefer": {"beta": 1}}, "prefer"), ({"task": "chat", "classify": {"weights": "balanced"}}, "classify"),
+         ({"eval_strategy": "no", "early_stopping": 2}, "early_stopping"), ({"eval_strategy": "no", "keep_best": True}, "keep_best"),
+         ({"eval_strategy": "no", "sample_answers": 2}, "sample_answers")],
+    )  # fmt: skip
+    def test_a_section_without_effect_is_a_contradiction(self, train: dict[str, Any], where: str) -> None:
+        assert wrong({"train": train}) == {f"train.{where}": "TL-RECIPE-CLASH"}
+
+    @pytest.mark.parametrize(
+        "train",
+        [{"method": "qlora", "lora": {"rank": 4}, "qlora": {"bits": "int8"}}, {"prefer": {"beta": 1}},
+         {"method": "ptuning_v2", "virtual": {"tokens": 5}}, {"task": "classify_prompt", "classify": {"template": "{text} {mask}"}}],
+    )  # fmt: skip
+    def test_a_section_with_effect_is_none(self, train: dict[str, Any]) -> None:
+        make_recipe({"train": train})
 
 
 class TestNearest:

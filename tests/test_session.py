@@ -40,8 +40,8 @@ class Sessions:
 
     def begin(self, **train: Any) -> tuple[Run, Recipe]:
         settings = {"epochs": 1, "batch_size": 4, "learning_rate": 5e-3, "lora": {"rank": 2}, **train}
-        if settings.get("method") == "full":
-            del settings["lora"]
+        if settings.get("method", "lora") not in {"lora", "qlora"}:
+            settings.pop("lora", None)
         recipe, _ = make_recipe({"name": "s", "model": str(self.folder), "train": settings})
         run = new_run(self.workspace, "s")
         run.recipe.write_text(dump(recipe), encoding="utf-8")

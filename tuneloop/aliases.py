@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
+from tuneloop import conversions as convert
 from tuneloop import peers
 from tuneloop.conversions import NOTHING, Convert, Dropped, Wrong, number, together, whole
 from tuneloop.errors import RecipeError
@@ -21,8 +22,10 @@ from tuneloop.translation import Work
 ALIASES: dict[str, tuple[str, Convert]] = {
     alias: (key, how) for key, how, names in peers.TABLE for alias in names.split()
 }
-OWN = {key for key, _, _ in peers.TABLE} | {"prepare.tokens"}  # Axolotl has tokens of another kind, at the top
-SECTIONS = ("", "model", "prepare", "train", "train.lora", "evaluate")
+# Keys whose name means something else elsewhere: tokens of a tokenizer, a template of a list of templates.
+OWN = {key for key, _, _ in peers.TABLE} | {"prepare.tokens", "train.classify.template"}
+PARTS = ("lora", "qlora", "freeze", "virtual", "classify", "prefer")
+SECTIONS = ("", "model", "prepare", "train", *(f"train.{part}" for part in PARTS), "evaluate")
 
 
 def translate(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[RecipeError]]:
@@ -37,7 +40,7 @@ def translate(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[Reci
         for key in list(place):
             if isinstance(key, str):
                 _one(work, section, place, key)
-    for several in (_model, _method, _warmup, _betas, _batch, _strategies, files, _name):
+    for several in (_model, _method, _task, _quantised, _adapters, _warmup, _betas, _batch, _strategies, files, _name):
         several(work)
     return work.out, work.all_notes(), work.problems
 
@@ -109,6 +112,63 @@ def _method(work: Work) -> None:
     if {"base_model", "datasets"} <= work.raw.keys() and not named and "method" not in work.section("train"):
         work.put("train.method", "full", "base_model")
         work.notes.append(t("no adapter: as in Axolotl all weights are trained, train.method is full"))
+
+
+def _task(work: Work) -> None:
+    """The stage, or the kind of preference training, and with it the loss; a loss of its own may stand beside it."""
+    said = work.pick("train.task", convert.task, "stage", "task", "task_type", "rl", "rlhf_type")
+    loss = work.pick("train.prefer.loss", convert.preference, "pref_loss", "loss_type")
+    if said:
+        where, (task, wanted) = said
+        if work.put("train.task", task, where):
+            work.becomes(where, work.raw_at(where), "train.task", task)
+        if wanted and loss:  # stage: kto knows no other loss, whatever pref_loss says
+            work.drop(loss[0], t("{where} says the loss", where=where))
+            loss = None
+        if wanted and work.put("train.prefer.loss", wanted, where):
+            work.becomes(where, work.raw_at(where), "train.prefer.loss", wanted)
+    if loss and work.put("train.prefer.loss", loss[1], loss[0]):
+        work.becomes(loss[0], work.raw_at(loss[0]), "train.prefer.loss", loss[1])
+
+
+def _quantised(work: Work) -> None:
+    """LoRA over weights in 4 or 8 bits is a method of its own here."""
+    four = work.pick("train.qlora.bits", convert.flag("nf4"), "load_in_4bit")
+    eight = work.pick("train.qlora.bits", convert.flag("int8"), "load_in_8bit")
+    bits = work.pick("train.qlora.bits", convert.bits, "quantization_bit", "quant_bits")
+    double = work.pick(
+        "train.qlora.double", convert.either, "double_quantization", "bnb_4bit_use_double_quant", "use_bnb_nested_quant"
+    )
+    found = [said for said in (four, eight, bits) if said]
+    train = work.section("train")
+    for where, form in found:
+        if train.get("method", "lora") not in {"lora", "qlora"}:
+            feature = t("training {method} on quantized weights", method=train["method"])
+            work.unsupported(where, work.raw_at(where), feature, t("take it out, or set train.method: qlora"))
+        elif work.put("train.qlora.bits", form, where):
+            train = work.section("train")
+            train["method"] = "qlora"
+            work.notes.append(t("{where}: train.method is qlora, train.qlora.bits is {bits}", where=where, bits=form))
+    if double and train.get("method") != "qlora":
+        work.drop(double[0], t("only for quantized weights"))
+    elif double and work.put("train.qlora.double", double[1], double[0]):
+        work.called(double[0], "train.qlora.double")
+
+
+def _adapters(work: Work) -> None:
+    """Adapters to go on from. Of several all but the last are added into the weights, as LLaMA-Factory does."""
+    said = work.pick("train.adapter", convert.adapters, "adapter_name_or_path", "lora_model_dir", "adapters")
+    fresh = work.pick("train.adapter", convert.flag(True), "create_new_adapter")
+    if said is None:
+        if fresh:
+            work.silent.append(fresh[0])
+        return
+    where, names = said
+    merged, last = (names, None) if fresh else (names[:-1], names[-1])
+    if merged and work.put("train.merge", merged, where):
+        work.becomes(where, work.raw_at(where), "train.merge", merged)
+    if last and work.put("train.adapter", last, where):
+        work.becomes(where, work.raw_at(where), "train.adapter", last)
 
 
 def _warmup(work: Work) -> None:

@@ -135,15 +135,169 @@ def targets(value: Any) -> Any:
     return names
 
 
+METHODS = {
+    "lora": "lora", "qlora": "qlora", "full": "full", "freeze": "freeze", "prefix": "ptuning_v2",
+    "prefix_tuning": "ptuning_v2", "ptuning_v2": "ptuning_v2", "p_tuning_v2": "ptuning_v2",
+    "prompt": "prompt_tuning", "prompt_tuning": "prompt_tuning",
+}  # fmt: skip
+
+
 def method(value: Any) -> str:
-    """lora or full; raises Cannot for the methods of other tools."""
-    name = value.strip().lower() if isinstance(value, str) else "full" if off(value) else ""
-    if name in {"lora", "full"}:
-        return name
-    known = "qlora freeze oft longlora adalora llamapro adapter vera boft fourierft reft bone prefix ia3 llama-adapter"
+    """The method under any of its names; raises Cannot for those that other tools alone have.
+
+    >>> method("LORA"), method("PREFIX_TUNING"), method(None)
+    ('lora', 'ptuning_v2', 'full')
+    """
+    name = value.strip().lower().replace("-", "_") if isinstance(value, str) else "full" if off(value) else ""
+    if name in METHODS:
+        return METHODS[name]
+    known = "oft longlora adalora llamapro adapter vera boft fourierft reft bone ia3 llama_adapter p_tuning loha lokr"
+    choices = "lora, qlora, full, freeze, ptuning_v2, prompt_tuning"
     if name in known.split():
-        raise Cannot(t("the method {name}", name=name), t("train.method is lora or full"))
-    raise Wrong(t("one of {choices}", choices="lora, full"))
+        raise Cannot(t("the method {name}", name=name), t("train.method is one of {choices}", choices=choices))
+    raise Wrong(t("one of {choices}", choices=choices))
+
+
+USUAL_ADAMW = {"adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"}
+OPTIMIZERS = {
+    "adamw_8bit": "adamw_8bit", "adamw_bnb_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit",
+    "paged_adamw": "paged_adamw", "paged_adamw_32bit": "paged_adamw", "adafactor": "adafactor", "sgd": "sgd",
+}  # fmt: skip
+
+
+def optimizer(value: Any) -> Any:
+    """An optimizer under the names of transformers and bitsandbytes; the usual AdamW says nothing.
+
+    >>> optimizer("adamw_bnb_8bit"), optimizer("paged_adamw_32bit"), optimizer("adamw_torch_fused") is NOTHING
+    ('adamw_8bit', 'paged_adamw', True)
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if off(value) or name in USUAL_ADAMW:
+        return NOTHING
+    if "adamw" in name and not any(other in name for other in ("galore", "apollo", "bit", "muon")):
+        raise Dropped(t("the optimizer is AdamW in full precision"))
+    choices = "adamw, adamw_8bit, paged_adamw_8bit, paged_adamw, adafactor, sgd"
+    raise Cannot(t("the optimizer {name}", name=name or "?"), t("train.optimizer is one of {choices}", choices=choices))
+
+
+def lora_init(value: Any) -> Any:
+    """How adapters begin; `true` is the usual way.
+
+    >>> lora_init("pissa_niter_16"), lora_init("gaussian"), lora_init(True) is NOTHING
+    ('pissa', 'gaussian', True)
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if value is None or on(value) or name in {"default", "kaiming"}:
+        return NOTHING
+    if name.startswith("pissa_niter_"):
+        return "pissa"
+    if name in {"gaussian", "pissa", "olora", "orthogonal"}:
+        return name
+    choices = "default, gaussian, pissa, olora, orthogonal"
+    raise Cannot(t("this start of the adapters"), t("train.lora.init is one of {choices}", choices=choices))
+
+
+def wanted(value: Any) -> Any:
+    """The value, or NOTHING for one that switches off."""
+    return NOTHING if off(value) else value
+
+
+def amount(value: Any) -> Any:
+    """A number, or NOTHING for 0 and other values that switch off; raises Wrong."""
+    return NOTHING if off(value) else number(value)
+
+
+def modules(value: Any) -> Any:
+    """Module names as a list, or a text with commas.
+
+    >>> modules("embed_tokens,lm_head"), modules(["embed_tokens"]), modules([]) is NOTHING
+    (['embed_tokens', 'lm_head'], ['embed_tokens'], True)
+    """
+    if off(value):
+        return NOTHING
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise Wrong(t("a list of module names"))
+    return names
+
+
+def last_blocks(value: Any) -> Any:
+    """How many of the last blocks are trained; a negative number counts the first ones elsewhere."""
+    if isinstance(number(value), int) and value < 0:
+        raise Cannot(t("training the first blocks"), t("train.freeze.layers counts the last ones"))
+    return value
+
+
+def bits(value: Any) -> Any:
+    """4 or 8 bits as the name of a form; raises Cannot for others.
+
+    >>> bits(4), bits("8"), bits(None) is NOTHING
+    ('nf4', 'int8', True)
+    """
+    if off(value):
+        return NOTHING
+    number_ = whole(value)
+    if number_ not in {4, 8}:
+        raise Cannot(t("weights of {n} bits", n=number_), t("train.qlora.bits is nf4 or int8"))
+    return {4: "nf4", 8: "int8"}[number_]
+
+
+def adapters(value: Any) -> Any:
+    """Folders of adapters, as a list or a text with commas; raises Wrong.
+
+    >>> adapters("a, b"), adapters(["a"]), adapters([]) is NOTHING
+    (['a', 'b'], ['a'], True)
+    """
+    if off(value):
+        return NOTHING
+    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise Wrong(t("the path of an adapter, or a list of them"))
+    return names
+
+
+PREFERENCES = {"sigmoid": "dpo", "dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto"}
+
+
+def preference(value: Any) -> Any:
+    """A preference loss under the names of TRL, LLaMA-Factory and ms-swift; `nll` says nothing.
+
+    >>> preference("sigmoid"), preference("simpo"), preference("nll") is NOTHING
+    ('dpo', 'simpo', True)
+    """
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if off(value) or name == "nll":
+        return NOTHING
+    if name in PREFERENCES:
+        return PREFERENCES[name]
+    choices = "dpo, ipo, orpo, simpo, kto"
+    raise Cannot(t("the loss {name}", name=name or "?"), t("train.prefer.loss is one of {choices}", choices=choices))
+
+
+TASKS = {
+    "pt": ("text", ""), "rm": ("reward", ""), "dpo": ("prefer", ""), "kto": ("prefer", "kto"), "ipo": ("prefer", "ipo"),
+    "orpo": ("prefer", "orpo"), "simpo": ("prefer", "simpo"), "seq_cls": ("classify", ""),
+}  # fmt: skip
+
+
+def task(value: Any) -> Any:
+    """What is learned, and the loss that this says: a stage, ms-swift's rlhf_type, Axolotl's rl, PEFT's task_type.
+
+    >>> task("dpo"), task("pt"), task("SEQ_CLS"), task("sft") is NOTHING
+    (('prefer', ''), ('text', ''), ('classify', ''), True)
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if off(value) or name in {"sft", "causal_lm", "auto"}:
+        return NOTHING
+    if name in TASKS:
+        return TASKS[name]
+    if name in {"chat", "text", "classify", "classify_prompt", "reward", "prefer"}:
+        return name, ""
+    choices = "chat, text, classify, classify_prompt, reward, prefer"
+    raise Cannot(t("the task {name}", name=name or "?"), t("train.task is one of {choices}", choices=choices))
 
 
 def schedule(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,11 @@ def quiet_libraries() -> None:
     """Set what the libraries below us read from the environment: no telemetry, no advice, no deadlock warning."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # A line a layer and step on how it computes; peft imports it wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # cuBLAS sums in the same order each time; it reads this when the first product is made on a card.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Threads of a matrix product that wait for each other spin for milliseconds by default; where another program takes
     # one of the cores, that made steps several times slower. Waiting briefly costs nothing on a quiet machine
     # (measured: 340 tokens a second either way). OpenMP reads this once, when torch is first imported.

@@ -24,6 +24,7 @@ def files(work: Work) -> None:
             found = _files(work, where, value, base)
             if found and work.put("data", found, where):
                 work.called(where, "data")
+    _texts(work, base)
     _held_out(work, base)
     if folder:
         work.drop(folder[0], t("it is part of each path in data"))
@@ -32,6 +33,22 @@ def files(work: Work) -> None:
         items = data if isinstance(data, list) else [data] if isinstance(data, str) else []
         work.out["data"] = [_limited(item, limit[1]) for item in items]
         work.notes.append(t("{where}: the first {n} rows of each file, data[].rows here", where=limit[0], n=limit[1]))
+
+
+def _texts(work: Work, base: str) -> None:
+    """Axolotl's files of plain text to go on writing."""
+    for alias, where, value in work.waiting:
+        if alias != "pretraining_dataset":
+            continue
+        if off(value):
+            work.silent.append(where)
+            continue
+        found = _files(work, where, value, base)
+        data = work.out.setdefault("data", [])
+        data = [data] if isinstance(data, str | dict) else data
+        if found and isinstance(data, list):
+            work.out["data"] = [*data, *({"task": "text", **entry} for entry in found)]
+            work.notes.append(t("{where}: these files stand in data, with task: text", where=where))
 
 
 def _held_out(work: Work, base: str) -> None:
@@ -127,6 +144,7 @@ def _look(work: Work, where: str, key: str, value: Any, entry: dict[str, Any]) -
             instead = t("name the file, and rows: '[from:to]' for a slice of it")
             work.unsupported(where, value, t("this choice of rows"), instead)
     elif key == "type" and str(value).startswith(("completion", "pretrain")):
-        work.unsupported(where, value, t("training other than supervised fine-tuning"), t("take it out"))
+        entry.setdefault("task", "text")
+        work.becomes(where, value, "data[].task", "text")
     else:
         work.drop(where, t("the shape of the rows is recognised by looking at them"))

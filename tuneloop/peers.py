@@ -11,15 +11,18 @@ from typing import Any
 
 from tuneloop.conversions import (
     Convert,
-    Dropped,
+    amount,
     dtype,
     either,
     exact,
     flag,
+    last_blocks,
+    lora_init,
     max_steps,
     method,
+    modules,
     off,
-    on,
+    optimizer,
     same,
     schedule,
     strategy,
@@ -29,6 +32,7 @@ from tuneloop.conversions import (
     times_an_epoch,
     together,
     too_long,
+    wanted,
 )  # fmt: skip
 from tuneloop.language import t
 
@@ -45,12 +49,13 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("model.dtype", flag("float32"), "fp32 float32"),
     ("model.template", template, "chat_template chat_template_jinja chat_template_path"),
     ("data", together, "dataset datasets train_dataset dataset_dir max_samples dataset_name"),
-    ("data", together, "eval_dataset val_dataset test_datasets"),
+    ("data", together, "eval_dataset val_dataset test_datasets pretraining_dataset"),
     ("prepare.system", system, "system default_system default_system_message system_prompt"),
     ("prepare.max_length", same, "cutoff_len max_seq_length max_seq_len max_length sequence_len model_max_length"),
     ("prepare.validation", same, "val_size val_set_size split_dataset_ratio"),
     ("prepare.dedupe", exact, "dataset_exact_deduplication"),
     ("prepare.too_long", too_long, "truncation_strategy excess_length_strategy truncation_mode"),
+    ("train.task", together, "stage task task_type rl rlhf_type"),
     ("train.method", method, "finetuning_type train_type tuner_type sft_type adapter peft_type"),
     ("train.method", lambda value: "lora" if either(value) else "full", "use_peft"),
     ("train.lora.rank", same, "lora_rank lora_r r"),
@@ -58,6 +63,25 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("train.lora.dropout", same, "lora_dropout lora_dropout_p"),
     ("train.lora.targets", targets, "lora_target lora_target_modules target_modules"),
     ("train.lora.targets", flag("all-linear"), "lora_target_linear"),
+    ("train.lora.rslora", flag(True), "use_rslora peft_use_rslora"),
+    ("train.lora.dora", flag(True), "use_dora peft_use_dora"),
+    ("train.lora.init", lora_init, "init_weights init_lora_weights peft_init_lora_weights"),
+    ("train.lora.init", flag("pissa"), "pissa_init"),
+    ("train.lora.plus_ratio", amount, "loraplus_lr_ratio lorap_lr_ratio"),
+    ("train.lora.train_also", modules, "additional_target modules_to_save lora_modules_to_save"),
+    ("train.qlora.bits", together, "quantization_bit quant_bits load_in_4bit load_in_8bit"),
+    ("train.qlora.double", together, "double_quantization bnb_4bit_use_double_quant use_bnb_nested_quant"),
+    ("train.adapter", together, "adapter_name_or_path lora_model_dir adapters create_new_adapter"),
+    ("train.freeze.layers", last_blocks, "freeze_trainable_layers"),
+    ("train.virtual.tokens", same, "num_virtual_tokens pre_seq_len"),
+    ("train.virtual.projection", either, "prefix_projection"),
+    ("train.virtual.text", same, "prompt_tuning_init_text"),
+    ("train.prefer.loss", together, "pref_loss loss_type"),
+    ("train.prefer.beta", same, "pref_beta beta rl_beta orpo_alpha"),
+    ("train.prefer.margin", same, "simpo_gamma"),
+    ("train.prefer.smoothing", amount, "dpo_label_smoothing label_smoothing"),
+    ("train.prefer.sft", amount, "pref_ftx rpo_alpha"),
+    ("train.neftune_alpha", amount, "neftune_noise_alpha noisy_embedding_alpha"),
     ("train.epochs", same, "num_train_epochs num_epochs epochs"),
     ("train.max_steps", max_steps, "max_steps"),
     ("train.batch_size", same, "batch_size global_batch_size"),
@@ -65,6 +89,7 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("train.micro_batch_size", together, "micro_batch_size"),
     ("train.packing", same, "packing sample_packing"),
     ("train.packing", flag(True, True), "neat_packing padding_free batch_flattening"),
+    ("train.optimizer", optimizer, "optim optimizer"),
     ("train.learning_rate", same, "learning_rate lr"),
     ("train.schedule", schedule, "lr_scheduler_type lr_scheduler"),
     ("train.warmup_ratio", same, "warmup_ratio"),
@@ -85,6 +110,8 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("train.eval_strategy", strategy, "eval_strategy evaluation_strategy"),
     ("train.eval_strategy", times_an_epoch, "evals_per_epoch"),
     ("train.eval_steps", same, "eval_steps"),
+    ("train.early_stopping", wanted, "early_stopping_patience early_stopping_steps early_stop_interval"),
+    ("train.keep_best", flag(True), "load_best_model_at_end"),
     ("evaluate.max_new_tokens", same, "max_new_tokens eval_max_new_tokens"),
     ("name", together, "run_name output_dir"),
     ("seed", same, "seed"),
@@ -94,6 +121,8 @@ REMARKS: dict[str, Why] = {
     "prepare.max_length": lambda: t("a longer dialogue is rejected; prepare.too_long says otherwise"),
     "evals_per_epoch": lambda: t("at most once an epoch; train.eval_steps measures more often"),
     "saves_per_epoch": lambda: t("at most once an epoch; train.save_steps saves more often"),
+    "freeze_trainable_layers": lambda: t("the last norm is trained with the last blocks"),
+    "train.early_stopping": lambda: t("counted in measurements of the held-out loss"),
     "train.packing": lambda: t("train.batch_size counts dialogues, not packed rows"),
 }
 
@@ -153,26 +182,19 @@ IGNORED: list[tuple[str, Why]] = [
      "save_on_each_node create_checkpoint_symlink", lambda: t("a checkpoint is always complete, in safetensors")),
     ("freeze_vit freeze_aligner freeze_llm freeze_vision_tower freeze_multi_modal_projector freeze_language_model "
      "image_* video_* max_pixels vit_* aligner_lr local_repo_path", lambda: t("only text is trained")),
-    ("quantization_method quantization_type double_quantization bnb_4bit_*", lambda: t("only for quantized weights")),
-    ("metric_for_best_model greater_is_better", lambda: t("only for load_best_model_at_end")),
+    ("bnb_4bit_compute_dtype bnb_4bit_quant_storage", lambda: t("model.dtype is the type of the computation")),
+    ("metric_for_best_model greater_is_better", lambda: t("the held-out loss decides which state is the best")),
+    ("loraplus_lr_embedding lorap_emb_lr", lambda: t("the B of an embedding learns as fast as the other B")),
+    ("num_labels problem_type", lambda: t("the labels are those in the rows")),
+    ("prompt_tuning_init peft_task_type pissa_iter pissa_convert", lambda: t("has one fixed value here")),
     ("temperature top_p top_k num_beams repetition_penalty", lambda: t("evaluation answers greedily")),
-    ("pref_* dpo_* ppo_* kto_* simpo_* orpo_* grpo_*", lambda: t("only for preference training")),
+    ("ppo_* grpo_* orpo_* simpo_*", lambda: t("only for other preference losses")),
     ("loss_watchdog_*", lambda: t("a loss that spikes is noticed anyway")),
 ]  # fmt: skip
 
 
-USUAL_ADAMW = {"adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"}
-
-
 def _in(*harmless: str) -> Callable[[Any], bool]:
     return lambda value: off(value) or (isinstance(value, str) and value.lower() in harmless)
-
-
-def _adamw(value: Any) -> bool:
-    name = value.lower() if isinstance(value, str) else ""
-    if "adamw" in name and "galore" not in name and "apollo" not in name and name not in USUAL_ADAMW:
-        raise Dropped(t("the optimizer is AdamW in full precision"))
-    return off(value) or name in USUAL_ADAMW
 
 
 def _loss_plugins(value: Any) -> bool:
@@ -181,11 +203,12 @@ def _loss_plugins(value: Any) -> bool:
 
 # names, which values ask for nothing, what they ask for, what to do instead
 UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
-    ("stage task", _in("sft"), lambda: t("training other than supervised fine-tuning"), lambda: t("take it out")),
-    ("rl rlhf_type reward_model ref_model pretraining_dataset", off,
-     lambda: t("training other than supervised fine-tuning"), lambda: t("take it out")),
-    ("task_type", _in("causal_lm"), lambda: t("training models that do not chat"), lambda: t("take it out")),
-    ("num_labels", off, lambda: t("training models that do not chat"), lambda: t("take it out")),
+    ("reward_model ref_model ref_adapters reward_adapters", off,
+     lambda: t("a reference or reward model of another folder"),
+     lambda: t("take it out: the reference is the model as it was before training")),
+    ("kto_chosen_weight kto_rejected_weight desirable_weight undesirable_weight kto_desirable_weight "
+     "kto_undesirable_weight", lambda value: off(value) or value == 1, lambda: t("weights for good and bad answers"),
+     lambda: t("take it out")),
     ("deepspeed deepspeed_* fsdp fsdp_* zero_hpz_partition_size use_ray use_mca", off,
      lambda: t("sharded training with DeepSpeed, FSDP or Ray"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
@@ -193,35 +216,34 @@ UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
      "tensor_parallel_size", lambda value: off(value) or value == 1,
      lambda: t("splitting a sequence or a model over devices"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
-    ("quantization_bit quant_bits quant_method load_in_4bit load_in_8bit gptq fp8 qat quantization bnb_config_kwargs "
-     "model_quantization_config", off, lambda: t("training on quantized weights"),
-     lambda: t("take it out; train.method: lora with train.checkpointing: true saves memory")),
+    ("quant_method quantization_method", _in("bnb", "bitsandbytes"), lambda: t("this form of quantized weights"),
+     lambda: t("take it out: train.method: qlora holds them in nf4 or int8")),
+    ("quantization_type bnb_4bit_quant_type", _in("nf4"), lambda: t("this form of quantized weights"),
+     lambda: t("take it out: train.method: qlora holds them in nf4 or int8")),
+    ("gptq fp8 qat quantization bnb_config_kwargs model_quantization_config", off,
+     lambda: t("this form of quantized weights"),
+     lambda: t("take it out: train.method: qlora holds them in nf4 or int8")),
     ("activation_offloading", off, lambda: t("moving activations out of the card's memory"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
-    ("neftune_noise_alpha noisy_embedding_alpha", off, lambda: t("noise on the embeddings"), lambda: t("take it out")),
     ("label_smoothing_factor use_dft_loss enable_dft_loss enable_channel_loss moe_aux_loss_coef router_aux_loss_coef",
      off, lambda: t("another loss than plain cross entropy"), lambda: t("take it out")),
-    ("loss_type", _in("nll"), lambda: t("another loss than plain cross entropy"), lambda: t("take it out")),
-    ("use_dora peft_use_dora use_rslora peft_use_rslora pissa_init relora relora_steps loftq_config "
-     "additional_target modules_to_save lora_modules_to_save target_regex target_parameters lora_target_parameters "
+    ("relora relora_steps loftq_config target_regex target_parameters lora_target_parameters "
      "peft_layers_to_transform layers_to_transform rank_pattern alpha_pattern lora_bias bias", off,
      lambda: t("a variant of LoRA"), lambda: t("take it out: plain LoRA on the modules of train.lora.targets")),
-    ("init_weights init_lora_weights peft_init_lora_weights", lambda value: off(value) or on(value),
-     lambda: t("a variant of LoRA"), lambda: t("take it out: plain LoRA on the modules of train.lora.targets")),
-    ("unfrozen_parameters trainable_parameters freeze_parameters freeze_parameters_ratio freeze_trainable_layers "
-     "freeze_trainable_modules freeze_extra_modules use_llama_pro lisa_activated_layers mixture_of_depths shift_attn "
-     "s2_attention train_from_scratch", off, lambda: t("this choice of trained weights"),
-     lambda: t("take it out: train.method is lora or full")),
-    ("optim optimizer", _adamw, lambda: t("another optimizer than AdamW"), lambda: t("take it out")),
+    ("freeze_trainable_modules", _in("all"), lambda: t("this choice of trained weights"),
+     lambda: t("take it out; train.freeze.modules names modules instead of blocks")),
+    ("freeze_extra_modules", off, lambda: t("this choice of trained weights"),
+     lambda: t("take it out; train.freeze.head: true trains the head as well")),
+    ("unfrozen_parameters trainable_parameters freeze_parameters freeze_parameters_ratio use_llama_pro "
+     "lisa_activated_layers mixture_of_depths shift_attn s2_attention train_from_scratch", off,
+     lambda: t("this choice of trained weights"),
+     lambda: t("take it out; train.method: freeze trains the last blocks, or the modules you name")),
     ("optim_target_modules use_galore use_apollo use_badam use_adam_mini use_muon", off,
      lambda: t("another optimizer than AdamW"), lambda: t("take it out")),
     ("lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio", off,
      lambda: t("a schedule that does not go to zero"), lambda: t("take it out, or choose another train.schedule")),
-    ("loraplus_* lorap_* embedding_lr lr_groups", off, lambda: t("several learning rates in one run"),
-     lambda: t("take it out: one learning rate holds for all weights")),
-    ("adapter_name_or_path lora_model_dir adapters create_new_adapter", off,
-     lambda: t("training an adapter further"),
-     lambda: t("take it out: a new adapter is trained; merge the old one first")),
+    ("embedding_lr lr_groups", off, lambda: t("several learning rates in one run"),
+     lambda: t("take it out; train.lora.plus_ratio is LoRA+")),
     ("train_on_prompt train_on_inputs mask_history", off, lambda: t("another choice of trained tokens"),
      lambda: t("take it out: every answer of the assistant is trained, and nothing else")),
     ("loss_scale", _in("default"), lambda: t("another choice of trained tokens"),
@@ -244,9 +266,6 @@ UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
      lambda: t("changing the tokenizer or the model's shape"), lambda: t("take it out")),
     ("model_init_kwargs", off, lambda: t("a section with the model's arguments"),
      lambda: t("write them at the top, e.g. torch_dtype: bfloat16")),
-    ("load_best_model_at_end early_stopping_steps early_stopping_patience", off,
-     lambda: t("choosing the best checkpoint, or stopping by it"),
-     lambda: t("take it out: the last step's weights are the result; fewer train.epochs stop earlier")),
     ("plugins", _loss_plugins, lambda: t("plugins of other tools"), lambda: t("take it out")),
     ("external_plugins custom_register_path", off, lambda: t("plugins of other tools"), lambda: t("take it out")),
 ]  # fmt: skip

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +32,21 @@ from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
 from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
-from tuneloop.evaluate.both import both, questions, untrained
+from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
+from tuneloop.evaluate.untrained import untrained
 from tuneloop.language import t
+from tuneloop.model import adapters
 from tuneloop.model.assistants import helpers
+from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import fingerprint, load_tokenizer, load_trained, placed, resolve
+from tuneloop.model.load import Trained, fingerprint, known_labels, load_model, load_tokenizer, load_trained, resolve
 from tuneloop.model.model_folder import context
 from tuneloop.model.tasks.table import TASKS, task_name
-from tuneloop.model.tasks.task import Rows, Setting
+from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
+from tuneloop.presets import settled
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
@@ -106,14 +111,18 @@ def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
 
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
-    task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
-    words = _words(recipe)
-    samples = words.samples(dataset, "train")
+    recipe, words = _settled(recipe, dataset), _words(recipe)
+    task, setting = _setting(recipe, dataset, words)
+    rows = Rows(words.samples(dataset, "train"), lambda: dataset.records("train"))
+    samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
-    looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records)
+    looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
+                       room=0 if task.writes else context(words.folder))  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     ledger = str(dataset.path / "ledger.jsonl")
-    return planner.make(recipe, words.folder, samples, dataset.manifest, prompts=len(prompts), ledger=ledger), looked
+    foreseen = planner.make(recipe, words.folder, task.items(rows, setting), dataset.manifest, prompts=len(prompts),
+                            ledger=ledger, task=task, setting=setting)  # fmt: skip
+    return foreseen, looked
 
 
 def train(
@@ -125,6 +134,8 @@ def train(
     number: int | None = None,
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
+    recipe = _settled(recipe, dataset)
+    recipe = _with_adapters(recipe, workspace)
     if foreseen is None:
         foreseen, _ = plan(recipe, dataset)
     read_prompts(recipe.evaluate.show)
@@ -132,6 +143,8 @@ def train(
         check_probe(probe)
     path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
     run = Run(path)
+    if recipe.train.adapter or recipe.train.merge:
+        recipe, _ = recipes.read_recipe(run.recipe)
     try:
         _train(run, recipe, dataset, resume=False)
     except TuneloopError:
@@ -144,6 +157,15 @@ def train(
 def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, number: int | None) -> Run:
     """The run folder, with what is known before the first step."""
     run = new_run(workspace, recipe.name, number)
+    # What auto has found is written down: whoever reads the run later need not have its rows.
+    name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
+    if recipe.train.merge:
+        try:
+            recipe = _stacked(recipe, run)
+        except TuneloopError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
     run.recipe.write_text(recipes.dump(_anywhere(recipe)), encoding="utf-8")
     run.write("plan.json", foreseen.as_dict())
     run.write(
@@ -155,6 +177,31 @@ def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, nu
     )  # fmt: skip
     Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)
     return run
+
+
+def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
+    """The recipe with the folders of the adapters it names by run, version or folder. Raises TL-MODEL-NO-ADAPTER."""
+
+    def folder(ref: str) -> str:
+        run = registry.locate(workspace, ref)
+        found = Path(ref).expanduser() if run is None else run / "adapter"
+        adapters.read_config(found)
+        return str(found.resolve())
+
+    train = recipe.train
+    update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
+    return recipe.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _stacked(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe on a base of the run's own, <run>/base: its model with adapters added into the weights."""
+    base, others = resolve(recipe.model), [Path(m) for m in recipe.train.merge]
+    folder = adapters.stacked(load_model(base, recipe.model.dtype), base, others, (run.path / "base").resolve())
+    run.write("merged.json", {"base": recipe.model.name, "revision": recipe.model.revision,
+                              "adapters": recipe.train.merge, "into": str(folder)})  # fmt: skip
+    model = recipe.model.model_copy(update={"name": str(folder), "revision": None})
+    train = recipe.train.model_copy(update={"merge": []})
+    return recipe.model_copy(update={"model": model, "train": train})
 
 
 def _anywhere(recipe: Recipe) -> Recipe:
@@ -189,18 +236,35 @@ def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outco
     return outcome
 
 
+def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what its rows decide: the usual learning rate of their task, where none is written."""
+    task = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
+    return settled(recipe, task)[0]
+
+
+def _setting(recipe: Recipe, dataset: Dataset, words: _Words) -> tuple[Task, Setting]:
+    """The task of a recipe, and what it is told: of its classes, those of the training rows."""
+    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
+    setting = Setting(recipe.train, words.tokenizer)
+    if task.classes is None:
+        return task, setting
+    counts = Counter(record.label for record, _, _ in dataset.rows("train"))
+    labels, weights = task.classes(counts, recipe.train, known_labels(words.folder))
+    return task, replace(setting, labels=labels, weights=weights)
+
+
 def _material(recipe: Recipe, dataset: Dataset) -> Material:
     """What a session trains on and measures: the rows of a dataset as the recipe's task sees them."""
+    recipe = _with_adapters(recipe, Path())
     words = _words(recipe)
-    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
-    labels = sorted({record.label for record, _, _ in dataset.rows("train")}) if task.labelled else []
-    setting = Setting(recipe.train, words.tokenizer, tuple(labels))
+    task, setting = _setting(recipe, dataset, words)
 
     def items(side: Side) -> Items:
         return task.items(Rows(words.samples(dataset, side), lambda: dataset.records(side)), setting)
 
     held = items("validation")
-    return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)))
+    asked = dataset.records("validation") if recipe.train.sample_answers and task.writes else ()
+    return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
 
 
 def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:
@@ -227,25 +291,27 @@ def compare(
 
     `warning` says why the metrics of two runs must not be compared, "" if they may be.
     """
+    from tuneloop.serve.load import voice
+
     first = load_trained(run.path)
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
     asked = list(prompts) or questions(first.recipe) or answered
 
-    def answers(model: Any, tokenizer: Any) -> list[str]:
-        return ask(Answerer(placed(model), tokenizer), asked, max_new_tokens=max_new_tokens, batch_size=8,
+    def answers(of: Trained, model: Any) -> list[str]:
+        return ask(voice(replace(of, model=model)), asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
     mine = run.read("evaluation.json")
     left_rows, warning = changes(mine), ""
     if other is None:
-        right = answers(first.model, first.tokenizer)
+        right = answers(first, first.model)
         with untrained(first) as base:
-            left = answers(base, first.tokenizer)
+            left = answers(first, base)
         metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in left_rows]
     else:
-        left = answers(first.model, first.tokenizer)
+        left = answers(first, first.model)
         second = load_trained(other.path)
-        right = answers(second.model, second.tokenizer)
+        right = answers(second, second.model)
         measured = other.read("evaluation.json")
         theirs = {c.metric: c for c in changes(measured)}
         if mine and measured:
@@ -316,7 +382,7 @@ def register(run: Run, *, workspace: Path = Path()) -> Version:
     return registry.register(run.path, workspace)
 
 
-def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer:
+def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier:
     """A run, a registered version or a model -> something that answers: `.answer([[{"role": "user", …}]])`."""
     from tuneloop.serve.load import answerer
 

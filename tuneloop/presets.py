@@ -5,26 +5,108 @@ from __future__ import annotations
 from typing import Any
 
 from tuneloop.language import t
-from tuneloop.sections import TrainPart
+from tuneloop.sections import Recipe, TrainPart
 
-PRESETS: dict[str, dict[str, Any]] = {"guide": {"turns": [3, 8], "tokens": [512, 4096], "max_length": 4096}}
-"""What `prepare.preset` sets where the recipe says nothing."""
+GUIDES: dict[str, Any] = {
+    "batch_size": 16, "optimizer": "adamw", "schedule": "cosine", "warmup_ratio": 0.1, "betas": [0.9, 0.999],
+    "max_grad_norm": 1.0,
+}  # fmt: skip
+"""What the guides to fine-tuning agree on. They accumulate 8-16 passes of one or two dialogues: a step of about 16."""
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "prepare": {"guide": {"turns": [3, 8], "tokens": [512, 4096], "max_length": 4096}},
+    "train": {
+        "general": {"epochs": 3.0, **GUIDES},
+        "domain": {"epochs": 10.0, **GUIDES},
+        "quick": {"epochs": 1.0, "batch_size": 8, "schedule": "constant", "warmup_ratio": 0.03},
+    },
+}
+"""Section -> preset -> what it sets where the recipe says nothing."""
+
+FOLLOWS_FROM = {"prepare": {"preset"}, "train": {"preset", "method", "task", "freeze"}}
+"""The keys that others follow from, by section."""
+
+RATES = {"full": 3e-5, "freeze": 3e-5, "ptuning_v2": 5e-3, "prompt_tuning": 3e-2}
+"""Usual peak rates of the methods. Virtual tokens begin at random and are few: Liu et al. 2022 (arXiv:2110.07602) go by
+5e-3 to 1e-2, PEFT's own examples by 3e-2 for prompts at the input."""
+
+PREFERENCE = {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6, "freeze": 1e-6}
+"""Preference losses pull at a model that can answer already: a fortieth of the rate, as DPO's own recipes have it."""
+
+
+def usual_rate(method: Any, task: Any = "auto", layers: Any = None) -> float:
+    """The peak learning rate where none is said. `layers` is train.freeze.layers; 0 trains a head alone.
+
+    >>> usual_rate("lora"), usual_rate("full"), usual_rate("lora", "prefer"), usual_rate("freeze", "classify", 0)
+    (0.0002, 3e-05, 5e-06, 0.001)
+    """
+    method, task = str(method), str(task)
+    if method == "freeze" and layers == 0 and task in {"classify", "reward"}:
+        return 1e-3  # a new head on fixed features
+    if task == "prefer" and method in PREFERENCE:
+        return PREFERENCE[method]
+    return RATES.get(method, TrainPart().learning_rate)
+
+
+def followers(raw: dict[str, Any], section: str) -> dict[str, Any]:
+    """What the keys of a section would have as values if nothing were said: its preset's, and the usual rate."""
+    part = raw.get(section, {})
+    if not isinstance(part, dict):
+        return {}
+    name = part.get("preset")
+    out = dict(PRESETS[section].get(name, {})) if isinstance(name, str) else {}
+    if section == "train":
+        freeze = part.get("freeze")
+        layers = freeze.get("layers") if isinstance(freeze, dict) else None
+        out["learning_rate"] = usual_rate(part.get("method", "lora"), part.get("task"), layers)
+    return out
 
 
 def filled(raw: dict[str, Any]) -> list[str]:
     """Put into a raw recipe what follows from what it says; returns the notes."""
-    return [*_preset(raw), *_given(raw), *_make_room(raw)]
+    return [*_preset(raw, "prepare"), *_preset(raw, "train"), *_rate(raw), *_given(raw), *_make_room(raw)]
 
 
-def _preset(raw: dict[str, Any]) -> list[str]:
-    prepare = raw.get("prepare")
-    name = prepare.get("preset") if isinstance(prepare, dict) else None
-    if not isinstance(prepare, dict) or not isinstance(name, str) or name not in PRESETS:
+def _preset(raw: dict[str, Any], section: str) -> list[str]:
+    part = raw.get(section)
+    name = part.get("preset") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(name, str) or name not in PRESETS[section]:
         return []
-    added = {key: value for key, value in PRESETS[name].items() if key not in prepare}
-    raw["prepare"] = {**prepare, **added}
-    told = ", ".join(f"prepare.{key}: {value}" for key, value in added.items())
-    return [t("prepare.preset {name} sets {keys}", name=name, keys=told)] if added else []
+    said = part.keys() | ({"warmup_ratio"} if part.get("warmup_steps") is not None else set())
+    added = {key: value for key, value in PRESETS[section][name].items() if key not in said}
+    raw[section] = {**part, **added}
+    told = ", ".join(f"{section}.{key}: {value}" for key, value in added.items())
+    if not added:
+        return []
+    if section == "train":
+        return [t("train.preset {name} sets {keys}", name=name, keys=told)]
+    return [t("prepare.preset {name} sets {keys}", name=name, keys=told)]
+
+
+def _rate(raw: dict[str, Any]) -> list[str]:
+    """Where no learning rate is said, the usual one of the method and the task."""
+    train = raw.get("train")
+    if not isinstance(train, dict) or "learning_rate" in train:
+        return []
+    rate = followers(raw, "train")["learning_rate"]
+    if rate == TrainPart().learning_rate:
+        return []
+    raw["train"] = {**train, "learning_rate": rate}
+    what = ", ".join(f"{key}: {train[key]}" for key in ("method", "task") if key in train)
+    return [t("train.learning_rate is {rate}, usual for {what}", rate=f"{rate:g}", what=what)]
+
+
+def settled(recipe: Recipe, task: str) -> tuple[Recipe, list[str]]:
+    """The recipe once its rows have told what `task: auto` means; a learning rate that nobody wrote goes along."""
+    train = recipe.train
+    layers = train.freeze.layers
+    before, after = usual_rate(train.method, train.task, layers), usual_rate(train.method, task, layers)
+    said = "learning_rate" in train.model_fields_set and before == TrainPart().learning_rate
+    if train.task != "auto" or after == before or train.learning_rate != before or said:
+        return recipe, []
+    what = f"method: {train.method}, task: {task}"
+    note = t("train.learning_rate is {rate}, usual for {what}", rate=f"{after:g}", what=what)
+    return recipe.model_copy(update={"train": train.model_copy(update={"learning_rate": after})}), [note]
 
 
 def _given(raw: dict[str, Any]) -> list[str]:

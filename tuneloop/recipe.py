@@ -18,7 +18,7 @@ from tuneloop.aliases import ALIASES, translate
 from tuneloop.errors import RecipeError, os_words
 from tuneloop.language import t
 from tuneloop.notation import dumps, loads, slips
-from tuneloop.presets import PRESETS, filled
+from tuneloop.presets import FOLLOWS_FROM, filled, followers
 from tuneloop.sections import AugmentPart, PreparePart, Recipe, TrainPart
 from tuneloop.translation import shown
 
@@ -85,14 +85,33 @@ def _clash(a: str, b: str) -> RecipeError:
     return RecipeError("TL-RECIPE-CLASH", where=a, b=b)
 
 
+ONLY_FOR = {
+    "lora": {"lora", "qlora"}, "qlora": {"qlora"}, "freeze": {"freeze"}, "virtual": {"ptuning_v2", "prompt_tuning"},
+}  # fmt: skip
+"""Section of train -> the methods it belongs to."""
+ONLY_IN = {"classify": {"classify", "classify_prompt"}, "prefer": {"prefer"}}
+"""Section of train -> the tasks it belongs to; with auto the rows decide."""
+
+
+def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[RecipeError]:
+    for key, methods in ONLY_FOR.items():
+        if meant(key) and part.method not in methods:
+            yield _clash(f"train.{key}", f"train.method: {part.method}")
+    for key, tasks in ONLY_IN.items():
+        if meant(key) and part.task not in {"auto", *tasks}:
+            yield _clash(f"train.{key}", f"train.task: {part.task}")
+    for key in ("early_stopping", "keep_best", "sample_answers"):
+        if getattr(part, key) and part.eval_strategy == "no":
+            yield _clash(f"train.{key}", "train.eval_strategy: no")
+
+
 def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
     plain, part = TrainPart(), recipe.train
 
     def meant(key: str) -> bool:
         return key in train and getattr(part, key) != getattr(plain, key)
 
-    if meant("lora") and part.method != "lora":
-        yield _clash("train.lora", f"train.method: {part.method}")
+    yield from _of_method(meant, part)
     if meant("warmup_ratio") and meant("warmup_steps"):
         yield _clash("train.warmup_ratio", "train.warmup_steps")
     for what in ("save", "eval", "logging"):
@@ -273,7 +292,14 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     lists = [fix(path) for path in recipe.prepare.clean.lexicon_files]
     clean = recipe.prepare.clean.model_copy(update={"lexicon_files": lists})
     prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder), "clean": clean})
-    return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model, "prepare": prepare})
+    named = {
+        key: [str((folder / a).resolve()) if a.startswith(("./", "../")) else a for a in adapters]
+        for key, adapters in (("adapter", filter(None, [recipe.train.adapter])), ("merge", recipe.train.merge))
+    }
+    train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
+    return recipe.model_copy(
+        update={"data": data, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train}
+    )
 
 
 def _anchored(part: AugmentPart, folder: Path) -> AugmentPart:
@@ -311,8 +337,9 @@ def changed_and_told(recipe: Recipe, assignments: list[str]) -> tuple[Recipe, li
     if problems:
         raise RecipeError("TL-RECIPE-INVALID", where="--set", causes=problems, n=len(problems))
     _unset(raw, written)
+    meant = _meant(raw, written)
     _merge(raw, written)
-    new, more = make_recipe(_without_defaults(raw, written), where="--set")
+    new, more = make_recipe(_without_defaults(raw, meant), where="--set")
     train = written.get("train")
     steps = new.train.max_steps
     if isinstance(train, dict) and "epochs" in train and "max_steps" not in train and steps is not None:
@@ -322,12 +349,19 @@ def changed_and_told(recipe: Recipe, assignments: list[str]) -> tuple[Recipe, li
 
 
 def _unset(raw: dict[str, Any], written: dict[str, Any]) -> None:
-    """A preset that is taken back takes what it had set with it."""
-    part, over = raw["prepare"], written.get("prepare")
-    if isinstance(over, dict) and "preset" in over and part["preset"] in PRESETS and over["preset"] is None:
-        for key, value in PRESETS[part["preset"]].items():
-            if part[key] == value:
-                del part[key]
+    """What followed from a preset or a method that is now another goes with it."""
+    for section, sources in FOLLOWS_FROM.items():
+        over = written.get(section)
+        if isinstance(over, dict) and over.keys() & sources:
+            for key, value in followers(raw, section).items():
+                if raw[section].get(key) == value:
+                    del raw[section][key]
+
+
+def _meant(raw: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """What was just written, and what stands in the place of a value that would follow from others."""
+    kept = {s: dict.fromkeys(followers(raw, s).keys() & raw.get(s, {}).keys()) for s in FOLLOWS_FROM}
+    return {**kept, **{k: {**kept.get(k, {}), **v} if isinstance(v, dict) else v for k, v in written.items()}}
 
 
 def _put(target: dict[str, Any], dotted: str, value: Any, assignment: str) -> None:

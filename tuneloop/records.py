@@ -112,6 +112,8 @@ class Reply:
     tokens: int
     finish: Literal["stop", "length"]
     seconds: float = 0.0
+    scores: dict[str, float] | None = None
+    """Of a classifier: label -> its probability."""
 
 
 @dataclass(frozen=True, slots=True)

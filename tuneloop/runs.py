@@ -21,7 +21,7 @@ from tuneloop.sections import Recipe
 
 FREE_ON_RESUME = {
     "workers", "logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
-    "eval_steps",
+    "eval_steps", "sample_answers",
 }  # fmt: skip
 """Keys of `train` that change no number of a run, so a resumed run may have them otherwise."""
 

@@ -250,6 +250,11 @@ class TrainPart(Part):
     def _bare_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare no as false
 
+    @field_validator("keep_trunk", mode="before")
+    @classmethod
+    def _bare_switch(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # and a bare on as true
+
 
 class Probe(Part):
     """Prompts whose answers are searched for a pattern, before and after."""

@@ -51,10 +51,11 @@ class Work:
         if isinstance(self.out.get("model"), str):
             self.out["model"] = {"name": self.out["model"]}
         train = self.section("train")
-        if "lora" in train:
-            train["lora"] = dict(train["lora"]) if isinstance(train["lora"], dict) else train["lora"]
-            if train["lora"] is None:
-                del train["lora"]
+        for name in ("lora", "qlora", "freeze", "virtual", "classify", "prefer"):
+            if isinstance(train.get(name), dict):
+                train[name] = dict(train[name])
+            elif name in train and train[name] is None:
+                del train[name]
 
     def section(self, dotted: str) -> dict[str, Any]:
         """The section itself; an empty one that leads nowhere if it is missing or no section."""
@@ -62,6 +63,13 @@ class Work:
         for name in dotted.split(".") if dotted else ():
             place = place.get(name) if isinstance(place, dict) else None
         return place if isinstance(place, dict) else {}
+
+    def raw_at(self, where: str) -> Any:
+        """What was written there, before anything was translated."""
+        place: Any = self.raw
+        for name in where.split("."):
+            place = place.get(name) if isinstance(place, dict) else None
+        return place
 
     def problem(self, code: str, where: str, **facts: Any) -> None:
         self.problems.append(RecipeError(code, where=where, **facts))

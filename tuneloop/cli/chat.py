@@ -15,6 +15,7 @@ from tuneloop.cli import usage
 from tuneloop.language import t
 
 if TYPE_CHECKING:
+    from tuneloop.model.classifier import Classifier
     from tuneloop.model.generate import Answerer
     from tuneloop.records import Reply
 
@@ -44,11 +45,15 @@ def chat(
     if once is not None and not once.strip():
         raise usage.wrong("tuneloop chat", t("--once needs a question"))
     from tuneloop import pipeline
+    from tuneloop.model.classifier import Classifier
 
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):
         if not stream.isatty() and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
     answerer = pipeline.load(ref, workspace=workspace)
+    if isinstance(answerer, Classifier):
+        _classify(answerer, once)
+        return
     options = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     voices = [_Voice("", answerer, nullcontext, options)]
     if compare:
@@ -62,6 +67,26 @@ def chat(
             break
         if talk.over:
             break
+
+
+def _classify(classifier: Classifier, once: str | None) -> None:
+    """Each line is a text; the answer is its label with the probability, and the other labels behind it."""
+    from tuneloop.errors import TuneloopError
+
+    for line in [once] if once is not None else _lines():
+        if COMMANDS.get(line.strip().replace("／", "/")) == "quit":
+            break
+        if not line.strip():
+            continue
+        try:
+            found = sorted(classifier.classify([line])[0].items(), key=lambda pair: -pair[1])
+        except TuneloopError as error:
+            if once is not None or not _interactive():
+                raise
+            typer.echo(f"\n{error}", err=True)
+            continue
+        sys.stdout.write("  ".join(f"{_shown(label)} {100 * chance:.1f} %" for label, chance in found) + "\n")
+        sys.stdout.flush()
 
 
 class _Voice:

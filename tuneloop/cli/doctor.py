@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -98,11 +99,37 @@ def _models() -> list[Finding]:
     ]  # fmt: skip
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def _prove(report: Path, json: bool) -> None:
+    from tuneloop.proof.prove import prove, write
+
+    proof = prove(show.say)
+    write(proof, report)
+    if json:
+        show.as_json(proof.as_dict())
+    else:
+        rows = [line.row() for line in proof.lines]
+        show.table(t("Proof on this machine"), [t("result"), t("claim"), t("measured")], rows)
+    show.say(proof.closing() + t("."))
+    show.say(t("The report to post: {path}", path=report))
+    if not proof.held:
+        raise typer.Exit(1)
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Train, compare and measure here; on a graphics card if there is one.")
+    ] = False,
+    report: Annotated[Path, typer.Option("--report", help="Where --proof writes its report.")] = Path(
+        "tuneloop-proof.md"
+    ),
+) -> None:
     """Look at this machine: what it can do, what is missing, what to do about it.
 
-    Example: tuneloop doctor
+    Examples: tuneloop doctor | tuneloop doctor --proof
     """
+    if proof:
+        return _prove(report, json)
     found = [*_machine(), *_packages(), *_models()]
     if json:
         show.as_json([asdict(f) for f in found])

@@ -103,6 +103,24 @@ def changes(evaluation: dict[str, Any]) -> None:
     if not rows:
         return
     table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), ""], rows)
+    classes(evaluation)
+
+
+def classes(evaluation: dict[str, Any]) -> None:
+    """Of a classifier: how well each class is found, and what is taken for what."""
+    found = evaluation.get("classes")
+    if not found or not evaluation["after"]["texts"]:
+        return
+    labels = found["labels"]
+    rows = [
+        (label, each["texts"], *(number(each[key]) for key in ("precision", "recall", "f1")))
+        for label, each in zip(labels, found["after"]["each"], strict=True)
+    ]
+    table(t("Classes after training"), [t("label"), t("texts"), t("precision"), t("recall"), "F1"], rows)
+    matrix = [(label, *row) for label, row in zip(labels, found["after"]["confusion"], strict=True)]
+    table(t("What was taken for what"), [t("is ↓ called →"), *labels], matrix)
+    if said := compare.fresh(evaluation):
+        print(said)
 
 
 def metrics(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:

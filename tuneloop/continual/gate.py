@@ -30,4 +30,7 @@ def better(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
     # Without a loss and without probes there is no evidence, and the old run keeps its place.
     unmeasured = before is None and bool(new.get("probes"))
     holds = unmeasured or (before is not None and after is not None and after <= before * (1 + SLACK))
+    pairs = [one["after"].get("preferred") for one in (old, new)]
+    if None not in pairs:  # after preference training the loss of an answer says little, and its rank all
+        holds = pairs[1] >= pairs[0]
     return Verdict(holds and not failed, before, after, failed)

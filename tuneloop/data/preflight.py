@@ -159,9 +159,12 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 
 def preflight(
-    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None
-) -> Preflight:
+    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
+    room: int = 0,
+) -> Preflight:  # fmt: skip
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
+
+    `room` is the longest sequence that the model takes, 0 where it does not matter.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
@@ -182,15 +185,17 @@ def preflight(
     # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the start is a fault.
     count("TL-DATA-DOUBLE-BOS", _doubled(every, lengths, tokenizer.bos_token_id))
     count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
+    count("TL-DATA-CONTEXT", lengths > (room or longest), context=room, length=longest)
     if found:
         raise DataError("TL-DATA-PREFLIGHT", causes=found)
     looked = _spread(records, LOOKED)
+    shown = int(np.abs(lengths - 80).argmin())
     return Preflight(
         samples=len(every),
         tokens=every.tokens,
         label_tokens=int(every.labels.sum()),
         longest=longest,
-        sample=marked(tokenizer, every[int(np.abs(lengths - 80).argmin())]),
+        sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records)],
         warnings=(
             *other_template(tokenizer, folder), *unrendered(tokenizer, looked), *stray(tokenizer, looked),
             *thoughtless(tokenizer, looked), *leaked(looked),
@@ -200,9 +205,16 @@ def preflight(
 
 def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_]:
     """Which samples are of records that teach by their label alone, and so need no trained token."""
-    if samples.records != len(records):
-        return np.zeros(len(samples), np.bool_)
+    if samples.records != len(records):  # of many records the first are here; those with labels stand alone
+        return np.full(len(samples), bool(records) and records[0].kind == "label")
     return np.array([record.kind == "label" for record in records], np.bool_)[samples.row]
+
+
+def _label(samples: Samples, at: int, records: Sequence[Record]) -> list[tuple[str, bool]]:
+    """What a text is to be called, as a run of its own: it is what is trained."""
+    row = int(samples.row[at])
+    known = row < len(records) and records[row].kind == "label"
+    return [(f" → {records[row].label}", True)] if known else []
 
 
 def _doubled(samples: Samples, lengths: NDArray[np.int32], first: int | None) -> NDArray[np.bool_]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 
 from tuneloop.data.items import Items
 from tuneloop.data.tokens import tokenize
-from tuneloop.evaluate import compare, suite
+from tuneloop.evaluate import classification, compare, preference, suite
 from tuneloop.evaluate.progress import Counted
+from tuneloop.evaluate.untrained import untrained
 from tuneloop.language import t
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import Trained, load_model, placed, resolve
+from tuneloop.model.load import Trained, placed
 from tuneloop.model.tasks.chat import objective
 from tuneloop.records import Record
 from tuneloop.sections import Recipe
@@ -23,16 +22,6 @@ from tuneloop.train.loop import held_loss
 from tuneloop.train.session import packs_exactly, rows
 
 Say = Callable[[str], None]
-
-
-@contextmanager
-def untrained(trained: Trained) -> Iterator[nn.Module]:
-    """The model as it was before training: the adapter set aside, or the base loaded where there is none."""
-    if isinstance(trained.model, PeftModel):
-        with trained.model.disable_adapter():
-            yield trained.model
-    else:
-        yield placed(load_model(resolve(trained.recipe.model), trained.recipe.model.dtype))
 
 
 def held_out_loss(model: nn.Module, tokenizer: Any, budget: int) -> suite.HeldLoss:
@@ -59,20 +48,26 @@ def questions(recipe: Recipe) -> list[str]:
 
 def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
     """What evaluation.json holds: scores, answers and probes, before and after."""
+    if trained.task.classes is not None:
+        return classification.measure(trained, held, say)
+    if not trained.task.writes:
+        return preference.measure_rewards(trained, held, say)
     recipe = trained.recipe
     part = recipe.evaluate
     held = list(held)
     show = compare.read_prompts(part.show)
     probes = [compare.check_probe(p) for p in part.probes]
     system = recipe.prepare.system
+    answered = preference.dialogues(held)
 
     def measure(model: nn.Module) -> tuple[suite.Scores, list[str], list[str], list[list[str]]]:
         model.eval()
         answerer = Counted(Answerer(model, trained.tokenizer), len(picked) + len(show) + sum(map(len, probes)), say)
         loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget)
         scores, answers = suite.score(
-            answerer, held, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
+            answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
         )
+        scores = preference.added(scores, preference.prefers(trained, model, held))
         # All prompts together fill the batches better than one question at a time.
         every = [*show, *(p for prompts in probes for p in prompts)]
         said = iter(
@@ -82,7 +77,7 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
 
     placed(trained.model)
     fits = suite.fitting(Answerer(trained.model, trained.tokenizer), part.max_new_tokens)
-    picked = suite.pick(held, part.rows, fits)
+    picked = suite.pick(answered, part.rows, fits)
     say(t("Answering before training"))
     with untrained(trained) as base:
         scores0, answers0, show0, probes0 = measure(base)

@@ -18,7 +18,20 @@ from tuneloop.language import t
 from tuneloop.records import Answer, ProbeResult, Record
 from tuneloop.sections import Probe
 
-HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "bleu": True, "rouge1": True, "rouge2": True, "rougeL": True}
+HIGHER_IS_BETTER = {
+    "loss": False,
+    "accuracy": True,
+    "macro_f1": True,
+    "perplexity": False,
+    "preferred": True,
+    "margin": True,
+    "bleu": True,
+    "rouge1": True,
+    "rouge2": True,
+    "rougeL": True,
+}
+OF_SOME_TASKS = frozenset({"accuracy", "macro_f1", "preferred", "margin"})
+"""Metrics that an evaluation holds only where its task has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,11 @@ def labels() -> dict[str, str]:
     """Metric -> its name for the reader."""
     return {
         "loss": t("held-out loss"),
+        "accuracy": t("accuracy"),
+        "macro_f1": t("macro F1"),
         "perplexity": t("perplexity"),
+        "preferred": t("better answer preferred, % of pairs"),
+        "margin": t("lead of the better answer"),
         "bleu": "BLEU",
         "rouge1": "ROUGE-1",
         "rouge2": "ROUGE-2",
@@ -177,7 +194,7 @@ def assemble(
             asdict(Answer(_question(r), b, a, suite.reference(r))) | {"context": _context(r)} for r, b, a in said
         ],
         "show": [asdict(Answer(p, b, a)) for p, b, a in shown],
-        "probes": [_probe(p) for p in probes],
+        "probes": [plain_probe(p) for p in probes],
     }
 
 
@@ -198,7 +215,8 @@ def _context(record: Record) -> list[dict[str, str]]:
 
 
 def _plain(scores: suite.Scores) -> dict[str, Any]:
-    out: dict[str, Any] = {name: _finite(getattr(scores, name)) for name in HIGHER_IS_BETTER}
+    out: dict[str, Any] = {name: _finite(getattr(scores, name)) for name in HIGHER_IS_BETTER if hasattr(scores, name)}
+    out = {name: value for name, value in out.items() if value is not None or name not in OF_SOME_TASKS}
     return {**out, "rows": scores.rows, "label_tokens": scores.label_tokens}
 
 
@@ -206,7 +224,8 @@ def _source(one: suite.SourceLoss | None) -> dict[str, Any]:
     return {"loss": _finite(one.loss) if one else None, "label_tokens": one.label_tokens if one else 0}
 
 
-def _probe(result: ProbeResult) -> dict[str, Any]:
+def plain_probe(result: ProbeResult) -> dict[str, Any]:
+    """A probe's result as evaluation.json holds it."""
     plain = asdict(result)
     return {**plain, "answers": [dict(a) for a in plain["answers"]]}
 
@@ -218,16 +237,25 @@ def _finite(value: float | None) -> float | None:
 def changes(evaluation: dict[str, Any]) -> list[Change]:
     """The rows of the closing table: the metrics, the loss of each file (where there are several), the probes."""
     before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
-    rows = [_change(m, before.get(m), after.get(m), up) for m, up in HIGHER_IS_BETTER.items()]
+    named = [m for m in HIGHER_IS_BETTER if m not in OF_SOME_TASKS or m in {*before, *after}]
+    rows = [_change(m, before.get(m), after.get(m), HIGHER_IS_BETTER[m]) for m in named]
     sources = evaluation.get("by_source") or {}
     if len(sources) > 1:
         rows[1:1] = [_change(f"loss/{n}", s["before"]["loss"], s["after"]["loss"], False) for n, s in sources.items()]
     return rows + [_probe_change(one) for one in evaluation.get("probes") or ()]
 
 
+def fresh(evaluation: dict[str, Any]) -> str:
+    """What is to be said of a score before training that is chance, "" where it is not."""
+    if not (evaluation.get("classes") or {}).get("fresh"):
+        return ""
+    return t("Before training the head is new: its answers are chance.")
+
+
 def nothing_held(evaluation: dict[str, Any]) -> bool:
     """Whether an evaluation was made without a held-out row, so that it says nothing about loss."""
-    return bool(evaluation) and not (evaluation.get("after") or {}).get("label_tokens", 1)
+    after = evaluation.get("after") or {}
+    return bool(evaluation) and not after.get("label_tokens", after.get("texts", 1))
 
 
 def different_rows(left: dict[str, Any], right: dict[str, Any], held: Sequence[Sequence[str] | None]) -> str:

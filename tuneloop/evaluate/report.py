@@ -75,6 +75,9 @@ def _context(folder: Folder) -> dict[str, Any]:
         "label_tokens": (evaluation.get("after") or {}).get("label_tokens", 0),
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
         "changes": [_change(c) for c in changes],
+        "classes": _classes(evaluation),
+        "mistakes": evaluation.get("mistakes") or (),
+        "texts": (evaluation.get("after") or {}).get("texts", 0),
         "curve": Markup(chart.svg(folder.metrics)),
         "words": chart.words(),
         "data": terms.counts({k: folder.dataset.get(k) for k in ("counts", "tokens")}),
@@ -103,6 +106,9 @@ def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
     """(label, value, remark) of the few numbers at the top."""
     tiles = []
     changes = {c.metric: c for c in compare.changes(folder.evaluation)}
+    right = changes["accuracy"]
+    if right.before is not None and right.after is not None:
+        tiles.append((t("accuracy"), f"{100 * right.before:.0f} % → {100 * right.after:.0f} %", ""))
     loss = changes["loss"]
     if loss.before and loss.after is not None:
         percent = f"{(loss.after / loss.before - 1) * 100:+.0f}%".replace("-", "\u2212")
@@ -160,7 +166,7 @@ def marked(text: str, pattern: str) -> tuple[Markup, bool]:
 
 def _change(change: compare.Change) -> dict[str, Any]:
     kind, _, name = change.metric.partition("/")
-    digits = {"loss": 3, "probe": 0}.get(kind, 1)
+    digits = {"loss": 3, "accuracy": 3, "macro_f1": 3, "probe": 0}.get(kind, 1)
 
     def number(value: float | None) -> str:
         return change.shown(value, digits).replace("/", " / ") or t("not measured")
@@ -174,6 +180,32 @@ def _change(change: compare.Change) -> dict[str, Any]:
         "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
         "part": bool(name) and kind == "loss",
     }
+
+
+def _classes(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The classes of a classifier, before and after; {} for a model that writes."""
+    found = evaluation.get("classes")
+    if not found:
+        return {}
+    labels = found["labels"]
+
+    def both(k: int, key: str) -> str:
+        return " → ".join(f"{found[side]['each'][k][key]:.3f}" for side in ("before", "after"))
+
+    def cells(matrix: list[list[int]], row: int) -> list[tuple[int, int, bool]]:
+        most = max(1, sum(matrix[row]))
+        return [(n, round(70 * n / most), k == row) for k, n in enumerate(matrix[row])]
+
+    matrices = [
+        (title, [(label, cells(found[side]["confusion"], k)) for k, label in enumerate(labels)])
+        for side, title in (("before", t("Before")), ("after", t("After")))
+    ]
+    each = [
+        {"label": label, "texts": found["after"]["each"][k]["texts"],
+         **{key: both(k, key) for key in ("precision", "recall", "f1")}}
+        for k, label in enumerate(labels)
+    ]  # fmt: skip
+    return {"labels": labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
 
 
 def _signed(number: float | None, digits: int) -> str:

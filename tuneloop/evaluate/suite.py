@@ -49,6 +49,10 @@ class Scores:
     """Dialogues whose last answer was written and compared."""
     label_tokens: int
     by_source: Mapping[str, SourceLoss] = field(default_factory=dict)
+    preferred: float | None = None
+    """Of preference rows, those whose better answer is likelier a token, or has the higher reward, in percent."""
+    margin: float | None = None
+    """By how much it is ahead, on average: nats a token, or reward."""
 
 
 def prompt(record: Record) -> tuple[Message, ...]:

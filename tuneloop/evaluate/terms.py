@@ -20,6 +20,8 @@ def events() -> dict[str, str]:
         "resumed": t("training went on"),
         "finished": t("training ended"),
         "evaluated": t("evaluated"),
+        "early_stop": t("stopped early, the held-out loss did not fall"),
+        "best": t("the best state is the result"),
     }
 
 
@@ -27,6 +29,9 @@ def keys() -> dict[str, str]:
     """Key of a fact, of a machine or of a count -> its name."""
     return {
         "step": t("at step"),
+        "best_step": t("best at step"),
+        "best_loss": t("lowest held-out loss"),
+        "eval_loss": t("held-out loss"),
         "total": t("steps in all"),
         "packing": t("packed"),
         "path": t("folder"),

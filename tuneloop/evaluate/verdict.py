@@ -45,7 +45,7 @@ def verdict(
     >>> verdict({"before": {"loss": 2.0}, "after": {"loss": 1.5}})
     Verdict(tone='good', text='The held-out loss fell from 2.00 to 1.50.')
     """
-    found = [*_probes(evaluation), *_loss(evaluation), *_state(evaluation, events, metrics)]
+    found = [*_probes(evaluation), *_preference(evaluation), *_loss(evaluation), *_state(evaluation, events, metrics)]
     tones = {tone for tone, _ in found}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
     return Verdict(tone, SPACE[current()].join(text for _, text in sorted(found, key=lambda f: f[0] != "bad")))
@@ -63,11 +63,25 @@ def _probes(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
         yield "good", t("All {total} probes passed.", total=len(probes))
 
 
+def _preference(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
+    found = {c.metric: c for c in compare.changes(evaluation)}
+    share, margin = found.get("preferred"), found.get("margin")
+    if share is None or share.before is None or share.after is None:
+        return
+    better = margin.better if margin is not None and share.better is None else share.better
+    tone: Tone = "plain" if better is None else "good" if better else "bad"
+    facts = {"before": f"{share.before:.0f}", "after": f"{share.after:.0f}"}
+    yield tone, t("Of the held-out pairs, the better answer is preferred in {after} %, before in {before} %.", **facts)
+
+
 def _loss(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
     changes = compare.changes(evaluation)
+    # Preference losses look at the distance between two answers, so both may become less likely.
+    apart = any(c.metric == "margin" and c.measured for c in changes)
     loss = next(c for c in changes if c.metric == "loss")
     if loss.before is None or loss.after is None:
-        if (evaluation.get("after") or {}).get("label_tokens") and loss.after is None:
+        after_all = evaluation.get("after") or {}
+        if (after_all.get("label_tokens") or after_all.get("texts")) and loss.after is None:
             yield "bad", t("The held-out loss after training is not a number: do not use this version.")
         return
     before, after = f"{loss.before:.2f}", f"{loss.after:.2f}"
@@ -76,7 +90,10 @@ def _loss(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
     elif loss.better:
         yield "good", t("The held-out loss fell from {before} to {after}.", before=before, after=after)
     else:
-        yield "bad", t("The held-out loss rose from {before} to {after}.", before=before, after=after)
+        yield (
+            "plain" if apart else "bad",
+            t("The held-out loss rose from {before} to {after}.", before=before, after=after),
+        )
     parts = [c for c in changes if c.metric.startswith("loss/") and c.before is not None and c.after is not None]
     rose = [
         f"{c.metric.partition('/')[2]} ({c.before:.2f} → {c.after:.2f})"

@@ -28,7 +28,7 @@ def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -
         _origin(run, recipe, name, terms, dtype),
         _scores(Run(run).read("evaluation.json")),
         _parity(parity),
-        _use(),
+        _use(recipe.train.task),
     ]
     return "\n".join(s for s in sections if s)
 
@@ -111,17 +111,25 @@ def _parity(parity: Parity) -> str:
     return f"## {t('Checked against the trained model')}\n\n{parity.line()}\n"
 
 
-def _use() -> str:
+def _use(task: str) -> str:
     code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-        "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
-        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
+        (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", ".")\n'
+            'print(classify("' + t("A film I will not forget.") + '"))\n'
+        )
+        if task == "classify"
+        else (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'folder = "."\n'
+            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+            "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+            'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+            "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
+            'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
+        )
     )
     return (
         f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"

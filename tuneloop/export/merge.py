@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from tuneloop import disk
 from tuneloop.data.templates import Chat, stop_ids
 from tuneloop.errors import RunError
 from tuneloop.export import card, parity
+from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
 from tuneloop.model.methods import METHODS
 from tuneloop.model.origin import base_name, licence
 from tuneloop.model.pull import PROVENANCE, provenance
+from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
 
@@ -69,22 +71,32 @@ class _Saved:
     """What remains of the trained model once it is saved and out of memory."""
 
     recipe: Recipe
+    task: Task
+    setting: Setting
+    head: Head
     chats: list[Chat]
+    texts: list[str]
     evidence: parity.Evidence
     dtype: str
 
 
 def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     """Load, question, merge and save. The model goes with this frame: one copy in memory at a time."""
-    trained = load_trained(run)
+    trained = load_trained(run, whole=True)
     model, tokenizer, method = trained.model, trained.tokenizer, trained.recipe.train.method
     if METHODS[method].adapter and not METHODS[method].mergeable:
         raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=method)
     disk.require_room(folder.parent, _bytes(model) + TOKENIZER_ROOM)
-    asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
-    asked = asked or [[{"role": "user", "content": q}] for q in QUESTIONS]
-    asked = _answered(Answerer(model, tokenizer), asked)
-    evidence = parity.measure(model, tokenizer, asked)
+    asked: list[Chat] = []
+    if trained.task.classes is not None:
+        texts = classified(run)
+        evidence = parity.measure_labels(Classifier(model, tokenizer, trained.task, trained.setting), texts)
+    else:
+        texts = []
+        asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
+        asked = asked or [[{"role": "user", "content": q}] for q in QUESTIONS]
+        asked = _answered(Answerer(model, tokenizer), asked)
+        evidence = parity.measure(model, tokenizer, asked)
     try:
         whole = model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
     except ValueError as error:  # PEFT's word for weights that are not finite
@@ -94,12 +106,20 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     _stop_where_trained(whole, tokenizer)
     whole.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    return _Saved(trained.recipe, asked, evidence, str(whole.dtype).removeprefix("torch."))
+    return _Saved(
+        trained.recipe, trained.task, trained.setting, trained.head, asked, texts, evidence,
+        str(whole.dtype).removeprefix("torch."),
+    )  # fmt: skip
 
 
 def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
     """Parity with what was read back from the disk, not with what was in memory."""
-    exported = parity.measure(load_model(folder, saved.dtype), load_tokenizer(folder), saved.chats)
+    model, tokenizer = load_model(folder, saved.dtype, saved.head), load_tokenizer(folder)
+    if saved.task.classes is not None:
+        setting = replace(saved.setting, tokenizer=tokenizer)
+        exported = parity.measure_labels(Classifier(model, tokenizer, saved.task, setting), saved.texts)
+    else:
+        exported = parity.measure(model, tokenizer, saved.chats)
     found = parity.compare(saved.evidence, exported)
     parity.require(found, where)
     return found
@@ -133,6 +153,13 @@ def dialogues(run: Path) -> list[Chat]:
     ]
 
 
+def classified(run: Path) -> list[str]:
+    """Texts that a classifier's evaluation shows, and questions beside them, so that there is always one."""
+    evaluation = Run(run).read("evaluation.json")
+    shown = [str(one["text"]) for one in evaluation.get("mistakes") or () if one.get("text")]
+    return [*shown, *(str(one["prompt"]) for one in evaluation.get("show") or ()), *QUESTIONS]
+
+
 def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:
     """The chats that have an assistant turn as they are; the others with the trained model's answer."""
     out: list[Chat] = []
@@ -146,7 +173,7 @@ def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:
 
 def _stop_where_trained(model: PreTrainedModel, tokenizer: Any) -> None:
     """Other tools stop where the generation config says: the token the template ends an answer with must be in it."""
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)  # a model that names labels has none
     if config is None:
         return
     own = config.eos_token_id

@@ -19,6 +19,7 @@ from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.data.tokens import tokenize
 from tuneloop.errors import RunError
 from tuneloop.language import t
+from tuneloop.model.classifier import Classifier
 from tuneloop.model.trunk import plain
 from tuneloop.records import Message, Record
 
@@ -112,6 +113,19 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat]) -> Evidence
         texts=texts,
         ids=tuple(tuple(ids) for ids in ids_of_texts),
         dtype=next(plain(model).parameters()).dtype,
+    )
+
+
+def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
+    """What a classifier says to texts: the logarithms of its probabilities, and its labels by number."""
+    found = classifier.classify(texts)
+    logits = [torch.tensor([list(of.values())], dtype=torch.float64).clamp_min(1e-30).log().float() for of in found]
+    return Evidence(
+        logits=tuple(logits),
+        answers=tuple((int(row.argmax()),) for row in logits),
+        texts=tuple(texts),
+        ids=tuple(tuple(ids) for ids in encode(classifier.tokenizer, list(texts))),
+        dtype=next(plain(classifier.model).parameters()).dtype,
     )
 
 

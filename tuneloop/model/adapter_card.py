@@ -18,15 +18,25 @@ folder = "."
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoPeftModelForCausalLM.from_pretrained(folder)
 """
+CLASS_CODE = """from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = "."
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels={scores})
+"""
 
 
-def adapter_card(run: Path, recipe: Recipe, base: Path, *, steps: int, dataset: str, hub: bool) -> str:
+def adapter_card(run: Path, recipe: Recipe, base: Path, *, steps: int, dataset: str, hub: bool, scores: int = 0) -> str:
     """The card in the chosen language. `hub`: the base model's name is one of a model hub, which may go into its head.
 
-    `dataset` is the hash of the dataset version, "" where it is not known.
+    `dataset` is the hash of the dataset version, "" where it is not known. `scores`: so many it gives a text.
     """
     name, terms, train = base_name(recipe, base), licence(base), recipe.train
-    head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {
+        "library_name": "peft",
+        "pipeline_tag": "text-classification" if scores else "text-generation",
+    }
     head |= ({"base_model": name} if hub else {}) | licence_fields(terms) | {"tags": [train.method, "tuneloop"]}
     facts = [
         (t("Base model"), name + (f" @ {recipe.model.revision}" if recipe.model.revision else "")),
@@ -40,16 +50,26 @@ def adapter_card(run: Path, recipe: Recipe, base: Path, *, steps: int, dataset: 
     lines = "".join(f"- {what}: {value}\n" for what, value in facts)
     said = t("The adapter of {run}: it changes {base} and does not work without it.", run=run.name, base=name)
     more = t("How well it does stands in report.html of the run, once the run is evaluated.")
+    code = CLASS_CODE.format(scores=scores) if scores else CODE
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {recipe.name}\n\n{said}\n\n{lines}\n"
         f"{more}\n\n{t('With tuneloop:')}\n\n```bash\ntuneloop chat {run.name}\ntuneloop export {run.name}\n```\n\n"
-        f"{t('With peft, in this folder, on a machine that has the base model:')}\n\n```python\n{CODE}```\n"
+        f"{t('With peft, in this folder, on a machine that has the base model:')}\n\n```python\n{code}```\n"
     )
 
 
 def method_text(recipe: Recipe) -> str:
     """The method with what belongs to it."""
-    lora = recipe.train.lora
-    if recipe.train.method != "lora":
-        return recipe.train.method
-    return f"lora ({t('rank {rank}, alpha {alpha}', rank=lora.rank, alpha=f'{lora.alpha:g}')})"
+    train = recipe.train
+    lora = t("rank {rank}, alpha {alpha}", rank=train.lora.rank, alpha=f"{train.lora.alpha:g}")
+    extra = [name for name in ("rslora", "dora") if getattr(train.lora, name)]
+    extra += [train.lora.init] if train.lora.init != "default" else []
+    words = {
+        "lora": ", ".join([lora, *extra]),
+        "qlora": ", ".join([train.qlora.bits, lora, *extra]),
+        "freeze": ", ".join(train.freeze.modules) or t("the last {n} layers", n=train.freeze.layers),
+        "ptuning_v2": t("{n} virtual tokens", n=train.virtual.tokens),
+        "prompt_tuning": t("{n} virtual tokens", n=train.virtual.tokens),
+    }
+    more = words.get(train.method)
+    return f"{train.method} ({more})" if more else train.method

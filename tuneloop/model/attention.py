@@ -7,23 +7,43 @@ not hand `segments` down is slower, not wrong.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tuneloop.model import varlen
+from tuneloop.model.fast.attend import attend
+
 NAME = "tuneloop"
 
 
-def _window(length: int, window: int, device: torch.device) -> Tensor:
-    """Boolean [length, length]: causal, and at most `window` positions back, the own one counted."""
-    i = torch.arange(length, device=device)
-    distance = i[:, None] - i[None, :]
-    return (distance >= 0) & (distance < window)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a layer wants its packed rows attended."""
+
+    scale: float | None
+    window: int | None
+    causal: bool
+
+
+_HEARD: list[list[Asked]] = []
+
+
+@contextmanager
+def listening() -> Iterator[list[Asked]]:
+    """What layers ask for inside the block, in turn."""
+    _HEARD.append([])
+    try:
+        yield _HEARD[-1]
+    finally:
+        _HEARD.pop()
 
 
 def packed_attention(
@@ -37,6 +57,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """query [1, heads, length, width], key and value [1, kv heads, length, width] -> [1, length, heads, width]."""
@@ -50,24 +71,21 @@ def packed_attention(
             dropout=dropout,
             scaling=scaling,
             sliding_window=sliding_window,
+            is_causal=is_causal,
             **kwargs,
         )
         return out
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = []
-    rows = zip(query.split(segments, 2), key.split(segments, 2), value.split(segments, 2), strict=True)
-    for q, k, v in rows:
-        length = q.shape[2]
-        banded = sliding_window is not None and length > sliding_window
-        mask = _window(length, sliding_window or 0, q.device) if banded else None
-        parts.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=not banded and length > 1
-            )
-        )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal  # an encoder's is not
+    if _HEARD:
+        _HEARD[-1].append(Asked(scaling, sliding_window, causal))
+    query, key, value = varlen.of_one_type(query, key, value)
+    if query.device.type == "cpu" and query.dtype == torch.float32 and not dropout:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        q, k, v = query[0], key[0], value[0]
+        return attend(q, k, v, segments, scale=scale, causal=causal, window=sliding_window).unsqueeze(0), None
+    return varlen.attend(
+        query, key, value, segments, causal=causal, scale=scaling, window=sliding_window, dropout=dropout
+    ), None
 
 
 def register() -> str:

@@ -72,24 +72,43 @@ def _random_state() -> tuple[dict[str, Tensor], Any]:
 
 
 def _split_optimizer(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by "<parameter>.<key>", and the settings of each group with parameters by name."""
+    """Tensors by "<parameter>.<key>"; the settings of each group with parameters by name, and what are numbers."""
     names = {p: n for n, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
+    numbers: dict[str, int | float] = {}
+    seen: set[int] = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{names[parameter]}.{key}"] = value.detach().cpu().contiguous()
+                if not isinstance(value, Tensor):
+                    numbers[f"{names[parameter]}.{key}"] = value
+                    continue
+                kept = value.detach().cpu().contiguous()
+                # The 8-bit optimizers share one table of codes; safetensors takes no memory twice.
+                kept = kept.clone() if kept.data_ptr() in seen else kept
+                seen.add(kept.data_ptr())
+                tensors[f"{names[parameter]}.{key}"] = kept
     groups = [
         {k: v for k, v in g.items() if k != "params"} | {"params": [names[p] for p in g["params"]]}
         for g in optimizer.param_groups
     ]
-    return tensors, {"groups": groups}
+    return tensors, {"groups": groups, "numbers": numbers}
 
 
 def save(
-    folder: Path, state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, *, keep: int | None
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    keep: int | None,
+    spare: int | None = None,
 ) -> Path:
-    """Write checkpoints/step-<n> under `folder` and remove all but the newest `keep` afterwards; returns its path."""
+    """Write checkpoints/step-<n> under `folder` and remove all but the newest `keep` afterwards; returns its path.
+
+    The one of step `spare` stays beside them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step}"
     if target.exists() and verified(target):
@@ -108,7 +127,7 @@ def save(
         shutil.rmtree(target)
     os.replace(draft, target)
     sync(folder)
-    _prune(folder, keep, state.step)
+    _prune(folder, keep, state.step, spare)
     return target
 
 
@@ -133,12 +152,13 @@ def _write(draft: Path, state: State, model: nn.Module, optimizer: Optimizer, sc
     sync(draft)
 
 
-def _prune(folder: Path, keep: int | None, step: int) -> None:
+def _prune(folder: Path, keep: int | None, step: int, spare: int | None) -> None:
     for draft in folder.glob(".draft-*"):
         shutil.rmtree(draft, ignore_errors=True)
     if keep is not None:
         # One of a later step is broken, else the run would have gone on from it: it must not take a good one's place.
-        for old in [p for p in _newest_first(folder) if _step(p) <= step][keep:]:
+        old_ones = [p for p in _newest_first(folder) if _step(p) <= step][keep:]
+        for old in [p for p in old_ones if _step(p) != spare]:
             # Out of the way first: a removal that is cut short must not leave a folder that looks like a checkpoint.
             gone = folder / f".draft-old-{old.name}"
             os.replace(old, gone)
@@ -168,9 +188,8 @@ def newest(folder: Path) -> Path | None:
     return next((p for p in _newest_first(folder) if verified(p)), None)
 
 
-def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> State:
-    """Load everything back; returns where the run stood. Raises TL-RUN-CHECKPOINT when the weights do not fit."""
-    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+def restore_weights(path: Path, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Load a checkpoint's weights; returns the trained parameters by name. Raises TL-RUN-CHECKPOINT."""
     weights = load_file(path / "trained.safetensors")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if weights.keys() != own.keys() or any(weights[n].shape != p.shape for n, p in own.items()):
@@ -178,7 +197,14 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    _restore_optimizer(path, own, optimizer, content["optimizer"]["groups"])
+    return own
+
+
+def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> State:
+    """Load everything back; returns where the run stood. Raises TL-RUN-CHECKPOINT when the weights do not fit."""
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    own = restore_weights(path, model)
+    _restore_optimizer(path, own, optimizer, **content["optimizer"])
     scheduler.load_state_dict(content["scheduler"])
     generators = load_file(path / "random.safetensors")
     torch.set_rng_state(generators["cpu"])
@@ -192,17 +218,21 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
 
 
 def _restore_optimizer(
-    path: Path, own: dict[str, nn.Parameter], optimizer: Optimizer, groups: list[dict[str, Any]]
+    path: Path,
+    own: dict[str, nn.Parameter],
+    optimizer: Optimizer,
+    groups: list[dict[str, Any]],
+    numbers: dict[str, int | float] | None = None,
 ) -> None:
     """Hand the optimizer its state in its own numbering: parameters counted in the order of its groups."""
     number = {p: i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     names = {number[p]: n for n, p in own.items()}
-    state: dict[int, dict[str, Tensor]] = {}
-    for full, tensor in load_file(path / "optimizer.safetensors").items():
+    state: dict[int, dict[str, Any]] = {}
+    for full, value in {**load_file(path / "optimizer.safetensors"), **(numbers or {})}.items():
         name, _, key = full.rpartition(".")
         if name not in own:
             raise RunError("TL-RUN-CHECKPOINT", where=str(path))
-        state.setdefault(number[own[name]], {})[key] = tensor
+        state.setdefault(number[own[name]], {})[key] = value
     plain = optimizer.state_dict()["param_groups"]
     merged = [
         {**g, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != "params"}}
@@ -210,3 +240,8 @@ def _restore_optimizer(
     ]
     assert all(i in names for i in state)
     optimizer.load_state_dict({"state": state, "param_groups": merged})
+    for parameter, place in number.items():
+        for key, value in state.get(place, {}).items():
+            loaded = optimizer.state[parameter][key]
+            if isinstance(loaded, Tensor) and loaded.dtype != value.dtype:  # torch casts to the parameter's type
+                optimizer.state[parameter][key] = value.to(loaded.device)

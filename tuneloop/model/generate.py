@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.errors import ServeError
-from tuneloop.model.trunk import plain
+from tuneloop.model.trunk import opening, plain, slides, virtual_tokens
 from tuneloop.records import Reply
 
 PIECE = "\ufffd"
@@ -61,8 +60,10 @@ class Answerer:
         """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well."""
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.stops = stop_ids(tokenizer)
+        self.alone = slides(model)
+        """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
         config = plain(model).config.get_text_config()
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20) - virtual_tokens(model)
         """Longest prompt and answer together, in tokens."""
 
     def prompt(self, chat: Chat) -> list[int]:
@@ -95,6 +96,8 @@ class Answerer:
         replies: list[Reply | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         how = Sampling(temperature, top_p, seed)
+        if self.alone:
+            batch_size = 1
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             began = time.perf_counter()
@@ -175,15 +178,14 @@ class Answerer:
         ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         place = (mask.cumsum(-1) - 1).clamp(min=0)
+        given = opening(self.model, ids, mask, place)
+        cache, mask, place = given["past_key_values"], given["attention_mask"], given["position_ids"]
+        last = self.context - 1 + virtual_tokens(self.model)
         base = plain(self.model)
-        cache = DynamicCache(config=base.config)
         choose = _Chooser(how, device)
         open_ = [True] * len(prompts)
         for written in range(1, max(room) + 1):
-            out = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
+            out = base(**given, use_cache=True, logits_to_keep=1)
             ids = choose(out.logits[:, -1]).unsqueeze(-1)
             chosen: list[int] = ids.squeeze(-1).tolist()
             yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
@@ -191,7 +193,8 @@ class Answerer:
             if not any(open_):
                 return
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
-            place = (place[:, -1:] + 1).clamp(max=self.context - 1)  # a row that has ended goes along
+            place = (place[:, -1:] + 1).clamp(max=last)  # a row that has ended goes along
+            given = {"input_ids": ids, "attention_mask": mask, "position_ids": place, "past_key_values": cache}
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:

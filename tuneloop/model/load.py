@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,12 +28,14 @@ from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
 from tuneloop.language import t
-from tuneloop.model import attention, sources
+from tuneloop.model import adapters, attention, precision, quantize, sources
 from tuneloop.model.methods import METHODS
-from tuneloop.model.model_folder import check_safetensors
+from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Head, Setting, Task
+from tuneloop.model.trunk import NOISE
+from tuneloop.model.virtual import require_effect
 from tuneloop.recipe import read_recipe
-from tuneloop.sections import ModelPart, Recipe, TrainPart
+from tuneloop.sections import ModelPart, QloraPart, Recipe, TrainPart
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,42 +71,67 @@ def load_tokenizer(folder: Path, template: str | None = None) -> Any:
 def pick_dtype(wanted: str) -> torch.dtype:
     """The type of the weights. auto: bfloat16 on a GPU that has it, else float16 there; float32 on a CPU.
 
+    A card older than Ampere runs bfloat16 as well, but has no units for it: it would convert for each product.
     bfloat16 on a CPU is for those who ask: without bf16 units it halves the speed.
     """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
 
 
 CAUSAL = Head()
+CLASSES_FILE = "labels.json"
 CLASSES: dict[str, Any] = {
     "causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification, "masked": AutoModelForMaskedLM,
 }  # fmt: skip
 
 
-def load_model(folder: Path, dtype: str = "auto", head: Head = CAUSAL) -> PreTrainedModel:
+def _labels(head: Head) -> dict[str, Any]:
+    """What transformers is told of a classifier's labels. A head of another number of them is begun anew."""
+    if head.kind != "classifier":
+        return {}
+    names = dict(enumerate(head.labels))
+    return {"id2label": names, "label2id": {v: k for k, v in names.items()}, "ignore_mismatched_sizes": True}
+
+
+def load_model(
+    folder: Path, dtype: str = "auto", head: Head = CAUSAL, quantized: QloraPart | None = None
+) -> PreTrainedModel:
     """A model with this head from a checked local folder, on the CPU, in evaluation mode.
 
+    `quantized` says how its weights are held in 4 or 8 bits; then it is on the GPU where there is one.
+
+    A classifier's head that is in no file is drawn at random; `model.new_weights` are the names of its weights.
     Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = attention.register()
+    bits = quantize.settings(quantized, pick_dtype(dtype)) if quantized else {}
     try:
         loaded: Any = CLASSES[head.kind].from_pretrained(
             folder, dtype=pick_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True,
             attn_implementation=name,
-            output_loading_info=True,
+            output_loading_info=True, **_labels(head), **bits,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
     model, found = loaded
     assert isinstance(model, PreTrainedModel)
-    if missing := sorted(found["missing_keys"]):  # transformers would make them up, at random
+    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if head.kind == "classifier":
+        inside = f"{model.base_model_prefix}."
+        new = tuple(name for name in missing if not name.startswith(inside) or ".pooler." in name)
+        object.__setattr__(model, "new_weights", new)
+        missing = [name for name in missing if name not in new]
+    if missing:  # transformers would make them up, at random
         lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
         raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
     if not model._supports_sdpa:  # its attention is more than ours: capped scores (Gemma 2), sinks (gpt-oss)
         model.set_attn_implementation("eager")
+    if quantized:
+        quantize.settle(model)
+        quantize.require_running(model, quantized.bits)
     # A base model may not know the end of a turn its template writes; the answerer stops by the template, not by this.
     model.eval()
     return model
@@ -112,27 +139,64 @@ def load_model(folder: Path, dtype: str = "auto", head: Head = CAUSAL) -> PreTra
 
 def placed(model: Model) -> Model:
     """The model on the graphics card where there is one, to answer or be measured there; training places it itself."""
-    return model.to("cuda") if torch.cuda.is_available() else model
+    there = not torch.cuda.is_available() or quantize.is_quantized(model)  # these were put there when they were read
+    return model if there else model.to("cuda")
 
 
 def wrap(model: PreTrainedModel, train: TrainPart, seed: int) -> nn.Module:
-    """The model with what the method adds to it, started from `seed`. Raises TL-MODEL-NOTHING-TRAINED."""
+    """The model with what the method adds to it, started from `seed`, or from the adapter that the recipe goes on from.
+
+    Raises TL-MODEL-NOTHING-TRAINED, TL-MODEL-CHECKPOINTING, TL-MODEL-METHOD, TL-MODEL-MODULE, TL-MODEL-RANK,
+    TL-MODEL-LAYERS, and what `with_adapter` raises.
+    """
+    method = METHODS[train.method]
+    if train.checkpointing and not method.checkpointing:
+        raise ModelError("TL-MODEL-CHECKPOINTING", where="train.checkpointing", method=train.method)
     torch.manual_seed(seed)
-    wrapped = METHODS[train.method].wrap(model, train)
+    wrapped = _continued(model, train) if train.adapter else method.wrap(model, train)
     if train.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.disable_input_require_grads()  # not needed so, and frozen blocks would compute gradients for it
+    setattr(model, NOISE, train.neftune_alpha)
     if not any(p.requires_grad for p in wrapped.parameters()):
         raise ModelError("TL-MODEL-NOTHING-TRAINED", where="train.method", method=train.method)
+    if method.virtual and model.device.type != "meta":
+        assert isinstance(wrapped, PeftModel)
+        require_effect(wrapped, train.method)
     return wrapped
+
+
+def _continued(model: PreTrainedModel, train: TrainPart) -> PeftModel:
+    """The model with the adapter to go on from, whose own settings hold. Raises TL-MODEL-METHOD for another kind."""
+    assert train.adapter
+    folder, method = Path(train.adapter), METHODS[train.method]
+    kind = str(adapters.read_config(folder)["peft_type"])
+    if kind != method.kind:
+        reason = t("the adapter is a {kind}; add it into the weights with train.merge, or take the method it is of",
+                   kind=kind)  # fmt: skip
+        raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=train.method, reason=reason)
+    if model.device.type == "meta":
+        return adapters.unfilled(model, folder)
+    adapters.require_same_base(folder, Path(str(model.name_or_path)))
+    return adapters.with_adapter(model, folder, trainable=True)
 
 
 def started(recipe: Recipe, folder: Path, task: Task, setting: Setting) -> nn.Module:
     """The model of a recipe as training begins: with the task's head and what the method adds, drawn from the seed."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     torch.manual_seed(recipe.seed)  # a new head is drawn at random
-    model = load_model(folder, recipe.model.dtype, task.head(setting, config))
-    return wrap(model, recipe.train, recipe.seed)
+    kept = pick_dtype(recipe.model.dtype)
+    whole = not METHODS[recipe.train.method].adapter and kept in precision.HALVES
+    model = load_model(
+        folder, "float32" if whole else recipe.model.dtype, task.head(setting, config), _bits(recipe.train)
+    )
+    wrapped = wrap(model, recipe.train, recipe.seed)
+    precision.hold(wrapped, kept, whole=whole)
+    return wrapped
+
+
+def _bits(train: TrainPart) -> QloraPart | None:
+    return train.qlora if METHODS[train.method].quantize else None
 
 
 def resolve(part: ModelPart) -> Path:
@@ -147,10 +211,16 @@ class Trained:
     model: nn.Module
     tokenizer: Any
     recipe: Recipe
+    task: Task
+    setting: Setting
+    head: Head
 
 
-def load_trained(run: Path) -> Trained:
+def load_trained(run: Path, *, whole: bool = False) -> Trained:
     """Base and adapter (or the whole model) of a finished run.
+
+    The base is held as it was in training, in 4 or 8 bits where the method says so; `whole` takes it as it is on the
+    disk, to add the adapter into it.
 
     Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
     adapter that lacks weights.
@@ -162,25 +232,48 @@ def load_trained(run: Path) -> Trained:
     if not result.is_dir():
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
     tokenizer = load_tokenizer(result)
-    if result.name == "model":
-        return Trained(load_model(result, recipe.model.dtype), tokenizer, recipe)
-    return Trained(_with_adapter(load_model(resolve(recipe.model), recipe.model.dtype), result), tokenizer, recipe)
+    task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
+    setting = Setting(recipe.train, tokenizer, **_read_classes(result / CLASSES_FILE))
+    base = result if result.name == "model" else resolve(recipe.model)
+    head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+    model: nn.Module = untrained_model(base, recipe, head, whole=whole)
+    if result.name != "model":
+        assert isinstance(model, PreTrainedModel)
+        model = adapters.with_adapter(model, result)
+    return Trained(model, tokenizer, recipe, task, setting, head)
 
 
-def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """PEFT itself would read a pickle where there is no safetensors file, and begin anew where a weight is missing."""
-    file = folder / "adapter_model.safetensors"
+def untrained_model(folder: Path, recipe: Recipe, head: Head, *, whole: bool = False) -> PreTrainedModel:
+    """The model of a recipe as training found it: a new head is the one that training began with."""
+    torch.manual_seed(recipe.seed)
+    return load_model(folder, recipe.model.dtype, head, None if whole else _bits(recipe.train))
+
+
+def write_classes(folder: Path, setting: Setting) -> None:
+    """Keep the classes that a run tells apart beside its weights."""
+    if setting.labels:
+        content = {"labels": setting.labels, "weights": setting.weights}
+        (folder / CLASSES_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_classes(file: Path) -> dict[str, tuple[Any, ...]]:
     if not file.is_file():
-        raise RunError("TL-RUN-DAMAGED", where=str(file), error=t("there is no such file"))
-    check_safetensors(file)
-    model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-    with safe_open(file, "pt") as weights:
-        missing = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(weights.keys()))
-    if missing:
-        error = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
-        raise RunError("TL-RUN-DAMAGED", where=str(file), error=error)
-    model.eval()
-    return model
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {"labels": tuple(map(str, found["labels"])), "weights": tuple(map(float, found["weights"]))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError("TL-RUN-DAMAGED", where=str(file), error=str(error)) from error
+
+
+def known_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of the head that a model folder brings, in its order; () where it brings none."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a tokenizer alone
+        return ()
+    heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
+    return tuple(str(config.id2label[k]) for k in sorted(config.id2label)) if heads else ()
 
 
 def on_hub(name: str) -> bool:
@@ -194,14 +287,15 @@ def on_hub(name: str) -> bool:
 
 def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None) -> None:
     """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`."""
-    assert isinstance(model, PeftModel | PreTrainedModel)
-    model.save_pretrained(str(target), safe_serialization=True)
     tokenizer.save_pretrained(str(target))
-    config = target / "adapter_config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        # Other people have the hub as well, but not this machine's folders.
-        name = part.name if part else ""
-        content["base_model_name_or_path"] = name if on_hub(name) else str(base)
-        content["revision"] = part.revision if part and on_hub(name) else None
-        config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    if not isinstance(model, PeftModel):
+        assert isinstance(model, PreTrainedModel)
+        model.save_pretrained(str(target), safe_serialization=True)
+        return
+    # Other people have the hub as well, but not this machine's folders.
+    name = part.name if part else ""
+    named = {
+        "base_model_name_or_path": name if on_hub(name) else str(base),
+        "revision": part.revision if part and on_hub(name) else None,
+    }
+    adapters.save_adapter(model, target, base, named)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.trunk import plain, states
+from tuneloop.model.trunk import entry, plain, states
 
 CHUNK = 1 << 24
 """Logits (label positions x vocabulary) that may exist at a time: 64 MiB in fp32."""
@@ -54,6 +54,40 @@ class _ChunkedLoss(torch.autograd.Function):
         return (back * scale, None, None, None, *(next(left) * scale if t else None for t in ctx.trained))
 
 
+class _LinearLoss(torch.autograd.Function):
+    """The same for a head that is one matrix [vocabulary, width]: the logits of all chunks lie in one place.
+
+    The gradient of a logit is its probability, less 1 for the target's (softmax and cross entropy taken together).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, rows: int) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32)
+        back = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        space = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        for start in range(0, len(hidden), rows):
+            part, target = hidden[start : start + rows], targets[start : start + rows]
+            logits = space[: len(part)]
+            torch.mm(part, weight.t(), out=logits)
+            torch.log_softmax(logits, -1, out=logits)
+            at = target.unsqueeze(1)
+            total -= logits.gather(1, at).sum()
+            logits.exp_()
+            logits.scatter_add_(1, at, logits.new_full((len(part), 1), -1.0))
+            torch.mm(logits, weight, out=back[start : start + rows])
+            if of_weight is not None:
+                of_weight.addmm_(logits.t(), part)
+        ctx.save_for_backward(back, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        back, of_weight = ctx.saved_tensors
+        scale = outputs[0]
+        return back * scale, None, of_weight * scale if of_weight is not None else None, None
+
+
 class LossModel(nn.Module):
     """Trunk, head and loss in one forward: the module that accelerate wraps.
 
@@ -83,6 +117,13 @@ class LossModel(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    def _bare(self, head: nn.Module) -> bool:
+        """Whether the logits are one float32 product on a CPU, and nothing else: no bias, no adapter, no scaling."""
+        config = plain(self.model).config.get_text_config()
+        scaled = any(getattr(config, k, None) for k in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+        plainly = type(head) is nn.Linear and head.bias is None and not scaled and not head._forward_hooks
+        return plainly and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
+
     def forward(
         self,
         input_ids: Tensor,
@@ -95,16 +136,11 @@ class LossModel(nn.Module):
     ) -> Tensor:
         base = plain(self.model)
         if self.own_head and len(targets):
-            own = base(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                segments=segments,
-                use_cache=False,
-                logits_to_keep=positions,
-            )
+            given = entry(self.model, input_ids, position_ids, segments)
+            own = base(**given.inputs, logits_to_keep=given.tokens(positions))
             whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
             return whole
-        every = states(self.model, input_ids, position_ids, segments)
+        every = states(self.model, input_ids, position_ids, segments, members)
         hidden = every.index_select(0, positions)
         head = base.get_output_embeddings()
         if len(targets) == 0:  # an idle rank's pass: no loss, but a graph that reaches every trained weight
@@ -114,6 +150,9 @@ class LossModel(nn.Module):
         if not torch.is_grad_enabled():
             losses = [_summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)]
             return torch.stack(losses).sum()
+        if self._bare(head):
+            bare: Tensor = _LinearLoss.apply(hidden, targets, head.weight, max(1, rows))  # type: ignore[no-untyped-call]
+            return bare
         loss: Tensor = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]
         return loss
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from peft import LoraConfig, get_peft_model
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from tuneloop.errors import ModelError
+from tuneloop.language import t
+from tuneloop.model import quantize
+from tuneloop.model.freeze import freeze, tied_head
+from tuneloop.model.lora import LINEAR, linear_names, lora, stacked
+from tuneloop.model.trunk import plain
+from tuneloop.model.virtual import prefix, prompt
 from tuneloop.sections import TrainPart
+
+__all__ = ["LINEAR", "METHODS", "Method", "linear_names", "notes", "parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +33,12 @@ class Method:
     """Several samples may share a row."""
     checkpointing: bool
     """Activations may be recomputed."""
-
-
-LINEAR = (nn.Linear, Conv1D)
-"""What multiplies by a weight matrix; GPT-2 has the transposed kind."""
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Last name parts of all linear layers but the language head: what a LoRA may target."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, LINEAR) and m is not head})
-
-
-def _lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
-    lora = train.lora
-    known = linear_names(model)
-    targets = known if lora.targets == "all-linear" else list(lora.targets)
-    unknown = [x for x in targets if not any(n == x or n.endswith("." + x) for n, _ in model.named_modules())]
-    if not targets:
-        raise ModelError("TL-MODEL-NOTHING-TRAINED", where="train.lora.targets", method=train.method)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], known, 3, 0.4)
-        raise ModelError(
-            "TL-MODEL-MODULE", where="train.lora.targets", got=", ".join(unknown), near=", ".join(close or known)
-        )
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
-    )  # fmt: skip
-    wrapped: nn.Module = get_peft_model(model, config)
-    return wrapped
+    quantize: bool = False
+    """The frozen weights are held in 4 or 8 bits."""
+    virtual: bool = False
+    """Virtual tokens stand before each text."""
+    kind: str = ""
+    """PEFT's word for its adapters, as in adapter_config.json."""
 
 
 def _full(model: PreTrainedModel, train: TrainPart) -> nn.Module:
@@ -67,14 +48,44 @@ def _full(model: PreTrainedModel, train: TrainPart) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method(_lora, adapter=True, mergeable=True, packable=True, checkpointing=True),
+    "lora": Method(lora, adapter=True, mergeable=True, packable=True, checkpointing=True, kind="LORA"),
+    "qlora": Method(lora, adapter=True, mergeable=True, packable=True, checkpointing=True, quantize=True, kind="LORA"),
     "full": Method(_full, adapter=False, mergeable=False, packable=True, checkpointing=True),
-}
+    "freeze": Method(freeze, adapter=False, mergeable=False, packable=True, checkpointing=True),
+    "ptuning_v2": Method(prefix, adapter=True, mergeable=False, packable=True, checkpointing=False, virtual=True,
+                         kind="PREFIX_TUNING"),
+    "prompt_tuning": Method(prompt, adapter=True, mergeable=False, packable=True, checkpointing=True, virtual=True,
+                            kind="PROMPT_TUNING"),
+}  # fmt: skip
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters, shared ones counted once."""
-    return (
-        sum(p.numel() for p in model.parameters()),
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )
+    every = list(model.parameters())
+    return sum(map(quantize.count, every)), sum(p.numel() for p in every if p.requires_grad)
+
+
+def notes(model: nn.Module, train: TrainPart) -> list[str]:
+    """What a user should know about a wrapped model before it is trained."""
+    base, out = plain(model), []
+    method = METHODS[train.method]
+    if not isinstance(model, PeftModel) and any(not p.requires_grad for p in base.parameters()) and tied_head(base):
+        out.append(t("Head and embeddings are one tensor in this model: training the head trains both."))
+    if method.kind == "LORA" and (n := stacked(base)):
+        out.extend(_of_experts(model, base, n, method.quantize))
+    if train.adapter:
+        out.append(t("Goes on from {adapter}; its own rank, targets and the like hold.", adapter=train.adapter))
+    return out
+
+
+def _of_experts(model: nn.Module, base: PreTrainedModel, weights: int, quantized: bool) -> list[str]:
+    adapted = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, p in model.named_parameters() if ".lora_A" in n}
+    left = [n for n in linear_names(base) if n not in adapted | {"base_layer", "default"}]
+    out = []
+    if left:
+        more = t("This model's experts ({n:,} weights) and what is called like their parts ({names}) get no adapters.",
+                 n=weights, names=", ".join(left))  # fmt: skip
+        out.append(more + " " + t("To train them, name these in train.lora.targets; each step then costs far more."))
+    if quantized:
+        out.append(t("The experts' weights stay as they are: only linear layers are quantised."))
+    return out

@@ -69,6 +69,10 @@ def check_tokenizer(folder: Path) -> None:
             )
 
 
+COUNTING_ON = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer",
+                         "mpnet", "esm", "ibert", "data2vec-text", "xmod"})  # fmt: skip
+
+
 def context(folder: Path) -> int:
     """The longest sequence in tokens that the model in `folder` was made for, 0 where its config.json does not say."""
     try:
@@ -78,7 +82,11 @@ def context(folder: Path) -> int:
     inner = config.get("text_config")
     own = inner if isinstance(inner, dict) else config
     found = own.get("max_position_embeddings") or own.get("n_positions")
-    return found if isinstance(found, int) and found > 0 else 0
+    if not isinstance(found, int) or found <= 0:
+        return 0
+    # RoBERTa and its kin have places that no text reaches: they count from behind the padding's number.
+    before = own.get("pad_token_id") if own.get("model_type") in COUNTING_ON else None
+    return found - (before + 1 if isinstance(before, int) else 0)
 
 
 def weight_files(folder: Path) -> list[Path]:

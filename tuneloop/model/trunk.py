@@ -1,14 +1,27 @@
 """The trunk: from tokens to the last hidden states, under whatever a method wrapped around the model.
 
-All objectives come through here, so what a method does to a forward pass (virtual tokens, kept activations) is done in
-one place and holds for every task.
+All objectives come through here, so what a method does to a forward pass (virtual tokens, noise on the embeddings,
+kept activations) is done in one place and holds for every task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+
+from tuneloop.model.anatomy import scores_labels
+
+KEPT = "kept_blocks"
+"""Attribute of a transformers model: its frozen blocks, where they were told so (model/kept.py)."""
+NOISE = "neftune_alpha"
+"""Attribute of a transformers model: how strong the noise on its embeddings is in training."""
 
 
 def plain(model: nn.Module) -> PreTrainedModel:
@@ -18,12 +31,139 @@ def plain(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def states(
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """What the model's own forward is called with for a packed row, and where its tokens come out.
+
+    `places` int64 [length]: the rows of the output that belong to real tokens; None where all do.
+    """
+
+    inputs: dict[str, Any]
+    places: Tensor | None = None
+
+    def tokens(self, positions: Tensor) -> Tensor:
+        """Positions of tokens -> positions in the output."""
+        return positions if self.places is None else self.places[positions]
+
+
+def virtual_kind(model: nn.Module) -> str:
+    """ "layers" where virtual tokens stand before every layer, "input" where they stand before the text, else ""."""
+    if not isinstance(model, PeftModel) or model._adapters_disabled or not model.active_peft_config.is_prompt_learning:
+        return ""
+    return "layers" if model.active_peft_config.peft_type == "PREFIX_TUNING" else "input"
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many virtual tokens stand before a text."""
+    return int(model.active_peft_config.num_virtual_tokens) if virtual_kind(model) else 0  # type: ignore[union-attr,arg-type]
+
+
+def first_position(base: PreTrainedModel) -> int:
+    """The number of a text's first position: 0, but RoBERTa and what is built like it count from the padding's on."""
+    embeddings: Any = getattr(getattr(base, base.base_model_prefix), "embeddings", None)
+    return int(embeddings.padding_idx) + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+
+
+def entry(
     model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...] | None = None
+) -> Entry:  # fmt: skip
+    """A packed row, ids and positions int64 [1, length], as the model's own forward takes it: with the virtual tokens
+    before each sample, and in training with NEFTune's noise."""
+    base = plain(model)
+    first = first_position(base)
+    position_ids = position_ids + first
+    kind, lengths = virtual_kind(model), segments or (input_ids.shape[1],)
+    given: dict[str, Any] = {"position_ids": position_ids, "segments": segments, "use_cache": False}
+    noise = float(getattr(base, NOISE, 0.0)) if model.training and torch.is_grad_enabled() else 0.0
+    if not noise and kind != "input":
+        given["input_ids"] = input_ids
+    else:
+        embedded = _noisy(base.get_input_embeddings()(input_ids), lengths, noise)
+        given["inputs_embeds"] = embedded
+    if kind == "layers":
+        assert isinstance(model, PeftModel)
+        given["past_key_values"] = model.get_prompt(1)
+        given["position_ids"] = position_ids + virtual_tokens(model)
+    if kind != "input":
+        return Entry(given)
+    assert isinstance(model, PeftModel)
+    prompt = model.get_prompt(1).to(embedded.dtype)
+    n = prompt.shape[1]
+    pieces = [piece for part in embedded.split(lengths, 1) for piece in (prompt, part)]
+    given["inputs_embeds"] = torch.cat(pieces, 1)
+    sizes = torch.tensor([n + length for length in lengths], device=input_ids.device)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    place = torch.arange(int(sizes.sum()), device=input_ids.device) - starts
+    given["position_ids"] = place[None] + first
+    given["segments"] = None if segments is None else tuple(n + length for length in segments)
+    places = (place >= n).nonzero().squeeze(1)
+    if scores_labels(base):
+        # A head that reads the first position reads, as under PEFT, what stands there: a virtual token.
+        begins = torch.tensor(lengths, device=places.device).cumsum(0) - torch.tensor(lengths, device=places.device)
+        longer = torch.tensor([length > 1 for length in lengths], device=places.device)
+        places[begins[longer]] -= n
+    return Entry(given, places)
+
+
+def slides(model: nn.Module) -> bool:
+    """Whether virtual tokens stand before layers that look back only so far."""
+    config = plain(model).config.get_text_config()
+    windows = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None) and "sliding_attention"]
+    return virtual_kind(model) == "layers" and "sliding_attention" in windows
+
+
+def opening(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor) -> dict[str, Any]:
+    """What the model's own forward is called with to begin answers: ids, mask and positions [batch, length], padded on
+    the left, with a cache that holds the virtual tokens or will. Mask and positions come back with them counted in."""
+    base, n = plain(model), virtual_tokens(model)
+    given = {"attention_mask": mask, "position_ids": place}
+    if not n:
+        return {"input_ids": ids, "past_key_values": DynamicCache(config=base.config), **given}
+    assert isinstance(model, PeftModel)
+    given = {"attention_mask": torch.cat([mask.new_ones(len(ids), n), mask], 1), "position_ids": place + n}
+    if virtual_kind(model) == "layers":
+        return {"input_ids": ids, "past_key_values": model.get_prompt(len(ids)), **given}
+    # The padding stays in front of all: the prompt's vectors go right before each text.
+    prompt, embedded = model.get_prompt(len(ids)), base.get_input_embeddings()(ids)
+    rows, begins = [], (mask == 0).sum(1).tolist()
+    for row, vectors, begin in zip(embedded, prompt.to(embedded.dtype), begins, strict=True):
+        rows.append(torch.cat([row[:begin], vectors, row[begin:]]))
+    whole = torch.cat([mask.new_ones(len(ids), n), mask], 1)
+    for k, begin in enumerate(begins):
+        whole[k, :begin], whole[k, begin:] = 0, 1
+    places = (whole.cumsum(-1) - 1).clamp(min=0)
+    return {"inputs_embeds": torch.stack(rows), "attention_mask": whole, "position_ids": places,
+            "past_key_values": DynamicCache(config=base.config)}  # fmt: skip
+
+
+def _noisy(embedded: Tensor, lengths: tuple[int, ...], alpha: float) -> Tensor:
+    """NEFTune (Jain et al. 2023, arXiv:2310.05914): uniform noise of alpha / sqrt(length x width), length the sample's.
+
+    embedded [1, length, width].
+    """
+    if not alpha:
+        return embedded
+    width = embedded.shape[-1]
+    scale = torch.tensor([alpha / (length * width) ** 0.5 for length in lengths], device=embedded.device)
+    each = torch.repeat_interleave(scale, torch.tensor(lengths, device=embedded.device))[None, :, None]
+    return embedded + (torch.empty_like(embedded).uniform_(-1, 1) * each).to(embedded.dtype)
+
+
+def states(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    segments: tuple[int, ...] | None = None,
+    members: Sequence[int] = (),
 ) -> Tensor:
-    """Last hidden states [length, width] of a packed row: ids and positions int64 [1, length]."""
+    """Last hidden states [length, width] of a packed row: ids and positions int64 [1, length].
+
+    `members` are the samples in it: of those that were kept (model/kept.py) the frozen blocks are not run again.
+    """
     base = plain(model)
     trunk = getattr(base, base.base_model_prefix)
-    out = trunk(input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False)
-    hidden: Tensor = out.last_hidden_state[0]
-    return hidden
+    given = entry(model, input_ids, position_ids, segments)
+    kept = vars(base).get(KEPT)
+    with kept.row(members) if kept is not None else nullcontext():
+        hidden: Tensor = trunk(**given.inputs).last_hidden_state[0]
+    return hidden if given.places is None else hidden.index_select(0, given.places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,25 +11,36 @@ from typing import Any
 
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches import BatchPlan, batch_plan
-from tuneloop.data.tokens import Sample
+from tuneloop.data.items import Items
+from tuneloop.data.samples import Sample
+from tuneloop.disk import size_text
 from tuneloop.errors import MachineError
-from tuneloop.language import t
+from tuneloop.language import current, t
 from tuneloop.model.load import pick_dtype
+from tuneloop.model.methods import METHODS
+from tuneloop.model.tasks.chat import CHAT
+from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.monitor.duration import about
 from tuneloop.plan.budget import (
     EFFICIENCY,
     EFFICIENCY_HALF,
+    EFFICIENCY_QUANTISED,
+    STATE,
     Shape,
     forward_flops,
     generation_seconds,
+    kept_flops,
     memory_gb,
     shape,
     step_flops,
 )
 from tuneloop.plan.cautions import cautions, nothing_held
 from tuneloop.plan.hardware import Hardware, look
-from tuneloop.sections import Recipe
+from tuneloop.sections import Recipe, TrainPart
+from tuneloop.train.keeping import Question, kept_bytes, measurements, objection
 from tuneloop.train.optim import total_steps, warmup_steps
+
+COMMA = {"en": ", ", "zh": "，"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +89,41 @@ class Held:
 
 
 def make(
-    recipe: Recipe, folder: Path, samples: Sequence[Sample], manifest: Mapping[str, Any] | None = None, *,
-    prompts: int = 0, ledger: str = "ledger.jsonl",
+    recipe: Recipe, folder: Path, items: Items | Sequence[Sample], manifest: Mapping[str, Any] | None = None, *,
+    prompts: int = 0, ledger: str = "ledger.jsonl", task: Task = CHAT, setting: Setting | None = None,
 ) -> Plan:  # fmt: skip
-    """Foresee a run on `samples` of the dataset with this `manifest`, evaluated on `prompts` prompts beside its rows.
+    """Foresee a run on `items` of the dataset with this `manifest`, evaluated on `prompts` prompts beside its rows.
 
-    Raises TL-MACHINE-MEMORY when it will not fit.
+    Raises TL-MACHINE-MEMORY when it will not fit, and what a method says of a recipe that it cannot follow.
     """
     train = recipe.train
+    told = setting or Setting(train, None)
+    size = shape(folder, train, recipe.model.dtype, lambda config: task.head(told, config))
     machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size)
-    size = shape(folder, train, recipe.model.dtype)
-    batches = batch_plan(recipe, samples)
+    items = Items.of(items)
+    batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     epochs = steps / batches.steps_per_epoch
-    tokens, labels = sum(batches.lengths), sum(s.labels for s in samples)
-    speed = machine.gflops * _share(machine, size) * 1e9
-    seconds = step_flops(size, tokens, labels, train) * epochs / speed
+    used = items.members.ravel()
+    tokens = sum(batches.lengths)
+    labels = int(items.samples.labels[used].sum()) if task.writes else len(used)
+    passed = tokens + (len(used) * size.virtual if METHODS[train.method].virtual else 0)
+    speed = machine.gflops * _share(machine, size, train) * 1e9
+    unkept = _unkept(recipe, size, items, manifest, steps, batches.steps_per_epoch, Path(ledger).parent)
+    work = step_flops(size, passed, labels, train, kept=not unkept) * epochs
+    if not unkept:
+        work += kept_flops(size, passed)
+    if task.informed is not None and (task.asks is None or task.asks(items, train)):
+        work += forward_flops(size, passed, labels)
+    seconds = work / speed
     fullest = min(train.token_budget, _fullest(batches))
-    memory = memory_gb(size, fullest, train)
+    most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
+    memory = memory_gb(size, fullest + most * size.virtual, train)
     if memory > machine.room_gb:
         raise MachineError("TL-MACHINE-MEMORY", need=f"{memory:.1f}", free=f"{machine.room_gb:.1f}")
     found = manifest or {}
     counts = found.get("counts") or {}
-    held = Held(
-        int(counts.get("validation") or 0), int((found.get("tokens") or {}).get("validation") or 0), prompts
-    )  # fmt: skip
+    held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), prompts)
     said = cautions(counts, found.get("steps") or (), ledger) if counts else []
     if counts and not held.rows:
         said.append(nothing_held())
@@ -113,41 +135,59 @@ def make(
             "name": recipe.model.name, "parameters": size.parameters, "trainable": size.trainable,
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
-        data={"dialogues": len(samples), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=tuple(_choices(recipe, machine, size, batches, steps)),
+        data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
+        choices=tuple(_choices(recipe, machine, size, batches, steps, unkept)),
         seconds=round(seconds, 1),
-        evaluation=_evaluation(recipe, machine, size, held, measured=2 + _measurements(recipe, steps, epochs)),
+        evaluation=_evaluation(
+            recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
+            writes=task.writes,
+        ),
         memory_gb=round(memory, 2),
         warnings=tuple(said),
     )  # fmt: skip
 
 
-def _share(machine: Hardware, size: Shape) -> float:
+def _share(machine: Hardware, size: Shape, train: TrainPart) -> float:
     """Share of the measured rate of matrix products that training reaches."""
-    return EFFICIENCY if machine.device != "cpu" or size.bytes_each == 4 else EFFICIENCY_HALF
+    if machine.device != "cpu":
+        return EFFICIENCY
+    quantised = EFFICIENCY_QUANTISED if METHODS[train.method].quantize else 1.0
+    return quantised * (EFFICIENCY if size.bytes_each == 4 else EFFICIENCY_HALF)
 
 
-def _measurements(recipe: Recipe, steps: int, epochs: float) -> int:
-    """How often the held-out loss is measured during training."""
+def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
+    return int(((manifest or {}).get("tokens") or {}).get("validation") or 0)
+
+
+def _unkept(
+    recipe: Recipe, size: Shape, items: Items, manifest: Mapping[str, Any] | None, steps: int, per_epoch: int,
+    folder: Path,
+) -> str:  # fmt: skip
+    """Why the output of the frozen blocks is not kept over the epochs, "" where it is. Raises TL-MODEL-KEEP."""
     train = recipe.train
-    every = {"no": 0, "epoch": math.ceil(epochs - 1e-9), "steps": math.ceil(steps / train.eval_steps)}
-    return every[train.eval_strategy]
+    need = kept_bytes(items, size.hidden, size.bytes_each)
+    if measurements(train, steps, per_epoch) > 1:
+        need += _held_tokens(manifest) * size.hidden * size.bytes_each
+    free = shutil.disk_usage(folder if folder.is_dir() else Path()).free
+    return objection(train, Question(size.below, size.layers, need, free, steps / per_epoch))
 
 
-def _evaluation(recipe: Recipe, machine: Hardware, size: Shape, held: Held, *, measured: int) -> dict[str, Any]:
+def _evaluation(
+    recipe: Recipe, machine: Hardware, size: Shape, held: Held, *, measured: int, writes: bool = True
+) -> dict[str, Any]:
     """Seconds for the answers before and after and for the held-out loss, `measured` times.
 
-    Every answer counts as long as it may become; most end earlier.
+    Every answer counts as long as it may become; most end earlier. A task that does not write has none.
     """
     part = recipe.evaluate
-    rows = min(part.rows, held.rows)
-    speed = machine.gflops * _share(machine, size) * 1e9
+    rows, prompts = (min(part.rows, held.rows), held.prompts) if writes else (0, 0)
+    speed = machine.gflops * _share(machine, size, recipe.train) * 1e9
     # A prompt is no longer than its dialogue; what a question of a probe takes to read is nothing beside its answer.
     read = forward_flops(size, rows * held.tokens // max(held.rows, 1), rows) / speed
-    batches = math.ceil(rows / part.batch_size) + math.ceil(held.prompts / part.batch_size)
+    batches = math.ceil(rows / part.batch_size) + math.ceil(prompts / part.batch_size)
     write = generation_seconds(size, machine, batches, part.max_new_tokens)
-    answers = rows + held.prompts
-    loss = forward_flops(size, held.tokens, held.tokens) / speed
+    answers = rows + prompts
+    loss = forward_flops(size, held.tokens, held.tokens if writes else held.rows) / speed
     return {
         "seconds": round(2 * (read + write) + measured * loss, 1),
         "answers": answers,
@@ -177,18 +217,40 @@ def _fullest(batches: BatchPlan) -> int:
     return max(sum(batches.lengths[i] for i in b) for k in range(batches.steps_per_epoch) for b in batches.step(k))
 
 
-def _choices(recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan, steps: int) -> list[Choice]:
+def _method(train: TrainPart, size: Shape) -> str:
+    """What there is to say of the method: how much it trains, and what it does beside that."""
+    said = [t("{part} % of {all} parameters are trained", part=f"{100 * size.trainable / size.parameters:.2f}",
+              all=f"{size.parameters:,}")]  # fmt: skip
+    if METHODS[train.method].quantize:
+        said.append(t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=size_text(size.bytes_all)))
+    if size.virtual:
+        said.append(t("virtual tokens before each text: {n}", n=size.virtual))
+    if size.below:
+        said.append(t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
+                    if size.below < size.layers else t("no gradient goes into the blocks"))  # fmt: skip
+    return COMMA[current()].join(said)
+
+
+def _frozen(size: Shape, unkept: str) -> list[Choice]:
+    """What becomes of blocks that are not trained, where there are some."""
+    if not size.below:
+        return []
+    value = t("run at every step") if unkept else t("run once for all epochs")
+    why = unkept or t("frozen blocks: {n} of {all}; their output is kept on the disk", n=size.below, all=size.layers)
+    return [Choice(t("frozen blocks"), value, why)]
+
+
+def _choices(
+    recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan, steps: int, unkept: str
+) -> list[Choice]:
     train = recipe.train
     passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
     device = machine.gpus[0] if machine.gpus else t("CPU, cores: {n}", n=machine.cores)
     dtype = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     return [
         Choice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{machine.gflops:.0f}", dtype=dtype)),
-        Choice(
-            t("method"), train.method,
-            t("{part} % of {all} parameters are trained", part=f"{100 * size.trainable / size.parameters:.2f}",
-              all=f"{size.parameters:,}"),
-        ),
+        Choice(t("method"), train.method, _method(train, size)),
+        *_frozen(size, unkept),
         Choice(
             t("batch"), t("dialogues a step: {n}", n=train.batch_size),
             t("forward passes a step: {n} on average, at most {budget} tokens each, no padding",
@@ -202,5 +264,9 @@ def _choices(recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan,
         Choice(
             t("learning rate"), f"{train.learning_rate:g}",
             t("{schedule}, steps in which it rises: {n}", schedule=train.schedule, n=warmup_steps(train, steps)),
+        ),
+        Choice(
+            t("optimizer"), train.optimizer,
+            t("its state: {size}", size=size_text(round(size.trainable * STATE[train.optimizer]))),
         ),
     ]  # fmt: skip

@@ -14,14 +14,25 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tuneloop.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.optional import need
 from tuneloop.records import Reply
-from tuneloop.serve.schemas import DONE, STATUS, ChatRequest, Writer, error_body, event, model_entry, room
+from tuneloop.serve.schemas import (
+    DONE,
+    STATUS,
+    ChatRequest,
+    ClassifyRequest,
+    Writer,
+    classified,
+    error_body,
+    event,
+    model_entry,
+    room,
+)
 
 if TYPE_CHECKING:
     from tuneloop.serve.torch_engine import Stream, TorchEngine
@@ -35,6 +46,7 @@ from fastapi.responses import JSONResponse, StreamingResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.types import Receive, Scope, Send  # noqa: E402
 
+Body = TypeVar("Body", bound=BaseModel)
 MOST_BYTES = 8 << 20
 """Longest request body; a context of a million tokens fits."""
 GRACE_SECONDS = 5
@@ -111,7 +123,7 @@ def _add_routes(app: FastAPI, engine: TorchEngine, model_name: str) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        asked = await _parse(request)
+        asked = await _parse(request, ChatRequest)
         _known(asked.model, model_name)
         chat = asked.chat()
         options: dict[str, Any] = {
@@ -130,13 +142,25 @@ def _add_routes(app: FastAPI, engine: TorchEngine, model_name: str) -> None:
         # Nobody reads the answer to a client that has gone; 499 is for the logs.
         return Response(status_code=499) if reply is None else JSONResponse(writer.whole(reply))
 
+    @app.post("/v1/classify")
+    async def classify(request: Request) -> Response:
+        asked = await _parse(request, ClassifyRequest)
+        _known(asked.model, model_name)
+        if not engine.labels:
+            raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=model_name)
+        tokens = await engine.count(asked.chat())
+        if tokens > engine.context:
+            raise ServeError("TL-SERVE-CONTEXT", where="input", param="input", tokens=tokens, context=engine.context)
+        reply = await _unless_gone(request, engine.submit(asked.chat(), max_new_tokens=1))
+        return Response(status_code=499) if reply is None else JSONResponse(classified(model_name, reply))
+
 
 def _known(asked: str, served: str) -> None:
     if asked != served:
         raise ServeError("TL-SERVE-MODEL", where="model", param="model", got=asked[:200], known=served)
 
 
-async def _parse(request: Request) -> ChatRequest:
+async def _parse(request: Request, kind: type[Body]) -> Body:
     """The request's body. It is read here, not by the framework: after the key, and never more than `MOST_BYTES`."""
     body = bytearray()
     async for part in request.stream():
@@ -144,7 +168,7 @@ async def _parse(request: Request) -> ChatRequest:
         if len(body) > MOST_BYTES:
             raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
     try:
-        return ChatRequest.model_validate_json(bytes(body))
+        return kind.model_validate_json(bytes(body))
     except ValidationError as error:
         # Of a union's branches only the first is named: the others fail for the same reason.
         first = error.errors(include_url=False, include_input=False)[0]

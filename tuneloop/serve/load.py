@@ -8,23 +8,37 @@ from pathlib import Path
 from tuneloop import registry
 from tuneloop.errors import RunError
 from tuneloop.model import sources
+from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained, placed
+from tuneloop.model.load import Trained, known_labels, load_model, load_tokenizer, load_trained, placed
+from tuneloop.model.tasks.classify import CLASSIFY
+from tuneloop.model.tasks.task import Head, Setting
+from tuneloop.sections import TrainPart
 
 
-def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer:
+def voice(trained: Trained) -> Answerer | Classifier:
+    """What answers for a trained model: one that writes, or one that names labels."""
+    if trained.task.classes is not None:
+        return Classifier(placed(trained.model), trained.tokenizer, trained.task, trained.setting)
+    return Answerer(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+
+
+def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier:
     """A run (folder, name, "latest"), a version ("name:production"), or a model (name or folder), ready to answer.
 
     On the GPU where there is one. Raises what `registry.locate`, `load_trained` and `sources.resolve` raise.
     """
     run = registry.locate(workspace, str(ref))
     if run is not None:
-        trained = load_trained(run)
-        return Answerer(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+        return voice(load_trained(run))
     if Path(ref).parent.name == "runs":  # a run that was misspelt, not an organisation on the hub
         raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
     folder = sources.resolve(str(ref))
-    return Answerer(placed(load_model(folder)), load_tokenizer(folder), _system(folder))
+    tokenizer = load_tokenizer(folder)
+    if len(labels := known_labels(folder)) > 1:  # an exported classifier
+        model = load_model(folder, head=Head("classifier", labels))
+        return Classifier(placed(model), tokenizer, CLASSIFY, Setting(TrainPart(), tokenizer, labels))
+    return Answerer(placed(load_model(folder)), tokenizer, _system(folder))
 
 
 def _system(folder: Path) -> str | None:

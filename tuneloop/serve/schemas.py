@@ -181,6 +181,22 @@ class ChatRequest(_Body):
         return 0.0 if self.temperature is None or self.temperature < COLDEST else self.temperature
 
 
+class ClassifyRequest(_Body):
+    """POST /v1/classify: a text, and the label it has."""
+
+    model: str
+    input: str = Field(min_length=1)
+
+    def chat(self) -> Chat:
+        return [{"role": "user", "content": self.input}]
+
+
+def classified(model: str, reply: Reply) -> dict[str, Any]:
+    """The body of an answer: the likeliest label, and the probability of each."""
+    tokens = {"prompt_tokens": reply.prompt_tokens, "total_tokens": reply.prompt_tokens}
+    return {"object": "classification", "model": model, "label": reply.text, "scores": reply.scores, "usage": tokens}
+
+
 def room(request: ChatRequest, prompt_tokens: int, context: int) -> int:
     """Tokens the answer may have. Raises TL-SERVE-CONTEXT, TL-SERVE-ROOM when the context cannot hold what is asked.
 
@@ -253,6 +269,7 @@ def model_entry(name: str, created: int) -> dict[str, Any]:
 STATUS: dict[str, tuple[int, str]] = {
     "TL-SERVE-REQUEST": (400, "invalid_request_error"),
     "TL-SERVE-UNSUPPORTED": (400, "invalid_request_error"),
+    "TL-SERVE-NO-LABELS": (400, "invalid_request_error"),
     "TL-SERVE-CONTEXT": (400, "invalid_request_error"),
     "TL-SERVE-ROOM": (400, "invalid_request_error"),
     "TL-DATA-TEMPLATE": (400, "invalid_request_error"),

@@ -20,6 +20,7 @@ from tuneloop.errors import ServeError, TuneloopError
 from tuneloop.records import Reply
 
 if TYPE_CHECKING:
+    from tuneloop.model.classifier import Classifier
     from tuneloop.model.generate import Answerer
 
 log = logging.getLogger("tuneloop.serve")
@@ -56,7 +57,7 @@ class TorchEngine:
     `queue` requests may wait; the next one gets TL-SERVE-FULL. May be used from several threads and event loops.
     """
 
-    def __init__(self, answerer: Answerer, *, queue: int = QUEUE) -> None:
+    def __init__(self, answerer: Answerer | Classifier, *, queue: int = QUEUE) -> None:
         self._answerer = answerer
         # A fast tokenizer must not be used by two threads at once, and counting must not wait for an answer to end.
         self._counter = copy.copy(answerer)
@@ -64,6 +65,8 @@ class TorchEngine:
         self._counting = threading.Lock()
         self.context = answerer.context
         """Longest prompt and answer together, in tokens."""
+        self.labels: tuple[str, ...] = getattr(answerer, "labels", ())
+        """The labels of a classifier; none of a model that writes."""
         self._limit = queue
         self._jobs: deque[_Job] = deque()
         self._current: _Job | None = None

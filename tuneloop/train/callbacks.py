@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,6 +68,18 @@ class Journal:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What was written, without lines that a crash cut short."""
+        if not self.path.exists():
+            return
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
     def rewind(self, step: int) -> None:
         """Drop the lines after optimizer step `step`, and a last line cut short by a crash: they will come again."""
         if not self.path.exists():
@@ -105,6 +117,7 @@ class Metrics:
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "learning_rate": result.learning_rate,
+                **result.told,
                 "samples": step.samples,
                 "batch": step.digest,
                 "tokens": step.tokens,
@@ -120,7 +133,7 @@ class Metrics:
 
 @dataclass(slots=True)
 class HeldOut:
-    """Measures the held-out loss when due and writes it as a line of its own."""
+    """Measures the held-out loss when due and writes it as a line of its own; then tells those who want to know."""
 
     journal: Journal
     meter: Meter
@@ -128,6 +141,7 @@ class HeldOut:
     steps_per_epoch: int
     measure: Callable[[], tuple[float, float]]
     say: Callable[[str], None]
+    told: Sequence[Callable[[int, float], None]] = ()
 
     def on_step(self, state: State, result: StepResult) -> None:
         if not self.due(state.step):
@@ -140,6 +154,8 @@ class HeldOut:
             epoch = round(state.step / self.steps_per_epoch, 4)
             self.journal.write({"step": state.step, "epoch": epoch, "eval_loss": loss, "clock": {"seconds": seconds}})
             self.say(t("step {step}: held-out loss {loss}", step=state.step, loss=f"{loss:.4f}"))
+            for tell in self.told:
+                tell(state.step, loss)
         self.meter.pause()
 
     def on_end(self, state: State) -> None:
@@ -153,7 +169,7 @@ class Saver:
     save: Callable[[State], Path]
     journal: Journal
     meter: Meter
-    due: Due
+    due: Callable[[int], bool]
     saved: int = -1
 
     def on_step(self, state: State, result: StepResult) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,8 @@ class StepResult:
     loss: float
     grad_norm: float
     learning_rate: float
+    told: dict[str, float] = field(default_factory=dict)
+    """What the objective tells beside its loss, such as the accuracy on preference pairs: means, as the loss is."""
 
 
 class Callback(Protocol):
@@ -56,38 +58,70 @@ def train(
     max_grad_norm: float,
     callbacks: Sequence[Callback],
     stop: Callable[[], bool],
+    late: bool = False,
 ) -> State:
     """Run the steps. `model` is the wrapped objective: its forward returns the sum of the losses of a row.
 
     The loss of a step is that sum over all micro-batches and ranks, divided by the step's weight: by its label tokens,
     or by the texts or pairs where these are counted. Gradients are averaged over ranks, so each rank scales its share
     by their number. Ends early when `stop()` is true.
+    `late`, for float16, divides by the weight after the backward pass, in the trained weights' float32: the gradient of
+    a mean over thousands of tokens is below what float16 can tell from zero (6e-8), that of the sum is not.
     Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
+    inner = accelerator.unwrap_model(model)
     for step in steps:
+        _begin(accelerator, inner, step)
         total = torch.zeros((), device=accelerator.device)
         for micro in step.micros:
             loss = model(**to_device(micro, accelerator.device))
-            accelerator.backward(loss * (accelerator.num_processes / step.weight))
+            accelerator.backward(loss * (accelerator.num_processes / (1 if late else step.weight)))
             total += loss.detach()
+        if late:
+            _divide(weights, step.weight)
         mean = float(accelerator.reduce(total, "sum")) / step.weight
         norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=f"{mean:.4g}", norm=f"{norm:.4g}")
+        told = _told(accelerator, inner, step)
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
         for callback in callbacks:
-            callback.on_step(state, StepResult(step, mean, norm, rate))
+            callback.on_step(state, StepResult(step, mean, norm, rate, told))
         if stop():
             break
     for callback in callbacks:
         callback.on_end(state)
     return state
+
+
+def _begin(accelerator: Accelerator, objective: nn.Module, step: Step) -> None:
+    """Let an objective see a whole step before its passes, if it wants to (KTO measures its distance there)."""
+    if before := getattr(objective, "before_step", None):
+        micros = [to_device(micro, accelerator.device) for micro in step.micros]
+        before(micros, lambda sums: accelerator.reduce(sums, "sum"))
+
+
+def _told(accelerator: Accelerator, objective: nn.Module, step: Step) -> dict[str, float]:
+    """Means of what an objective told beside its loss (`told_names`, their sums in `told`), over all ranks."""
+    names: tuple[str, ...] = getattr(objective, "told_names", ())
+    if not names:
+        return {}
+    sums: Tensor = objective.told  # type: ignore[assignment]
+    means = (accelerator.reduce(sums.to(accelerator.device), "sum") / step.weight).tolist()
+    sums.zero_()
+    return dict(zip(names, means, strict=True))
+
+
+def _divide(weights: Iterable[nn.Parameter], by: float) -> None:
+    for parameter in weights:
+        if parameter.grad is not None:
+            parameter.grad.div_(by)
 
 
 @torch.no_grad()

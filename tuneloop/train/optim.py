@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.optimization import Adafactor
 
+from tuneloop.errors import MachineError
+from tuneloop.optional import need
 from tuneloop.sections import TrainPart
+
+QUANTISED = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw": "PagedAdamW"}
+"""Optimizers of bitsandbytes (Dettmers et al. 2021, arXiv:2110.02861), by our name."""
+
+SECOND = re.compile(r"\.lora_(embedding_)?B\b")
+"""Names of the matrices B of adapters, which LoRA+ lets learn faster."""
 
 
 def total_steps(train: TrainPart, steps_per_epoch: int) -> int:
@@ -50,16 +63,68 @@ def curve(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def optimizer_for(model: nn.Module, train: TrainPart) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101); biases and norms are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+def groups_for(model: nn.Module, train: TrainPart) -> list[dict[str, Any]]:
+    """The trained parameters in groups of one rate and one decay each; biases and norms are not decayed.
+
+    The first group has the recipe's own rate. With `lora.plus_ratio` the matrices B learn so many times as fast
+    (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    """
+    ratio = train.lora.plus_ratio or 1.0
+    sides: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            fast = ratio != 1 and SECOND.search(name) is not None
+            sides.setdefault((fast, parameter.ndim < 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": train.learning_rate * (ratio if fast else 1.0),
+            "weight_decay": 0.0 if flat else train.weight_decay,
+        }
+        for (fast, flat), parameters in sorted(sides.items(), key=lambda side: side[0])
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=train.betas)
 
 
-def scheduler_for(optimizer: torch.optim.Optimizer, train: TrainPart, steps: int) -> LambdaLR:
+def optimizer_for(model: nn.Module, train: TrainPart) -> Optimizer:
+    """The optimizer of `train.optimizer` over what `model` trains.
+
+    adamw: Loshchilov & Hutter 2017, arXiv:1711.05101, in one fused pass where the device has that. adafactor: Shazeer &
+    Stern 2018, arXiv:1804.04235, with the recipe's rate instead of a relative one, as adapters that begin at zero need.
+    sgd: without momentum, so without state. Raises TL-MACHINE-EXTRA, TL-MACHINE-OPTIMIZER.
+    """
+    groups, rate = groups_for(model, train), train.learning_rate
+    if train.optimizer == "adafactor":
+        made = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False, warmup_init=False)
+        assert isinstance(made, Optimizer)
+        return made
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    if train.optimizer in QUANTISED:
+        return _quantised(groups, train)
+    devices = {p.device.type for group in groups for p in group["params"]}
+    return torch.optim.AdamW(groups, lr=rate, betas=train.betas, fused=devices <= {"cpu", "cuda"})
+
+
+def _quantised(groups: list[dict[str, Any]], train: TrainPart) -> Optimizer:
+    """An optimizer of bitsandbytes. It is tried first: what cannot run is known before the first step."""
+    # On a CPU there is no card to page out of; the paged ones say so at every new tensor and work as the others do.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+    kind = getattr(need("bitsandbytes", extra="qlora").optim, QUANTISED[train.optimizer])
+    first = groups[0]["params"][0]
+    probe = nn.Parameter(torch.ones(4096, dtype=first.dtype, device=first.device))
+    probe.grad = torch.ones_like(probe)
+    try:
+        kind([probe], lr=1e-3).step()
+    except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
+        raise MachineError(
+            "TL-MACHINE-OPTIMIZER", where="train.optimizer", optimizer=train.optimizer, device=first.device.type,
+            error=str(error).partition("\n")[0][:200],
+        ) from error  # fmt: skip
+    made = kind(groups, lr=train.learning_rate, betas=train.betas)
+    assert isinstance(made, Optimizer)
+    return made
+
+
+def scheduler_for(optimizer: Optimizer, train: TrainPart, steps: int) -> LambdaLR:
     """The schedule over `steps` optimizer steps."""
     return LambdaLR(optimizer, curve(train.schedule, warmup_steps(train, steps), steps))

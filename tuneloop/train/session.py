@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +23,31 @@ from torch.optim.lr_scheduler import LRScheduler
 from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.disk import require_room
+from tuneloop.disk import require_room, size_text
 from tuneloop.errors import RunError
 from tuneloop.language import t
-from tuneloop.model import checkpoint
+from tuneloop.model import checkpoint, precision
 from tuneloop.model.adapter_card import adapter_card
-from tuneloop.model.load import on_hub, save_result, started
-from tuneloop.model.methods import METHODS, parameters
+from tuneloop.model.anatomy import scores_labels
+from tuneloop.model.fast.install import install
+from tuneloop.model.fast.products import Products, chosen, products
+from tuneloop.model.load import on_hub, pick_dtype, save_result, started, write_classes
+from tuneloop.model.methods import METHODS, notes, parameters
 from tuneloop.model.tasks.task import Setting, Task
+from tuneloop.model.trunk import plain
+from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
+from tuneloop.records import Record
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe, Strategy
-from tuneloop.train import ranks
+from tuneloop.train import device, ranks
 from tuneloop.train.callbacks import Due, HeldOut, Journal, Metrics, Saver, Screen
+from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.interrupt import Interrupt
+from tuneloop.train.keeping import Keeping, held_out, kept_blocks, measurements
 from tuneloop.train.loop import Callback, held_loss, train
 from tuneloop.train.optim import optimizer_for, scheduler_for, total_steps
+from tuneloop.train.sampler import sampler_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,18 @@ def _accelerator() -> Accelerator:
     return accelerator
 
 
+def _place(model: nn.Module, device: torch.device) -> None:
+    """Onto the device before anything is measured: what is checked is what will run.
+
+    On a card, sums are made in the same order each time where a kernel can: else resuming would not be exact.
+    """
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only takes time
+    if not getattr(model, "is_quantized", False):  # bitsandbytes has placed its weights when it read them
+        model.to(device)
+
+
 def _room(run: Run, recipe: Recipe, model: nn.Module) -> None:
     """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more."""
     trained = parameters(model)[1]
@@ -121,6 +141,7 @@ class _Parts:
 
     run: Run
     recipe: Recipe
+    model: nn.Module
     inner: nn.Module
     items: Items
     held: Items
@@ -142,20 +163,36 @@ class Material:
     setting: Setting
     items: Items
     held: Items
+    questions: Sequence[Record] = ()
+    """Held-out rows that may be answered while training (train.sample_answers)."""
 
 
 def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _Parts:
     task, setting, items, held = material.task, material.setting, material.items, material.held
-    inner = task.objective(model, items, setting)
-    if task.informed is not None:
-        items, held = task.informed(inner, items, setting), task.informed(inner, held, setting)
+    kept = pick_dtype(recipe.model.dtype)
+    with precision.computing(model, kept):
+        inner = task.objective(model, items, setting)
+    precision.cast(inner, kept)
     packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items)
+    items, held = (_informed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
+                             run.path / f"reference-{name}.npy")
+                   for side, name in ((items, "train"), (held, "validation")))  # fmt: skip
     batches = batch_plan(recipe, items, packing=packing)
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(inner, recipe.train)
     scheduler = scheduler_for(optimizer, recipe.train, total)
-    return _Parts(run, recipe, inner, items, held, batches, total, optimizer, scheduler, Journal(run.metrics),
+    return _Parts(run, recipe, model, inner, items, held, batches, total, optimizer, scheduler, Journal(run.metrics),
                   Journal(run.events), Meter())  # fmt: skip
+
+
+def _informed(task: Task, inner: nn.Module, items: Items, passes: Iterator[Packed], keep: Path) -> Items:
+    """The items with what must be known of the model before its first step; on the same machine it is found once."""
+    if task.informed is None:
+        return items
+    if next(inner.parameters()).device.type != ranks.world().device.type:
+        inner.to(ranks.world().device)
+    with ranks.world().local_main_process_first():
+        return task.informed(inner, items, passes, keep)
 
 
 def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = False) -> Outcome:
@@ -165,38 +202,76 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
     have been. Raises TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN.
     """
     accelerator = _accelerator()
-    folder, tokenizer = material.folder, material.setting.tokenizer
+    folder = material.folder
     model = started(recipe, folder, material.task, material.setting)
     _room(run, recipe, model)
+    _place(model, accelerator.device)
+    if not precision.mixed(model, pick_dtype(recipe.model.dtype)):  # they are for one type throughout
+        install(model)
     parts = _parts(run, recipe, model, material)
     wrapped, optimizer = accelerator.prepare(parts.inner, parts.optimizer)
-    state = _take_up(parts) if resume else _start(parts)
+    state = _take_up(parts) if resume else _start(parts, material.task)
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
     lines = Due(recipe.train.logging_strategy, recipe.train.logging_steps, parts.batches.steps_per_epoch, parts.total)
     screen = Screen(parts.total, parts.meter, file, first=state.step, due=lines)
+    for line in notes(model, recipe.train):
+        screen.say(line)
     if recipe.train.packing and not parts.batches.packing:
         screen.say(t("This model cannot be packed exactly: one dialogue a row."))
-    watchers = _watchers(parts, screen, accelerator) if accelerator.is_main_process else []
+    require_held_out(recipe.train, len(parts.held))
+    guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, parts.metrics, parts.events, screen.say)
+    watchers = _watchers(parts, screen, accelerator, guard, material) if accelerator.is_main_process else []
     steps = Steps(
         parts.batches, parts.items, state.step, parts.total,
         rank=accelerator.process_index, ranks=accelerator.num_processes,
     )  # fmt: skip
-    with Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once."))) as interrupt:
+    frozen = kept_blocks(model, _keeping(parts, state, screen))
+    asked = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
+    with products(_products(recipe, material.task)), device.watched(run.checkpoints), frozen, asked as interrupt:
         try:
-            train(
-                accelerator, wrapped, optimizer, parts.scheduler, loader(steps, recipe.train.workers), state,
-                max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
-                stop=lambda: ranks.anyone(interrupt.asked),
-            )  # fmt: skip
+            if not ranks.shared(guard.asked):  # else it was stopped early, and killed before its result was written
+                train(
+                    accelerator, wrapped, optimizer, parts.scheduler, loader(steps, recipe.train.workers), state,
+                    max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
+                    stop=lambda: ranks.anyone(interrupt.asked or guard.asked),
+                    late=pick_dtype(recipe.model.dtype) == torch.float16,
+                )  # fmt: skip
         finally:
             screen.close()
     if accelerator.is_main_process:
-        _close(parts, state, model, tokenizer, folder)
+        _close(parts, state, model, material.setting, folder, guard)
     accelerator.wait_for_everyone()
-    return Outcome(state.step >= parts.total, state.step, parts.total)
+    return Outcome(state.step >= parts.total or ranks.shared(guard.asked), state.step, parts.total)
 
 
-def _watchers(parts: _Parts, screen: Screen, accelerator: Accelerator) -> list[Callback]:
+def _products(recipe: Recipe, task: Task) -> Products:
+    """A loss that compares the model with what it was is too fine for coarse products, unless they are asked for."""
+    return chosen(recipe.train.matmul, exact=task.informed is not None)
+
+
+def _keeping(parts: _Parts, state: checkpoint.State, screen: Screen) -> Keeping:
+    """What the output of frozen blocks is kept for, and who hears of it."""
+    settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
+    sides = {"train": parts.items}
+    if len(parts.held) and measurements(settings, parts.total, per_epoch) > 1:
+        sides["validation"] = parts.held
+    before = [bool(line["kept"]) for line in parts.events.lines() if line.get("event") == "frozen_blocks"]
+    decided = ranks.shared(False if state.step >= parts.total else before[-1] if before else None)
+
+    def told(kept: bool, why: str, size: int, seconds: float) -> None:
+        if ranks.leads():
+            parts.events.event("frozen_blocks", kept=kept, why=why, bytes=size, seconds=seconds)
+        if kept:
+            screen.say(t("The frozen blocks ran once for all epochs: {size} in {time}.",
+                         size=size_text(size), time=about(seconds)))  # fmt: skip
+
+    return Keeping(settings, parts.run.path / "trunk", sides, parts.total / per_epoch, parts.batches.packing,
+                   decided, told)  # fmt: skip
+
+
+def _watchers(
+    parts: _Parts, screen: Screen, accelerator: Accelerator, guard: Guard, material: Material
+) -> list[Callback]:
     """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
     settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
     budget, packing = settings.token_budget, parts.batches.packing
@@ -206,32 +281,46 @@ def _watchers(parts: _Parts, screen: Screen, accelerator: Accelerator) -> list[C
 
     def measure() -> tuple[float, float]:
         # Not the wrapped model: its forward would wait for the other processes, which do not measure.
-        total = held_loss(parts.inner, rows(parts.held, budget, packing=packing), accelerator.device)
+        # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
+        with products("float32"), held_out(parts.inner):
+            total = held_loss(parts.inner, rows(parts.held, budget, packing=packing), accelerator.device)
         return total, float(parts.held.weights.sum())
 
     def save(at: checkpoint.State) -> Path:
         parts.metrics.sync()
         return checkpoint.save(
-            parts.run.checkpoints, at, parts.inner, parts.optimizer, parts.scheduler, keep=settings.save_total_limit
+            parts.run.checkpoints,
+            at,
+            parts.inner,
+            parts.optimizer,
+            parts.scheduler,
+            keep=settings.save_total_limit,
+            spare=guard.spare,
         )
 
     evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
+    saved = due(settings.save_strategy, settings.save_steps)
+    samples = Journal(parts.run.path / "samples.jsonl")
+    sampler = sampler_for(parts.model, material.setting.tokenizer, parts.recipe, material.questions, samples,
+                          screen.say)  # fmt: skip
+    told = [guard.measured, *([sampler.measured] if sampler else [])]
     return [
         Metrics(parts.metrics, parts.meter, due(settings.logging_strategy, settings.logging_steps), per_epoch),
         screen,
-        HeldOut(parts.metrics, parts.meter, evaluated, per_epoch, measure, screen.say),
-        Saver(save, parts.events, parts.meter, due(settings.save_strategy, settings.save_steps)),
+        HeldOut(parts.metrics, parts.meter, evaluated, per_epoch, measure, screen.say, told),
+        Saver(save, parts.events, parts.meter, lambda step: saved(step) or guard.saves(step)),
     ]
 
 
-def _start(parts: _Parts) -> checkpoint.State:
+def _start(parts: _Parts, task: Task) -> checkpoint.State:
     # Dropout starts from here, whatever was drawn while the model was made.
     torch.manual_seed(parts.recipe.seed)
     random.seed(parts.recipe.seed)
     if not ranks.leads():
         return checkpoint.State()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
-    parts.events.event("started", step=0, total=parts.total, packing=parts.batches.packing, versions=versions)
+    parts.events.event("started", step=0, total=parts.total, packing=parts.batches.packing, versions=versions,
+                       products=_products(parts.recipe, task))  # fmt: skip
     return checkpoint.State()
 
 
@@ -239,36 +328,46 @@ def _take_up(parts: _Parts) -> checkpoint.State:
     path = checkpoint.newest(parts.run.checkpoints)
     if path is None:
         raise RunError("TL-RUN-NO-CHECKPOINT", where=str(parts.run.checkpoints))
+    device.require_device(path)
     state = checkpoint.restore(path, parts.inner, parts.optimizer, parts.scheduler)
     if ranks.leads():
         parts.metrics.rewind(state.step)
+        Journal(parts.run.path / "samples.jsonl").rewind(state.step)
         parts.events.event("resumed", step=state.step, path=path.name)
     return state
 
 
-def _card(parts: _Parts, state: checkpoint.State, base: Path) -> str:
+def _card(parts: _Parts, state: checkpoint.State, model: nn.Module, base: Path) -> str:
     dataset = str(parts.run.read("dataset.json").get("hash") or "")
     hub = on_hub(parts.recipe.model.name)
-    return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub)
+    scores = int(plain(model).config.num_labels or 0) if scores_labels(plain(model)) else 0
+    return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub, scores=scores)
 
 
-def _close(parts: _Parts, state: checkpoint.State, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def _close(
+    parts: _Parts, state: checkpoint.State, model: nn.Module, setting: Setting, folder: Path, guard: Guard
+) -> None:
     """Write the result into a temporary sibling, then give it its name; or note that the run stopped early."""
-    if state.step < parts.total:
+    if state.step < parts.total and not guard.asked:
         parts.events.event("stopped", step=state.step)
         return
+    best = guard.best(parts.run.checkpoints, state.step)
+    if best is not None:
+        checkpoint.restore_weights(best, parts.inner)
     target = parts.run.path / ("adapter" if isinstance(model, PeftModel) else "model")
     draft = parts.run.path / f".{target.name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    save_result(model, tokenizer, folder, draft, parts.recipe.model)
+    save_result(model, setting.tokenizer, folder, draft, parts.recipe.model)
+    write_classes(draft, setting)
     if target.name == "adapter":  # in place of the empty form that PEFT leaves
-        (draft / "README.md").write_text(_card(parts, state, folder), encoding="utf-8")
+        (draft / "README.md").write_text(_card(parts, state, model, folder), encoding="utf-8")
     for path in draft.iterdir():
         checkpoint.sync(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
     checkpoint.sync(parts.run.path)
+    shutil.rmtree(parts.run.path / "trunk", ignore_errors=True)  # nothing is left to resume
     meter = parts.meter
     parts.events.event(
         "finished", step=state.step, seconds=round(meter.total_seconds, 2),

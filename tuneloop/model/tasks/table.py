@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 from tuneloop.errors import DataError
 from tuneloop.model.tasks.chat import CHAT, TEXT
+from tuneloop.model.tasks.classify import CLASSIFY
+from tuneloop.model.tasks.prefer import PREFER
+from tuneloop.model.tasks.reward import REWARD
 from tuneloop.model.tasks.task import Task
+from tuneloop.model.tasks.verbalize import CLASSIFY_PROMPT
 
-TASKS: dict[str, Task] = {"chat": CHAT, "text": TEXT}
+TASKS: dict[str, Task] = {
+    "chat": CHAT, "text": TEXT, "classify": CLASSIFY, "classify_prompt": CLASSIFY_PROMPT, "prefer": PREFER,
+    "reward": REWARD,
+}  # fmt: skip
 USUAL = {"chat": "chat", "text": "text", "label": "classify", "preference": "prefer", "judged": "prefer"}
 """Kind of row -> the task it is mostly for: what `train.task: auto` means."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from tuneloop.data.batches import Packed
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
 from tuneloop.records import Record
@@ -39,6 +41,16 @@ class Setting:
     train: TrainPart
     tokenizer: Any
     labels: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    """What a text of each class counts for; none: all the same."""
+
+
+Classes = tuple[tuple[str, ...], tuple[float, ...]]
+"""Labels in order, and the weight of each."""
+
+
+def _as_encoded(rows: Rows, setting: Setting) -> Samples:
+    return rows.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +58,9 @@ class Task:
     """One entry of TASKS. Planner, session, evaluation and export read its parts, never its name.
 
     `objective(model, items, setting)` is the module that accelerate wraps: it takes a `Packed` row and returns the sum
-    of its losses, float32 []. `informed(objective, items, setting)` adds to the items what must be known of the model
-    before its first step (a reference's log-probabilities).
+    of its losses, float32 []. `informed(objective, items, rows, keep)` adds to the items what must be known of the
+    model before its first step (a reference's log-probabilities): found by passing `rows`, which are all the items, or
+    read from the file `keep`, where it was left when the run began.
     """
 
     kinds: frozenset[str]
@@ -55,8 +68,13 @@ class Task:
     """Called with the setting and the model's configuration."""
     items: Callable[[Rows, Setting], Items]
     objective: Callable[[nn.Module, Items, Setting], nn.Module]
-    informed: Callable[[nn.Module, Items, Setting], Items] | None = None
+    informed: Callable[[nn.Module, Items, Iterable[Packed], Path], Items] | None = None
+    asks: Callable[[Items, TrainPart], bool] | None = None
+    """Whether `informed` passes all items, where that depends on the recipe."""
     writes: bool = True
     """It answers in text; others name a label or a score."""
-    labelled: bool = False
-    """It needs the classes of the training rows."""
+    classes: Callable[[Mapping[str, int], TrainPart, Sequence[str]], Classes] | None = None
+    """Rows of each label in training, and the labels of the model's own head -> the classes it tells apart, in order,
+    and their weights. None where it names no class."""
+    samples: Callable[[Rows, Setting], Samples] = _as_encoded
+    """The rows as this task's model reads them, label or not."""

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tuneloop.evaluate import classification
+from tuneloop.evaluate.compare import changes, fresh, nothing_held
+
+
+def test_the_figures_are_those_of_the_textbook() -> None:
+    matrix = classification.confusion([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0], 3)
+    assert matrix == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert classification.accuracy(matrix) == pytest.approx(4 / 6)
+    first, second, third = classification.by_class(matrix)
+    assert (first["precision"], first["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert (second["precision"], second["recall"], second["f1"]) == (pytest.approx(2 / 3), 1.0, pytest.approx(0.8))
+    assert (third["precision"], third["recall"], third["f1"]) == (0.0, 0.0, 0.0)
+    assert classification.macro_f1(matrix) == pytest.approx((2 / 3 + 0.8 + 0) / 3)
+
+
+def test_a_class_that_nobody_has_or_says_does_not_count() -> None:
+    assert classification.macro_f1([[2, 0, 0], [0, 1, 0], [0, 0, 0]]) == 1.0
+
+
+def test_nothing_measured_is_none() -> None:
+    assert classification.accuracy([[0]]) is None
+    assert classification.macro_f1([[0]]) is None
+
+
+def test_large_scores_do_not_overflow() -> None:
+    assert classification.chances(np.array([[1000.0, 0.0]], np.float32)).tolist() == [[1.0, 0.0]]
+
+
+def test_the_closing_table_has_accuracy_and_says_that_a_new_head_is_chance() -> None:
+    evaluation = {
+        "before": {"loss": 0.7, "accuracy": 0.5, "macro_f1": 0.4, "texts": 10},
+        "after": {"loss": 0.3, "accuracy": 0.9, "macro_f1": 0.9, "texts": 10},
+        "classes": {"fresh": True},
+    }
+    better = {c.metric: c.better for c in changes(evaluation) if c.measured}
+    assert better == {"loss": True, "accuracy": True, "macro_f1": True}
+    assert fresh(evaluation)
+    assert not fresh({"after": {"loss": 1.0}})
+    assert not nothing_held(evaluation)
+    assert nothing_held({"after": {"texts": 0}})

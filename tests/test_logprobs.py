@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tiny_folder
+from tuneloop.data.batches import pack
+from tuneloop.data.samples import Sample
+from tuneloop.model import logprobs
+from tuneloop.model.load import load_model
+from tuneloop.model.logprobs import LogProbModel, by_sample
+
+FAMILIES = ["llama", "gemma2", "granite", "cohere"]
+
+
+def samples() -> list[Sample]:
+    generator = np.random.default_rng(1)
+    return [Sample(generator.integers(3, 120, n).astype(np.int32), np.arange(n) >= n // 2, "x", True) for n in (9, 6)]
+
+
+def plainly(model: Any) -> torch.Tensor:
+    """The same from the model's own logits, one sample at a time."""
+    out = []
+    for sample in samples():
+        ids = torch.tensor(sample.ids.tolist())
+        logs = torch.log_softmax(model(ids[None]).logits[0].float(), -1)
+        at = torch.tensor(np.flatnonzero(sample.trained))
+        out.append(logs[at - 1, ids[at]])
+    return torch.cat(out)
+
+
+def told(module: LogProbModel) -> torch.Tensor:
+    row = pack(samples())
+    return module.log_probs(row["input_ids"], row["position_ids"], row["positions"], row["targets"], row["segments"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trained_head", [True, False])
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+def test_values_and_gradients_are_those_of_log_softmax(
+    family: str, trained_head: bool, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK", chunk * 128 * 2 if chunk == 1 else chunk)
+    model = load_model(tiny_folder(tmp_path / family, family, tie_word_embeddings=False))
+    model.get_output_embeddings().requires_grad_(trained_head)
+    module = LogProbModel(model)
+    ours = told(module)
+    weights = torch.linspace(-1, 2, len(ours))  # each position has a gradient of its own
+    (ours * weights).sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    theirs = plainly(model)
+    (theirs * weights).sum().backward()
+    assert torch.allclose(ours, theirs, atol=2e-5)
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert set(grads) == set(wanted)
+    assert ("lm_head.weight" in grads) is trained_head
+    for name, grad in wanted.items():
+        assert torch.allclose(grads[name], grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max())), name
+    with torch.no_grad():
+        assert torch.allclose(told(module), ours, atol=1e-6)
+
+
+def test_a_tied_head_gets_both_gradients(tmp_path: Path) -> None:
+    model = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=True))
+    told(LogProbModel(model)).sum().backward()
+    weight = model.get_input_embeddings().weight
+    ours = weight.grad.clone()  # type: ignore[union-attr, operator]
+    model.zero_grad()
+    plainly(model).sum().backward()
+    assert torch.allclose(ours, weight.grad, atol=1e-4 * float(ours.abs().max()))  # type: ignore[arg-type]
+
+
+def test_the_models_own_head_gives_the_same(tmp_path: Path) -> None:
+    model = load_model(tiny_folder(tmp_path / "m", "llama"))
+    assert torch.allclose(told(LogProbModel(model, own_head=True)), told(LogProbModel(model)), atol=1e-5)
+
+
+def test_idle_reaches_every_weight_and_changes_none(tmp_path: Path) -> None:
+    model = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False))
+    row = pack(samples(), labelled=False)
+    loss = LogProbModel(model).idle(row["input_ids"], row["position_ids"], row["segments"])
+    assert loss.item() == 0
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_each_label_counts_for_its_sample() -> None:
+    row = pack(samples())
+    sums, counts = by_sample(torch.ones(len(row["targets"])), row["positions"], row["segments"])
+    assert sums.tolist() == counts.tolist() == [5, 3]
+    edge = by_sample(torch.tensor([2.0, 3.0]), torch.tensor([3, 4]), (4, 2))  # the last of one, the first of the next
+    assert [x.tolist() for x in edge] == [[2, 3], [1, 1]]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuneloop import language
+from tuneloop.cli.main import app
+from tuneloop.errors import MachineError, ModelError, RunError
+from tuneloop.model import varlen
+from tuneloop.model.methods import METHODS
+from tuneloop.model.tasks.table import TASKS
+from tuneloop.proof import kernels, parity, prove, subject, training
+from tuneloop.proof.lines import FailedError, Line, Lines, NotRunError
+from tuneloop.proof.prove import Proof
+from tuneloop.proof.training import Ground
+
+
+def silent() -> Lines:
+    return Lines(lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    folder = tmp_path_factory.mktemp("proof")
+    return Ground(folder, subject.model_folder(folder / "tiny"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "verdict", "detail"),
+    [
+        (NotRunError("no card"), "not run", "no card"),
+        (FailedError("off by 1"), "failed", "off by 1"),
+        (ModelError("TL-MODEL-MODULE"), "refused", "TL-MODEL-MODULE"),
+        (RunError("TL-RUN-NAN", where="step 1", loss="nan", norm="1"), "failed", "TL-RUN-NAN"),
+        (MachineError("TL-MACHINE-PACKAGE"), "not run", "TL-MACHINE-PACKAGE"),
+        (ValueError("what?"), "failed", "ValueError: what?"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_how_a_claim_ends(raised: Exception, verdict: str, detail: str) -> None:
+    def look() -> str:
+        raise raised
+
+    lines = silent()
+    lines.claim("x", "y", look, may_refuse=True)
+    lines.claim("x", "y", look)
+    assert lines.lines[0].verdict == verdict
+    assert lines.lines[0].detail.startswith(detail)
+    assert lines.lines[1].verdict == ("failed" if verdict == "refused" else verdict)
+
+
+def test_kernels_on_a_cpu() -> None:
+    """Each type has the plain way and flex's twin, which agree; the kernels of cards are not run, and it says why."""
+    lines = silent()
+    kernels.prove(lines, torch.device("cpu"))
+    assert len(lines.lines) == len(kernels.TYPES) * len(varlen.KERNELS)
+    assert [line.verdict for line in lines.lines] == ["not run", "not run", "passed", "passed"] * 3
+
+
+def test_a_kernel_that_leaks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = varlen.by_flex
+
+    def leaky(flex: Any, query: Any, key: Any, value: Any, segments: Any, **how: Any) -> Any:
+        return plain(flex, query, key, value, (sum(segments),), **how)
+
+    monkeypatch.setattr(varlen, "by_flex", leaky)
+    lines = silent()
+    kernels.prove(lines, torch.device("cpu"))
+    assert {line.verdict for line in lines.lines if "flex" in line.what} == {"failed"}
+
+
+def test_every_task_has_rows() -> None:
+    assert {training.kind_for(task) in TASKS[task].kinds for task in TASKS} == {True}
+
+
+def test_a_combination_trains_is_read_back_and_resumed(ground: Ground) -> None:
+    assert "bit for bit" in training._combination(ground, "lora", "chat")
+
+
+def test_a_result_with_other_weights_is_found(ground: Ground) -> None:
+    run = ground.chat(method="lora")
+    file = run.path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(n for n in weights if "lora_B" in n)
+    save_file({**weights, name: weights[name] + 1e-3}, file, {"format": "pt"})
+    with pytest.raises(FailedError, match="lora_B"):
+        training._read_back(run)
+
+
+def test_losses_that_differ_are_found(ground: Ground) -> None:
+    with pytest.raises(FailedError, match="allowed"):
+        training._same(ground.chat(method="lora", learning_rate=5e-3), ground.base("lora"), 1e-4, 1e-3)
+
+
+def test_parity_with_transformers(ground: Ground) -> None:
+    lines = silent()
+    parity.prove(lines, ground, torch.device("cpu"), "tiny")
+    assert [line.verdict for line in lines.lines] == ["passed", "passed"]
+
+
+LINES = (Line("a", "b", "passed", "1|2"), Line("a", "c", "not run", "why"))
+
+
+@pytest.mark.parametrize("tongue", ["en", "zh"])
+def test_the_report(tongue: str, tmp_path: Path) -> None:
+    language.use(tongue)
+    proof = Proof(tuple(prove.facts(torch.device("cpu"))), LINES, 3.0)
+    prove.write(proof, tmp_path / "report.md")
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "1\\|2" in page
+    assert torch.__version__ in page
+    assert "CPU" in proof.closing()
+    assert {len(line.replace("\\|", "").split("|")) for line in page.splitlines() if line.startswith("|")} == {4, 5}
+
+
+@pytest.mark.parametrize(("lines", "status"), [(LINES, 0), ((*LINES, Line("a", "d", "failed")), 1)])
+def test_the_exit_status(
+    lines: tuple[Line, ...],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(prove, "prove", lambda say: Proof((), lines, 1.0))
+    ended = app(["doctor", "--proof", "--json", "--report", str(tmp_path / "r.md")], standalone_mode=False)
+    assert (ended or 0) == status
+    assert json.loads(capsys.readouterr().out)["held"] is (status == 0)
+    assert (tmp_path / "r.md").is_file()
+
+
+@pytest.mark.proof
+def test_the_whole_proof_holds_on_this_machine() -> None:
+    """Every method and task as they stand in the tables, so that a new one is proven as it appears."""
+    proof = prove.prove(print, tiny_only=True)
+    assert proof.held, proof.markdown()
+    named = {line.what for line in proof.lines}
+    assert {f"{m} x {task}" for m in METHODS for task in TASKS} <= named

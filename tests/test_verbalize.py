@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import encoders
+from tests.made import jsonl
+from tuneloop import pipeline
+from tuneloop.data.batches import pack_items
+from tuneloop.data.tokens import tokenize
+from tuneloop.errors import RecipeError
+from tuneloop.model.load import load_model, load_tokenizer
+from tuneloop.model.tasks.task import Head, Rows, Setting
+from tuneloop.model.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
+from tuneloop.recipe import make_recipe
+from tuneloop.records import Message, Record
+from tuneloop.sections import TrainPart
+from tuneloop.train.session import packs_exactly
+
+WORDS = {"neg": ["bad", "terrible"], "pos": ["good"]}
+
+
+def setting(tokenizer: Any, template: str | None, words: dict[str, list[str]] | None = None) -> Setting:
+    train = TrainPart.model_validate({"classify": {"template": template, "words": words or WORDS}})
+    return Setting(train, tokenizer, ("neg", "pos"), (1.0, 1.0))
+
+
+def records(*texts: str) -> list[Record]:
+    return [Record((Message("user", text),), kind="label", label=("neg", "pos")[k % 2]) for k, text in enumerate(texts)]
+
+
+def rows(tokenizer: Any, *texts: str) -> Rows:
+    made = records(*texts)
+    return Rows(tokenize(tokenizer, made), lambda: made)
+
+
+@pytest.mark.parametrize("template", ["{text} it was {mask} .", "{mask} film : {text}", "a {text} {mask}"])
+@pytest.mark.parametrize("family", encoders.FAMILIES)
+def test_a_masked_model_is_read_at_the_mask(family: str, template: str, tmp_path: Path) -> None:
+    folder = encoders.folder(tmp_path, family)
+    model, tokenizer = load_model(folder, head=Head("masked")), load_tokenizer(folder)
+    told = setting(tokenizer, template)
+    # A text may hold a mask of its own: it is not the one that is asked.
+    items = CLASSIFY_PROMPT.items(rows(tokenizer, "a dull film", "i saw [MASK] the end and the plot"), told)
+    module = CLASSIFY_PROMPT.objective(model, items, told)
+    assert not module.own
+    assert packs_exactly(module, items)
+    row = pack_items(items, [0, 1])
+    with torch.no_grad():
+        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
+        for k, ids in enumerate(row["input_ids"].split(row["segments"], 1)):
+            masks = (ids[0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+            at = masks[0] if template.startswith("{mask}") else masks[-1]
+            logits = model(input_ids=ids).logits[0, at]
+            bad, terrible, good = (logits[tokenizer.convert_tokens_to_ids(w)] for w in ("bad", "terrible", "good"))
+            assert got[k].tolist() == pytest.approx([float((bad + terrible) / 2), float(good)], abs=1e-4)
+
+
+def test_a_model_that_writes_is_read_at_the_end(tiny_model: Path) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    told = setting(tokenizer, "Review: {text} It was {mask}")
+    items = CLASSIFY_PROMPT.items(rows(tokenizer, "dull", "a longer text with more tokens"), told)
+    module = CLASSIFY_PROMPT.objective(model, items, told)
+    row = pack_items(items, [0, 1])
+    ids = [tokenizer("Review: dull It was")["input_ids"]]
+    assert row["input_ids"][0, : row["segments"][0]].tolist() == ids[0]
+    with torch.no_grad():
+        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])[0]  # type: ignore[operator]
+        logits = model(input_ids=torch.tensor(ids)).logits[0, -1]
+    # Several words of several tokens: the mean over a word's tokens, then over the label's words.
+    means = [[logits[word].mean() for word in own] for own in word_ids(told)]
+    assert [float(x) for x in got] == pytest.approx([float(torch.stack(m).mean()) for m in means], abs=1e-4)
+
+
+@pytest.mark.parametrize("template", [None, "no place", "{text} {text} {mask}", "{text} without a mask"])
+def test_a_template_that_cannot_be_is_told_with_an_example(template: str | None) -> None:
+    with pytest.raises(RecipeError) as error:
+        parts(setting(encoders.tokenizer(), template))
+    assert error.value.code == "TL-RECIPE-PROMPT"
+    assert '"neg": ["terrible"], "pos": ["great"]' in error.value.do
+
+
+def test_a_model_that_writes_cannot_fill_the_middle(tiny_model: Path) -> None:
+    with pytest.raises(RecipeError):
+        parts(setting(load_tokenizer(tiny_model), "{text} It was {mask}."))
+
+
+def test_words_must_be_there_for_each_label_and_of_one_label() -> None:
+    lacking = TrainPart.model_validate({"classify": {"words": {"neg": ["bad"]}}})
+    with pytest.raises(RecipeError) as error:
+        classes({"neg": 1, "pos": 1}, lacking)
+    assert error.value.code == "TL-RECIPE-WORDS"
+    twice = setting(encoders.tokenizer(), "{text} {mask}", {"neg": ["good"], "pos": ["good"]})
+    with pytest.raises(RecipeError):
+        word_ids(twice)
+
+
+def test_zero_shot_then_tuned(tiny_model: Path, tmp_path: Path) -> None:
+    texts = [{"text": f"a {('good', 'bad')[k % 2]} film no {k}", "label": ("pos", "neg")[k % 2]} for k in range(40)]
+    recipe, _ = make_recipe({
+        "name": "prompt", "model": str(tiny_model), "data": str(jsonl(tmp_path / "rows.jsonl", texts)),
+        "prepare": {"validation": 0.2},
+        "train": {"task": "classify_prompt", "epochs": 3, "learning_rate": 1e-2,
+                  "classify": {"template": "{text} It was", "words": WORDS}},
+    })  # fmt: skip
+    dataset = pipeline.prepare(recipe, workspace=tmp_path)
+    run = pipeline.train(recipe, dataset, workspace=tmp_path)
+    found = pipeline.evaluate(run)
+    assert not found["classes"]["fresh"]
+    assert found["after"]["loss"] < found["before"]["loss"]
+    assert pipeline.load(run.path).classify(["a good film"])[0].keys() == {"neg", "pos"}  # type: ignore[union-attr]
+    assert pipeline.export(run.path, tmp_path / "out").passed

@@ -1,0 +1,76 @@
+"""Types of weights in training: what is trained is held in float32, what is frozen in the type of the recipe.
+
+A step of 1e-5 of a weight is lost in bfloat16, which has three digits; so the trained weights and the optimizer's
+moments are float32 whatever the model's type, as in "Mixed Precision Training" (Micikevicius et al. 2017,
+arXiv:1710.03740). Products are then made in the model's type by torch's autocast. PEFT's own adapters need no autocast:
+PEFT holds them in float32 and converts around them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def hold(model: nn.Module, kept: torch.dtype, *, whole: bool) -> None:
+    """Trained weights to float32. With `whole`, for a model that was read in float32, the frozen ones to `kept`."""
+    if kept not in HALVES:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in HALVES:
+            parameter.data = parameter.data.float()
+        elif whole and not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(kept)
+
+
+def mixed(model: nn.Module, kept: torch.dtype) -> bool:
+    """Whether the forward pass needs autocast: some weight of the model itself, and not of an adapter, is trained."""
+    if kept not in HALVES:
+        return False
+    adapters = {id(p) for m in model.modules() if isinstance(m, BaseTunerLayer) for p in _adapters(m)}
+    return any(p.requires_grad and id(p) not in adapters for p in model.parameters())
+
+
+def _adapters(layer: Any) -> list[nn.Parameter]:
+    """The weights that an adapter adds to a layer."""
+    parts = (getattr(layer, name, None) for name in layer.adapter_layer_names)
+    modules = [p for p in parts if isinstance(p, nn.Module)]
+    return [p for m in modules for p in m.parameters()]
+
+
+def computing(model: nn.Module, kept: torch.dtype) -> AbstractContextManager[Any]:
+    """The context that forward passes of this model run in."""
+    if not mixed(model, kept):
+        return contextlib.nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=kept)
+
+
+def cast(objective: nn.Module, kept: torch.dtype) -> None:
+    """From now on each forward pass of the objective runs in that context, wherever it is called from.
+
+    accelerate's mixed precision wraps a model in the same way; but for float16 it brings a loss scaling along whose
+    state would have to be in checkpoints. Ours has none: see `late` of `train/loop.py`.
+    """
+    if not mixed(objective, kept):
+        return
+    for name in ("forward", "before_step"):  # what the loop calls
+        if called := getattr(objective, name, None):
+            setattr(objective, name, _inside(called, objective, kept))
+
+
+def _inside(called: Callable[..., Any], objective: nn.Module, kept: torch.dtype) -> Callable[..., Any]:
+    @wraps(called)
+    def in_context(*args: Any, **kwargs: Any) -> Any:
+        with computing(objective, kept):
+            return called(*args, **kwargs)
+
+    return in_context

@@ -1,0 +1,67 @@
+"""Frozen weights in 4 or 8 bits, by bitsandbytes (Dettmers et al. 2022, arXiv:2208.07339; 2023, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from tuneloop import optional
+from tuneloop.errors import ModelError
+from tuneloop.language import t
+from tuneloop.sections import QloraPart
+
+
+def settings(part: QloraPart, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told. The head and what is tied to it are never quantised: transformers sees to it.
+
+    `dtype` is what is computed in. On a CPU bfloat16 was 2.5 times slower than float32. Raises TL-MACHINE-EXTRA.
+    """
+    optional.need("bitsandbytes", extra="qlora")
+    if part.bits == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=part.double,
+            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8,
+        )  # fmt: skip
+    place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": place}}
+
+
+def settle(model: nn.Module) -> None:
+    """Keep 4-bit weights in one form.
+
+    On a CPU bitsandbytes would turn them over, in place, at the first pass outside of training, and the steps behind it
+    would compute something else than they do in a run that was resumed there.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def require_running(model: nn.Module, bits: str) -> None:
+    """Raise TL-MODEL-METHOD where bitsandbytes cannot compute with this model on this machine."""
+    ids = torch.arange(3, device=next(model.parameters()).device)[None]
+    was = model.training
+    try:
+        for training in (True, False):  # it takes another way in each
+            model.train(training)(input_ids=ids)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
+        reason = t("bitsandbytes cannot compute it here: {error}", error=" ".join(str(error).split())[:200])
+        raise ModelError("TL-MODEL-METHOD", where="train.qlora.bits", method=bits, reason=reason) from error
+    finally:
+        model.train(was)
+
+
+def count(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; bitsandbytes keeps two of 4 bits in a byte."""
+    return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some of its weights are in 4 or 8 bits."""
+    return any(type(p).__name__ in {"Params4bit", "Int8Params"} for p in model.parameters())

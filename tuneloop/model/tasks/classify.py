@@ -1,0 +1,144 @@
+"""Task classify: which label a text has, by a head of one score a label. Encoders and decoders, all methods.
+
+Texts are packed as dialogues are; an encoder's head reads the first token of each, a decoder's the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tuneloop.data.items import Items
+from tuneloop.data.samples import Samples
+from tuneloop.errors import DataError, RecipeError
+from tuneloop.model.readout import ends, reader
+from tuneloop.model.tasks.task import Head, Rows, Setting, Task
+from tuneloop.model.trunk import plain, states
+from tuneloop.sections import TrainPart
+
+
+class LabelModel(nn.Module):
+    """Trunk, head and class-weighted cross entropy in one forward: the module that accelerate wraps.
+
+    Forward takes a `Packed` row with the columns `label` int64 [n] and `weight` float32 [n] and returns the sum of the
+    weighted losses of its texts, float32 []. Divided by the sum of the weights it is torch's weighted cross entropy.
+    """
+
+    def __init__(self, model: nn.Module, probe: Tensor) -> None:
+        """`probe` int64 [1, length] is a text on which the way to the head is proven."""
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.read = reader(model, probe)
+
+    def scores(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segments: tuple[int, ...],
+        columns: dict[str, Tensor] | None = None,
+        members: tuple[int, ...] = (),
+    ) -> Tensor:
+        """Scores (before the softmax) of the texts of a packed row, float32 [n, labels]."""
+        base = plain(self.model)
+        if self.read is None:
+            own = [self.model(input_ids=ids).logits[0] for ids in input_ids.split(segments, 1)]
+            return torch.stack(own).float()
+        hidden = states(self.model, input_ids, position_ids, segments, members)
+        first, last = ends(base, hidden, input_ids, segments)
+        return self.read(base, first, last).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segments: tuple[int, ...],
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        columns: dict[str, Tensor] | None = None,
+        members: tuple[int, ...] = (),
+    ) -> Tensor:
+        scores = self.scores(input_ids, position_ids, segments, columns, members)
+        if not columns or "label" not in columns:  # an idle rank's pass
+            return scores.sum() * 0.0
+        losses = cross_entropy(scores, columns["label"], reduction="none")
+        return (losses * columns["weight"]).sum()
+
+
+def classes(
+    counts: Mapping[str, int], train: TrainPart, known: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The classes in order, and their weights. A trained head's order is kept where its labels are the same.
+
+    Raises TL-DATA-ONE-LABEL, TL-RECIPE-WEIGHTS.
+
+    >>> classes({"b": 2, "a": 1}, TrainPart()), classes({"b": 2, "a": 1}, TrainPart(), ["b", "a"])[0]
+    ((('a', 'b'), (1.0, 1.0)), ('b', 'a'))
+    """
+    if len(counts) < 2:
+        raise DataError("TL-DATA-ONE-LABEL", where="data", label=next(iter(counts), "-"))
+    order = tuple(known) if set(known) == set(counts) else tuple(sorted(counts))
+    return order, class_weights(train, {label: counts[label] for label in order})
+
+
+def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]:
+    """What a text of each class counts for. balanced: rows / (classes x rows of the class), so that they mean 1.
+
+    Raises TL-RECIPE-WEIGHTS where the recipe's weights are of other labels.
+
+    >>> class_weights(TrainPart(classify={"weights": "balanced"}), {"a": 1, "b": 3})
+    (2.0, 0.6666666666666666)
+    """
+    wanted = train.classify.weights
+    if wanted == "none":
+        return (1.0,) * len(counts)
+    if wanted == "balanced":
+        return tuple(sum(counts.values()) / (len(counts) * n) for n in counts.values())
+    bad = set(wanted) != set(counts) or any(w <= 0 for w in wanted.values())
+    if bad:
+        got, need = (", ".join(str(x) for x in sorted(names)) for names in (wanted, counts))
+        raise RecipeError("TL-RECIPE-WEIGHTS", where="train.classify.weights", got=got, labels=need)
+    return tuple(float(wanted[label]) for label in counts)
+
+
+def labelled(samples: Samples, rows: Rows, setting: Setting, more: dict[str, NDArray[Any]] | None = None) -> Items:
+    """Items of one text each, with class and weight of each. Raises TL-DATA-LABEL for a label that no class is of."""
+    number = {label: k for k, label in enumerate(setting.labels)}
+    names = [record.label for record in rows.records()]
+    unknown = sorted(set(names) - set(number))
+    if unknown:
+        raise DataError("TL-DATA-LABEL", where="data", n=sum(name not in number for name in names),
+                        label=", ".join(unknown[:5]), labels=", ".join(setting.labels))  # fmt: skip
+    label = np.array([number[name] for name in names], np.int64)[samples.row]
+    weights = np.array(setting.weights or [1.0] * len(number), np.float32)[label]
+    columns: dict[str, NDArray[Any]] = {"label": label, "weight": weights, **(more or {})}
+    return Items(samples, np.arange(len(samples))[:, None], weights.astype(np.float64), columns)
+
+
+def probe(items: Items, model: nn.Module) -> Tensor:
+    """The shortest text, int64 [1, length]."""
+    shortest = items.samples[int(items.samples.lengths.argmin())]
+    return torch.tensor(shortest.ids.tolist(), device=next(model.parameters()).device)[None]
+
+
+def _head(setting: Setting, config: Any) -> Head:
+    return Head("classifier", setting.labels)
+
+
+def _items(rows: Rows, setting: Setting) -> Items:
+    return labelled(rows.samples, rows, setting)
+
+
+def _objective(model: nn.Module, items: Items, setting: Setting) -> LabelModel:
+    return LabelModel(model, probe(items, model))
+
+
+CLASSIFY = Task(
+    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, writes=False, classes=classes,
+)  # fmt: skip

@@ -1,0 +1,92 @@
+"""Virtual tokens: trained vectors before every layer (P-tuning v2) or before the text (prompt tuning)."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from tuneloop.errors import ModelError
+from tuneloop.language import t
+from tuneloop.model.anatomy import new_parts, task_type
+from tuneloop.model.trunk import plain, states
+from tuneloop.sections import TrainPart
+
+
+def prefix(model: PreTrainedModel, train: TrainPart) -> nn.Module:
+    """P-tuning v2 (Liu et al. 2021, arXiv:2110.07602): keys and values before every layer, PEFT's prefix tuning."""
+    part, width = train.virtual, int(model.config.get_text_config().hidden_size)
+    config = PrefixTuningConfig(
+        task_type=task_type(model), num_virtual_tokens=part.tokens, prefix_projection=part.projection,
+        encoder_hidden_size=width if part.projection else None,  # type: ignore[arg-type]
+        modules_to_save=new_parts(model) or None,
+    )  # fmt: skip
+    return _wrapped(model, train, config)
+
+
+def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
+    """Prompt tuning (Lester et al. 2021, arXiv:2104.08691): embeddings before the text.
+
+    They begin as those of tokens drawn from the vocabulary, or of a text, repeated until it fills them.
+    """
+    part = train.virtual
+    config = PromptTuningConfig(
+        task_type=task_type(model), num_virtual_tokens=part.tokens, prompt_tuning_init="SAMPLE_VOCAB",
+        modules_to_save=new_parts(model) or None,
+    )  # fmt: skip
+    wrapped = _wrapped(model, train, config)
+    if part.text and model.device.type != "meta":
+        _begin_as(wrapped, model, train, part.text)
+    return wrapped
+
+
+def _wrapped(model: PreTrainedModel, train: TrainPart, config: PeftConfig) -> PeftModel:
+    if task_type(model) is None:
+        reason = t("PEFT puts virtual tokens before models that write or that score labels, not before this one")
+        raise ModelError("TL-MODEL-METHOD", where="train.method", method=train.method, reason=reason)
+    try:
+        wrapped = get_peft_model(model, config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError("TL-MODEL-METHOD", where="train.method", method=train.method, reason=reason) from error
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def _begin_as(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart, text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, local_files_only=True, trust_remote_code=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    most = train.virtual.tokens
+    if not ids or len(ids) > most:
+        reason = t("the text has {n} tokens, and there are {most} virtual ones", n=len(ids), most=most)
+        raise ModelError("TL-MODEL-METHOD", where="train.virtual.text", method=train.method, reason=reason)
+    whole = torch.tensor([ids[k % len(ids)] for k in range(most)], device=model.device)
+    with torch.no_grad():
+        for weight in wrapped.prompt_encoder.parameters():  # the only one it has
+            weight.copy_(model.get_input_embeddings()(whole))
+
+
+def require_effect(model: PeftModel, method: str) -> None:
+    """Raise TL-MODEL-METHOD for a model that cannot take virtual tokens, or takes no notice of them.
+
+    Heads of different widths for keys and values (DeepSeek's latent attention) leave no place for a prefix, and a model
+    that makes no use of a cache of keys and values would drop it without a word.
+    """
+    base = plain(model)
+    ids = torch.arange(3, device=base.device)[None]
+    trained = [p for p in model.prompt_encoder.parameters() if p.requires_grad]
+    was = model.training
+    model.eval()
+    try:
+        hidden = states(model, ids, ids, (3,))
+        # Half of the width: the sum over all of it is one number whatever the input, behind a norm.
+        found = torch.autograd.grad(hidden[:, : hidden.shape[1] // 2].float().sum(), trained, allow_unused=True)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError("TL-MODEL-METHOD", where="train.method", method=method, reason=reason) from error
+    finally:
+        model.train(was)
+    if all(g is None or not g.any() for g in found):
+        reason = t("virtual tokens change nothing in a {model}", model=type(base).__name__)
+        raise ModelError("TL-MODEL-METHOD", where="train.method", method=method, reason=reason)
