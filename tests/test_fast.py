@@ -179,7 +179,7 @@ def test_a_head_without_extras_loses_and_learns_the_same_in_one_place(tmp_path: 
     slow, theirs = measured(model)
     assert quick == pytest.approx(slow, rel=1e-6)
     for name, grad in theirs.items():
-        assert torch.allclose(grads[name], grad, atol=1e-6), name
+        assert float((grads[name] - grad).norm()) <= 1e-5 * float(grad.norm()) + 1e-6, name
 
 
 def test_products_are_float32_again_behind_the_block() -> None:

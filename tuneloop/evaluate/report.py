@@ -106,9 +106,12 @@ def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
     """(label, value, remark) of the few numbers at the top."""
     tiles = []
     changes = {c.metric: c for c in compare.changes(folder.evaluation)}
-    right = changes["accuracy"]
-    if right.before is not None and right.after is not None:
+    right = changes.get("accuracy")
+    if right is not None and right.before is not None and right.after is not None:
         tiles.append((t("accuracy"), f"{100 * right.before:.0f} % → {100 * right.after:.0f} %", ""))
+    pairs = changes.get("preferred")
+    if pairs is not None and pairs.before is not None and pairs.after is not None:
+        tiles.append((t("better answer preferred"), f"{pairs.before:.0f} % → {pairs.after:.0f} %", ""))
     loss = changes["loss"]
     if loss.before and loss.after is not None:
         percent = f"{(loss.after / loss.before - 1) * 100:+.0f}%".replace("-", "\u2212")
@@ -166,7 +169,7 @@ def marked(text: str, pattern: str) -> tuple[Markup, bool]:
 
 def _change(change: compare.Change) -> dict[str, Any]:
     kind, _, name = change.metric.partition("/")
-    digits = {"loss": 3, "accuracy": 3, "macro_f1": 3, "probe": 0}.get(kind, 1)
+    digits = {"loss": 3, "accuracy": 3, "macro_f1": 3, "margin": 3, "probe": 0}.get(kind, 1)
 
     def number(value: float | None) -> str:
         return change.shown(value, digits).replace("/", " / ") or t("not measured")

@@ -226,8 +226,9 @@ class Frozen:
                     ours = states(self.model, ids, positions, row["segments"], chosen).float()
         finally:
             self.model.train(was)
-        coarse = 1e-4 if self.base.dtype == torch.float32 else 5e-2
-        return bool((own - ours).abs().max() <= coarse * max(1.0, float(own.abs().max())))
+        # Products of 16 bits, also those of float32 weights that train.matmul allows, round differently in other rows.
+        fine = self.base.dtype == torch.float32 and torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+        return bool((own - ours).abs().max() <= (1e-4 if fine else 2e-2) * max(1.0, float(own.abs().max())))
 
 
 def _stay(module: nn.Module) -> Callable[..., nn.Module]:

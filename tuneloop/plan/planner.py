@@ -219,7 +219,8 @@ def _fullest(batches: BatchPlan) -> int:
 
 def _method(train: TrainPart, size: Shape) -> str:
     """What there is to say of the method: how much it trains, and what it does beside that."""
-    said = [t("{part} % of {all} parameters are trained", part=f"{100 * size.trainable / size.parameters:.2f}",
+    part = 100 * size.trainable / size.parameters
+    said = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
               all=f"{size.parameters:,}")]  # fmt: skip
     if METHODS[train.method].quantize:
         said.append(t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=size_text(size.bytes_all)))
