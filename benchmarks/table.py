@@ -48,7 +48,7 @@ class Page:
         parts = [f"# {self.words('title')}", self.words("intro"), self.words("measured", session=self.session)]
         parts += [self.machine(), self.targets()]
         parts += [self.lora(), self.whole(), self.full(), self.freeze(), self.classify(), self.dpo(), self.start()]
-        parts += [self.prepare(), self.near()]
+        parts += [self.products(), self.prepare(), self.near()]
         if self.failed:
             ways = ", ".join(f"{one['section']}/{one['way']}" for one in self.failed)
             parts.append(self.words("failed", ways=ways))
@@ -163,6 +163,18 @@ class Page:
             rows = [[f"{int(n):,}", *(f"{x:.1f}" for x in parts)] for n, parts in flat["nanoseconds"].items()]
             parts += [self.words("flat_words"), grid(head, rows)]
         return self.chapter("start", *parts) if parts else ""
+
+    def products(self) -> str:
+        one = self.found.one("products")
+        if not one:
+            return ""
+        rows = [
+            [p["shape"], *(f"{p[k]:.2f}" for k in ("float32", "bfloat16", "int8_product", "int8")),
+             *(f"{100 * p[k]:.2f} %" for k in ("bfloat16_error", "int8_error"))]
+            for p in one["products"]
+        ]  # fmt: skip
+        keys = ("shape", "float32", "bfloat16", "int8_product", "int8", "bfloat16_error", "int8_error")
+        return self.chapter("products", self.words("products_intro"), grid([self.column(key) for key in keys], rows))
 
     def prepare(self) -> str:
         every = [row for one in self.found.ways("prepare").values() for row in one["found"]]

@@ -60,7 +60,7 @@ SECTIONS = {
     "classify": Section(rows.reviews, 200, epochs=5, rate=1e-3, model=ENCODER),
     "dpo": Section(rows.pairs, 24),
 }
-OTHERS = ("floor", "start", "flat")
+OTHERS = ("floor", "products", "start", "flat")
 
 WAYS = [
     Way("lora", "tuneloop"),
@@ -176,6 +176,8 @@ def work(wanted: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], di
     for way in WAYS:
         if way.section in only and (not named or way.name in named):
             yield way.section, way.name, job(way)
+    if "products" in only:
+        yield "products", "products", lambda: measured([sys.executable, "-m", "benchmarks.products"], environment())
     if "start" in only:
         yield "start", "start", lambda: starting.measure(model(CHAT), environment())
     if "flat" in only:

@@ -91,6 +91,16 @@ PAGE: dict[str, tuple[str, str]] = {
         "Before a token reaches the model it costs, in nanoseconds of processor time:",
         "一个 token 进入模型之前的开销（处理器时间，纳秒）：",
     ),
+    "products": ("Products below float32", "低于 float32 的矩阵乘法"),
+    "products_intro": (
+        "Milliseconds of one layer's product at 2,048 tokens. `matmul: bfloat16` (auto, where the processor has matrix"
+        " units) rounds the factors to bfloat16 and adds up in float32. int8 by row was tried as well: its product alone"
+        " is quick, but the activations must be quantised for each product and the result scaled, and its error is"
+        " larger. So bfloat16 is the option that was kept; processors without matrix units stay in float32.",
+        "一层在 2,048 个 token 上做一次矩阵乘法的毫秒数。`matmul: bfloat16`（处理器有矩阵单元时的自动选择）把因子舍入为 "
+        "bfloat16，用 float32 累加。也试过按行量化的 int8：乘法本身很快，但每次都要量化激活、缩放结果，误差也更大。"
+        "所以保留的是 bfloat16；没有矩阵单元的处理器仍用 float32。",
+    ),
     "prepare": ("Preparing data", "准备数据"),
     "prepare_intro": (
         "Raw chat rows to packed batches with masks, one thread. The bound is a hand-written pipeline for this one"
@@ -173,6 +183,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "reached": ("Reached", "达到"),
     "good": ("Yes or no", "是否"),
     "what": ("What", "项目"),
+    "shape": ("Inputs x outputs", "输入 × 输出"),
+    "float32": ("float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "int8_product": ("int8, product alone", "int8，仅乘法"),
+    "int8": ("int8, whole", "int8，全部"),
+    "bfloat16_error": ("bfloat16, error", "bfloat16 误差"),
+    "int8_error": ("int8, error", "int8 误差"),
     "samples": ("Samples", "样本数"),
     "plan": ("Plan and order", "计划和顺序"),
     "pack": ("Packing", "打包"),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert")
-WORDS = "a the good bad great terrible film was it fine dull end saw i we not very plot and but .".split()
+WORDS = ("a", "the", "good", "bad", "great", "terrible", "film", "was", "it", "fine", "dull", "end", "saw", "i", "we",
+         "not", "very", "plot", "and", "but", ".")  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
     "electra": {"embedding_size": 32},

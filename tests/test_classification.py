@@ -12,9 +12,9 @@ def test_the_figures_are_those_of_the_textbook() -> None:
     assert matrix == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert classification.accuracy(matrix) == pytest.approx(4 / 6)
     first, second, third = classification.by_class(matrix)
-    assert (first["precision"], first["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
-    assert (second["precision"], second["recall"], second["f1"]) == (pytest.approx(2 / 3), 1.0, pytest.approx(0.8))
-    assert (third["precision"], third["recall"], third["f1"]) == (0.0, 0.0, 0.0)
+    assert first == pytest.approx({"texts": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+    assert second == pytest.approx({"texts": 2, "precision": 2 / 3, "recall": 1.0, "f1": 0.8})
+    assert third == {"texts": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert classification.macro_f1(matrix) == pytest.approx((2 / 3 + 0.8 + 0) / 3)
 
 

@@ -35,7 +35,7 @@ def items(lengths: list[int], vocabulary: int) -> Items:
     ])  # fmt: skip
     label = np.arange(len(lengths)) % 3
     weight = np.array([0.5, 2.0, 1.0], np.float32)[label]
-    columns = {"label": label, "weight": weight}
+    columns: dict[str, Any] = {"label": label, "weight": weight}
     return Items(samples, np.arange(len(lengths))[:, None], weight.astype(np.float64), columns)
 
 
@@ -102,7 +102,7 @@ def test_one_label_or_weights_of_other_labels_are_told() -> None:
 def rows(folder: Path, n: int = 48, *, name: str = "rows.jsonl") -> Path:
     good, bad = ("good", "great", "fine"), ("bad", "terrible", "dull")
     texts = [
-        {"text": f"{'i we'.split()[k % 2]} saw a {(good, bad)[k % 2][k % 3]} film {'and ' * (k // 6)} .",
+        {"text": f"{('i', 'we')[k % 2]} saw a {(good, bad)[k % 2][k % 3]} film {'and ' * (k // 6)} .",
          "label": ("pos", "neg")[k % 2]}
         for k in range(n)
     ]  # fmt: skip
@@ -187,3 +187,25 @@ def test_a_text_longer_than_the_model_takes_is_told_before_training(tmp_path: Pa
     with pytest.raises(DataError) as error:
         pipeline.plan(plan, dataset)
     assert [cause.code for cause in error.value.causes] == ["TL-DATA-CONTEXT"]
+
+
+def test_a_server_names_the_label(tmp_path: Path, tiny_run: Path) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    run = made(tmp_path, encoders.folder(tmp_path / "bert", "bert"), method="full", max_steps=2)
+    with TestClient(pipeline.serve(run.path, api_key="k")) as client:
+        asked = {"model": run.path.name, "input": "a great film"}
+        assert client.post("/v1/classify", json=asked).status_code == 401
+        client.headers["Authorization"] = "Bearer k"
+        told = client.post("/v1/classify", json=asked).json()
+        assert told["scores"].keys() == {"neg", "pos"}
+        assert told["label"] == max(told["scores"], key=told["scores"].__getitem__)
+        chat = {"model": run.path.name, "messages": [{"role": "user", "content": "a great film"}]}
+        answer = client.post("/v1/chat/completions", json=chat).json()
+        assert answer["choices"][0]["message"]["content"] == told["label"]
+        long = client.post("/v1/classify", json={**asked, "input": "film " * 200})
+        assert long.json()["error"]["code"] == "TL-SERVE-CONTEXT"
+    with TestClient(pipeline.serve(tiny_run)) as client:
+        refused = client.post("/v1/classify", json={"model": tiny_run.name, "input": "x"})
+        assert refused.json()["error"]["code"] == "TL-SERVE-NO-LABELS"

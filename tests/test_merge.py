@@ -92,8 +92,8 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_a_difference_leaves_nothing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read back from the disk counts: here the disk gives back other weights than were written."""
 
-    def damaged(folder: Path, dtype: str = "auto") -> Any:
-        model = load_model(folder, dtype)
+    def damaged(folder: Path, *how: Any) -> Any:
+        model = load_model(folder, *how)
         with torch.no_grad():
             model.model.norm.weight *= 1.1
         return model

@@ -15,15 +15,18 @@ from tuneloop import pipeline
 from tuneloop.data.batches import pack_items
 from tuneloop.data.dataset import open_dataset
 from tuneloop.data.tokens import tokenize
+from tuneloop.errors import ServeError
 from tuneloop.evaluate.compare import changes
 from tuneloop.evaluate.preference import prefers
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
+from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.reward import REWARD, RewardModel
 from tuneloop.model.tasks.task import Head, Rows, Setting
 from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run
 from tuneloop.sections import TrainPart
+from tuneloop.serve.load import voice
 
 PAIRS = [
     Record((Message("user", f"{q} {n}"), Message("assistant", a)), kind="preference",
@@ -97,3 +100,20 @@ def plainly(run: Run, method: str) -> None:
 
 def test_its_head_has_one_label() -> None:
     assert REWARD.head(Setting(TrainPart(), None), None) == Head("classifier", ("reward",))
+
+
+def test_it_scores_answers_and_writes_none(tiny_model: Path) -> None:
+    inner, setting = objective(tiny_model)
+    recipe, _ = make_recipe({"model": str(tiny_model), "train": {"task": "reward"}})
+    head = REWARD.head(setting, None)
+    scorer = voice(Trained(inner.model, setting.tokenizer, recipe, REWARD, setting, head))
+    assert isinstance(scorer, Scorer)
+    samples = tokenize(setting.tokenizer, PAIRS[:1])
+    alone = [inner.model(torch.tensor(s.ids.tolist())[None]).logits.item() for s in samples]
+    chats = [[*(m.as_chat() for m in PAIRS[0].prompt), answer.as_chat()]
+             for answer in (PAIRS[0].messages[-1], PAIRS[0].rejected[0])]  # fmt: skip
+    assert scorer.scores(chats) == pytest.approx(alone, abs=1e-5)
+    assert [r.text for r in scorer.answer(chats)] == [f"{score:.4f}" for score in scorer.scores(chats)]
+    with pytest.raises(ServeError) as error:
+        scorer.answer([chats[0][:1]])
+    assert error.value.code == "TL-SERVE-NO-ANSWER"

@@ -37,7 +37,7 @@ def test_a_recipe_file_is_read_and_settings_go_over_it(tmp_path: Path, capsys: p
 def test_a_packaged_recipe_has_a_name(name: str) -> None:
     recipe = recipe_of([name])
     assert recipe.data
-    assert all(Path(d.path).is_absolute() for d in recipe.data)
+    assert all(Path(d.path).is_file() or d.path.startswith("hub:") for d in recipe.data)
     assert recipe_of([name], accept=True).model.accept_terms
 
 
@@ -70,6 +70,17 @@ def test_no_recipe_is_written_for_a_recipe(tmp_path: Path) -> None:
     for targets in (["my.yaml"], ["demo"]):
         keep_recipe(targets, recipe_of(targets))
     assert [p.name for p in tmp_path.iterdir()] == ["my.yaml"]
+
+
+def test_files_behind_a_recipe_stand_in_place_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("name: mine\ndata: [a.jsonl, b.jsonl]\ntrain: {epochs: 2}\n", encoding="utf-8")
+    for targets in (["my.yaml", "mine.json", "hub:org/talk"], ["emollm", "mine.json", "hub:org/talk"]):
+        recipe, own = recipe_of(targets), recipe_of(targets[:1])
+        assert [d.path for d in recipe.data] == [str(tmp_path / "mine.json"), "hub:org/talk"]
+        assert (recipe.name, recipe.train, recipe.evaluate) == (own.name, own.train, own.evaluate)
+        keep_recipe(targets, recipe)
+    assert [p.name for p in tmp_path.iterdir()] == ["my.yaml"]
+    assert recipe_of(["my.yaml", "a.json"], settings=["data=[c.json]"]).data[0].path == str(tmp_path / "c.json")
 
 
 def test_data_from_elsewhere_stays_where_it_is(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, fingerprint, known_labels, load_model, load_tokenizer, load_trained, resolve
 from tuneloop.model.model_folder import context
+from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.plan import planner
@@ -382,7 +383,7 @@ def register(run: Run, *, workspace: Path = Path()) -> Version:
     return registry.register(run.path, workspace)
 
 
-def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier:
+def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier | Scorer:
     """A run, a registered version or a model -> something that answers: `.answer([[{"role": "user", …}]])`."""
     from tuneloop.serve.load import answerer
 

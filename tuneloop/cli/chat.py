@@ -17,6 +17,7 @@ from tuneloop.language import t
 if TYPE_CHECKING:
     from tuneloop.model.classifier import Classifier
     from tuneloop.model.generate import Answerer
+    from tuneloop.model.scorer import Scorer
     from tuneloop.records import Reply
 
 COMMANDS = {
@@ -46,13 +47,14 @@ def chat(
         raise usage.wrong("tuneloop chat", t("--once needs a question"))
     from tuneloop import pipeline
     from tuneloop.model.classifier import Classifier
+    from tuneloop.model.scorer import Scorer
 
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):
         if not stream.isatty() and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
     answerer = pipeline.load(ref, workspace=workspace)
-    if isinstance(answerer, Classifier):
-        _classify(answerer, once)
+    if isinstance(answerer, Classifier | Scorer):
+        _judge(_labels if isinstance(answerer, Classifier) else _score, answerer, once)
         return
     options = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     voices = [_Voice("", answerer, nullcontext, options)]
@@ -69,8 +71,8 @@ def chat(
             break
 
 
-def _classify(classifier: Classifier, once: str | None) -> None:
-    """Each line is a text; the answer is its label with the probability, and the other labels behind it."""
+def _judge(judge: Callable[[Any, str], str], model: Classifier | Scorer, once: str | None) -> None:
+    """Each line is judged by itself."""
     from tuneloop.errors import TuneloopError
 
     for line in [once] if once is not None else _lines():
@@ -79,14 +81,29 @@ def _classify(classifier: Classifier, once: str | None) -> None:
         if not line.strip():
             continue
         try:
-            found = sorted(classifier.classify([line])[0].items(), key=lambda pair: -pair[1])
+            said = judge(model, line)
         except TuneloopError as error:
             if once is not None or not _interactive():
                 raise
             typer.echo(f"\n{error}", err=True)
             continue
-        sys.stdout.write("  ".join(f"{_shown(label)} {100 * chance:.1f} %" for label, chance in found) + "\n")
+        sys.stdout.write(said + "\n")
         sys.stdout.flush()
+
+
+def _labels(classifier: Classifier, line: str) -> str:
+    """The likeliest label of a text with its probability, and the other labels behind it."""
+    found = sorted(classifier.classify([line])[0].items(), key=lambda pair: -pair[1])
+    return "  ".join(f"{_shown(label)} {100 * chance:.1f} %" for label, chance in found)
+
+
+def _score(scorer: Scorer, line: str) -> str:
+    """The score of an answer; the line is question, tab, answer. Without a tab, the answer is asked for."""
+    question, _, answer = line.partition("\t")
+    if not answer and _interactive():
+        answer = input(t("answer") + "> ")
+    said = [{"role": "assistant", "content": answer}] if answer else []
+    return scorer.answer([[{"role": "user", "content": question}, *said]])[0].text
 
 
 class _Voice:

@@ -1,4 +1,5 @@
-"""What a verb is pointed at: a recipe file, the name of a recipe inside the package, or raw files and no recipe."""
+"""What a verb is pointed at: a recipe file or the name of a recipe inside the package, and raw files for it; or raw
+files and no recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def packaged() -> dict[str, Path]:
 def recipe_of(
     targets: list[str], *, model: str = "", name: str = "", settings: list[str] | None = None, accept: bool = False
 ) -> Recipe:
-    """The recipe a command line means, its --set assignments applied.
+    """The recipe a command line means, its --set assignments applied. Files behind a recipe stand in place of its data.
 
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
@@ -40,12 +41,11 @@ def recipe_of(
         assignments.append(f"name={json.dumps(name, ensure_ascii=False)}")
     if accept:
         assignments.append("model.accept_terms=true")
-    first = Path(targets[0])
     known = packaged()
-    if len(targets) == 1 and first.suffix.lower() in {".yaml", ".yml"}:
-        recipe, notes = recipes.read_recipe(first)
-    elif len(targets) == 1 and not first.exists() and targets[0] in known:
-        recipe, notes = recipes.read_recipe(known[targets[0]])
+    if recipe_file := _recipe_file(targets[0]):
+        recipe, notes = recipes.read_recipe(recipe_file)
+        if targets[1:]:
+            assignments.insert(0, f"data={json.dumps(targets[1:], ensure_ascii=False)}")
     elif is_data(targets):
         recipe, notes = _made(targets), []
     else:
@@ -59,11 +59,19 @@ def recipe_of(
     return recipes.anchored(recipe, Path.cwd())
 
 
+def _recipe_file(word: str) -> Path | None:
+    """The recipe that a word means: a YAML file, or the name of a packaged one that no file or folder here has."""
+    path = Path(word)
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        return None if path.is_dir() else path
+    return None if path.exists() else packaged().get(word)
+
+
 def is_data(targets: list[str]) -> bool:
     """Do the words mean raw data, and no recipe?"""
     first = targets[0]
-    if len(targets) == 1 and (Path(first).suffix.lower() in {".yaml", ".yml"} or first in packaged()):
-        return Path(first).is_dir()
+    if _recipe_file(first):
+        return False
     named = first == "-" or first.startswith(("hub:", "modelscope:")) or any(c in first for c in "*?[")
     return named or bool(Path(first).suffix) or Path(first).exists()
 

@@ -22,7 +22,7 @@ def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -
     """README.md in the chosen language, with the front matter that model hubs read."""
     name, terms = base_name(recipe, base), licence(base)
     sections = [
-        _front_matter(name, terms),
+        _front_matter(name, terms, recipe.train.task),
         f"# {recipe.name}\n",
         t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name) + "\n",
         _origin(run, recipe, name, terms, dtype),
@@ -33,8 +33,9 @@ def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -
     return "\n".join(s for s in sections if s)
 
 
-def _front_matter(base: str, terms: str) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": base}
+def _front_matter(base: str, terms: str, task: str) -> str:
+    does = "text-classification" if task in {"classify", "reward"} else "text-generation"
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": does, "base_model": base}
     fields |= licence_fields(terms) | {"tags": ["tuneloop"]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -112,26 +113,42 @@ def _parity(parity: Parity) -> str:
 
 
 def _use(task: str) -> str:
-    code = (
-        (
-            "from transformers import pipeline\n\n"
-            'classify = pipeline("text-classification", ".")\n'
-            'print(classify("' + t("A film I will not forget.") + '"))\n'
-        )
-        if task == "classify"
-        else (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'folder = "."\n'
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-            'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
-            "inputs = tokenizer.apply_chat_template(\n"
-            '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-            "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
-            'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
-        )
-    )
+    code = {"classify": _classify, "reward": _reward}.get(task, _write)()
     return (
         f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"
         f"{t('With tuneloop, in this folder:')}\n\n```bash\ntuneloop chat .\ntuneloop serve .\n```\n"
+    )
+
+
+def _classify() -> str:
+    return (
+        "from transformers import pipeline\n\n"
+        'classify = pipeline("text-classification", ".")\n'
+        'print(classify("' + t("A film I will not forget.") + '"))\n'
+    )
+
+
+def _reward() -> str:
+    return (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        'folder = "."\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(folder)\n"
+        'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}, {"role": "assistant", "content": "?"}]\n'
+        'inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)\n'
+        "print(model(**inputs).logits.item())\n"
+    )
+
+
+def _write() -> str:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
     )

@@ -25,6 +25,7 @@ from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolv
 from tuneloop.model.methods import METHODS
 from tuneloop.model.origin import base_name, licence
 from tuneloop.model.pull import PROVENANCE, provenance
+from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
@@ -91,6 +92,9 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     if trained.task.classes is not None:
         texts = classified(run)
         evidence = parity.measure_labels(Classifier(model, tokenizer, trained.task, trained.setting), texts)
+    elif not trained.task.writes:
+        texts, asked = [], scored()
+        evidence = parity.measure_scores(Scorer(model, tokenizer), asked)
     else:
         texts = []
         asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
@@ -118,6 +122,8 @@ def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
     if saved.task.classes is not None:
         setting = replace(saved.setting, tokenizer=tokenizer)
         exported = parity.measure_labels(Classifier(model, tokenizer, saved.task, setting), saved.texts)
+    elif not saved.task.writes:
+        exported = parity.measure_scores(Scorer(model, tokenizer), saved.chats)
     else:
         exported = parity.measure(model, tokenizer, saved.chats)
     found = parity.compare(saved.evidence, exported)
@@ -158,6 +164,11 @@ def classified(run: Path) -> list[str]:
     evaluation = Run(run).read("evaluation.json")
     shown = [str(one["text"]) for one in evaluation.get("mistakes") or () if one.get("text")]
     return [*shown, *(str(one["prompt"]) for one in evaluation.get("show") or ()), *QUESTIONS]
+
+
+def scored() -> list[Chat]:
+    """Dialogues for a reward model: any will do, for scores can be compared to the last digit."""
+    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q in QUESTIONS for a in QUESTIONS]
 
 
 def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:

@@ -20,6 +20,7 @@ from tuneloop.data.tokens import tokenize
 from tuneloop.errors import RunError
 from tuneloop.language import t
 from tuneloop.model.classifier import Classifier
+from tuneloop.model.scorer import Scorer
 from tuneloop.model.trunk import plain
 from tuneloop.records import Message, Record
 
@@ -126,6 +127,18 @@ def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
         texts=tuple(texts),
         ids=tuple(tuple(ids) for ids in encode(classifier.tokenizer, list(texts))),
         dtype=next(plain(classifier.model).parameters()).dtype,
+    )
+
+
+def measure_scores(scorer: Scorer, chats: Sequence[Chat]) -> Evidence:
+    """What a reward model says to dialogues."""
+    texts = [render(scorer.tokenizer, chat) for chat in chats]
+    return Evidence(
+        logits=tuple(torch.tensor([[score]]) for score in scorer.scores(chats)),
+        answers=(),
+        texts=tuple(texts),
+        ids=tuple(tuple(ids) for ids in encode(scorer.tokenizer, texts)),
+        dtype=next(plain(scorer.model).parameters()).dtype,
     )
 
 

@@ -17,12 +17,7 @@ def heads(model: nn.Module) -> list[str]:
     """Names of the children beside the trunk that have weights."""
     trunk = trunk_name(model)
     if trunk:
-        own = [n for n, m in model.named_children() if n != trunk and next(m.parameters(), None) is not None]
-        # A pooler stands in the trunk; where it was in no file it is as new as the head.
-        new = getattr(model, "new_weights", ())
-        return own + [
-            n for n, _ in model.named_modules() if n.endswith(".pooler") and any(w.startswith(n) for w in new)
-        ]
+        return [n for n, m in model.named_children() if n != trunk and next(m.parameters(), None) is not None]
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return [n for n, m in model.named_modules() if head is not None and m is head]
 

@@ -227,7 +227,8 @@ class Frozen:
         finally:
             self.model.train(was)
         # Products of 16 bits, also those of float32 weights that train.matmul allows, round differently in other rows.
-        fine = self.base.dtype == torch.float32 and torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+        products: Any = torch.backends.mkldnn
+        fine = self.base.dtype == torch.float32 and products.matmul.fp32_precision != "bf16"
         return bool((own - ours).abs().max() <= (1e-4 if fine else 2e-2) * max(1.0, float(own.abs().max())))
 
 

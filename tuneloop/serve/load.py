@@ -11,19 +11,21 @@ from tuneloop.model import sources
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, known_labels, load_model, load_tokenizer, load_trained, placed
+from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.task import Head, Setting
 from tuneloop.sections import TrainPart
 
 
-def voice(trained: Trained) -> Answerer | Classifier:
-    """What answers for a trained model: one that writes, or one that names labels."""
+def voice(trained: Trained) -> Answerer | Classifier | Scorer:
+    """What answers for a trained model: one that writes, one that names labels, or one that scores answers."""
     if trained.task.classes is not None:
         return Classifier(placed(trained.model), trained.tokenizer, trained.task, trained.setting)
-    return Answerer(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+    kind = Answerer if trained.task.writes else Scorer
+    return kind(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
 
 
-def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier:
+def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier | Scorer:
     """A run (folder, name, "latest"), a version ("name:production"), or a model (name or folder), ready to answer.
 
     On the GPU where there is one. Raises what `registry.locate`, `load_trained` and `sources.resolve` raise.
@@ -38,6 +40,8 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
     if len(labels := known_labels(folder)) > 1:  # an exported classifier
         model = load_model(folder, head=Head("classifier", labels))
         return Classifier(placed(model), tokenizer, CLASSIFY, Setting(TrainPart(), tokenizer, labels))
+    if labels:  # an exported reward model
+        return Scorer(placed(load_model(folder, head=Head("classifier", labels))), tokenizer, _system(folder))
     return Answerer(placed(load_model(folder)), tokenizer, _system(folder))
 
 

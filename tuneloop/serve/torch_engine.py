@@ -22,6 +22,7 @@ from tuneloop.records import Reply
 if TYPE_CHECKING:
     from tuneloop.model.classifier import Classifier
     from tuneloop.model.generate import Answerer
+    from tuneloop.model.scorer import Scorer
 
 log = logging.getLogger("tuneloop.serve")
 
@@ -57,7 +58,7 @@ class TorchEngine:
     `queue` requests may wait; the next one gets TL-SERVE-FULL. May be used from several threads and event loops.
     """
 
-    def __init__(self, answerer: Answerer | Classifier, *, queue: int = QUEUE) -> None:
+    def __init__(self, answerer: Answerer | Classifier | Scorer, *, queue: int = QUEUE) -> None:
         self._answerer = answerer
         # A fast tokenizer must not be used by two threads at once, and counting must not wait for an answer to end.
         self._counter = copy.copy(answerer)

@@ -1,0 +1,170 @@
+"""Every method with every task: trained, killed, resumed, read by plain tools, exported, and asked in `tuneloop chat`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from tests.lives import KIND, SAVED, Ground, Plain, assert_same, model_folder, resumed
+from tuneloop import pipeline
+from tuneloop.cli.main import app
+from tuneloop.data.batches import pack_items
+from tuneloop.data.dataset import Dataset
+from tuneloop.data.items import Items
+from tuneloop.data.templates import encode, render
+from tuneloop.data.tokens import tokenize
+from tuneloop.errors import RunError
+from tuneloop.model.load import Trained, load_trained
+from tuneloop.model.methods import METHODS
+from tuneloop.model.tasks.chat import CHAT
+from tuneloop.model.tasks.task import Rows
+from tuneloop.runs import Run
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+DECODERS = ("llama", "qwen2", "qwen3", "deepseek_v3", "gemma3_text")
+ALL = [
+    *(("llama", method, task) for task in KIND for method in METHODS),
+    *((family, method, "chat") for family in DECODERS[1:] for method in METHODS),
+    *(("bert", method, task) for task in ("classify", "classify_prompt") for method in METHODS),
+]
+QUICK = {
+    ("llama", "lora", "chat"), ("llama", "qlora", "prefer"), ("llama", "ptuning_v2", "classify"),
+    ("llama", "freeze", "reward"), ("llama", "prompt_tuning", "text"), ("qwen3", "full", "chat"),
+    ("bert", "lora", "classify_prompt"),
+}  # fmt: skip
+"""A cross-section that the usual suite runs: each method, task and shape once; the others are for `make proof`."""
+QUESTION = "was it good ?"
+CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.proof) for case in ALL]
+
+
+@pytest.fixture(scope="module")
+def ground_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ground]:
+    made: dict[str, Ground] = {}
+
+    def of(family: str) -> Ground:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[family] = Ground(folder, model_folder(folder / "model", family))
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
+    reader = Plain(tmp_path_factory.mktemp("plain"))
+    yield reader
+    reader.close()
+
+
+def held(trained: Trained, dataset: Dataset) -> Items:
+    """The held-out rows as the run's task sees them."""
+    records = dataset.records("validation")
+    return trained.task.items(Rows(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
+
+
+@torch.no_grad()
+def ours(trained: Trained, items: Items) -> list[torch.Tensor]:
+    """What the task makes of each sample in our packed way: its loss, its scores, or the scores of its labels."""
+    writes = trained.task.writes
+    samples = Items.of(items.samples) if writes else items
+    module = (CHAT if writes else trained.task).objective(trained.model, samples, trained.setting)
+    module.eval()
+    row = pack_items(samples, range(len(samples)))
+    if not writes:
+        return list(module.scores(row["input_ids"], row["position_ids"], row["segments"]))  # type: ignore[operator]
+    return [module(**pack_items(samples, [k])) for k in range(len(samples))]
+
+
+@torch.no_grad()
+def theirs(trained: Trained, items: Items, logits: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The same from the logits of plain transformers and PEFT."""
+    samples, out = items.samples, []
+    for k in range(len(samples)):
+        one, said = samples[k], logits[f"{k}"]
+        said = said[-len(one.ids) :] if said.ndim == 2 else said  # PEFT gives the logits of a prompt's vectors as well
+        if trained.head.kind == "classifier":
+            out.append(said)
+        elif not trained.task.writes:
+            module: Any = trained.task.objective(trained.model, items, trained.setting)
+            out.append(said[module.place, module.columns] @ module.share)
+        else:
+            at = torch.from_numpy(one.trained.copy()).nonzero().flatten()
+            at = at[at > 0]
+            ids = torch.from_numpy(one.ids.astype("int64"))
+            out.append(cross_entropy(said[at - 1], ids[at], reduction="sum"))
+    return out
+
+
+def close(a: list[torch.Tensor], b: list[torch.Tensor], *, within: float = 1e-4) -> None:
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape
+        assert float((x - y).abs().max()) <= within * max(1.0, float(y.abs().max()))
+
+
+def asked(run: Run, capsys: pytest.CaptureFixture[str], question: str) -> str:
+    """What `tuneloop chat RUN --once` prints."""
+    capsys.readouterr()
+    assert not app(["chat", str(run.path), "--once", question, "--max-tokens", "8"], standalone_mode=False)
+    return capsys.readouterr().out.strip()
+
+
+def answers(
+    trained: Trained, run: Run, logits: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """In `tuneloop chat` a model that writes says what plain generation says; another one names labels, or a score."""
+    scores = not trained.task.writes and trained.task.classes is None
+    answer = asked(run, capsys, "was it good ?\tPut it into boiling water." if scores else QUESTION)
+    if trained.task.classes is not None:
+        assert sorted(word for word in answer.split() if word in trained.setting.labels) == ["bad", "good"]
+        assert "%" in answer
+    elif scores:
+        assert math.isfinite(float(answer))
+    else:
+        said = trained.tokenizer.decode(logits["said"], skip_special_tokens=True)
+        assert answer == said.rstrip("\ufffd").strip()  # half a character at the end is held back
+
+
+@pytest.mark.parametrize(("family", "method", "task"), CASES)
+def test_a_life(
+    family: str, method: str, task: str, ground_of: Callable[[str], Ground], plain: Plain, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ground = ground_of(family)
+    recipe = ground.recipe(method, task)
+    whole, run = ground.lived(recipe, task)
+    assert resumed(run) == [SAVED]
+    assert_same(whole, run)
+
+    dataset, _ = ground.prepared(recipe, task)
+    trained, result = load_trained(run.path), run.result()
+    assert result is not None
+    items = held(trained, dataset)
+    ids = [one.ids.tolist() for one in items.samples]
+    kind, labels = trained.head.kind, len(trained.head.labels)
+    prompt = encode(
+        trained.tokenizer, [render(trained.tokenizer, [{"role": "user", "content": QUESTION}], prompt=True)]
+    )[0]
+    read = plain.ask(result, ids, kind, labels=labels, bits=METHODS[method].quantize, prompt=prompt)
+    close(theirs(trained, items, read), ours(trained, items))
+    answers(trained, run, read, capsys)
+
+    target = tmp_path / "merged"
+    if METHODS[method].adapter and not METHODS[method].mergeable:
+        with pytest.raises(RunError) as refused:
+            pipeline.export(run.path, target)
+        assert refused.value.code == "TL-RUN-UNMERGEABLE"
+        return
+    assert pipeline.export(run.path, target).passed
+    merged = load_trained(run.path, whole=True)
+    again = plain.ask(target, ids, kind, labels=labels, prompt=prompt)
+    close(theirs(merged, items, again), ours(merged, items))
