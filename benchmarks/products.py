@@ -1,8 +1,8 @@
 """Products below float32: what a frozen layer's would cost in bfloat16 and in int8: python -m benchmarks.products.
 
-The shapes are those of SmolLM2-135M's widest layers at 2,048 tokens. int8 is quantised by row (each token and each output
-has a scale of its own); to its product the quantising of the activations is added and the scaling of the result, since
-training pays for both. Errors are relative to float32, as norms.
+The shapes are those of SmolLM2-135M's widest layers at 2,048 tokens. int8 is quantised by row (each token and each
+output has a scale of its own); to its product the quantising of the activations is added and the scaling of
+the result, since training pays for both. Errors are relative to float32, as norms.
 """
 
 from __future__ import annotations

@@ -94,11 +94,12 @@ PAGE: dict[str, tuple[str, str]] = {
     "products": ("Products below float32", "低于 float32 的矩阵乘法"),
     "products_intro": (
         "Milliseconds of one layer's product at 2,048 tokens. `matmul: bfloat16` (auto, where the processor has matrix"
-        " units) rounds the factors to bfloat16 and adds up in float32. int8 by row was tried as well: its product alone"
-        " is quick, but the activations must be quantised for each product and the result scaled, and its error is"
-        " larger. So bfloat16 is the option that was kept; processors without matrix units stay in float32.",
-        "一层在 2,048 个 token 上做一次矩阵乘法的毫秒数。`matmul: bfloat16`（处理器有矩阵单元时的自动选择）把因子舍入为 "
-        "bfloat16，用 float32 累加。也试过按行量化的 int8：乘法本身很快，但每次都要量化激活、缩放结果，误差也更大。"
+        " units) rounds the factors to bfloat16 and adds up in float32. int8 by row was tried as well: its product"
+        " alone is quick, but the activations must be quantised for each product and the result scaled, and its error"
+        " is larger. So bfloat16 is the option that was kept; processors without matrix units stay in float32.",
+        "一层在 2,048 个 token 上做一次矩阵乘法的毫秒数。`matmul: bfloat16`（处理器有矩阵单元时的自动选择）把因子"
+        "舍入为 bfloat16，用 float32 累加。也试过按行量化的 int8：乘法本身很快，但每次都要"
+        "量化激活、缩放结果，误差也更大。"
         "所以保留的是 bfloat16；没有矩阵单元的处理器仍用 float32。",
     ),
     "prepare": ("Preparing data", "准备数据"),

@@ -32,7 +32,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "ptuning_v2": {"virtual": {"tokens": 4}}, "prompt_tuning": {"virtual": {"tokens": 4}},
 }  # fmt: skip
 OF_TASK: dict[str, dict[str, Any]] = {
-    "classify_prompt": {"classify": {"template": "{text} It was {mask}.", "words": {"bad": ["bad"], "good": ["good"]}}},
+    "classify_prompt": {"classify": {"template": "{text} It was {mask}", "words": {"bad": ["bad"], "good": ["good"]}}},
     "kto": {"task": "prefer", "prefer": {"loss": "kto"}},
     "orpo": {"task": "prefer", "prefer": {"loss": "orpo"}},
 }
@@ -144,8 +144,14 @@ class Ground:
             self.made[KIND[task]] = dataset, pipeline.plan(recipe, dataset)[0]
         return self.made[KIND[task]]
 
-    def lived(self, recipe: Recipe, task: str, kills: tuple[int, ...] = (KILLED,)) -> tuple[Run, Run]:
-        """Two finished runs of a recipe, each in children of its own: one never stopped, one killed at these steps."""
+    def lived(
+        self, recipe: Recipe, task: str, kills: tuple[int, ...] = (KILLED,),
+        between: Callable[[Run], Any] = lambda run: None,
+    ) -> tuple[Run, Run]:  # fmt: skip
+        """Two finished runs of a recipe, each in children of its own: one never stopped, one killed at these steps.
+
+        `between` is done to the killed run before it is taken up.
+        """
         dataset, plan = self.prepared(recipe, task)
         log = self.folder / f"{recipe.name}.log"
         runs = [Run(self.folder / side / "runs" / f"{recipe.name}-1") for side in ("whole", "killed")]
@@ -164,13 +170,19 @@ class Ground:
         for n, kill in enumerate((*kills, None)):
             code = wait(fork(lambda n=n, kill=kill: resume(kill) if n else train("killed", kill), log))  # type: ignore[misc]
             assert code == (-signal.SIGKILL if kill else 0), log.read_text(encoding="utf-8")
+            if kill:
+                between(runs[1])
         return runs[0], runs[1]
 
 
 def resumed(run: Run) -> list[int]:
     """The steps that a run was taken up at."""
+    return [line["step"] for line in events(run, "resumed")]
+
+
+def events(run: Run, name: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in run.events.read_text(encoding="utf-8").splitlines()]
-    return [line["step"] for line in lines if line["event"] == "resumed"]
+    return [line for line in lines if line["event"] == name]
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:

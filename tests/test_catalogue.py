@@ -50,7 +50,7 @@ def said() -> Iterator[tuple[str, str | None]]:
     """(where, text) of each t(…) in Python and in templates; None for what is not one literal text."""
     for name, tree in modules().items():
         for node, called in calls(tree):
-            if called == "t":
+            if called == "t" and isinstance(node.func, ast.Name):  # a matrix has a method t
                 first = node.args[0] if node.args else None
                 text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
                 yield f"{name}:{node.lineno}", text

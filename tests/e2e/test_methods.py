@@ -168,3 +168,23 @@ def test_a_life(
     merged = load_trained(run.path, whole=True)
     again = plain.ask(target, ids, kind, labels=labels, prompt=prompt)
     close(theirs(merged, items, again), ours(merged, items))
+
+
+def test_a_kept_trunk_outlives_kills(ground_of: Callable[[str], Ground]) -> None:
+    """Killed in the second epoch and in the third; meanwhile what was kept is damaged, and must be computed again."""
+
+    def damage(run: Run) -> None:
+        states = run.path / "trunk" / "train.states"
+        data = bytearray(states.read_bytes())
+        data[len(data) // 2] ^= 1
+        states.write_bytes(data)
+
+    ground = ground_of("llama")
+    recipe = ground.recipe("freeze", "chat", max_steps=None, epochs=3, keep_trunk="on")
+    recipe = recipe.model_copy(update={"name": "kept"})
+    whole, run = ground.lived(recipe, "chat", kills=(5, 8), between=damage)
+    assert resumed(run) == [4, 8]
+    assert [told["kept"] for told in events(run, "frozen_blocks")] == [True] * 3
+    assert max(line["epoch"] for line in metrics(whole)) == 3
+    assert_same(whole, run)
+    assert not (run.path / "trunk").exists()
