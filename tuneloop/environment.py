@@ -69,3 +69,6 @@ def quiet_libraries() -> None:
     # one of the cores, that made steps several times slower. Waiting briefly costs nothing on a quiet machine
     # (measured: 340 tokens a second either way). OpenMP reads this once, when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # oneDNN keeps the code of the last 1,024 products it made, a megabyte each where bfloat16 is multiplied; rows of
+    # every length then grow a run by 20 MB a step. A step itself has about thirty different ones.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.lives import KIND, SAVED, Ground, Plain, assert_same, model_folder, resumed
+from tests.lives import KIND, SAVED, Ground, Plain, assert_same, events, metrics, model_folder, resumed
 from tuneloop import pipeline
 from tuneloop.cli.main import app
 from tuneloop.data.batches import pack_items

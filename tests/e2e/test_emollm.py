@@ -1,0 +1,50 @@
+"""The recipe emollm on forty real dialogues: a base model begins to answer as the counsellor. `make proof` runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.real import shared
+from tuneloop.cli.target import recipe_of
+from tuneloop.environment import environment
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def test_the_recipe_takes_the_users_file(tmp_path: Path) -> None:
+    own = tmp_path / "data.json"
+    assert [d.path for d in recipe_of(["emollm", str(own)]).data] == [str(own)]
+    (shipped,) = recipe_of(["emollm"]).data
+    assert len(json.loads(Path(shipped.path).read_text(encoding="utf-8"))) == 60
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3600)
+def test_a_base_model_begins_to_answer_as_the_counsellor(tmp_path: Path) -> None:
+    """The held-out loss falls by a tenth at least; answers are Chinese, and others than before."""
+    if not (environment().home / "models" / "gemma-3-270m").is_dir():
+        pytest.skip("pull gemma-3-270m first: its terms are yours to accept")
+    file = tmp_path / "rows.json"
+    rows = json.loads(shared("emollm/data.json").read_text(encoding="utf-8"))[:40]
+    file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneloop", "run", "emollm", str(file), "--json", "--accept-terms", "--workspace",
+         str(tmp_path), "--set", "train.epochs=1", "--set", "evaluate.rows=2", "--set", "evaluate.probes=[]",
+         "--set", "evaluate.max_new_tokens=40"],
+        capture_output=True, text=True, timeout=3000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["evaluation"]
+    before, after = told["before"]["loss"], told["after"]["loss"]
+    print(f"held-out loss {before:.2f} -> {after:.2f}")
+    assert after < 0.9 * before
+    assert len(told["answers"]) == 6
+    for answer in told["answers"]:
+        assert answer["after"] != answer["before"]
+        assert len(CHINESE.findall(answer["after"])) >= 0.6 * len(answer["after"]) > 0, answer
