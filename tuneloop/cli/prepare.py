@@ -12,7 +12,9 @@ from tuneloop.cli.target import keep_recipe, recipe_of
 
 
 def prepare(
-    targets: Annotated[list[str], typer.Argument(help="A recipe (file or name), or raw data files.")],
+    targets: Annotated[
+        list[str], typer.Argument(help="A recipe (file or name), files in place of its data, or raw files alone.")
+    ],
     model: Annotated[str, typer.Option(help="Model whose tokens are counted.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
     accept_terms: Annotated[bool, typer.Option(help="Accept the terms of a model that has some.")] = False,

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    targets: Annotated[list[str], typer.Argument(help="A recipe (file or name, e.g. demo), or raw data files.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="A recipe (file or name, e.g. demo), files in place of its data, or raw files alone."),
+    ],
     model: Annotated[str, typer.Option(help="Model: a pulled name, a folder, a hub id, modelscope:org/name.")] = "",
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,

@@ -15,7 +15,10 @@ from tuneloop.language import t
 
 
 def train(
-    targets: Annotated[list[str] | None, typer.Argument(help="A recipe (file or name), or raw data files.")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="A recipe (file or name), files in place of its data, or raw files alone."),
+    ] = None,
     resume: Annotated[str, typer.Option(help="Run to go on with: its folder, its name, or latest.")] = "",
     model: Annotated[str, typer.Option(help="Model to train.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
