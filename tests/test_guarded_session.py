@@ -50,7 +50,9 @@ def test_a_run_stops_early_and_gives_its_best_state(sessions: Sessions) -> None:
 
 
 @pytest.mark.parametrize("cut", [3, 5, 7])
-def test_a_guarded_run_that_was_killed_ends_as_it_would_have(sessions: Sessions, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guarded_run_that_was_killed_ends_as_it_would_have(
+    sessions: Sessions, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, recipe = sessions.begin(**LATE)
     expected = sessions.go(whole, recipe)
     cut_run, again = sessions.begin(**LATE)
@@ -102,11 +104,15 @@ def test_a_guard_without_held_out_rows_is_refused_before_the_first_step(sessions
 
 def with_questions(sessions: Sessions, run: Run, recipe: Recipe) -> Outcome:
     setting = Setting(recipe.train, sessions.tokenizer)
-    material = Material(sessions.folder, CHAT, setting, Items.of(sessions.samples), Items.of(sessions.held), RECORDS[20:])
+    material = Material(
+        sessions.folder, CHAT, setting, Items.of(sessions.samples), Items.of(sessions.held), RECORDS[20:]
+    )
     return session(run, recipe, material)
 
 
-@pytest.mark.parametrize("train", [{"lora": {"rank": 2, "dropout": 0.2}}, {"method": "freeze", "freeze": {"layers": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "train", [{"lora": {"rank": 2, "dropout": 0.2}}, {"method": "freeze", "freeze": {"layers": 1}}], ids=str
+)
 def test_answers_do_not_change_the_run(sessions: Sessions, train: dict[str, object]) -> None:
     common = {"epochs": 2, "eval_strategy": "steps", "eval_steps": 3, **train}
     plain = sessions.run(**common)

@@ -150,7 +150,7 @@ class LossModel(nn.Module):
         if not torch.is_grad_enabled():
             losses = [_summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)]
             return torch.stack(losses).sum()
-        if self._bare(head):
+        if self._bare(head) and hidden.dtype == torch.float32:
             bare: Tensor = _LinearLoss.apply(hidden, targets, head.weight, max(1, rows))  # type: ignore[no-untyped-call]
             return bare
         loss: Tensor = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]

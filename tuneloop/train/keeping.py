@@ -19,6 +19,7 @@ from tuneloop.disk import require_room, size_text
 from tuneloop.errors import ModelError
 from tuneloop.language import t
 from tuneloop.model.blocks import blocks
+from tuneloop.model.fast.products import products
 from tuneloop.model.kept import Frozen, frozen
 from tuneloop.model.trunk import KEPT, plain
 from tuneloop.sections import TrainPart
@@ -139,7 +140,9 @@ def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
 
     def fill() -> None:
         for side, items in keeping.sides.items():
-            below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
+            # What is held out is measured in float32, whatever training multiplies in.
+            with products("float32") if side == "validation" else contextlib.nullcontext():
+                below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
 
     with torch.random.fork_rng():
         if ranks.leads():  # the others find what the first one made

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
@@ -22,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
 from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.samples import Sample
 from tuneloop.disk import require_room, size_text
 from tuneloop.errors import RunError
 from tuneloop.language import t
@@ -62,7 +64,8 @@ class Outcome:
 def packs_exactly(model: nn.Module, items: Items) -> bool:
     """Whether two items in one row lose exactly what they lose alone; if not, the model must not be packed."""
     shortest = np.argsort(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max), kind="stable")[:2]
-    first, *more = shortest.tolist()
+    items = _alone(items, shortest)
+    first, *more = range(len(items))
     device = next(model.parameters()).device
     # Half precision rounds as coarsely as a small leak is; but what the second sees of the first, it rounds to no more.
     coarse = next(model.parameters()).dtype != torch.float32
@@ -71,7 +74,7 @@ def packs_exactly(model: nn.Module, items: Items) -> bool:
         return held_loss(model, rows, device)
 
     apart, together = loss(*(pack_items(items, [k]) for k in (first, *more))), loss(pack_items(items, [first, *more]))
-    if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1.0, float(items.weights[shortest].sum())):
+    if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1.0, float(items.weights.sum())):
         return False
     if not more:
         return True
@@ -81,11 +84,21 @@ def packs_exactly(model: nn.Module, items: Items) -> bool:
     return leak <= (1e-3 if coarse else 1e-4) * max(1.0, float(items.weights[more].sum()))
 
 
+def _alone(items: Items, chosen: NDArray[np.integer[Any]]) -> Items:
+    """The chosen items, over their own samples."""
+    members = items.members[chosen]
+    columns = {name: column[members.ravel()] for name, column in items.columns.items()}
+    numbers = np.arange(members.size).reshape(members.shape)
+    return Items(items.samples.take(members.ravel()), numbers, items.weights[chosen], columns)
+
+
 def _turned(items: Items, which: int) -> Items:
     """The items with one that is read backwards."""
-    members = set(items.members[which].tolist())
-    samples = [replace(s, ids=s.ids[::-1].copy()) if k in members else s for k, s in enumerate(items.samples)]
-    return replace(items, samples=Samples.of(samples))
+    samples, ids = items.samples, items.samples.ids.copy()
+    for member in items.members[which].tolist():
+        own = slice(*samples.starts[member : member + 2].tolist())
+        ids[own] = ids[own][::-1].copy()
+    return replace(items, samples=replace(samples, ids=ids, folder=None))
 
 
 def rows(items: Items | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
@@ -233,7 +246,7 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
                 train(
                     accelerator, wrapped, optimizer, parts.scheduler, loader(steps, recipe.train.workers), state,
                     max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
-                    stop=lambda: ranks.anyone(interrupt.asked or guard.asked),
+                    stop=lambda: ranks.anyone(interrupt.asked or (ranks.leads() and guard.asked)),
                     late=pick_dtype(recipe.model.dtype) == torch.float16,
                 )  # fmt: skip
         finally:

@@ -12,7 +12,8 @@ from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 
 def objective(model: nn.Module, items: Items, setting: Setting | None = None) -> LossModel:
     """The loss around a model, with the model's own head where ours would differ."""
-    shortest = items.samples[int(items.samples.lengths[items.members[:, 0]].argmin())]
+    first = items.members[:, 0]
+    shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
     probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
     return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
 

@@ -215,7 +215,8 @@ def _items(rows: Rows, setting: Setting) -> Items:
 
 def objective(model: nn.Module, items: Items, setting: Setting) -> PreferModel:
     """The loss around a model. Raises TL-DATA-PAIR where KTO has but one row to learn from."""
-    shortest = items.samples[int(items.samples.lengths[items.members[:, 0]].argmin())]
+    first = items.members[:, 0]
+    shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
     probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
     loss = loss_name(setting.train.prefer, paired="good" not in items.columns)
     if loss == "kto" and len(np.unique(items.samples.names[items.members])) < 2:
