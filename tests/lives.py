@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,18 +81,15 @@ def fork(work: Callable[[], Any], errors: Path | None = None) -> int:
     """Run `work` in a forked process and return its id. torch must have used no threads before."""
     pid = os.fork()
     if pid == 0:
-        with open(errors or os.devnull, "a") as file:
-            os.dup2(file.fileno(), 2)
         code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
+        with open(errors or os.devnull, "a", encoding="utf-8") as file:
+            sys.stderr = file
+            try:
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            file.flush()
             os._exit(code)
     return pid
 
@@ -233,7 +231,8 @@ for line in sys.stdin:
         more["num_labels"] = asked["labels"]
     if asked["bits"]:
         more["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=["classifier", "score", "bert.pooler"] if asked["labels"] else None)
     kind = getattr(transformers, KINDS[asked["kind"]])
     model = kind.from_pretrained(config["base_model_name_or_path"] if config else folder, dtype=torch.float32, **more)
     for module in model.modules():  # on some CPUs bitsandbytes would round to bfloat16 when it answers

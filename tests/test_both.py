@@ -14,6 +14,8 @@ from tuneloop.evaluate.both import both, held_out_loss, questions, untrained
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
 from tuneloop.model.loss import LossModel
+from tuneloop.model.tasks.chat import CHAT
+from tuneloop.model.tasks.task import Head, Setting
 from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run
@@ -128,6 +130,9 @@ def test_the_questions_of_a_recipe() -> None:
 
 def test_no_rows_and_no_prompts_are_an_evaluation_too(tiny_model: Path) -> None:
     recipe, _ = make_recipe({"model": str(tiny_model), "train": {"method": "full"}})
-    found = both(Trained(load_model(tiny_model), load_tokenizer(tiny_model), recipe), [], lambda text: None)
+    tokenizer = load_tokenizer(tiny_model)
+    setting = Setting(recipe.train, tokenizer)
+    trained = Trained(load_model(tiny_model), tokenizer, recipe, CHAT, setting, Head())
+    found = both(trained, [], lambda text: None)
     assert found["before"]["loss"] is found["after"]["loss"] is None
     assert found["answers"] == found["show"] == found["probes"] == []

@@ -50,3 +50,11 @@ def test_weights_are_read_once_a_product_however_many_rows() -> None:
     few, many = (weights_rate(torch.float32, "cpu", rows, width=1024, seconds=0.05) for rows in (1, 256))
     assert few > many > 0
     assert look(torch.float32, rows=4).weights_gbs > 0
+
+
+def test_products_below_float32_are_measured_where_they_are_asked_for() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    assert look(torch.float32).bfloat16_gflops == 0
+    assert (look(torch.float32, 1, "bfloat16").bfloat16_gflops > 0) != torch.cuda.is_available()
+    assert look(torch.bfloat16, 1, "bfloat16").bfloat16_gflops == 0, "they are for float32"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

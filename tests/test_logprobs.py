@@ -95,3 +95,30 @@ def test_each_label_counts_for_its_sample() -> None:
     assert sums.tolist() == counts.tolist() == [5, 3]
     edge = by_sample(torch.tensor([2.0, 3.0]), torch.tensor([3, 4]), (4, 2))  # the last of one, the first of the next
     assert [x.tolist() for x in edge] == [[2, 3], [1, 1]]
+
+
+@pytest.mark.parametrize("trunk", [torch.float32, torch.bfloat16], ids=str)
+def test_a_trained_head_is_passed_back_in_the_type_it_was_passed_in(
+    trunk: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass comes after autocast was left, as a loop's does."""
+    model = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False))
+    model.model.to(trunk)
+    module, types = LogProbModel(model), []
+    model.get_output_embeddings().register_forward_hook(lambda head, given, out: types.append(out.dtype))
+    grads = []
+    for rows in (2, 1 << 20):
+        monkeypatch.setattr(logprobs, "CHUNK", rows * 128)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = told(module)
+        (ours * torch.linspace(-1, 2, len(ours))).sum().backward()
+        grads.append(model.get_output_embeddings().weight.grad.clone())
+        model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = plainly(model)
+    (theirs * torch.linspace(-1, 2, len(theirs))).sum().backward()
+    wanted = model.get_output_embeddings().weight.grad
+    assert set(types) == {torch.bfloat16}
+    for grad in grads:
+        assert grad.dtype == torch.float32
+        assert torch.allclose(grad, wanted, atol=2e-2 * float(wanted.abs().max()))

@@ -11,8 +11,8 @@ import tuneloop
 from tests.conftest import TALK
 from tuneloop import pipeline
 from tuneloop.data.dataset import open_dataset
-from tuneloop.errors import DataError, RecipeError, RunError
-from tuneloop.recipe import make_recipe, read_recipe
+from tuneloop.errors import DataError, ModelError, RecipeError, RunError
+from tuneloop.recipe import changed, make_recipe, read_recipe
 from tuneloop.registry import locate
 from tuneloop.runs import Run, open_run
 from tuneloop.sections import Recipe
@@ -69,6 +69,23 @@ def test_plan_looks_and_starts_nothing(made: Run, tiny_model: Path, talk_file: P
     assert foreseen.data["dialogues"] == looked.samples == 36
     assert any(trained for _, trained in looked.sample)
     assert [p.name for p in tmp_path.iterdir()] == ["datasets"]
+
+
+@pytest.mark.parametrize("key", ["adapter", "merge"])
+def test_plan_knows_an_adapter_by_its_run_and_by_its_version(
+    made: Run, tiny_model: Path, talk_file: Path, key: str
+) -> None:
+    workspace = workspace_of(made)
+    pipeline.register(made, workspace=workspace)
+    for name in (made.path.name, "talk:latest"):
+        settings = [f"train.{key}={name if key == 'adapter' else [name]}", "train.max_steps=1"]
+        recipe = changed(recipe_of(tiny_model, talk_file), settings)
+        dataset = pipeline.prepare(recipe, workspace=workspace)
+        foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
+        assert foreseen.data["steps"] == 1
+        with pytest.raises(ModelError) as caught:
+            pipeline.plan(recipe, dataset, workspace=workspace / "elsewhere")
+        assert caught.value.code == "TL-MODEL-NO-ADAPTER"
 
 
 def test_a_faulty_plan_makes_no_run(tiny_model: Path, talk_file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,15 @@ from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.prefer import PREFER
 from tuneloop.model.tasks.task import Setting
 from tuneloop.plan import planner
-from tuneloop.plan.budget import EFFICIENCY, GENERATION, LAYER_SECONDS, forward_flops, memory_gb, shape
+from tuneloop.plan.budget import (
+    EFFICIENCY,
+    EFFICIENCY_BFLOAT16,
+    GENERATION,
+    LAYER_SECONDS,
+    forward_flops,
+    memory_gb,
+    shape,
+)
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.plan.planner import Plan, make, times
 from tuneloop.recipe import make_recipe
@@ -39,7 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Hardware:
     import torch
 
     seen = look(torch.float32, 8)
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: seen)
+    monkeypatch.setattr(planner, "look", lambda *asked: seen)
     return seen
 
 
@@ -83,12 +91,12 @@ def test_time_grows_with_the_work(
     tiny_model: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, machine: Hardware
 ) -> None:
     slow = replace(machine, gflops=0.01)
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+    monkeypatch.setattr(planner, "look", lambda *asked: slow)
     two, four = plan(tiny_model, samples), plan(tiny_model, samples, epochs=4)
     assert four.seconds == pytest.approx(2 * two.seconds, rel=0.01)
     assert plan(tiny_model, samples, max_steps=1).seconds == pytest.approx(two.seconds / 10, rel=0.01)
     assert plan(tiny_model, samples, method="full").seconds > two.seconds
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(slow, gflops=0.02))
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(slow, gflops=0.02))
     assert plan(tiny_model, samples).seconds == pytest.approx(two.seconds / 2, rel=0.01)
 
 
@@ -96,22 +104,23 @@ def test_memory_is_that_of_the_fullest_forward_pass(tiny_model: Path, samples: l
     made = plan(tiny_model, samples, packing=False)
     longest = max(len(s.ids) for s in samples)
     train = recipe_of(tiny_model, packing=False).train
-    assert made.memory_gb == pytest.approx(memory_gb(shape(tiny_model, train, "float32"), longest, train), abs=0.01)
+    need = memory_gb(shape(tiny_model, train, "float32"), longest, train, fast=True)
+    assert made.memory_gb == pytest.approx(need, abs=0.01)
 
 
 def test_a_run_that_does_not_fit_is_refused(
     tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = plan(tiny_model, samples).memory_gb
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(machine, device="cpu", free_gb=need - 0.05))
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=need - 0.05))
     with pytest.raises(MachineError) as caught:
         plan(tiny_model, samples)
     assert caught.value.code == "TL-MACHINE-MEMORY"
     assert f"{need:.1f}" in str(caught.value)
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: replace(machine, device="cpu", free_gb=need + 0.05))
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=need + 0.05))
     assert plan(tiny_model, samples).memory_gb == need
     monkeypatch.setattr(
-        planner, "look", lambda dtype, rows: replace(machine, device="cuda", gpu_memory_gb=0.1, gpus=("Card",))
+        planner, "look", lambda *asked: replace(machine, device="cuda", gpu_memory_gb=0.1, gpus=("Card",))
     )
     with pytest.raises(MachineError):
         plan(tiny_model, samples)
@@ -123,7 +132,8 @@ MANIFEST = {
 
 
 def foreseen(folder: Path, samples: list[Sample], manifest: dict[str, Any] | None = None, **more: Any) -> Plan:
-    recipe = recipe_of(folder).model_copy(update={"evaluate": EvaluatePart(**more.pop("evaluate", {}))})
+    recipe = recipe_of(folder, **more.pop("train", {}))
+    recipe = recipe.model_copy(update={"evaluate": EvaluatePart(**more.pop("evaluate", {}))})
     return make(recipe, folder, samples, MANIFEST if manifest is None else manifest, **more)
 
 
@@ -131,7 +141,7 @@ def test_answers_take_their_time(
     tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = replace(machine, gflops=1e6, weights_gbs=0.001)  # nothing but writing takes time
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+    monkeypatch.setattr(planner, "look", lambda *asked: slow)
     part = {"rows": 4, "max_new_tokens": 10, "batch_size": 8}
     made = foreseen(tiny_model, samples, evaluate=part, prompts=12)
     assert (made.evaluation["answers"], made.evaluation["longest"]) == (16, 10)
@@ -153,7 +163,7 @@ def test_the_held_out_loss_takes_its_time_as_often_as_it_is_measured(
     tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = replace(machine, device="cpu", gflops=0.01, weights_gbs=1e6)
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+    monkeypatch.setattr(planner, "look", lambda *asked: slow)
 
     def seconds(**train: Any) -> float:
         recipe = recipe_of(tiny_model, **train).model_copy(update={"evaluate": EvaluatePart(rows=0)})
@@ -193,7 +203,7 @@ def test_a_plan_warns_of_what_the_dataset_lost(tiny_model: Path, samples: list[S
 
 def slow_machine(monkeypatch: pytest.MonkeyPatch, machine: Hardware) -> None:
     slow = replace(machine, gflops=0.01)
-    monkeypatch.setattr(planner, "look", lambda dtype, rows: slow)
+    monkeypatch.setattr(planner, "look", lambda *asked: slow)
 
 
 HALF = {"method": "freeze", "freeze": {"layers": 1}}
@@ -262,3 +272,16 @@ def test_a_reference_is_measured_once(
     once = forward_flops(size, every.tokens, labels) / (0.01e9 * EFFICIENCY)
     assert seconds("dpo") - seconds("orpo") == pytest.approx(once, rel=0.02)
     assert make(recipe_of(tiny_model), tiny_model, pairs, task=PREFER).data["dialogues"] == 20
+
+
+def test_time_is_that_of_the_products_that_training_uses(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(dtype: Any, rows: int, training: str) -> Hardware:
+        return replace(machine, device="cpu", gflops=0.01, bfloat16_gflops=0.04 if training == "bfloat16" else 0.0)
+
+    monkeypatch.setattr(planner, "look", slow)
+    exact, coarse = (foreseen(tiny_model, samples, train={"matmul": m}) for m in ("float32", "bfloat16"))
+    assert coarse.seconds == pytest.approx(exact.seconds / 4 * EFFICIENCY / EFFICIENCY_BFLOAT16, rel=0.01)
+    assert coarse.evaluation["seconds"] == exact.evaluation["seconds"], "evaluation is in float32 at all times"
+    assert "measured in bfloat16" in next(c.why for c in coarse.choices if c.what == "device")

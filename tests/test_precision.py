@@ -8,9 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from tests.test_session import Sessions, lines
+from tests import test_prefer
+from tests.test_session import RECORDS, Sessions, lines
+from tuneloop.data.items import Items
 from tuneloop.model import precision
 from tuneloop.model.load import load_model
+from tuneloop.model.tasks.chat import CHAT
+from tuneloop.model.tasks.task import Setting
+from tuneloop.train.session import Material, session
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -106,3 +111,29 @@ def test_frozen_blocks_in_half_precision(sessions: Sessions, keep: str) -> None:
     whole, half = (run(sessions, d, **how) for d in ("float32", "bfloat16"))
     losses = [[m["loss"] for m in r if "loss" in m] for r in (whole, half)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def in_bfloat16(recipe: Any) -> Any:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+
+
+@pytest.mark.parametrize("method", ["full", "freeze"])
+def test_the_reference_is_found_in_the_type_that_training_finds_it_in(
+    method: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """One pair a row and a step, so that both pass the same row; before the first step they find the same."""
+    made = test_prefer.Sessions(tiny_model, tmp_path, test_prefer.PAIRS)
+    how = {"freeze": {"layers": 1}} if method == "freeze" else {}
+    run, recipe = made.begin("dpo", method=method, batch_size=1, max_steps=1, packing=False, **how)
+    made.go(run, in_bfloat16(recipe))
+    assert test_prefer.lines(run, "margin") == [0]
+    assert test_prefer.lines(run, "reward_better") == [0]
+
+
+def test_answers_while_training_are_written_in_the_type_of_training(sessions: Sessions) -> None:
+    run, recipe = sessions.begin(method="freeze", freeze={"layers": 1}, sample_answers=2)
+    items, held = Items.of(sessions.samples), Items.of(sessions.held)
+    setting = Setting(recipe.train, sessions.tokenizer)
+    material = Material(sessions.folder, CHAT, setting, items, held, RECORDS[20:])
+    assert session(run, in_bfloat16(recipe), material).finished
+    assert len(lines(run.path / "samples.jsonl")) == 2

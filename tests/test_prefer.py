@@ -258,7 +258,7 @@ def test_pairs_taken_apart_never_meet_their_own_prompt(sessions: Sessions) -> No
 
 
 def test_what_cannot_be_compared_is_said_before_the_first_step(sessions: Sessions, tiny_model: Path) -> None:
-    def refused(loss: str, records: list[Record], **train: Any) -> DataError:
+    def refused(loss: str, records: list[Record], code: str = "TL-DATA-PAIR", **train: Any) -> DataError:
         made = Sessions(tiny_model, sessions.workspace, records)
         setting = Setting(made.recipe(loss, **train).train, made.tokenizer)
 
@@ -267,11 +267,11 @@ def test_what_cannot_be_compared_is_said_before_the_first_step(sessions: Session
 
         with pytest.raises(DataError) as error:
             begin()
-        assert error.value.code == "TL-DATA-PAIR"
+        assert error.value.code == code
         return error.value
 
     one, two = tokenize(sessions.tokenizer, PAIRS[:1]).lengths.tolist()
     told = str(refused("dpo", PAIRS[:1], token_budget=one + two - 1))
     assert f"{one} and {two} tokens" in told
     assert "judged" in str(refused("dpo", JUDGED[:3]))
-    assert "two different rows" in str(refused("kto", JUDGED[:1]))
+    assert "two different rows" in str(refused("kto", JUDGED[:1], "TL-DATA-KTO"))

@@ -26,6 +26,27 @@ ALIASES: dict[str, tuple[str, Convert]] = {
 OWN = {key for key, _, _ in peers.TABLE} | {"prepare.tokens", "train.classify.template"}
 PARTS = ("lora", "qlora", "freeze", "virtual", "classify", "prefer")
 SECTIONS = ("", "model", "prepare", "train", *(f"train.{part}" for part in PARTS), "evaluate")
+# Chinese words for a key, to guess from; they are not read as keys
+CHINESE = {
+    "name": "名称 名字 任务名 运行名", "seed": "种子 随机种子", "model": "模型",
+    "model.name": "模型名 模型名称 模型路径 基座模型 基座", "model.revision": "版本",
+    "model.dtype": "精度 类型 数据类型", "model.template": "模板 对话模板 聊天模板",
+    "data": "数据 数据集 数据文件 文件", "data[].path": "路径 文件路径", "data[].rows": "行 行数 范围",
+    "data[].sample": "抽样 采样 样本数", "data[].split": "划分", "data[].task": "任务 任务类型",
+    "data[].encoding": "编码", "data[].columns": "列 列名 字段", "data[].repeat": "重复 重复次数 权重",
+    "prepare": "准备 预处理 数据处理", "prepare.system": "系统 系统提示 系统提示词", "prepare.clean": "清洗",
+    "prepare.clean.pii": "隐私 脱敏 个人信息", "prepare.turns": "轮次 对话轮数",
+    "prepare.max_length": "最大长度 长度 最长 截断长度", "prepare.too_long": "超长 过长 截断",
+    "prepare.dedupe": "去重", "prepare.validation": "验证 验证集 留出 留出集 验证比例", "prepare.test": "测试 测试集",
+    "train": "训练", "train.method": "方法 训练方法 微调方法", "train.lora.rank": "秩",
+    "train.lora.targets": "目标模块", "train.epochs": "轮数 训练轮数 轮 周期",
+    "train.max_steps": "步数 最大步数 训练步数", "train.batch_size": "批大小 批次大小 批量大小 批量 批次",
+    "train.packing": "打包", "train.learning_rate": "学习率", "train.schedule": "调度 学习率调度 调度器",
+    "train.warmup_ratio": "预热 预热比例", "train.warmup_steps": "预热步数", "train.weight_decay": "权重衰减",
+    "train.max_grad_norm": "梯度裁剪", "train.checkpointing": "梯度检查点", "train.logging_steps": "日志步数",
+    "train.save_steps": "保存步数", "train.eval_steps": "评估步数", "evaluate": "评估 评测 测评",
+    "evaluate.show": "展示 问题", "evaluate.probes": "探针", "evaluate.max_new_tokens": "最大生成长度",
+}  # fmt: skip
 
 
 def translate(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[RecipeError]]:

@@ -107,12 +107,12 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
                              helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
 
 
-def plan(recipe: Recipe, dataset: Dataset) -> tuple[Plan, Preflight]:
+def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
     """What a run will use, why, how long and how much memory; and a look at what will be trained.
 
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
-    recipe, words = _settled(recipe, dataset), _words(recipe)
+    recipe, words = _with_adapters(_settled(recipe, dataset), workspace), _words(recipe)
     task, setting = _setting(recipe, dataset, words)
     rows = Rows(words.samples(dataset, "train"), lambda: dataset.records("train"))
     samples = task.samples(rows, setting)
@@ -138,7 +138,7 @@ def train(
     recipe = _settled(recipe, dataset)
     recipe = _with_adapters(recipe, workspace)
     if foreseen is None:
-        foreseen, _ = plan(recipe, dataset)
+        foreseen, _ = plan(recipe, dataset, workspace=workspace)
     read_prompts(recipe.evaluate.show)
     for probe in recipe.evaluate.probes:
         check_probe(probe)

@@ -18,7 +18,7 @@ from tuneloop.model.methods import METHODS
 from tuneloop.recipe import make_recipe
 from tuneloop.runs import Run
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
 
 
 def pulled(name: str) -> str:
@@ -68,4 +68,4 @@ def test_an_encoder_learns_to_judge_films(method: str, tmp_path: Path) -> None:
     run = trained(tmp_path, pulled("all-minilm-l6-v2"), data, 0, task="classify", method=method, epochs=2,
                   batch_size=16, learning_rate=rate)  # fmt: skip
     after = pipeline.evaluate(run)["after"]
-    assert after["accuracy"] > 70
+    assert after["accuracy"] > 0.7

@@ -20,7 +20,7 @@ from tuneloop.data.dataset import Dataset
 from tuneloop.data.items import Items
 from tuneloop.data.templates import encode, render
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import RunError
+from tuneloop.errors import ModelError, RunError
 from tuneloop.model.load import Trained, load_trained
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.chat import CHAT
@@ -30,6 +30,11 @@ from tuneloop.runs import Run
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 DECODERS = ("llama", "qwen2", "qwen3", "deepseek_v3", "gemma3_text")
+REFUSED = {
+    ("deepseek_v3", "ptuning_v2", "chat"),
+    *(("bert", m, "classify_prompt") for m in ("ptuning_v2", "prompt_tuning")),
+}
+"""Latent attention has keys and values of different widths, and PEFT puts nothing before a model of masked words."""
 ALL = [
     *(("llama", method, task) for task in KIND for method in METHODS),
     *((family, method, "chat") for family in DECODERS[1:] for method in METHODS),
@@ -42,7 +47,7 @@ QUICK = {
 }  # fmt: skip
 """A cross-section that the usual suite runs: each method, task and shape once; the others are for `make proof`."""
 QUESTION = "was it good ?"
-CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.proof) for case in ALL]
+CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.proof) for case in ALL if case not in REFUSED]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,19 @@ def test_a_life(
     merged = load_trained(run.path, whole=True)
     again = plain.ask(target, ids, kind, labels=labels, prompt=prompt)
     close(theirs(merged, items, again), ours(merged, items))
+
+
+@pytest.mark.parametrize(("family", "method", "task"), sorted(REFUSED))
+def test_what_makes_no_sense_is_refused_before_the_first_step(
+    family: str, method: str, task: str, ground_of: Callable[[str], Ground], tmp_path: Path
+) -> None:
+    ground = ground_of(family)
+    recipe = ground.recipe(method, task)
+    dataset, plan = ground.prepared(recipe, task)
+    with pytest.raises(ModelError) as refused:
+        pipeline.train(recipe, dataset, workspace=tmp_path, foreseen=plan)
+    assert refused.value.code == "TL-MODEL-METHOD"
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_a_kept_trunk_outlives_kills(ground_of: Callable[[str], Ground]) -> None:

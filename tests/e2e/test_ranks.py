@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,15 +27,15 @@ from tuneloop.sections import Recipe
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo launcher there")
 
 
-def recipe_for(model: Path, data: Path, method: str, epochs: float) -> Recipe:
+def recipe_for(model: Path, data: Path, method: str, epochs: float, dropout: float = 0.0) -> Recipe:
     """Steps of five dialogues in rows of 96 tokens: the number of rows is odd as often as even, so ranks idle."""
     recipe, _ = make_recipe(
         {
             "name": "ranks", "model": str(model), "data": str(data), "prepare": {"max_length": 96},
             "train": {
-                "method": method, "epochs": epochs, "batch_size": 5, "token_budget": 96, "learning_rate": 5e-3,
+                "method": method, "matmul": "float32", "epochs": epochs, "batch_size": 5, "token_budget": 96, "learning_rate": 5e-3,
                 "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 3,
-                **({"lora": {"rank": 4}} if method == "lora" else {}),
+                **({"lora": {"rank": 4, "dropout": dropout}} if method == "lora" else {}),
             },
         }
     )  # fmt: skip
@@ -141,3 +142,30 @@ def test_two_processes_stop_together_and_go_on(
     assert process.returncode == 0, err
     assert_alike(whole, run)
     assert [e["step"] for e in lines(run.events) if e["event"] == "resumed"] == [last]
+
+
+def test_two_processes_with_dropout_go_on_bit_for_bit(
+    torchrun: Callable[..., subprocess.Popen[str]], tiny_model: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    """A finished run, and the same one taken up again from its first checkpoint, as if the machine had died then."""
+    recipe = recipe_for(tiny_model, talk_file, "lora", 1.5, dropout=0.3)
+    file = tmp_path / "ranks.yaml"
+    file.write_text(dump(recipe), encoding="utf-8")
+    process = torchrun(tmp_path / "two", str(file))
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    run, whole = Run(tmp_path / "two" / "runs" / "ranks-1"), Run(tmp_path / "whole")
+    shutil.copytree(run.path, whole.path)
+    shutil.rmtree(run.path / "adapter")
+    first, *later = sorted(run.checkpoints.iterdir(), key=lambda p: int(p.name.removeprefix("step-")))
+    assert later
+    for path in later:
+        shutil.rmtree(path)
+    process = torchrun(tmp_path / "two", "--resume", "ranks-1")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert [f"step-{e['step']}" for e in lines(run.events) if e["event"] == "resumed"] == [first.name]
+    ours, theirs = ([{k: v for k, v in m.items() if k != "clock"} for m in lines(r.metrics)] for r in (run, whole))
+    assert ours == theirs
+    weights = Path("adapter") / "adapter_model.safetensors"
+    assert (run.path / weights).read_bytes() == (whole.path / weights).read_bytes()

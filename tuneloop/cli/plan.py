@@ -32,7 +32,7 @@ def plan(
 
     dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     keep_recipe(targets, recipe)
-    foreseen, looked = pipeline.plan(recipe, dataset)
+    foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
     if json:
         show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})
         return

@@ -48,7 +48,7 @@ def run(
     if ranks.leads():
         keep_recipe(targets, recipe)
         told = losses.warn(dataset, recipe)
-    foreseen, looked = pipeline.plan(recipe, dataset)
+    foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
     if not json:
         tables.dataset(dataset)
         tables.plan(replace(foreseen, warnings=tuple(w for w in foreseen.warnings if w not in told)), looked)

@@ -48,6 +48,16 @@ class Items:
         at = np.asarray(index, np.int64)
         return replace(self, members=self.members[at], weights=self.weights[at])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """One sample an item is what its samples tell; mapped samples go to another process by name alone."""
+        if not self.columns and self._plain():
+            return Items.of, (self.samples,)
+        return Items, (self.samples, self.members, self.weights, self.columns)
+
+    def _plain(self) -> bool:
+        alone = np.array_equal(self.members, np.arange(len(self.samples))[:, None])
+        return alone and np.array_equal(self.weights, self.samples.labels)
+
     def told(self, members: Sequence[int]) -> dict[str, NDArray[Any]]:
         """The columns of these samples."""
         return {name: column[list(members)] for name, column in self.columns.items()}

@@ -22,6 +22,7 @@ def events() -> dict[str, str]:
         "evaluated": t("evaluated"),
         "early_stop": t("stopped early, the held-out loss did not fall"),
         "best": t("the best state is the result"),
+        "frozen_blocks": t("the frozen blocks ran"),
     }
 
 
@@ -34,6 +35,10 @@ def keys() -> dict[str, str]:
         "eval_loss": t("held-out loss"),
         "total": t("steps in all"),
         "packing": t("packed"),
+        "products": t("products in"),
+        "kept": t("kept for all epochs"),
+        "why": t("reason"),
+        "bytes": t("bytes"),
         "path": t("folder"),
         "seconds": t("time"),
         "memory_gb": t("memory"),
@@ -48,6 +53,7 @@ def keys() -> dict[str, str]:
         "gpu_memory_gb": t("memory of the graphics card"),
         "gflops": t("speed of matrix products"),
         "weights_gbs": t("speed of reading weights"),
+        "bfloat16_gflops": f"{t('speed of matrix products')} (bfloat16)",
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),
         "counts.test": t("dialogues kept for a test"),
@@ -100,7 +106,8 @@ def value(key: str, one: Any) -> str:
         return {"cpu": t("CPU"), "cuda": t("graphics card")}.get(str(one), str(one)) if key == "device" else str(one)
     if key == "seconds":
         return duration(one)
-    unit = {"gflops": " GFLOP/s", "weights_gbs": " GB/s"}.get(key, " GB" if key.endswith("_gb") else "")
+    units = {"gflops": " GFLOP/s", "bfloat16_gflops": " GFLOP/s", "weights_gbs": " GB/s"}
+    unit = units.get(key, " GB" if key.endswith("_gb") else "")
     if unit:
         return f"{one:,.1f}{unit}"
     return f"{one:,}" if isinstance(one, int) else f"{one:,.4g}"

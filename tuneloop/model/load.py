@@ -28,7 +28,7 @@ from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
 from tuneloop.language import t
-from tuneloop.model import adapters, attention, precision, quantize, sources
+from tuneloop.model import adapters, anatomy, attention, precision, quantize, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Head, Setting, Task
@@ -96,6 +96,16 @@ def _labels(head: Head) -> dict[str, Any]:
     return {"id2label": names, "label2id": {v: k for k, v in names.items()}, "ignore_mismatched_sizes": True}
 
 
+def _never_quantised(folder: Path, head: Head) -> list[str] | None:
+    """The parts of a classifier that may be in no file: they are trained, and there is nothing to quantise."""
+    if head.kind != "classifier":
+        return None
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = CLASSES[head.kind].from_config(config)
+    return [*anatomy.heads(model), *(name for name, _ in model.named_modules() if name.endswith(".pooler"))]
+
+
 def load_model(
     folder: Path, dtype: str = "auto", head: Head = CAUSAL, quantized: QloraPart | None = None
 ) -> PreTrainedModel:
@@ -107,8 +117,8 @@ def load_model(
     Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = attention.register()
-    bits = quantize.settings(quantized, pick_dtype(dtype)) if quantized else {}
     try:
+        bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head)) if quantized else {}
         loaded: Any = CLASSES[head.kind].from_pretrained(
             folder, dtype=pick_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True,
             attn_implementation=name,

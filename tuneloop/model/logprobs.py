@@ -22,18 +22,24 @@ def _told(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> 
     return -cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
+def _casting(device: str) -> torch.autocast:
+    """Autocast as it is now, to enter later: a backward pass runs outside the one that the forward pass ran in."""
+    return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+
 class _Chunked(torch.autograd.Function):
     """Log-probabilities of all chunks.
 
     Each depends on one hidden state alone, so the gradient that comes in only scales that state's row: with a frozen
     head the rows are made in the forward pass and nothing is computed again. A head that is trained needs the sum over
-    rows of what comes in, so it computes each chunk once more on the way back.
+    rows of what comes in, so it computes each chunk once more on the way back, in the types of the way there.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, rows: int, *weights: Tensor) -> Tensor:
         ctx.head, ctx.rows = head, rows
         ctx.trained = [w.requires_grad for w in weights]
+        ctx.casting = _casting(hidden.device.type)
         logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         if any(ctx.trained):
             for start in range(0, len(hidden), rows):
@@ -60,7 +66,7 @@ class _Chunked(torch.autograd.Function):
         back, grads = torch.empty_like(first), [torch.zeros_like(w) for w in trained]
         for start in range(0, len(first), ctx.rows):
             at = slice(start, start + ctx.rows)
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.casting:
                 part = first[at].detach().requires_grad_(True)
                 mine, *theirs = torch.autograd.grad(
                     _told(ctx.head, part, targets[at]), [part, *trained], grad_outputs=scale[at]

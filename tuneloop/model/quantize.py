@@ -14,18 +14,19 @@ from tuneloop.language import t
 from tuneloop.sections import QloraPart
 
 
-def settings(part: QloraPart, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is told. The head and what is tied to it are never quantised: transformers sees to it.
+def settings(part: QloraPart, dtype: torch.dtype, whole: list[str] | None = None) -> dict[str, Any]:
+    """What `from_pretrained` is told. A language head and what is tied to it are never quantised: transformers sees to
+    it. `whole` are the modules that are not, where that is not what it would find: a head of labels is trained.
 
     `dtype` is what is computed in. On a CPU bfloat16 was 2.5 times slower than float32. Raises TL-MACHINE-EXTRA.
     """
     optional.need("bitsandbytes", extra="qlora")
     if part.bits == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=part.double,
-            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8,
+            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8, llm_int8_skip_modules=whole,
         )  # fmt: skip
     place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": place}}

@@ -25,12 +25,16 @@ from tuneloop.model.trunk import plain
 from tuneloop.plan.hardware import Hardware
 from tuneloop.sections import OptimizerName, TrainPart
 
-EFFICIENCY = 0.5
-"""Share of the matrix-product rate a training step reaches; measured on SmolLM2-135M with LoRA on two CPU cores."""
+EFFICIENCY = 0.56
+"""Share of the matrix-product rate a training step reaches; measured in float32 on SmolLM2-135M with LoRA on two CPU
+cores (385 tokens a second of 0.51 GFLOP each, where products reach 350 GFLOP/s). On a card it is a guess."""
+EFFICIENCY_BFLOAT16 = 0.24
+"""The same where float32 matrices are multiplied in bfloat16: 650 tokens a second beside products at 1400 GFLOP/s."""
 EFFICIENCY_HALF = 0.1
 """The same for 16-bit types on a CPU, whose matrix units are so fast that everything else takes the time."""
 EFFICIENCY_QUANTISED = 0.5
-"""Part of those that is left where frozen weights are unpacked from 4 or 8 bits on a CPU; measured with NF4."""
+"""Part of those that is left where frozen weights are unpacked from 4 or 8 bits on a CPU. A guess: NF4 came to about
+95 GFLOP/s on two cores, half of what the same cores reach in float32."""
 GENERATION = 0.6
 """Share of the rate of products of a few rows that a step of generation reaches; measured on SmolLM2-135M and
 Gemma-3-270M with 1 to 16 answers at once on CPU cores."""
@@ -43,6 +47,8 @@ STATE: dict[OptimizerName, float] = {
 }  # fmt: skip
 """Bytes that an optimizer holds for a trained weight: two float32 moments, or two of 8 bits; Adafactor's rows and
 columns are next to nothing."""
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""What a gated block has, by which `model.fast.install` knows it."""
 EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "moe_k")
 """What the configurations of mixtures of experts call all experts of a layer, and those that a token passes."""
@@ -56,6 +62,7 @@ class Shape:
     `linear_trained` are trained and `linear_below` lie in the `below` blocks that no gradient reaches. `head` are the
     weights that a label is multiplied by, `vocabulary` the numbers that come out. `bytes_each` is of a frozen weight in
     the recipe's type, `bytes_all` of all weights as they are held. `virtual` tokens stand before each text.
+    `gated` blocks are those of Llama and its kin, which have fast parts in float32 on a CPU.
     """
 
     parameters: int
@@ -73,6 +80,7 @@ class Shape:
     head_trained: bool = False
     bytes_all: int = 0
     virtual: int = 0
+    gated: bool = False
 
 
 def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], Head] = lambda config: Head()) -> Shape:
@@ -116,6 +124,7 @@ def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], H
         head_trained=scores is None or any(p.requires_grad for p in scores.parameters()),
         bytes_all=_bytes(wrapped, linear.quantised, bytes_each, bits),
         virtual=train.virtual.tokens if METHODS[train.method].virtual else 0,
+        gated=any(all(hasattr(module, part) for part in GATED) for module in base.modules()),
     )
 
 
@@ -210,13 +219,15 @@ def generation_seconds(shape: Shape, machine: Hardware, batches: int, tokens: in
     return batches * tokens * step
 
 
-def memory_gb(shape: Shape, tokens: int, train: TrainPart) -> float:
-    """Most memory of a step over one forward pass of `tokens`, in GB (1e9 bytes)."""
+def memory_gb(shape: Shape, tokens: int, train: TrainPart, *, fast: bool = False) -> float:
+    """Most memory of a step over one forward pass of `tokens`, in GB (1e9 bytes). `fast` parts keep half as much."""
     trained = shape.trainable * (4 + STATE[train.optimizer])  # gradients are float32, as what is trained
     # What a decoder layer keeps for its backward pass, per token: about ten rows of its width (norms, q, k, v,
     # attention, residuals) and five of its inner width (gate, up, their product and what the adapters see). A layer
     # that no gradient reaches keeps nothing, but needs as much while it runs.
-    layer = (10 * shape.hidden + 5 * shape.inner) * shape.bytes_each
+    # The fast parts make again what is made quickly: seven rows and two are left, counted on SmolLM2-135M.
+    rows, inner = (7, 2) if fast else (10, 5)
+    layer = (rows * shape.hidden + inner * shape.inner) * shape.bytes_each
     reached = shape.layers - shape.below
     if train.checkpointing:
         kept = tokens * (reached * shape.hidden * shape.bytes_each + layer)

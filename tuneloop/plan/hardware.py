@@ -12,13 +12,16 @@ from typing import Any
 import psutil
 import torch
 
+from tuneloop.model.fast.products import Products, products
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """Memory in GB (1e9 bytes). Rates are measured in the type asked for, 0 where nothing was asked.
 
-    `gflops` is that of square matrix products, as in training; `weights_gbs` the GB of weights a second that products
-    of a few rows get through, as in generation.
+    `gflops` is that of square matrix products in that type, as in evaluation; `bfloat16_gflops` that of float32
+    matrices which are multiplied in bfloat16, where training does so; `weights_gbs` the GB of weights a second that
+    products of a few rows get through, as in generation.
     """
 
     system: str
@@ -31,6 +34,7 @@ class Hardware:
     gpu_memory_gb: float
     gflops: float
     weights_gbs: float = 0.0
+    bfloat16_gflops: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,12 +93,19 @@ def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 4096, 
     return weight.numel() * weight.itemsize / best / 1e9
 
 
-def look(dtype: torch.dtype | None = None, rows: int = 1) -> Hardware:
-    """Read this machine; with a type, measure its rates as well (under half a second), for `rows` answers at once."""
+def look(dtype: torch.dtype | None = None, rows: int = 1, training: Products = "float32") -> Hardware:
+    """Read this machine; with a type, measure its rates as well (under a second), for `rows` answers at once.
+
+    `training` is how training multiplies float32 matrices on a CPU.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = psutil.virtual_memory()
     cards = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     room = torch.cuda.mem_get_info()[0] / 1e9 if cards else 0.0
+    coarse = 0.0
+    if training == "bfloat16" and dtype == torch.float32 and device == "cpu":
+        with products(training):
+            coarse = product_rate(dtype, device)
     return Hardware(
         system=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_name(),
@@ -106,4 +117,5 @@ def look(dtype: torch.dtype | None = None, rows: int = 1) -> Hardware:
         gpu_memory_gb=round(room, 1),
         gflops=round(product_rate(dtype, device), 1) if dtype is not None else 0.0,
         weights_gbs=round(weights_rate(dtype, device, rows), 2) if dtype is not None else 0.0,
+        bfloat16_gflops=round(coarse, 1),
     )

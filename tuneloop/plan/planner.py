@@ -16,6 +16,7 @@ from tuneloop.data.samples import Sample
 from tuneloop.disk import size_text
 from tuneloop.errors import MachineError
 from tuneloop.language import current, t
+from tuneloop.model.fast.products import chosen
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.chat import CHAT
@@ -23,6 +24,7 @@ from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.monitor.duration import about
 from tuneloop.plan.budget import (
     EFFICIENCY,
+    EFFICIENCY_BFLOAT16,
     EFFICIENCY_HALF,
     EFFICIENCY_QUANTISED,
     STATE,
@@ -99,7 +101,8 @@ def make(
     train = recipe.train
     told = setting or Setting(train, None)
     size = shape(folder, train, recipe.model.dtype, lambda config: task.head(told, config))
-    machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size)
+    machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size,
+                   chosen(train.matmul, exact=task.informed is not None))  # fmt: skip
     items = Items.of(items)
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
@@ -108,17 +111,16 @@ def make(
     tokens = sum(batches.lengths)
     labels = int(items.samples.labels[used].sum()) if task.writes else len(used)
     passed = tokens + (len(used) * size.virtual if METHODS[train.method].virtual else 0)
-    speed = machine.gflops * _share(machine, size, train) * 1e9
     unkept = _unkept(recipe, size, items, manifest, steps, batches.steps_per_epoch, Path(ledger).parent)
     work = step_flops(size, passed, labels, train, kept=not unkept) * epochs
     if not unkept:
         work += kept_flops(size, passed)
+    seconds = work / _rate(machine, size, train, training=True)
     if task.informed is not None and (task.asks is None or task.asks(items, train)):
-        work += forward_flops(size, passed, labels)
-    seconds = work / speed
+        seconds += forward_flops(size, passed, labels) / _rate(machine, size, train)
     fullest = min(train.token_budget, _fullest(batches))
     most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
-    memory = memory_gb(size, fullest + most * size.virtual, train)
+    memory = memory_gb(size, fullest + most * size.virtual, train, fast=_fast(machine, size, train))
     if memory > machine.room_gb:
         raise MachineError("TL-MACHINE-MEMORY", need=f"{memory:.1f}", free=f"{machine.room_gb:.1f}")
     found = manifest or {}
@@ -147,12 +149,19 @@ def make(
     )  # fmt: skip
 
 
-def _share(machine: Hardware, size: Shape, train: TrainPart) -> float:
-    """Share of the measured rate of matrix products that training reaches."""
+def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = False) -> float:
+    """Operations a second: what is reached of the measured rate of matrix products, in training or in evaluation."""
     if machine.device != "cpu":
-        return EFFICIENCY
-    quantised = EFFICIENCY_QUANTISED if METHODS[train.method].quantize else 1.0
-    return quantised * (EFFICIENCY if size.bytes_each == 4 else EFFICIENCY_HALF)
+        return machine.gflops * 1e9 * EFFICIENCY
+    rate = machine.gflops * (EFFICIENCY if size.bytes_each == 4 else EFFICIENCY_HALF)
+    if training and machine.bfloat16_gflops:
+        rate = machine.bfloat16_gflops * EFFICIENCY_BFLOAT16
+    return rate * 1e9 * (EFFICIENCY_QUANTISED if METHODS[train.method].quantize else 1.0)
+
+
+def _fast(machine: Hardware, size: Shape, train: TrainPart) -> bool:
+    """Whether the model's blocks get fast parts."""
+    return machine.device == "cpu" and size.gated and size.bytes_each == 4 and not METHODS[train.method].quantize
 
 
 def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
@@ -181,7 +190,7 @@ def _evaluation(
     """
     part = recipe.evaluate
     rows, prompts = (min(part.rows, held.rows), held.prompts) if writes else (0, 0)
-    speed = machine.gflops * _share(machine, size, recipe.train) * 1e9
+    speed = _rate(machine, size, recipe.train)
     # A prompt is no longer than its dialogue; what a question of a probe takes to read is nothing beside its answer.
     read = forward_flops(size, rows * held.tokens // max(held.rows, 1), rows) / speed
     batches = math.ceil(rows / part.batch_size) + math.ceil(prompts / part.batch_size)
@@ -247,9 +256,10 @@ def _choices(
     train = recipe.train
     passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
     device = machine.gpus[0] if machine.gpus else t("CPU, cores: {n}", n=machine.cores)
-    dtype = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+    dtype = "bfloat16" if machine.bfloat16_gflops else str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+    rate = machine.bfloat16_gflops or machine.gflops
     return [
-        Choice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{machine.gflops:.0f}", dtype=dtype)),
+        Choice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{rate:.0f}", dtype=dtype)),
         Choice(t("method"), train.method, _method(train, size)),
         *_frozen(size, unkept),
         Choice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ def train(
     callbacks: Sequence[Callback],
     stop: Callable[[], bool],
     late: bool = False,
+    seed: int = 0,
 ) -> State:
     """Run the steps. `model` is the wrapped objective: its forward returns the sum of the losses of a row.
 
@@ -67,12 +69,14 @@ def train(
     by their number. Ends early when `stop()` is true.
     `late`, for float16, divides by the weight after the backward pass, in the trained weights' float32: the gradient of
     a mean over thousands of tokens is below what float16 can tell from zero (6e-8), that of the sum is not.
+    `seed` is what several processes draw from (see `_draw`). One process goes on with the generator that it finds.
     Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     inner = accelerator.unwrap_model(model)
     for step in steps:
+        _draw(accelerator, seed, state.step)
         _begin(accelerator, inner, step)
         total = torch.zeros((), device=accelerator.device)
         for micro in step.micros:
@@ -98,6 +102,16 @@ def train(
     for callback in callbacks:
         callback.on_end(state)
     return state
+
+
+def _draw(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Where several processes train: dropout of each step from a seed of its own, another one on each of them.
+
+    A checkpoint, which the leader writes, holds the leader's generators only; the others could not go on from theirs.
+    """
+    if accelerator.num_processes > 1:
+        name = f"{seed}/{step}/{accelerator.process_index}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]))
 
 
 def _begin(accelerator: Accelerator, objective: nn.Module, step: Step) -> None:

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tuneloop.data.templates import Chat
 from tuneloop.language import t
+from tuneloop.model import precision
 from tuneloop.model.generate import Answerer
+from tuneloop.model.load import pick_dtype
 from tuneloop.records import Record
 from tuneloop.sections import Recipe
 from tuneloop.train.callbacks import Journal
@@ -63,11 +66,13 @@ class Sampler:
     say: Callable[[str], None]
     max_new_tokens: int
     batch_size: int
+    kept: torch.dtype
+    """The type of the recipe; training multiplies in it, and so does answering."""
 
     def measured(self, step: int, loss: float) -> None:
         """Answer now: a held-out loss was measured after `step`."""
         chats: list[Chat] = [[m.as_chat() for m in r.prompt] for r in self.asked]
-        with answering(self.model):
+        with answering(self.model), precision.computing(self.model, self.kept):
             replies = self.answerer.answer(chats, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         for record, reply in zip(self.asked, replies, strict=True):
             question = next(m.content for m in reversed(record.prompt) if m.role == "user")
@@ -109,4 +114,5 @@ def sampler_for(
     asked = spread([r for r in held if answerable(r) and fits(r)], recipe.train.sample_answers)
     if not asked:
         return None
-    return Sampler(model, answerer, asked, journal, say, most, recipe.evaluate.batch_size)
+    kept = pick_dtype(recipe.model.dtype)
+    return Sampler(model, answerer, asked, journal, say, most, recipe.evaluate.batch_size, kept)

@@ -187,9 +187,10 @@ def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _P
         inner = task.objective(model, items, setting)
     precision.cast(inner, kept)
     packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items)
-    items, held = (_informed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
-                             run.path / f"reference-{name}.npy")
-                   for side, name in ((items, "train"), (held, "validation")))  # fmt: skip
+    with precision.computing(inner, kept):  # a reference is of the same products as what is compared with it
+        items, held = (_informed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
+                                 run.path / f"reference-{name}.npy")
+                       for side, name in ((items, "train"), (held, "validation")))  # fmt: skip
     batches = batch_plan(recipe, items, packing=packing)
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(inner, recipe.train)
@@ -247,7 +248,7 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
                     accelerator, wrapped, optimizer, parts.scheduler, loader(steps, recipe.train.workers), state,
                     max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
                     stop=lambda: ranks.anyone(interrupt.asked or (ranks.leads() and guard.asked)),
-                    late=pick_dtype(recipe.model.dtype) == torch.float16,
+                    late=pick_dtype(recipe.model.dtype) == torch.float16, seed=recipe.seed,
                 )  # fmt: skip
         finally:
             screen.close()

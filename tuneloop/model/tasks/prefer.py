@@ -214,13 +214,13 @@ def _items(rows: Rows, setting: Setting) -> Items:
 
 
 def objective(model: nn.Module, items: Items, setting: Setting) -> PreferModel:
-    """The loss around a model. Raises TL-DATA-PAIR where KTO has but one row to learn from."""
+    """The loss around a model. Raises TL-DATA-KTO where KTO has but one row to learn from."""
     first = items.members[:, 0]
     shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
     probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
     loss = loss_name(setting.train.prefer, paired="good" not in items.columns)
     if loss == "kto" and len(np.unique(items.samples.names[items.members])) < 2:
-        raise DataError("TL-DATA-PAIR", where="train.prefer.loss", error=t("KTO needs at least two different rows"))
+        raise DataError("TL-DATA-KTO", where="train.prefer.loss")
     exact = head_is_exact(model, probe.to(next(model.parameters()).device))
     return PreferModel(model, setting.train.prefer, loss, own_head=not exact)
 

@@ -104,10 +104,10 @@ def word_ids(setting: Setting) -> list[list[list[int]]]:
             ids = encode(setting.tokenizer, [blank + word])[0]
             if not ids or seen.setdefault(tuple(ids), label) != label:
                 why = (
-                    t("{word!r} has no token", word=word)
+                    t("'{word}' has no token", word=word)
                     if not ids
                     else t(
-                        "{word!r} stands for two labels, {one} and {two}", word=word, one=seen[tuple(ids)], two=label
+                        "'{word}' stands for two labels, {one} and {two}", word=word, one=seen[tuple(ids)], two=label
                     )
                 )
                 raise RecipeError("TL-RECIPE-WORDS", where=f"train.classify.words.{label}", error=why,
