@@ -12,13 +12,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
+from tests.lives import assert_same, fork, wait
 from tuneloop import pipeline
 from tuneloop.data.dataset import Dataset
 from tuneloop.model import checkpoint
@@ -42,50 +41,6 @@ def recipe_for(model: Path, data: Path, method: str = "lora") -> Recipe:
         }
     )  # fmt: skip
     return recipe
-
-
-def fork(work: Callable[[], Any]) -> int:
-    """Run `work` in a forked process and return its id. torch must have used no threads before."""
-    pid = os.fork()
-    if pid == 0:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def metrics(run: Run) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k != "clock"} for line in lines]
-
-
-def assert_same(one: Run, two: Run, *, optimizer: bool = True) -> None:
-    assert metrics(one) == metrics(two)
-    a, b = checkpoint.newest(one.checkpoints), checkpoint.newest(two.checkpoints)
-    assert a is not None
-    assert b is not None
-    assert a.name == b.name
-    names = ["trained.safetensors", "optimizer.safetensors", "random.safetensors"]
-    for name in names:
-        left, right = load_file(a / name), load_file(b / name)
-        assert left.keys() == right.keys()
-        assert all(left[k].equal(right[k]) for k in left), name
-    states = [json.loads((p / "state.json").read_text(encoding="utf-8")) for p in (a, b)]
-    assert states[0] == states[1]
-    mine, theirs = one.result(), two.result()
-    assert mine is not None
-    assert theirs is not None
-    for path in mine.glob("*.safetensors"):
-        assert path.read_bytes() == (theirs / path.name).read_bytes()
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
