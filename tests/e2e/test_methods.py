@@ -116,19 +116,19 @@ def close(a: list[torch.Tensor], b: list[torch.Tensor], *, within: float = 1e-4)
         assert float((x - y).abs().max()) <= within * max(1.0, float(y.abs().max()))
 
 
-def asked(run: Run, capsys: pytest.CaptureFixture[str], question: str) -> str:
-    """What `tuneloop chat RUN --once` prints."""
+def asked(ref: Path, capsys: pytest.CaptureFixture[str], question: str) -> str:
+    """What `tuneloop chat REF --once` prints."""
     capsys.readouterr()
-    assert not app(["chat", str(run.path), "--once", question, "--max-tokens", "8"], standalone_mode=False)
+    assert not app(["chat", str(ref), "--once", question, "--max-tokens", "8"], standalone_mode=False)
     return capsys.readouterr().out.strip()
 
 
 def answers(
-    trained: Trained, run: Run, logits: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+    trained: Trained, ref: Path, logits: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     """In `tuneloop chat` a model that writes says what plain generation says; another one names labels, or a score."""
     scores = not trained.task.writes and trained.task.classes is None
-    answer = asked(run, capsys, "was it good ?\tPut it into boiling water." if scores else QUESTION)
+    answer = asked(ref, capsys, "was it good ?\tPut it into boiling water." if scores else QUESTION)
     if trained.task.classes is not None:
         assert sorted(word for word in answer.split() if word in trained.setting.labels) == ["bad", "good"]
         assert "%" in answer
@@ -161,7 +161,7 @@ def test_a_life(
     )[0]
     read = plain.ask(result, ids, kind, labels=labels, bits=METHODS[method].quantize, prompt=prompt)
     close(theirs(trained, items, read), ours(trained, items))
-    answers(trained, run, read, capsys)
+    answers(trained, run.path, read, capsys)
 
     target = tmp_path / "merged"
     if METHODS[method].adapter and not METHODS[method].mergeable:
@@ -173,6 +173,8 @@ def test_a_life(
     merged = load_trained(run.path, whole=True)
     again = plain.ask(target, ids, kind, labels=labels, prompt=prompt)
     close(theirs(merged, items, again), ours(merged, items))
+    if task != "classify_prompt":  # the folder is a plain model of words, and does not know which stand for labels
+        answers(merged, target, again, capsys)
 
 
 @pytest.mark.parametrize(("family", "method", "task"), sorted(REFUSED))
