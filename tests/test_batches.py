@@ -4,6 +4,7 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data.batches import BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
+from tuneloop.data.batches import FILL, BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
 from tuneloop.data.samples import Sample, Samples
 from tuneloop.errors import DataError
 from tuneloop.recipe import make_recipe
@@ -89,6 +90,24 @@ def test_no_two_bins_could_be_one(plan: BatchPlan) -> None:
     for k in range(plan.steps_per_epoch):
         loads = sorted(sum(plan.lengths[i] for i in b) for b in plan.step(k))
         assert len(loads) < 2 or loads[0] + loads[1] > plan.token_budget
+
+
+@given(plans, st.integers(8, BUDGET))
+def test_a_pass_is_filled_up_to_so_much(plan: BatchPlan, fill: int) -> None:
+    """Passes are kept small; an item that is longer has one of its own; the steps stay the same."""
+    small = replace(plan, fill=fill)
+    for k in range(plan.steps_per_epoch):
+        bins = small.step(k)
+        assert sorted(i for b in bins for i in b) == sorted(i for b in plan.step(k) for i in b)
+        assert all(len(b) == 1 or sum(plan.lengths[i] for i in b) <= fill for b in bins)
+
+
+def test_passes_on_a_cpu_are_kept_small() -> None:
+    recipe, _ = make_recipe({"train": {"token_budget": 4096}})
+    plan = batch_plan(recipe, samples_of(BatchPlan((900, 700, 600, 2000), 4, 4096, 0)))
+    assert plan.fill == (None if torch.cuda.is_available() else FILL)
+    if plan.fill:
+        assert [sum(plan.lengths[i] for i in b) for b in plan.step(0)] == [2000, 900, 700, 600]
 
 
 @given(plans, st.integers(0, 40), st.integers(2, 4))

@@ -30,6 +30,8 @@ from tuneloop.errors import DataError
 from tuneloop.sections import Recipe
 
 Bin = tuple[int, ...]
+FILL = 1024
+"""Tokens that a pass on a CPU is filled up to. More are not faster there, and take memory (benchmarks/training.py)."""
 
 
 @lru_cache(maxsize=2)
@@ -50,6 +52,8 @@ class BatchPlan:
     seed: int
     micro_batch_size: int | None = None
     packing: bool = True
+    fill: int | None = None
+    """Tokens that a pass is filled up to, if fewer than the budget allows; a longer item has a pass of its own."""
 
     def __post_init__(self) -> None:
         # Four bytes each, and plain ints to whoever asks for one.
@@ -75,6 +79,7 @@ class BatchPlan:
 
     def _bins(self, chosen: Sequence[int]) -> Iterator[Bin]:
         """First fit, longest first: at most `token_budget` tokens and `micro_batch_size` whole samples a bin."""
+        limit = min(self.token_budget, self.fill or self.token_budget)
         most = (self.micro_batch_size or self.batch_size) if self.packing else 1
         bins: list[list[int]] = []
         room: list[int] = []
@@ -82,7 +87,7 @@ class BatchPlan:
             fit = next((b for b, r in enumerate(room) if r >= self.lengths[i] and len(bins[b]) < most), None)
             if fit is None:
                 bins.append([])
-                room.append(self.token_budget)
+                room.append(max(limit, self.lengths[i]))
                 fit = len(bins) - 1
             bins[fit].append(i)
             room[fit] -= self.lengths[i]
@@ -99,6 +104,7 @@ def batch_plan(recipe: Recipe, items: Items | Sequence[Sample], *, packing: bool
         seed=recipe.seed,
         micro_batch_size=train.micro_batch_size,
         packing=train.packing and packing,
+        fill=None if torch.cuda.is_available() or train.token_budget <= FILL else FILL,
     )
 
 

@@ -265,7 +265,7 @@ def _choices(
         Choice(
             t("batch"), t("dialogues a step: {n}", n=train.batch_size),
             t("forward passes a step: {n} on average, at most {budget} tokens each, no padding",
-              n=f"{passes:.1f}", budget=train.token_budget),
+              n=f"{passes:.1f}", budget=_fullest(batches)),
         ),
         Choice(
             t("steps"), str(steps),

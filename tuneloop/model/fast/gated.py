@@ -76,7 +76,7 @@ def _block(
     assert g is not None
     assert u is not None
     active = ctx.act[0](g)
-    wide = active * u
+    wide = active * u if needs[12] or needs[14] else u  # u in its place where only the shape matters
     to_wide, of_down = backward(down, wide, d_inner, grad, None, needs[12:16], d_mask)
     assert to_wide is not None
     to_up = active.mul_(to_wide)
