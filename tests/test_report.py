@@ -76,6 +76,11 @@ def make_run(workspace: Path, evil: str = "", name: str = "demo-1") -> Path:
     ]  # fmt: skip
     metrics.append({"step": 30, "eval_loss": 1.6, "clock": {"seconds": 1.0}})
     (run / "metrics.jsonl").write_text(lines(metrics) + '{"step": 31, "lo', encoding="utf-8")
+    sampled = [
+        {"step": step, "id": "s1", "prompt": "Who is Mei?" + evil, "answer": told, "reference": "A nurse." + evil}
+        for step, told in ((1200, ""), (2400, "Mei is a nurse." + evil))
+    ]
+    (run / "samples.jsonl").write_text(lines(sampled), encoding="utf-8")
     events = [
         {"time": START, "event": "plan", "seconds": 144.0},
         {"time": START + 9, "event": "started", "step": 0, "note": evil},
@@ -122,6 +127,16 @@ def written(run: Path) -> Page:
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     return page
+
+
+def test_answers_written_during_training_stand_by_question(tmp_path: Path) -> None:
+    """Each question once, its answers in the order of the steps, then what would have been right."""
+    text = written(make_run(tmp_path)).text
+    parts = ("Answers written during training", "Who is Mei?", "after step 1,200", "(no text)", "after step 2,400",
+             "Mei is a nurse.", "A nurse.")  # fmt: skip
+    places = [text.index(part, text.index(parts[0])) for part in parts]
+    assert places == sorted(places)
+    assert text.count("Who is Mei?") == 1
 
 
 def test_the_report_tells_the_whole_story(tmp_path: Path) -> None:

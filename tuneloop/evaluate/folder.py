@@ -27,6 +27,7 @@ class Folder:
     plan: dict[str, Any]
     events: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
     evaluation: dict[str, Any]
     dataset: dict[str, Any]
 
@@ -76,6 +77,7 @@ def read(run: Path) -> Folder:
         plan=_json(run, "plan.json"),
         events=chart.read_lines(run / "events.jsonl"),
         metrics=chart.read_lines(run / "metrics.jsonl"),
+        samples=chart.read_lines(run / "samples.jsonl"),
         evaluation=_json(run, "evaluation.json"),
         dataset=_json(run, "dataset.json"),
     )

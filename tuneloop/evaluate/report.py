@@ -80,6 +80,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "texts": (evaluation.get("after") or {}).get("texts", 0),
         "curve": Markup(chart.svg(folder.metrics)),
         "words": chart.words(),
+        "sampled": _sampled(folder.samples),
         "data": terms.counts({k: folder.dataset.get(k) for k in ("counts", "tokens")}),
         "dataset": folder.dataset,
         "ledger": _ledger(folder),
@@ -209,6 +210,15 @@ def _classes(evaluation: dict[str, Any]) -> dict[str, Any]:
         for k, label in enumerate(labels)
     ]  # fmt: skip
     return {"labels": labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
+
+
+def _sampled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each question asked during training, with its answers in the order of the steps."""
+    asked: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        one = asked.setdefault(line["id"], {"prompt": line["prompt"], "reference": line["reference"], "answers": []})
+        one["answers"].append((f"{line['step']:,}", line["answer"]))
+    return list(asked.values())
 
 
 def _signed(number: float | None, digits: int) -> str:
