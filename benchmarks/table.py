@@ -174,7 +174,7 @@ class Page:
             for p in one["products"]
         ]  # fmt: skip
         keys = ("shape", "float32", "bfloat16", "int8_product", "int8", "bfloat16_error", "int8_error")
-        return self.chapter("products", self.words("products_intro"), grid([self.column(key) for key in keys], rows))
+        return self.chapter("products", grid([self.column(key) for key in keys], rows))
 
     def prepare(self) -> str:
         every = [row for one in self.found.ways("prepare").values() for row in one["found"]]
