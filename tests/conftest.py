@@ -65,7 +65,7 @@ def tiny_config(family: str, **more: Any) -> Any:
         "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 3,
                         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
         "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "n_group": 2,
-                        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4,
+                        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 4,
                         "num_experts_per_tok": 2, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1,
                         "moe_intermediate_size": 16},
         "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},

@@ -19,12 +19,13 @@ from tuneloop.data.batches import pack
 from tuneloop.data.samples import Sample
 from tuneloop.data.templates import CHATML
 from tuneloop.errors import ModelError
-from tuneloop.model import quantize
+from tuneloop.model import quantize, virtual
 from tuneloop.model.adapters import read_config, require_same_base, stacked, with_adapter
 from tuneloop.model.generate import Answerer, Sampling
 from tuneloop.model.load import load_model, save_result, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.methods import METHODS, notes
+from tuneloop.model.trunk import states
 from tuneloop.sections import QloraPart, TrainPart
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "deepseek_v3")
@@ -144,7 +145,7 @@ def test_answers_behind_virtual_tokens_are_those_of_peft(folders: dict[str, Path
     torch.manual_seed(1)
     model: Any = begun(folders[family], part(**WAYS[way])).eval()
     answerer = Answerer(model, byte_tokenizer(CHATML, eos_token="<|im_end|>"))
-    answerer.stops = frozenset({WORDS - 1})
+    answerer.stops = frozenset()
     prompts = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [7, 7, 9, 200, 100, 33, 21, 60, 3]]
     expected = []
     for p in prompts:
@@ -156,6 +157,31 @@ def test_answers_behind_virtual_tokens_are_those_of_peft(folders: dict[str, Path
     if not answerer.alone:
         assert [list(row) for row in zip(*answerer._decode(prompts, 6, Sampling()), strict=True)] == expected
     assert answerer.alone == (family == "gemma3_text" and way == "prefix")
+
+
+@pytest.mark.parametrize("family", FAMILIES[:4])
+def test_a_prefix_begins_as_a_text_that_the_model_has_read(
+    folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first step the model answers as if that text stood in front: nothing is ruined."""
+    text, ids = [7, 9, 200, 33], torch.tensor([[5, 6, 7, 8, 9, 10]])
+    monkeypatch.setattr(virtual, "_text", lambda *_: text)
+    model: Any = begun(
+        folders[family], part(method="ptuning_v2", virtual={"tokens": 4, "text": "four words of it"})
+    ).eval()
+    places = torch.arange(ids.shape[1])[None]
+    with torch.no_grad():
+        whole = model.get_base_model()(input_ids=torch.cat([torch.tensor([text]), ids], 1)).logits[:, len(text) :]
+        assert torch.allclose(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, whole, atol=1e-4)
+        ours = LossModel(model).head(states(model, ids, places, (ids.shape[1],)))
+        assert torch.allclose(ours, whole[0], atol=1e-4)
+    drawn: Any = begun(folders[family], part(method="ptuning_v2", virtual={"tokens": 4})).eval()
+    with torch.no_grad():
+        prefix = drawn.get_prompt(1)
+        own = drawn.get_base_model()(input_ids=ids, use_cache=True).past_key_values
+    # Of the size of real keys and values, not of a unit normal distribution.
+    for mine, real in zip(prefix.layers, own.layers, strict=True):
+        assert 0.2 < float(mine.values.std() / real.values.std()) < 5
 
 
 def test_going_on_from_an_adapter_begins_where_it_ended(folders: dict[str, Path], tmp_path: Path) -> None:

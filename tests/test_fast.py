@@ -49,15 +49,23 @@ def slow_attention(
 @pytest.mark.parametrize("lengths", [(1,), (64,), (65, 1, 200), (3, 5, 2, 7), (130, 70)], ids=str)
 @pytest.mark.parametrize(("heads", "shared"), [(4, 2), (3, 3), (6, 1)])
 @pytest.mark.parametrize(
-    ("causal", "window", "prefix"), [(True, None, 0), (True, 9, 0), (False, None, 0), (True, None, 4)]
+    ("causal", "window", "prefix", "values"),
+    [
+        (True, None, 0, 8),
+        (True, 9, 0, 8),
+        (False, None, 0, 8),
+        (True, None, 4, 8),
+        (True, None, 4, 5),
+        (True, None, 0, 12),
+    ],
 )
 def test_tiles_attend_as_sample_by_sample(
-    lengths: tuple[int, ...], heads: int, shared: int, causal: bool, window: int | None, prefix: int
+    lengths: tuple[int, ...], heads: int, shared: int, causal: bool, window: int | None, prefix: int, values: int
 ) -> None:  # fmt: skip
     torch.manual_seed(sum(lengths))
     total = sum(lengths)
-    q, k, v = (torch.randn(n, m, 8, requires_grad=True) for n, m in
-               ((heads, total), (shared, prefix + total), (shared, prefix + total)))  # fmt: skip
+    q, k, v = (torch.randn(n, m, width, requires_grad=True) for n, m, width in
+               ((heads, total, 8), (shared, prefix + total, 8), (shared, prefix + total, values)))  # fmt: skip
     ours = attend(q, k, v, lengths, scale=0.3, causal=causal, window=window)
     theirs = slow_attention(q, k, v, lengths, causal, window)
     assert torch.allclose(ours, theirs, atol=1e-5)
@@ -186,6 +194,27 @@ def test_a_module_that_computes_something_else_keeps_its_own_forward(tmp_path: P
     odd = OddRMSNorm()
     assert install(odd) == 0
     assert torch.equal(odd(torch.ones(2, 8)), torch.full((2, 8), 3.0))
+
+
+def test_dropout_and_limits_that_a_small_trial_does_not_show_keep_their_own_forward(tmp_path: Path) -> None:
+    """GTE drops out inside its gated block, OLMo cuts off large queries: neither shows in a trial on small numbers."""
+    from transformers import GteConfig, GteForSequenceClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+             "vocab_size": 60}  # fmt: skip
+    with_dropout = GteForSequenceClassification(GteConfig(**sizes, hidden_dropout_prob=0.5))
+    install(with_dropout)
+    block, x = next(m for m in with_dropout.modules() if hasattr(m, "gate_proj")).train(), torch.ones(1, 3, 32)
+    assert not torch.equal(block(x), block(x))
+
+    model = load_model(tiny_folder(tmp_path / "olmo", "olmo", clip_qkv=0.5), "float32")
+    whole = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).train()
+    loss, grads = measured(whole)
+    assert install(whole)
+    ours, own = measured(whole)
+    assert ours == pytest.approx(loss, rel=1e-6)
+    for name, grad in grads.items():
+        assert torch.allclose(own[name], grad, rtol=1e-3, atol=1e-5), name
 
 
 def test_a_head_without_extras_loses_and_learns_the_same_in_one_place(tmp_path: Path) -> None:

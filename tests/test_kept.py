@@ -297,6 +297,18 @@ def test_a_resumed_run_is_the_same_bit_for_bit(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_looking_what_gradients_reach_draws_nothing(tiny_model: Path) -> None:
+    """NEFTune's noise would be drawn once more by a run that is resumed, and the run would go another way."""
+    train = TrainPart.model_validate({
+        "neftune_alpha": 5.0, "lora": {"rank": 2, "targets": ["layers.1.self_attn.q_proj"]},
+    })  # fmt: skip
+    model = wrap(load_model(tiny_model), train, 0).train()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert frozen(model) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_device_that_fails_is_told_with_its_checkpoint(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = sessions.begin(save_strategy="steps", save_steps=1)
     own, calls = LossModel.forward, []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.conftest import tiny_folder
 from tuneloop.data.batches import pack
@@ -63,6 +64,34 @@ def test_values_and_gradients_are_those_of_log_softmax(
         assert torch.allclose(grads[name], grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max())), name
     with torch.no_grad():
         assert torch.allclose(told(module), ours, atol=1e-6)
+
+
+def test_the_dropout_of_an_adapted_head_is_the_same_both_ways(tmp_path: Path) -> None:
+    """The gradient along a direction is what the loss changes by, dropout drawn alike."""
+    model: Any = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False))
+    model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.5, target_modules=["lm_head"])).train()
+    (up,) = (p for n, p in model.named_parameters() if "lora_B" in n)
+    module, way = LogProbModel(model).train(), torch.randn(up.shape) * 0.1
+
+    def total() -> torch.Tensor:
+        torch.manual_seed(3)
+        return told(module).sum()
+
+    for k in range(2):  # also where the generator has moved on before the way back
+        up.grad = None
+        loss = total()
+        torch.rand(k * 7)
+        after = torch.get_rng_state()
+        loss.backward()
+        assert torch.equal(torch.get_rng_state(), after)
+        slope = float((up.grad * way).sum())
+        with torch.no_grad():
+            up.add_(way * 1e-2)
+            more = total()
+            up.sub_(way * 2e-2)
+            less = total()
+            up.add_(way * 1e-2)
+        assert slope == pytest.approx(float(more - less) / 2e-2, rel=2e-2)
 
 
 def test_a_tied_head_gets_both_gradients(tmp_path: Path) -> None:

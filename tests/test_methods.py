@@ -339,3 +339,14 @@ def test_a_prompt_may_begin_as_a_text(tiny_model: Path) -> None:
     assert torch.equal(wrapped.get_prompt(1)[0], expected)
     long = code(load_model(tiny_model), method="prompt_tuning", virtual={"tokens": 2, "text": "Small step of mine"})
     assert long.where == "train.virtual.text"
+
+
+def test_a_text_that_a_prefix_cannot_begin_as_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that makes the vectors, and a model that keeps no keys and values: an encoder."""
+    from tuneloop.model import virtual
+
+    wanted = {"tokens": 4, "text": "Small step"}
+    made = code(load_model(tiny_model), method="ptuning_v2", virtual={**wanted, "projection": True})
+    monkeypatch.setattr(virtual, "_text", lambda *_: [3, 4, 5, 6])
+    encoder = code(bert(), method="ptuning_v2", virtual=wanted)
+    assert {(e.code, e.where) for e in (made, encoder)} == {("TL-MODEL-METHOD", "train.virtual.text")}

@@ -245,3 +245,18 @@ def test_held_rows_are_whole_samples_in_order() -> None:
         assert [row["segments"] for row in rows(every, budget)] == expected
     assert [row["segments"] for row in rows(every, 100, packing=False)] == [(19,), (8,), (11,), (25,)]
     assert list(rows([], 100)) == []
+
+
+def test_rows_that_turn_by_their_longest_sample_are_not_packed(tmp_path: Path) -> None:
+    """Rotary positions of the kind dynamic go by a row's longest sample; up to the first length all turn alike."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = LossModel(
+        load_model(tiny_folder(tmp_path / "m", "llama", rope_parameters=rope, max_position_embeddings=16))
+    )
+
+    def of(*lengths: int) -> Items:
+        return Items.of([Sample(np.arange(3, 3 + n, dtype=np.int32), np.ones(n, np.bool_), "", True) for n in lengths])
+
+    assert packs_exactly(model, of(9, 7, 16))
+    assert not packs_exactly(model, of(9, 7, 40))
+    assert not packs_exactly(model, of(9, 7), of(40))

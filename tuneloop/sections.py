@@ -180,7 +180,7 @@ class VirtualPart(Part):
 
     tokens: int = Field(20, ge=1, description="How many.")
     projection: bool = Field(False, description="ptuning_v2: made by a small network (for hard tasks).")
-    text: str | None = Field(None, description="prompt_tuning: begin as the embeddings of this text.")
+    text: str | None = Field(None, description="They begin as this text; else as words of the vocabulary.")
 
 
 class ClassifyPart(Part):

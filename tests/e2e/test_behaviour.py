@@ -43,6 +43,10 @@ def measured(run: Run) -> list[float]:
     return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
+FALL = {"lora": 0.02, "qlora": 0.04, "full": 0.05, "freeze": 0.004, "ptuning_v2": 0.05, "prompt_tuning": 0.02}
+"""How far the held-out loss falls at least, from 1.43. The last two of thirty blocks can do little in two dozen steps."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_to_answer(method: str, tmp_path: Path) -> None:
     """SmolLM2-135M, two dozen steps of short rows at the method's usual rate."""
@@ -55,7 +59,7 @@ def test_every_method_learns_to_answer(method: str, tmp_path: Path) -> None:
     evaluation = pipeline.evaluate(run)
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-    assert evaluation["after"]["loss"] < evaluation["before"]["loss"] - 0.02
+    assert evaluation["after"]["loss"] < evaluation["before"]["loss"] - FALL[method]
     assert evaluation["after"]["loss"] == pytest.approx(losses[-1], abs=2e-3)
 
 

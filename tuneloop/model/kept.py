@@ -284,7 +284,8 @@ def _reached_by_gradient(frozen: Frozen) -> bool:
     hooks = [b.register_forward_pre_hook(look, with_kwargs=True) for b in frozen.blocks]
     device, frozen._reaching = frozen.base.device, True
     try:
-        with torch.enable_grad(), computing(frozen.model, frozen.base.dtype):
+        # NEFTune draws here as in training: what training draws later must not depend on it.
+        with torch.random.fork_rng(), torch.enable_grad(), computing(frozen.model, frozen.base.dtype):
             states(frozen.model, torch.zeros(1, 2, dtype=torch.int64, device=device),
                    torch.arange(2, device=device)[None], (2,))  # fmt: skip
     except _Reached:

@@ -6,7 +6,8 @@ since a pair's loss is no sum over its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class _Chunked(torch.autograd.Function):
         ctx.casting = _casting(hidden.device.type)
         logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         if any(ctx.trained):
+            ctx.random = _random(hidden.device)
             for start in range(0, len(hidden), rows):
                 logs[start : start + rows] = _told(head, hidden[start : start + rows], targets[start : start + rows])
             ctx.save_for_backward(hidden, targets, *(w for w in weights if w.requires_grad))
@@ -64,18 +66,35 @@ class _Chunked(torch.autograd.Function):
             return (first * scale.unsqueeze(1).to(first.dtype), None, None, None, *(None for _ in ctx.trained))
         targets, *trained = rest
         back, grads = torch.empty_like(first), [torch.zeros_like(w) for w in trained]
-        for start in range(0, len(first), ctx.rows):
-            at = slice(start, start + ctx.rows)
-            with torch.enable_grad(), ctx.casting:
-                part = first[at].detach().requires_grad_(True)
-                mine, *theirs = torch.autograd.grad(
-                    _told(ctx.head, part, targets[at]), [part, *trained], grad_outputs=scale[at]
-                )
-            back[at] = mine
-            for grad, piece in zip(grads, theirs, strict=True):
-                grad += piece
+        with _drawing_again(ctx.random, first.device):  # the dropout of an adapted head
+            for start in range(0, len(first), ctx.rows):
+                at = slice(start, start + ctx.rows)
+                with torch.enable_grad(), ctx.casting:
+                    part = first[at].detach().requires_grad_(True)
+                    mine, *theirs = torch.autograd.grad(
+                        _told(ctx.head, part, targets[at]), [part, *trained], grad_outputs=scale[at]
+                    )
+                back[at] = mine
+                for grad, piece in zip(grads, theirs, strict=True):
+                    grad += piece
         left = iter(grads)
         return (back, None, None, None, *(next(left) if t else None for t in ctx.trained))
+
+
+def _random(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where the generators stand: the processor's, and the card's that `device` is on."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _drawing_again(random: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draw what was drawn from there on; afterwards the generators stand where they stood."""
+    own, cards = random
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(own)
+        if cards is not None:
+            torch.cuda.set_rng_state(cards, device)
+        yield
 
 
 class LogProbModel(LossModel):

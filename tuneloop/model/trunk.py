@@ -105,6 +105,23 @@ def entry(
     return Entry(given, places)
 
 
+def turns_alike(module: nn.Module) -> int | None:
+    """Up to which length of a row all positions turn alike in the model inside; None where they do at any length.
+
+    Rotary positions of the kinds dynamic and longrope go by the longest sample of a row, for all of its samples.
+    """
+    config = next(m for m in module.modules() if isinstance(m, PreTrainedModel)).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    for one in kinds:
+        if one.get("rope_type") in {"dynamic", "longrope"}:
+            first = one.get("original_max_position_embeddings")
+            return int(
+                first or getattr(config, "original_max_position_embeddings", 0) or config.max_position_embeddings
+            )
+    return None
+
+
 def slides(model: nn.Module) -> bool:
     """Whether virtual tokens stand before layers that look back only so far."""
     config = plain(model).config.get_text_config()

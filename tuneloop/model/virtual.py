@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
@@ -15,14 +17,23 @@ from tuneloop.sections import TrainPart
 
 
 def prefix(model: PreTrainedModel, train: TrainPart) -> nn.Module:
-    """P-tuning v2 (Liu et al. 2021, arXiv:2110.07602): keys and values before every layer, PEFT's prefix tuning."""
+    """P-tuning v2 (Liu et al. 2021, arXiv:2110.07602): keys and values before every layer, PEFT's prefix tuning.
+
+    They begin as those that the model itself makes of a text, or of tokens drawn from the vocabulary (Li & Liang 2021,
+    arXiv:2101.00190, section 7.4): random ones would first of all ruin the model.
+    """
     part, width = train.virtual, int(model.config.get_text_config().hidden_size)
     config = PrefixTuningConfig(
         task_type=task_type(model), num_virtual_tokens=part.tokens, prefix_projection=part.projection,
         encoder_hidden_size=width if part.projection else None,  # type: ignore[arg-type]
         modules_to_save=new_parts(model) or None,
     )  # fmt: skip
-    return _wrapped(model, train, config)
+    wrapped = _wrapped(model, train, config)
+    if part.projection and part.text:
+        _refuse(train, t("a network makes the vectors, so that they cannot begin as a text"))
+    if not part.projection and model.device.type != "meta":
+        _begin_as_read(wrapped, model, train)
+    return wrapped
 
 
 def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
@@ -54,17 +65,54 @@ def _wrapped(model: PreTrainedModel, train: TrainPart, config: PeftConfig) -> Pe
     return wrapped
 
 
-def _begin_as(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart, text: str) -> None:
+def _text(model: PreTrainedModel, train: TrainPart, text: str) -> list[int]:
+    """The tokens of a text, as many as there are virtual ones: repeated until they are. Raises TL-MODEL-METHOD."""
     tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, local_files_only=True, trust_remote_code=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     most = train.virtual.tokens
     if not ids or len(ids) > most:
-        reason = t("the text has {n} tokens, and there are {most} virtual ones", n=len(ids), most=most)
-        raise ModelError("TL-MODEL-METHOD", where="train.virtual.text", method=train.method, reason=reason)
-    whole = torch.tensor([ids[k % len(ids)] for k in range(most)], device=model.device)
+        _refuse(train, t("the text has {n} tokens, and there are {most} virtual ones", n=len(ids), most=most))
+    return [ids[k % len(ids)] for k in range(most)]
+
+
+def _refuse(train: TrainPart, reason: str) -> NoReturn:
+    raise ModelError("TL-MODEL-METHOD", where="train.virtual.text", method=train.method, reason=reason)
+
+
+def _begin_as(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart, text: str) -> None:
+    whole = torch.tensor(_text(model, train, text), device=model.device)
     with torch.no_grad():
         for weight in wrapped.prompt_encoder.parameters():  # the only one it has
             weight.copy_(model.get_input_embeddings()(whole))
+
+
+def _begin_as_read(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart) -> None:
+    """The prefix begins as the model's own keys and values. A model that keeps none of the prefix's form stays as PEFT
+    began it: encoders, for one, keep none at all."""
+    config, part = model.config.get_text_config(), train.virtual
+    if part.text:
+        ids = torch.tensor(_text(model, train, part.text))
+    else:
+        ids = torch.randint(config.vocab_size, (part.tokens,))
+        if isinstance(getattr(config, "bos_token_id", None), int):  # what comes first, much is looked at
+            ids[0] = config.bos_token_id
+    trunk, was = getattr(model, model.base_model_prefix), model.training
+    trunk.eval()
+    try:
+        with torch.no_grad():
+            cache = trunk(input_ids=ids[None].to(model.device), use_cache=True).get("past_key_values")
+    finally:
+        trunk.train(was)
+    every = [x for layer in getattr(cache, "layers", ()) for x in (layer.keys, layer.values)]
+    (weight,) = wrapped.prompt_encoder.parameters()
+    if every and all(x is not None and x.shape == (1, *every[0].shape[1:]) for x in every):
+        rows = torch.stack([x[0].transpose(0, 1).flatten(1) for x in every], 1).flatten(1)
+        if rows.shape == weight.shape:
+            with torch.no_grad():
+                weight.copy_(rows)
+            return
+    if part.text:
+        _refuse(train, t("this model keeps no keys and values of a text that its vectors could begin as"))
 
 
 def require_effect(model: PeftModel, method: str) -> None:

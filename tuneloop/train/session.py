@@ -36,7 +36,7 @@ from tuneloop.model.fast.products import Products, chosen, products
 from tuneloop.model.load import on_hub, pick_dtype, save_result, started, write_classes
 from tuneloop.model.methods import METHODS, notes, parameters
 from tuneloop.model.tasks.task import Setting, Task
-from tuneloop.model.trunk import plain
+from tuneloop.model.trunk import plain, turns_alike
 from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
 from tuneloop.records import Record
@@ -61,8 +61,14 @@ class Outcome:
     total: int
 
 
-def packs_exactly(model: nn.Module, items: Items) -> bool:
-    """Whether two items in one row lose exactly what they lose alone; if not, the model must not be packed."""
+def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
+    """Whether two items in one row lose exactly what they lose alone; if not, the model must not be packed.
+
+    The two shortest items tell. `others` are rows that will be packed as well.
+    """
+    limit = turns_alike(model)
+    if limit is not None and max(int(side.samples.lengths.max(initial=0)) for side in (items, *others)) > limit:
+        return False
     shortest = np.argsort(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max), kind="stable")[:2]
     items = _alone(items, shortest)
     first, *more = range(len(items))
@@ -186,7 +192,7 @@ def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _P
     with precision.computing(model, kept):
         inner = task.objective(model, items, setting)
     precision.cast(inner, kept)
-    packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items)
+    packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items, held)
     with precision.computing(inner, kept):  # a reference is of the same products as what is compared with it
         items, held = (_informed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
                                  run.path / f"reference-{name}.npy")

@@ -139,9 +139,12 @@ def _picked(cut: Cut, batch: Batch, matrix: Tensor) -> Tensor:
 
 
 def attend_forward(cut: Cut, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """query [length, heads x width], already scaled; key, value [prefix + length, kv heads x width] -> as query."""
+    """query [length, heads x width], already scaled; key, value [prefix + length, kv heads x width] -> as query.
+
+    Values may be of another width than keys; the result is of theirs.
+    """
     rows = _tiled(cut, query)
-    out = torch.empty_like(rows)
+    out = rows.new_empty(*rows.shape[:2], value.shape[1] // cut.shared)
     for batch in cut.batches:
         at = slice(batch.first * cut.shared, batch.last * cut.shared)
         weights = _weights(cut, batch, rows[at], _picked(cut, batch, key))

@@ -23,6 +23,8 @@ from tuneloop.model.fast.norm import norm
 from tuneloop.model.fast.projection import project, projection
 
 HEADS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
+LIMITS = ("clip_qkv", "swiglu_limit", "swiglu_limits_shared")
+"""Keys of configurations that cut off large values inside a block."""
 TOLERANCE = 1e-4
 """Largest difference to the module's own output, as a share of its largest value."""
 
@@ -45,13 +47,27 @@ def install(model: nn.Module) -> int:
 
 def _proven(module: Any) -> Callable[..., Any] | None:
     """A faster forward that agrees with the module's own, if there is one."""
-    if getattr(module, "residual_dropout", 0):  # applied inside, in training alone, where a comparison sees nothing
+    if _hides(module):
         return None
     try:
         found = _faster(module)
         return found[0] if found is not None and _agrees(module, *found) else None
     except (TypeError, RuntimeError, AttributeError, ValueError, IndexError, KeyError):
         return None  # it is built otherwise than its names say: asked for more, or for other shapes
+
+
+def _hides(module: Any) -> bool:
+    """Whether a module may do what a comparison of small numbers sees nothing of: dropout of its own, and limits."""
+    if isinstance(module, LoraLinear):
+        return False
+    dropouts = (m.p for n, m in module.named_modules() if isinstance(m, nn.Dropout) and "lora_dropout" not in n)
+    rates = (getattr(module, name, 0) for name in ("residual_dropout", "dropout"))
+    limits = (getattr(getattr(module, "config", None), name, None) for name in LIMITS)
+    return (
+        any(p > 0 for p in dropouts)
+        or any(isinstance(p, float) and p > 0 for p in rates)
+        or any(one is not None for one in (*limits, getattr(module, "limit", None)))
+    )
 
 
 def _faster(module: Any) -> tuple[Callable[..., Any], int] | None:
@@ -160,10 +176,14 @@ def _agrees(module: Any, forward: Callable[..., Any], width: int) -> bool:
     was = module.training
     module.eval()
     x = torch.linspace(-1, 1, 3 * width).view(1, 3, width).sin()
-    if hasattr(module, "q_proj"):
-        told = _told(module)
-        own, ours = module(x, **told)[0], forward(module, x, **told)[0]
-    else:
-        own, ours = module(x), forward(module, x)
-    module.train(was)
+    try:
+        if hasattr(module, "q_proj"):
+            told = _told(module)
+            return _same(module(x, **told)[0], forward(module, x, **told)[0])
+        return all(_same(module(size * x), forward(module, size * x)) for size in (1.0, 100.0))
+    finally:
+        module.train(was)
+
+
+def _same(own: Tensor, ours: Tensor) -> bool:
     return bool((own - ours).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6))

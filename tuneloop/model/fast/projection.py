@@ -79,6 +79,8 @@ def dropped(p: Projection, x: Tensor, training: bool) -> Tensor | None:
 
 def projection(module: nn.Module) -> Projection | None:
     """The projection of a linear layer, adapted by LoRA or not; None of anything that computes more than that."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
     if isinstance(module, LoraLinear):
         base = module.base_layer
         if module.disable_adapters or module.merged or module.lora_variant or len(module.active_adapters) != 1:
@@ -97,23 +99,22 @@ def projection(module: nn.Module) -> Projection | None:
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Projection, training: bool, *tensors: Tensor | None) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        mask = dropped(p, flat, training)
-        y, inner = forward(p, flat, mask)
-        ctx.p, ctx.shape = p, x.shape
-        ctx.save_for_backward(flat, inner, mask)
-        return y.view(*x.shape[:-1], -1)
+        mask = dropped(p, x, training)
+        y, inner = forward(p, x, mask)
+        ctx.p = p
+        ctx.save_for_backward(x, inner, mask)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, mask = ctx.saved_tensors
-        grad = outputs[0].reshape(-1, outputs[0].shape[-1])
+        x, inner, mask = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        to, own = backward(ctx.p, flat, inner, grad, None, needs[3:], mask, input_grad=needs[0])
-        return to.view(ctx.shape) if to is not None else None, None, None, *own
+        to, own = backward(ctx.p, x, inner, outputs[0], None, needs[3:], mask, input_grad=needs[0])
+        return to, None, None, *own
 
 
 def project(p: Projection, x: Tensor, training: bool) -> Tensor:
     """x [..., in] -> y [..., out]."""
-    y: Tensor = _Project.apply(x, p, training, *p.tensors)  # type: ignore[no-untyped-call]
-    return y
+    # Flat inside and a view outside: so a module may write over its projection's output, as OLMo's limits do.
+    y: Tensor = _Project.apply(x.reshape(-1, x.shape[-1]), p, training, *p.tensors)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], -1)
