@@ -99,6 +99,14 @@ def test_one_label_or_weights_of_other_labels_are_told() -> None:
     assert other.value.code == "TL-RECIPE-WEIGHTS"
 
 
+def test_a_weight_that_is_not_above_0_is_named() -> None:
+    part = TrainPart.model_validate({"classify": {"weights": {"neg": 0, "pos": 2}}})
+    with pytest.raises(RecipeError) as error:
+        classes({"neg": 3, "pos": 1}, part)
+    assert (error.value.code, error.value.facts["got"]) == ("TL-RECIPE-VALUE", "neg: 0")
+    assert "above 0" in error.value.what
+
+
 def rows(folder: Path, n: int = 48, *, name: str = "rows.jsonl") -> Path:
     good, bad = ("good", "great", "fine"), ("bad", "terrible", "dull")
     texts = [

@@ -1,105 +1,70 @@
-"""What a path stands for, by names alone: folders, sides, classes, what `datasets` saved, slices and samples."""
+"""Rows longer than a model has places for are refused before the first step, on whatever side they lie."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from tuneloop.data.reading import folders, places, slices
-from tuneloop.errors import DataError
-from tuneloop.sections import DataFile
+from tests import encoders
+from tests.conftest import TALK, byte_tokenizer
+from tests.made import jsonl
+from tuneloop import pipeline
+from tuneloop.data.templates import CHATML
+from tuneloop.errors import DataError, TuneloopError
+from tuneloop.model.load import numbered_places
+from tuneloop.recipe import make_recipe
 
-
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [
-        ("train.csv", "train"), ("data/test-00000-of-00004.parquet", "test"), ("dev.tsv", "validation"),
-        ("my_valid_set.json", "validation"), ("val/a.json", "validation"), ("eval.jsonl", "validation"),
-        ("chats.json", "auto"), ("training/test.json", "train"), ("train_test.json", "auto"), ("contest.json", "auto"),
-        ("trainer.json", "auto"), ("TRAIN.CSV", "train"),
-    ],
-)  # fmt: skip
-def test_sides_by_name(name: str, side: str) -> None:
-    assert folders.side_of(name) == side
+PLACES = 66
 
 
-@pytest.mark.parametrize(
-    ("names", "labels"),
-    [
-        (["pos/1", "neg/2"], {"pos", "neg"}),
-        (["train/pos/1", "test/pos/2", "train/neg/3"], {"pos", "neg"}),
-        (["top/train/pos/1", "top/train/neg/3"], {"pos", "neg"}),
-        (["pos/1", "neg/2", *[f"neg/{n}" for n in range(3, 20)], "README"], {"pos", "neg", ""}),
-        (["pos/1", "neg/2", "README", "LICENSE"], set()),
-        (["train/1", "test/2"], set()),
-        (["pos/1", "pos/2"], set()),
-        (["a/pos/1", "b/neg/2"], set()),
-        (["a/1", "b/c/2"], set()),
-        (["1", "2"], set()),
-        ([], set()),
-    ],
-)  # fmt: skip
-def test_classes_by_name(names: list[str], labels: set[str]) -> None:
-    assert {leaf.label for leaf in folders.classes(names)} == labels
+def planned(folder: Path, model: Path, train: list[dict[str, Any]], held: list[dict[str, Any]], **part: Any) -> None:
+    data = [{"path": str(jsonl(folder / f"{side}.jsonl", rows)), "split": side}
+            for side, rows in (("train", train), ("validation", held))]  # fmt: skip
+    recipe, _ = make_recipe({"name": "places", "model": str(model), "data": data, "train": part})
+    pipeline.plan(recipe, pipeline.prepare(recipe, workspace=folder), workspace=folder)
 
 
-def test_a_folder_is_listed_without_what_the_system_put_there(tmp_path: Path) -> None:
-    for name in ("b/c.json", "a.json", ".git/config", ".DS_Store", "__MACOSX/x", "b/.cache/x"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    assert folders.listing(tmp_path) == ["a.json", "b/c.json"]
-
-
-def test_folders_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def refused(*args: Any, **part: Any) -> TuneloopError:
     with pytest.raises(DataError) as caught:
-        folders.listing(tmp_path)
-    assert caught.value.code == "TL-DATA-FOLDER-EMPTY"
-    (tmp_path / "a").write_text("")
-    monkeypatch.setattr(folders, "MEMBERS", 0)
-    with pytest.raises(DataError) as caught:
-        folders.listing(tmp_path)
-    assert caught.value.code == "TL-DATA-FOLDER-LARGE"
+        planned(*args, **part)
+    error = caught.value
+    return error.causes[0] if error.code == "TL-DATA-PREFLIGHT" else error
 
 
-def test_links_do_not_lead_round_in_circles(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
-    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert folders.listing(tmp_path) == ["a.json"]
+def texts(words: int, count: int = 8) -> list[dict[str, Any]]:
+    every = [encoders.WORDS[k % len(encoders.WORDS)] for k in range(words)]
+    return [{"text": " ".join([*every[:-1], ["dull", "fine"][n % 2], str(n)]), "label": ["bad", "good"][n % 2]}
+            for n in range(count)]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["nothing.json", "no/*.json", "no/train[:5]", "x\0y"])
-def test_what_is_not_there(tmp_path: Path, path: str) -> None:
-    with pytest.raises(DataError) as caught:
-        places.find(DataFile(path=f"{tmp_path}/{path}"))
-    assert caught.value.code == "TL-DATA-MISSING"
+def test_a_held_out_row_that_an_encoder_has_no_place_for(tmp_path: Path) -> None:
+    model = encoders.folder(tmp_path / "bert", "bert")
+    most = pipeline.context(model)
+    planned(tmp_path / "short", model, texts(5), texts(6, 2), task="classify")
+    error = refused(tmp_path / "long", model, texts(5), texts(most + 5, 1), task="classify")
+    assert (error.code, error.where) == ("TL-DATA-CONTEXT", "validation")
 
 
-@given(st.dictionaries(st.text(max_size=3), st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 120))
-def test_a_sample_has_its_size_and_its_shares(counts: dict[str, int], size: int) -> None:
-    items = [(label, n) for label, count in counts.items() for n in range(count)]
-    drawn = list(slices.drawn(lambda: iter(items), size, 1, lambda item: item[0]))
-    assert len(drawn) == min(size, len(items))
-    assert len(set(drawn)) == len(drawn)
-    assert [items.index(item) for item in drawn] == sorted(items.index(item) for item in drawn)
-    for label, count in Counter(label for label, _ in drawn).items():
-        assert abs(count - counts[label] * len(drawn) / len(items)) < 1
+@pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning"])
+def test_virtual_tokens_take_places_too(tmp_path: Path, method: str) -> None:
+    model = encoders.folder(tmp_path / "bert", "bert")
+    rows = texts(pipeline.context(model) - 12)
+    planned(tmp_path / "few", model, rows, texts(5, 2), task="classify", method=method, virtual={"tokens": 2})
+    error = refused(tmp_path / "many", model, rows, texts(5, 2), task="classify", method=method, virtual={"tokens": 20})
+    assert error.code == "TL-DATA-CONTEXT"
 
 
-def test_every_row_is_drawn_equally_often() -> None:
-    count = Counter(
-        item for seed in range(2000) for item in slices.drawn(lambda: iter(range(10)), 3, seed, lambda _: "")
-    )
-    assert all(500 < count[n] < 700 for n in range(10))  # 600 expected, 20 the standard deviation
-
-
-@pytest.mark.parametrize(
-    ("path", "rows"),
-    [("a.json[:5]", "[:5]"), ("a.json[-5:]", "[-5:]"), ("a[1:9:2]", "[1:9:2]"), ("a.json", None), ("a[1]", None),
-     ("a[:5].json", None), ("[:5]", None)],
-)  # fmt: skip
-def test_slices_in_paths(path: str, rows: str | None) -> None:
-    assert slices.parted(path, None) == (path.removesuffix(rows or ""), rows)
+def test_a_model_that_writes_with_a_table_of_places(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=PLACES, n_embd=32, n_layer=1, n_head=2,
+                        bos_token_id=None, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    for part in (GPT2LMHeadModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "gpt2")
+    assert numbered_places(tmp_path / "gpt2")
+    assert not numbered_places(tiny_model)
+    long = [{"prompt": q, "completion": a * 9} for q, a in TALK]
+    assert refused(tmp_path / "x", tmp_path / "gpt2", long, long[:1], method="full").code == "TL-DATA-CONTEXT"
+    planned(tmp_path / "y", tiny_model, long, long[:1], method="full")

@@ -98,6 +98,42 @@ def test_words_must_be_there_for_each_label_and_of_one_label() -> None:
         word_ids(twice)
 
 
+def prepending() -> Any:
+    """A tokenizer in the way of Llama 2: each text begins with a blank of its own, and blanks are written ▁."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "▁", *"abdgost", "▁g", "▁b", "oo", "▁goo", "▁good", "ad", "▁bad"]
+    merges = [("▁", "g"), ("▁", "b"), ("o", "o"), ("▁g", "oo"), ("▁goo", "d"), ("a", "d"), ("▁b", "ad")]
+    made = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+def test_words_are_those_of_the_sentence() -> None:
+    tokenizer = prepending()
+    told = setting(tokenizer, "{text} tastes", {"neg": ["bad"], "pos": ["good"]})
+    assert [[tokenizer.convert_ids_to_tokens(ids) for ids in own] for own in word_ids(told)] == [
+        [["▁bad"]],
+        [["▁good"]],
+    ]
+    assert tokenizer.tokenize(" good") == ["▁", "▁good"]  # alone it has a blank too many
+
+
+def test_a_word_that_joins_with_the_text_before_it_is_read_alone(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    told = setting(tokenizer, "{text} 这很", {"neg": ["坏"], "pos": ["好"]})
+    assert word_ids(told) == [[tokenizer("坏")["input_ids"]], [tokenizer("好")["input_ids"]]]
+
+
+@pytest.mark.parametrize("word", ["awful", "not awful"])
+def test_a_word_that_the_model_does_not_know_is_told(word: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        word_ids(setting(encoders.tokenizer(), "{text} was {mask}", {"neg": [word], "pos": ["good"]}))
+    assert error.value.code == "TL-RECIPE-WORDS"
+    assert f"'{word}' is not in the model's vocabulary" in error.value.what
+
+
 def test_zero_shot_then_tuned(tiny_model: Path, tmp_path: Path) -> None:
     texts = [{"text": f"a {('good', 'bad')[k % 2]} film no {k}", "label": ("pos", "neg")[k % 2]} for k in range(40)]
     recipe, _ = make_recipe({

@@ -30,7 +30,7 @@ from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
-from tuneloop.errors import RunError, TuneloopError
+from tuneloop.errors import DataError, ModelError, RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
@@ -40,7 +40,18 @@ from tuneloop.model import adapters
 from tuneloop.model.assistants import helpers
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import Trained, fingerprint, known_labels, load_model, load_tokenizer, load_trained, resolve
+from tuneloop.model.load import (
+    Trained,
+    adapter_labels,
+    fingerprint,
+    known_labels,
+    load_model,
+    load_tokenizer,
+    load_trained,
+    numbered_places,
+    resolve,
+)
+from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import context
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import TASKS, task_name
@@ -118,8 +129,9 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
     looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=0 if task.writes else context(words.folder))  # fmt: skip
+                       room=_room(recipe, words.folder, task))  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
+    _held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
     ledger = str(dataset.path / "ledger.jsonl")
     foreseen = planner.make(recipe, words.folder, task.items(rows, setting), dataset.manifest, prompts=len(prompts),
                             ledger=ledger, task=task, setting=setting)  # fmt: skip
@@ -250,7 +262,14 @@ def _setting(recipe: Recipe, dataset: Dataset, words: _Words) -> tuple[Task, Set
     if task.classes is None:
         return task, setting
     counts = Counter(record.label for record, _, _ in dataset.rows("train"))
-    labels, weights = task.classes(counts, recipe.train, known_labels(words.folder))
+    known = known_labels(words.folder)
+    if recipe.train.adapter and (theirs := adapter_labels(Path(recipe.train.adapter))):
+        if set(theirs) != set(counts):
+            reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=", ".join(theirs),
+                       ours=", ".join(sorted(counts)))  # fmt: skip
+            raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
+        known = theirs
+    labels, weights = task.classes(counts, recipe.train, known)
     return task, replace(setting, labels=labels, weights=weights)
 
 
@@ -263,9 +282,31 @@ def _material(recipe: Recipe, dataset: Dataset) -> Material:
     def items(side: Side) -> Items:
         return task.items(Rows(words.samples(dataset, side), lambda: dataset.records(side)), setting)
 
-    held = items("validation")
+    held = _held_items(recipe, dataset, words, task, setting)
     asked = dataset.records("validation") if recipe.train.sample_answers and task.writes else ()
     return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
+
+
+def _held_items(recipe: Recipe, dataset: Dataset, words: _Words, task: Task, setting: Setting) -> Items:
+    """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one."""
+    held = task.items(Rows(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
+    room, lengths = _room(recipe, words.folder, task), held.samples.lengths
+    if room and (long := np.flatnonzero(lengths > room)).size:
+        raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=room,
+                        length=int(lengths.max()), example=held.samples.names[long[0]].decode())  # fmt: skip
+    return held
+
+
+def _room(recipe: Recipe, folder: Path, task: Task) -> int:
+    """The longest sample that the model has places for beside the virtual tokens; 0 where any length has."""
+    most = context(folder)
+    if not most or (task.writes and not numbered_places(folder)):
+        return 0
+    train = recipe.train
+    if not METHODS[train.method].virtual:
+        return most
+    virtual = adapters.read_config(Path(train.adapter)).get("num_virtual_tokens") if train.adapter else None
+    return max(1, most - int(virtual or train.virtual.tokens))
 
 
 def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:

@@ -163,6 +163,10 @@ def test_a_life(
     close(theirs(trained, items, read), ours(trained, items))
     answers(trained, run.path, read, capsys)
 
+    if not trained.task.writes:
+        measured = pipeline.evaluate(run)
+        assert measured["before"]["loss"] != measured["after"]["loss"]
+
     target = tmp_path / "merged"
     if METHODS[method].adapter and not METHODS[method].mergeable:
         with pytest.raises(RunError) as refused:

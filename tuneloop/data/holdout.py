@@ -7,6 +7,7 @@ are alike, each held-out row that training nearly sees is marked in the ledger.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from tuneloop.data.dedupe import Compared, dialogue_text, near_repeats
 from tuneloop.data.kept import Kept, Some
 from tuneloop.data.ledger import Action
 from tuneloop.data.near import Pairs, TextOf, contaminated, groups
-from tuneloop.data.split import SIDES, Side, sides
+from tuneloop.data.split import SIDES, Side, rank, sides
 from tuneloop.records import LedgerEntry
 from tuneloop.sections import PreparePart
 
@@ -60,15 +61,68 @@ def choose(rows: Kept, part: PreparePart, seed: int) -> Choice:
 
 
 def _split(rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: Sequence[int] | None) -> list[Side]:
-    return sides(
-        [rows.ids[at] for at in left],
-        [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left],
-        validation=part.validation,
-        test=part.test,
-        seed=seed,
-        groups=[group[at] for at in left] if group else None,
-        fixed=[rows.given[at] for at in left],
-    )
+    ids = [rows.ids[at] for at in left]
+    strata = [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left]
+    of = [group[at] for at in left] if group else None
+    fixed = [rows.given[at] for at in left]
+    chosen = sides(ids, strata, validation=part.validation, test=part.test, seed=seed, groups=of, fixed=fixed)
+    return all_learnt(chosen, ids, [rows.labels[at] for at in left], strata, seed=seed, groups=of, fixed=fixed)
+
+
+def all_learnt(
+    chosen: list[Side], ids: Sequence[str], labels: Sequence[str], strata: Sequence[str], *, seed: int,
+    groups: Sequence[int] | None = None, fixed: Sequence[Side | None] | None = None,
+) -> list[Side]:  # fmt: skip
+    """The split `chosen`, changed so that training has each label ("" is none) that it can have.
+
+    The last drawn group of a label that is held out whole goes back to training, and the next ones in the order of
+    choice are held out for it, of its stratum if there are any. A split that has all labels stays as it is.
+    """
+    learnt = {label for label, side in zip(labels, chosen, strict=True) if side == "train"} | {""}
+    if learnt.issuperset(labels):
+        return chosen
+    free = _in_order(ids, seed, groups, fixed)
+    kept: dict[str, int] = {}  # label -> first row of its unit that is trained on if any is, and drawn last
+    for one in sorted(free, key=lambda one: SIDES.index(chosen[one[0]]), reverse=True):
+        kept |= {labels[r]: one[0] for r in one if labels[r]}
+    back = {row for label, row in kept.items() if label not in learnt}
+    out = list(chosen)
+    lacking: dict[Side, Counter[str]] = {"test": Counter(), "validation": Counter()}
+
+    def put(one: list[int], side: Side) -> None:
+        if out[one[0]] != "train":
+            lacking[out[one[0]]][strata[one[0]]] += len(one)
+        for r in one:
+            out[r] = side
+
+    for one in free:
+        if one[0] in back:
+            put(one, "train")
+    spared = set(kept.values())
+    others = [one for one in free if one[0] not in spared]
+    later: dict[Side, tuple[Side, ...]] = {"test": ("validation", "train"), "validation": ("train",)}
+    for side, after in later.items():  # what validation gives to the test set, it takes from training
+        lack = lacking[side]
+        for near in (True, False):  # from the same strata; then from any
+            for one in others:
+                place = strata[one[0]] if near else ""
+                if out[one[0]] in after and len(one) <= lack[place]:
+                    lack[place] -= len(one)
+                    put(one, side)
+            lack = Counter({"": lack.total()})
+    return out
+
+
+def _in_order(
+    ids: Sequence[str], seed: int, groups: Sequence[int] | None, fixed: Sequence[Side | None] | None
+) -> list[list[int]]:
+    """The rows that `sides` keeps together and may choose from, in its order of choice."""
+    units: dict[int, list[int]] = {}
+    first: dict[str, int] = {}
+    for r, identity in enumerate(ids):
+        units.setdefault(first.setdefault(identity, groups[r] if groups else r), []).append(r)
+    free = [one for one in units.values() if not any(fixed and fixed[r] for r in one)]
+    return sorted(free, key=lambda one: rank(min(ids[r] for r in one), seed))
 
 
 def _held(chosen: Sequence[Side]) -> int:

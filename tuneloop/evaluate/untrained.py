@@ -4,18 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from peft import PeftModel
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from tuneloop.model.adapters import with_adapter
 from tuneloop.model.load import Trained, placed, resolve, untrained_model
+from tuneloop.model.trunk import virtual_kind
 
 
 @contextmanager
 def untrained(trained: Trained) -> Iterator[nn.Module]:
-    """The adapter set aside, or the base loaded where there is none; a new head as training began with it."""
-    if isinstance(trained.model, PeftModel):
-        with trained.model.disable_adapter():
+    """The adapter set aside, or the base loaded where there is none; a new head as training began with it.
+
+    A run that went on from an adapter began with that one, as long as its folder is there.
+    """
+    begun = trained.recipe.train.adapter
+    if begun and Path(begun).is_dir():
+        base = untrained_model(resolve(trained.recipe.model), trained.recipe, trained.head)
+        yield placed(with_adapter(base, Path(begun)))
+    elif not isinstance(trained.model, PeftModel):
+        yield placed(untrained_model(resolve(trained.recipe.model), trained.recipe, trained.head))
+    elif virtual_kind(trained.model) and not hasattr(trained.model, "prepare_inputs_for_generation"):
+        with _without_virtual_tokens(trained.model):
             yield trained.model
     else:
-        yield placed(untrained_model(resolve(trained.recipe.model), trained.recipe, trained.head))
+        with trained.model.disable_adapter():
+            yield trained.model
+
+
+@contextmanager
+def _without_virtual_tokens(model: PeftModel) -> Iterator[None]:
+    """PEFT's own way to set virtual tokens aside is for models that write; this is for those that score."""
+    heads = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    model._adapters_disabled = True
+    for head in heads:
+        head.enable_adapters(False)
+    try:
+        yield
+    finally:
+        model._adapters_disabled = False
+        for head in heads:
+            head.enable_adapters(True)

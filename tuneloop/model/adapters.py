@@ -69,7 +69,11 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
     for name, value in (("prefix_projection", False), ("prompt_tuning_init", "RANDOM"), ("init_lora_weights", True)):
         if hasattr(config, name):
             setattr(config, name, value)
-    model = get_peft_model(base, config)
+    try:
+        model = get_peft_model(base, config)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError("TL-MODEL-ADAPTER-BASE", where=str(folder), reason=reason) from error
     assert isinstance(model, PeftModel)
     return model
 

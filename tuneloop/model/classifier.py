@@ -15,8 +15,9 @@ from tuneloop.data.samples import Samples
 from tuneloop.data.templates import Chat
 from tuneloop.data.tokens import tokenize
 from tuneloop.errors import ServeError
+from tuneloop.language import t
 from tuneloop.model.tasks.task import Rows, Setting, Task
-from tuneloop.model.trunk import first_position, plain
+from tuneloop.model.trunk import first_position, plain, virtual_tokens
 from tuneloop.records import Message, Record, Reply
 
 
@@ -33,7 +34,7 @@ class Classifier:
         self._module = task.objective(model, Items.of(self._samples(["."])), setting)
         base = plain(model)
         self.context = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-        self.context -= first_position(base)
+        self.context -= first_position(base) + virtual_tokens(model)
         """Longest text in tokens."""
 
     def _samples(self, texts: Sequence[str]) -> Samples:
@@ -49,6 +50,8 @@ class Classifier:
         for sample in self._samples(texts) if texts else ():
             if len(sample.ids) > self.context:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
+            if not len(sample.ids):
+                raise ServeError("TL-SERVE-REQUEST", where="text", error=t("there is no text to name a label of"))
             row = pack([sample])
             scores = self._module.scores(  # type: ignore[operator]
                 row["input_ids"].to(device), row["position_ids"].to(device), row["segments"]

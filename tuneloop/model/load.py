@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -83,6 +85,8 @@ def pick_dtype(wanted: str) -> torch.dtype:
 
 CAUSAL = Head()
 CLASSES_FILE = "labels.json"
+SPARE = 4
+"""Rows that a table of positions may have beside one a position: OPT's has two."""
 CLASSES: dict[str, Any] = {
     "causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification, "masked": AutoModelForMaskedLM,
 }  # fmt: skip
@@ -185,6 +189,10 @@ def _continued(model: PreTrainedModel, train: TrainPart) -> PeftModel:
         reason = t("the adapter is a {kind}; add it into the weights with train.merge, or take the method it is of",
                    kind=kind)  # fmt: skip
         raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=train.method, reason=reason)
+    theirs, ours = adapters.read_config(folder).get("task_type"), anatomy.task_type(model)
+    if theirs and ours and theirs != ours.value:
+        reason = t("the adapter is of a model for {theirs}, and this one is for {ours}", theirs=theirs, ours=ours.value)
+        raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=train.method, reason=reason)
     if model.device.type == "meta":
         return adapters.unfilled(model, folder)
     adapters.require_same_base(folder, Path(str(model.name_or_path)))
@@ -274,6 +282,32 @@ def _read_classes(file: Path) -> dict[str, tuple[Any, ...]]:
         return {"labels": tuple(map(str, found["labels"])), "weights": tuple(map(float, found["weights"]))}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError("TL-RUN-DAMAGED", where=str(file), error=str(error)) from error
+
+
+def adapter_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of an adapter's head, in its order; () where it has none or nothing tells them."""
+    try:
+        found = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    labels = found.get("labels") if isinstance(found, dict) else found
+    return tuple(str(label) for label in labels or ())
+
+
+@lru_cache(maxsize=4)
+def numbered_places(folder: Path) -> bool:
+    """Whether the model in `folder` has one learned vector for each position, and so none behind the last (GPT-2)."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not most:
+        return False
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError):  # no trunk of its own
+        return False
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings())
+    return any(0 <= m.num_embeddings - most <= SPARE for m in tables)
 
 
 def known_labels(folder: Path) -> tuple[str, ...]:

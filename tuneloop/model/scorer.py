@@ -15,7 +15,7 @@ from tuneloop.data.templates import Chat
 from tuneloop.data.tokens import tokenize
 from tuneloop.errors import ServeError
 from tuneloop.model.tasks.classify import LabelModel
-from tuneloop.model.trunk import first_position, plain
+from tuneloop.model.trunk import first_position, plain, virtual_tokens
 from tuneloop.records import Message, Record, Reply
 
 
@@ -32,7 +32,7 @@ class Scorer:
         self._module = LabelModel(model, probe)
         base = plain(model)
         self.context = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-        self.context -= first_position(base)
+        self.context -= first_position(base) + virtual_tokens(model)
         """Longest dialogue in tokens."""
 
     def _sample(self, chat: Chat) -> Sample:

@@ -53,6 +53,12 @@ def virtual_kind(model: nn.Module) -> str:
     return "layers" if model.active_peft_config.peft_type == "PREFIX_TUNING" else "input"
 
 
+def whole(model: nn.Module) -> nn.Module:
+    """What to call for the model's own forward: the model inside, where virtual tokens have been set aside."""
+    aside = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning and not virtual_kind(model)
+    return plain(model) if aside else model
+
+
 def virtual_tokens(model: nn.Module) -> int:
     """How many virtual tokens stand before a text."""
     return int(model.active_peft_config.num_virtual_tokens) if virtual_kind(model) else 0  # type: ignore[union-attr,arg-type]

@@ -39,11 +39,13 @@ def prefix(model: PreTrainedModel, train: TrainPart) -> nn.Module:
 def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     """Prompt tuning (Lester et al. 2021, arXiv:2104.08691): embeddings before the text.
 
-    They begin as those of tokens drawn from the vocabulary, or of a text, repeated until it fills them.
+    As wide as the model's own embeddings: ALBERT's are narrower than its blocks. They begin as those of tokens drawn
+    from the vocabulary, or of a text, repeated until it fills them.
     """
     part = train.virtual
     config = PromptTuningConfig(
         task_type=task_type(model), num_virtual_tokens=part.tokens, prompt_tuning_init="SAMPLE_VOCAB",
+        token_dim=int(model.get_input_embeddings().embedding_dim),  # type: ignore[arg-type]
         modules_to_save=new_parts(model) or None,
     )  # fmt: skip
     wrapped = _wrapped(model, train, config)

@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
 from tuneloop.errors import DataError, RecipeError
+from tuneloop.language import t
 from tuneloop.model.readout import ends, reader
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
-from tuneloop.model.trunk import plain, states
+from tuneloop.model.trunk import plain, states, whole
 from tuneloop.sections import TrainPart
 
 
@@ -48,7 +49,7 @@ class LabelModel(nn.Module):
         """Scores (before the softmax) of the texts of a packed row, float32 [n, labels]."""
         base = plain(self.model)
         if self.read is None:
-            own = [self.model(input_ids=ids).logits[0] for ids in input_ids.split(segments, 1)]
+            own = [whole(self.model)(input_ids=ids).logits[0] for ids in input_ids.split(segments, 1)]
             return torch.stack(own).float()
         hidden = states(self.model, input_ids, position_ids, segments, members)
         first, last = ends(base, hidden, input_ids, segments)
@@ -76,7 +77,7 @@ def classes(
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The classes in order, and their weights. A trained head's order is kept where its labels are the same.
 
-    Raises TL-DATA-ONE-LABEL, TL-RECIPE-WEIGHTS.
+    Raises TL-DATA-ONE-LABEL, TL-RECIPE-WEIGHTS, TL-RECIPE-VALUE.
 
     >>> classes({"b": 2, "a": 1}, TrainPart()), classes({"b": 2, "a": 1}, TrainPart(), ["b", "a"])[0]
     ((('a', 'b'), (1.0, 1.0)), ('b', 'a'))
@@ -90,7 +91,7 @@ def classes(
 def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]:
     """What a text of each class counts for. balanced: rows / (classes x rows of the class), so that they mean 1.
 
-    Raises TL-RECIPE-WEIGHTS where the recipe's weights are of other labels.
+    Raises TL-RECIPE-WEIGHTS where the recipe's weights are of other labels, TL-RECIPE-VALUE where one is not above 0.
 
     >>> class_weights(TrainPart(classify={"weights": "balanced"}), {"a": 1, "b": 3})
     (2.0, 0.6666666666666666)
@@ -100,10 +101,14 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
         return (1.0,) * len(counts)
     if wanted == "balanced":
         return tuple(sum(counts.values()) / (len(counts) * n) for n in counts.values())
-    bad = set(wanted) != set(counts) or any(w <= 0 for w in wanted.values())
-    if bad:
+    if set(wanted) != set(counts):
         got, need = (", ".join(str(x) for x in sorted(names)) for names in (wanted, counts))
         raise RecipeError("TL-RECIPE-WEIGHTS", where="train.classify.weights", got=got, labels=need)
+    low = sorted(label for label, weight in wanted.items() if weight <= 0)
+    if low:
+        got = ", ".join(f"{label}: {wanted[label]:g}" for label in low)
+        need = t("each label's weight must be above 0")
+        raise RecipeError("TL-RECIPE-VALUE", where="train.classify.weights", got=got, need=need)
     return tuple(float(wanted[label]) for label in counts)
 
 

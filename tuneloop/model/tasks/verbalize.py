@@ -28,7 +28,7 @@ from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.readout import filler
 from tuneloop.model.tasks.classify import class_weights, labelled, probe
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
-from tuneloop.model.trunk import plain, states
+from tuneloop.model.trunk import plain, states, whole
 from tuneloop.records import Record
 from tuneloop.sections import TrainPart
 
@@ -91,30 +91,40 @@ def parts(setting: Setting) -> tuple[str, str]:
 
 
 def word_ids(setting: Setting) -> list[list[list[int]]]:
-    """Label -> word -> its token ids, with the blank that stands before it in the template.
+    """Label -> word -> its token ids, as they follow the template.
 
-    Raises TL-RECIPE-WORDS where a label has no word, or a word stands for two labels.
+    Raises TL-RECIPE-WORDS where a label has no word, or a word is unknown to the model or stands for two labels.
     """
     words, before = setting.train.classify.words, parts(setting)[0]
+    unknown = getattr(setting.tokenizer, "unk_token_id", None)
     out, seen = [], dict[tuple[int, ...], str]()
     for label in setting.labels:
         own = []
         for word in words.get(label, ()):
-            blank = "" if not before or _NO_BLANK.match(word[:1] or " ") else " "
-            ids = encode(setting.tokenizer, [blank + word])[0]
-            if not ids or seen.setdefault(tuple(ids), label) != label:
-                why = (
-                    t("'{word}' has no token", word=word)
-                    if not ids
-                    else t(
-                        "'{word}' stands for two labels, {one} and {two}", word=word, one=seen[tuple(ids)], two=label
-                    )
-                )
+            ids, why = _following(setting.tokenizer, before, word), ""
+            if not ids:
+                why = t("'{word}' has no token", word=word)
+            elif unknown is not None and unknown in ids:
+                why = t("'{word}' is not in the model's vocabulary", word=word)
+            elif (one := seen.setdefault(tuple(ids), label)) != label:
+                why = t("'{word}' stands for two labels, {one} and {two}", word=word, one=one, two=label)
+            if why:
                 raise RecipeError("TL-RECIPE-WORDS", where=f"train.classify.words.{label}", error=why,
                                   example=_words(setting.labels))  # fmt: skip
             own.append(ids)
         out.append(own)
     return out
+
+
+def _following(tokenizer: Any, before: str, word: str) -> list[int]:
+    """The ids of a word behind the text `before`, with the blank between them.
+
+    A tokenizer may begin each text with a blank of its own, so that the word alone is not the word in its sentence.
+    """
+    blank = "" if not before or _NO_BLANK.match(word[:1] or " ") else " "
+    text = before.replace(TEXT, "a")
+    context, both, alone = encode(tokenizer, [text, text + blank + word, blank + word])
+    return both[len(context) :] if both[: len(context)] == context else alone
 
 
 def classes(
@@ -222,7 +232,7 @@ class PromptModel(nn.Module):
         """Scores of the labels of each text of a packed row, float32 [n, labels]: the mean logit of their words."""
         if self.own:
             texts = input_ids.split(segments, 1)
-            logits = torch.stack([self.model(input_ids=ids).logits[0, self.place] for ids in texts])
+            logits = torch.stack([whole(self.model)(input_ids=ids).logits[0, self.place] for ids in texts])
         else:
             at = torch.tensor(self._at(segments), device=input_ids.device)
             hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, at)
