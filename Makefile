@@ -50,7 +50,7 @@ check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
 	@$(BIN)/typos
 
 proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tensor by tensor
-	@for name in $(MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
+	@for name in $(MODELS) all-minilm-l6-v2; do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python -m pytest -m proof --timeout 3600
 
 gpu-proof: $(VENV)/.core  ## on your graphics card: every method, attention kernels, parity, speed; a report to post
