@@ -639,7 +639,9 @@ class TestOnlyFor:
          ({"freeze": {"layers": 1}}, "freeze"), ({"virtual": {"tokens": 5}}, "virtual"),
          ({"task": "chat", "prefer": {"beta": 1}}, "prefer"), ({"task": "chat", "classify": {"weights": "balanced"}}, "classify"),
          ({"eval_strategy": "no", "early_stopping": 2}, "early_stopping"), ({"eval_strategy": "no", "keep_best": True}, "keep_best"),
-         ({"eval_strategy": "no", "sample_answers": 2}, "sample_answers")],
+         ({"eval_strategy": "no", "sample_answers": 2}, "sample_answers"),
+         ({"method": "prompt_tuning", "virtual": {"projection": True}}, "virtual.projection"),
+         ({"task": "prefer", "prefer": {"loss": "orpo", "smoothing": 0.1}}, "prefer.smoothing")],
     )  # fmt: skip
     def test_a_section_without_effect_is_a_contradiction(self, train: dict[str, Any], where: str) -> None:
         assert wrong({"train": train}) == {f"train.{where}": "TL-RECIPE-CLASH"}

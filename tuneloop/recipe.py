@@ -77,6 +77,10 @@ def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[Recipe
     for key, tasks in ONLY_IN.items():
         if meant(key) and part.task not in {"auto", *tasks}:
             yield _clash(f"train.{key}", f"train.task: {part.task}")
+    if part.virtual.projection and part.method == "prompt_tuning":
+        yield _clash("train.virtual.projection", "train.method: prompt_tuning")
+    if part.prefer.smoothing and part.prefer.loss not in {"auto", "dpo"}:
+        yield _clash("train.prefer.smoothing", f"train.prefer.loss: {part.prefer.loss}")
     for key in ("early_stopping", "keep_best", "sample_answers"):
         if getattr(part, key) and part.eval_strategy == "no":
             yield _clash(f"train.{key}", "train.eval_strategy: no")
