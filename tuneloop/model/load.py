@@ -298,8 +298,9 @@ def adapter_labels(folder: Path) -> tuple[str, ...]:
 def numbered_places(folder: Path) -> bool:
     """Whether the model in `folder` has one learned vector for each position, and so none behind the last (GPT-2)."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not most:
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if not most or getattr(text, "rope_parameters", None):  # rotary positions go on without end
         return False
     try:
         with torch.device("meta"):
