@@ -17,7 +17,8 @@ from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Setting
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
-from tuneloop.train.session import Material, Outcome, session
+from tuneloop.train.material import Material
+from tuneloop.train.session import Outcome, session
 
 LATE = {"epochs": 12, "learning_rate": 0.05, "schedule": "constant", "eval_strategy": "steps", "eval_steps": 2,
         "keep_best": True, "early_stopping": 3, "save_strategy": "steps", "save_steps": 7, "save_total_limit": 1}  # fmt: skip

@@ -15,6 +15,7 @@ from tuneloop import pipeline
 from tuneloop.data.templates import CHATML
 from tuneloop.errors import DataError, TuneloopError
 from tuneloop.model.load import numbered_places
+from tuneloop.model.model_folder import context
 from tuneloop.recipe import make_recipe
 
 PLACES = 66
@@ -42,7 +43,7 @@ def texts(words: int, count: int = 8) -> list[dict[str, Any]]:
 
 def test_a_held_out_row_that_an_encoder_has_no_place_for(tmp_path: Path) -> None:
     model = encoders.folder(tmp_path / "bert", "bert")
-    most = pipeline.context(model)
+    most = context(model)
     planned(tmp_path / "short", model, texts(5), texts(6, 2), task="classify")
     error = refused(tmp_path / "long", model, texts(5), texts(most + 5, 1), task="classify")
     assert (error.code, error.where) == ("TL-DATA-CONTEXT", "validation")
@@ -51,7 +52,7 @@ def test_a_held_out_row_that_an_encoder_has_no_place_for(tmp_path: Path) -> None
 @pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning"])
 def test_virtual_tokens_take_places_too(tmp_path: Path, method: str) -> None:
     model = encoders.folder(tmp_path / "bert", "bert")
-    rows = texts(pipeline.context(model) - 12)
+    rows = texts(context(model) - 12)
     planned(tmp_path / "few", model, rows, texts(5, 2), task="classify", method=method, virtual={"tokens": 2})
     error = refused(tmp_path / "many", model, rows, texts(5, 2), task="classify", method=method, virtual={"tokens": 20})
     assert error.code == "TL-DATA-CONTEXT"

@@ -15,7 +15,8 @@ from tuneloop.model import precision
 from tuneloop.model.load import load_model
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Setting
-from tuneloop.train.session import Material, session
+from tuneloop.train.material import Material
+from tuneloop.train.session import session
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

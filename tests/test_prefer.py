@@ -25,7 +25,8 @@ from tuneloop.records import Message, Record
 from tuneloop.runs import Run, new_run
 from tuneloop.sections import PreferPart, Recipe
 from tuneloop.train.loop import held_loss
-from tuneloop.train.session import Material, packs_exactly, rows, session
+from tuneloop.train.material import Material
+from tuneloop.train.session import packs_exactly, rows, session
 
 PAIRS = [
     Record(

@@ -24,7 +24,8 @@ from tuneloop.recipe import dump, make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.runs import Run, new_run
 from tuneloop.sections import Recipe
-from tuneloop.train.session import Material, Outcome, packs_exactly, rows, session
+from tuneloop.train.material import Material
+from tuneloop.train.session import Outcome, packs_exactly, rows, session
 
 RECORDS = [Record((Message("user", f"{q} {n}"), Message("assistant", a))) for n in range(3) for q, a in TALK]
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tuneloop import recipe as recipes
 from tuneloop import registry
@@ -23,14 +20,9 @@ from tuneloop.continual.gate import Verdict, better
 from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.items import Items
 from tuneloop.data.preflight import Preflight, preflight
 from tuneloop.data.reading.sniff import shown
-from tuneloop.data.samples import Samples
-from tuneloop.data.split import Side
-from tuneloop.data.tokens import encode_records, marked
-from tuneloop.errors import DataError, ModelError, RunError, TuneloopError
+from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
@@ -42,30 +34,23 @@ from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import (
     Trained,
-    adapter_labels,
-    fingerprint,
-    known_labels,
     load_model,
-    load_tokenizer,
     load_trained,
-    numbered_places,
     resolve,
 )
-from tuneloop.model.methods import METHODS
-from tuneloop.model.model_folder import context
 from tuneloop.model.scorer import Scorer
-from tuneloop.model.tasks.table import TASKS, task_name
-from tuneloop.model.tasks.task import Rows, Setting, Task
+from tuneloop.model.tasks.table import task_name
+from tuneloop.model.tasks.task import Rows
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
-from tuneloop.presets import settled
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
 from tuneloop.sections import DataFile, Recipe
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
-from tuneloop.train.session import Material, Outcome, session
+from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
+from tuneloop.train.session import Outcome, session
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -81,35 +66,10 @@ def _quiet(text: str) -> None:
     """Says nothing: the default of the Python API."""
 
 
-@dataclass(frozen=True)
-class _Words:
-    """A recipe's model folder and tokenizer, and the samples that they make."""
-
-    folder: Path
-    tokenizer: Any
-    key: str
-
-    def samples(self, dataset: Dataset, side: Side) -> Samples:
-        return dataset.samples(side, self.key, self.encode)
-
-    def encode(self, records: Sequence[Record]) -> Samples:
-        return encode_records(self.tokenizer, records)
-
-    def view(self) -> View:
-        """How a dataset's card shows samples."""
-        return View(lambda sample: marked(self.tokenizer, sample), context(self.folder))
-
-
-def _words(recipe: Recipe) -> _Words:
-    folder = resolve(recipe.model)
-    tokenizer = load_tokenizer(folder, recipe.model.template)
-    return _Words(folder, tokenizer, fingerprint(folder, tokenizer))
-
-
 def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
     with ranks.world().local_main_process_first():  # the others find what the first one made
-        words = _words(recipe)
+        words = words_of(recipe)
 
         def progress(rows: int) -> None:
             say(t("{n} rows read", n=rows))
@@ -123,15 +83,15 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
 
     Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
     """
-    recipe, words = _with_adapters(_settled(recipe, dataset), workspace), _words(recipe)
-    task, setting = _setting(recipe, dataset, words)
+    recipe, words = _with_adapters(settle(recipe, dataset), workspace), words_of(recipe)
+    task, setting = setting_of(recipe, dataset, words)
     rows = Rows(words.samples(dataset, "train"), lambda: dataset.records("train"))
     samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
     looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=_room(recipe, words.folder, task))  # fmt: skip
+                       room=room(recipe, words.folder, task))  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
-    _held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
+    held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
     ledger = str(dataset.path / "ledger.jsonl")
     foreseen = planner.make(recipe, words.folder, task.items(rows, setting), dataset.manifest, prompts=len(prompts),
                             ledger=ledger, task=task, setting=setting)  # fmt: skip
@@ -147,7 +107,7 @@ def train(
     number: int | None = None,
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
-    recipe = _settled(recipe, dataset)
+    recipe = settle(recipe, dataset)
     recipe = _with_adapters(recipe, workspace)
     if foreseen is None:
         foreseen, _ = plan(recipe, dataset, workspace=workspace)
@@ -241,72 +201,12 @@ def _dataset(run: Run) -> Dataset:
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
-    material = _material(recipe, dataset)
+    found = material(_with_adapters(recipe, Path()), dataset)
     with held_alone(run) if ranks.leads() else nullcontext():
-        outcome = session(run, recipe, material, resume=resume)
+        outcome = session(run, recipe, found, resume=resume)
     if ranks.leads():
         chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome
-
-
-def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what its rows decide: the usual learning rate of their task, where none is written."""
-    task = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
-    return settled(recipe, task)[0]
-
-
-def _setting(recipe: Recipe, dataset: Dataset, words: _Words) -> tuple[Task, Setting]:
-    """The task of a recipe, and what it is told: of its classes, those of the training rows."""
-    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
-    setting = Setting(recipe.train, words.tokenizer)
-    if task.classes is None:
-        return task, setting
-    counts = Counter(record.label for record, _, _ in dataset.rows("train"))
-    known = known_labels(words.folder)
-    if recipe.train.adapter and (theirs := adapter_labels(Path(recipe.train.adapter))):
-        if set(theirs) != set(counts):
-            reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=", ".join(theirs),
-                       ours=", ".join(sorted(counts)))  # fmt: skip
-            raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
-        known = theirs
-    labels, weights = task.classes(counts, recipe.train, known)
-    return task, replace(setting, labels=labels, weights=weights)
-
-
-def _material(recipe: Recipe, dataset: Dataset) -> Material:
-    """What a session trains on and measures: the rows of a dataset as the recipe's task sees them."""
-    recipe = _with_adapters(recipe, Path())
-    words = _words(recipe)
-    task, setting = _setting(recipe, dataset, words)
-
-    def items(side: Side) -> Items:
-        return task.items(Rows(words.samples(dataset, side), lambda: dataset.records(side)), setting)
-
-    held = _held_items(recipe, dataset, words, task, setting)
-    asked = dataset.records("validation") if recipe.train.sample_answers and task.writes else ()
-    return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
-
-
-def _held_items(recipe: Recipe, dataset: Dataset, words: _Words, task: Task, setting: Setting) -> Items:
-    """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one."""
-    held = task.items(Rows(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
-    room, lengths = _room(recipe, words.folder, task), held.samples.lengths
-    if room and (long := np.flatnonzero(lengths > room)).size:
-        raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=room,
-                        length=int(lengths.max()), example=held.samples.names[long[0]].decode())  # fmt: skip
-    return held
-
-
-def _room(recipe: Recipe, folder: Path, task: Task) -> int:
-    """The longest sample that the model has places for beside the virtual tokens; 0 where any length has."""
-    most = context(folder)
-    if not most or (task.writes and not numbered_places(folder)):
-        return 0
-    train = recipe.train
-    if not METHODS[train.method].virtual:
-        return most
-    virtual = adapters.read_config(Path(train.adapter)).get("num_virtual_tokens") if train.adapter else None
-    return max(1, most - int(virtual or train.virtual.tokens))
 
 
 def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:

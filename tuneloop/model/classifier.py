@@ -17,7 +17,7 @@ from tuneloop.data.tokens import tokenize
 from tuneloop.errors import ServeError
 from tuneloop.language import t
 from tuneloop.model.tasks.task import Rows, Setting, Task
-from tuneloop.model.trunk import first_position, plain, virtual_tokens
+from tuneloop.model.trunk import longest
 from tuneloop.records import Message, Record, Reply
 
 
@@ -32,9 +32,7 @@ class Classifier:
         self.model, self.tokenizer, self.labels = model, tokenizer, setting.labels
         self._task, self._setting = task, setting
         self._module = task.objective(model, Items.of(self._samples(["."])), setting)
-        base = plain(model)
-        self.context = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-        self.context -= first_position(base) + virtual_tokens(model)
+        self.context = longest(model)
         """Longest text in tokens."""
 
     def _samples(self, texts: Sequence[str]) -> Samples:

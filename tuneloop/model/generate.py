@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.errors import ServeError
-from tuneloop.model.trunk import opening, plain, slides, virtual_tokens
+from tuneloop.model.trunk import longest, opening, plain, slides, virtual_tokens
 from tuneloop.records import Reply
 
 PIECE = "\ufffd"
@@ -62,8 +62,7 @@ class Answerer:
         self.stops = stop_ids(tokenizer)
         self.alone = slides(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
-        config = plain(model).config.get_text_config()
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20) - virtual_tokens(model)
+        self.context = longest(model)
         """Longest prompt and answer together, in tokens."""
 
     def prompt(self, chat: Chat) -> list[int]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tuneloop.model.loss import CHUNK, LossModel, head_is_exact
-from tuneloop.model.trunk import plain
+from tuneloop.model.trunk import longest, plain
 
 TOKENS = 2048
 """Tokens of a batch, padding included."""
@@ -24,7 +24,7 @@ def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[tuple[fl
     begins a text with or, where it has none, the end of the one before. A text longer than the model's context is
     scored window by window.
     """
-    context = int(getattr(plain(model).config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+    context = longest(model)
     rows: list[tuple[int, list[int]]] = []
     for n, text in enumerate(texts):
         ids = _ids(tokenizer, text)

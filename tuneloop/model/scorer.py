@@ -15,7 +15,7 @@ from tuneloop.data.templates import Chat
 from tuneloop.data.tokens import tokenize
 from tuneloop.errors import ServeError
 from tuneloop.model.tasks.classify import LabelModel
-from tuneloop.model.trunk import first_position, plain, virtual_tokens
+from tuneloop.model.trunk import longest
 from tuneloop.records import Message, Record, Reply
 
 
@@ -30,9 +30,7 @@ class Scorer:
         self.model, self.tokenizer, self.system = model, tokenizer, system
         probe = torch.tensor(tokenizer("a b")["input_ids"], device=next(model.parameters()).device)[None]
         self._module = LabelModel(model, probe)
-        base = plain(model)
-        self.context = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-        self.context -= first_position(base) + virtual_tokens(model)
+        self.context = longest(model)
         """Longest dialogue in tokens."""
 
     def _sample(self, chat: Chat) -> Sample:

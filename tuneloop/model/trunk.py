@@ -111,6 +111,13 @@ def entry(
     return Entry(given, places)
 
 
+def longest(model: nn.Module) -> int:
+    """Tokens of the longest text that the model takes beside virtual ones; 2**20 where its config does not say."""
+    base = plain(model)
+    most = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+    return most - first_position(base) - virtual_tokens(model)
+
+
 def turns_alike(module: nn.Module) -> int | None:
     """Up to which length of a row all positions turn alike in the model inside; None where they do at any length.
 

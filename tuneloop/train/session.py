@@ -39,7 +39,6 @@ from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.model.trunk import plain, turns_alike
 from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
-from tuneloop.records import Record
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe, Strategy
 from tuneloop.train import device, ranks
@@ -48,6 +47,7 @@ from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.interrupt import Interrupt
 from tuneloop.train.keeping import Keeping, held_out, kept_blocks, measurements
 from tuneloop.train.loop import Callback, held_loss, train
+from tuneloop.train.material import Material
 from tuneloop.train.optim import optimizer_for, scheduler_for, total_steps
 from tuneloop.train.sampler import sampler_for
 
@@ -171,19 +171,6 @@ class _Parts:
     metrics: Journal
     events: Journal
     meter: Meter
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Material:
-    """What a session works on: a model folder, the task, and its items to train on and to hold out."""
-
-    folder: Path
-    task: Task
-    setting: Setting
-    items: Items
-    held: Items
-    questions: Sequence[Record] = ()
-    """Held-out rows that may be answered while training (train.sample_answers)."""
 
 
 def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _Parts:
