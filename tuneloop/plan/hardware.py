@@ -65,8 +65,12 @@ def _free_memory() -> int:
         return free
 
 
-def product_rate(dtype: torch.dtype, device: str, size: int = 1024, seconds: float = 0.25) -> float:
-    """GFLOP/s of square matrix products, the best of several, so that a busy moment does not count."""
+def product_rate(dtype: torch.dtype, device: str, size: int = 0, seconds: float = 0.25) -> float:
+    """GFLOP/s of square matrix products, the best of several, so that a busy moment does not count.
+
+    A card needs large ones: it is through with those of 1024 before the next can be asked for.
+    """
+    size = size or (8192 if device == "cuda" else 1024)
     a = torch.randn(size, size, dtype=dtype, device=device)
     b = torch.randn(size, size, dtype=dtype, device=device)
     best, began = float("inf"), time.perf_counter()
@@ -79,8 +83,9 @@ def product_rate(dtype: torch.dtype, device: str, size: int = 1024, seconds: flo
     return 2 * size**3 / best / 1e9
 
 
-def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 4096, seconds: float = 0.15) -> float:
+def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 0, seconds: float = 0.15) -> float:
     """GB a second of a weight matrix larger than the caches, in products with `rows` rows: a step of generation."""
+    width = width or (16384 if device == "cuda" else 4096)
     weight = torch.ones(width, width, dtype=dtype, device=device)
     x = torch.ones(rows, width, dtype=dtype, device=device)
     best, began = float("inf"), time.perf_counter()

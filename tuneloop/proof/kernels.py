@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -20,8 +21,27 @@ CASES: tuple[tuple[bool, int | None], ...] = ((True, None), (True, 33), (False, 
 """Causal or not, and the window."""
 
 
+CAPABILITIES = ((7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+"""CUDA's of V100, T4, A100, RTX 30, RTX 40, H100, B200, RTX 50."""
+
+
+def _chosen(dtype: torch.dtype, device: torch.device) -> str:
+    """Which kernel each kind of card would be given with the packages that are here."""
+    here = varlen.card(device)
+    facts = {"flash_attn": varlen._flash() is not None, "torch_varlen": varlen._varlen() is not None,
+             "triton": importlib.util.find_spec("triton") is not None}  # fmt: skip
+    cards = [here] if device.type == "cuda" else []
+    cards += [varlen.Card(c, **facts) for c in CAPABILITIES]
+    found = [(c.capability, varlen.choose(c, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))) for c in cards]
+    return ", ".join(f"{major}.{minor}: {kernel}" for (major, minor), kernel in found)
+
+
 def prove(lines: Lines, device: torch.device) -> None:
-    """One line a type and kernel."""
+    """A line a type: which kernel is chosen by which compute capability; and one a type and kernel."""
+    for dtype in TYPES:
+        name = str(dtype).removeprefix("torch.")
+        lines.claim(t("attention"), t("chosen in {dtype} by compute capability", dtype=name),
+                    lambda d=dtype: _chosen(d, device))  # type: ignore[misc]  # fmt: skip
     card = varlen.card(device)
     for dtype in TYPES:
         name = str(dtype).removeprefix("torch.")

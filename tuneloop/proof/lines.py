@@ -13,6 +13,7 @@ from tuneloop.errors import MachineError, RunError, TuneloopError
 from tuneloop.language import t
 
 Verdict = Literal["passed", "failed", "refused", "not run"]
+VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "refused", "not run")
 Say = Callable[[str], None]
 
 
@@ -41,15 +42,21 @@ class FailedError(Exception):
     """Raised by a claim that does not hold; says by how much."""
 
 
+def _nowhere(line: Line) -> None:
+    """Keeps nothing: lines that are only collected."""
+
+
 @dataclass
 class Lines:
-    """Collects lines, each told as soon as it stands."""
+    """Collects lines, each told and kept as soon as it stands."""
 
     say: Say
+    keep: Callable[[Line], None] = _nowhere
     lines: list[Line] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
         self.lines.append(line)
+        self.keep(line)
         verdict, what, detail = line.row()
         self.say(f"  {verdict}  {what}  {detail}".rstrip())
 
@@ -68,6 +75,8 @@ def _line(group: str, what: str, look: Callable[[], str], may_refuse: bool) -> L
         return Line(group, what, "not run", str(reason))
     except FailedError as reason:
         return Line(group, what, "failed", str(reason))
+    except ModuleNotFoundError as error:
+        return Line(group, what, "not run", t("the package {name} is not installed", name=error.name or error))
     except MachineError as error:
         return Line(group, what, "not run", f"{error.code} {error.what}")
     except TuneloopError as error:

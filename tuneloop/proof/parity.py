@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tuneloop import pipeline
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.language import t
-from tuneloop.model.load import load_model, load_tokenizer
+from tuneloop.model.load import load_model, load_tokenizer, pick_dtype
 from tuneloop.model.loss import LossModel
 from tuneloop.proof import subject
 from tuneloop.proof.lines import FailedError, Lines
@@ -23,10 +24,11 @@ from tuneloop.records import Message, Record
 from tuneloop.train.loop import to_device
 
 
-def samples(folder: Path, count: int) -> list[Sample]:
-    """The first questions and answers as this model's tokenizer sees them."""
-    records = [Record((Message("user", q), Message("assistant", a))) for q, a in subject.questions(count)]
-    return list(tokenize(load_tokenizer(folder), records))
+def samples(ground: Ground, count: int) -> list[Sample]:
+    """The first dialogues of this ground as its model's tokenizer sees them."""
+    rows = ground.rows() if ground.rows else subject.rows("chat", count, ground.longest)
+    records = [Record(tuple(Message(m["role"], m["content"]) for m in row["messages"])) for row in islice(rows, count)]
+    return list(tokenize(load_tokenizer(ground.model), records))
 
 
 def padded(batch: list[Sample], device: torch.device) -> dict[str, torch.Tensor]:
@@ -53,15 +55,15 @@ def _norm(model: nn.Module) -> float:
     return math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
 
 
-def _loss(folder: Path, device: torch.device, count: int) -> str:
-    batch = samples(folder, count)
-    ours: Any = load_model(folder, "float32")
+def _loss(ground: Ground, device: torch.device, count: int) -> str:
+    batch = samples(ground, count)
+    ours: Any = load_model(ground.model, "float32")
     ours.to(device).requires_grad_(True)
     mine = LossModel(ours)(**to_device(pack(batch), device)) / sum(s.labels for s in batch)
     mine.backward()
     got = mine.item(), _norm(ours)
     del ours
-    theirs = plainly(folder).to(device).eval()
+    theirs = plainly(ground.model).to(device).eval()
     loss = theirs(**padded(batch, device)).loss
     loss.backward()
     wanted = loss.item(), _norm(theirs)
@@ -73,14 +75,22 @@ def _loss(folder: Path, device: torch.device, count: int) -> str:
     return told
 
 
-def _export(ground: Ground, method: str) -> str:
-    run = ground.train(ground.recipe("chat", method=method, max_steps=2, batch_size=2), "chat")
-    return pipeline.export(run.path, ground.folder / f"exported-{method}", workspace=ground.folder).line()
+def _export(ground: Ground, method: str, dtype: str) -> str:
+    run = ground.train(ground.recipe("chat", dtype, method=method, max_steps=2, batch_size=2), "chat")
+    target = ground.folder / f"exported-{method}-{dtype}"
+    return pipeline.export(run.path, target, workspace=ground.folder).line()
 
 
 def prove(lines: Lines, ground: Ground, device: torch.device, name: str) -> None:
     """`name` is what the model of this ground is called in the report."""
     group = t("parity")
     lines.claim(group, t("{model}: loss and gradient of transformers", model=name),
-                lambda: _loss(ground.model, device, 4))  # fmt: skip
-    lines.claim(group, t("{model}: export of a LoRA run", model=name), lambda: _export(ground, "lora"))
+                lambda: _loss(ground, device, 4))  # fmt: skip
+    lines.claim(group, t("{model}: export of a LoRA run", model=name), lambda: _export(ground, "lora", "float32"))
+
+
+def merged(lines: Lines, ground: Ground, name: str) -> None:
+    """A line: an adapter added into weights of this device's own type answers as it did beside them."""
+    dtype = str(pick_dtype("auto")).removeprefix("torch.") if torch.cuda.is_available() else "bfloat16"
+    lines.claim(t("parity"), t("{model}: export of a LoRA run in {dtype}", model=name, dtype=dtype),
+                lambda: _export(ground, "lora", dtype))  # fmt: skip

@@ -1,23 +1,40 @@
-"""Speed and memory: a LoRA run of ours beside the loop that tutorials write, same rows, same model, same types."""
+"""Speed and memory: a LoRA run of ours beside what others do with the same rows, model and types."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 
 from tuneloop.data.tokens import Sample
 from tuneloop.language import t
-from tuneloop.model.load import pick_dtype
-from tuneloop.proof.lines import Lines
+from tuneloop.model.load import load_tokenizer, pick_dtype
+from tuneloop.model.methods import LINEAR
+from tuneloop.plan.budget import shape, step_flops
+from tuneloop.plan.hardware import product_rate
+from tuneloop.proof.lines import Lines, NotRunError
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
 
-BATCH = 8
-TARGETS = ["q_proj", "v_proj"]
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is measured: `rows` dialogues, `batch` of them a step in passes of `micro` where others pad; `budget` tokens
+    a pass of ours; the adapter."""
+
+    steps: int
+    rows: int = 24
+    batch: int = 8
+    micro: int = 8
+    budget: int = 4096
+    rank: int = 8
+    targets: list[str] | str = "all-linear"
 
 
 def _most_gb(device: torch.device) -> float | None:
@@ -30,61 +47,132 @@ def _forget(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _told(rate: float, memory: float | None) -> str:
-    told = t("{n:,.0f} real tokens/s", n=rate)
-    return told if memory is None else told + t(", {n:.2f} GB at the peak", n=memory)
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Real tokens a second without the first step, and the most memory of the card in GB where there is one."""
+
+    rate: float
+    memory: float | None
+
+    def told(self) -> str:
+        said = t("{n:,.0f} real tokens/s", n=self.rate)
+        return said if self.memory is None else said + t(", {n:.2f} GB at the peak", n=self.memory)
 
 
-def ours(ground: Ground, device: torch.device, steps: int) -> tuple[float, float | None]:
-    """(real tokens a second without the first step, peak GB) of a run by the whole pipeline."""
+def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float, float]:
+    """A run by the whole pipeline; what it needed, the memory that was planned, its operations a second / 1e9."""
     _forget(device)
     recipe = ground.recipe(
-        "chat", "auto", batch_size=BATCH, max_steps=steps, save_steps=steps, learning_rate=2e-4,
-        token_budget=4096, lora={"rank": 8, "alpha": 32, "targets": TARGETS},
+        "chat", "auto", batch_size=work.batch, max_steps=work.steps, save_steps=work.steps, learning_rate=2e-4,
+        token_budget=work.budget, lora={"rank": work.rank, "alpha": 2 * work.rank, "targets": work.targets},
     )  # fmt: skip
     run = ground.train(recipe, "chat")
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").split("\n") if line]
     later = [line for line in lines if "loss" in line][1:]
     tokens, seconds = (sum(line["tokens"] for line in later), sum(line["clock"]["seconds"] for line in later))
-    return tokens / seconds, _most_gb(device)
+    labels = sum(line["label_tokens"] for line in later)
+    work_done = step_flops(shape(ground.model, recipe.train, "auto"), tokens, labels, recipe.train)
+    return Speed(tokens / seconds, _most_gb(device)), ground.datasets["chat"][1].memory_gb, work_done / seconds / 1e9
 
 
-def theirs(ground: Ground, device: torch.device, steps: int, rows: Sequence[Sample]) -> tuple[float, float | None]:
+def _targets(model: torch.nn.Module, work: Work) -> list[str]:
+    if not isinstance(work.targets, str):
+        return work.targets
+    names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LINEAR)}
+    return sorted(names - {"lm_head"})
+
+
+def theirs(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sample]) -> Speed:
     """The same of transformers and PEFT: batches padded to their longest row, in the given order."""
     _forget(device)
     torch.manual_seed(0)
-    kept = pick_dtype("auto")
-    config = LoraConfig(r=8, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
-    model = get_peft_model(plainly(ground.model, kept), config).to(device).train()
+    model = plainly(ground.model, pick_dtype("auto"))
+    config = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work),
+                        task_type="CAUSAL_LM")  # fmt: skip
+    model = get_peft_model(model, config).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     tokens, seconds = 0, 0.0
-    for k in range(steps):
-        batch = [rows[(k * BATCH + i) % len(rows)] for i in range(BATCH)]
+    for k in range(work.steps):
         began = time.perf_counter()
-        loss = model(**padded(batch, device)).loss
-        loss.backward()
+        for at in range(0, work.batch, work.micro):
+            batch = [rows[(k * work.batch + at + i) % len(rows)] for i in range(work.micro)]
+            loss = model(**padded(batch, device)).loss * work.micro / work.batch
+            loss.backward()
+            tokens += sum(len(s.ids) for s in batch) if k else 0
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for the device
-        if k:
-            seconds += time.perf_counter() - began
-            tokens += sum(len(s.ids) for s in batch)
-    return tokens / seconds, _most_gb(device)
+        seconds += time.perf_counter() - began if k else 0.0
+    return Speed(tokens / seconds, _most_gb(device))
 
 
-def measure(lines: Lines, ground: Ground, device: torch.device, steps: int, name: str) -> None:
-    """Two lines of what was measured. Speed passes or fails nothing: only a way that breaks does."""
-    found: list[tuple[float, float | None]] = []
+def with_trl(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sample], *, liger: bool = True) -> Speed:
+    """The same of TRL with Liger's kernels. ImportError where one of the two is absent."""
+    trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
+    if liger:
+        importlib.import_module("liger_kernel")
+    callback = importlib.import_module("transformers").TrainerCallback
+    _forget(device)
+    kept, marks = pick_dtype("auto"), list[float]()
+
+    class Clock(callback):  # type: ignore[misc, valid-type]
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            torch.cuda.synchronize() if device.type == "cuda" else None
+            marks.append(time.perf_counter())
+
+    model = plainly(ground.model, kept)
+    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work),
+                         task_type="CAUSAL_LM")  # fmt: skip
+    settings = trl.SFTConfig(
+        output_dir=str(ground.folder / "trl"), per_device_train_batch_size=work.micro, max_steps=work.steps,
+        gradient_accumulation_steps=work.batch // work.micro, learning_rate=2e-4, use_liger_kernel=liger,
+        max_length=None,
+        bf16=kept == torch.bfloat16 and device.type == "cuda", fp16=False, gradient_checkpointing=False, report_to=[],
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=device.type == "cpu",
+        train_sampling_strategy="sequential", include_num_input_tokens_seen="non_padding", seed=0,
+    )  # fmt: skip
+    table = datasets.Dataset.from_list([
+        {"input_ids": s.ids.tolist(), "completion_mask": s.trained.astype(int).tolist()} for s in rows
+    ])  # fmt: skip
+    trainer = trl.SFTTrainer(model=model, args=settings, train_dataset=table, peft_config=adapter, callbacks=[Clock()],
+                             processing_class=load_tokenizer(ground.model))  # fmt: skip
+    trainer.train()
+    used = [len(rows[i % len(rows)].ids) for i in range(work.batch, work.batch * work.steps)]
+    return Speed(sum(used) / (marks[-1] - marks[0]), _most_gb(device))
+
+
+def _or_too_large(measured: Callable[[], Speed]) -> Speed:
+    """Another way that runs out of memory is no fault of ours."""
+    try:
+        return measured()
+    except torch.OutOfMemoryError as error:
+        raise NotRunError(t("out of memory on this card")) from error
+
+
+def measure(lines: Lines, ground: Ground, device: torch.device, work: Work, name: str) -> None:
+    """Lines of what was measured. Speed passes or fails nothing: only a way that breaks does."""
+    found: dict[str, float] = {}
 
     def beside() -> str:
-        found.append(theirs(ground, device, steps, samples(ground.model, 24)))
-        return _told(*found[0])
+        speed = _or_too_large(lambda: theirs(ground, device, work, samples(ground, work.rows)))
+        found["peft"] = speed.rate
+        return speed.told()
+
+    def liger() -> str:
+        return _or_too_large(lambda: with_trl(ground, device, work, samples(ground, work.rows))).told()
 
     def mine() -> str:
-        rate, memory = ours(ground, device, steps)
-        told = _told(rate, memory)
-        return told + t(", {n:.2f} times as fast", n=rate / found[0][0]) if found else told
+        rate = product_rate(pick_dtype("auto"), device.type, seconds=0.5)
+        speed, planned, flops = ours(ground, device, work)
+        said = speed.told()
+        if "peft" in found:
+            said += t(", {n:.2f} times as fast as padded", n=speed.rate / found["peft"])
+        if speed.memory is not None:
+            said += t("; {n:.2f} GB were planned", n=planned)
+        return said + t("; {share:.0f} % of the {rate:,.0f} GFLOP/s that matrix products reach here",
+                        share=100 * flops / rate, rate=rate)  # fmt: skip
 
     lines.claim(t("speed"), t("{model}: transformers + PEFT, padded batches", model=name), beside)
     lines.claim(t("speed"), t("{model}: tuneloop", model=name), mine)
+    lines.claim(t("speed"), t("{model}: TRL with Liger", model=name), liger)

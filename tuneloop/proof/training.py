@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ OF_TASK: dict[str, dict[str, Any]] = {
     "classify_prompt": {"classify": {"template": "{text} True:", "words": {"yes": ["y"], "no": ["n"]}}},
 }
 """What a method or a task needs to be told beside its name."""
+CLEAN = {"unicode": False, "mojibake": False, "html": False, "templates": False, "pii": "off", "repetition": "off",
+         "refusal": "off", "gibberish": "off"}  # fmt: skip
+"""Rows that are made need no cleaning, nor the packages that it takes."""
 
 
 @dataclass
@@ -47,19 +50,25 @@ class Ground:
     model: Path
     longest: int = 10**6
     """Characters of a row."""
+    rows: Callable[[], Iterable[dict[str, Any]]] | None = None
+    """The dialogues, where they are not those of the demo."""
+    prepare: dict[str, Any] = field(default_factory=dict)
+    """What else preparing is told."""
     datasets: dict[Kind, tuple[Dataset, Plan]] = field(default_factory=dict)
     bases: dict[str, Run] = field(default_factory=dict)
 
     def recipe(self, kind: Kind, dtype: str = "float32", **train: Any) -> Recipe:
         file = self.folder / f"{kind}.jsonl"
-        if not file.is_file():
+        if not file.is_file() and self.rows is not None:
+            file.write_text("".join(json.dumps(row) + "\n" for row in self.rows()), encoding="utf-8")
+        elif not file.is_file():
             subject.row_file(self.folder, kind, longest=self.longest)
         settings = {"max_steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "save_strategy": "steps",
                     "save_steps": STEPS // 2, "save_total_limit": None, "eval_strategy": "no", "warmup_ratio": 0.0,
                     **train}  # fmt: skip
         recipe, _ = make_recipe({
             "name": kind, "model": {"name": str(self.model), "dtype": dtype}, "data": {"path": str(file), "task": kind},
-            "prepare": {"validation": 4}, "train": settings,
+            "prepare": {"validation": 4, "clean": CLEAN, **self.prepare}, "train": settings,
         })  # fmt: skip
         return recipe
 
@@ -96,13 +105,15 @@ def combinations(ground: Ground, lines: Lines) -> None:
     """One line a method and task: it trains, its result is read back whole, and resuming changes nothing."""
     for method in METHODS:
         for task in TASKS:
-            lines.claim(t("training"), f"{method} x {task}", lambda m=method, k=task: _combination(ground, m, k),  # type: ignore[misc]
+            lines.claim(t("training"), f"{method} x {task}", lambda m=method, k=task: combination(ground, m, k),  # type: ignore[misc]
                         may_refuse=True)  # fmt: skip
 
 
-def _combination(ground: Ground, method: str, task: str) -> str:
+def combination(ground: Ground, method: str, task: str, **more: Any) -> str:
+    """A run of this method and task: trained, read back, resumed. `more` are settings of `train`."""
     kind = kind_for(task)
-    recipe = ground.recipe(kind, task=task, method=method, **(OF_METHOD.get(method, {}) | OF_TASK.get(task, {})))
+    settings = OF_METHOD.get(method, {}) | OF_TASK.get(task, {}) | more
+    recipe = ground.recipe(kind, task=task, method=method, **settings)
     run = ground.train(recipe, kind)
     told = _losses(run)
     if not all(x == x and abs(x) < 1e4 for x in told):
@@ -151,15 +162,16 @@ def _losses(run: Run) -> list[float]:
     return [line["loss"] for line in _lines(run)]
 
 
-def equal_recipes(ground: Ground, lines: Lines) -> None:
-    """However samples share forward passes, a step loses the same and has the same gradient."""
+def equal_recipes(ground: Ground, lines: Lines, methods: Sequence[str] = ("lora", "full"), name: str = "") -> None:
+    """However samples share forward passes, a step loses the same and has the same gradient. `name` is the shape's."""
+    before = f"{name}, " if name else ""
     variants: dict[str, dict[str, Any]] = {
         t("packed as one by one"): {"packing": False}, t("micro-batches of 1"): {"micro_batch_size": 1},
         t("half the token budget"): {"token_budget": 1024}, t("activations computed again"): {"checkpointing": True},
     }  # fmt: skip
-    for method in ("lora", "full"):
-        for name, variant in variants.items():
-            lines.claim(t("equal recipes"), f"{method}, {name}",
+    for method in methods:
+        for what, variant in variants.items():
+            lines.claim(t("equal recipes"), f"{before}{method}, {what}",
                         lambda m=method, v=variant: _same(ground.chat(method=m, **v), ground.base(m), 1e-4, 1e-3))  # type: ignore[misc]  # fmt: skip
 
 

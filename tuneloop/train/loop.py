@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tuneloop.data.batches import Packed, Step
 from tuneloop.errors import RunError
+from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
 
 
@@ -81,7 +82,8 @@ def train(
         total = torch.zeros((), device=accelerator.device)
         for micro in step.micros:
             loss = model(**to_device(micro, accelerator.device))
-            accelerator.backward(loss * (accelerator.num_processes / (1 if late else step.weight)))
+            with determinism.backward():
+                accelerator.backward(loss * (accelerator.num_processes / (1 if late else step.weight)))
             total += loss.detach()
         if late:
             _divide(weights, step.weight)

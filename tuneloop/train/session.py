@@ -28,7 +28,7 @@ from tuneloop.data.samples import Sample
 from tuneloop.disk import require_room, size_text
 from tuneloop.errors import RunError
 from tuneloop.language import t
-from tuneloop.model import checkpoint, precision
+from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.adapter_card import adapter_card
 from tuneloop.model.anatomy import scores_labels
 from tuneloop.model.fast.install import install
@@ -136,13 +136,8 @@ def _accelerator() -> Accelerator:
 
 
 def _place(model: nn.Module, device: torch.device) -> None:
-    """Onto the device before anything is measured: what is checked is what will run.
-
-    On a card, sums are made in the same order each time where a kernel can: else resuming would not be exact.
-    """
-    if device.type == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only takes time
+    """Onto the device before anything is measured: what is checked is what will run."""
+    determinism.settle(device)
     if not getattr(model, "is_quantized", False):  # bitsandbytes has placed its weights when it read them
         model.to(device)
 
