@@ -43,6 +43,19 @@ def halves() -> list[str]:
     return ["bfloat16", "float16"]
 
 
+def budget() -> int:
+    """Tokens a pass that the 1.5B shape has room for, with what a layer keeps: 3.4 MB a token, and 4 GB beside it.
+
+    >>> [_tokens(gb) for gb in (7.6, 15.5, 23.5, 79.0)]
+    [1024, 2048, 4096, 8192]
+    """
+    return _tokens(torch.cuda.mem_get_info()[0] / 1e9)
+
+
+def _tokens(free_gb: float) -> int:
+    return next((n for n in (8192, 4096, 2048) if 4 + 3.4e-3 * n < free_gb), 1024)
+
+
 def size(model: Path) -> str:
     """What a model drawn at random is called in the report."""
     held = sum(file.stat().st_size for file in model.glob("*.safetensors"))

@@ -80,14 +80,15 @@ def _quantised(lines: Lines, folder: Path) -> None:
 
 
 def _large(folder: Path) -> Ground:
-    """On a card the shape of Qwen2-1.5B and rows of up to 2,048 tokens; a small one on a CPU, to walk the same way."""
+    """On a card the shape of Qwen2-1.5B and rows of up to 2,048 tokens (1,024 where less than 12 GB are free); a small
+    one on a CPU, to walk the same way."""
     from tuneloop.proof import device, subject, training
 
     place, family = device.here(), "qwen2"
     on_card = place.type == "cuda"
     shape = subject.QWEN2_1_5B if on_card else {"num_hidden_layers": 4, "vocab_size": 8192}
     made = subject.model_folder(folder / "large", family, device=place.type, dtype=device.kept(), **shape)
-    rows, longest = (128, 2048) if on_card else (24, 512)
+    rows, longest = (128, min(2048, device.budget())) if on_card else (24, 512)
     return training.Ground(folder, made, rows=partial(subject.long_rows, rows, longest),
                            prepare={"max_length": longest, "validation": 0})  # fmt: skip
 
@@ -96,7 +97,8 @@ def _work() -> Work:
     from tuneloop.proof import device, speed
 
     if device.here().type == "cuda":
-        return speed.Work(steps=9, rows=128, batch=16, micro=4, budget=8192, rank=16)
+        budget = device.budget()
+        return speed.Work(steps=9, rows=128, batch=16, micro=max(1, budget // 2048), budget=budget, rank=16)
     return speed.Work(steps=3, rows=24, batch=8, micro=4, budget=1024, rank=16)
 
 
