@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,9 @@ class Screen:
     ) -> None:
         self.total, self.meter, self.interval, self.due = total, meter, interval, due
         self.console = Console(file=file, highlight=False, soft_wrap=True)
-        self.last = 0.0
+        self.last = (
+            -math.inf
+        )  # due at once; the clock may count from the start of the machine
         self.began, self.first = time.perf_counter(), first
         self.bar: Progress | None = None
         if self.console.is_terminal:
