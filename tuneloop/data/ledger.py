@@ -91,6 +91,7 @@ def words() -> dict[str, str]:
         "broken JSON": t("the line is not JSON"),
         "broken CSV": t("the quotes of the row are broken"),
         "ragged row": t("the row has more or fewer cells than the header"),
+        "error cell": t("a cell shows an error of the spreadsheet, such as #N/A"),
         "empty row": t("the row is empty"),
         "not an object": t("the row is not an object"),
         "other shape": t("the row does not have the columns that the others have"),

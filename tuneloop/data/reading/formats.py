@@ -19,6 +19,7 @@ from tuneloop.data.ledger import words
 from tuneloop.data.reading import (
     archives,
     arrays,
+    cells,
     columnar,
     containers,
     encodings,
@@ -97,7 +98,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None) -> Found:
     """The sources, and what was left out of a folder or archive and why."""
     found = places.find(file)
     names = names or labels(place.path for place in found)
-    wish = Wish(file.columns, file.task, file.encoding)
+    wish = Wish(file.columns, file.task, file.encoding, file.header)
     out = Found([], [])
     first: DataError | None = None
     for place in found:
@@ -255,8 +256,14 @@ def _stratum(item: tuple[Source, Record | LedgerEntry]) -> str:
 
 
 def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | LedgerEntry:
+    roles = _roles(source, file)
+    if roles and source.guess.table is not None and isinstance(value, dict):
+        broken = next((name for name in roles.values() if value.get(name) in cells.ERRORS), None)
+        if broken is not None:
+            detail = shown(f"{broken}: {value[broken]}")[:200]
+            return LedgerEntry("dropped", "read", "error cell", source.label, line, detail=detail)
     try:
-        return convert(value, source.guess.kind or "chat", _roles(source, file), source.label, line)
+        return convert(value, source.guess.kind or "chat", roles, source.label, line)
     except BadRow as bad:
         return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=shown(bad.detail)[:200])
 

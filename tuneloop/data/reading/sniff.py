@@ -57,11 +57,12 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the recipe says of a file: roles of columns, kind of rows, encoding."""
+    """What the recipe says of a file: roles of columns, kind of rows, encoding, line of a table's header."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     task: Kind | None = None
     encoding: str | None = None
+    header: int | None = None
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
@@ -84,7 +85,7 @@ def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> G
 
 def _container(blob: Blob, head: bytes, wish: Wish) -> Guess:
     if containers.is_workbook(blob, head):
-        table, held = sheets.head(blob, SAMPLE)
+        table, held = sheets.head(blob, SAMPLE, wish.columns, wish.header)
         return _judged("xlsx", "", table.names, held, wish, table=table)
     if head.startswith(b"PK"):
         raise DataError("TL-DATA-NESTED", where=blob.where, kind="zip")
@@ -140,7 +141,7 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
-    table = tables.recognise(lines, wish.columns)
+    table = tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
         container: Container = "tsv" if table.delimiter == "\t" else "csv"
         return _judged(container, encoding, table.names, tables.sample(lines, table), wish, table=table)
@@ -213,6 +214,9 @@ def _judged(
     left = shapes.unused(shape, names)
     if left:
         why += t("; not used: {columns}", columns=shown(", ".join(left)))
+    table = more.get("table")
+    if table and table.above:
+        why += t("; the table begins at line {line}", line=table.above + 1)
     return guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
 
 
