@@ -116,6 +116,7 @@ def words() -> dict[str, str]:
         "empty end removed": t("empty turns at the end removed"),
         "empty turn": t("an empty turn"),
         "unfilled template": t("an unfilled {{name}} template"),
+        "placeholder left": t("a {{name}} placeholder that will be trained as it stands"),
         "late system turn": t("a system turn in the middle"),
         "begins with the assistant": t("the dialogue does not begin with the user"),
         "tool turn without a call": t("a tool's result without a call"),

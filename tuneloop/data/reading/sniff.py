@@ -148,7 +148,8 @@ def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     if len(lines) == 1 and _is_scalar(lines[0]):
         return Guess("txt", encoding, "unknown", (), t("a single JSON value"), 0.0, {})
     unit = paragraphs.unit(lines)
-    names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"), "file": ""}
+    names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"),
+             "indented": t("indented lines belong together"), "file": ""}  # fmt: skip
     why = t("neither JSON nor a table: plain text, {unit}", unit=names[unit])
     rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
     guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
