@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 _WINDOWS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 """What Windows reads in the bytes 80 to 9F."""
 _SEGMENT = re.compile(f"[\x00-\xff{_WINDOWS}]+")
-_BYTES = re.compile(rf"(?:[\x80-\xff][@-~{_WINDOWS}]?){{4,}}")
+_BYTES = re.compile(rf"(?:[\x80-\xff{_WINDOWS}][@-~]?){{4,}}")
 _UTF8 = re.compile(rb"(?:[\xc2-\xdf]|(?:[\xe0-\xef]|[\xf0-\xf4][\x80-\xbf ?])[\x80-\xbf ?])[\x80-\xbf ?]")
 
 
@@ -24,19 +24,26 @@ def is_bytes(text: str) -> bool:
     >>> is_bytes("ÄãºÃ£¬ÊÀ½ç"), is_bytes("PROTEÇÃO E INFORMAÇÃO"), is_bytes("révélé à Paris")
     (True, False, False)
     """
-    return any(sum("\xa0" <= c <= "\xff" for c in run) >= 3 for run in _BYTES.findall(text))
+    return any(sum("\x80" <= c <= "\xff" for c in set(run) - {"\x85"}) >= 3 for run in _BYTES.findall(text))
 
 
-def is_utf8(text: str) -> bool:
-    """Whether most of the bytes that a text looks like are UTF-8 in one of ftfy's encodings; a byte may be lost."""
+def is_utf8(before: str, after: str) -> bool:
+    """Whether the words that a repair changes are UTF-8, read in one of ftfy's encodings; a byte may have been lost.
+
+    >>> is_utf8("a cafÃ© there", "a café there"), is_utf8("°eØ¹", "°eع")
+    (True, False)
+    """
     from ftfy.chardata import CHARMAP_ENCODINGS
 
-    text = text.replace("\ufffd", "?")
+    words = Counter(before.split()) - Counter(after.split())
+    text = " ".join([*words, ""]).replace("\ufffd", "?")
     far = sum(not c.isascii() for c in text)
     for encoding in CHARMAP_ENCODINGS:
         octets = text.encode(encoding, "ignore")
         total = sum(byte >= 0x80 for byte in octets)
-        if total >= 0.9 * far and sum(b >= 0x80 for found in _UTF8.findall(octets) for b in found) > 0.92 * total:
+        least = 0xA0 if encoding == "sloppy-windows-1252" else 0x80  # its quotes and dashes may be meant
+        others = sum(byte >= least for byte in _UTF8.sub(b"", octets))
+        if total >= 0.9 * far and others < 0.08 * total:
             return True
     return False
 
@@ -73,7 +80,7 @@ def chinese(text: str) -> str:
     found = {encoding: _read(text, encoding) for encoding in ("gb18030", "big5")}
     scores = {encoding: _score(meant, encoding) if meant else 0.0 for encoding, meant in found.items()}
     best, other = sorted(scores, key=lambda encoding: -scores[encoding])
-    sure = scores[best] >= 0.1 and scores[best] >= 2.5 * scores[other]
+    sure = scores[best] >= 0.2 and scores[best] >= 2.5 * scores[other]
     return found[best] if sure else text
 
 
@@ -145,4 +152,4 @@ def is_subject(before: Sequence[str], after: Sequence[str]) -> bool:
     had = Counter(unit for text in before for unit in _UNIT.findall(text))
     has = Counter(unit for text in after for unit in _UNIT.findall(text))
     new = has - had
-    return any(unit in had and len(unit) > 1 and any(c.isalpha() for c in unit) for unit in new)
+    return any(unit in had and len(unit) > 1 and not unit.isascii() and any(c.isalpha() for c in unit) for unit in new)

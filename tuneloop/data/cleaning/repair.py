@@ -42,11 +42,12 @@ def plain(text: str) -> str:
 
 
 def _control(found: re.Match[str]) -> str:
-    """What stands in place of a control character. In a text of bytes one of Latin-1 is a byte, and stays."""
-    sign = found[0]
+    """What stands in place of a control character. One of Latin-1 beside a letter of it is a byte, and stays."""
+    sign, text = found[0], found.string
     if sign < "\x80":
         return _ASCII_CONTROL[ord(sign)] or ""
-    if misread.is_bytes(found.string):
+    beside = text[max(found.start() - 1, 0) : found.start()] + text[found.end() : found.end() + 1]
+    if any("\x80" <= c <= "\xff" for c in beside) or misread.is_bytes(text):
         return sign
     return "\n" if sign == "\x85" else ""
 
@@ -146,6 +147,7 @@ def mojibake(text: str) -> str:
 
 
 _NEXT_LINE = re.compile(r"(?<=[^\s\x80-\xff])\x85(?=\w)(?![\x80-\xff])")
+_C1 = re.compile("[\x80-\x9f]")
 _OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
 
 
@@ -169,9 +171,8 @@ def _repaired(text: str) -> str:
     if "Ã " in text and fix_text(bare := text.replace("Ã ", "A "), _config()) == bare:
         return text
     fixed: str = fix_text(text, _config())
-    if fixed != text and misread.is_bytes(text) and not misread.is_utf8(text):
-        return text
-    return fixed
+    windows = _C1.search(text) and not misread.is_bytes(text)  # its quotes and dashes, read as Latin-1
+    return fixed if fixed == text or windows or misread.is_utf8(text, fixed) else text
 
 
 _RUN = re.compile(r"[^\x00-\x7f]{2,}\??")

@@ -1,8 +1,8 @@
 """Plain text: what one record of it is.
 
 Where blocks of several lines stand between blank lines, a block is a record; else each line is; in a folder of classes
-the whole file is. Lines that are indented in steps, as those of code are, belong together: there a record ends at a blank
-line with a line at the margin behind it. Indentation, and blank lines inside a record, are text.
+the whole file is. Lines that are indented in steps, as those of code are, belong together: there a record ends where a
+line at the margin follows a blank one. Indentation, and blank lines inside a record, are text.
 """
 
 from __future__ import annotations
