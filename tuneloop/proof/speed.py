@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from tuneloop.model.load import pick_dtype
 from tuneloop.proof.lines import Lines
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
+from tuneloop.train.callbacks import Journal
 
 BATCH = 8
 TARGETS = ["q_proj", "v_proj"]
@@ -43,7 +43,7 @@ def ours(ground: Ground, device: torch.device, steps: int) -> tuple[float, float
         token_budget=4096, lora={"rank": 8, "alpha": 32, "targets": TARGETS},
     )  # fmt: skip
     run = ground.train(recipe, "chat")
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = list(Journal(run.metrics).lines())
     later = [line for line in lines if "loss" in line][1:]
     tokens, seconds = (sum(line["tokens"] for line in later), sum(line["clock"]["seconds"] for line in later))
     return tokens / seconds, _most_gb(device)
