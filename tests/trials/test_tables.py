@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.made import build, recipe
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
 from tuneloop.data.reading import formats
+from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import DataFile
 
@@ -296,3 +298,38 @@ def test_a_sheet_without_a_header(tmp_path: Path) -> None:
     path = workbook(tmp_path / "g.xlsx", rows)
     columns = {"text": "said", "label": "what"}
     assert [r.line for r in read(path, header=2, columns=columns)[0]] == [3]
+
+
+def test_one_sheet_by_its_name(tmp_path: Path) -> None:
+    pairs: list[list[object]] = [["question", "answer"], ["q", "a"]]
+    path = workbook(tmp_path / "f.xlsx", pairs, [*pairs, ["p", "b"]], [["note"]])
+    records, _ = read(Path(f"{path}!/表1"))
+    assert [(r.file, r.line) for r in records] == [("f.xlsx!/表1", 2), ("f.xlsx!/表1", 3)]
+    assert len(read(Path(f"{path}!/表1"), rows="[:1]")[0]) == 1
+    assert len(read(path)[0]) == 3
+    with pytest.raises(DataError) as caught:
+        read(Path(f"{path}!/表3"))
+    assert caught.value.code == "TL-DATA-INSIDE"
+    assert "表1" in caught.value.what
+    one = workbook(tmp_path / "g.xlsx", pairs)
+    assert read(Path(f"{one}!/Sheet"))[0][0].file == "g.xlsx!/Sheet"
+
+
+def test_one_member_of_a_zip_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "f.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for name, count in (("d/a.csv", 1), ("d/b.csv", 2)):
+            out.writestr(name, "question,answer\n" + "q,a\n" * count)
+    assert len(read(Path(f"{path}!/d/b.csv"))[0]) == 2
+    with pytest.raises(DataError) as caught:
+        read(Path(f"{path}!/b.csv"))
+    assert caught.value.code == "TL-DATA-INSIDE"
+
+
+def test_the_name_of_an_error_is_a_path(tmp_path: Path) -> None:
+    """What the error calls a sheet can be written in a recipe."""
+    path = workbook(tmp_path / "f.xlsx", [["what", "where"], ["x", "y"]], [["what", "where"], ["x", "y"]])
+    with pytest.raises(DataError) as caught:
+        read(path)
+    records, _ = read(Path(caught.value.where), columns={"user": "what", "assistant": "where"})
+    assert len(records) == 1

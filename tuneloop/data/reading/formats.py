@@ -131,25 +131,40 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         return
     blob, head = resolved(Blob(place.path))
     if not archives.is_zip(head):
+        if place.inside:
+            raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=t("none"))
         out.sources.append(_source(place, label, blob, wish))
         return
     if containers.is_workbook(blob, head):
-        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in sheets.names(blob)]
-        inside = inside if len(inside) > 1 else [(label, Blob(place.path, sheet=b.sheet), s) for _, b, s in inside]
+        names = sheets.names(blob)
+        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in names]
+        if len(inside) == 1 and not place.inside:
+            inside = [(label, inside[0][1], place.side)]
     else:
-        inside = []
-        names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
-        for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes):
-            name = f"{label}!/{archives.title(leaf.name, place.path)}"
-            member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
-            if leaf.left_out:
-                out.left_out.append((name, leaf.left_out))
-            elif leaf.label:
-                out.sources.append(Source(place.path, name, document(member, wish), side, member, leaf.label))
-            else:
-                inside.append((name, member, side))
+        names = [archives.title(name, place.path) for name in archives.members(place.path)]
+        inside = _members(place, label, wish, out)
+    if place.inside and place.inside not in names:
+        near = ", ".join(shown(name) for name in names[:20]) or t("none")
+        raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=near)
+    inside = [one for one in inside if place.inside in ("", one[0].removeprefix(f"{label}!/"))]
     if inside:
         _inside(place, inside, wish, out)
+
+
+def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str, Blob, Side]]:
+    """The members of a zip that are looked at; those in folders of classes, and what is left out, go to `out`."""
+    inside = []
+    names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
+    for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes and not place.inside):
+        name = f"{label}!/{archives.title(leaf.name, place.path)}"
+        member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
+        if leaf.left_out:
+            out.left_out.append((name, leaf.left_out))
+        elif leaf.label:
+            out.sources.append(Source(place.path, name, document(member, wish), side, member, leaf.label))
+        else:
+            inside.append((name, member, side))
+    return inside
 
 
 def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:
