@@ -20,6 +20,7 @@ from tuneloop.data.reading import (
     archives,
     arrays,
     cells,
+    chatlog,
     columnar,
     containers,
     encodings,
@@ -285,6 +286,8 @@ def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | L
 
 def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
     """The roles of all rows of a file; None where each row is looked at by itself."""
+    if source.guess.container == "chat log":
+        return dict(source.guess.roles)
     if file.columns:
         return file.columns
     fixed = source.given or source.guess.table is not None or source.guess.container == "txt"
@@ -315,6 +318,9 @@ def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:
     if guess.container == "object":
         value = arrays.load(blob, guess.encoding)
         return enumerate(value[guess.key] if guess.key else [value], 1)
+    if guess.container == "chat log":
+        form, *ours = json.loads(guess.key)
+        return chatlog.rows(blob, guess.encoding, form, ours)
     if guess.container == "txt":
         return paragraphs.rows(blob, guess.encoding, guess.unit)
     if guess.table is None:

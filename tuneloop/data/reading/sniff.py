@@ -6,13 +6,14 @@ Nothing is converted here, and only the first rows are read (the encoding is che
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.data.reading import arrays, columnar, containers, encodings, paragraphs, shapes, sheets, tables
+from tuneloop.data.reading import arrays, chatlog, columnar, containers, encodings, paragraphs, shapes, sheets, tables
 from tuneloop.data.reading.archives import shown as shown
 from tuneloop.data.reading.containers import Blob, resolved
 from tuneloop.data.reading.paragraphs import Unit
@@ -21,7 +22,9 @@ from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import Kind
 
-Container = Literal["json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt"]
+Container = Literal[
+    "json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt", "chat log"
+]
 SAMPLE = 50
 """Rows that are looked at."""
 LINES = 200
@@ -102,7 +105,7 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
     start = _first(blob, encoding)
     if not start:
         raise DataError("TL-DATA-EMPTY", where=blob.where)
-    if start == "[":
+    if start == "[" and not _is_dated(blob, encoding):
         rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
             raise DataError("TL-DATA-EMPTY", where=blob.where)
@@ -130,6 +133,12 @@ def _first(blob: Blob, encoding: str) -> str:
     return ""
 
 
+def _is_dated(blob: Blob, encoding: str) -> bool:
+    """Whether a text begins with a date in brackets, as messengers write it; JSON cannot."""
+    head = next(encodings.chunks(blob, encoding, HEAD), "").lstrip("\ufeff \t\r\n")
+    return re.match(r"\[\d+[-/.年]\d+[-/.月]\d+", head) is not None
+
+
 def _budgeted(lines: Iterable[str]) -> Iterator[str]:
     left = BUDGET
     for line in lines:
@@ -141,6 +150,8 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
+    if wish.task in (None, "chat") and (log := chatlog.recognise(lines)):
+        return _chat(blob, encoding, wish, *log)
     table = tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
         container: Container = "tsv" if table.delimiter == "\t" else "csv"
@@ -154,6 +165,22 @@ def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
     guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
     return guess if guess.shape != "text" else replace(guess, why=why, sure=0.8)
+
+
+def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str, ...]) -> Guess:
+    """A chat that somebody wrote down; `columns: {assistant: NAME}` says who the model is to learn from."""
+    ours = [wish.columns["assistant"]] if "assistant" in wish.columns else chatlog.learner(speakers)
+    if not ours:
+        names = ", ".join(speakers[:8])
+        raise DataError("TL-DATA-CHAT", where=blob.where, speakers=shown(names), example=shown(speakers[-1]))
+    rows = list(islice(chatlog.rows(blob, encoding, form, ours), SAMPLE))
+    seen = tuple(map(shown, speakers))
+    why = t("a chat of {speakers}; {ours} is the assistant", speakers=", ".join(seen[:8]), ours=shown(", ".join(ours)))
+    kind: Kind | None = "chat" if set(wish.columns) <= {"assistant", "user"} else None
+    roles = {"messages": "messages"}
+    return Guess(
+        "chat log", encoding, "messages", seen, why, 0.9, roles, kind, len(rows), key=json.dumps([form, *ours])
+    )
 
 
 def _is_scalar(text: str) -> bool:
