@@ -9,6 +9,7 @@ import pytest
 
 from tests.made import build, recipe
 from tests.real import load
+from tuneloop.cli.losses import much_changed
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.repair import mojibake, plain
 from tuneloop.data.reading import formats
@@ -244,3 +245,16 @@ def test_blank_lines_inside_code_and_first_blanks_of_a_line(tmp_path: Path) -> N
     (tmp_path / "prose.txt").write_text("  First.\n  Second.\n\n  Third.\n", encoding="utf-8")
     got = [i for i in formats.read(DataFile(path=str(tmp_path / "prose.txt"))) if isinstance(i, Record)]
     assert [r.messages[0].content for r in got] == ["  First.", "  Second.", "  Third."]
+
+
+def test_a_repair_of_most_rows_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("question,answer\n" + "".join(f"q {n},one<br>two {n}\n" for n in range(12)), encoding="utf-8")
+    made = build(recipe(path, validation=0), tmp_path)
+    told = much_changed(made.manifest["counts"], made.manifest["steps"], "ledger")
+    assert len(told) == 1
+    assert "12 of 12" in told[0]
+    assert "prepare.clean.html: false" in told[0]
+    path.write_text("question,answer\n" + "".join(f"q {n},one two {n}\n" for n in range(12)), encoding="utf-8")
+    made = build(recipe(path, validation=0), tmp_path)
+    assert much_changed(made.manifest["counts"], made.manifest["steps"], "ledger") == []

@@ -123,7 +123,7 @@ def markup(record: Record) -> Result:
     dialogue = record.kind not in ("text", "label")
     if repair.talks_of_markup(texts, dialogue) or (dialogue and meant.markup(list(all_messages(record)))):
         return record, None
-    if any(map(misread.is_bytes, texts)):  # an entity read now would be one byte more
+    if any(misread.is_bytes(text) for text in texts if not text.isascii()):  # an entity read now would be one byte more
         return record, None
     new = mapped(record, lambda m: m if m.role in ("tool", "system") else _unmarked(m))
     return (record, None) if new is record else changed(record, new, "markup", "markup removed")
