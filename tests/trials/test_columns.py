@@ -61,3 +61,16 @@ def test_other_columns_are_no_pair(tmp_path: Path, names: tuple[str, str]) -> No
     with pytest.raises(DataError) as caught:
         read(table(tmp_path / "f.csv", names, [("x y", "z w")] * 3))
     assert caught.value.code == "TL-DATA-SHAPE"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"user": "said", "assistant": "said"}, {"text": "said", "label": "said"},
+     {"prompt": "n", "chosen": "said", "rejected": "said"}],
+)  # fmt: skip
+def test_one_column_for_two_roles_is_refused(tmp_path: Path, columns: dict[str, str]) -> None:
+    path = table(tmp_path / "f.csv", ("said", "n"), [(f"x {n}", str(n)) for n in range(3)])
+    with pytest.raises(DataError) as caught:
+        list(formats.read(DataFile(path=str(path), columns=columns)))
+    assert caught.value.code == "TL-DATA-COLUMNS"
+    assert "two roles" in caught.value.what

@@ -206,6 +206,10 @@ def _without_notes(found: Found) -> None:
         found.left_out.append((source.label, t("plain text beside files with rows")))
 
 
+_SAID = frozenset(("user", "assistant", "prompt", "chosen", "rejected", "text", "label"))
+"""Roles of which no two can be one column."""
+
+
 def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
     """Raise TL-DATA-COLUMNS for a role or a column that does not exist, and for roles that make no record."""
     columns, problems = wish.columns, []
@@ -215,6 +219,11 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
                 near = difflib.get_close_matches(value, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
                 problems.append(f"{shown(value)}{hint}")
+    told = {role: column for role, column in columns.items() if role in _SAID}
+    twice = [column for column, count in Counter(told.values()).items() if count > 1]
+    problems += [
+        t("{column} is named for two roles: an answer would repeat its question", column=shown(c)) for c in twice
+    ]
     beside = sorted({"user", "assistant", "input", "history", "reasoning"} & set(columns))
     if "messages" in columns and beside:
         problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
