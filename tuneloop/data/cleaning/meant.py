@@ -27,17 +27,17 @@ _HTML = frozenset(("abbr", "address", "article", "aside", "audio", "b", "bdi", "
                    "var", "video"))  # fmt: skip
 _THOUGHT = frozenset(("think", "thinking", "answer", "reasoning", "tool_call", "tool_response", "tools", "unk"))
 _ASKED_TAGS = re.compile(
-    r"(?<![a-z])(?:bold(?:ed|ly)?|italics?|underlin\w*|emphasi[sz]\w*|highlight\w*|(?:re-?)?formatt?\w*|headings?"
+    r"(?<![a-z])(?:bold(?:ed|ly)?|italics?|underlin\w*|emphasi[sz]\w*|highlight\w*|(?:re-?)?formats?|(?:re-?)?formatted|(?:re-?)?formatting|headings?"
     r"|headlines?|titles?|tables?|bullet\w*|tags?|tagged|annotat\w*|mark(?:s|ed|ing)?|markup|wrap\w*|enclos\w*"
-    r"|surround\w*|entit(?:y|ies)|subscripts?|superscripts?|paragraphs?|pauses?|ssml|newsletters?|rich text|styled?"
-    r"|colou?r(?:ed|s)?|links?|hyperlinks?|layout|strip\w*|escap\w*|encod\w*|decod\w*|telegram|captions?|subtitles?)(?![a-z])"
+    r"|surround\w*|entity|entities|subscripts?|superscripts?|paragraphs?|pauses?|ssml|newsletters?|rich text|styled?"
+    r"|colou?r(?:ed|s)?|links?|hyperlinks?|layout|strip\w*|escap\w*|(?:en|de)cod(?:e[ds]?|ing)|telegram|captions?|subtitles?)(?![a-z])"
     r"|加粗|粗体|粗體|斜体|斜體|强调|強調|高亮|突出|标注|標註|标记|標記|标出|标明|标识|下划线|下劃線|表格|列表|标题|標題|格式|排版|段落"
     r"|上标|下标|链接|超链接|字体|颜色|实体|停顿|富文本|去掉|去除|清除",
     re.IGNORECASE,
 )
 _ASKED_SIGNS = re.compile(
-    r"(?<![a-z])(?:escap\w*|unescap\w*|encod\w*|decod\w*|entit(?:y|ies)|ampersands?|special characters?|line ?breaks?"
-    r"|angle brackets?|saniti[sz]\w*)(?![a-z])"
+    r"(?<![a-z])(?:escap\w*|unescap\w*|(?:en|de)cod(?:e[ds]?|ing)|entity|entities|ampersands?|special characters?"
+    r"|line ?breaks?|angle brackets?|saniti[sz]\w*)(?![a-z])"
     r"|转义|轉義|编码|編碼|解码|解碼|实体|實體|特殊字符|特殊符号|换行|換行|尖括号",
     re.IGNORECASE,
 )
@@ -113,7 +113,7 @@ _WHO = frozenset(("name", "author", "bot_name", "model_name", "assistant_name", 
                   "名字", "名称", "作者", "开发者", "机器人名", "助手名", "模型名", "公司名"))  # fmt: skip
 """What identity data has in place of who the assistant is and who made it."""
 _ABOUT_TEMPLATES = re.compile(
-    r"(?<![a-z])(?:templat\w*|placeholders?|variables?|interpolat\w*|bind(?:s|ing|ings)?|braces?|curly|mustaches?"
+    r"(?<![a-z])(?:template[ds]?|templating|placeholders?|variables?|interpolat\w*|bind(?:s|ing|ings)?|braces?|curly|mustaches?"
     r"|handlebars?|jinja2?|vue(?:\.?js)?|angular(?:js)?|svelte|liquid|django|twig|ansible|helm|hugo|hexo|ejs|nunjucks"
     r"|blade|f-strings?|syntax|render(?:s|ed|ing)?|tags?|replaced|substitut\w*|merge fields?|mail merge)(?![a-z])"
     r"|模板|占位|变量|插值|绑定|花括号|大括号|渲染|替换|字段|标签",
