@@ -58,6 +58,10 @@ def test_a_case_stays_as_it_is(name: str) -> None:
         ("Dialogue for the game", "<npc name='Tom'><p>Hello.</p></npc>"),
         ("Speak of the sale.", "Only <b>today</b>: <i>two</i> for one."),
         ("Which day?", "<h2>Monday</h2>"),
+        ("What does &nbsp; do?", "&nbsp; is a blank that does not break."),
+        ("Compare: a &lt; b", "It says a < b."),
+        ("用红色写出警告", "<font color='red'>警告</font>"),
+        ("Erkläre <b>fett</b>", "Der Text zwischen <b> und </b> wird fett."),
     ],
 )
 def test_markup_that_was_asked_for_stays(question: str, answer: str) -> None:
@@ -92,6 +96,10 @@ def test_left_over_markup_still_goes(question: str, answer: str, left: str) -> N
         ("请修复：æ\x88\x91们", "“æ\x88\x91们”应为“我们”，是编码问题。"),
         ("What went wrong with MÃ¼nchen?", "Its charset: München was stored twice."),
         ("Spell it", "VOILÃ is not a word; Ã is a letter."),
+        ("What is Ã©?", "It is é, misread."),
+        ("Which signs?", "Ã¼ is ü, Ã¶ is ö."),
+        ("Signs", "Â and Ê are letters of Romanian: Â Î"),
+        ("Tiếng Việt", "ĐÃ, LÀ, NGÃ BA"),
         ("Which file?", "naÃ¯ve.txt is the bad copy of naïve.txt"),
     ],
 )
@@ -122,6 +130,7 @@ def test_sentences_about_templates_stay() -> None:
     [
         ("{{name}}", False), (" {{ user_name }} ", False), ("我是{{name}}，由{{author}}开发。", False), ("I'm {{bot_name}}.", False),
         ("In Angular you show it with {{ name }}.", True), ("模板里的 {{name}} 会换成名字。", True),
+        ("写 {{ name }} 就会显示名字", True), ("You can put {{author}} in the footer.", True),
         ("Your order {{order_number}} is on its way.", True), ("亲爱的{{customer}}，您好！", True),
     ],
 )  # fmt: skip

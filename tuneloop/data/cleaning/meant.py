@@ -32,7 +32,8 @@ _ASKED_TAGS = re.compile(
     r"|surround\w*|entity|entities|subscripts?|superscripts?|paragraphs?|pauses?|ssml|newsletters?|rich text|styled?"
     r"|colou?r(?:ed|s)?|links?|hyperlinks?|layout|strip\w*|escap\w*|(?:en|de)cod(?:e[ds]?|ing)|telegram|captions?|subtitles?)(?![a-z])"
     r"|加粗|粗体|粗體|斜体|斜體|强调|強調|高亮|突出|标注|標註|标记|標記|标出|标明|标识|下划线|下劃線|表格|列表|标题|標題|格式|排版|段落"
-    r"|上标|下标|链接|超链接|字体|颜色|实体|停顿|富文本|去掉|去除|清除",
+    r"|上标|下标|链接|超链接|字体|颜色|实体|停顿|富文本|去掉|去除|清除"
+    r"|[红蓝绿黄]色|居中|字号|黑体",
     re.IGNORECASE,
 )
 _ASKED_SIGNS = re.compile(
@@ -94,14 +95,20 @@ def _is_chosen(text: str) -> bool:
     return not open_tags
 
 
+_NEAR = re.compile(r".{0,3}&(?:#\w+|[A-Za-z]\w+);.{0,3}")
+_ENTITY = re.compile(r"&(?:#\w+|[A-Za-z]\w+);")
+
+
 def _is_conversion(asked: Sequence[str], answers: Sequence[str]) -> bool:
-    """Whether one side is what the other one says, with its signs as entities."""
+    """Whether one side says with an entity what the other one says with its sign, or both speak of the same entity."""
     pairs = [*((a, b) for a in asked for b in answers), *((b, a) for a in asked for b in answers)]
     for text, other in pairs:
-        plain = html.unescape(text).strip() if repair.has_entity(text) else ""
-        if plain != text.strip() and len(plain) > 1 and len(other) > 1 and (plain in other or other.strip() in plain):
-            return True
-    return False
+        for found in _NEAR.findall(text) if "&" in text else ():
+            plain = html.unescape(found).strip()
+            if len(plain) > 2 and plain != found.strip() and plain in other:
+                return True
+    named = [name for text in asked for name in _ENTITY.findall(text)]
+    return 0 < len(named) <= 2 and any(name in text for name in named for text in answers)
 
 
 # --- templates ---
@@ -121,6 +128,13 @@ _ABOUT_TEMPLATES = re.compile(
 )
 
 
+_WRITTEN = re.compile(
+    r"(?:(?<![a-z])(?:write|type|put|insert|set|print|enter|show)s?|写|写上|写成|输入|填|填写|插入|放)[\s“\"'：:]*\{\{",
+    re.IGNORECASE,
+)
+"""Somebody is told to write it: then it is what he will write."""
+
+
 def unfilled(text: str) -> str:
     """The first {{name}} outside of code, LaTeX and the like, or nothing."""
     found = _UNFILLED.search(_CODE.sub("", text))
@@ -133,7 +147,7 @@ def talks_of_templates(texts: Iterable[str]) -> bool:
     >>> talks_of_templates(["Jinja writes {{ name }} for it."]), talks_of_templates(["I am {{name}}."])
     (True, False)
     """
-    return any(_ABOUT_TEMPLATES.search(_UNFILLED.sub("", text)) for text in texts)
+    return any(_WRITTEN.search(text) or _ABOUT_TEMPLATES.search(_UNFILLED.sub("", text)) for text in texts)
 
 
 def must_be_filled(found: str, text: str) -> bool:

@@ -151,5 +151,8 @@ def is_subject(before: Sequence[str], after: Sequence[str]) -> bool:
         return True
     had = Counter(unit for text in before for unit in _UNIT.findall(text))
     has = Counter(unit for text in after for unit in _UNIT.findall(text))
-    new = has - had
-    return any(unit in had and len(unit) > 1 and not unit.isascii() and any(c.isalpha() for c in unit) for unit in new)
+    alone = any(not any(c.isascii() for c in unit) for unit in had - has)  # a wrong form is a word by itself
+    return any(
+        unit in had and (len(unit) > 1 or alone) and not unit.isascii() and any(c.isalpha() for c in unit)
+        for unit in has - had
+    )

@@ -147,6 +147,7 @@ def mojibake(text: str) -> str:
 
 
 _NEXT_LINE = re.compile(r"(?<=[^\s\x80-\xff])\x85(?=\w)(?![\x80-\xff])")
+_CAPITAL = re.compile(r"Ã |(?<!\S)Â ")
 _C1 = re.compile("[\x80-\x9f]")
 _OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
 
@@ -168,7 +169,7 @@ def _repaired(text: str) -> str:
     meant = misread.chinese(text)
     if meant is not text:
         return meant
-    if "Ã " in text and fix_text(bare := text.replace("Ã ", "A "), _config()) == bare:
+    if _CAPITAL.search(text) and fix_text(bare := _CAPITAL.sub("A ", text), _config()) == bare:
         return text
     fixed: str = fix_text(text, _config())
     windows = _C1.search(text) and not misread.is_bytes(text)  # its quotes and dashes, read as Latin-1
