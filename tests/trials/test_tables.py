@@ -253,7 +253,9 @@ def test_dates_as_excel_shows_them(tmp_path: Path) -> None:
         (date(2026, 5, 4), "yyyy-mm-dd", "2026-05-04"), (datetime(2026, 5, 4), "General", "2026-05-04"),
         (datetime(2026, 5, 4, 9, 5), "yyyy/m/d h:mm", "2026/5/4 9:05"), (time(9, 30), "h:mm AM/PM", "9:30 AM"),
         (date(2026, 5, 4), 'yyyy"年"m"月"d"日"', "2026年5月4日"), (datetime(2026, 5, 4, 0, 7), "mm:ss", "07:00"),
-        (date(2026, 5, 4), "d. mmmm yyyy", "4. May 2026"),
+        (date(2026, 5, 4), "d. mmmm yyyy", "4. May 2026"), (date(2026, 5, 4), "mm-dd-yy", "2026-05-04"),
+        (datetime(2026, 5, 4, 9, 5), "m/d/yy h:mm", "2026-05-04 09:05:00"),
+        (date(2026, 5, 4), "[$-F800]dddd, mmmm dd, yyyy", "2026-05-04"),
     ]  # fmt: skip
     cells = [["question", "answer"], *([f"q{n}", value] for n, (value, _, _) in enumerate(rows))]
     codes = {f"B{n + 2}": code for n, (_, code, _) in enumerate(rows)}

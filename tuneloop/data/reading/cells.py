@@ -16,6 +16,8 @@ ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "
                     "#GETTING_DATA", "#FIELD!", "#BLOCKED!", "#CONNECT!", "#UNKNOWN!"))  # fmt: skip
 """What a spreadsheet shows in a cell that has no value because something is wrong; also in its CSV export."""
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
+_LOCAL = frozenset(("mm-dd-yy", "m/d/yy", "m/d/yyyy", "m/d/yy h:mm", "m/d/yyyy h:mm"))
+"""Formats that each Excel shows in the order of its own country: ISO's is the one that all understand."""
 
 
 def shown(value: Any, code: str = "General") -> str:
@@ -35,7 +37,7 @@ def shown(value: Any, code: str = "General") -> str:
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, datetime | date | time):
-        return _moment(value, _sections(code)[0])
+        return _moment(value, "" if code in _LOCAL or "[$-F" in code else _sections(code)[0])
     if isinstance(value, timedelta):
         return _span(value)
     if isinstance(value, int | float):
