@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tuneloop.data.ledger import words
 from tuneloop.language import t
 from tuneloop.plan.cautions import cautions, nothing_held
 
@@ -23,13 +24,34 @@ SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost 
 def warn(made: Dataset, recipe: Recipe) -> list[str]:
     """Print the panel where there is reason to. The sentences it says, so that nobody repeats them."""
     counts, file = made.manifest["counts"], made.path / "ledger.jsonl"
-    told = cautions(counts, made.manifest["steps"], str(file))
+    told = cautions(counts, made.manifest["steps"], str(file)) + much_changed(counts, made.manifest["steps"], str(file))
     if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     if told:
         reasons, lengths = _dropped(file)
         _panel([*told, *_remedies(reasons, lengths, recipe.prepare.max_length)])
     return told
+
+
+REPAIRS = {"markup removed": "prepare.clean.html: false", "wrong encoding repaired": "prepare.clean.mojibake: false"}
+"""What a repair is switched off with: where most rows needed it, it may have been no damage."""
+MOST = 0.5
+
+
+def much_changed(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """A sentence for each repair that changed most rows.
+
+    >>> much_changed({"rows_in": 20}, [{"reason": "markup removed", "changed": 15}], "ledger.jsonl")[0][:40]
+    '15 of 20 rows were changed: left-over HT'
+    """
+    rows = int(counts.get("rows_in") or 0)
+    return [
+        t("{n} of {rows} rows were changed: {reason}. If it was meant to be so, leave it with {switch}. Which rows: "
+          "{ledger}", n=f"{int(step['changed']):,}", rows=f"{rows:,}", reason=words()[step["reason"]],
+          switch=REPAIRS[step["reason"]], ledger=where)
+        for step in steps
+        if step["reason"] in REPAIRS and int(step.get("changed") or 0) > MOST * rows
+    ]  # fmt: skip
 
 
 def _dropped(file: Path) -> tuple[Counter[str], list[int]]:

@@ -72,7 +72,7 @@ def is_data(targets: list[str]) -> bool:
     first = targets[0]
     if _recipe_file(first):
         return False
-    named = first == "-" or first.startswith(("hub:", "modelscope:")) or any(c in first for c in "*?[")
+    named = first == "-" or first.startswith(("hub:", "modelscope:")) or any(c in first for c in ("*", "?", "[", "!/"))
     return named or bool(Path(first).suffix) or Path(first).exists()
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,10 @@ from tuneloop.data.excerpts import View
 from tuneloop.data.fit import Encode
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
-from tuneloop.data.parts import Found, Part, Sources
+from tuneloop.data.parts import Found, Known, Part, Sources
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.sniff import shown
-from tuneloop.data.stamps import Stamps, digest
+from tuneloop.data.stamps import GRAIN, Stamps, digest, stamp
 from tuneloop.data.version import write
 from tuneloop.disk import require_room
 from tuneloop.environment import environment
@@ -60,13 +61,9 @@ def build(
     if not recipe.data:
         raise DataError("TL-DATA-NONE", where="data")
     home = workspace / "datasets" / recipe.name
-    found, left_out = _find(recipe)
     stamps = Stamps(home / "stamps.json")
-    try:
-        known = stamps.digests({s.path for _, group in found for s in group})
-    except OSError as error:
-        raise DataError("TL-DATA-UNREADABLE", where=shown(error.filename or "data"), error=os_words(error)) from error
-    digests = {s.label: known[s.path] for _, group in found for s in group}
+    found, left_out, known = _find(recipe, stamps)
+    digests = {s.label: known[s.path][0] for _, group in found for s in group}
     made_from = _cache_key(recipe, found, digests, key)
     try:
         dataset = _remembered(home, made_from, stamps)
@@ -75,8 +72,8 @@ def build(
                 dataset = _remembered(home, made_from, stamps)
                 if dataset is None:
                     work = home / f".work-{made_from[:12]}"
-                    dataset = _build(home, work, recipe, Sources(found, digests, left_out), encode, key, say, view,
-                                     helpers)  # fmt: skip
+                    sources = Sources(found, digests, left_out, known)
+                    dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers)
                     _remember(home, made_from, dataset.hash)
                     shutil.rmtree(work, ignore_errors=True)
                     _tidy(home)
@@ -114,7 +111,10 @@ def _build(
     try:
         check(part.augment, helpers)
         raw = parts.raw_rows(sources.found, recipe.seed)
-        made = parts.make(work, raw, part, steps(part.clean, part.turns), encode, say)
+        try:
+            made = parts.make(work, raw, part, steps(part.clean, part.turns), encode, say)
+        finally:  # a fault in the rows may come from it, too
+            _require_unchanged(sources.known)
         rows = Kept(made)
         if not len(rows):
             raise _nothing(made)
@@ -133,12 +133,37 @@ def _build(
         raise
 
 
-def _find(recipe: Recipe) -> tuple[Found, list[tuple[str, str]]]:
-    """Every file of the recipe with what it is, and what was left out; two of one name get labels that differ."""
+def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]], Known]:
+    """Every file of the recipe with what it is, what was left out, and what the files are.
+
+    Two files of one name get labels that differ. Raises TL-DATA-CHANGED where a file changes while it is looked at.
+    """
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
+    was = {path: stamp(path) for path in names if path.is_file()}
     seen = [(file, formats.survey(file, names)) for file, _ in listed]
-    return [(file, one.sources) for file, one in seen], [pair for _, one in seen for pair in one.left_out]
+    found = [(file, one.sources) for file, one in seen]
+    try:
+        digests = stamps.digests({s.path for _, group in found for s in group})
+        known = {path: (sha, stamp(path)) for path, sha in digests.items()}
+    except OSError as error:
+        raise DataError("TL-DATA-UNREADABLE", where=shown(error.filename or "data"), error=os_words(error)) from error
+    for path, (_, now) in known.items():
+        if was.get(path, now) != now:
+            raise DataError("TL-DATA-CHANGED", where=shown(path))
+    return found, [pair for _, one in seen for pair in one.left_out], known
+
+
+def _require_unchanged(known: Known) -> None:
+    """Raise TL-DATA-CHANGED where a file that was read is another one now, or gone."""
+    for path, (before, was) in known.items():
+        try:
+            quiet = stamp(path) == was and time.time_ns() - max(was[1:3]) > GRAIN
+            same = quiet or digest(path) == before
+        except OSError:
+            same = False
+        if not same:
+            raise DataError("TL-DATA-CHANGED", where=shown(path))
 
 
 def _nothing(made: list[Part]) -> DataError:

@@ -37,6 +37,8 @@ SIZE = 4096
 SCHEMA = arrow.SCHEMA.append(pa.field("given", pa.string()))
 """A record and the side that the recipe, or the name of its file, gives it."""
 Found = list[tuple[DataFile, list[Source]]]
+Known = dict[Path, tuple[str, list[int]]]
+"""Files on this machine -> their sha256 and stamp (`stamps.stamp`) before they were read."""
 Say = Callable[[int], None]
 """Told how many raw rows are done."""
 
@@ -57,6 +59,7 @@ class Sources:
     digests: dict[str, str]
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """What lay in a folder or archive and is no data: (name, why)."""
+    known: Known = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

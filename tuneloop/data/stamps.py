@@ -25,6 +25,12 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> list[int]:
+    """Size, times and inode of a file: while they stay the same, so does the file, but for the clock's grain."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 class Stamps:
     """What is known of files, kept in one JSON file that may be deleted at any time."""
 
@@ -41,17 +47,16 @@ class Stamps:
         """The sha256 of each file; raises OSError where one cannot be read."""
         out: dict[Path, str] = {}
         for path in paths:
-            stat = path.stat()
-            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            now_is = stamp(path)
             name = os.path.realpath(path)
             known = self._known.get(name)
-            if known and known[:4] == stamp:
+            if known and known[:4] == now_is:
                 out[path] = str(known[4])
                 continue
             now = time.time_ns()
             out[path] = digest(path)
-            if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > GRAIN:
-                self._new[name] = [*stamp, out[path]]
+            if now - max(now_is[1:3]) > GRAIN:
+                self._new[name] = [*now_is, out[path]]
         return out
 
     def keep(self) -> None:

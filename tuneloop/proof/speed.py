@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tuneloop.plan.hardware import product_rate
 from tuneloop.proof.lines import Lines, NotRunError
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
+from tuneloop.train.callbacks import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float
         token_budget=work.budget, lora={"rank": work.rank, "alpha": 2 * work.rank, "targets": work.targets},
     )  # fmt: skip
     run = ground.train(recipe, "chat")
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").split("\n") if line]
+    lines = list(Journal(run.metrics).lines())
     later = [line for line in lines if "loss" in line][1:]
     tokens, seconds = (sum(line["tokens"] for line in later), sum(line["clock"]["seconds"] for line in later))
     labels = sum(line["label_tokens"] for line in later)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from tuneloop.recipe import make_recipe
 from tuneloop.records import Kind
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
+from tuneloop.train.callbacks import Journal
 
 STEPS = 4
 KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")
@@ -154,7 +154,7 @@ def _resumed(run: Run) -> None:
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:
-    every = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    every = list(Journal(run.metrics).lines())
     return [line for line in every if "loss" in line]
 
 

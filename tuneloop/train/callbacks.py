@@ -71,29 +71,31 @@ class Journal:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was written, without lines that a crash cut short."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self._raw():
             try:
-                entry = json.loads(line)
+                entry = json.loads(line.decode("utf-8", "replace"))
             except ValueError:
                 continue
             if isinstance(entry, dict):
                 yield entry
+
+    def _raw(self) -> list[bytes]:
+        r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
+        return self.path.read_bytes().split(b"\n") if self.path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Drop the lines after optimizer step `step`, and a last line cut short by a crash: they will come again."""
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self._raw():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                if json.loads(line.decode("utf-8", "replace"))["step"] <= step:
+                    kept.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 continue
         draft = self.path.with_name(self.path.name + ".draft")
-        draft.write_text("".join(kept), encoding="utf-8")
+        draft.write_bytes(b"".join(kept))
         os.replace(draft, self.path)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.data.cleaning import quality, repair
+from tuneloop.data.cleaning import meant, misread, quality, repair
 from tuneloop.data.cleaning.dialogue import (
     difference,
     empty_turns,
@@ -25,7 +25,7 @@ from tuneloop.data.cleaning.dialogue import (
     unanswered,
 )
 from tuneloop.data.cleaning.languages import KNOWN, LENGTH, language
-from tuneloop.data.cleaning.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped
+from tuneloop.data.cleaning.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped, marked
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.safety import pii
@@ -33,9 +33,6 @@ from tuneloop.sections import CleanPart
 
 if TYPE_CHECKING:
     from tuneloop.safety.lexicon import Lexicon
-
-_CODE = re.compile(r"```.*?```|`[^`\n]*`|\\[A-Za-z]+(?:\{\{[^{}]*\}\})+", re.DOTALL)
-_UNFILLED = re.compile(r"(?<![\\^_}$={])\{\{\s*([^\W\d]\w+)\s*\}\}(?!\})")
 
 
 def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, ...]:
@@ -103,9 +100,19 @@ def normalise(record: Record) -> Result:
 
 
 def mojibake(record: Record) -> Result:
-    """Changed where a text was read in a wrong encoding and what was meant can still be told."""
+    """Changed where a text was read in a wrong encoding and what was meant can still be told.
+
+    Texts that speak of wrong encodings stay as they are, with all that is wrong in them.
+    """
     new = mapped(record, _repaired)
-    return (record, None) if new is record else changed(record, new, "mojibake", "wrong encoding repaired")
+    if new is record:
+        return record, None
+    asked = len(record.prompt) if record.rejected else 0
+    for old, repaired in ((record.messages, new.messages), (record.messages[:asked] + record.rejected,
+                                                            new.messages[:asked] + new.rejected)):  # fmt: skip
+        if misread.is_subject([m.content for m in old], [m.content for m in repaired]):
+            return record, None
+    return changed(record, new, "mojibake", "wrong encoding repaired")
 
 
 def markup(record: Record) -> Result:
@@ -113,20 +120,31 @@ def markup(record: Record) -> Result:
     texts = [text for m in all_messages(record) for text in (m.content, m.reasoning)]
     if not any("<" in text or "&" in text for text in texts) or not any(map(repair.has_markup, texts)):
         return record, None
-    if repair.talks_of_markup(texts, dialogue=record.kind not in ("text", "label")):
+    dialogue = record.kind not in ("text", "label")
+    if repair.talks_of_markup(texts, dialogue) or (dialogue and meant.markup(list(all_messages(record)))):
+        return record, None
+    if any(misread.is_bytes(text) for text in texts if not text.isascii()):  # an entity read now would be one byte more
         return record, None
     new = mapped(record, lambda m: m if m.role in ("tool", "system") else _unmarked(m))
     return (record, None) if new is record else changed(record, new, "markup", "markup removed")
 
 
 def templates(record: Record) -> Result:
-    """A {{name}} that nobody filled in drops the dialogue. Code in backticks, LaTeX and JSX braces are left alone."""
+    """A {{name}} that nobody filled in drops the dialogue where it is all of a turn or says who the assistant is.
+
+    Another one only marks it. Code in backticks, LaTeX, JSX braces and texts that speak of templates are left alone.
+    """
+    left = ""
     for message in all_messages(record):
         if "{{" not in message.content or message.role == "tool":
             continue
-        if found := _UNFILLED.search(_CODE.sub("", message.content)):
-            return dropped(record, "templates", "unfilled template", found.group(0))
-    return record, None
+        if found := meant.unfilled(message.content):
+            if meant.talks_of_templates(m.content for m in all_messages(record)):
+                return record, None
+            if meant.must_be_filled(found, message.content):
+                return dropped(record, "templates", "unfilled template", found)
+            left = left or found
+    return marked(record, "templates", "placeholder left", left) if left else (record, None)
 
 
 # --- languages ---

@@ -14,21 +14,42 @@ from functools import cache
 from html.entities import html5
 from typing import Any
 
+from tuneloop.data.cleaning import misread
+
+_BREAKS = "\x0b\x0c\x1c\x1d\x1e"
+"""Vertical tab, form feed, and the separators of files, groups and records: each is a line break."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_ASCII_CONTROL = {n: None for n in (*range(0x20), 0x7F) if n not in (9, 10)}
+_ASCII_CONTROL: dict[int, str | None] = {
+    **{n: None for n in (*range(0x20), 0x7F) if n not in (9, 10)}, **{ord(c): "\n" for c in _BREAKS}, 0x1F: " ",
+}  # fmt: skip
+_TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+"""An escape sequence of a terminal: colours, the cursor, a window's title (ECMA-48)."""
 
 
 def plain(text: str) -> str:
-    r"""Line ends as \n, no control characters but \n and tab, composed characters (NFC).
+    r"""Line ends as \n, no terminal's escapes, no control characters but \n and tab, composed characters (NFC).
 
-    >>> plain("a\r\nb\x00\u0065\u0301")
-    'a\nbé'
+    >>> plain("a\r\nb\x00\u0065\u0301"), plain("one\ftwo\x85three\x1ffour"), plain("\x1b[31mred\x1b[0m")
+    ('a\nbé', 'one\ntwo\nthree four', 'red')
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\x1b" in text:
+        text = _TERMINAL.sub("", text)
     if text.isascii():
         return text.translate(_ASCII_CONTROL)
-    return unicodedata.normalize("NFC", _CONTROL.sub("", text))
+    return unicodedata.normalize("NFC", _CONTROL.sub(_control, text))
+
+
+def _control(found: re.Match[str]) -> str:
+    """What stands in place of a control character. One of Latin-1 beside a letter of it is a byte, and stays."""
+    sign, text = found[0], found.string
+    if sign < "\x80":
+        return _ASCII_CONTROL[ord(sign)] or ""
+    beside = text[max(found.start() - 1, 0) : found.start()] + text[found.end() : found.end() + 1]
+    if any("\x80" <= c <= "\xff" for c in beside) or misread.is_bytes(text):
+        return sign
+    return "\n" if sign == "\x85" else ""
 
 
 # --- wrong encodings ---
@@ -80,7 +101,7 @@ def _latin_gate() -> re.Pattern[str]:
             rows[may_lose.decode(encoding), " ?"] = None
     first = "".join(sorted({c for lead, _ in rows for c in lead}))
     ways = [f"(?<=[{lead}])[{tail}]" for lead, tail in rows]
-    ways += [r"(?<=[\xa1-\xff])[\xa1-\xff]{3}", r"(?<=[\x80-\x9f])"]
+    ways += [r"(?<=[\xa1-\xff])[\xa1-\xff]{3}", r"(?<=[\x80-\x9f])", r"(?<=[\xa4-\xc6])[@-~][\xa1-\xf9][@-~\xa1-\xfe]"]
     return re.compile(rf"[\x80-\x9f\xa1-\xff{first}](?:{'|'.join(ways)})")
 
 
@@ -105,8 +126,8 @@ def _config() -> Any:
 def mojibake(text: str) -> str:
     """Text that was read in a wrong encoding, as it was meant; sound text stays the very same.
 
-    UTF-8 read as a one-byte encoding is repaired by ftfy; UTF-8 read as GBK, and GBK read as Latin-1, here. Characters
-    that lost bytes on the way stay lost, as U+FFFD.
+    UTF-8 read as a one-byte encoding is repaired by ftfy; UTF-8 read as GBK here; GBK and Big5 read as Latin-1 in
+    `misread`. Characters that lost bytes on the way stay lost, as U+FFFD.
 
     >>> mojibake("Ã¼ber"), mojibake("浣犲ソ"), mojibake("it鈥檚"), mojibake("ÄãºÃ£¬ÊÀ½ç")
     ('über', '你好', 'it’s', '你好，世界')
@@ -125,15 +146,37 @@ def mojibake(text: str) -> str:
     return text
 
 
+_NEXT_LINE = re.compile(r"(?<=[^\s\x80-\xff])\x85(?=\w)(?![\x80-\xff])")
+_CAPITAL = re.compile(r"Ã |(?<!\S)Â ")
+_C1 = re.compile("[\x80-\x9f]")
+_OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
+
+
 def _from_one_byte(text: str) -> str:
+    """What ftfy makes of it, and before that the lines of GBK and Big5.
+
+    A text of bytes of which ftfy repairs only a few stays whole: they are bytes of another encoding. A line break of
+    Latin-1 (NEL) between two words is no ellipsis of Windows, and a lone Ã before a blank is a letter of Portuguese.
+    """
+    if "\x85" in text and _NEXT_LINE.search(text) and not _OTHER_C1.search(text):
+        return "\x85".join(_repaired(part) for part in _NEXT_LINE.split(text))
+    return _repaired(text)
+
+
+def _repaired(text: str) -> str:
     from ftfy import fix_text
 
-    fixed: str = fix_text(_LATIN_RUN.sub(_from_latin, text), _config())
-    return fixed
+    meant = misread.chinese(text)
+    if meant is not text:
+        return meant
+    if _CAPITAL.search(text) and fix_text(bare := _CAPITAL.sub("A ", text), _config()) == bare:
+        return text
+    fixed: str = fix_text(text, _config())
+    windows = _C1.search(text) and not misread.is_bytes(text)  # its quotes and dashes, read as Latin-1
+    return fixed if fixed == text or windows or misread.is_utf8(text, fixed) else text
 
 
 _RUN = re.compile(r"[^\x00-\x7f]{2,}\??")
-_LATIN_RUN = re.compile(r"[\xa1-\xff]{4,}")
 
 
 def _share(text: str) -> float:
@@ -184,26 +227,6 @@ def _as_gbk(text: str) -> bytes:
     return b"".join(octets)
 
 
-def _from_latin(run: re.Match[str]) -> str:
-    """GBK read as Latin-1. A list of accented letters may be valid GBK too, but has no signs such as º and £ in it."""
-    text = run[0]
-    octets = text.encode("latin-1")
-    try:
-        meant = octets.decode("gb2312")
-    except UnicodeError:
-        return text
-    with_signs = sum(b < 0xC0 for b in octets) * 5 >= len(octets)
-    return meant if with_signs and _share(meant) == 1 and not _is_utf8(octets) else text
-
-
-def _is_utf8(octets: bytes) -> bool:
-    try:
-        octets.decode("utf-8")
-    except UnicodeError:
-        return False
-    return True
-
-
 # --- markup ---
 
 _BLOCK = ("p|div|section|article|aside|header|footer|nav|main|center|blockquote|ul|ol|li|dl|dt|dd|h[1-6]|hr|table|thead"
@@ -243,7 +266,12 @@ _CODE_WORDS = re.compile(
 
 def has_markup(text: str) -> bool:
     """A cheap look: may there be a tag or an entity?"""
-    return ("<" in text and _TAG.search(text) is not None) or ("&" in text and _ENTITY.search(text) is not None)
+    return ("<" in text and _TAG.search(text) is not None) or has_entity(text)
+
+
+def has_entity(text: str) -> bool:
+    """Whether there may be an entity such as &amp;."""
+    return "&" in text and _ENTITY.search(text) is not None
 
 
 def _parts(text: str) -> list[str]:

@@ -23,12 +23,13 @@ FEW = 4
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _NO_TEXT = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
-_HANZI = frozenset(
+FREQUENT_HANZI = frozenset(
     "的一是了我不在人有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日"
     "于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进法此实回二理美点月明"
     "其种声全工己话儿者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次东政海口使教西再平真听世气信北少关并内加化"
     "這來個國說們為時會著過學對裡後麼沒於還發當無開經頭從動兩長樣現將與進實點種聲話兒問機給幾業間電門東聽氣關並內嗎讓應該"
 )
+"""The most frequent characters of Chinese in both scripts, about a half of any text."""
 _PUNCTUATION = frozenset("，。？！、：；“”‘’（）《》「」『』【】—…·～　％－")
 _LATIN = frozenset("àâäáãåæçèéêëìíîïñòóôõöøœùúûüýÿßšžÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØŒÙÚÛÜÝŠŽ")
 _SIGNS = frozenset("’‘“”„«»‹›–—…€£¥§©®™°±²³µ·¿¡ªº¼½¾×÷ \u00a0\u00ad№")
@@ -64,7 +65,7 @@ class Script:
 _CJK = (("\u4e00", "\u9fff"), ("\u3000", "\u303f"), ("\uff00", "\uffef"))
 _KANA = frozenset(chr(c) for c in range(0x3041, 0x30FF))
 _SCRIPTS = (
-    Script(("gb18030", "big5", "cp950", "big5hkscs"), _CJK, _HANZI | frozenset("，。"), 0.1, 0.4),
+    Script(("gb18030", "big5", "cp950", "big5hkscs"), _CJK, FREQUENT_HANZI | frozenset("，。"), 0.1, 0.4),
     Script(("cp932", "euc_jp"), (*_CJK, ("\u3041", "\u30ff")), _KANA, 0.25, 0.5),
     Script(("cp949",), (("\uac00", "\ud7a3"),), frozenset("이다는의에을를가고은하지로한도기서사리어아시자"), 0.2, 0.4),
     Script(("cp1251", "koi8_r", "mac_cyrillic", "iso8859_5", "cp866"),

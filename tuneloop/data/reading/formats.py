@@ -19,6 +19,8 @@ from tuneloop.data.ledger import words
 from tuneloop.data.reading import (
     archives,
     arrays,
+    cells,
+    chatlog,
     columnar,
     containers,
     encodings,
@@ -97,7 +99,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None) -> Found:
     """The sources, and what was left out of a folder or archive and why."""
     found = places.find(file)
     names = names or labels(place.path for place in found)
-    wish = Wish(file.columns, file.task, file.encoding)
+    wish = Wish(file.columns, file.task, file.encoding, file.header)
     out = Found([], [])
     first: DataError | None = None
     for place in found:
@@ -130,25 +132,40 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         return
     blob, head = resolved(Blob(place.path))
     if not archives.is_zip(head):
+        if place.inside:
+            raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=t("none"))
         out.sources.append(_source(place, label, blob, wish))
         return
     if containers.is_workbook(blob, head):
-        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in sheets.names(blob)]
-        inside = inside if len(inside) > 1 else [(label, Blob(place.path, sheet=b.sheet), s) for _, b, s in inside]
+        names = sheets.names(blob)
+        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in names]
+        if len(inside) == 1 and not place.inside:
+            inside = [(label, inside[0][1], place.side)]
     else:
-        inside = []
-        names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
-        for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes):
-            name = f"{label}!/{archives.title(leaf.name, place.path)}"
-            member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
-            if leaf.left_out:
-                out.left_out.append((name, leaf.left_out))
-            elif leaf.label:
-                out.sources.append(Source(place.path, name, document(member, wish), side, member, leaf.label))
-            else:
-                inside.append((name, member, side))
+        names = [archives.title(name, place.path) for name in archives.members(place.path)]
+        inside = _members(place, label, wish, out)
+    if place.inside and place.inside not in names:
+        near = ", ".join(shown(name) for name in names[:20]) or t("none")
+        raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=near)
+    inside = [one for one in inside if place.inside in ("", one[0].removeprefix(f"{label}!/"))]
     if inside:
         _inside(place, inside, wish, out)
+
+
+def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str, Blob, Side]]:
+    """The members of a zip that are looked at; those in folders of classes, and what is left out, go to `out`."""
+    inside = []
+    names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
+    for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes and not place.inside):
+        name = f"{label}!/{archives.title(leaf.name, place.path)}"
+        member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
+        if leaf.left_out:
+            out.left_out.append((name, leaf.left_out))
+        elif leaf.label:
+            out.sources.append(Source(place.path, name, document(member, wish), side, member, leaf.label))
+        else:
+            inside.append((name, member, side))
+    return inside
 
 
 def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:
@@ -189,6 +206,10 @@ def _without_notes(found: Found) -> None:
         found.left_out.append((source.label, t("plain text beside files with rows")))
 
 
+_SAID = frozenset(("user", "assistant", "prompt", "chosen", "rejected", "text", "label"))
+"""Roles of which no two can be one column."""
+
+
 def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
     """Raise TL-DATA-COLUMNS for a role or a column that does not exist, and for roles that make no record."""
     columns, problems = wish.columns, []
@@ -198,6 +219,11 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
                 near = difflib.get_close_matches(value, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
                 problems.append(f"{shown(value)}{hint}")
+    told = {role: column for role, column in columns.items() if role in _SAID}
+    twice = [column for column, count in Counter(told.values()).items() if count > 1]
+    problems += [
+        t("{column} is named for two roles: an answer would repeat its question", column=shown(c)) for c in twice
+    ]
     beside = sorted({"user", "assistant", "input", "history", "reasoning"} & set(columns))
     if "messages" in columns and beside:
         problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
@@ -255,14 +281,22 @@ def _stratum(item: tuple[Source, Record | LedgerEntry]) -> str:
 
 
 def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | LedgerEntry:
+    roles = _roles(source, file)
+    if roles and source.guess.table is not None and isinstance(value, dict):
+        broken = next((name for name in roles.values() if value.get(name) in cells.ERRORS), None)
+        if broken is not None:
+            detail = shown(f"{broken}: {value[broken]}")[:200]
+            return LedgerEntry("dropped", "read", "error cell", source.label, line, detail=detail)
     try:
-        return convert(value, source.guess.kind or "chat", _roles(source, file), source.label, line)
+        return convert(value, source.guess.kind or "chat", roles, source.label, line)
     except BadRow as bad:
         return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=shown(bad.detail)[:200])
 
 
 def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
     """The roles of all rows of a file; None where each row is looked at by itself."""
+    if source.guess.container == "chat log":
+        return dict(source.guess.roles)
     if file.columns:
         return file.columns
     fixed = source.given or source.guess.table is not None or source.guess.container == "txt"
@@ -293,6 +327,9 @@ def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:
     if guess.container == "object":
         value = arrays.load(blob, guess.encoding)
         return enumerate(value[guess.key] if guess.key else [value], 1)
+    if guess.container == "chat log":
+        form, *ours = json.loads(guess.key)
+        return chatlog.rows(blob, guess.encoding, form, ours)
     if guess.container == "txt":
         return paragraphs.rows(blob, guess.encoding, guess.unit)
     if guess.table is None:

@@ -24,13 +24,17 @@ from tuneloop.sections import DataFile
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A local file. What lies in a folder may be no data; a file that was named must be."""
+    """A local file. What lies in a folder may be no data; a file that was named must be.
+
+    `inside` is the sheet of a workbook or the member of a zip that the recipe names behind "!/"; by default all.
+    """
 
     path: Path
     side: Side = "auto"
     label: str = ""
     named: bool = True
     left_out: str = ""
+    inside: str = ""
 
 
 def find(file: DataFile) -> list[Place]:
@@ -66,6 +70,9 @@ def _named(path: str, may_be_classes: bool) -> list[Place]:
         return _folder(pattern, may_be_classes)
     if os.path.lexists(pattern):
         return [Place(pattern)]
+    container, _, inside = str(pattern).partition("!" + os.sep)
+    if inside and os.path.isfile(container):
+        return [Place(Path(container), inside=inside.replace(os.sep, "/"))]
     if not glob.has_magic(str(pattern)):
         return []
     found = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))

@@ -73,7 +73,7 @@ def _labelled(row: Mapping[str, Any], roles: Roles, kind: Kind, file: str, line:
 
 
 def _label(row: Mapping[str, Any], column: str) -> str:
-    """A label as text, without the blanks around it: "    0", 0 and 0.0 are one label."""
+    """A label as text, without the blanks around it: "    0", 0, 0.0 and "0.0" are one label."""
     value = row.get(column)
     if value is None or value == "":
         raise BadRow("missing value", column)
@@ -84,6 +84,8 @@ def _label(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str | int | float):
         raise BadRow("no single label", type(value).__name__)
     label = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    if label.endswith(".0") and label[:-2].lstrip("-").isdecimal():  # a column of numbers in which one was missing
+        label = label[:-2]
     if not label:
         raise BadRow("missing value", column)
     return label

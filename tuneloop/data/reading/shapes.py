@@ -30,7 +30,29 @@ PAIRS: dict[str, Fields] = {
     "question_answer": {"user": ("question", "问题", "提问"), "assistant": ("answer", "response", "回答", "答案")},
     "input_output": {"user": ("input",), "assistant": ("output",)},
     "user_assistant": {"user": ("user", "human"), "assistant": ("assistant",)},
-}
+    "pair": {
+        "user": ("question", "questions", "q", "ask", "query", "prompt", "instruction", "input", "user", "human",
+                 "user_message", "user_input", "user_query", "user_question", "user_text", "customer_question",
+                 "customer_message", "customer_query", "inquiry", "post", "context", "问题", "提问", "问", "问句",
+                 "用户问题", "用户提问", "用户输入", "用户消息", "客户问题", "客户提问", "客户咨询", "顾客问题",
+                 "顾客提问", "咨询", "咨询问题", "咨询内容", "患者问题", "患者提问", "学生问题", "常见问题", "输入",
+                 "指令", "问題", "問題", "提問"),
+        "assistant": ("answer", "answers", "a", "reply", "response", "responses", "output", "completion",
+                      "assistant", "gpt", "bot", "assistant_message", "assistant_response", "assistant_reply",
+                      "bot_response", "bot_reply", "bot_message", "agent_response", "agent_reply", "agent_message",
+                      "support_reply", "model_response", "expected_answer", "expected_output", "reference_answer",
+                      "best_answer", "gold_answer", "回答", "答案", "答复", "回复", "答", "解答", "应答",
+                      "客服回复", "客服回答", "客服答复", "助手回复", "助手回答", "机器人回复", "机器人回答",
+                      "人工回复", "标准答案", "标准回复", "标准回答", "参考答案", "参考回复", "医生回答",
+                      "医生回复", "老师回答", "回答内容", "回复内容", "输出", "期望输出", "答覆", "回覆"),
+    },
+    "speakers": {
+        "user": ("customer", "client", "visitor", "patient", "caller", "用户", "客户", "顾客", "访客", "患者",
+                 "病人", "学生", "来访者", "买家"),
+        "assistant": ("agent", "support", "representative", "doctor", "therapist", "counselor", "assistant", "bot",
+                      "客服", "助手", "机器人", "医生", "老师", "咨询师", "卖家", "商家"),
+    },
+}  # fmt: skip
 """One question and one answer a row, tried in this order; all of a shape's columns are needed."""
 
 OPTIONAL: Fields = {
@@ -145,6 +167,8 @@ def _dialogue(keys: tuple[str, ...]) -> Shape:
         kept = {role: column for role, column in optional.items() if role in ("system", "tools")}
         return Shape("messages", "chat", {"messages": turns, **kept})
     for name, fields in PAIRS.items():
+        if name == "speakers" and _find(keys, TEXT):
+            continue  # who spoke, beside what was said
         roles = {role: column for role, names in fields.items() if (column := _find(keys, names))}
         if len(roles) == len(fields):
             used = set(roles.values())
@@ -169,11 +193,11 @@ def _preference(keys: tuple[str, ...], chosen: str, rejected: str, dialogue: Sha
 
 
 def _find(keys: Collection[str], names: Sequence[str]) -> str:
-    """The first of `names` among `keys`, as written if possible, else whatever its case."""
+    """The first of `names` among `keys`, as written if possible, else whatever its case, "User question" too."""
     for name in names:
         if name in keys:
             return name
-    folded = {k.casefold(): k for k in reversed(list(keys))}
+    folded = {k.casefold().strip().replace(" ", "_").replace("-", "_"): k for k in reversed(list(keys))}
     return next((folded[n.casefold()] for n in names if n.casefold() in folded), "")
 
 

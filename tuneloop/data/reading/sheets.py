@@ -1,16 +1,16 @@
-"""Excel files (.xlsx): each sheet is a table, and every cell is read as the text that a CSV export would hold."""
+"""Excel files (.xlsx): each sheet is a table, and every cell is read as the text that Excel shows in it."""
 
 from __future__ import annotations
 
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date, datetime, time
+from itertools import islice
 from typing import Any
 
-from tuneloop.data.reading import archives, tables
+from tuneloop.data.reading import archives, cells, tables
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.rows import Flaw
 from tuneloop.data.reading.tables import Table
@@ -45,26 +45,32 @@ def names(blob: Blob) -> list[str]:
         return [sheet.title for sheet in book.worksheets if next(_lines(sheet), None)]
 
 
-def head(blob: Blob, count: int) -> tuple[Table, list[dict[str, str]]]:
-    """The columns and the first rows of the blob's sheet."""
+def head(
+    blob: Blob, count: int, columns: Mapping[str, str], header: int | None = None
+) -> tuple[Table, list[dict[str, str]]]:
+    """The columns and the first rows of the blob's sheet. `header` is the row of the header, 0 where there is none."""
     with _opened(blob) as book:
-        lines = _lines(_sheet(book, blob))
-        first = next(lines, (0, [""]))[1]
-        table = _table(first)
-        held = [] if table.header else [tables.fitted(first, table.names)]
-        for _, cells in lines:
-            held.append(tables.fitted(_padded(cells, table), table.names))
-            if len(held) >= count:
-                break
-        return table, [row for row in held if isinstance(row, dict)]
+        first = list(islice(_lines(_sheet(book, blob)), count + _ABOVE))
+    table = _table(first, columns, header)
+    held = [row for _, row in _below(iter(first), table)]
+    return table, [row for row in held if isinstance(row, dict)][:count]
 
 
 def rows(blob: Blob, table: Table) -> Iterator[tuple[int, dict[str, str] | Flaw]]:
     """Every row below the header with its number in the sheet."""
     with _opened(blob) as book:
-        for n, (number, cells) in enumerate(_lines(_sheet(book, blob))):
-            if n or not table.header:
-                yield number, tables.fitted(_padded(cells, table), table.names)
+        yield from _below(_lines(_sheet(book, blob)), table)
+
+
+def _below(lines: Iterator[tuple[int, list[str]]], table: Table) -> Iterator[tuple[int, dict[str, str] | Flaw]]:
+    header_due = table.header
+    for number, row in lines:
+        if number <= table.above:
+            continue
+        if header_due:
+            header_due = False
+            continue
+        yield number, tables.fitted(_padded(row, table), table.names)
 
 
 def _sheet(book: Any, blob: Blob) -> Any:
@@ -74,39 +80,52 @@ def _sheet(book: Any, blob: Blob) -> Any:
     return found[0]
 
 
-def _table(first: list[str]) -> Table:
-    cells = [cell.strip() for cell in first]
-    header = tables.is_header([cell for cell in cells if cell])
-    return Table("", False, header, tables.unique(cells if header else [""] * len(cells)))
+_ABOVE = 10
+"""Rows above a header that are looked at."""
 
 
-def _padded(cells: list[str], table: Table) -> list[str]:
-    return cells + [""] * (len(table.names) - len(cells))
+def _table(lines: list[tuple[int, list[str]]], columns: Mapping[str, str], header: int | None) -> Table:
+    """Where the header is and what its columns are called: a title may stand above it."""
+    at = _header_at(lines, columns) if header is None else next((n for n, x in enumerate(lines) if x[0] >= header), 0)
+    if not lines:
+        return Table("", False, False, ())
+    number, first = lines[at]
+    names = [cell.strip() for cell in first]
+    others = [row + [""] * (len(first) - len(row)) for _, row in lines[at + 1 :]]
+    if header is None:
+        named = tables.is_header([name for name in names if name]) and not tables.is_data(names, others)
+    else:
+        named = header > 0
+    widest = max(len(first), *map(len, others)) if others and not named else len(first)
+    return Table("", False, named, tables.unique(names if named else [""] * widest), number - 1)
+
+
+def _header_at(lines: list[tuple[int, list[str]]], columns: Mapping[str, str]) -> int:
+    """The first row with known names; else the first one that is as wide as the next."""
+    for at, (_, row) in enumerate(lines[:_ABOVE]):
+        names = [cell.strip() for cell in row]
+        if len(names) > 1 and tables.is_known(names, columns):
+            return at
+    widths = [len(row) for _, row in lines]
+    if widths and widths[0] == 1 and max(widths) > 1:
+        return next(n for n, width in enumerate(widths) if width > 1)
+    return 0
+
+
+def _padded(row: list[str], table: Table) -> list[str]:
+    return row + [""] * (len(table.names) - len(row))
+
+
+def _text(cell: Any) -> str:
+    return cells.shown(cell.value, cell.number_format) if cell.value is not None else ""
 
 
 def _lines(sheet: Any) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not empty, with their number; empty cells at the end are no cells."""
     sheet.reset_dimensions()  # what a file says of its size is often wrong
-    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells = [_text(value) for value in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        if any(cell.strip() for cell in cells):
-            yield number, cells
-
-
-def _text(value: Any) -> str:
-    """A cell as text.
-
-    >>> [_text(v) for v in (None, 1.0, 2.5, True, "x")]
-    ['', '1', '2.5', 'TRUE', 'x']
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "TRUE" if value else "FALSE"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    return str(value)
+    for number, row in enumerate(sheet.iter_rows(), 1):
+        texts = [_text(cell) for cell in row]
+        while texts and not texts[-1]:
+            texts.pop()
+        if any(text.strip() for text in texts):
+            yield number, texts

@@ -6,13 +6,14 @@ Nothing is converted here, and only the first rows are read (the encoding is che
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.data.reading import arrays, columnar, containers, encodings, paragraphs, shapes, sheets, tables
+from tuneloop.data.reading import arrays, chatlog, columnar, containers, encodings, paragraphs, shapes, sheets, tables
 from tuneloop.data.reading.archives import shown as shown
 from tuneloop.data.reading.containers import Blob, resolved
 from tuneloop.data.reading.paragraphs import Unit
@@ -21,7 +22,9 @@ from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import Kind
 
-Container = Literal["json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt"]
+Container = Literal[
+    "json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt", "chat log"
+]
 SAMPLE = 50
 """Rows that are looked at."""
 LINES = 200
@@ -57,11 +60,12 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the recipe says of a file: roles of columns, kind of rows, encoding."""
+    """What the recipe says of a file: roles of columns, kind of rows, encoding, line of a table's header."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     task: Kind | None = None
     encoding: str | None = None
+    header: int | None = None
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
@@ -84,7 +88,7 @@ def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> G
 
 def _container(blob: Blob, head: bytes, wish: Wish) -> Guess:
     if containers.is_workbook(blob, head):
-        table, held = sheets.head(blob, SAMPLE)
+        table, held = sheets.head(blob, SAMPLE, wish.columns, wish.header)
         return _judged("xlsx", "", table.names, held, wish, table=table)
     if head.startswith(b"PK"):
         raise DataError("TL-DATA-NESTED", where=blob.where, kind="zip")
@@ -101,7 +105,7 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
     start = _first(blob, encoding)
     if not start:
         raise DataError("TL-DATA-EMPTY", where=blob.where)
-    if start == "[":
+    if start == "[" and not _is_dated(blob, encoding):
         rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
             raise DataError("TL-DATA-EMPTY", where=blob.where)
@@ -129,6 +133,12 @@ def _first(blob: Blob, encoding: str) -> str:
     return ""
 
 
+def _is_dated(blob: Blob, encoding: str) -> bool:
+    """Whether a text begins with a date in brackets, as messengers write it; JSON cannot."""
+    head = next(encodings.chunks(blob, encoding, HEAD), "").lstrip("\ufeff \t\r\n")
+    return re.match(r"\[\d+[-/.年]\d+[-/.月]\d+", head) is not None
+
+
 def _budgeted(lines: Iterable[str]) -> Iterator[str]:
     left = BUDGET
     for line in lines:
@@ -140,18 +150,37 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
-    table = tables.recognise(lines, wish.columns)
+    if wish.task in (None, "chat") and (log := chatlog.recognise(lines)):
+        return _chat(blob, encoding, wish, *log)
+    table = tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
         container: Container = "tsv" if table.delimiter == "\t" else "csv"
         return _judged(container, encoding, table.names, tables.sample(lines, table), wish, table=table)
     if len(lines) == 1 and _is_scalar(lines[0]):
         return Guess("txt", encoding, "unknown", (), t("a single JSON value"), 0.0, {})
     unit = paragraphs.unit(lines)
-    names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"), "file": ""}
+    names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"),
+             "indented": t("indented lines belong together"), "file": ""}  # fmt: skip
     why = t("neither JSON nor a table: plain text, {unit}", unit=names[unit])
     rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
     guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
     return guess if guess.shape != "text" else replace(guess, why=why, sure=0.8)
+
+
+def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str, ...]) -> Guess:
+    """A chat that somebody wrote down; `columns: {assistant: NAME}` says who the model is to learn from."""
+    ours = [wish.columns["assistant"]] if "assistant" in wish.columns else chatlog.learner(speakers)
+    if not ours:
+        names = ", ".join(speakers[:8])
+        raise DataError("TL-DATA-CHAT", where=blob.where, speakers=shown(names), example=shown(speakers[-1]))
+    rows = list(islice(chatlog.rows(blob, encoding, form, ours), SAMPLE))
+    seen = tuple(map(shown, speakers))
+    why = t("a chat of {speakers}; {ours} is the assistant", speakers=", ".join(seen[:8]), ours=shown(", ".join(ours)))
+    kind: Kind | None = "chat" if set(wish.columns) <= {"assistant", "user"} else None
+    roles = {"messages": "messages"}
+    return Guess(
+        "chat log", encoding, "messages", seen, why, 0.9, roles, kind, len(rows), key=json.dumps([form, *ours])
+    )
 
 
 def _is_scalar(text: str) -> bool:
@@ -213,6 +242,9 @@ def _judged(
     left = shapes.unused(shape, names)
     if left:
         why += t("; not used: {columns}", columns=shown(", ".join(left)))
+    table = more.get("table")
+    if table and table.above:
+        why += t("; the table begins at line {line}", line=table.above + 1)
     return guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
 
 

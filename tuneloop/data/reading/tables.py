@@ -1,13 +1,17 @@
-"""Tables in text: how their cells are told apart, what their columns are called, and their rows."""
+"""Tables in text: how their cells are told apart, what their columns are called, and their rows.
+
+What one row of a quoted table is, stands in `quoting.py`.
+"""
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tuneloop.data.reading import containers, shapes
+from tuneloop.data.reading import shapes
+from tuneloop.data.reading.quoting import records, split_line
 from tuneloop.data.reading.rows import Flaw
 
 Row = tuple[int, Any]
@@ -21,26 +25,161 @@ class Table:
     quoted: bool
     header: bool
     names: tuple[str, ...]
+    above: int = 0
+    """Lines above the header, or above the first row where there is none: a comment, a title, Excel's `sep=;`."""
 
 
-def recognise(lines: list[str], columns: Mapping[str, str]) -> Table | None:
-    """The delimiter that gives most rows the width of the first one; None where no delimiter does."""
+_DIALECTS = ((",", True), ("\t", False), ("\t", True), (";", True), ("|", True))
+_SEP = re.compile(r'\ufeff?"?sep=(.)"?\s*', re.IGNORECASE)
+_ABOVE = 10
+"""Lines above a header that are looked at."""
+
+
+def recognise(lines: list[str], columns: Mapping[str, str], header: int | None = None) -> Table | None:
+    """The delimiter that gives most rows the width of the first one; None where no delimiter does.
+
+    `header` is the line of the header if the recipe names it, 0 where there is none.
+    """
+    if said := _SEP.fullmatch(lines[0]) if lines else None:
+        rest = recognise(lines[1:], columns, header - 1 if header else header)
+        chosen = _table(lines[1:], said[1], True, columns, header - 1 if header else header)
+        table = chosen[1] if chosen else rest
+        return table and replace(table, above=table.above + 1)
+    if header is None:
+        above = _above(lines, columns)
+        table = _best(lines[above:], columns, None)
+        return table and replace(table, above=above + table.above)
+    above = max(header - 1, 0)
+    table = _best(lines[above:], columns, header)
+    return table and replace(table, above=above + table.above)
+
+
+def _above(lines: list[str], columns: Mapping[str, str]) -> int:
+    """How many lines stand above a header that is known: comments, a title, blank lines."""
+    for at, line in enumerate(lines[: _ABOVE + 1]):
+        for delimiter, quoted in _DIALECTS:
+            names = _names(_first([line], delimiter, quoted))
+            below = next((x for x in lines[at + 1 :] if x.strip()), "")
+            if len(names) > 1 and is_known(names, columns):
+                fits = not at or len(_first([below], delimiter, quoted)) >= len(names)
+                return at if fits else 0
+    comments = 0
+    while comments < min(len(lines) - 2, _ABOVE) and lines[comments].lstrip("\ufeff").startswith("#"):
+        comments += 1
+    if not comments:
+        return 0
+    delimiter = max((d for d, _ in _DIALECTS), key=lambda d: lines[comments].count(d))
+    width = lines[comments].count(delimiter)
+    return comments if width and all(line.count(delimiter) != width for line in lines[:comments]) else 0
+
+
+def _best(lines: list[str], columns: Mapping[str, str], header: int | None) -> Table | None:
     best: tuple[bool, float, bool, int] = (False, 0.0, False, 0)
     table: Table | None = None
-    for delimiter, quoted in ((",", True), ("\t", False), ("\t", True), (";", True), ("|", True)):
-        rows = _records(lines, delimiter, quoted)
-        names = tuple(name.strip().lstrip("\ufeff") for name in rows[0]) if rows else ()
-        known = (bool(columns) and set(columns.values()) <= set(names)) or shapes.known(names)
-        known = known or (len(names) == 1 and names[0].casefold() in shapes.TEXT and _one_column(rows))
-        if (len(names) < 2 and not (known and delimiter == ",")) or (not known and _is_prose(rows)):
-            continue
-        share = sum(len(row) == len(names) for row in rows) / len(rows)
-        unquotes = delimiter == "\t" and quoted and rows != _records(lines, "\t", False)
-        score = (known, share, unquotes and share == 1.0, len(names))
-        if (known or (share >= 0.8 and len(rows) > 1)) and score > best:
-            header = known or is_header(names)
-            best, table = score, Table(delimiter, quoted, header, unique(names if header else [""] * len(names)))
+    for delimiter, quoted in _DIALECTS:
+        found = _table(lines, delimiter, quoted, columns, header)
+        if found and found[0] > best:
+            best, table = found
     return table or _ragged(lines)
+
+
+def _table(
+    lines: list[str], delimiter: str, quoted: bool, columns: Mapping[str, str], header: int | None
+) -> tuple[tuple[bool, float, bool, int], Table] | None:
+    """How well a delimiter fits these lines, and the table that it makes of them; None where it makes none."""
+    first, rows = _first(lines, delimiter, quoted), _records(lines, delimiter, quoted)
+    if not first or not rows:
+        return None
+    names = _names(first)
+    known = is_known(names, columns)
+    known = known or (len(names) == 1 and names[0].casefold() in shapes.TEXT and _one_column(rows))
+    if (len(names) < 2 and not (known and delimiter == ",")) or (not known and _is_prose(rows)):
+        return None
+    data = rows[1:] if len(rows) > 1 else rows
+    if _has_row_names(len(names), data) and (known or is_header(names)):
+        names = ("", *names)
+    literal = _records(lines, delimiter, False) if delimiter == "\t" and quoted else rows
+    unquotes = rows != literal and _is_quoted(lines, delimiter)
+    share = max(_share(data, len(names)), _share(literal[1:], len(names)) if unquotes else 0.0)
+    if not (known or (share >= 0.8 and len(rows) > 1)):
+        return None
+    if header is None:
+        numbered = bool(columns) and all(re.fullmatch(r"column_\d+", name) for name in columns.values())
+        header = 0 if numbered and not known else int(known or (is_header(names) and not is_data(names, data)))
+    named = unique(names if header else [""] * len(names))
+    return (known, share, unquotes, len(names)), Table(delimiter, quoted, bool(header), named)
+
+
+def _share(rows: Sequence[Sequence[str]], width: int) -> float:
+    """Share of the rows, the first one among them, that have this many cells."""
+    return (sum(len(row) == width for row in rows) + 1) / (len(rows) + 1)
+
+
+def is_known(names: Sequence[str], columns: Mapping[str, str]) -> bool:
+    return (bool(columns) and set(columns.values()) <= set(names)) or shapes.known(names)
+
+
+def _names(first: Sequence[str]) -> tuple[str, ...]:
+    """The cells of a header as names; a `#` in front of the first one is a comment's sign."""
+    names = tuple(name.replace('"', "").strip().lstrip("\ufeff") for name in first)
+    bare = tuple(name.lstrip("#").strip() if n == 0 else name for n, name in enumerate(names))
+    return bare if bare != names and shapes.known(bare) else names
+
+
+def _first(lines: list[str], delimiter: str, quoted: bool) -> list[str]:
+    """The cells of the first line that is not blank; a header with a stray quote is read without its quotes."""
+    for line, row in records(iter(lines), delimiter, quoted):
+        if isinstance(row, Flaw):
+            return split_line(lines[line - 1].replace('"', ""), delimiter, False)
+        if any(cell.strip() for cell in row):
+            return row
+    return []
+
+
+def is_data(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a cell of the first row is a value of its column: then it is a row, and no header.
+
+    >>> is_data(["so good", "pos"], [["bad", "neg"], ["fine", "pos"]])
+    True
+    """
+    others = [row for row in rows if len(row) == len(names) and tuple(row) != tuple(names)]
+    return any(name and any(row[n].strip() == name for row in others) for n, name in enumerate(names))
+
+
+def _counts_up(column: Sequence[str]) -> bool:
+    """Whether the cells are the numbers of the rows.
+
+    >>> _counts_up(["0", "1", "2"]), _counts_up(["0", "1", "1"])
+    (True, False)
+    """
+    if len(column) < 2 or not all(cell.strip().isdecimal() for cell in column):
+        return False
+    numbers = [int(cell) for cell in column]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _has_row_names(width: int, rows: Sequence[Sequence[str]]) -> bool:
+    """Whether every row has one cell more than the header, in front, that counts the rows (as R writes tables)."""
+    whole = [row for row in rows if len(row) == width + 1]
+    return len(whole) >= 2 and len(whole) >= 0.8 * len(rows) and _counts_up([row[0] for row in whole])
+
+
+def _is_quoted(lines: list[str], delimiter: str) -> bool:
+    """Whether cells that begin with a quote are quoted ones, all but a few: else their quotes are part of the text.
+
+    A quoted cell with a doubled quote or a line break in it had to be quoted, and weighs as much as a broken one.
+    """
+    good = bad = needed = 0
+    for line, row in records(iter(lines), delimiter, True):
+        raw = lines[line - 1]
+        if not (raw.startswith('"') or f'{delimiter}"' in raw):
+            continue
+        if isinstance(row, Flaw):
+            bad += 1
+        else:
+            good += 1
+            needed += any('"' in cell or "\n" in cell.strip() for cell in row)
+    return good > 0 and (bad <= 0.1 * good or bad <= needed)
 
 
 def _is_prose(rows: list[list[str]]) -> bool:
@@ -103,78 +242,60 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
 
 def sample(lines: list[str], table: Table) -> list[dict[str, str]]:
     """The rows among the first lines as dicts; rows of another width are left to the reader of the whole file."""
-    rows = _records(lines, table.delimiter, table.quoted)
-    rows = rows[1:] if table.header else rows
-    return [dict(zip(table.names, row, strict=True)) for row in rows if len(row) == len(table.names)]
+    return [row for _, row in rows(lines, table) if isinstance(row, dict)]
 
 
 def labels(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Text and label of a table of two columns, one of which has few and short values; else nothing.
 
+    A column that counts the rows is none of the two.
+
     >>> labels([{"a": "so good" * n, "b": str(n % 2)} for n in range(20)])
     {'text': 'a', 'label': 'b'}
     """
-    if len(rows) < 10 or any(len(row) != 2 for row in rows):
+    columns = [name for name in (rows[0] if rows else ()) if not _counts_up([row.get(name, "") for row in rows])]
+    if len(rows) < 10 or len(columns) != 2 or any(len(row) != len(rows[0]) for row in rows):
         return {}
     found: dict[str, int] = {}
-    for column in rows[0]:
+    for column in columns:
         values = [row[column].strip() for row in rows]
         if len(set(values)) <= len(rows) / 5 and all(len(value) <= 20 for value in values):
             found[column] = sum(map(len, values))
     if not found:
         return {}
     label = min(found, key=lambda column: found[column])
-    text = next(column for column in rows[0] if column != label)
+    text = next(column for column in columns if column != label)
     return {"text": text, "label": label}
 
 
-def _quoting(quoted: bool) -> Literal[0, 3]:
-    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-
-
-def _reader(lines: Iterable[str], delimiter: str, quoted: bool) -> Any:
-    csv.field_size_limit(containers.ROW)  # Python's own limit of 131,072 is shorter than some answers
-    return csv.reader(lines, delimiter=delimiter, strict=quoted, quoting=_quoting(quoted))
-
-
 def _records(lines: list[str], delimiter: str, quoted: bool) -> list[list[str]]:
-    reader = _reader(lines, delimiter, quoted)
-    out: list[list[str]] = []
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return [row for row in out if any(cell.strip() for cell in row)]
-        except csv.Error:
-            row = ["\0"]  # a broken row: it counts as one of another width
-        out.append(row)
+    """The rows that are not blank; a broken one counts as one of another width."""
+    found = (["\0"] if isinstance(row, Flaw) else row for _, row in records(iter(lines), delimiter, quoted))
+    return [row for row in found if any(cell.strip() for cell in row)]
 
 
 def rows(lines: Iterable[str], table: Table) -> Iterator[Row]:
     """Every row with the number of the line where it starts: a dict, or a Flaw. Blank lines are no rows."""
-    reader = _reader(lines, table.delimiter, table.quoted)
+    source = iter(lines)
+    for _ in range(table.above):
+        next(source, "")
     header_due = table.header
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, Flaw("broken CSV", f"{line}-{reader.line_num}: {error}")
-            continue
-        if not row:
-            continue
+    width = len(table.names)
+    for line, row in records(source, table.delimiter, table.quoted, width):
         if header_due:
             header_due = False
-        else:
-            yield line, fitted(row, table.names)
+        elif isinstance(row, Flaw):
+            yield line + table.above, row
+        elif row:
+            yield line + table.above, fitted(row, table.names)
 
 
 def fitted(row: Sequence[str], names: Collection[str]) -> dict[str, str] | Flaw:
-    """The cells under their names."""
+    """The cells under their names; empty cells beyond the last name are no cells."""
     if not any(cell.strip() for cell in row):
         return Flaw("empty row", "")
+    if len(row) > len(names) and not any(cell.strip() for cell in row[len(names) :]):
+        row = row[: len(names)]
     if len(row) != len(names):
         return Flaw("ragged row", f"{len(row)} / {len(names)}")
     return dict(zip(names, row, strict=True))

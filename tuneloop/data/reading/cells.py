@@ -1,0 +1,180 @@
+"""A cell of a spreadsheet as the text that is shown in it: its number format applied to its value.
+
+The formats are those of ECMA-376 (18.8.31), as far as texts need them: percent, decimals, thousands, signs around a
+number, dates and times. What is not known here is shown as a plain number or date.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timedelta
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
+
+ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
+                    "#GETTING_DATA", "#FIELD!", "#BLOCKED!", "#CONNECT!", "#UNKNOWN!"))  # fmt: skip
+"""What a spreadsheet shows in a cell that has no value because something is wrong; also in its CSV export."""
+_ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
+_LOCAL = frozenset(("mm-dd-yy", "m/d/yy", "m/d/yyyy", "m/d/yy h:mm", "m/d/yyyy h:mm"))
+"""Formats that each Excel shows in the order of its own country: ISO's is the one that all understand."""
+
+
+def shown(value: Any, code: str = "General") -> str:
+    r"""A value in its number format.
+
+    >>> [shown(v) for v in (None, 1.0, 2.5, True, "x")]
+    ['', '1', '2.5', 'TRUE', 'x']
+    >>> shown(0.25, "0%"), shown(19.9, '0.00 "EUR"'), shown(-1234.5, "#,##0.00")
+    ('25%', '19.90 EUR', '-1,234.50')
+    >>> shown(datetime(2026, 5, 4), "DD.MM.YYYY"), shown(time(9, 30), "h:mm AM/PM"), shown("a_x000D_b")
+    ('04.05.2026', '9:30 AM', 'a\nb')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _unescaped(value)
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, datetime | date | time):
+        return _moment(value, "" if code in _LOCAL or "[$-F" in code else _sections(code)[0])
+    if isinstance(value, timedelta):
+        return _span(value)
+    if isinstance(value, int | float):
+        return _number(value, code) or _plain(value)
+    return str(value)
+
+
+def _unescaped(text: str) -> str:
+    """Characters that XML cannot hold are written as _xHHHH_; a carriage return is a line break."""
+    if "_x" in text:
+        text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _plain(value: int | float) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)  # Excel keeps 15 digits
+
+
+@lru_cache(maxsize=512)
+def _sections(code: str) -> tuple[str, ...]:
+    """The parts of a format, for positive, negative and zero; colours, conditions and locales are left out."""
+    bare = re.sub(r"\[\$([^\]-]*)[^\]]*\]", r'"\1"', code)
+    bare = re.sub(r"\[(?!h+\]|m+\]|s+\])[^\]]*\]", "", bare, flags=re.IGNORECASE)
+    parts, quoted = [""], False
+    for n, c in enumerate(bare):
+        if c == '"' and bare[n - 1 : n] != "\\":
+            quoted = not quoted
+        if c == ";" and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return tuple(parts)
+
+
+_PIECE = re.compile(r'"([^"]*)"|\\(.)|_.|\*.|([0#?.,]*[0#?][0#?.,]*)|([^0#?"\\_*]+)')
+
+
+def _number(value: int | float, code: str) -> str:
+    """A number in a format of digits; nothing where the format is another one (General, fractions, powers of ten)."""
+    parts = _sections(code)
+    negative = value < 0
+    part = parts[1] if negative and len(parts) > 1 else parts[2] if value == 0 and len(parts) > 2 else parts[0]
+    outside = re.sub(r'"[^"]*"|\\.', "", part)
+    if part and not outside.strip():
+        return re.sub(r'["\\]', "", part)
+    if not re.search("[0#]", outside) or re.search(r"[Ee][+-]|/|General|@", outside):
+        return ""
+    try:
+        amount = abs(Decimal(repr(value)))
+    except InvalidOperation:
+        return ""
+    amount *= Decimal(100) ** outside.count("%")
+    out, done = "", False
+    for found in _PIECE.finditer(part):
+        text, escaped, digits, sign = found.groups()
+        if digits and not done:
+            out, done = out + _digits(amount, digits), True
+        elif digits:
+            return ""
+        else:
+            out += text or escaped or sign or ""
+    sign = "-" if negative and len(parts) < 2 and any(c in "123456789" for c in out) else ""
+    return sign + out.strip()
+
+
+def _digits(amount: Decimal, pattern: str) -> str:
+    while pattern.endswith(","):  # a comma behind the digits divides by a thousand
+        amount, pattern = amount / 1000, pattern[:-1]
+    whole, _, decimals = pattern.partition(".")
+    places = sum(c in "0#?" for c in decimals)
+    text = f"{amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
+    head, _, tail = text.partition(".")
+    least = sum(c == "0" for c in decimals)
+    while len(tail) > least and tail.endswith("0"):
+        tail = tail[:-1]
+    head = head.rjust(sum(c == "0" for c in whole), "0") if head != "0" or "0" in whole else ""
+    if "," in whole:
+        head = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",", head)
+    return f"{head}.{tail}" if tail or "." in pattern else head
+
+
+_MOMENT = re.compile(
+    r'"([^"]*)"|\\(.)|_.|\*.|(AM/PM|A/P|上午/下午|y+|m+|d+|h+|s+(?:\.0+)?|\[h+\]|\[m+\]|\[s+\])|(.)', re.IGNORECASE
+)
+
+
+def _moment(value: datetime | date | time, code: str) -> str:
+    """A date or time in its format; in ISO's where that has neither in it. A date alone has no midnight."""
+    pieces = [found.groups() for found in _MOMENT.finditer(code)]
+    tokens = [token.lower() for _, _, token, _ in pieces if token]
+    lacks = isinstance(value, time) and any(x[0] in "yd" for x in tokens)
+    if not any(x[0] in "ymdhs" for x in tokens) or any(x[0] == "[" for x in tokens) or lacks:
+        if isinstance(value, datetime):
+            return value.date().isoformat() if value.time() == time() else value.isoformat(" ", "seconds")
+        return value.isoformat()
+    day = _instant(value)
+    half = any(x in ("am/pm", "a/p", "上午/下午") for x in tokens)
+    out, seen = "", -1
+    for text, escaped, token, other in pieces:
+        if not token:
+            out += text or escaped or other or ""
+            continue
+        seen += 1
+        beside = (tokens[seen - 1][0] if seen else "", tokens[seen + 1][0] if seen + 1 < len(tokens) else "")
+        minutes = len(token) <= 2 and (beside[0] == "h" or beside[1] == "s")
+        out += _part(day, token.lower(), minutes, half)
+    return out.strip()
+
+
+def _instant(value: datetime | date | time) -> datetime:
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, time):
+        return datetime.combine(date(1900, 1, 1), value)
+    return datetime.combine(value, time())
+
+
+def _part(day: datetime, token: str, minutes: bool, half: bool) -> str:
+    """One token of a date's format."""
+    letter, size = token[0], len(token)
+    if token in ("am/pm", "a/p"):
+        return ("AM" if day.hour < 12 else "PM")[: 2 if token == "am/pm" else 1]
+    if token == "上午/下午":
+        return "上午" if day.hour < 12 else "下午"
+    if letter == "y":
+        return f"{day.year:04}" if size > 2 else f"{day.year % 100:02}"
+    if letter == "m" and not minutes and size > 2:
+        return day.strftime("%b" if size == 3 else "%B")
+    if letter == "d" and size > 2:
+        return day.strftime("%a" if size == 3 else "%A")
+    hour = (day.hour % 12 or 12) if half else day.hour
+    number = {"m": day.minute if minutes else day.month, "d": day.day, "h": hour, "s": day.second}[letter]
+    return f"{number:02}" if size > 1 else str(number)
+
+
+def _span(value: timedelta) -> str:
+    minutes, seconds = divmod(round(value.total_seconds()), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
