@@ -69,6 +69,7 @@ def _quiet(text: str) -> None:
 
 def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
+    recipe = _labelled(recipe)
     with ranks.world().local_main_process_first():  # the others find what the first one made
         words = words_of(recipe)
 
@@ -77,6 +78,14 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
 
         return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
                              helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
+
+
+def _labelled(recipe: Recipe) -> Recipe:
+    """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
+    if recipe.train.task not in {"classify", "classify_prompt"}:
+        return recipe
+    data = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
+    return recipe.model_copy(update={"data": data})
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:

@@ -18,7 +18,7 @@ def tied_parts(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def reached(model: PreTrainedModel, targets: Any) -> list[str]:
-    """Which of two tied parts an adapter with these `target_modules` (names, or a pattern, as in PEFT) changes alone."""
+    """Which of two tied parts an adapter with these `target_modules` (names, or a pattern) changes alone."""
     if not targets:
         return []
     if isinstance(targets, str):
