@@ -13,13 +13,15 @@ from tuneloop.model.load import bits_of, pick_dtype
 from tuneloop.model.origin import base_name, licence, licence_fields
 from tuneloop.sections import Recipe
 
-CODE = """from peft import {model}
+FORM = """from peft import {model}
 from transformers import AutoTokenizer{more}
 
 folder = "."
 tokenizer = AutoTokenizer.from_pretrained(folder)
 {bits}model = {model}.from_pretrained(folder{given})
 """
+CODE = FORM.format(model="AutoPeftModelForCausalLM", more="", bits="", given="")
+"""For a model that writes, on weights held as they are."""
 
 
 def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
@@ -32,7 +34,7 @@ def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
     given = f", num_labels={scores}" if scores else ""
     part = bits_of(recipe.train)
     if part is None:
-        return CODE.format(model=kind, more="", bits="", given=given)
+        return FORM.format(model=kind, more="", bits="", given=given)
     dtype = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     how = ["load_in_8bit=True"] if part.bits == "int8" else [
         "load_in_4bit=True", 'bnb_4bit_quant_type="nf4"', f"bnb_4bit_use_double_quant={part.double}",
@@ -41,7 +43,7 @@ def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
     if skipped:
         how.append(f"llm_int8_skip_modules={list(skipped)}")
     lines = "".join(f"    {one},\n" for one in how)
-    return CODE.format(model=kind, more=", BitsAndBytesConfig", bits=f"bits = BitsAndBytesConfig(\n{lines})\n",
+    return FORM.format(model=kind, more=", BitsAndBytesConfig", bits=f"bits = BitsAndBytesConfig(\n{lines})\n",
                        given=f'{given}, quantization_config=bits, dtype="{dtype}"')  # fmt: skip
 
 
