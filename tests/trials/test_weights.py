@@ -38,7 +38,13 @@ LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}
 
 def made(workspace: Path, model: Path | str, name: str, **train: Any) -> Run:
     """A run that has moved far enough that another base is another model."""
-    settings = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-2, "lora": LORA, **train}
+    settings = {
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 2e-2,
+        **({} if train.get("method") == "full" else {"lora": LORA}),
+        **train,
+    }
     recipe, _ = make_recipe({
         "name": name, "model": str(model), "data": str(jsonl(workspace / "rows.jsonl", ROWS)), "train": settings,
         "prepare": {"validation": 6, "max_length": 120}, "evaluate": {"rows": 2, "max_new_tokens": 4},

@@ -21,7 +21,10 @@ _ROPE = frozenset({"rope_theta", "rope_scaling", "partial_rotary_factor", "rotar
 """Keys of rotary positions in transformers 4: derived, never copied."""
 _GONE = frozenset({"torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "quantization_config",
                    "auto_map", "chat_template", "extra_special_tokens", "model_specific_special_tokens",
-                   "tokenizer_class"})  # fmt: skip
+                   "tokenizer_class", "tokenizer_file", "special_tokens_map_file", "vocab_file",
+                   "merges_file"})  # fmt: skip
+_OURS = ("is_local", "local_files_only")
+"""How transformers 5 has read a tokenizer here: nothing to tell others."""
 """Keys that a base's files may have and what is made of it must not: they are another's, or written anew."""
 _NESTED = {
     "gemma3": ("rope_theta", "rope_local_base_freq"), "gemma3_text": ("rope_theta", "rope_local_base_freq"),
@@ -96,6 +99,7 @@ def tokenizer_keys(config: Json, base: Json, template: str | None = None) -> Jso
     {'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<a>']}
     """
     out = {key: value for key, value in base.items() if key not in _GONE | {"additional_special_tokens"}} | config
+    out = {key: value for key, value in out.items() if key not in _OURS}
     if str(out.get("tokenizer_class", "")).endswith("Backend"):
         own = "" if base.get("auto_map") else str(base.get("tokenizer_class") or "")
         out["tokenizer_class"] = own if own and not own.endswith("Backend") else "PreTrainedTokenizerFast"
