@@ -28,7 +28,7 @@ from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
 from tuneloop.evaluate.untrained import untrained
 from tuneloop.language import t
-from tuneloop.model import adapters
+from tuneloop.model import adapters, quantize
 from tuneloop.model.assistants import helpers
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
@@ -38,6 +38,7 @@ from tuneloop.model.load import (
     load_trained,
     resolve,
 )
+from tuneloop.model.model_folder import vocabulary
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows
@@ -45,7 +46,7 @@ from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.records import Record
 from tuneloop.registry import Version
-from tuneloop.runs import Run, held_alone, new_run, open_run, resumable
+from tuneloop.runs import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.sections import DataFile, Recipe
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
@@ -68,6 +69,7 @@ def _quiet(text: str) -> None:
 
 def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
+    recipe = _labelled(recipe)
     with ranks.world().local_main_process_first():  # the others find what the first one made
         words = words_of(recipe)
 
@@ -76,6 +78,14 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
 
         return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
                              helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
+
+
+def _labelled(recipe: Recipe) -> Recipe:
+    """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
+    if recipe.train.task not in {"classify", "classify_prompt"}:
+        return recipe
+    data = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
+    return recipe.model_copy(update={"data": data})
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
@@ -89,7 +99,7 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
     looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=room(recipe, words.folder, task))  # fmt: skip
+                       room=room(recipe, words.folder, task), rows=vocabulary(words.folder))  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
     ledger = str(dataset.path / "ledger.jsonl")
@@ -117,7 +127,7 @@ def train(
     path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
     run = Run(path)
     if recipe.train.adapter or recipe.train.merge:
-        recipe, _ = recipes.read_recipe(run.recipe)
+        recipe = run_recipe(run.path)
     try:
         _train(run, recipe, dataset, resume=False)
     except TuneloopError:
@@ -133,13 +143,12 @@ def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, nu
     # What auto has found is written down: whoever reads the run later need not have its rows.
     name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
-    if recipe.train.merge:
-        try:
-            recipe = _stacked(recipe, run)
-        except TuneloopError:
-            shutil.rmtree(run.path, ignore_errors=True)
-            raise
-    run.recipe.write_text(recipes.dump(_anywhere(recipe)), encoding="utf-8")
+    try:
+        recipe = _begun(_stacked(_anywhere(recipe), run), run)
+    except TuneloopError:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
     run.write("plan.json", foreseen.as_dict())
     run.write(
         "dataset.json",
@@ -163,18 +172,34 @@ def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
 
     train = recipe.train
     update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
+    adapters.held_alike([Path(str(m)) for m in update["merge"] or ()])
     return recipe.model_copy(update={"train": train.model_copy(update=update)})
 
 
 def _stacked(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe on a base of the run's own, <run>/base: its model with adapters added into the weights."""
+    """The recipe on a base of the run's own, <run>/base: its model with adapters added into the weights that they were
+    trained on, which a run of qlora has rounded. In the recipe it stands as ./base: the run may be moved."""
+    if not recipe.train.merge:
+        return recipe
     base, others = resolve(recipe.model), [Path(m) for m in recipe.train.merge]
-    folder = adapters.stacked(load_model(base, recipe.model.dtype), base, others, (run.path / "base").resolve())
+    bits = adapters.held_alike(others)
+    model = load_model(base, recipe.model.dtype, quantized=bits)
+    adapters.stacked(quantize.dequantized(model) if bits else model, base, others, run.path / BASE)
     run.write("merged.json", {"base": recipe.model.name, "revision": recipe.model.revision,
-                              "adapters": recipe.train.merge, "into": str(folder)})  # fmt: skip
-    model = recipe.model.model_copy(update={"name": str(folder), "revision": None})
+                              "adapters": recipe.train.merge, "into": BASE,
+                              "bits": bits.bits if bits else adapters.WHOLE})  # fmt: skip
+    model_part = recipe.model.model_copy(update={"name": f"./{BASE}", "revision": None})
     train = recipe.train.model_copy(update={"merge": []})
-    return recipe.model_copy(update={"model": model, "train": train})
+    return recipe.model_copy(update={"model": model_part, "train": train})
+
+
+def _begun(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe with a copy of the adapter it goes on from, <run>/begun: it outlives the run that it is from."""
+    if not recipe.train.adapter:
+        return recipe
+    adapters.copied(Path(recipe.train.adapter), run.path / BEGUN)
+    run.write("begun.json", {"adapter": recipe.train.adapter, "into": BEGUN})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": f"./{BEGUN}"})})
 
 
 def _anywhere(recipe: Recipe) -> Recipe:
@@ -188,7 +213,7 @@ def _anywhere(recipe: Recipe) -> Recipe:
 
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
     """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
-    recipe, _ = recipes.read_recipe(run.recipe)
+    recipe = run_recipe(run.path)
     recipe = resumable(recipe, list(settings))
     return _train(run, recipe, _dataset(run), resume=True)
 
@@ -302,7 +327,7 @@ def improve(
     A dialogue's side of the split depends on its content, so what was held out mostly stays held out; a row that does
     not is no witness any more and is left out of both scores.
     """
-    recipe, _ = recipes.read_recipe(run.recipe)
+    recipe = run_recipe(run.path)
     more = [DataFile(path=str(Path(f).resolve())) for f in files]
     grown = recipe.model_copy(update={"data": [*recipe.data, *more]})
     dataset = prepare(grown, workspace=workspace, say=say)

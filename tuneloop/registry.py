@@ -21,16 +21,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from tuneloop import disk, recipe
+from tuneloop import disk
 from tuneloop.errors import RunError
-from tuneloop.runs import Run, open_run
+from tuneloop.runs import BASE, BEGUN, Run, open_run, run_recipe
 from tuneloop.store import Store, aliases, now, open_store
 from tuneloop.store import versions as table
 
 NEWEST = "latest"
 """The selector that always means the newest version; no alias may be called so."""
-LINEAGE = ("recipe.yaml", "dataset.json", "plan.json", "evaluation.json")
+LINEAGE = ("recipe.yaml", "dataset.json", "plan.json", "evaluation.json", "merged.json", "begun.json")
 """Files of the run that go with the weights: what it was asked to do, and how well it did."""
+BENEATH = (BASE, BEGUN)
+"""Folders of the run that its result is nothing without, or cannot be compared without."""
 
 _ALIAS = re.compile(r"[a-zA-Z][\w.-]{0,63}")
 _NUMBER = re.compile(r"v([1-9]\d{0,8})")
@@ -71,7 +73,7 @@ def register(run: Path, workspace: Path, *, store: Store | None = None) -> Versi
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
-    made, _ = recipe.read_recipe(run / "recipe.yaml")
+    made = run_recipe(run)
     files = {name: _keep(path, workspace) for name, path in _result_files(run)}
     row = {
         "name": made.name,
@@ -84,7 +86,8 @@ def register(run: Path, workspace: Path, *, store: Store | None = None) -> Versi
         "files": json.dumps(files, ensure_ascii=False, sort_keys=True),
     }
     # The weights make the version. A run that was evaluated anew is the same version, with the new figures.
-    weights = sorted((name, digest) for name, digest in files.items() if name not in LINEAGE)
+    own = {name: digest for name, digest in files.items() if name.partition("/")[0] not in BENEATH}
+    weights = sorted((name, digest) for name, digest in own.items() if name not in LINEAGE)
     row["id"] = hashlib.sha256(json.dumps([row["name"], row["run"], weights]).encode()).hexdigest()
 
     def insert(connection: Connection) -> None:
@@ -249,6 +252,7 @@ def _result_files(run: Path) -> list[tuple[str, Path]]:
     weights = sorted(p for p in result.rglob("*") if p.is_file()) if result else []
     if not any(p.suffix == ".safetensors" for p in weights):
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
+    weights += [p for name in BENEATH for p in sorted((run / name).rglob("*")) if p.is_file()]
     lineage = [run / name for name in LINEAGE if (run / name).is_file()]
     return [(p.relative_to(run).as_posix(), p) for p in [*lineage, *weights]]
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from tuneloop.environment import environment
 from tuneloop.errors import RunError
-from tuneloop.recipe import changed
+from tuneloop.recipe import changed, read_recipe
 from tuneloop.sections import Recipe
 
 FREE_ON_RESUME = {
@@ -68,6 +68,16 @@ class Run:
         places = (workspace / told, workspace / "datasets" / told.parent.name / told.name)
         return next((p for p in places if p.is_dir()), None)
 
+    def found(self, told: str | Path) -> Path:
+        """A path that the run's files tell, or where it lies now if the workspace has moved since with all that is in
+        it; as it was told where it is nowhere."""
+        path, workspace = Path(told), self.path.absolute().parent.parent
+        if path.exists() or not path.is_absolute():
+            return path
+        parts = path.parts
+        places = (workspace.joinpath(*parts[k:]) for k in range(1, len(parts) - 1))
+        return next((p for p in places if p.exists()), path)
+
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, {} where it is not there (yet). Raises TL-RUN-DAMAGED for one that is not JSON."""
         path = self.path / name
@@ -86,6 +96,39 @@ class Run:
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         os.replace(draft, path)
         return path
+
+
+BASE, BEGUN = "base", "begun"
+"""Folders of a run: the model it trained on, where adapters were added into it first; the adapter it went on from."""
+
+
+def run_recipe(path: Path) -> Recipe:
+    """The recipe of a run folder, with its own parts found in it, and all others where they lie now.
+
+    A workspace may have moved since; recipes of earlier versions name the run's own parts by absolute paths.
+    """
+    run = Run(path)
+    recipe, _ = read_recipe(run.recipe)
+
+    def moved(text: str | None) -> str | None:
+        return text if text is None or not Path(text).is_absolute() else str(run.found(text))
+
+    model, train, part = recipe.model, recipe.train, recipe.evaluate
+    name = moved(model.name) or model.name
+    if run.read("merged.json") and (path / BASE).is_dir():
+        name = str((path / BASE).resolve())
+    adapter = moved(train.adapter)
+    if train.adapter and (path / BEGUN).is_dir():
+        adapter = str((path / BEGUN).resolve())
+    show = moved(part.show) if isinstance(part.show, str) else part.show
+    probes = [p.model_copy(update={"prompts": moved(p.prompts)}) if isinstance(p.prompts, str) else p
+              for p in part.probes]  # fmt: skip
+    data = [d.model_copy(update={"path": moved(d.path)}) for d in recipe.data]
+    return recipe.model_copy(update={
+        "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
+        "train": train.model_copy(update={"adapter": adapter}),
+        "evaluate": part.model_copy(update={"show": show, "probes": probes}), "data": data,
+    })  # fmt: skip
 
 
 def new_run(workspace: Path, name: str, number: int | None = None) -> Run:

@@ -174,7 +174,7 @@ def test_a_life(
         assert refused.value.code == "TL-RUN-UNMERGEABLE"
         return
     assert pipeline.export(run.path, target).passed
-    merged = load_trained(run.path, whole=True)
+    merged = load_trained(run.path)  # as it was trained and measured, in 4 bits where the method says so
     again = plain.ask(target, ids, kind, labels=labels, prompt=prompt)
     close(theirs(merged, items, again), ours(merged, items))
     if task != "classify_prompt":  # the folder is a plain model of words, and does not know which stand for labels

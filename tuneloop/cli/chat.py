@@ -266,13 +266,13 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     from tuneloop.errors import RunError
     from tuneloop.model.generate import Answerer
     from tuneloop.model.load import load_model, resolve
-    from tuneloop.recipe import read_recipe
+    from tuneloop.runs import run_recipe
 
     if isinstance(answerer.model, PeftModel):
         return _Voice(t("base"), answerer, answerer.model.disable_adapter, options)
     run = registry.locate(workspace, ref)
     if run is None:
         raise RunError("TL-RUN-NO-BASE", where=ref, ref=ref)
-    recipe, _ = read_recipe(run / "recipe.yaml")
+    recipe = run_recipe(run)
     base = load_model(resolve(recipe.model), recipe.model.dtype)
     return _Voice(t("base"), Answerer(base, answerer.tokenizer), nullcontext, options)

@@ -106,6 +106,10 @@ def changes(evaluation: dict[str, Any]) -> None:
     classes(evaluation)
 
 
+WIDEST = 12
+"""Labels up to which what was taken for what is shown as a table of all with all; of more, the mistakes alone."""
+
+
 def classes(evaluation: dict[str, Any]) -> None:
     """Of a classifier: how well each class is found, and what is taken for what."""
     found = evaluation.get("classes")
@@ -117,8 +121,13 @@ def classes(evaluation: dict[str, Any]) -> None:
         for label, each in zip(labels, found["after"]["each"], strict=True)
     ]
     table(t("Classes after training"), [t("label"), t("texts"), t("precision"), t("recall"), "F1"], rows)
-    matrix = [(label, *row) for label, row in zip(labels, found["after"]["confusion"], strict=True)]
-    table(t("What was taken for what"), [t("is ↓ called →"), *labels], matrix)
+    confusion = found["after"]["confusion"]
+    if len(labels) <= WIDEST:
+        matrix = [(label, *row) for label, row in zip(labels, confusion, strict=True)]
+        table(t("What was taken for what"), [t("is ↓ called →"), *labels], matrix)
+    elif wrong := sorted(((n, labels[i], labels[j]) for i, row in enumerate(confusion) for j, n in enumerate(row)
+                          if n and i != j), key=lambda one: -one[0]):  # fmt: skip
+        table(t("What was taken for what"), [t("is"), t("called"), t("texts")], [(i, j, n) for n, i, j in wrong[:20]])
     if said := compare.fresh(evaluation):
         print(said)
 

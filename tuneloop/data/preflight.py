@@ -160,11 +160,12 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 def preflight(
     tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
-    room: int = 0,
+    room: int = 0, rows: int = 0,
 ) -> Preflight:  # fmt: skip
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
-    `room` is the longest sequence that the model takes, 0 where it does not matter.
+    `room` is the longest sequence that the model takes, `rows` how many tokens it has rows for; 0 where that is not
+    known, or does not matter.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
@@ -186,6 +187,10 @@ def preflight(
     count("TL-DATA-DOUBLE-BOS", _doubled(every, lengths, tokenizer.bos_token_id))
     count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
     count("TL-DATA-CONTEXT", lengths > (room or longest), context=room, length=longest)
+    if rows and (unknown := beyond(every, rows)).any():
+        highest = int(every.ids.max())
+        token = str(tokenizer.convert_ids_to_tokens(highest))
+        count("TL-DATA-VOCABULARY", unknown, token=token, tokens=len(tokenizer), rows=rows)
     if found:
         raise DataError("TL-DATA-PREFLIGHT", causes=found)
     looked = _spread(records, LOOKED)
@@ -197,10 +202,28 @@ def preflight(
         longest=longest,
         sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records)],
         warnings=(
-            *other_template(tokenizer, folder), *unrendered(tokenizer, looked), *stray(tokenizer, looked),
+            *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, looked),
+            *stray(tokenizer, looked),
             *thoughtless(tokenizer, looked), *leaked(looked),
         ),
     )  # fmt: skip
+
+
+def beyond(samples: Samples, rows: int) -> NDArray[np.bool_]:
+    """Which samples have a token whose id is `rows` or above."""
+    bad = np.zeros(len(samples), np.bool_)
+    at = np.flatnonzero(samples.ids >= rows)
+    bad[np.searchsorted(samples.starts, at, side="right") - 1] = True
+    return bad
+
+
+def unused_tokens(tokenizer: Any, rows: int) -> list[str]:
+    """A warning when the tokenizer has tokens that the model has no row for, though no sample uses them."""
+    tokens = len(tokenizer) if rows else 0
+    if tokens <= rows:
+        return []
+    return [t("the tokenizer has {tokens} tokens and the model only {rows} rows; no row here uses the others",
+              tokens=tokens, rows=rows)]  # fmt: skip
 
 
 def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_]:

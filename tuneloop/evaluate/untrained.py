@@ -10,6 +10,7 @@ from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from tuneloop.errors import RunError
 from tuneloop.model.adapters import with_adapter
 from tuneloop.model.load import Trained, placed, resolve, untrained_model
 from tuneloop.model.trunk import virtual_kind
@@ -19,10 +20,13 @@ from tuneloop.model.trunk import virtual_kind
 def untrained(trained: Trained) -> Iterator[nn.Module]:
     """The adapter set aside, or the base loaded where there is none; a new head as training began with it.
 
-    A run that went on from an adapter began with that one, as long as its folder is there.
+    A run that went on from an adapter began with that one. Raises TL-RUN-BEGINNING where it is gone: another beginning
+    would make another gain.
     """
     begun = trained.recipe.train.adapter
-    if begun and Path(begun).is_dir():
+    if begun and not Path(begun).is_dir():
+        raise RunError("TL-RUN-BEGINNING", where=begun, path=begun)
+    if begun:
         base = untrained_model(resolve(trained.recipe.model), trained.recipe, trained.head)
         yield placed(with_adapter(base, Path(begun)))
     elif not isinstance(trained.model, PeftModel):

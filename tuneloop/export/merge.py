@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,14 +17,18 @@ from tuneloop import disk
 from tuneloop.data.templates import Chat, stop_ids
 from tuneloop.errors import RunError
 from tuneloop.export import card, parity
+from tuneloop.model import adapters, quantize
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained, resolve
+from tuneloop.model.load import bits_of, load_model, load_tokenizer, load_trained, resolve, untrained_model
 from tuneloop.model.methods import METHODS
+from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.origin import base_name, licence
 from tuneloop.model.pull import PROVENANCE, provenance
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.task import Head, Setting, Task
+from tuneloop.model.trunk import plain
+from tuneloop.records import Record
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
 
@@ -77,66 +79,90 @@ class _Saved:
     head: Head
     chats: list[Chat]
     texts: list[str]
+    held: list[Record]
     evidence: parity.Evidence
+    measured: parity.Evidence | None
+    """Where the trained model also rounds what it computes with, which no file can hold: what it says itself;
+    `evidence` is then of the same weights without that."""
     dtype: str
 
 
 def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     """Load, question, merge and save. The model goes with this frame: one copy in memory at a time."""
-    trained = load_trained(run, whole=True)
-    model, tokenizer, method = trained.model, trained.tokenizer, trained.recipe.train.method
-    if METHODS[method].adapter and not METHODS[method].mergeable:
-        raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=method)
-    disk.require_room(folder.parent, _bytes(model) + TOKENIZER_ROOM)
-    asked: list[Chat] = []
-    if trained.task.classes is not None:
-        texts = classified(run)
-        evidence = parity.measure_labels(Classifier(model, tokenizer, trained.task, trained.setting), texts)
-    elif not trained.task.writes:
-        texts, asked = [], scored()
-        evidence = parity.measure_scores(Scorer(model, tokenizer), asked)
-    else:
-        texts = []
+    trained = load_trained(run)
+    recipe, task, setting, head = trained.recipe, trained.task, trained.setting, trained.head
+    model, tokenizer, adapter = trained.model, trained.tokenizer, METHODS[recipe.train.method].adapter
+    del trained
+    if adapter and not METHODS[recipe.train.method].mergeable:
+        raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=recipe.train.method)
+    texts = classified(run) if task.classes is not None else []
+    asked = scored() if task.classes is None and not task.writes else []
+    held = parity.held_rows(run, tokenizer) if task.writes else []
+    if task.writes:
         asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
         asked = asked or [[{"role": "user", "content": q}] for q in QUESTIONS]
         asked = _answered(Answerer(model, tokenizer), asked)
-        evidence = parity.measure(model, tokenizer, asked)
-    try:
-        whole = model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
-    except ValueError as error:  # PEFT's word for weights that are not finite
-        raise RunError("TL-RUN-NOT-FINITE", where=str(run), error=str(error)) from error
-    assert isinstance(whole, PreTrainedModel)
-    _without_quantization(whole)
-    _stop_where_trained(whole, tokenizer)
-    whole.save_pretrained(folder, safe_serialization=True)
+    saved = _Saved(recipe, task, setting, head, asked, texts, held, _evidence(model, tokenizer, task, setting, asked,
+                   texts, held), None, str(plain(model).dtype).removeprefix("torch."))  # fmt: skip
+    if adapter:
+        del model
+        model, again = _whole(run, saved, tokenizer)
+        if again is not None:
+            saved = replace(saved, evidence=again, measured=saved.evidence)
+    assert isinstance(model, PreTrainedModel)
+    disk.require_room(folder.parent, _bytes(model) + TOKENIZER_ROOM)
+    quantize.forget(model)  # a model read from GGUF says it is quantised, too
+    _stop_where_trained(model, tokenizer)
+    model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    return _Saved(
-        trained.recipe, trained.task, trained.setting, trained.head, asked, texts, evidence,
-        str(whole.dtype).removeprefix("torch."),
-    )  # fmt: skip
+    keep_old_keys(folder, resolve(recipe.model))
+    return saved
+
+
+def _whole(run: Path, saved: _Saved, tokenizer: Any) -> tuple[PreTrainedModel, parity.Evidence | None]:
+    """The base with the run's adapter added into its weights: those that it was trained on, which qlora has rounded.
+
+    Where training rounded activations as well (int8), also what base and adapter say without that.
+    """
+    bits, adapter = bits_of(saved.recipe.train), run / "adapter"
+    base = untrained_model(resolve(saved.recipe.model), saved.recipe, saved.head)
+    evidence = None
+    if bits is not None:
+        base = quantize.dequantized(base)
+    if bits is not None and bits.bits == "int8":
+        wrapped = adapters.with_adapter(base, adapter)
+        evidence = _evidence(wrapped, tokenizer, saved.task, saved.setting, saved.chats, saved.texts, saved.held)
+        base = wrapped.unload()
+    return adapters.added(base, adapter), evidence
+
+
+def _evidence(
+    model: nn.Module, tokenizer: Any, task: Task, setting: Setting, chats: Sequence[Chat], texts: Sequence[str],
+    held: Sequence[Record],
+) -> parity.Evidence:  # fmt: skip
+    """What a model says, by what its task has to say."""
+    if task.classes is not None:
+        return parity.measure_labels(Classifier(model, tokenizer, task, replace(setting, tokenizer=tokenizer)), texts)
+    if not task.writes:
+        return parity.measure_scores(Scorer(model, tokenizer), chats)
+    return parity.measure(model, tokenizer, chats, held)
 
 
 def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
     """Parity with what was read back from the disk, not with what was in memory."""
     model, tokenizer = load_model(folder, saved.dtype, saved.head), load_tokenizer(folder)
-    if saved.task.classes is not None:
-        setting = replace(saved.setting, tokenizer=tokenizer)
-        exported = parity.measure_labels(Classifier(model, tokenizer, saved.task, setting), saved.texts)
-    elif not saved.task.writes:
-        exported = parity.measure_scores(Scorer(model, tokenizer), saved.chats)
-    else:
-        exported = parity.measure(model, tokenizer, saved.chats)
-    found = parity.compare(saved.evidence, exported)
+    exported = _evidence(model, tokenizer, saved.task, saved.setting, saved.chats, saved.texts, saved.held)
+    found = parity.compare(saved.evidence, exported, saved.measured)
     parity.require(found, where)
     return found
 
 
 def _describe(run: Path, saved: _Saved, found: parity.Parity, folder: Path) -> None:
     base = resolve(saved.recipe.model)
-    _json(folder / "parity.json", found.as_dict())
+    write_json(folder / "parity.json", found.as_dict())
     own = {"name": saved.recipe.name, "kind": "merged", "base": base_name(saved.recipe, base)}
     # Whoever trains on from this folder finds the base model's licence in it.
-    _json(
+    write_json(
         folder / PROVENANCE,
         {
             **own,
@@ -196,22 +222,10 @@ def _stop_where_trained(model: PreTrainedModel, tokenizer: Any) -> None:
             setattr(config, name, None)
 
 
-def _without_quantization(model: PreTrainedModel) -> None:
-    """A model read from GGUF says it is quantized, which it no longer is, and cannot be saved until that is gone."""
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer = None  # type: ignore[assignment]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(
         b.numel() * b.element_size() for b in model.buffers()
     )
-
-
-def _json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:

@@ -7,29 +7,36 @@ nothing about how good the answers are; evaluation does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from tuneloop.data import dataset as datasets
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import RunError
+from tuneloop.errors import RunError, TuneloopError
+from tuneloop.evaluate import preference
+from tuneloop.evaluate.both import held_out_loss
 from tuneloop.language import t
 from tuneloop.model.classifier import Classifier
+from tuneloop.model.precision import EXACT, tolerance
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.trunk import plain
 from tuneloop.records import Message, Record
+from tuneloop.runs import Run
 
 NEW_TOKENS = 32
 """Tokens of each greedy answer that is compared."""
-EXACT = 1e-3
-"""Largest logit difference that float32 weights may show: adding the adapter first or last only reorders sums."""
-ROUNDINGS = 8
-"""For lower precision, how many units in the last place of the largest logit may differ; see `tolerance`."""
+HELD, MOST_ROWS = 2048, 64
+"""Tokens and number of the held-out rows whose loss is compared, at most."""
+PEAK = 10
+"""How far the largest number of what a layer multiplies stands out, in root mean squares of it; see `int8_loss`."""
 MOST_LOGITS = 1 << 26
 """Numbers kept of one model's logits (256 MiB); of longer dialogues evenly spread positions are taken."""
 
@@ -45,12 +52,30 @@ class Parity:
     template_equal: bool
     passed: bool
     tolerance: float
+    trained_loss: float | None = None
+    """Mean loss of a label token on held-out rows, in nats, of the model as it was trained and measured; None where the
+    task has none, or there is nothing to measure it on."""
+    exported_loss: float | None = None
+    loss_tolerance: float | None = None
+    rounded: bool = False
+    """The trained model also rounds what it computes with (int8): logits are compared without that, losses with it."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def line(self) -> str:
         """One line for the console."""
+        said = self._logits()
+        if self.trained_loss is not None and self.exported_loss is not None:
+            said += t("; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed "
+                      "{tolerance:.2g})", trained=self.trained_loss, exported=self.exported_loss,
+                      tolerance=self.loss_tolerance or 0.0)  # fmt: skip
+        if self.rounded:
+            said += t("; int8 also rounds what the trained model computes with, which no file can hold: logits are "
+                      "compared without it, losses with it")  # fmt: skip
+        return said
+
+    def _logits(self) -> str:
         return t(
             "largest logit difference {largest:.2g} (allowed {tolerance:.2g}), {same}/{of} answer tokens the same, "
             "chat template {template}",
@@ -75,6 +100,9 @@ class Evidence:
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
+    loss: float | None = None
+    """Mean loss of a label token on held-out rows, in nats; None where there are none."""
+    layers: int = 0
 
 
 def questions(chat: Chat) -> Chat:
@@ -88,8 +116,9 @@ def questions(chat: Chat) -> Chat:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat]) -> Evidence:
-    """What `model` says to `chats`, each with at least one assistant turn, whose positions are looked at."""
+def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Sequence[Record] = ()) -> Evidence:
+    """What `model` says to `chats`, each with at least one assistant turn, whose positions are looked at; and what it
+    loses on the rows `held`."""
     model.eval()
     device = next(model.parameters()).device
     records = [Record(tuple(Message(m["role"], m["content"]) for m in chat)) for chat in chats]
@@ -113,8 +142,38 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat]) -> Evidence
         answers=tuple(_greedy(model, tokenizer, ids, device) for ids in ids_of_texts[len(chats) :]),
         texts=texts,
         ids=tuple(tuple(ids) for ids in ids_of_texts),
-        dtype=next(plain(model).parameters()).dtype,
+        dtype=_dtype(model),
+        loss=_loss(model, tokenizer, held),
+        layers=int(plain(model).config.get_text_config().num_hidden_layers),
     )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The type that the model computes in; bitsandbytes' weights are bytes."""
+    return next(p.dtype for p in plain(model).parameters() if p.is_floating_point())
+
+
+def _loss(model: nn.Module, tokenizer: Any, held: Sequence[Record]) -> float | None:
+    total, tokens = held_out_loss(model, tokenizer, HELD)(list(held)) if held else (0.0, 0)
+    return total / tokens if tokens else None
+
+
+def held_rows(run: Path, tokenizer: Any) -> list[Record]:
+    """Rows that the run has held out, of at most `HELD` tokens together; [] where its dataset is gone."""
+    folder = Run(run).dataset()
+    if folder is None:
+        return []
+    try:
+        held = datasets.open_dataset(folder).records("validation")
+    except TuneloopError:
+        return []
+    rows, tokens = list[Record](), 0
+    for record in preference.dialogues(held[:MOST_ROWS]):
+        length = sum(len(sample.ids) for sample in tokenize(tokenizer, [record]))
+        if tokens + length <= HELD:
+            rows.append(record)
+            tokens += length
+    return rows
 
 
 def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
@@ -126,7 +185,7 @@ def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
         answers=tuple((int(row.argmax()),) for row in logits),
         texts=tuple(texts),
         ids=tuple(tuple(ids) for ids in encode(classifier.tokenizer, list(texts))),
-        dtype=next(plain(classifier.model).parameters()).dtype,
+        dtype=_dtype(classifier.model),
     )
 
 
@@ -138,7 +197,7 @@ def measure_scores(scorer: Scorer, chats: Sequence[Chat]) -> Evidence:
         answers=(),
         texts=tuple(texts),
         ids=tuple(tuple(ids) for ids in encode(scorer.tokenizer, texts)),
-        dtype=next(plain(scorer.model).parameters()).dtype,
+        dtype=_dtype(scorer.model),
     )
 
 
@@ -157,25 +216,24 @@ def _greedy(model: nn.Module, tokenizer: Any, prompt: list[int], device: torch.d
     return tuple(int(token) for token in out[0, len(prompt) :])
 
 
-def tolerance(dtype: torch.dtype, largest: float) -> float:
-    """The largest logit difference allowed for weights of `dtype` when logits reach `largest` in size.
+def int8_loss(loss: float, layers: int) -> float:
+    """How far the loss of a model that computes in 8 bits may be from that of its weights alone.
 
-    float32: 1e-3. Below that, merging rounds every weight once more, by up to half a unit in the last place (eps / 2,
-    relative). Each layer passes on such an error in its output, independent of the others', so over n layers of two
-    blocks each they add up to about sqrt(2 n) * eps / 2 of a logit: 4 to 6 eps for 30 to 80 layers. 8 leaves room.
-    SmolLM2-135M and a random adapter showed 0.94 of 1.98 allowed in bfloat16, 0.13 of 0.25 in float16. An adapter that
-    moves no logit by more than that is below what the type resolves, and cannot be told from none at all.
+    LLM.int8 (Dettmers et al. 2022) rounds each row that a layer multiplies to 127 steps of its largest number: an error
+    of 1 / (127 sqrt(12)) of it, and of PEAK times that of the row's usual size. Over n layers of two blocks each such
+    errors add up to sqrt(2 n) of one. That share of the loss is allowed; SmolLM2-135M showed 0.072 of 0.19.
 
-    >>> tolerance(torch.float32, 30.0), round(tolerance(torch.bfloat16, 16.0), 3)
-    (0.001, 1.0)
+    >>> round(int8_loss(1.1, 30), 2), round(int8_loss(0.01, 2), 3)
+    (0.19, 0.045)
     """
-    if dtype in (torch.float32, torch.float64):
-        return EXACT
-    return max(EXACT, ROUNDINGS * torch.finfo(dtype).eps * largest)
+    return PEAK * math.sqrt(2 * layers) / (127 * math.sqrt(12)) * max(1.0, loss)
 
 
-def compare(trained: Evidence, exported: Evidence) -> Parity:
+def compare(trained: Evidence, exported: Evidence, measured: Evidence | None = None) -> Parity:
     """Hold the exported model's evidence against the trained one's, taken with the same chats.
+
+    `measured` is the trained model's own where `trained` is of its weights alone: of a model whose activations are
+    rounded to 8 bits as well, and no file can hold that. Its loss is then the one that is compared, within `int8_loss`.
 
     float32 must also give the same answers, token by token; below that one near tie may turn a greedy answer without
     any fault, so there the tokens are counted but do not decide.
@@ -194,14 +252,21 @@ def compare(trained: Evidence, exported: Evidence) -> Parity:
     same, of = _agreement(trained.answers, exported.answers)
     allowed = tolerance(exported.dtype, size)
     exact = allowed == EXACT
+    before = (measured or trained).loss
+    near = (int8_loss(before, measured.layers) if measured else max(EXACT, allowed)) if before is not None else None
+    equal = before is None or exported.loss is None or abs(before - exported.loss) <= (near or 0.0)
     return Parity(
         max_logit_difference=largest,
         mean_logit_difference=total / max(1, count),
         same_tokens=same,
         of=of,
         template_equal=template_equal,
-        passed=bool(largest <= allowed and template_equal and (same == of or not exact)),
+        passed=bool(largest <= allowed and template_equal and equal and (same == of or not exact)),
         tolerance=allowed,
+        trained_loss=before,
+        exported_loss=exported.loss,
+        loss_tolerance=near,
+        rounded=measured is not None,
     )
 
 

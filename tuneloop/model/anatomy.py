@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from peft import TaskType
 from torch import nn
 from transformers import PreTrainedModel
+
+OLD_LABELS = "old_labels"
+"""Attribute of a classifier: the labels of the head it came with, where those of the rows are others."""
 
 
 def trunk_name(model: nn.Module) -> str:
@@ -37,6 +41,30 @@ def new_parts(model: nn.Module) -> list[str]:
     trunk = f"{trunk_name(model)}."
     new = (name.rsplit(".", 1)[0] for name in getattr(model, "new_weights", ()) if name.startswith(trunk))
     return list(dict.fromkeys([*heads(model), *new]))
+
+
+def never_quantised(model: nn.Module) -> list[str]:
+    """The parts of a classifier that may be in no file: they are trained, and there is nothing to quantise."""
+    return [*heads(model), *(name for name, _ in model.named_modules() if name.endswith(".pooler"))]
+
+
+@torch.no_grad()
+def begin_anew(model: PreTrainedModel, labels: int) -> list[str]:
+    """Draw the rows of labels in a classifier's head anew, as transformers does where their number has changed.
+
+    Returns the names of their weights; `labels` is how many there are.
+    """
+    names = []
+    for head in heads(model):
+        for name, module in model.get_submodule(head).named_modules(prefix=head):
+            own = dict(module.named_parameters(recurse=False))
+            if not any(p.shape[0] == labels for p in own.values()):
+                continue
+            for parameter in own.values():
+                parameter._is_hf_initialized = False
+            model._init_weights(module)
+            names += [f"{name}.{x}" for x in own]
+    return names
 
 
 def task_type(model: nn.Module) -> TaskType | None:

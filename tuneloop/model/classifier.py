@@ -18,6 +18,7 @@ from tuneloop.errors import ServeError
 from tuneloop.language import t
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.model.trunk import longest
+from tuneloop.model.vocabulary import require_rows
 from tuneloop.records import Message, Record, Reply
 
 
@@ -50,6 +51,7 @@ class Classifier:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
             if not len(sample.ids):
                 raise ServeError("TL-SERVE-REQUEST", where="text", error=t("there is no text to name a label of"))
+            require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
             row = pack([sample])
             scores = self._module.scores(  # type: ignore[operator]
                 row["input_ids"].to(device), row["position_ids"].to(device), row["segments"]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.errors import ServeError
-from tuneloop.model.trunk import longest, opening, plain, slides, virtual_tokens
+from tuneloop.model.trunk import longest, opening, plain, routers_off, slides, virtual_tokens
+from tuneloop.model.vocabulary import require_rows
 from tuneloop.records import Reply
 
 PIECE = "\ufffd"
@@ -87,7 +88,7 @@ class Answerer:
         stop: tuple[str, ...] = (),
         progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
-        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT.
+        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
 
         `progress` hears after each batch how many answers are written.
         """
@@ -171,6 +172,7 @@ class Answerer:
         longest = max(len(p) for p in prompts)
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
+        require_rows(self.model, self.tokenizer, prompts)
         room = [min(most, self.context - len(p)) for p in prompts]
         device = next(self.model.parameters()).device
         pad = next(iter(self.stops), 0)
@@ -181,10 +183,11 @@ class Answerer:
         cache, mask, place = given["past_key_values"], given["attention_mask"], given["position_ids"]
         last = self.context - 1 + virtual_tokens(self.model)
         base = plain(self.model)
+        quiet = routers_off(base)
         choose = _Chooser(how, device)
         open_ = [True] * len(prompts)
         for written in range(1, max(room) + 1):
-            out = base(**given, use_cache=True, logits_to_keep=1)
+            out = base(**given, use_cache=True, logits_to_keep=1, **quiet)
             ids = choose(out.logits[:, -1]).unsqueeze(-1)
             chosen: list[int] = ids.squeeze(-1).tolist()
             yield [t if o else None for t, o in zip(chosen, open_, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,11 +33,13 @@ from tuneloop.errors import ModelError, RunError
 from tuneloop.language import t
 from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize, sources
 from tuneloop.model.methods import METHODS
+from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Head, Setting, Task
+from tuneloop.model.tasks.verbalize import fills_masks
 from tuneloop.model.trunk import NOISE
 from tuneloop.model.virtual import require_effect
-from tuneloop.recipe import read_recipe
+from tuneloop.runs import run_recipe
 from tuneloop.sections import ModelPart, QloraPart, Recipe, TrainPart
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,7 +87,7 @@ def pick_dtype(wanted: str) -> torch.dtype:
 
 
 CAUSAL = Head()
-CLASSES_FILE = "labels.json"
+CLASSES_FILE = adapters.LABELS
 SPARE = 4
 """Rows that a table of positions may have beside one a position: OPT's has two."""
 CLASSES: dict[str, Any] = {
@@ -107,7 +110,7 @@ def _never_quantised(folder: Path, head: Head) -> list[str] | None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = CLASSES[head.kind].from_config(config)
-    return [*anatomy.heads(model), *(name for name, _ in model.named_modules() if name.endswith(".pooler"))]
+    return anatomy.never_quantised(model)
 
 
 def load_model(
@@ -117,7 +120,8 @@ def load_model(
 
     `quantized` says how its weights are held in 4 or 8 bits; then it is on the GPU where there is one.
 
-    A classifier's head that is in no file is drawn at random; `model.new_weights` are the names of its weights.
+    A classifier's head that is in no file, or of other labels, is drawn at random; `model.new_weights` are the names of
+    its weights.
     Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = attention.register()
@@ -136,6 +140,9 @@ def load_model(
     if head.kind == "classifier":
         inside = f"{model.base_model_prefix}."
         new = tuple(name for name in missing if not name.startswith(inside) or ".pooler." in name)
+        if (theirs := known_labels(folder)) and not same_labels(theirs, head.labels):
+            object.__setattr__(model, anatomy.OLD_LABELS, theirs)
+            new = tuple(dict.fromkeys([*new, *anatomy.begin_anew(model, len(head.labels))]))
         object.__setattr__(model, "new_weights", new)
         missing = [name for name in missing if name not in new]
     if missing:  # transformers would make them up, at random
@@ -194,6 +201,7 @@ def _continued(model: PreTrainedModel, train: TrainPart) -> PeftModel:
     if theirs and ours and theirs != ours.value:
         reason = t("the adapter is of a model for {theirs}, and this one is for {ours}", theirs=theirs, ours=ours.value)
         raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=train.method, reason=reason)
+    adapters.require_same_bits(folder, bits_of(train), train.method)
     if model.device.type == "meta":
         return adapters.unfilled(model, folder)
     adapters.require_same_base(folder, Path(str(model.name_or_path)))
@@ -207,14 +215,15 @@ def started(recipe: Recipe, folder: Path, task: Task, setting: Setting) -> nn.Mo
     kept = pick_dtype(recipe.model.dtype)
     whole = not METHODS[recipe.train.method].adapter and kept in precision.HALVES
     model = load_model(
-        folder, "float32" if whole else recipe.model.dtype, task.head(setting, config), _bits(recipe.train)
+        folder, "float32" if whole else recipe.model.dtype, task.head(setting, config), bits_of(recipe.train)
     )
     wrapped = wrap(model, recipe.train, recipe.seed)
     precision.hold(wrapped, kept, whole=whole)
     return wrapped
 
 
-def _bits(train: TrainPart) -> QloraPart | None:
+def bits_of(train: TrainPart) -> QloraPart | None:
+    """How the method holds the frozen weights; None where it holds them as they are."""
     return train.qlora if METHODS[train.method].quantize else None
 
 
@@ -235,37 +244,36 @@ class Trained:
     head: Head
 
 
-def load_trained(run: Path, *, whole: bool = False) -> Trained:
-    """Base and adapter (or the whole model) of a finished run.
-
-    The base is held as it was in training, in 4 or 8 bits where the method says so; `whole` takes it as it is on the
-    disk, to add the adapter into it.
+def load_trained(run: Path) -> Trained:
+    """Base and adapter (or the whole model) of a finished run, the base held as in training: in 4 or 8 bits with qlora.
 
     Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
     adapter that lacks weights.
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
-    recipe, _ = read_recipe(run / "recipe.yaml")
+    recipe = run_recipe(run)
     result = run / ("adapter" if METHODS[recipe.train.method].adapter else "model")
     if not result.is_dir():
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
     tokenizer = load_tokenizer(result)
     task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
-    setting = Setting(recipe.train, tokenizer, **_read_classes(result / CLASSES_FILE))
     base = result if result.name == "model" else resolve(recipe.model)
+    setting = Setting(recipe.train, tokenizer, masked=masked(base, tokenizer), **_read_classes(result / CLASSES_FILE))
     head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
-    model: nn.Module = untrained_model(base, recipe, head, whole=whole)
+    model: nn.Module = untrained_model(base, recipe, head)
     if result.name != "model":
         assert isinstance(model, PreTrainedModel)
+        if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
+            adapters.require_same_base(result, base)
         model = adapters.with_adapter(model, result)
     return Trained(model, tokenizer, recipe, task, setting, head)
 
 
-def untrained_model(folder: Path, recipe: Recipe, head: Head, *, whole: bool = False) -> PreTrainedModel:
+def untrained_model(folder: Path, recipe: Recipe, head: Head) -> PreTrainedModel:
     """The model of a recipe as training found it: a new head is the one that training began with."""
     torch.manual_seed(recipe.seed)
-    return load_model(folder, recipe.model.dtype, head, None if whole else _bits(recipe.train))
+    return load_model(folder, recipe.model.dtype, head, bits_of(recipe.train))
 
 
 def write_classes(folder: Path, setting: Setting) -> None:
@@ -312,6 +320,15 @@ def numbered_places(folder: Path) -> bool:
     return any(0 <= m.num_embeddings - most <= SPARE for m in tables)
 
 
+def masked(folder: Path, tokenizer: Any) -> bool | None:
+    """Whether the model in a folder fills masks; None for a tokenizer alone."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return fills_masks(config, tokenizer)
+
+
 def known_labels(folder: Path) -> tuple[str, ...]:
     """The labels of the head that a model folder brings, in its order; () where it brings none."""
     try:
@@ -320,6 +337,19 @@ def known_labels(folder: Path) -> tuple[str, ...]:
         return ()
     heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
     return tuple(str(config.id2label[k]) for k in sorted(config.id2label)) if heads else ()
+
+
+def same_labels(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+    """Whether a head's labels are those of the rows: by name, or by number where it has never named them.
+
+    >>> same_labels(["pos", "neg"], ["neg", "pos"]), same_labels(["LABEL_0", "LABEL_1"], ["0", "1"])
+    (True, True)
+    >>> same_labels(["bad", "good"], ["negative", "positive"]), same_labels(["LABEL_0"], ["reward"])
+    (False, True)
+    """
+    if len(theirs) == len(ours) and all(name == f"LABEL_{k}" for k, name in enumerate(theirs)):
+        return len(ours) == 1 or set(theirs) == set(ours) or all(name == str(k) for k, name in enumerate(ours))
+    return set(theirs) == set(ours)
 
 
 def on_hub(name: str) -> bool:
@@ -331,17 +361,25 @@ def on_hub(name: str) -> bool:
     return "/" in name and not sources.is_path(name) and not name.startswith("modelscope:")
 
 
-def save_result(model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None) -> None:
-    """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`."""
+def save_result(
+    model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None,
+    bits: QloraPart | None = None,
+) -> None:  # fmt: skip
+    """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`.
+
+    `bits` says how the weights of the base were held.
+    """
     tokenizer.save_pretrained(str(target))
     if not isinstance(model, PeftModel):
         assert isinstance(model, PreTrainedModel)
         model.save_pretrained(str(target), safe_serialization=True)
+        keep_old_keys(target, base)
         return
+    keep_old_keys(target, base)
     # Other people have the hub as well, but not this machine's folders.
     name = part.name if part else ""
     named = {
         "base_model_name_or_path": name if on_hub(name) else str(base),
         "revision": part.revision if part and on_hub(name) else None,
     }
-    adapters.save_adapter(model, target, base, named)
+    adapters.save_adapter(model, target, base, named, bits)

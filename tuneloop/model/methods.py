@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from peft import PeftModel
@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 
 from tuneloop.language import t
 from tuneloop.model import quantize
+from tuneloop.model.anatomy import OLD_LABELS
 from tuneloop.model.freeze import freeze, tied_head
 from tuneloop.model.lora import LINEAR, linear_names, lora, stacked
-from tuneloop.model.trunk import plain
+from tuneloop.model.trunk import plain, routers_off
+from tuneloop.model.tying import reached
 from tuneloop.model.virtual import prefix, prompt
 from tuneloop.sections import TrainPart
 
@@ -73,9 +75,34 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
         out.append(t("Head and embeddings are one tensor in this model: training the head trains both."))
     if method.kind == "LORA" and (n := stacked(base)):
         out.extend(_of_experts(model, base, n, method.quantize))
+    if old := getattr(base, OLD_LABELS, ()):
+        out.append(t("The model's head is of other labels ({labels}): a new one is trained in its place.",
+                     labels=_some(old)))  # fmt: skip
+    if method.kind == "LORA" and (names := _tied(model, base)):
+        out.append(t("Head and embeddings are one tensor in this model, and only {names} gets an adapter: an export or "
+                     "a merge gives the head a tensor of its own, and is larger by it.",
+                     names=", ".join(names)))  # fmt: skip
+    if routers_off(base):
+        out.append(t("output_router_logits: the loss that balances the experts' load is not trained."))
     if train.adapter:
         out.append(t("Goes on from {adapter}; its own rank, targets and the like hold.", adapter=train.adapter))
     return out
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and that there are more."""
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _tied(model: nn.Module, base: PreTrainedModel) -> list[str]:
+    """Which of head and embeddings, where they are one tensor, an adapter changes alone."""
+    if not isinstance(model, PeftModel):
+        return []
+    config = model.active_peft_config
+    targets = getattr(config, "target_modules", None)
+    if getattr(config, "ensure_weight_tying", False):
+        return []
+    return reached(base, targets)
 
 
 def _of_experts(model: nn.Module, base: PreTrainedModel, weights: int, quantized: bool) -> list[str]:

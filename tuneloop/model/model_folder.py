@@ -89,6 +89,17 @@ def context(folder: Path) -> int:
     return found - (before + 1 if isinstance(before, int) else 0)
 
 
+def vocabulary(folder: Path) -> int:
+    """Rows of the embeddings of the model in `folder`, 0 where its config.json does not say."""
+    try:
+        config = _read_config(folder)
+    except ModelError:  # a folder with a tokenizer alone
+        return 0
+    inner = config.get("text_config")
+    found = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    return found if isinstance(found, int) and found > 0 else 0
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that are the model's weights: the index's shards, or model.safetensors.
 

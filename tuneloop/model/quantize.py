@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from tuneloop import optional
 from tuneloop.errors import ModelError
 from tuneloop.language import t
 from tuneloop.sections import QloraPart
+
+QUANTISED = frozenset({"Params4bit", "Int8Params"})
+"""What bitsandbytes calls its weights."""
 
 
 def settings(part: QloraPart, dtype: torch.dtype, whole: list[str] | None = None) -> dict[str, Any]:
@@ -58,6 +61,41 @@ def require_running(model: nn.Module, bits: str) -> None:
         model.train(was)
 
 
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the numbers that its 4- or 8-bit weights stand for, in its own type, on the CPU.
+
+    An adapter was trained on these: added to the weights as they were before, it makes a model that nobody trained.
+    """
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    for name, module in list(model.named_modules()):
+        weight = module._parameters.get("weight")
+        if weight is None or type(weight).__name__ not in QUANTISED:
+            continue
+        with torch.no_grad():
+            numbers = dequantize_bnb_weight(weight, getattr(module, "state", None)).to(model.dtype).cpu()
+        whole = nn.Linear(numbers.shape[1], numbers.shape[0], bias=False, device="meta")
+        whole.weight = nn.Parameter(numbers, requires_grad=False)
+        whole.bias = module.bias
+        model.set_submodule(name, whole)
+    forget(model)
+    model.cpu()
+    return model
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Without this a model says that it is quantised when it is no more, and cannot be saved."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None  # type: ignore[assignment]
+    for name, no in (("is_loaded_in_4bit", False), ("is_loaded_in_8bit", False), ("is_quantized", False)):
+        if getattr(model, name, no) != no:
+            setattr(model, name, no)
+    if hasattr(model, "quantization_method"):
+        del model.quantization_method
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 def count(parameter: nn.Parameter) -> int:
     """Numbers in a parameter; bitsandbytes keeps two of 4 bits in a byte."""
     return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
@@ -65,4 +103,4 @@ def count(parameter: nn.Parameter) -> int:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether some of its weights are in 4 or 8 bits."""
-    return any(type(p).__name__ in {"Params4bit", "Int8Params"} for p in model.parameters())
+    return any(type(p).__name__ in QUANTISED for p in model.parameters())

@@ -16,6 +16,7 @@ from tuneloop.data.tokens import tokenize
 from tuneloop.errors import ServeError
 from tuneloop.model.tasks.classify import LabelModel
 from tuneloop.model.trunk import longest
+from tuneloop.model.vocabulary import require_rows
 from tuneloop.records import Message, Record, Reply
 
 
@@ -56,6 +57,7 @@ class Scorer:
             sample = self._sample(chat)
             if len(sample.ids) > self.context:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
+            require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
             row = pack([sample])
             found = self._module.scores(row["input_ids"].to(device), row["position_ids"].to(device), row["segments"])
             out.append(float(found[0, 0]))

@@ -135,6 +135,13 @@ def turns_alike(module: nn.Module) -> int | None:
     return None
 
 
+def routers_off(base: PreTrainedModel) -> dict[str, Any]:
+    """What a model of experts is told while it answers, where its config asks for its routers' scores: their loss is of
+    training, and counts the positions of a mask that an answer with a cache has not."""
+    asked = getattr(base.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asked else {}
+
+
 def slides(model: nn.Module) -> bool:
     """Whether virtual tokens stand before layers that look back only so far."""
     config = plain(model).config.get_text_config()

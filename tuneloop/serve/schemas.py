@@ -272,6 +272,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "TL-SERVE-NO-LABELS": (400, "invalid_request_error"),
     "TL-SERVE-NO-ANSWER": (400, "invalid_request_error"),
     "TL-SERVE-CONTEXT": (400, "invalid_request_error"),
+    "TL-SERVE-TOKEN": (400, "invalid_request_error"),
     "TL-SERVE-ROOM": (400, "invalid_request_error"),
     "TL-DATA-TEMPLATE": (400, "invalid_request_error"),
     "TL-SERVE-KEY": (401, "authentication_error"),

@@ -13,6 +13,7 @@ import numpy as np
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.items import Items
+from tuneloop.data.preflight import beyond
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
@@ -20,9 +21,17 @@ from tuneloop.data.tokens import encode_records, marked
 from tuneloop.errors import DataError, ModelError
 from tuneloop.language import t
 from tuneloop.model import adapters
-from tuneloop.model.load import adapter_labels, fingerprint, known_labels, load_tokenizer, numbered_places, resolve
+from tuneloop.model.load import (
+    adapter_labels,
+    fingerprint,
+    known_labels,
+    load_tokenizer,
+    masked,
+    numbered_places,
+    resolve,
+)
 from tuneloop.model.methods import METHODS
-from tuneloop.model.model_folder import context
+from tuneloop.model.model_folder import context, vocabulary
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.presets import settled
@@ -77,7 +86,7 @@ def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
 def setting_of(recipe: Recipe, dataset: Dataset, words: Words) -> tuple[Task, Setting]:
     """The task of a recipe, and what it is told: of its classes, those of the training rows."""
     task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
-    setting = Setting(recipe.train, words.tokenizer)
+    setting = Setting(recipe.train, words.tokenizer, masked=masked(words.folder, words.tokenizer))
     if task.classes is None:
         return task, setting
     counts = Counter(record.label for record, _, _ in dataset.rows("train"))
@@ -106,12 +115,19 @@ def material(recipe: Recipe, dataset: Dataset) -> Material:
 
 
 def held_items(recipe: Recipe, dataset: Dataset, words: Words, task: Task, setting: Setting) -> Items:
-    """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one."""
+    """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one,
+    TL-DATA-VOCABULARY where it has no row for a token."""
     held = task.items(Rows(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
     most, lengths = room(recipe, words.folder, task), held.samples.lengths
     if most and (long := np.flatnonzero(lengths > most)).size:
         raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=most,
                         length=int(lengths.max()), example=held.samples.names[long[0]].decode())  # fmt: skip
+    rows = vocabulary(words.folder)
+    if rows and len(held.samples) and (unknown := np.flatnonzero(beyond(held.samples, rows))).size:
+        token = str(words.tokenizer.convert_ids_to_tokens(int(held.samples.ids.max())))
+        raise DataError("TL-DATA-VOCABULARY", where="validation", n=len(unknown), of=len(lengths), token=token,
+                        tokens=len(words.tokenizer), rows=rows,
+                        example=held.samples.names[unknown[0]].decode())  # fmt: skip
     return held
 
 

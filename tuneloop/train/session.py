@@ -30,10 +30,10 @@ from tuneloop.errors import RunError
 from tuneloop.language import t
 from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.adapter_card import adapter_card
-from tuneloop.model.anatomy import scores_labels
+from tuneloop.model.anatomy import never_quantised, scores_labels
 from tuneloop.model.fast.install import install
 from tuneloop.model.fast.products import Products, chosen, products
-from tuneloop.model.load import on_hub, pick_dtype, save_result, started, write_classes
+from tuneloop.model.load import bits_of, on_hub, pick_dtype, save_result, started, write_classes
 from tuneloop.model.methods import METHODS, notes, parameters
 from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.model.trunk import plain, turns_alike
@@ -342,8 +342,10 @@ def _take_up(parts: _Parts) -> checkpoint.State:
 def _card(parts: _Parts, state: checkpoint.State, model: nn.Module, base: Path) -> str:
     dataset = str(parts.run.read("dataset.json").get("hash") or "")
     hub = on_hub(parts.recipe.model.name)
-    scores = int(plain(model).config.num_labels or 0) if scores_labels(plain(model)) else 0
-    return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub, scores=scores)
+    base_model = plain(model)
+    scores = int(base_model.config.num_labels or 0) if scores_labels(base_model) else 0
+    return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub, scores=scores,
+                        skipped=never_quantised(base_model) if scores else ())  # fmt: skip
 
 
 def _close(
@@ -360,7 +362,7 @@ def _close(
     draft = parts.run.path / f".{target.name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    save_result(model, setting.tokenizer, folder, draft, parts.recipe.model)
+    save_result(model, setting.tokenizer, folder, draft, parts.recipe.model, bits_of(parts.recipe.train))
     write_classes(draft, setting)
     if target.name == "adapter":  # in place of the empty form that PEFT leaves
         (draft / "README.md").write_text(_card(parts, state, model, folder), encoding="utf-8")

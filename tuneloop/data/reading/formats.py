@@ -120,7 +120,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None) -> Found:
     return out
 
 
-_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-LISTS")
+_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS")
 """Codes of a file that lies among data and is none; a broken one is an error wherever it lies."""
 
 
@@ -192,6 +192,8 @@ def _source(place: Place, label: str, blob: Blob, wish: Wish) -> Source:
         columns = ", ".join(guess.columns) or t("none")
         if wish.task and look(blob, Wish(encoding=wish.encoding)).kind:
             raise DataError("TL-DATA-KIND", where=blob.where, task=wish.task, columns=columns)
+        if guess.shape == shapes.MANY_LABELS:
+            raise DataError("TL-DATA-MANY-LABELS", where=blob.where, why=guess.why, columns=columns)
         raise DataError("TL-DATA-SHAPE", where=blob.where, columns=columns, roles=", ".join(shapes.ROLE_NAMES))
     return Source(place.path, label, guess, place.side, blob)
 

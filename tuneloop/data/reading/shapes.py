@@ -128,6 +128,24 @@ def _is_label(values: Sequence[Any]) -> bool:
     return len(known) < 10 or len(set(known)) <= len(known) / 2
 
 
+MANY_LABELS = "many_labels"
+"""The shape of rows that would be labelled texts, if their labels repeated as labels do."""
+
+
+def many_labels(rows: Sequence[Any]) -> int:
+    """How many labels rows have that are texts and labels by their columns, but whose labels hardly repeat; else 0.
+
+    >>> many_labels([{"text": f"a text {n}", "label": f"intent {n}"} for n in range(50)])
+    50
+    """
+    held = [row for row in rows if isinstance(row, dict)]
+    roles = [shape.roles for row in held if (shape := shape_of(row)).kind == "label"]
+    if len(roles) <= len(held) / 2:
+        return 0
+    values = [row.get(roles[0]["label"]) for row in held]
+    return 0 if _is_label(values) else len({str(value).strip() for value in values if value is not None})
+
+
 def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> Shape:
     """The shape of one row. A column that is null counts only if nothing else fits."""
     shape = layout(tuple(k for k, v in row.items() if v is not None), kind)

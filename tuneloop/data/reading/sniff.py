@@ -234,6 +234,9 @@ def _judged(
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
             return guessed("labelled", "label", roles, t("two columns, one of them with few and short values"), 0.7)
+    if shape.kind is None and (n := shapes.many_labels(rows)):
+        why = t("{n} different labels in the first {total} rows: they hardly repeat", n=n, total=len(rows))
+        return guessed(shapes.MANY_LABELS, None, {}, why, 0.0)
     if shape.kind is None:
         return guessed("unknown", None, {}, t("no known combination of columns"), 0.0)
     used = ", ".join(dict.fromkeys(shape.roles.values()))

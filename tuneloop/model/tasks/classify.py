@@ -5,7 +5,8 @@ Texts are packed as dialogues are; an encoder's head reads the first token of ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from tuneloop.model.readout import ends, reader
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 from tuneloop.model.trunk import plain, states, whole
 from tuneloop.sections import TrainPart
+
+STEPS = 20
+"""Numbers that a scale may have, such as stars in halves: with more of them they measure, and name nothing."""
 
 
 class LabelModel(nn.Module):
@@ -77,15 +81,55 @@ def classes(
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The classes in order, and their weights. A trained head's order is kept where its labels are the same.
 
-    Raises TL-DATA-ONE-LABEL, TL-RECIPE-WEIGHTS, TL-RECIPE-VALUE.
+    Raises TL-DATA-ONE-LABEL, TL-DATA-NUMBERS, TL-RECIPE-WEIGHTS, TL-RECIPE-VALUE.
 
     >>> classes({"b": 2, "a": 1}, TrainPart()), classes({"b": 2, "a": 1}, TrainPart(), ["b", "a"])[0]
     ((('a', 'b'), (1.0, 1.0)), ('b', 'a'))
     """
     if len(counts) < 2:
         raise DataError("TL-DATA-ONE-LABEL", where="data", label=next(iter(counts), "-"))
-    order = tuple(known) if set(known) == set(counts) else tuple(sorted(counts))
+    require_classes(counts)
+    order = tuple(known) if set(known) == set(counts) else ordered(counts)
     return order, class_weights(train, {label: counts[label] for label in order})
+
+
+def ordered(labels: Iterable[str]) -> tuple[str, ...]:
+    """Labels in order: numbers by their size, words by the alphabet.
+
+    >>> ordered(["10", "2", "-1"]), ordered(["b", "a", "2"])
+    (('-1', '2', '10'), ('2', 'a', 'b'))
+    """
+    labels = list(labels)
+    numbers = {label: number(label) for label in labels}
+    if any(value is None for value in numbers.values()):
+        return tuple(sorted(labels))
+    return tuple(sorted(labels, key=lambda label: (numbers[label] or 0.0, label)))
+
+
+def number(label: str) -> float | None:
+    """What a label is as a number; None for a word.
+
+    >>> number("4.50"), number(" 3 "), number("nan"), number("good")
+    (4.5, 3.0, None, None)
+    """
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def require_classes(counts: Mapping[str, int]) -> None:
+    """Raise TL-DATA-NUMBERS where the labels are measurements: numbers most of which stand at one row alone, or more
+    numbers with decimals than a scale of steps has."""
+    values = [number(label) for label in counts]
+    if any(value is None for value in values) or len(counts) <= STEPS:
+        return
+    decimals = sum(value != int(value) for value in values if value is not None)
+    alone = sum(counts.values()) < 2 * len(counts)
+    if decimals or alone:
+        raise DataError("TL-DATA-NUMBERS", where="data", n=len(counts), rows=sum(counts.values()),
+                        labels=", ".join(ordered(counts)[:5]) + " …")  # fmt: skip
 
 
 def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]:

@@ -43,6 +43,8 @@ class Setting:
     labels: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     """What a text of each class counts for; none: all the same."""
+    masked: bool | None = None
+    """Whether the model's own head fills masks; None where nobody has asked."""
 
 
 Classes = tuple[tuple[str, ...], tuple[float, ...]]

@@ -26,7 +26,7 @@ from tuneloop.errors import DataError, RecipeError
 from tuneloop.language import t
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.readout import filler
-from tuneloop.model.tasks.classify import class_weights, labelled, probe
+from tuneloop.model.tasks.classify import class_weights, labelled, ordered, probe
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 from tuneloop.model.trunk import plain, states, whole
 from tuneloop.records import Record
@@ -55,9 +55,24 @@ def _words(labels: Sequence[str]) -> str:
     return f"words: {{{own}}}"
 
 
-def is_masked(tokenizer: Any) -> bool:
-    """Whether the model fills masks: only then its tokenizer has one."""
-    return getattr(tokenizer, "mask_token_id", None) is not None
+def fills_masks(config: Any, tokenizer: Any) -> bool:
+    """Whether the model with this configuration fills masks. Its head says it: a tokenizer may have a mask token
+    (Gemma's has) though the model writes, and an encoder that was published without a head can be given one."""
+    if getattr(tokenizer, "mask_token_id", None) is None:
+        return False
+    heads = [str(name) for name in getattr(config, "architectures", None) or ()]
+    if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in heads):
+        return True
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads):
+        return False
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def is_masked(setting: Setting) -> bool:
+    """Whether the model of a task fills masks; where nobody has asked its head, its tokenizer tells."""
+    if setting.masked is not None:
+        return setting.masked
+    return getattr(setting.tokenizer, "mask_token_id", None) is not None
 
 
 def parts(setting: Setting) -> tuple[str, str]:
@@ -65,7 +80,7 @@ def parts(setting: Setting) -> tuple[str, str]:
 
     Raises TL-RECIPE-PROMPT.
     """
-    part, masked = setting.train.classify, is_masked(setting.tokenizer)
+    part, masked = setting.train.classify, is_masked(setting)
     template = part.template or ""
 
     def wrong(why: str) -> RecipeError:
@@ -132,7 +147,7 @@ def classes(
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The labels that have words, in order; the rows may have fewer. Raises TL-RECIPE-WORDS, TL-RECIPE-WEIGHTS."""
     words = train.classify.words
-    labels = tuple(sorted(label for label, own in words.items() if own))
+    labels = ordered(label for label, own in words.items() if own)
     lacking = sorted(set(counts) - set(labels))
     if lacking or len(labels) < 2:
         why = t("no words for {labels}", labels=", ".join(lacking)) if lacking else t("two labels are needed at least")
@@ -156,7 +171,7 @@ def samples(rows: Rows, setting: Setting) -> Samples:
     texts = [_text(record) for record in rows.records()]
     first = encode(tokenizer, [before.replace(TEXT, text) for text in texts])
     head, tail = _frame(tokenizer)
-    if is_masked(tokenizer):
+    if is_masked(setting):
         mask = [int(tokenizer.mask_token_id)]
         second = encode(tokenizer, [behind.replace(TEXT, text) for text in texts])
         ids = [[*head, *a, *mask, *b, *tail] for a, b in zip(first, second, strict=True)]
@@ -182,7 +197,7 @@ def _place(setting: Setting) -> int:
     """Where the word is asked for, counted from the side without {text}: from a text's start, below 0 from its end."""
     before, behind = parts(setting)
     head, tail = _frame(setting.tokenizer)
-    if not is_masked(setting.tokenizer):
+    if not is_masked(setting):
         return -1
     if TEXT in behind:
         return len(head) + len(encode(setting.tokenizer, [before])[0])
@@ -210,7 +225,7 @@ class PromptModel(nn.Module):
                 for token in word:
                     share[place[token], label] += 1 / (len(own) * len(word))
         self.share = share
-        masked = is_masked(setting.tokenizer)
+        masked = is_masked(setting)
         self.fill = filler(model, ids) if masked else None
         self.own = self.fill is None and (masked or not head_is_exact(model, ids))
 
@@ -257,7 +272,7 @@ class PromptModel(nn.Module):
 
 
 def _head(setting: Setting, config: Any) -> Head:
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and is_masked(setting.tokenizer)
+    masked = fills_masks(config, setting.tokenizer)
     return Head("masked" if masked else "causal")
 
 
