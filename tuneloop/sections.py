@@ -53,6 +53,9 @@ class DataFile(Part):
     task: Kind | None = Field(None, description="What its rows are, where looking is not enough.")
     encoding: str | None = Field(None, description="The text's encoding, where looking is not enough.")
     columns: dict[str, str] = Field(default_factory=dict, description="Role -> column, where looking is not enough.")
+    speakers: dict[str, Literal["user", "assistant", "system", "tool"]] = Field(
+        default_factory=dict, description="Name in the turns -> user, assistant, system or tool."
+    )
     repeat: int = Field(1, ge=1, le=100, description="Use each row of this file so many times an epoch.")
 
 

@@ -137,7 +137,8 @@ def _find(recipe: Recipe) -> tuple[Found, list[tuple[str, str]]]:
     """Every file of the recipe with what it is, and what was left out; two of one name get labels that differ."""
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
-    seen = [(file, formats.survey(file, names)) for file, _ in listed]
+    verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
+    seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
     return [(file, one.sources) for file, one in seen], [pair for _, one in seen for pair in one.left_out]
 
 
@@ -178,7 +179,7 @@ def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str) 
     code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
     parts = {
         "files": [
-            [s.label, s.side, s.given, digests[s.label], f.model_dump(mode="json", exclude={"path"})]
+            [s.label, s.side, s.given, digests[s.label], s.guess.kind, f.model_dump(mode="json", exclude={"path"})]
             for f, group in found
             for s in group
         ],
