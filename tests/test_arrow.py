@@ -88,13 +88,22 @@ def test_versions_written_before_names_and_ids_were_kept_still_open() -> None:
 def test_what_other_tools_see() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "中"}}}
     record = Record(
-        (Message("user", "q", name="Ann"), Message("assistant", "", "think", (call,), False)), "f", 3,
+        (Message("user", "q", name="Ann"), Message("assistant", "", "think", (call,), False)),
+        "f",
+        3,
         ({"type": "function"},),
     )
     (row,) = arrow.batch([record], [2]).to_pylist()
     assert row["messages"] == [
-        {"role": "user", "content": "q", "reasoning_content": None, "tool_calls": None, "trained": True, "name": "Ann",
-         "tool_call_id": None},
+        {
+            "role": "user",
+            "content": "q",
+            "reasoning_content": None,
+            "tool_calls": None,
+            "trained": True,
+            "name": "Ann",
+            "tool_call_id": None,
+        },
         {
             "role": "assistant",
             "content": "",

@@ -51,7 +51,9 @@ def test_a_label_that_is_not_yes_or_no_everywhere_is_no_verdict() -> None:
 
 
 @pytest.mark.parametrize("values", [(0, 1), ("0", "1"), (0.0, 1.0), (0, 0), (None, 1)])
-def test_a_label_of_0_and_1_beside_answers_is_a_verdict_only_where_the_recipe_says_so(values: tuple[object, ...]) -> None:
+def test_a_label_of_0_and_1_beside_answers_is_a_verdict_only_where_the_recipe_says_so(
+    values: tuple[object, ...],
+) -> None:
     rows = [{"question": "q", "answer": "a", "label": value} for value in values]
     assert recognise(rows).kind == "chat"
     assert shapes.doubtful_verdict(rows) == "label"

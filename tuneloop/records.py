@@ -48,9 +48,10 @@ class Record:
     """One row, and where it came from. `tools` are the JSON schemas offered to the model.
 
     chat: `messages` are the dialogue. text: one assistant message, the text. label: one user message, the text, and
-    `label`; two user messages where the label is of a pair of texts. preference: `messages` end with the better answer, `rejected` are the turns that would stand in its place.
-    judged: a dialogue whose `label` is "good" or "bad". `parent` is the id of the record that this one was made from.
-    `notes` is what the reader has to tell of the row; it goes into the ledger and is no part of the record.
+    `label`; two user messages where the label is of a pair of texts. preference: `messages` end with the better answer,
+    `rejected` are the turns that would stand in its place. judged: a dialogue whose `label` is "good" or "bad".
+    `parent` is the id of the record that this one was made from. `notes` is what the reader has to tell of the row; it
+    goes into the ledger and is no part of the record.
     """
 
     messages: tuple[Message, ...]

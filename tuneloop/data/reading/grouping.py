@@ -92,7 +92,9 @@ def renamed(row: Any, columns: Mapping[str, str], speakers: Mapping[str, str]) -
     ...         {"shop": "assistant"})
     {'d': [{'role': 'assistant', 'content': 'Hi'}]}
     """
-    inside = {columns[role]: role for role in (*INSIDE, "reasoning") if role in columns} if "messages" in columns else {}
+    inside = (
+        {columns[role]: role for role in (*INSIDE, "reasoning") if role in columns} if "messages" in columns else {}
+    )
     if not (inside or speakers) or not isinstance(row, dict):
         return row
     return {key: _renamed(value, inside, speakers) for key, value in row.items()}

@@ -74,10 +74,9 @@ _MARKUP = re.compile(r"html|svg|xml|css|</|\btags?\b|\belements?\b|标签|元素
 
 def _check_marks(messages: Sequence[Message]) -> None:
     """Raise BadRow where a question begins or ends with the mark of a picture, unless it is about markup."""
-    for m in messages:
-        if m.role == "user" and "<" in m.content and (found := _MARK.search(m.content)):
-            if not any(_MARKUP.search(one.content) for one in messages):
-                raise BadRow("part not text", found[0].strip())
+    asked = (_MARK.search(m.content) for m in messages if m.role == "user" and "<" in m.content)
+    if (found := next(filter(None, asked), None)) and not any(_MARKUP.search(m.content) for m in messages):
+        raise BadRow("part not text", found[0].strip())
 
 
 def _roles(row: Mapping[str, Any], kind: Kind) -> Roles:

@@ -48,8 +48,8 @@ CHOSEN = ("chosen", "chosen_messages", "chosen_response")
 REJECTED = ("rejected", "rejected_messages", "rejected_response")
 PROMPT = ("prompt", "instruction", "query", "question", "input")
 VERDICT = ("kto_tag", "label")
-"""Beside a dialogue, a column of yes and no says whether its answer is a good one. Of `label` only true and false say so
-by themselves: 0 and 1 may mean anything."""
+"""Beside a dialogue, a column of yes and no says whether its answer is a good one. In `label` only true and false say
+so by themselves: 0 and 1 may mean anything."""
 VERDICTS = {**dict.fromkeys(("true", "1", "1.0", "good", "desirable"), "good"),
             **dict.fromkeys(("false", "0", "0.0", "bad", "undesirable"), "bad")}  # fmt: skip
 TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content", "document", "tweet",
@@ -68,8 +68,8 @@ DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_i
             "对话编号", "对话", "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
 """Where each row is one turn: the dialogue that it belongs to."""
 ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
-         "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次", "序号",
-         "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
+         "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
+         "序号", "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
 """Where each row is one turn: what its place in the dialogue goes by."""
 INSIDE = ("role", "content")
 """Roles that name keys of a turn, not columns, where `messages` is named too; so does `reasoning` then."""
@@ -153,11 +153,13 @@ NUMBERS = {"0", "1", "0.0", "1.0"}
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
     column = next((name for name in VERDICT if any(name in row for row in rows)), "")
-    return column, [str(row[column]).strip().casefold() for row in rows if row.get(column) is not None] if column else []
+    return column, [
+        str(row[column]).strip().casefold() for row in rows if row.get(column) is not None
+    ] if column else []
 
 
 def doubtful_verdict(rows: Iterable[Any]) -> str:
-    """The column beside answers that may say which of them are good and is not read so, since its values are 0 and 1."""
+    """The column beside answers that may say which are good, and is not read so since its values are 0 and 1."""
     column, values = _verdicts([row for row in rows if isinstance(row, dict)])
     return column if column == "label" and values and set(values) <= NUMBERS else ""
 

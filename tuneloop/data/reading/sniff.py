@@ -188,7 +188,9 @@ def _is_scalar(text: str) -> bool:
 def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     """A file that is one object: a single row, or a list of rows one level down."""
     value = arrays.load(blob, encoding)
-    lists = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(as_row(r), dict) for r in v)}
+    lists = {
+        k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(as_row(r), dict) for r in v)
+    }
     nested = len(lists) == 1 and all(isinstance(r, list) for v in lists.values() for r in v)  # dialogues, no turns
     fits = not nested and (shapes.shape_of(value, wish.task).kind or set(wish.columns.values()) & set(value))
     if fits or not lists:

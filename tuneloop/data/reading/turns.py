@@ -88,7 +88,10 @@ def is_spoken(turn: Mapping[str, Any]) -> bool:
 
 def _pair(turn: Any, notes: Notes) -> list[Message]:
     if isinstance(turn, list | tuple) and len(turn) == 2:
-        return [Message("user", text(turn[0], "history", notes)), Message("assistant", answer(turn[1], "history", notes))]
+        return [
+            Message("user", text(turn[0], "history", notes)),
+            Message("assistant", answer(turn[1], "history", notes)),
+        ]
     if not isinstance(turn, dict):
         raise BadRow("unknown turn", type(turn).__name__)
     for ask, reply in PAIR_TURNS:
