@@ -190,7 +190,9 @@ class ClassifyPart(Part):
     """Tasks classify and classify_prompt."""
 
     weights: Literal["none", "balanced"] | dict[str, float] = Field("none", description="Weight of each class.")
-    template: str | None = Field(None, description="classify_prompt: text with {text} and, for BERT, {mask}.")
+    template: str | None = Field(
+        None, description="classify_prompt: {text}, or {text_a} and {text_b}; for BERT {mask}."
+    )
     words: dict[str, list[str]] = Field(default_factory=dict, description="classify_prompt: label -> its words.")
 
 

@@ -1,5 +1,7 @@
-"""A column of 0 and 1 beside answers: it may say which of them are good. On a terminal a person is asked; elsewhere it is
-said that the answers are trained as they are, and which line makes it a verdict."""
+"""A column of 0 and 1 beside answers: it may say which of them are good.
+
+On a terminal a person is asked; elsewhere it is said that every answer is learned, and which line decides otherwise.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     if not doubts or recipe.train.task != "auto" or not ranks.leads():
         return made, recipe
     for file, column in doubts.items():
-        show.say(t("{file}: `{column}` holds 0 and 1 beside answers; it is not used, and every answer is learned (SFT).",
-                   file=file, column=column))  # fmt: skip
+        said = t("{file}: `{column}` holds 0 and 1 beside answers; it is not used, and every answer is learned (SFT).",
+                 file=file, column=column)  # fmt: skip
+        show.say(said)
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or ranks.world().num_processes > 1:
-        show.say(t("If it says which answers are good (1) and bad (0), learn from that (KTO) with: --set train.task=prefer"))
+        show.say(t("If it says which answers are good (1) and bad (0), --set train.task=prefer learns that (KTO)."))
         return made, recipe
     if not typer.confirm(t("Does it say which answers are good (1) and bad (0), to learn from that (KTO)?"), err=True):
         return made, recipe
