@@ -27,8 +27,7 @@ _BASIC = frozenset((*SPEAKER, *SAID))
 def answer(value: Any, what: str, notes: Notes) -> str:
     """The text of an answer; several in a list are one text, with commas between. Raises BadRow."""
     if isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
-        if len(value) > 1 or not isinstance(value[0], str):
-            notes.made[f"{what}: list"] = None
+        notes.made[f"{what}: list"] = None
         return ", ".join(text(one, what, Notes()) for one in value)
     return text(value, what, notes)
 
