@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
 from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
-from tuneloop.data.reading.turns import answer, needed, tool_list, turn_list
+from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
 from tuneloop.records import Kind, Message, Record
 
 Roles = Mapping[str, str]
@@ -152,7 +152,8 @@ def _question(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Messag
 
 def _pair(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
     column = roles["assistant"] if "assistant" in roles else roles["chosen"]
-    question, value = _question(row, roles, notes), row.get(column)
+    question, value = _question(row, roles, notes), unfolded(row.get(column))
+    value = [value] if isinstance(value, dict) and is_spoken(value) else value
     if value is None:
         raise BadRow("missing value", column)
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
@@ -190,6 +191,7 @@ def _preference(
 
 def _answer(value: Any, column: str, notes: Notes) -> list[Message]:
     """An answer that is a text, one turn, or a list of turns."""
+    value = unfolded(value)
     if value is None:
         raise BadRow("missing value", column)
     if isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def answer(value: Any, what: str, notes: Notes) -> str:
 
 def needed(row: Mapping[str, Any], column: str, notes: Notes) -> str | list[Any]:
     """The text of a column, or its list of turns; a list of one text is that text."""
-    value = row.get(column)
+    value = unfolded(row.get(column))
     if value is None:
         raise BadRow("missing value", column)
     if isinstance(value, list):
@@ -43,6 +44,25 @@ def needed(row: Mapping[str, Any], column: str, notes: Notes) -> str | list[Any]
         if value and all(isinstance(v, dict) for v in value):
             return value
     return text(value, column, notes)
+
+
+def unfolded(value: Any) -> Any:
+    """A turn, or turns, that stand in a table's cell as JSON text, as data; anything else as it is.
+
+    >>> unfolded('[{"role": "user", "content": "q"}]'), unfolded('[{"a": 1}]')
+    ([{'role': 'user', 'content': 'q'}], '[{"a": 1}]')
+    """
+    if not isinstance(value, str) or not _TURNS.match(value):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = found if isinstance(found, list) else [found]
+    return found if all(isinstance(turn, dict) and is_spoken(turn) for turn in turns) else value
+
+
+_TURNS = re.compile(r"\s*(?:\[\s*)?\{\s*\"(?:role|from|content|value)\"\s*:")
 
 
 def _as_list(value: Any, reason: str) -> list[Any]:
