@@ -42,7 +42,9 @@ def _read_otherwise(made: Dataset) -> list[str]:
     lines = {}
     for step in made.manifest["steps"]:
         if step["reason"] in NOTED:
-            lines[step["reason"]] = t("{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"])
+            lines[step["reason"]] = t(
+                "{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"]
+            )
     if not lines:
         return []
     found: dict[str, dict[str, None]] = {reason: {} for reason in lines}

@@ -150,15 +150,22 @@ def learned(value: Any, key: str) -> bool:
     raise BadRow("loss weight", f"{key}: {value}"[:80])
 
 
-def extras(turn: Mapping[str, Any], role: str | None, notes: Notes, read: frozenset[str]) -> Extras:
-    """All of a turn but what stands under the keys `read`. Keys that mean nothing here are noted.
+_BASIC = frozenset((*SPEAKER, *SAID))
+
+
+def extras(
+    turn: Mapping[str, Any], role: str | None, notes: Notes, read: tuple[str, ...] = (), *said: Any
+) -> Extras:  # fmt: skip
+    """All of a turn but what stands under the keys `read`, and but who speaks and what is `said`.
+
+    Keys that mean nothing here are noted.
 
     Raises BadRow for pictures, and for a mark that is neither yes nor no.
     """
     out = Extras()
     answer = role in ("assistant", "call")
     for key, value in turn.items():
-        if key in read or empty(value):
+        if key in read or (key in _BASIC and value in said) or empty(value):
             continue
         meaning = _MEANING.get(key) or _MEANING.get(str(key).casefold(), "")
         if meaning == "media":

@@ -22,7 +22,6 @@ SPEAKERS = {
     **dict.fromkeys(("tool", "observation", "function", "tool_response", "工具"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }  # fmt: skip
-_BASIC = frozenset((*SPEAKER, *SAID))
 
 
 def answer(value: Any, what: str, notes: Notes) -> str:
@@ -117,7 +116,7 @@ def _pair(turn: Any, notes: Notes) -> list[Message]:
         if ask in turn and reply in turn:
             system = turn.get("system")
             head = [Message("system", text(system, "system", notes))] if system not in (None, "") else []
-            found = extras(turn, "assistant", notes, frozenset((ask, reply, "system")))
+            found = extras(turn, "assistant", notes, (ask, reply, "system"))
             calls = _calls(found.calls, notes) if found.calls is not None else ()
             question = text(needed(turn, ask, notes), ask, notes)
             said = turn.get(reply)
@@ -132,7 +131,10 @@ def _pair(turn: Any, notes: Notes) -> list[Message]:
 
 def _first(turn: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The value of the first of these keys that is there and not null."""
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
+    for name in names:  # a generator would cost as much as all else of a turn
+        if (value := turn.get(name)) is not None:
+            return value
+    return None
 
 
 def _spoken(turn: dict[str, Any], notes: Notes) -> Message:
@@ -142,8 +144,7 @@ def _spoken(turn: dict[str, Any], notes: Notes) -> Message:
     said = _first(turn, SAID)
     if len(turn) == 2 and isinstance(said, str) and role in ("user", "assistant", "system"):
         return Message(role, said)  # type: ignore[arg-type]
-    same = frozenset(k for k in _BASIC & turn.keys() if turn[k] in (said, name))
-    found = extras(turn, role, notes, same)
+    found = extras(turn, role, notes, (), said, name)
     if role == "call":
         return Message("assistant", "", found.reasoning, _calls(said, notes), found.trained, found.name)
     content, reasoning, calls = _content(said, notes)
