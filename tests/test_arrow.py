@@ -30,6 +30,8 @@ MESSAGE = st.builds(
     TEXT,
     st.lists(CALL, max_size=2).map(tuple),
     st.booleans(),
+    TEXT,
+    TEXT,
 )
 RECORD = st.builds(
     Record,
@@ -75,20 +77,41 @@ def test_more_rows_than_a_batch() -> None:
     assert [r for r, _ in arrow.records(pa.Table.from_batches([batch]))] == rows
 
 
+def test_versions_written_before_names_and_ids_were_kept_still_open() -> None:
+    record = Record((Message("user", "q"), Message("assistant", "a", "why")), "f", 3)
+    now = arrow.batch([record], [1])
+    old = pa.list_(pa.struct(list(arrow.TURN)[:5]))
+    columns = [now.column(n).cast(old) if n in ("messages", "rejected") else now.column(n) for n in arrow.SCHEMA.names]
+    assert list(arrow.records(pa.RecordBatch.from_arrays(columns, names=arrow.SCHEMA.names))) == [(record, 1)]
+
+
 def test_what_other_tools_see() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "中"}}}
     record = Record(
-        (Message("user", "q"), Message("assistant", "", "think", (call,), False)), "f", 3, ({"type": "function"},)
+        (Message("user", "q", name="Ann"), Message("assistant", "", "think", (call,), False)),
+        "f",
+        3,
+        ({"type": "function"},),
     )
     (row,) = arrow.batch([record], [2]).to_pylist()
     assert row["messages"] == [
-        {"role": "user", "content": "q", "reasoning_content": None, "tool_calls": None, "trained": True},
+        {
+            "role": "user",
+            "content": "q",
+            "reasoning_content": None,
+            "tool_calls": None,
+            "trained": True,
+            "name": "Ann",
+            "tool_call_id": None,
+        },
         {
             "role": "assistant",
             "content": "",
             "reasoning_content": "think",
             "tool_calls": '[{"type": "function", "function": {"name": "f", "arguments": {"x": "中"}}}]',
             "trained": False,
+            "name": None,
+            "tool_call_id": None,
         },
     ]
     assert (row["rejected"], row["tools"], row["repeat"], row["line"]) == ([], '[{"type": "function"}]', 2, 3)

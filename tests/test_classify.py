@@ -17,11 +17,14 @@ from tuneloop import pipeline
 from tuneloop.data.batches import pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.tokens import tokenize
 from tuneloop.errors import DataError, RecipeError
-from tuneloop.model.load import load_model, load_trained
-from tuneloop.model.tasks.classify import LabelModel, classes
-from tuneloop.model.tasks.task import Head
+from tuneloop.model.classifier import Classifier
+from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.model.tasks.classify import CLASSIFY, LabelModel, classes
+from tuneloop.model.tasks.task import Head, Rows, Setting
 from tuneloop.recipe import make_recipe
+from tuneloop.records import Message, Record
 from tuneloop.sections import TrainPart
 from tuneloop.train.session import packs_exactly
 
@@ -58,6 +61,39 @@ def test_packed_texts_get_the_scores_of_the_models_own_forward(family: str, tmp_
     weights = torch.tensor([0.5, 2.0, 1.0])
     wanted = cross_entropy(alone, row["columns"]["label"], weights)
     assert float(loss) / given.weights.sum() == pytest.approx(float(wanted), abs=1e-5)
+
+
+PAIRS = [("the film was good", "i saw the end"), ("a", "the plot was dull and bad ."), ("it", "it")]
+
+
+@pytest.mark.parametrize("family", encoders.FAMILIES)
+def test_two_texts_are_the_pair_input_of_the_tokenizer(family: str, tmp_path: Path) -> None:
+    """Ids, token types and scores are those that transformers' own tokenizer and model give the two texts."""
+    folder = encoders.folder(tmp_path, family)
+    torch.manual_seed(1)
+    model, tokenizer = load_model(folder, head=HEAD), load_tokenizer(folder)
+    records = [Record(tuple(Message("user", text) for text in pair), kind="label", label="good") for pair in PAIRS]
+    told = Setting(TrainPart(), tokenizer, HEAD.labels, (1.0, 1.0, 1.0))
+    found = CLASSIFY.items(Rows(tokenize(tokenizer, records), lambda: records), told)
+    module = CLASSIFY.objective(model, found, told)
+    row = pack_items(found, [0, 1, 2])
+    with torch.no_grad():
+        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
+        for k, pair in enumerate(PAIRS):
+            own = tokenizer(*pair, return_tensors="pt")
+            assert found.samples[k].ids.tolist() == own["input_ids"][0].tolist()
+            if not getattr(model.config, "type_vocab_size", 0):
+                own.pop("token_type_ids")
+            assert torch.allclose(got[k], model(**own).logits[0], atol=1e-5)
+    assert packs_exactly(module, found)
+    both = Classifier(model, tokenizer, CLASSIFY, told).classify([PAIRS[0], PAIRS[0][0]])
+    assert both[0] != both[1]
+
+
+def test_a_decoder_reads_two_texts_in_two_lines(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    record = Record((Message("user", "How are you?"), Message("user", "Fine.")), kind="label", label="x")
+    assert tokenize(tokenizer, [record])[0].ids.tolist() == tokenizer("How are you?\nFine.")["input_ids"]
 
 
 def test_an_unknown_head_is_asked_itself(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def names(made: tuple[Step, ...]) -> list[str]:
     return [(s.func if isinstance(s, partial) else s).__name__ for s in made]
 
 
-ALWAYS = ["empty_turns", "merge_turns", "order", "unanswered", "difference"]
+ALWAYS = ["empty_turns", "merge_turns", "results", "order", "unanswered", "difference"]
 
 
 def test_each_step_has_its_switch() -> None:
@@ -270,14 +270,43 @@ def test_an_answer_that_is_not_trained_is_context() -> None:
     out, entries = clean(Record((user, Message("assistant", "c"), user, last, user)))
     assert out is not None
     assert (len(out.messages), entries[0].reason, entries[0].detail) == (2, "untrained end removed", "3")
-    merged, _ = clean(Record((user, Message("assistant", "x"), first, user, Message("assistant", "c"))))
+    for pair in ((Message("assistant", "x"), first), (first, Message("assistant", "x"))):  # a trained answer stays one
+        apart = Record((user, *pair, user, Message("assistant", "c")))
+        assert clean(apart) == (apart, [])
+    merged, _ = clean(Record((user, first, last, user, Message("assistant", "c"))))
     assert merged is not None
-    assert merged.messages[1] == Message("assistant", "x\n\na", trained=False)
+    assert merged.messages[1] == Message("assistant", "a\n\nb", trained=False)
+
+
+def test_results_stand_in_the_order_of_their_calls_where_all_name_one() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    asked = Message("assistant", "", tool_calls=({"id": "1", **call}, {"id": "2", **call}))
+    one, two = Message("tool", "a", tool_call_id="1"), Message("tool", "b", tool_call_id="2")
+    head, tail = (Message("user", "q"), asked), (Message("assistant", "x"),)
+    out, entries = clean(Record((*head, two, one, *tail)))
+    assert out is not None
+    assert out.messages == (*head, one, two, *tail)
+    assert [(e.action, e.reason) for e in entries] == [("changed", "results put in order")]
+    for others in ((one, two), (two, Message("tool", "c")), (two, Message("tool", "c", tool_call_id="9"))):
+        assert clean(Record((*head, *others, *tail))) == (Record((*head, *others, *tail)), [])
+
+
+def test_names_of_merged_turns_that_differ_are_told() -> None:
+    ann, bob = Message("user", "a", name="Ann"), Message("user", "b", name="Bob")
+    out, entries = clean(Record((ann, bob, Message("assistant", "c"))))
+    assert out is not None
+    assert (out.messages[0], entries[0].detail) == (Message("user", "a\n\nb"), "3 -> 2; name: Ann, Bob")
+    out, _ = clean(Record((ann, ann, Message("assistant", "c"))))
+    assert out is not None
+    assert out.messages[0].name == "Ann"
 
 
 def test_roles_may_be_rejected_in_place_of_merged() -> None:
     assert reasons(Record(turns("u u a")), only(roles="reject")) == [("dropped", "same role twice")]
     assert reasons(Record(turns("u c t t a")), only(roles="reject")) == []
+    context = Message("assistant", "x", trained=False)
+    twice = Record((Message("user", "q"), context, Message("assistant", "a")))
+    assert reasons(twice, only(roles="reject")) == [("dropped", "same role twice")]
 
 
 @pytest.mark.parametrize(("count", "reason"), [(1, "too few turns"), (2, ""), (3, ""), (4, "too many turns")])

@@ -210,7 +210,7 @@ def test_parquet(tmp_path: Path) -> None:
         (f"[{GOOD}, {GOOD}", "TL-DATA-JSON"),
         (f"[{GOOD}] extra", "TL-DATA-JSON"),
         ("question,answer\n", "TL-DATA-EMPTY"),
-        ('{"question": "q", "answer": 1}\n' * 3, "TL-DATA-ALL-BAD"),
+        ('{"question": "q", "answer": {"a": 1}}\n' * 3, "TL-DATA-ALL-BAD"),
         ("{'question': 'q', 'answer': 'a'}\n" * 3, "TL-DATA-JSON"),
         ('{"a": "q", "b": "a"}\n' * 3, "TL-DATA-SHAPE"),
         ("question,answer\nq\nq\n", "TL-DATA-ALL-BAD"),
@@ -222,12 +222,12 @@ def test_a_file_that_is_broken_as_a_whole(tmp_path: Path, text: str, code: str) 
 
 
 def test_all_bad_names_the_first_row_and_the_reason(tmp_path: Path) -> None:
-    path = write(tmp_path, "\n" + '{"question": "q", "answer": 1}\n' * 3)
+    path = write(tmp_path, "\n" + '{"question": "q", "answer": {"a": 1}}\n' * 3)
     with pytest.raises(DataError) as caught:
         read(path)
     assert caught.value.where == f"{path}:2"
     assert "3 rows" in caught.value.what
-    assert "answer: int" in caught.value.what
+    assert "answer: dict" in caught.value.what
 
 
 @pytest.mark.parametrize(

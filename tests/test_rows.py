@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tuneloop.data.ledger import words
+from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.shapes import recognise
-from tuneloop.data.reading.turns import BadRow
 from tuneloop.records import Kind, Message
 
 Q, A = Message("user", "q"), Message("assistant", "a")
@@ -146,9 +146,10 @@ def turns(*last: object) -> dict[str, Any]:
         ({"instruction": "q"}, "other shape"),
         ({"chosen": "a", "rejected": "b"}, "missing value"),
         ({"instruction": "q", "output": None}, "missing value"),
-        ({"instruction": "q", "output": 5}, "not text"),
+        ({"instruction": "q", "output": {"a": 5}}, "not text"),
         ({"instruction": "q", "output": float("nan")}, "NaN or infinity"),
-        ({"question": "q", "answer": ["a", "b"]}, "not text"),
+        ({"question": "q", "answer": ["a", ["b"]]}, "not text"),
+        ({"question": ["a", "b"], "answer": "a"}, "not text"),
         ({"messages": [], "id": 3}, "no turns"),
         ({"messages": "{'role': 'user'}"}, "no turns"),
         ({"messages": 3}, "no turns"),
@@ -161,7 +162,7 @@ def turns(*last: object) -> dict[str, Any]:
         (turns({"role": "assistant", "tool_calls": {"function": {"name": "f", "arguments": "{"}}}), "broken tool call"),
         (turns({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}), "broken tool call"),
         (turns({"role": "assistant", "content": "a", "weight": 0.5}), "loss weight"),
-        (turns({"role": "assistant", "content": "a", "weight": "1"}), "loss weight"),
+        (turns({"role": "assistant", "content": "a", "weight": "half"}), "loss weight"),
         (turns({"role": "user", "content": [{"type": "reasoning", "value": "hm"}]}), "part not text"),
         ({**turns({"role": "assistant", "content": "a"}), "tools": "[{"}, "broken tools"),
         ({**turns({"role": "assistant", "content": "a"}), "tools": [3]}, "broken tools"),

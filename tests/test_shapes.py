@@ -44,10 +44,21 @@ def test_null_columns_do_not_hide_the_filled_ones() -> None:
 
 
 def test_a_label_that_is_not_yes_or_no_everywhere_is_no_verdict() -> None:
-    rows = [{"question": "q", "answer": "a", "label": value} for value in (0, 1, 2)]
+    rows = [{"question": "q", "answer": "a", "label": value} for value in (False, True, "maybe")]
     assert recognise(rows).kind == "chat"
     assert recognise(rows[:2]).kind == "judged"
     assert recognise([{**rows[0], "label": None}, rows[1]]).kind == "judged"
+
+
+@pytest.mark.parametrize("values", [(0, 1), ("0", "1"), (0.0, 1.0), (0, 0), (None, 1)])
+def test_a_label_of_0_and_1_beside_answers_is_a_verdict_only_where_the_recipe_says_so(
+    values: tuple[object, ...],
+) -> None:
+    rows = [{"question": "q", "answer": "a", "label": value} for value in values]
+    assert recognise(rows).kind == "chat"
+    assert shapes.doubtful_verdict(rows) == "label"
+    assert recognise(rows, "judged").kind == "judged"
+    assert recognise([{**row, "kto_tag": row["label"]} for row in rows]).kind == "judged"
 
 
 def test_labels_that_never_repeat_are_no_labels() -> None:
@@ -73,7 +84,8 @@ def test_the_recipe_says_what_rows_are() -> None:
         ("messages", "chat"), ("user assistant", "chat"), ("prompt assistant", "chat"), ("user", None),
         ("text", "text"), ("text label", "label"), ("messages label", "judged"), ("user assistant label", "judged"),
         ("chosen rejected", "preference"), ("prompt chosen rejected", "preference"), ("messages rejected", "preference"),
-        ("prompt chosen", "chat"), ("label", None), ("rejected", None),
+        ("role content", "chat"), ("role content conversation", "chat"), ("messages role content", "chat"),
+        ("text text_pair label", "label"), ("role", None), ("prompt chosen", "chat"), ("label", None), ("rejected", None),
     ],
 )  # fmt: skip
 def test_kind_of_a_mapping(roles: str, kind: str | None) -> None:
@@ -89,4 +101,4 @@ def test_layout_is_of_the_columns_alone() -> None:
 
 def test_every_role_can_be_named() -> None:
     assert {"messages", "user", "assistant", "input", "system", "history", "reasoning", "tools", "text", "label",
-            "chosen", "rejected", "prompt"} == set(shapes.ROLE_NAMES)  # fmt: skip
+            "chosen", "rejected", "prompt", "text_pair", "role", "content", "conversation", "order"} == set(shapes.ROLE_NAMES)  # fmt: skip

@@ -59,6 +59,30 @@ def test_a_masked_model_is_read_at_the_mask(family: str, template: str, tmp_path
             assert got[k].tolist() == pytest.approx([float((bad + terrible) / 2), float(good)], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "template", ["{text_a} {mask} {text_b} .", "{text} it was {mask}", "{mask} : {text_b} {text_a}"]
+)
+def test_both_texts_of_a_pair_stand_in_the_template(template: str, tmp_path: Path) -> None:
+    folder = encoders.folder(tmp_path, "bert")
+    model, tokenizer = load_model(folder, head=Head("masked")), load_tokenizer(folder)
+    pairs = [("the film was good", "i saw the end"), ("a", "the plot was dull and bad .")]
+    made = [Record(tuple(Message("user", text) for text in pair), kind="label", label="neg") for pair in pairs]
+    told = setting(tokenizer, template)
+    items = CLASSIFY_PROMPT.items(Rows(tokenize(tokenizer, made), lambda: made), told)
+    module = CLASSIFY_PROMPT.objective(model, items, told)
+    row = pack_items(items, [0, 1])
+    with torch.no_grad():
+        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
+        for k, (a, b) in enumerate(pairs):
+            text = template.format(text_a=a, text_b=b, text=f"{a}\n{b}", mask="[MASK]")
+            own = tokenizer(text, return_tensors="pt")
+            assert items.samples[k].ids.tolist() == own["input_ids"][0].tolist()
+            at = (own["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
+            logits = model(input_ids=own["input_ids"]).logits[0, at]
+            bad, terrible, good = (logits[tokenizer.convert_tokens_to_ids(w)] for w in ("bad", "terrible", "good"))
+            assert got[k].tolist() == pytest.approx([float((bad + terrible) / 2), float(good)], abs=1e-4)
+
+
 def test_a_model_that_writes_is_read_at_the_end(tiny_model: Path) -> None:
     model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
     told = setting(tokenizer, "Review: {text} It was {mask}")
@@ -75,7 +99,10 @@ def test_a_model_that_writes_is_read_at_the_end(tiny_model: Path) -> None:
     assert [float(x) for x in got] == pytest.approx([float(torch.stack(m).mean()) for m in means], abs=1e-4)
 
 
-@pytest.mark.parametrize("template", [None, "no place", "{text} {text} {mask}", "{text} without a mask"])
+@pytest.mark.parametrize(
+    "template",
+    [None, "no place", "{text} {text} {mask}", "{text} without a mask", "{text_a} {mask}", "{text} {text_b} {mask}"],
+)
 def test_a_template_that_cannot_be_is_told_with_an_example(template: str | None) -> None:
     with pytest.raises(RecipeError) as error:
         parts(setting(encoders.tokenizer(), template))

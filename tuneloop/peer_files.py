@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tuneloop import peers
@@ -123,6 +124,9 @@ def _entry(work: Work, where: str, item: Any) -> list[Any]:
     if columns:
         entry.setdefault("columns", {role: name for role, name in columns.items() if name is not None})
         work.notes.append(t("{where}: field_… is called columns here", where=where))
+    _turns(work, where, entry)
+    if columns and entry.get("columns") in ({"messages": "messages"}, {"messages": "conversations"}):
+        del entry["columns"]  # found without being named, and tools and system prompts beside them
     for key in [k for k in entry if k in peers.LOOKED_AT]:
         if key == "split" and where.startswith("data.") and not str(entry[key]).startswith("train["):
             continue  # there it is a key of the recipe
@@ -130,6 +134,56 @@ def _entry(work: Work, where: str, item: Any) -> list[Any]:
     if files is None:
         return [entry]
     return [{**entry, "path": file} for file in (files if isinstance(files, list) else [files])]
+
+
+def _turns(work: Work, where: str, entry: dict[str, Any]) -> None:
+    """Axolotl's names for what is in a turn, as columns and speakers; which of it is trained has one answer here."""
+    asked: dict[str, tuple[str, Any]] = {}
+    mappings = entry.pop("message_property_mappings", None)
+    for role, name in (mappings or {}).items() if isinstance(mappings, dict | None) else [("", mappings)]:
+        asked[f"{where}.message_property_mappings.{role}".rstrip(".")] = (role, name)
+    for key in [k for k in entry if k in peers.TURN_KEYS]:
+        asked[f"{where}.{key}"] = (peers.TURN_KEYS[key], entry.pop(key))
+    for at, (role, name) in asked.items():
+        if name is None or (isinstance(name, str) and name in peers.READ.get(role, ())):
+            work.silent.append(at)
+        elif role in ("role", "content", "reasoning") and isinstance(name, str):
+            entry["columns"] = {"messages": "messages", **entry.get("columns", {}), role: name}
+            work.becomes(at, name, f"data[].columns.{role}", name)
+        else:
+            work.unsupported(at, name, t("other names for the keys of a turn"), t("rename the key in the rows"))
+    _speakers(work, f"{where}.roles", entry)
+    one = t("take it out: every answer of the assistant is trained, and nothing else")
+    usual: dict[str, Callable[[Any], bool]] = {
+        "roles_to_train": lambda v: isinstance(v, list) and bool(v) and set(map(str, v)) <= peers.SPEAKERS["assistant"],
+        "train_on_eos": lambda v: v == "turn",
+        "message_field_training": lambda v: str(v) in peers.MARKS,
+        "message_field_training_detail": off,
+    }
+    for key in [k for k in entry if k in usual]:
+        value = entry.pop(key)
+        if value is None or usual[key](value):
+            work.silent.append(f"{where}.{key}")
+        else:
+            work.unsupported(f"{where}.{key}", value, t("another choice of trained tokens"), one)
+
+
+def _speakers(work: Work, where: str, entry: dict[str, Any]) -> None:
+    """Axolotl's `roles`, each with the names that the rows have for it."""
+    roles = entry.pop("roles", None)
+    if off(roles):
+        return
+    if not isinstance(roles, dict) or not set(roles) <= set(peers.SPEAKERS):
+        instead = t("data[].speakers: {name in the rows: user, assistant, system or tool}")
+        work.unsupported(where, roles, t("roles of other names"), instead)
+        return
+    named = {role: names if isinstance(names, list) else [names] for role, names in roles.items()}
+    own = {str(name): role for role, names in named.items() for name in names if name not in peers.SPEAKERS[role]}
+    if own:
+        entry["speakers"] = {**own, **entry.get("speakers", {})}
+        work.becomes(where, roles, "data[].speakers", own)
+    else:
+        work.silent.append(where)
 
 
 def _look(work: Work, where: str, key: str, value: Any, entry: dict[str, Any]) -> None:

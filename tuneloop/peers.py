@@ -297,7 +297,18 @@ COLUMNS = {
     "field_system": "system", "field_tools": "tools",
 }  # fmt: skip
 LOOKED_AT = {
-    "type", "ds_type", "name", "conversation", "chat_template", "message_property_mappings", "message_field_role",
-    "message_field_content", "field_human", "field_model", "field_thinking", "roles", "roles_to_train", "train_on_eos",
-    "shards", "preprocess_shards", "trust_remote_code", "revision", "split",
+    "type", "ds_type", "name", "conversation", "chat_template", "field_human", "field_model", "shards",
+    "preprocess_shards", "trust_remote_code", "revision", "split",
 }  # fmt: skip
+# keys of it that name keys of a turn, by their role; the names that are read in any case; its own usual values
+TURN_KEYS = {"message_field_role": "role", "message_field_content": "content", "field_thinking": "reasoning"}
+READ = {
+    "role": {"role", "from"}, "content": {"content", "value", "text"},
+    "reasoning": {"reasoning_content", "reasoning", "thinking", "thought", "think", "cot", "analysis"},
+    "reasoning_content": {"reasoning_content"}, "thinking": {"thinking"}, "tool_calls": {"tool_calls"},
+    "name": {"name"}, "tool_call_id": {"tool_call_id"},
+}  # fmt: skip
+SPEAKERS = {
+    "user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"}, "system": {"system"}, "tool": {"tool"},
+}  # fmt: skip
+MARKS = {"train", "training", "weight", "loss_weight", "loss", "trainable", "loss_mask", "loss_scale"}

@@ -17,7 +17,8 @@ dialogue and whether its answer is good."""
 class Message:
     """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
 
-    An answer that is not `trained` (weight 0) is only context.
+    An answer that is not `trained` (weight 0) is only context. `name` is the speaker's, or the tool's of a result;
+    `tool_call_id` says which call a result answers.
     """
 
     role: Role
@@ -25,6 +26,8 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     trained: bool = True
+    name: str = ""
+    tool_call_id: str = ""
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""
@@ -33,6 +36,10 @@ class Message:
             out["reasoning_content"] = self.reasoning
         if self.tool_calls:
             out["tool_calls"] = list(self.tool_calls)
+        if self.name:
+            out["name"] = self.name
+        if self.tool_call_id:
+            out["tool_call_id"] = self.tool_call_id
         return out
 
 
@@ -41,8 +48,10 @@ class Record:
     """One row, and where it came from. `tools` are the JSON schemas offered to the model.
 
     chat: `messages` are the dialogue. text: one assistant message, the text. label: one user message, the text, and
-    `label`. preference: `messages` end with the better answer, `rejected` are the turns that would stand in its place.
-    judged: a dialogue whose `label` is "good" or "bad". `parent` is the id of the record that this one was made from.
+    `label`; two user messages where the label is of a pair of texts. preference: `messages` end with the better answer,
+    `rejected` are the turns that would stand in its place. judged: a dialogue whose `label` is "good" or "bad".
+    `parent` is the id of the record that this one was made from. `notes` is what the reader has to tell of the row; it
+    goes into the ledger and is no part of the record.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +62,7 @@ class Record:
     label: str = ""
     rejected: tuple[Message, ...] = ()
     parent: str = ""
+    notes: tuple[LedgerEntry, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def id(self) -> str:

@@ -54,6 +54,9 @@ class DataFile(Part):
     encoding: str | None = Field(None, description="The text's encoding, where looking is not enough.")
     columns: dict[str, str] = Field(default_factory=dict, description="Role -> column, where looking is not enough.")
     header: int | None = Field(None, ge=0, description="The line of a table's header; 0 where it has none.")
+    speakers: dict[str, Literal["user", "assistant", "system", "tool"]] = Field(
+        default_factory=dict, description="Name in the turns -> user, assistant, system or tool."
+    )
     repeat: int = Field(1, ge=1, le=100, description="Use each row of this file so many times an epoch.")
 
 
@@ -188,7 +191,9 @@ class ClassifyPart(Part):
     """Tasks classify and classify_prompt."""
 
     weights: Literal["none", "balanced"] | dict[str, float] = Field("none", description="Weight of each class.")
-    template: str | None = Field(None, description="classify_prompt: text with {text} and, for BERT, {mask}.")
+    template: str | None = Field(
+        None, description="classify_prompt: {text}, or {text_a} and {text_b}; for BERT {mask}."
+    )
     words: dict[str, list[str]] = Field(default_factory=dict, description="classify_prompt: label -> its words.")
 
 

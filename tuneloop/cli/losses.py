@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.data.ledger import words
+from tuneloop.data.ledger import entries, words
 from tuneloop.language import t
 from tuneloop.plan.cautions import cautions, nothing_held
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tuneloop.sections import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
+NOTED = ("turn keys not used", "value made text", "null left out")
+EXAMPLES = 8
 SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
 
 
@@ -27,6 +29,7 @@ def warn(made: Dataset, recipe: Recipe) -> list[str]:
     told = cautions(counts, made.manifest["steps"], str(file)) + much_changed(counts, made.manifest["steps"], str(file))
     if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
+    told += _read_otherwise(made)
     if told:
         reasons, lengths = _dropped(file)
         _panel([*told, *_remedies(reasons, lengths, recipe.prepare.max_length)])
@@ -52,6 +55,24 @@ def much_changed(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], 
         for step in steps
         if step["reason"] in REPAIRS and int(step.get("changed") or 0) > MOST * rows
     ]  # fmt: skip
+
+
+def _read_otherwise(made: Dataset) -> list[str]:
+    """What the reader had to say of rows that stay: keys of turns that nothing reads, values made text."""
+    known = words()
+    lines = {}
+    for step in made.manifest["steps"]:
+        if step["reason"] in NOTED:
+            lines[step["reason"]] = t(
+                "{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"]
+            )
+    if not lines:
+        return []
+    found: dict[str, dict[str, None]] = {reason: {} for reason in lines}
+    for entry in entries(made.path / "ledger.jsonl"):
+        if entry.reason in found and len(found[entry.reason]) < EXAMPLES:
+            found[entry.reason] |= dict.fromkeys(entry.detail.split(", "))
+    return [f"{line}: {', '.join(list(found[reason])[:EXAMPLES])}" for reason, line in lines.items()]
 
 
 def _dropped(file: Path) -> tuple[Counter[str], list[int]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of
 
 
@@ -30,7 +30,7 @@ def plan(
     from tuneloop import pipeline
     from tuneloop.cli import tables
 
-    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+    dataset, recipe = verdict.prepared(recipe, workspace)
     keep_recipe(targets, recipe)
     foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
     if json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of
 
 
@@ -26,10 +26,9 @@ def prepare(
     Example: tuneloop prepare chats.jsonl faq.csv --model smollm2
     """
     recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
-    from tuneloop import pipeline
     from tuneloop.cli import losses, tables
 
-    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+    dataset, recipe = verdict.prepared(recipe, workspace)
     keep_recipe(targets, recipe)
     if json:
         show.as_json({"path": str(dataset.path), **dataset.manifest})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of
 from tuneloop.language import t
 
@@ -43,7 +43,7 @@ def run(
 
     sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
-    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+    dataset, recipe = verdict.prepared(recipe, workspace)
     told: list[str] = []
     if ranks.leads():
         keep_recipe(targets, recipe)

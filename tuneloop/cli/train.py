@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import show, verdict
 from tuneloop.cli.run import stopped
 from tuneloop.cli.target import keep_recipe, recipe_of
 from tuneloop.errors import RecipeError
@@ -47,7 +47,7 @@ def train(
         else:
             pipeline.resume(made, settings or [])
     else:
-        dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+        dataset, recipe = verdict.prepared(recipe, workspace)
         if ranks.leads():
             from tuneloop.cli import losses, tables
 

@@ -141,7 +141,8 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
     was = {path: stamp(path) for path in names if path.is_file()}
-    seen = [(file, formats.survey(file, names)) for file, _ in listed]
+    verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
+    seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
     found = [(file, one.sources) for file, one in seen]
     try:
         digests = stamps.digests({s.path for _, group in found for s in group})
@@ -203,7 +204,7 @@ def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str) 
     code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
     parts = {
         "files": [
-            [s.label, s.side, s.given, digests[s.label], f.model_dump(mode="json", exclude={"path"})]
+            [s.label, s.side, s.given, digests[s.label], s.guess.kind, f.model_dump(mode="json", exclude={"path"})]
             for f, group in found
             for s in group
         ],

@@ -16,9 +16,10 @@ from typing import Any
 
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
+from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.sniff import shown
-from tuneloop.data.reading.turns import BadRow
+from tuneloop.data.reading.turns import without_nulls
 from tuneloop.errors import DataError, MachineError, os_words
 from tuneloop.language import t
 from tuneloop.records import Message, Record
@@ -47,7 +48,14 @@ def _call(call: Row) -> Row:
 
 
 def _messages(r: Record) -> Row:
-    return {"messages": _openai(r.messages), **({"tools": list(r.tools)} if r.tools else {})}
+    return {"messages": _openai(r.messages), **_tools(r)}
+
+
+def _tools(r: Record) -> Row:
+    """The tools as objects; as JSON text where an object would lose a null."""
+    tools = list(r.tools)
+    plain = json.dumps(without_nulls(tools, {})) == json.dumps(tools)
+    return {"tools": tools if plain else _text(tools)} if tools else {}
 
 
 def _sharegpt_turns(messages: Iterable[Message]) -> list[Row]:
@@ -116,8 +124,7 @@ def _thought(r: Record) -> Row:
 
 def _preference(r: Record) -> Row:
     chosen = r.messages[len(r.prompt) :]
-    tools = {"tools": list(r.tools)} if r.tools else {}
-    return {"prompt": _openai(r.prompt), "chosen": _openai(chosen), "rejected": _openai(r.rejected), **tools}
+    return {"prompt": _openai(r.prompt), "chosen": _openai(chosen), "rejected": _openai(r.rejected), **_tools(r)}
 
 
 def _preference_pair(r: Record) -> Row:
@@ -138,6 +145,11 @@ def _judged(r: Record) -> Row:
     return {**_messages(r), "label": r.label == "good"}
 
 
+def _label(r: Record) -> Row:
+    names = ("text_a", "text_b") if len(r.messages) > 1 else ("text",)
+    return {**{name: m.content for name, m in zip(names, r.messages, strict=True)}, "label": r.label}
+
+
 SHAPES: dict[str, Callable[[Record], Row]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
@@ -150,7 +162,7 @@ SHAPES: dict[str, Callable[[Record], Row]] = {
     "counselor": _counselor,
     "o1": _thought,
     "text": lambda r: {"text": r.messages[0].content},
-    "label": lambda r: {"text": r.messages[0].content, "label": r.label},
+    "label": _label,
     "preference": _preference,
     "preference-pair": _preference_pair,
     "preference-text": _preference_text,
@@ -198,7 +210,7 @@ def _difference(a: Record, b: Record) -> str:
     if len(a.messages) != len(b.messages):
         return f"{len(a.messages)} / {len(b.messages)} turns"
     for n, (x, y) in enumerate(zip(a.messages, b.messages, strict=True), 1):
-        for name in ("role", "content", "reasoning", "tool_calls", "trained"):
+        for name in ("role", "content", "reasoning", "tool_calls", "trained", "name", "tool_call_id"):
             if getattr(x, name) != getattr(y, name):
                 return f"{name} of turn {n}"
     return next((name for name in ("tools", "label", "rejected") if getattr(a, name) != getattr(b, name)), "tool_calls")

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +198,9 @@ def _cleaned(item: Record | LedgerEntry, steps: Sequence[Step], ledger: Ledger) 
     if isinstance(item, LedgerEntry):
         ledger.add(item)
         return None
+    if item.notes:
+        ledger.add(*(replace(note, id=item.id) for note in item.notes))
+        item = replace(item, notes=())
     record, entries = clean(item, steps)
     ledger.add(*entries)
     return record

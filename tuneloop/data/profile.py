@@ -37,9 +37,9 @@ MANY = 50
 PROFILE = "profile.json"
 
 ORDER = (
-    "read", "markup", "mojibake", "normalise", "empty_turns", "templates", "merge_turns", "reject_turns", "order",
-    "unanswered", "difference", "turns", "languages", "pii", "lexicon", "repetition", "refusal", "gibberish", "dedupe",
-    "system", "template", "length", "near", "split",
+    "read", "markup", "mojibake", "normalise", "empty_turns", "templates", "merge_turns", "reject_turns", "results",
+    "order", "unanswered", "difference", "turns", "languages", "pii", "lexicon", "repetition", "refusal", "gibberish",
+    "dedupe", "system", "template", "length", "near", "split",
 )  # fmt: skip
 """The steps of a preparation in the order in which a row meets them."""
 _TOGETHER = frozenset({"nearly repeated", "held out elsewhere"})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import Any
 
@@ -70,7 +71,7 @@ class _Writer:
             return [_Chain(text, before=self._frame()[0], after=after, everything=True)]
         if record.kind == "label":
             before, after = self._frame()
-            return [_Chain("".join(m.content for m in record.messages), before=before, after=after)]
+            return [_Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
         if record.kind == "preference":
             return [self._answer(record), self._answer(record.with_messages((*record.prompt, *record.rejected)))]
         trained = [at for at, m in enumerate(record.messages) if m.role == "assistant" and m.trained]
@@ -100,6 +101,17 @@ class _Writer:
         first = len(record.prompt)
         answers = [at for at in range(first, len(record.messages)) if record.messages[at].role == "assistant"]
         return _chained(self.turns(record, answers))[-1]
+
+    @cached_property
+    def between(self) -> str:
+        """What the tokenizer itself puts between the two texts of a pair ([SEP], </s></s>); a line break where it puts
+        nothing."""
+        (before, after), tokenizer = self._frame(), self._tokenizer
+        inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+        pair = tokenizer("a", "a")["input_ids"]
+        ids = pair[len(before) + len(inner) : len(pair) - len(after) - len(inner)]
+        marks = tokenizer.convert_ids_to_tokens(ids)
+        return "".join(marks) if ids and set(marks) <= set(tokenizer.all_special_tokens) else "\n"
 
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the tokenizer itself puts before and behind a text: <s>, or [CLS] and [SEP]."""
@@ -146,7 +158,8 @@ def encode_parts(tokenizer: Any, records: Iterable[Record]) -> Iterator[Samples]
     """Samples of all records, in order, a part at a time; for `samples.write`, which holds one part in memory.
 
     chat, judged: each answer that is trained, in its context. text: every token, and the end token behind it. label:
-    the text as the tokenizer frames it, nothing trained. preference: two samples, the better answer first.
+    the text, or the pair of texts, as the tokenizer frames it, nothing trained. preference: two samples, the better
+    answer first.
     Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
     from their contexts.
     """

@@ -25,8 +25,8 @@ from tuneloop.records import Message, Record, Reply
 class Classifier:
     """Names labels with a model and its tokenizer. Not for several threads at once.
 
-    Of a chat it reads the last message of the user, and answers with the likeliest label: so what can talk to a model
-    that writes can talk to this one.
+    Of a chat it reads the last message of the user (two in a row are a pair of texts), and answers with the likeliest
+    label: so what can talk to a model that writes can talk to this one.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, task: Task, setting: Setting) -> None:
@@ -36,13 +36,14 @@ class Classifier:
         self.context = longest(model)
         """Longest text in tokens."""
 
-    def _samples(self, texts: Sequence[str]) -> Samples:
-        records = [Record((Message("user", text),), kind="label") for text in texts]
+    def _samples(self, texts: Sequence[str | tuple[str, ...]]) -> Samples:
+        pairs = [(text,) if isinstance(text, str) else text for text in texts]
+        records = [Record(tuple(Message("user", text) for text in pair), kind="label") for pair in pairs]
         return self._task.samples(Rows(tokenize(self.tokenizer, records), lambda: records), self._setting)
 
     @torch.no_grad()
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Of each text, label -> its probability. Raises TL-SERVE-CONTEXT for one that is too long."""
+    def classify(self, texts: Sequence[str | tuple[str, ...]]) -> list[dict[str, float]]:
+        """Of each text (or pair), label -> its probability. Raises TL-SERVE-CONTEXT for one that is too long."""
         self._module.eval()
         device = next(self.model.parameters()).device
         out = []
@@ -92,6 +93,14 @@ def likeliest(found: dict[str, float]) -> str:
     return max(found, key=found.__getitem__)
 
 
-def _text(chat: Chat) -> str:
-    """The last message of the user."""
-    return next((str(m["content"]) for m in reversed(chat) if m["role"] == "user"), "")
+def _text(chat: Chat) -> str | tuple[str, ...]:
+    """The last message of the user; two in a row are a pair.
+
+    >>> _text([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    ('a', 'b')
+    """
+    last = next((n for n in reversed(range(len(chat))) if chat[n]["role"] == "user"), None)
+    if last is None:
+        return ""
+    text = str(chat[last]["content"])
+    return (str(chat[last - 1]["content"]), text) if last and chat[last - 1]["role"] == "user" else text

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneloop.model.trunk import plain, states
+from tuneloop.model.trunk import plain, states, token_types
 
 Read = Callable[[Any, Tensor, Tensor], Tensor]
 """(model, first states [n, width], last states [n, width]) -> scores [n, labels]."""
@@ -57,7 +57,7 @@ FILLS: tuple[Fill, ...] = (
 def reader(model: nn.Module, ids: Tensor) -> Read | None:
     """How this model's head names a label, proven on `ids` int64 [1, length]; None where no way known gives its own."""
     base = plain(model)
-    wanted = base(input_ids=ids).logits.float()
+    wanted = base(input_ids=ids, **token_types(base, ids)).logits.float()
     hidden = _hidden(base, ids)
     if hidden is None:
         return None

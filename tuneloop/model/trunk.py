@@ -22,6 +22,8 @@ KEPT = "kept_blocks"
 """Attribute of a transformers model: its frozen blocks, where they were told so (model/kept.py)."""
 NOISE = "neftune_alpha"
 """Attribute of a transformers model: how strong the noise on its embeddings is in training."""
+PAIRS = "pair_mark"
+"""Attribute of a transformers model: the id that stands between two texts, where token types tell them apart (BERT)."""
 
 
 def plain(model: nn.Module) -> PreTrainedModel:
@@ -70,6 +72,33 @@ def first_position(base: PreTrainedModel) -> int:
     return int(embeddings.padding_idx) + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
 
 
+def tell_pairs(model: nn.Module, tokenizer: Any) -> None:
+    """Let the model tell two texts apart by token types, where its tokenizer does so.
+
+    The id between them is known by where the types change.
+    """
+    base = plain(model)
+    pair = tokenizer("a", "a")
+    types = list(pair.get("token_type_ids") or ())
+    if 1 in types and types.index(1) and int(getattr(base.config, "type_vocab_size", 0) or 0) > 1:
+        setattr(base, PAIRS, int(pair["input_ids"][types.index(1) - 1]))
+
+
+def token_types(model: nn.Module, ids: Tensor, segments: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    """The argument token_type_ids int64 [1, length] of a packed row of ids: 1 behind the mark between two texts.
+
+    Empty where the model has no such types.
+    """
+    mark = getattr(plain(model), PAIRS, None)
+    if mark is None:
+        return {}
+    found = (ids[0] == mark).long()
+    before = found.cumsum(0) - found
+    sizes = torch.tensor(segments or (ids.shape[1],), device=ids.device)
+    first = before[sizes.cumsum(0) - sizes]
+    return {"token_type_ids": (before > torch.repeat_interleave(first, sizes)).long()[None]}
+
+
 def entry(
     model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...] | None = None
 ) -> Entry:  # fmt: skip
@@ -91,7 +120,7 @@ def entry(
         given["past_key_values"] = model.get_prompt(1)
         given["position_ids"] = position_ids + virtual_tokens(model)
     if kind != "input":
-        return Entry(given)
+        return Entry(given | token_types(base, input_ids, segments))
     assert isinstance(model, PeftModel)
     prompt = model.get_prompt(1).to(embedded.dtype)
     n = prompt.shape[1]

@@ -20,6 +20,7 @@ from tuneloop.model.fast.products import chosen
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.chat import CHAT
+from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.monitor.duration import about
 from tuneloop.plan.budget import (
@@ -138,7 +139,7 @@ def make(
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=tuple(_choices(recipe, machine, size, batches, steps, unkept)),
+        choices=(_task(task, recipe, found), *_choices(recipe, machine, size, batches, steps, unkept)),
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
@@ -248,6 +249,13 @@ def _frozen(size: Shape, unkept: str) -> list[Choice]:
     value = t("run at every step") if unkept else t("run once for all epochs")
     why = unkept or t("frozen blocks: {n} of {all}; their output is kept on the disk", n=size.below, all=size.layers)
     return [Choice(t("frozen blocks"), value, why)]
+
+
+def _task(task: Task, recipe: Recipe, manifest: Mapping[str, Any]) -> Choice:
+    name = next((name for name, one in TASKS.items() if one is task), recipe.train.task)
+    kinds = ", ".join(manifest.get("kinds") or ())
+    why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
+    return Choice(t("task"), name, why)
 
 
 def _choices(

@@ -205,9 +205,7 @@ class Screen:
     ) -> None:
         self.total, self.meter, self.interval, self.due = total, meter, interval, due
         self.console = Console(file=file, highlight=False, soft_wrap=True)
-        self.last = (
-            -math.inf
-        )  # due at once; the clock may count from the start of the machine
+        self.last = -math.inf  # due at once; the clock may count from the start of the machine
         self.began, self.first = time.perf_counter(), first
         self.bar: Progress | None = None
         if self.console.is_terminal:

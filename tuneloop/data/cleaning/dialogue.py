@@ -7,7 +7,7 @@ and labelled texts have no turns, only a text that may be empty.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from tuneloop.data.cleaning.step import Result, changed, dropped
 from tuneloop.records import Message, Record
@@ -61,17 +61,22 @@ def _empty_text(record: Record) -> Result:
 
 def merged(messages: Messages) -> Messages:
     """Neighbouring turns of one role as one turn with a blank line between. Results of tools stay apart, and so does
-    what follows a tool call. The whole is trained where both were."""
+    what follows a tool call, and an answer that is trained beside one that is only context."""
     out: list[Message] = []
     for m in messages:
         last = out[-1] if out else None
-        if last is None or last.role != m.role or m.role == "tool" or _answers_early(last, m):
+        if last is None or not _same_role(last, m) or (m.role == "assistant" and m.trained != last.trained):
             out.append(m)
             continue
         text, thought = ("\n\n".join(x for x in both if x.strip())
                          for both in ((last.content, m.content), (last.reasoning, m.reasoning)))  # fmt: skip
-        out[-1] = Message(m.role, text, thought, last.tool_calls + m.tool_calls, last.trained and m.trained)
+        name = m.name if m.name == last.name else ""
+        out[-1] = Message(m.role, text, thought, last.tool_calls + m.tool_calls, m.trained, name)
     return tuple(out) if len(out) < len(messages) else messages
+
+
+def _same_role(before: Message, after: Message) -> bool:
+    return before.role == after.role != "tool" and not _answers_early(before, after)
 
 
 def _answers_early(call: Message, after: Message) -> bool:
@@ -88,15 +93,40 @@ def merge_turns(record: Record) -> Result:
         return record, None
     before, after = len(record.messages + record.rejected), len(messages + rejected)
     new = replace(record, messages=messages, rejected=rejected)
-    return changed(record, new, "merge_turns", "turns merged", f"{before} -> {after}")
+    lost = sorted({m.name for m in record.messages} - {m.name for m in messages})
+    detail = f"{before} -> {after}" + (f"; name: {', '.join(lost)}" if lost else "")
+    return changed(record, new, "merge_turns", "turns merged", detail)
 
 
 def reject_turns(record: Record) -> Result:
     """Dropped where neighbouring turns have the same role."""
-    _, entry = merge_turns(record)
-    if entry is None:
+    if record.kind in ("text", "label"):
+        return record, None
+    if not any(_same_role(*two) for messages in (record.messages, record.rejected) for two in pairwise(messages)):
         return record, None
     return dropped(record, "reject_turns", "same role twice", _roles(record.messages))
+
+
+def results(record: Record) -> Result:
+    """Changed where the results of tools that name their calls stood in another order than the calls."""
+    if not any(m.tool_call_id for m in record.messages):
+        return record, None
+    messages = _in_order(record.messages)
+    if messages == record.messages:
+        return record, None
+    return changed(record, record.with_messages(messages), "results", "results put in order")
+
+
+def _in_order(messages: Messages) -> Messages:
+    """The messages with each run of results sorted by the calls before it, where every result names one of them."""
+    out: list[Message] = []
+    for is_tool, run in groupby(messages, lambda m: m.role == "tool"):
+        own = list(run)
+        places = {call.get("id"): n for n, call in enumerate(out[-1].tool_calls)} if is_tool and out else {}
+        if is_tool and all(m.tool_call_id in places for m in own):
+            own.sort(key=lambda m: places[m.tool_call_id])
+        out += own
+    return tuple(out)
 
 
 def _roles(messages: Messages) -> str:

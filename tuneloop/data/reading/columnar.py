@@ -63,7 +63,7 @@ def head(blob: Blob, container: str, count: int) -> tuple[tuple[str, ...], list[
         found: list[Any] = []
         for batch in batches:
             batch.validate(full=True)  # pyarrow trusts what it reads: wrong offsets would crash the process
-            found += batch.slice(0, count - len(found)).to_pylist()
+            found += _rows(batch.slice(0, count - len(found)))
             if len(found) >= count:
                 break
         batches.close()
@@ -79,6 +79,24 @@ def rows(blob: Blob, container: str) -> Iterator[tuple[int, Any]]:
         for batch in batches:
             batch.validate(full=True)
             for at in range(0, batch.num_rows, BATCH):
-                for row in batch.slice(at, BATCH).to_pylist():
+                for row in _rows(batch.slice(at, BATCH)):
                     number += 1
                     yield number, row
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows as JSON would have them: an object has no keys that only other rows' objects have."""
+    import pyarrow as pa
+
+    nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
+    rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="lossy")
+    for row in rows if nested else ():
+        for name in nested:
+            row[name] = _plain(row[name])
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

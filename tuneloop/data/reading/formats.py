@@ -24,6 +24,7 @@ from tuneloop.data.reading import (
     columnar,
     containers,
     encodings,
+    grouping,
     paragraphs,
     places,
     shapes,
@@ -33,10 +34,10 @@ from tuneloop.data.reading import (
 )
 from tuneloop.data.reading.containers import Blob, resolved
 from tuneloop.data.reading.folders import Side
+from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
 from tuneloop.data.reading.sniff import Guess, Wish, document, look, shown
-from tuneloop.data.reading.turns import BadRow
 from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import LedgerEntry, Record
@@ -95,11 +96,14 @@ def sources(file: DataFile, names: dict[Path, str] | None = None) -> list[Source
     return survey(file, names).sources
 
 
-def survey(file: DataFile, names: dict[Path, str] | None = None) -> Found:
-    """The sources, and what was left out of a folder or archive and why."""
+def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bool = False) -> Found:
+    """The sources, and what was left out of a folder or archive and why.
+
+    `verdicts`: what is trained needs answers known to be good or bad, so a label of 0 and 1 says which.
+    """
     found = places.find(file)
     names = names or labels(place.path for place in found)
-    wish = Wish(file.columns, file.task, file.encoding, file.header)
+    wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts)
     out = Found([], [])
     first: DataError | None = None
     for place in found:
@@ -208,25 +212,27 @@ def _without_notes(found: Found) -> None:
         found.left_out.append((source.label, t("plain text beside files with rows")))
 
 
-_SAID = frozenset(("user", "assistant", "prompt", "chosen", "rejected", "text", "label"))
 """Roles of which no two can be one column."""
 
 
 def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
     """Raise TL-DATA-COLUMNS for a role or a column that does not exist, and for roles that make no record."""
     columns, problems = wish.columns, []
+    inside = {*shapes.INSIDE, "reasoning"} if "messages" in columns else set()
     for role, column in columns.items():
-        for value, known in ((role, shapes.ROLE_NAMES), (column, guess.columns)):
+        there = guess.inside if role in inside else guess.columns
+        for value, known in ((role, shapes.ROLE_NAMES), (column, there)):
             if value not in known:
                 near = difflib.get_close_matches(value, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
                 problems.append(f"{shown(value)}{hint}")
-    told = {role: column for role, column in columns.items() if role in _SAID}
-    twice = [column for column, count in Counter(told.values()).items() if count > 1]
+    twice = Counter(columns.values())
     problems += [
-        t("{column} is named for two roles: an answer would repeat its question", column=shown(c)) for c in twice
-    ]
-    beside = sorted({"user", "assistant", "input", "history", "reasoning"} & set(columns))
+        t("{column} cannot be {roles} at once", column=shown(column),
+          roles=", ".join(role for role, one in columns.items() if one == column))
+        for column, times in twice.items() if times > 1
+    ]  # fmt: skip
+    beside = sorted({"user", "assistant", "input", "history", "conversation", "order"} & set(columns))
     if "messages" in columns and beside:
         problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
     if not problems and guess.kind is None:
@@ -290,6 +296,8 @@ def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | L
             detail = shown(f"{broken}: {value[broken]}")[:200]
             return LedgerEntry("dropped", "read", "error cell", source.label, line, detail=detail)
     try:
+        if source.guess.container != "chat log":
+            value = grouping.renamed(value, file.columns, file.speakers)
         return convert(value, source.guess.kind or "chat", roles, source.label, line)
     except BadRow as bad:
         return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=shown(bad.detail)[:200])
@@ -299,6 +307,8 @@ def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
     """The roles of all rows of a file; None where each row is looked at by itself."""
     if source.guess.container == "chat log":
         return dict(source.guess.roles)
+    if grouping.by_turns(source.guess.roles):
+        return None
     if file.columns:
         return file.columns
     fixed = source.given or source.guess.table is not None or source.guess.container == "txt"
@@ -309,7 +319,7 @@ def _all_rows(found: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
     for source in found:
         blob = source.blob or resolved(Blob(source.path))[0]
         try:
-            for line, value in _rows(blob, source.guess):
+            for line, value in _dialogues(blob, source.guess):
                 if source.given and isinstance(value, dict):
                     value = {**value, "label": source.given}
                 yield source, line, value
@@ -317,6 +327,13 @@ def _all_rows(found: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
             raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
         except OSError as error:
             raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
+
+
+def _dialogues(blob: Blob, guess: Guess) -> Iterator[Row]:
+    """The rows, those of one turn each made into dialogues."""
+    if grouping.by_turns(guess.roles):
+        return grouping.dialogues(lambda: _rows(blob, guess), guess.roles)
+    return _rows(blob, guess)
 
 
 def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:

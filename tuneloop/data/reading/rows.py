@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.data.reading.shapes import VERDICTS, layout
-from tuneloop.data.reading.turns import BadRow, needed, text, tool_list, turn_list
+from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
+from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
+from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
 from tuneloop.records import Kind, Message, Record
 
 Roles = Mapping[str, str]
@@ -23,31 +25,58 @@ class Flaw:
     detail: str
 
 
-def convert(row: Any, kind: Kind = "chat", columns: Roles | None = None, file: str = "", line: int = 0) -> Record:
-    """The record of a row of a file of `kind`. `columns` (role -> column) overrules looking.
+def convert(
+    row: Any, kind: Kind = "chat", columns: Roles | None = None, file: str = "", line: int = 0,
+    notes: Notes | None = None,
+) -> Record:  # fmt: skip
+    """The record of a row of a file of `kind`. `columns` (role -> column) overrules looking; `notes` are filled.
 
     Raises BadRow where the row is no such record. Emptiness and order of turns are not judged here.
     """
     if isinstance(row, Flaw):
         raise BadRow(row.reason, row.detail)
+    row = as_row(row)
     if not isinstance(row, dict):
         raise BadRow("empty row" if row in (None, "", []) else "not an object", type(row).__name__)
     if not any(v.strip() if isinstance(v, str) else v not in (None, [], {}) for v in row.values()):
         raise BadRow("empty row")
     roles = columns or _roles(row, kind)
+    if not PICTURES.isdisjoint(row):
+        _check_pictures(row, roles)
+    notes = Notes() if notes is None else notes
     if kind in ("text", "label"):
-        return _labelled(row, roles, kind, file, line)
+        return _labelled(row, roles, kind, file, line, notes)
     tools = tool_list(row.get(roles["tools"])) if "tools" in roles else ()
     rejected: tuple[Message, ...] = ()
     label = ""
     if "rejected" in roles:
-        messages, rejected = _preference(row, roles, kind)
+        messages, rejected = _preference(row, roles, kind, notes)
     else:
-        messages = tuple(_dialogue(row, roles))
+        messages = tuple(_dialogue(row, roles, notes))
+    _check_marks((*messages, *rejected))
     if kind == "judged":
         label = _verdict(row, roles["label"])
     _check_sound((*messages, *rejected), tools)
-    return Record(messages, file, line, tools, kind, label, rejected)
+    return Record(messages, file, line, tools, kind, label, rejected, notes=notes.entries(file, line))
+
+
+def _check_pictures(row: Mapping[str, Any], roles: Roles) -> None:
+    """Raise BadRow for a row with pictures, sound or film: its text alone asks about what is not there."""
+    for column in row:
+        if column in PICTURES and column not in roles.values() and not empty(row[column]):
+            raise BadRow("part not text", column)
+
+
+_PICTURE = r"<\|?(?:image|video|audio)(?:[ _]?\d+|_pad)?\|?>"
+_MARK = re.compile(rf"\A\s*{_PICTURE}|{_PICTURE}\s*\Z")
+_MARKUP = re.compile(r"html|svg|xml|css|</|\btags?\b|\belements?\b|标签|元素|标记", re.IGNORECASE)
+
+
+def _check_marks(messages: Sequence[Message]) -> None:
+    """Raise BadRow where a question begins or ends with the mark of a picture, unless it is about markup."""
+    asked = (_MARK.search(m.content) for m in messages if m.role == "user" and "<" in m.content)
+    if (found := next(filter(None, asked), None)) and not any(_MARKUP.search(m.content) for m in messages):
+        raise BadRow("part not text", found[0].strip())
 
 
 def _roles(row: Mapping[str, Any], kind: Kind) -> Roles:
@@ -60,16 +89,15 @@ def _roles(row: Mapping[str, Any], kind: Kind) -> Roles:
     return shape.roles
 
 
-def _labelled(row: Mapping[str, Any], roles: Roles, kind: Kind, file: str, line: int) -> Record:
-    body = text(needed(row, roles["text"]), roles["text"])
-    if not body.strip():
+def _labelled(row: Mapping[str, Any], roles: Roles, kind: Kind, file: str, line: int, notes: Notes) -> Record:
+    wanted = ("text", "text_pair") if kind == "label" else ("text",)
+    texts = [text(needed(row, roles[role], notes), roles[role], notes) for role in wanted if role in roles]
+    if not all(body.strip() for body in texts):
         raise BadRow("no text")
-    if kind == "text":
-        message, label = Message("assistant", body), ""
-    else:
-        message, label = Message("user", body), _label(row, roles["label"])
-    _check_sound((message, Message("user", label)), ())
-    return Record((message,), file, line, kind=kind, label=label)
+    messages = tuple(Message("assistant" if kind == "text" else "user", body) for body in texts)
+    label = "" if kind == "text" else _label(row, roles["label"])
+    _check_sound((*messages, Message("user", label)), ())
+    return Record(messages, file, line, kind=kind, label=label, notes=notes.entries(file, line))
 
 
 def _label(row: Mapping[str, Any], column: str) -> str:
@@ -101,70 +129,78 @@ def _verdict(row: Mapping[str, Any], column: str) -> str:
     return verdict
 
 
-def _dialogue(row: Mapping[str, Any], roles: Roles) -> list[Message]:
-    turns = turn_list(row.get(roles["messages"])) if "messages" in roles else _pair(row, roles)
-    return _with_system(row, roles, turns)
+def _dialogue(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
+    turns = turn_list(row.get(roles["messages"]), notes) if "messages" in roles else _pair(row, roles, notes)
+    return _with_system(row, roles, turns, notes)
 
 
-def _with_system(row: Mapping[str, Any], roles: Roles, turns: list[Message]) -> list[Message]:
-    system = _optional(row, roles, "system")
+def _with_system(row: Mapping[str, Any], roles: Roles, turns: list[Message], notes: Notes) -> list[Message]:
+    system = _optional(row, roles, "system", notes)
     if system.strip() and Message("system", system) not in turns[:1]:
         return [Message("system", system), *turns]
     return turns
 
 
-def _question(row: Mapping[str, Any], roles: Roles) -> list[Message]:
+def _question(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
     """History and question of a row with one question."""
     past = row.get(roles["history"]) if "history" in roles else None
-    out = turn_list(past) if past not in (None, "", []) else []
-    question = needed(row, roles["user"] if "user" in roles else roles["prompt"])
+    out = turn_list(past, notes) if past not in (None, "", []) else []
+    question = needed(row, roles["user"] if "user" in roles else roles["prompt"], notes)
     if isinstance(question, list):
-        return out + turn_list(question)
-    extra = _optional(row, roles, "input")
+        return out + turn_list(question, notes)
+    extra = _optional(row, roles, "input", notes)
     return [*out, Message("user", "\n".join(p for p in (question, extra) if p.strip()))]
 
 
-def _pair(row: Mapping[str, Any], roles: Roles) -> list[Message]:
-    answer_column = roles["assistant"] if "assistant" in roles else roles["chosen"]
-    question, answer = _question(row, roles), needed(row, answer_column)
-    if isinstance(answer, list):
-        return question + turn_list(answer)
-    return [*question, Message("assistant", answer, _optional(row, roles, "reasoning"))]
+def _pair(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
+    column = roles["assistant"] if "assistant" in roles else roles["chosen"]
+    question, value = _question(row, roles, notes), unfolded(row.get(column))
+    value = [value] if isinstance(value, dict) and is_spoken(value) else value
+    if value is None:
+        raise BadRow("missing value", column)
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return question + turn_list(value, notes)
+    thoughts = row.get(roles["reasoning"]) if "reasoning" in roles else None
+    return [*question, Message("assistant", answer(value, column, notes), thought(thoughts))]
 
 
-def _preference(row: Mapping[str, Any], roles: Roles, kind: Kind) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+def _preference(
+    row: Mapping[str, Any], roles: Roles, kind: Kind, notes: Notes
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """What is asked and the better answer; the worse answer."""
     if "chosen" in roles:
-        better, worse = (_answer(row.get(roles[role]), roles[role]) for role in ("chosen", "rejected"))
+        better, worse = (_answer(row.get(roles[role]), roles[role], notes) for role in ("chosen", "rejected"))
         if better[0].role == "assistant" == worse[0].role:
             if "messages" in roles and row.get(roles["messages"]):
-                asked = turn_list(row[roles["messages"]])
+                asked = turn_list(row[roles["messages"]], notes)
             elif "prompt" in roles or "user" in roles:
-                asked = _question(row, roles)
+                asked = _question(row, roles, notes)
             else:
                 raise BadRow("missing value", "prompt")
         else:
             asked, better, worse = _common(better, worse)
     else:  # a dialogue, and the answer that would be worse than its last one
-        turns = turn_list(row.get(roles["messages"])) if "messages" in roles else _pair(row, roles)
+        turns = turn_list(row.get(roles["messages"]), notes) if "messages" in roles else _pair(row, roles, notes)
         end = len(turns)
         while end and turns[end - 1].role == "assistant":
             end -= 1
-        asked, better, worse = turns[:end], turns[end:], _answer(row.get(roles["rejected"]), roles["rejected"])
+        asked, better = turns[:end], turns[end:]
+        worse = _answer(row.get(roles["rejected"]), roles["rejected"], notes)
     if kind == "preference" and better == worse:
         raise BadRow("equal answers")
-    return tuple([*_with_system(row, roles, asked), *better]), tuple(worse) if kind == "preference" else ()
+    return tuple([*_with_system(row, roles, asked, notes), *better]), tuple(worse) if kind == "preference" else ()
 
 
-def _answer(value: Any, column: str) -> list[Message]:
+def _answer(value: Any, column: str, notes: Notes) -> list[Message]:
     """An answer that is a text, one turn, or a list of turns."""
+    value = unfolded(value)
     if value is None:
         raise BadRow("missing value", column)
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
-        return turn_list(value)
-    return [Message("assistant", text(value, column))]
+        return turn_list(value, notes)
+    return [Message("assistant", text(value, column, notes))]
 
 
 def _common(better: list[Message], worse: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
@@ -177,9 +213,9 @@ def _common(better: list[Message], worse: list[Message]) -> tuple[list[Message],
     return better[:end], better[end:], worse[end:]
 
 
-def _optional(row: Mapping[str, Any], roles: Roles, role: str) -> str:
+def _optional(row: Mapping[str, Any], roles: Roles, role: str, notes: Notes) -> str:
     value = row.get(roles[role]) if role in roles else None
-    return "" if value is None else text(value, roles[role])
+    return "" if value is None else text(value, roles[role], notes)
 
 
 def _check_sound(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> None:
@@ -188,6 +224,8 @@ def _check_sound(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...
         for m in messages:
             m.content.encode()
             m.reasoning.encode()
+            m.name.encode()
+            m.tool_call_id.encode()
             if m.tool_calls:
                 json.dumps(m.tool_calls, ensure_ascii=False, allow_nan=False).encode()
         if tools:

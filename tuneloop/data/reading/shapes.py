@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
 from tuneloop.records import Kind
 
 Fields = dict[str, tuple[str, ...]]
@@ -60,7 +61,8 @@ OPTIONAL: Fields = {
     "history": ("history",),
     "tools": ("tools", "functions"),
     "input": ("input", "context"),
-    "reasoning": ("reasoning", "reasoning_content"),
+    # not `analysis`: beside a question it is what somebody says of the answer
+    "reasoning": ("reasoning", "reasoning_content", *(name for name in THOUGHT if name != "analysis")),
 }
 """Columns that are read beside a pair or a list of turns, where they exist."""
 
@@ -68,13 +70,33 @@ CHOSEN = ("chosen", "chosen_messages", "chosen_response")
 REJECTED = ("rejected", "rejected_messages", "rejected_response")
 PROMPT = ("prompt", "instruction", "query", "question", "input")
 VERDICT = ("kto_tag", "label")
-"""Beside a dialogue, a column of yes and no says whether its answer is a good one."""
+"""Beside a dialogue, a column of yes and no says whether its answer is a good one. In `label` only true and false say
+so by themselves: 0 and 1 may mean anything."""
 VERDICTS = {**dict.fromkeys(("true", "1", "1.0", "good", "desirable"), "good"),
             **dict.fromkeys(("false", "0", "0.0", "bad", "undesirable"), "bad")}  # fmt: skip
 TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content", "document", "tweet",
         "文本", "内容", "评论", "正文")  # fmt: skip
 LABEL = ("label", "labels", "sentiment", "class", "category", "rating", "stars", "polarity", "标签", "类别", "情感")
-ROLE_NAMES = ("messages", "user", "assistant", *OPTIONAL, "prompt", "chosen", "rejected", "text", "label")
+TEXT_PAIRS = (
+    ("text_a", "text_b"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"),
+    ("text1", "text2"), ("text_1", "text_2"), ("premise", "hypothesis"), ("question1", "question2"),
+    ("question_1", "question_2"), ("question", "sentence"), ("query1", "query2"), ("s1", "s2"), ("句子1", "句子2"),
+    ("文本1", "文本2"), ("句子一", "句子二"), ("文本一", "文本二"), ("问题1", "问题2"), ("前提", "假设"),
+)  # fmt: skip
+"""Two texts that a label is of."""
+DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_id", "thread_id", "conv_id",
+            "conversationid", "dialogueid", "dialogid", "sessionid", "chatid", "threadid", "ticket_id",
+            "conversation", "dialogue", "dialog", "session", "thread", "会话id", "会话编号", "会话", "对话id",
+            "对话编号", "对话", "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
+"""Where each row is one turn: the dialogue that it belongs to."""
+ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
+         "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
+         "序号", "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
+"""Where each row is one turn: what its place in the dialogue goes by."""
+INSIDE = ("role", "content")
+"""Roles that name keys of a turn, not columns, where `messages` is named too; so does `reasoning` then."""
+ROLE_NAMES = ("messages", "user", "assistant", *OPTIONAL, "prompt", "chosen", "rejected", "text", "text_pair", "label",
+              *INSIDE, "conversation", "order")  # fmt: skip
 """The roles that `columns:` of a recipe can name."""
 
 
@@ -97,7 +119,7 @@ def recognise(rows: Iterable[Any], kind: Kind | None = None) -> Shape:
     >>> recognise([{"instruction": "1+1", "output": "2"}]).name
     'alpaca'
     """
-    held = [row for row in rows if isinstance(row, dict)]
+    held = [row for row in map(as_row, rows) if isinstance(row, dict)]
     found = [shape_of(row, kind) for row in held]
     if not found:
         return UNKNOWN
@@ -106,6 +128,8 @@ def recognise(rows: Iterable[Any], kind: Kind | None = None) -> Shape:
     for shape in found:
         roles |= shape.roles if shape.name == name else {}
     shape = Shape(name, what, roles, count / len(held))
+    if name == TURN_ROWS:
+        return replace(shape, roles=_by_dialogue(roles, held))
     if shape.kind == "chat" and kind is None:
         return _judged(shape, held)
     if shape.kind == "label" and kind is None and not _is_label([row.get(roles["label"]) for row in held]):
@@ -113,13 +137,53 @@ def recognise(rows: Iterable[Any], kind: Kind | None = None) -> Shape:
     return shape
 
 
+TURN_ROWS = "turn_rows"
+"""The shape of rows that are one turn each."""
+
+
+def as_row(value: Any) -> Any:
+    """A bare list of turns as a row that has them in a column; anything else as it is.
+
+    >>> as_row([{"role": "user", "content": "q"}])
+    {'messages': [{'role': 'user', 'content': 'q'}]}
+    """
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {"messages": value}
+    return value
+
+
+def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The roles of rows of one turn each. A column `id` is that of the dialogue where several rows have the same."""
+    if "conversation" not in roles:
+        for column in ("id", "ID", "Id", "编号"):
+            values = [row[column] for row in rows if row.get(column) is not None]
+            if values and len(set(map(str, values))) < len(values):
+                return {**roles, "conversation": column}
+    return dict(roles)
+
+
 def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:
     """The shape with a verdict, where a column says yes or no of every row and of nothing else."""
-    column = next((name for name in VERDICT if any(name in row for row in rows)), "")
-    values = [str(row[column]).strip().casefold() for row in rows if row.get(column) is not None] if column else []
-    if values and all(value in VERDICTS for value in values):
+    column, values = _verdicts(rows)
+    if values and all(value in VERDICTS for value in values) and (column != "label" or not set(values) <= NUMBERS):
         return replace(shape, name="judged", kind="judged", roles={**shape.roles, "label": column})
     return shape
+
+
+NUMBERS = {"0", "1", "0.0", "1.0"}
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    column = next((name for name in VERDICT if any(name in row for row in rows)), "")
+    return column, [
+        str(row[column]).strip().casefold() for row in rows if row.get(column) is not None
+    ] if column else []
+
+
+def doubtful_verdict(rows: Iterable[Any]) -> str:
+    """The column beside answers that may say which are good, and is not read so since its values are 0 and 1."""
+    column, values = _verdicts([row for row in rows if isinstance(row, dict)])
+    return column if column == "label" and values and set(values) <= NUMBERS else ""
 
 
 def _is_label(values: Sequence[Any]) -> bool:
@@ -164,17 +228,36 @@ def layout(keys: tuple[str, ...], kind: Kind | None = None) -> Shape:
     if kind not in ("text", "label") and rejected and (chosen or dialogue.kind):
         # With `task: chat` the better answer is learned, and the worse one is not read.
         return Shape("preference", kind or "preference", _preference(keys, chosen, rejected, dialogue))
-    if kind in (None, "chat") and dialogue.kind:
-        return dialogue
+    if kind in (None, "chat"):
+        turns = _turn_rows(keys) if dialogue.name in ("unknown", "messages") else {}
+        if "conversation" in turns or (turns and not dialogue.kind and not _find(keys, LABEL)):
+            return Shape(TURN_ROWS, "chat", turns)
+        if dialogue.kind:
+            return dialogue
     verdict = _find(keys, VERDICT)
     if kind == "judged" and dialogue.kind and verdict:
         return Shape("judged", "judged", {**dialogue.roles, "label": verdict})
     text, label = _find(keys, TEXT), _find(keys, LABEL)
+    first, second = next((two for names in TEXT_PAIRS if all(two := tuple(_find(keys, (n,)) for n in names))), ("", ""))
+    if first and kind in (None, "label"):
+        roles = {"text": first, "text_pair": second, "label": label}
+        return Shape("labelled_pair", "label", roles) if label else UNKNOWN
     if text and label and kind in (None, "label"):
         return Shape("labelled", "label", {"text": text, "label": label})
     if text and kind in (None, "text"):
         return Shape("text", "text", {"text": text})
     return UNKNOWN
+
+
+def _turn_rows(keys: tuple[str, ...]) -> dict[str, str]:
+    """The roles of rows that are one turn each; none where they are something else."""
+    if _find(keys, ("messages", "conversations", "dialogs")):
+        return {}
+    roles = {"role": _find(keys, SPEAKER), "content": _find(keys, SAID)}
+    if not all(roles.values()):
+        return {}
+    also = {"conversation": _find(keys, DIALOGUE), "order": _find(keys, ORDER)}
+    return roles | {role: column for role, column in also.items() if column and column not in roles.values()}
 
 
 def _dialogue(keys: tuple[str, ...]) -> Shape:
@@ -243,7 +326,7 @@ def mapped(roles: Mapping[str, str], kind: Kind | None = None) -> Kind | None:
     ('label', 'text', None)
     """
     has = set(roles)
-    answers = "messages" in has or ({"user", "prompt"} & has and "assistant" in has)
+    answers = "messages" in has or {"role", "content"} <= has or ({"user", "prompt"} & has and "assistant" in has)
     possible: dict[Kind, bool] = {
         "preference": "rejected" in has and ("chosen" in has or bool(answers)),
         "judged": bool(answers) and "label" in has,

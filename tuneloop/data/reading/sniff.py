@@ -8,16 +8,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.data.reading import arrays, chatlog, columnar, containers, encodings, paragraphs, shapes, sheets, tables
+from tuneloop.data.reading import (
+    arrays,
+    chatlog,
+    columnar,
+    containers,
+    encodings,
+    grouping,
+    paragraphs,
+    shapes,
+    sheets,
+    tables,
+)
 from tuneloop.data.reading.archives import shown as shown
 from tuneloop.data.reading.containers import Blob, resolved
+from tuneloop.data.reading.keys import BadRow, Notes
 from tuneloop.data.reading.paragraphs import Unit
+from tuneloop.data.reading.rows import convert
+from tuneloop.data.reading.shapes import as_row
 from tuneloop.data.reading.tables import Table
+from tuneloop.data.reading.turns import SPEAKERS
 from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import Kind
@@ -56,16 +72,23 @@ class Guess:
     """Where a JSON object holds its rows."""
     unit: Unit = "line"
     """What a record of plain text is."""
+    doubt: str = ""
+    """A column of 0 and 1 beside answers: it may say which of them are good, and is not used."""
+    inside: tuple[str, ...] = ()
+    """Keys of the turns in the rows looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the recipe says of a file: roles of columns, kind of rows, encoding, line of a table's header."""
+    """What the recipe says of a file: roles of columns, kind of rows, encoding, line of a table's header, who is who in
+    a turn. `verdicts`: what is trained needs answers that are known to be good or bad."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     task: Kind | None = None
     encoding: str | None = None
     header: int | None = None
+    speakers: Mapping[str, str] = field(default_factory=dict)
+    verdicts: bool = False
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
@@ -80,6 +103,10 @@ def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> G
     try:
         blob, head = resolved(blob)
         return replace(_container(blob, head, wish), compression=blob.compression)
+    except DataError as error:
+        if error.code == "TL-DATA-TURNS":  # found in the rows, which do not know their file
+            error.where = blob.where
+        raise
     except UnicodeError as error:
         raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
     except OSError as error:
@@ -105,7 +132,7 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
     start = _first(blob, encoding)
     if not start:
         raise DataError("TL-DATA-EMPTY", where=blob.where)
-    if start == "[" and not _is_dated(blob, encoding):
+    if start == "[" and not _is_dated(blob, encoding) and not _lists(blob, encoding):
         rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
             raise DataError("TL-DATA-EMPTY", where=blob.where)
@@ -122,6 +149,13 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
     if start == "{":
         return _object(blob, encoding, wish, one_line=len(lines) == 1)
     return _table_or_prose(blob, encoding, wish)
+
+
+def _lists(blob: Blob, encoding: str) -> bool:
+    """Whether each line is a list of its own, of turns."""
+    head = next(iter(encodings.chunks(blob, encoding, HEAD)), "").lstrip("\ufeff \t\r\n")
+    first, _, rest = head.partition("\n")
+    return rest.lstrip()[:1] == "[" and isinstance(_parsed(first), dict)
 
 
 def _first(blob: Blob, encoding: str) -> str:
@@ -194,8 +228,11 @@ def _is_scalar(text: str) -> bool:
 def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     """A file that is one object: a single row, or a list of rows one level down."""
     value = arrays.load(blob, encoding)
-    lists = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
-    fits = shapes.shape_of(value, wish.task).kind or set(wish.columns.values()) & set(value)
+    lists = {
+        k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(as_row(r), dict) for r in v)
+    }
+    nested = len(lists) == 1 and all(isinstance(r, list) for v in lists.values() for r in v)  # dialogues, no turns
+    fits = not nested and (shapes.shape_of(value, wish.task).kind or set(wish.columns.values()) & set(value))
     if fits or not lists:
         return _judged("jsonl" if one_line else "object", encoding, _columns([value]), [value], wish)
     if len(lists) > 1:
@@ -209,27 +246,34 @@ def _parsed(line: str) -> dict[str, Any] | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    value = as_row(value)
     return value if isinstance(value, dict) else None
 
 
 def _columns(rows: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(k for row in rows if isinstance(row, dict) for k in row))
+    return tuple(dict.fromkeys(k for row in map(as_row, rows) if isinstance(row, dict) for k in row))
 
 
 def _judged(
     container: Container, encoding: str, names: tuple[str, ...], rows: Sequence[Any], wish: Wish, **more: Any
 ) -> Guess:
     """The guess, with the reason in words. `more`: table, key, unit."""
-    rows = rows[:SAMPLE]
+    rows = [as_row(row) for row in rows[:SAMPLE]]
     seen = tuple(shown(name) for name in names)
 
     def guessed(shape: str, kind: Kind | None, roles: Mapping[str, str], why: str, sure: float) -> Guess:
-        return Guess(container, encoding, shape, seen, why, sure, roles, kind, len(rows), **more)
+        unread, inside = _inside(rows, kind, roles, wish)
+        if unread:
+            why += t("; keys of turns not used: {keys}", keys=shown(", ".join(unread)))
+        return Guess(container, encoding, shape, seen, why, sure, roles, kind, len(rows), inside=inside, **more)
 
     if wish.columns:
         kind = shapes.mapped(wish.columns, wish.task)
         return guessed("mapped", kind, dict(wish.columns), t("the recipe says which column is which"), 1.0)
     shape = shapes.recognise(rows or [dict.fromkeys(names)], wish.task)
+    doubt = shapes.doubtful_verdict(rows) if shape.kind == "chat" and wish.task is None else ""
+    if doubt and wish.verdicts:
+        shape, doubt = replace(shape, kind="judged", roles={**shape.roles, "label": doubt}), ""
     if more.get("table") and shape.kind in (None, "text") and wish.task in (None, "label"):
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
@@ -239,6 +283,8 @@ def _judged(
         return guessed(shapes.MANY_LABELS, None, {}, why, 0.0)
     if shape.kind is None:
         return guessed("unknown", None, {}, t("no known combination of columns"), 0.0)
+    if shape.name == shapes.TURN_ROWS:
+        return guessed(shape.name, shape.kind, shape.roles, _by_turns(shape, rows, names), shape.share)
     used = ", ".join(dict.fromkeys(shape.roles.values()))
     n = round(shape.share * sum(isinstance(row, dict) for row in rows))
     why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=shown(used))
@@ -248,7 +294,37 @@ def _judged(
     table = more.get("table")
     if table and table.above:
         why += t("; the table begins at line {line}", line=table.above + 1)
-    return guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
+    return replace(guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2)), doubt=doubt)
+
+
+def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) -> str:
+    """Why rows of one turn each are read as they are; raises TL-DATA-TURNS where nothing says of which dialogue."""
+    if column := shape.roles.get("conversation"):
+        return t("each row is one turn; {column} says of which dialogue", column=shown(column))
+    speaker = shape.roles["role"]
+    said = [str(row.get(speaker)).strip().casefold() for row in rows if isinstance(row, dict)]
+    if len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
+        raise DataError("TL-DATA-TURNS", where="", columns=shown(", ".join(names)))
+    return t("each row is one turn, and no column says of which dialogue: all are one")
+
+
+def _inside(
+    rows: Sequence[Any], kind: Kind | None, roles: Mapping[str, str], wish: Wish
+) -> tuple[list[str], tuple[str, ...]]:
+    """Keys of turns in these rows that nothing reads, and all keys of turns."""
+    if kind not in ("chat", "preference", "judged"):
+        return [], ()
+    keys: dict[str, None] = {}
+    notes = Notes()
+    held = [(n, row) for n, row in enumerate(rows) if isinstance(row, dict)]
+    by_turns = grouping.by_turns(roles)
+    for _, row in grouping.dialogues(lambda: iter(held), roles) if by_turns else held:
+        for value in row.values() if isinstance(row, dict) else ():
+            keys |= {str(key): None for turn in grouping.turns_in(value) for key in turn}
+        with suppress(BadRow):
+            fixed = dict(wish.columns) if wish.columns and not by_turns else None
+            convert(grouping.renamed(row, wish.columns, wish.speakers), kind, fixed, notes=notes)
+    return list(notes.unread), tuple(keys)
 
 
 def document(blob: Blob, wish: Wish) -> Guess:

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT, Notes, extras, text, thought
+from tuneloop.data.reading.keys import BadRow as BadRow
 from tuneloop.data.reading.shapes import PAIR_TURNS
 from tuneloop.records import Message
 
-_SPEAKERS = {
-    **dict.fromkeys(("user", "human", "client"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "counselor", "counsellor", "model", "bot", "chatgpt"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "tool_response"), "tool"),
+SPEAKERS = {
+    **dict.fromkeys(("user", "human", "client", "customer", "patient", "visitor", "prompter", "用户", "客户", "顾客",
+                     "买家", "患者", "病人", "来访者", "求助者", "访客", "人类", "提问者", "学生"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "counselor", "counsellor", "model", "bot", "chatgpt", "agent", "ai", "doctor",
+                     "therapist", "助手", "助理", "客服", "机器人", "卖家", "医生", "咨询师", "心理咨询师", "老师",
+                     "模型"), "assistant"),
+    **dict.fromkeys(("system", "developer", "系统"), "system"),
+    **dict.fromkeys(("tool", "observation", "function", "tool_response", "工具"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
-}
+}  # fmt: skip
 
 
-class BadRow(ValueError):
-    """A row that cannot be a record; `reason` is a phrase of `ledger.words()`."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def text(value: Any, what: str) -> str:
-    """The value if it is a text; raises BadRow."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadRow("NaN or infinity", what)
-    raise BadRow("not text", f"{what}: {type(value).__name__}")
+def answer(value: Any, what: str, notes: Notes) -> str:
+    """The text of an answer; several in a list are one text, with commas between. Raises BadRow."""
+    if isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
+        notes.made[f"{what}: list"] = None
+        return ", ".join(text(one, what, Notes()) for one in value)
+    return text(value, what, notes)
 
 
-def needed(row: Mapping[str, Any], column: str) -> str | list[Any]:
+def needed(row: Mapping[str, Any], column: str, notes: Notes) -> str | list[Any]:
     """The text of a column, or its list of turns; a list of one text is that text."""
-    value = row.get(column)
+    value = unfolded(row.get(column))
     if value is None:
         raise BadRow("missing value", column)
     if isinstance(value, list):
@@ -46,7 +42,26 @@ def needed(row: Mapping[str, Any], column: str) -> str | list[Any]:
             return value[0]
         if value and all(isinstance(v, dict) for v in value):
             return value
-    return text(value, column)
+    return text(value, column, notes)
+
+
+def unfolded(value: Any) -> Any:
+    """A turn, or turns, that stand in a table's cell as JSON text, as data; anything else as it is.
+
+    >>> unfolded('[{"role": "user", "content": "q"}]'), unfolded('[{"a": 1}]')
+    ([{'role': 'user', 'content': 'q'}], '[{"a": 1}]')
+    """
+    if not isinstance(value, str) or not _TURNS.match(value):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = found if isinstance(found, list) else [found]
+    return found if all(isinstance(turn, dict) and is_spoken(turn) for turn in turns) else value
+
+
+_TURNS = re.compile(r"\s*(?:\[\s*)?\{\s*\"(?:role|from|content|value)\"\s*:")
 
 
 def _as_list(value: Any, reason: str) -> list[Any]:
@@ -61,79 +76,100 @@ def _as_list(value: Any, reason: str) -> list[Any]:
     return value
 
 
-def turn_list(value: Any) -> list[Message]:
+def turn_list(value: Any, notes: Notes) -> list[Message]:
     """The messages of a list of turns, or of its JSON text; raises BadRow."""
     turns = _as_list(value, "no turns")
+    if len(turns) == 1 and isinstance(turns[0], list) and all(isinstance(one, dict) for one in turns[0]):
+        turns = turns[0]
     if not turns:
         raise BadRow("no turns")
     out: list[Message] = []
     for turn in turns:
-        if isinstance(turn, dict) and ("role" in turn or "from" in turn):
-            message = _spoken(turn)
+        if isinstance(turn, dict) and is_spoken(turn):
+            message = _spoken(turn, notes)
             if message.role != "system" or message not in out:
                 out.append(message)
             continue
-        for message in _pair(turn):
+        for message in _pair(turn, notes):
             # EmoLLM may repeat the system prompt in every turn: it is one prompt
             if message.role != "system" or message not in out:
                 out.append(message)
     return out
 
 
-def _pair(turn: Any) -> list[Message]:
+def is_spoken(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn says who speaks: OpenAI's role, ShareGPT's from; another name counts beside a text."""
+    if "role" in turn or "from" in turn:
+        return True
+    return not turn.keys().isdisjoint(SPEAKER) and not turn.keys().isdisjoint(SAID)
+
+
+def _pair(turn: Any, notes: Notes) -> list[Message]:
     if isinstance(turn, list | tuple) and len(turn) == 2:
-        return [Message("user", text(turn[0], "history")), Message("assistant", text(turn[1], "history"))]
+        return [
+            Message("user", text(turn[0], "history", notes)),
+            Message("assistant", answer(turn[1], "history", notes)),
+        ]
     if not isinstance(turn, dict):
         raise BadRow("unknown turn", type(turn).__name__)
     for ask, reply in PAIR_TURNS:
         if ask in turn and reply in turn:
             system = turn.get("system")
-            head = [Message("system", text(system, "system"))] if system not in (None, "") else []
-            question, answer = (text(needed(turn, k), k) for k in (ask, reply))
-            return [*head, Message("user", question), Message("assistant", answer)]
+            head = [Message("system", text(system, "system", notes))] if system not in (None, "") else []
+            found = extras(turn, "assistant", notes, (ask, reply, "system"))
+            calls = _calls(found.calls, notes) if found.calls is not None else ()
+            question = text(needed(turn, ask, notes), ask, notes)
+            said = turn.get(reply)
+            said = "" if said is None and calls else said
+            if said is None:
+                raise BadRow("missing value", reply)
+            content = answer(said, reply, notes)
+            return [*head, Message("user", question),
+                    Message("assistant", content, found.reasoning, calls, found.trained, found.name)]  # fmt: skip
     raise BadRow("unknown turn", ", ".join(map(str, turn)))
 
 
-def _spoken(turn: dict[str, Any]) -> Message:
+def _first(turn: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the first of these keys that is there and not null."""
+    for name in names:  # a generator would cost as much as all else of a turn
+        if (value := turn.get(name)) is not None:
+            return value
+    return None
+
+
+def _spoken(turn: dict[str, Any], notes: Notes) -> Message:
     """A turn with a speaker: OpenAI's role and content, or ShareGPT's from and value."""
-    name = turn.get("role", turn.get("from"))
-    role = _SPEAKERS.get(name.casefold()) if isinstance(name, str) else None
-    said = next((turn[k] for k in ("content", "value", "text") if turn.get(k) is not None), None)
+    name = _first(turn, SPEAKER)
+    role = SPEAKERS.get(name.strip().casefold()) if isinstance(name, str) else None
+    said = _first(turn, SAID)
+    if len(turn) == 2 and isinstance(said, str) and role in ("user", "assistant", "system"):
+        return Message(role, said)  # type: ignore[arg-type]
+    found = extras(turn, role, notes, (), said, name)
     if role == "call":
-        return Message("assistant", "", tool_calls=_calls(said), trained=_trained(turn))
-    content, reasoning, calls = _content(said)
+        return Message("assistant", "", found.reasoning, _calls(said, notes), found.trained, found.name)
+    content, reasoning, calls = _content(said, notes)
     if (reasoning or calls) and role != "assistant":
         raise BadRow("part not text", str(name))
-    if role == "user":
-        return Message("user", content)
-    if role == "system":
-        return Message("system", content)
+    if role in ("user", "system"):
+        return Message(role, content, name=found.name)  # type: ignore[arg-type]
     if role == "tool":
-        return Message("tool", content)
+        return Message("tool", content, name=found.name, tool_call_id=found.call_id)
     if role != "assistant":
         raise BadRow("unknown role", str(name))
-    thought = next((turn[k] for k in ("reasoning_content", "reasoning") if turn.get(k) is not None), "")
-    asked = turn.get("tool_calls") or turn.get("function_call")
-    calls += _calls(asked) if asked else ()
-    return Message("assistant", content, reasoning or text(thought, "reasoning"), calls, _trained(turn))
+    if reasoning and found.reasoning and reasoning.strip() != found.reasoning.strip():
+        notes.unread["reasoning"] = None
+    calls += _calls(found.calls, notes) if found.calls is not None else ()
+    return Message("assistant", content, reasoning or found.reasoning, calls, found.trained, found.name)
 
 
-def _trained(turn: Mapping[str, Any]) -> bool:
-    """Whether an answer is learned: its weight is 1 or not given; 0 makes it context, and there is nothing between."""
-    weight = next((turn[k] for k in ("weight", "loss_weight") if turn.get(k) is not None), 1)
-    if isinstance(weight, int | float) and weight in (0, 1):
-        return bool(weight)
-    raise BadRow("loss weight", str(weight))
-
-
-def _content(value: Any) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+def _content(value: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ...]]:
     """Text, reasoning and tool calls of a content that is a text, null, or a list of typed parts."""
     if isinstance(value, str):
         return value, "", ()
     if value is None:
         return "", "", ()
     if not isinstance(value, list):
-        return text(value, "content"), "", ()
+        return text(value, "content", notes), "", ()
     content, reasoning = "", ""
     calls: tuple[dict[str, Any], ...] = ()
     for part in value:
@@ -142,30 +178,33 @@ def _content(value: Any) -> tuple[str, str, tuple[dict[str, Any], ...]]:
         if isinstance(part, dict) and isinstance(kind, str):
             body = next((part[k] for k in ("text", "value", kind) if part.get(k) is not None), None)
         if isinstance(part, str) or kind in ("text", "input_text", "output_text"):
-            content += text(body, "text")
-        elif kind in ("reasoning", "thinking"):
-            reasoning += text(body, "reasoning")
+            content += text(body, "text", notes)
+        elif kind in THOUGHT:
+            reasoning += thought(body)
         elif kind == "tool_call":
-            calls += _calls(body)
+            calls += _calls(body, notes)
         else:
             raise BadRow("part not text", str(kind))
     return content, reasoning, calls
 
 
-def _calls(value: Any) -> tuple[dict[str, Any], ...]:
+def _calls(value: Any, notes: Notes) -> tuple[dict[str, Any], ...]:
     """Tool calls in OpenAI's form, their arguments always an object, whatever they were encoded as."""
     value = _decoded(value)
     calls = value if isinstance(value, list) else [value]
-    return tuple(_call(_decoded(call)) for call in calls)
+    return tuple(_call(_decoded(call), notes) for call in calls)
 
 
-def _call(call: Any) -> dict[str, Any]:
+def _call(call: Any, notes: Notes) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise BadRow("broken tool call", type(call).__name__)
     inner = call.get("function")
     body = inner if isinstance(inner, dict) else call
-    name, arguments = body.get("name"), _decoded(body.get("arguments", body.get("parameters")))
+    name, raw = body.get("name"), body.get("arguments", body.get("parameters"))
+    arguments = _decoded(raw)
     arguments = {} if arguments in (None, "") else arguments
+    if isinstance(raw, dict):
+        arguments = without_nulls(arguments, notes.nulls)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise BadRow("broken tool call", f"{name}: {type(arguments).__name__}")
     head = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -184,12 +223,30 @@ def _decoded(value: Any) -> Any:
     return value
 
 
+def without_nulls(value: Any, left_out: dict[str, None]) -> Any:
+    """Data without keys that are null. Arrow gives every object all keys of the column, and null where a row has none,
+    so a null there is no value; in JSON it is read alike, and `left_out` gets its key.
+
+    >>> without_nulls({"a": 1.0, "b": None, "c": [None, {"d": None}]}, {})
+    {'a': 1, 'c': [None, {}]}
+    """
+    if isinstance(value, dict):
+        left_out |= {key: None for key, inner in value.items() if inner is None}
+        return {key: without_nulls(inner, left_out) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_nulls(inner, left_out) for inner in value]
+    # a column of 1 and 2.5 has 1.0 in it: in JSON both are one number
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+
+
 def tool_list(value: Any) -> tuple[dict[str, Any], ...]:
     """The tools offered, each {"type": "function", "function": schema}; raises BadRow."""
     out = []
     for tool in _as_list([] if value is None else value, "broken tools"):
         if isinstance(tool, str):
             tool = (_as_list(f"[{tool}]", "broken tools") or [None])[0]
+        elif not isinstance(value, str):
+            tool = without_nulls(tool, {})
         if not isinstance(tool, dict):
             raise BadRow("broken tools", type(tool).__name__)
         out.append(tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool})

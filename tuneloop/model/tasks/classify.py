@@ -21,7 +21,7 @@ from tuneloop.errors import DataError, RecipeError
 from tuneloop.language import t
 from tuneloop.model.readout import ends, reader
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
-from tuneloop.model.trunk import plain, states, whole
+from tuneloop.model.trunk import plain, states, tell_pairs, token_types, whole
 from tuneloop.sections import TrainPart
 
 STEPS = 20
@@ -53,7 +53,10 @@ class LabelModel(nn.Module):
         """Scores (before the softmax) of the texts of a packed row, float32 [n, labels]."""
         base = plain(self.model)
         if self.read is None:
-            own = [whole(self.model)(input_ids=ids).logits[0] for ids in input_ids.split(segments, 1)]
+            own = [
+                whole(self.model)(input_ids=ids, **token_types(self.model, ids)).logits[0]
+                for ids in input_ids.split(segments, 1)
+            ]
             return torch.stack(own).float()
         hidden = states(self.model, input_ids, position_ids, segments, members)
         first, last = ends(base, hidden, input_ids, segments)
@@ -185,6 +188,7 @@ def _items(rows: Rows, setting: Setting) -> Items:
 
 
 def _objective(model: nn.Module, items: Items, setting: Setting) -> LabelModel:
+    tell_pairs(model, setting.tokenizer)
     return LabelModel(model, probe(items, model))
 
 

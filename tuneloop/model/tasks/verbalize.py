@@ -33,6 +33,8 @@ from tuneloop.records import Record
 from tuneloop.sections import TrainPart
 
 TEXT, MASK = "{text}", "{mask}"
+FIELDS = (TEXT, "{text_a}", "{text_b}")
+"""Where a row's text stands; of a pair {text} is both, one a line, and the others are each for itself."""
 _GUESSES = {
     "pos": "great", "positive": "great", "1": "great", "good": "good",
     "neg": "terrible", "negative": "terrible", "0": "terrible", "bad": "bad",
@@ -89,8 +91,10 @@ def parts(setting: Setting) -> tuple[str, str]:
 
     if not template.strip():
         raise wrong(t("there is none"))
-    if template.count(TEXT) != 1:
-        raise wrong(t("{part} must stand in it once", part=TEXT))
+    if [template.count(field) for field in FIELDS] not in ([1, 0, 0], [0, 1, 1]):
+        raise wrong(
+            t("{part} must stand in it once", part=t("{a}, or {b} and {c}", a=FIELDS[0], b=FIELDS[1], c=FIELDS[2]))
+        )
     if masked:
         if template.count(MASK) != 1:
             raise wrong(t("{part} must stand in it once", part=MASK))
@@ -100,9 +104,22 @@ def parts(setting: Setting) -> tuple[str, str]:
     before = before.removesuffix(MASK).rstrip()  # the end of the text is where a model that writes is asked
     if MASK in before:
         raise wrong(t("a model that writes is asked at the end: nothing may stand behind {part}", part=MASK))
-    if TEXT not in before:
+    if not _has_text(before):
         raise wrong(t("{part} must stand in it once", part=TEXT))
     return before, ""
+
+
+def _has_text(part: str) -> bool:
+    return any(field in part for field in FIELDS)
+
+
+def _filled(part: str, texts: Sequence[str]) -> str:
+    """A part of the template with a row's texts; a single text is its first of two, and the second is empty."""
+    values = dict(zip(FIELDS, ("\n".join(texts), texts[0], "".join(texts[1:])), strict=True))
+    return _FIELD.sub(lambda field: values[field[0]], part)
+
+
+_FIELD = re.compile("|".join(map(re.escape, FIELDS)))
 
 
 def word_ids(setting: Setting) -> list[list[list[int]]]:
@@ -137,7 +154,7 @@ def _following(tokenizer: Any, before: str, word: str) -> list[int]:
     A tokenizer may begin each text with a blank of its own, so that the word alone is not the word in its sentence.
     """
     blank = "" if not before or _NO_BLANK.match(word[:1] or " ") else " "
-    text = before.replace(TEXT, "a")
+    text = _filled(before, ["a", "a"])
     context, both, alone = encode(tokenizer, [text, text + blank + word, blank + word])
     return both[len(context) :] if both[: len(context)] == context else alone
 
@@ -160,20 +177,20 @@ def classes(
     return labels, class_weights(train, dict.fromkeys(labels, 1))
 
 
-def _text(record: Record) -> str:
-    return "".join(m.content for m in record.messages)
+def _texts(record: Record) -> list[str]:
+    return [m.content for m in record.messages]
 
 
 def samples(rows: Rows, setting: Setting) -> Samples:
     """The rows in the template, tokenised; the last token, or the mask, is where the word is asked for."""
     before, behind = parts(setting)
     tokenizer = setting.tokenizer
-    texts = [_text(record) for record in rows.records()]
-    first = encode(tokenizer, [before.replace(TEXT, text) for text in texts])
+    texts = [_texts(record) for record in rows.records()]
+    first = encode(tokenizer, [_filled(before, text) for text in texts])
     head, tail = _frame(tokenizer)
     if is_masked(setting):
         mask = [int(tokenizer.mask_token_id)]
-        second = encode(tokenizer, [behind.replace(TEXT, text) for text in texts])
+        second = encode(tokenizer, [_filled(behind, text) for text in texts])
         ids = [[*head, *a, *mask, *b, *tail] for a, b in zip(first, second, strict=True)]
     else:
         ids = [[*head, *a] for a in first]
@@ -193,13 +210,18 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at + len(inner) :]
 
 
-def _place(setting: Setting) -> int:
-    """Where the word is asked for, counted from the side without {text}: from a text's start, below 0 from its end."""
+def _place(setting: Setting) -> int | None:
+    """Where the word is asked for, counted from the side without a text: from a sample's start, below 0 from its end.
+
+    None where a text stands on both sides of the mask.
+    """
     before, behind = parts(setting)
     head, tail = _frame(setting.tokenizer)
     if not is_masked(setting):
         return -1
-    if TEXT in behind:
+    if _has_text(before) and _has_text(behind):
+        return None
+    if _has_text(behind):
         return len(head) + len(encode(setting.tokenizer, [before])[0])
     return -1 - len(encode(setting.tokenizer, [behind])[0]) - len(tail)
 
@@ -216,6 +238,7 @@ class PromptModel(nn.Module):
         self.model = model
         self.training = model.training
         self.place = _place(setting)
+        self.mask = getattr(setting.tokenizer, "mask_token_id", None)
         words = word_ids(setting)
         self.columns = sorted({token for own in words for word in own for token in word})
         place = {token: k for k, token in enumerate(self.columns)}
@@ -229,9 +252,12 @@ class PromptModel(nn.Module):
         self.fill = filler(model, ids) if masked else None
         self.own = self.fill is None and (masked or not head_is_exact(model, ids))
 
-    def _at(self, segments: tuple[int, ...]) -> list[int]:
-        """Where each text is asked, counted in the row."""
+    def _at(self, segments: tuple[int, ...], ids: Tensor) -> list[int]:
+        """Where each text of the row `ids` int64 [1, length] is asked, counted in the row."""
         ends = np.cumsum(segments)
+        if self.place is None:
+            masks = [(own[0] == self.mask).int().argmax() for own in ids.split(segments, 1)]
+            return [int(end - size + mask) for end, size, mask in zip(ends, segments, masks, strict=True)]
         edge = ends if self.place < 0 else ends - segments
         at: list[int] = (edge + self.place).tolist()
         return at
@@ -247,9 +273,12 @@ class PromptModel(nn.Module):
         """Scores of the labels of each text of a packed row, float32 [n, labels]: the mean logit of their words."""
         if self.own:
             texts = input_ids.split(segments, 1)
-            logits = torch.stack([whole(self.model)(input_ids=ids).logits[0, self.place] for ids in texts])
+            places = [self._at((ids.shape[1],), ids)[0] for ids in texts]
+            logits = torch.stack(
+                [whole(self.model)(input_ids=ids).logits[0, at] for ids, at in zip(texts, places, strict=True)]
+            )
         else:
-            at = torch.tensor(self._at(segments), device=input_ids.device)
+            at = torch.tensor(self._at(segments, input_ids), device=input_ids.device)
             hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, at)
             base = plain(self.model)
             logits = LossModel(self.model).head(hidden) if self.fill is None else self.fill(base, hidden)
