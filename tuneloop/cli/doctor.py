@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from tuneloop.cli import show
 from tuneloop.environment import environment
 from tuneloop.language import t
 from tuneloop.optional import install
+from tuneloop.plan import driver as drivers
+from tuneloop.plan.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
@@ -52,8 +55,11 @@ def _packages() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    import torch
-
+    """What needs torch to be looked at; where that does not load, why."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # on Windows a DLL that is missing is an OSError
+        return [Finding("torch", str(error), False, _torch_remedy(error)), card("", ())]
     from tuneloop.plan.hardware import look
 
     machine = look(torch.float32)
@@ -66,10 +72,7 @@ def _machine() -> list[Finding]:
             t("memory"), t("{free} of {all} GB free", free=machine.free_gb, all=machine.memory_gb), machine.free_gb > 4,
             "" if machine.free_gb > 4 else t("Close other programs: the demo needs about 4 GB."),
         ),
-        Finding(
-            t("graphics card"), ", ".join(machine.gpus) or t("none that this torch can use"), bool(machine.gpus),
-            "" if machine.gpus else t("Training runs on the CPU. With an NVIDIA card: install torch's CUDA build."),
-        ),
+        card(torch.__version__, machine.gpus),
     ]  # fmt: skip
     free = shutil.disk_usage(_existing()).free / 1e9
     found.append(
@@ -79,6 +82,44 @@ def _machine() -> list[Finding]:
         )
     )  # fmt: skip
     return found
+
+
+def _torch_remedy(error: Exception) -> str:
+    """What to do where torch does not load."""
+    if isinstance(error, ModuleNotFoundError):
+        return install()
+    if sys.platform == "win32":
+        return t("Install the Microsoft Visual C++ Redistributable (x64), then try again.")
+    return t("Install torch anew: {command}", command=install())
+
+
+def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Finding:
+    """The graphics cards: those that this version of torch uses, else the pip line of the build that the driver takes.
+
+    `driver` is for tests; by default it is looked for.
+    """
+    what = t("graphics card")
+    if usable:
+        return Finding(what, ", ".join(usable), True)
+    driver = driver or drivers.look()
+    if driver is None:
+        remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
+        return Finding(what, t("none that this torch can use"), False, remedy)
+    cuda = ".".join(map(str, driver.cuda))
+    value = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
+              cards=", ".join(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
+              torch=torch or t("missing"))  # fmt: skip
+    build = drivers.build_for(driver, torch or _package("torch") or drivers.NEWEST)
+    if build is None:
+        return Finding(what, value, False, t("No build of this torch runs here: bring the driver up to date "
+                                             "(580 or newer), then ask again; until then the CPU trains."))  # fmt: skip
+    if torch.endswith(f"+{build.name}"):
+        return Finding(what, value, False, t("torch is the right build ({name}). Restart the machine after a driver's "
+                                             "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
+                                             name=build.name))  # fmt: skip
+    said = t("The driver takes the build {name}: {line}", name=build.name, line=build.line)
+    where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
+    return Finding(what, value, False, f"{said}\n{where}" if build.index else said)
 
 
 def _existing() -> str:

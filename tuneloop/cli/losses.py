@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.language import t
-from tuneloop.plan.cautions import cautions, nothing_held
+from tuneloop.plan.cautions import cautions, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
@@ -23,7 +23,7 @@ SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost 
 def warn(made: Dataset, recipe: Recipe) -> list[str]:
     """Print the panel where there is reason to. The sentences it says, so that nobody repeats them."""
     counts, file = made.manifest["counts"], made.path / "ledger.jsonl"
-    told = cautions(counts, made.manifest["steps"], str(file))
+    told = [*cautions(counts, made.manifest["steps"], str(file)), *foreign(recipe.model.name, made.path)]
     if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     if told:

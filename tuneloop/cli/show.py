@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tuneloop.language import t
+from tuneloop.language import current, is_passing, t
 
 
 def say(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """A command line for the reader to type: `tuneloop` and these words, quoted where the shell needs it.
+
+    Where only --lang chose the language, the line asks for it again.
+    """
+    said = [str(word) for word in words]
+    more = ["--lang", current()] if is_passing() else []
+    return " ".join(word if _SIMPLE.fullmatch(word) else _quoted(word) for word in ["tuneloop", *said, *more])
+
+
+_SIMPLE = re.compile(r"[\w@%+=:,./\\~-]+")
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace('"', '\\"') + '"'  # both the shells of Linux and those of Windows know these quotes
 
 
 def as_json(content: Any) -> None:

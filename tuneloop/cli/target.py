@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.show import say
+from tuneloop.cli.show import command, say
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
@@ -84,6 +84,35 @@ def _made(targets: list[str]) -> Recipe:
     return recipes.make_recipe({"name": stem[:64], "data": targets})[0]
 
 
+def require_files(recipe: Recipe) -> None:
+    """Raise TL-DATA-MISSING, TL-MODEL-PATH or TL-MODEL-NAME for what a recipe names and that is not there.
+
+    What a verb does first: it needs no large library, so a misspelt path is told at once and not after seconds.
+    """
+    from tuneloop.errors import DataError, ModelError, nearby
+    from tuneloop.model import known, sources
+
+    for file in recipe.data:
+        if not file.path.startswith(("hub:", "modelscope:", "-")) and not os.path.lexists(
+            os.path.expanduser(file.path)
+        ):
+            from tuneloop.data.reading import places
+
+            places.find(file)  # it may be a glob, a slice, a side of a folder
+    evaluate, model = recipe.evaluate, recipe.model
+    texts = [evaluate.show, *(probe.prompts for probe in evaluate.probes)]
+    texts.append(model.template if model.template and model.template.endswith(".jinja") else [])
+    for path in texts:
+        if isinstance(path, str) and not os.path.lexists(path):
+            raise DataError("TL-DATA-MISSING", where=path, near=nearby(path))
+    if os.path.isdir(os.path.expanduser(model.name)) or known.find(model.name):
+        return
+    if sources.is_path(model.name):
+        raise ModelError("TL-MODEL-PATH", where=model.name, name=model.name, near=nearby(model.name))
+    if "/" not in model.name:
+        raise known.unknown(model.name)
+
+
 def keep_recipe(targets: list[str], recipe: Recipe) -> None:
     """For raw files that could be read: write their recipe to ./<name>.yaml, to look at, keep and change.
 
@@ -99,10 +128,11 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
         draft = file.with_name(f".{file.name}.draft")
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, file)
-        say(t("Wrote the recipe to {file}; change it as you like, and run it with: tuneloop run {file}", file=file))
+        say(t("Wrote the recipe to {file}; change it as you like, and run it with: {command}", file=file,
+              command=command("run", file)))  # fmt: skip
     elif file.read_text(encoding="utf-8", errors="replace") != text:
         say(t("{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run it "
-              "with: tuneloop run {file}", file=file))  # fmt: skip
+              "with: {command}", file=file, command=command("run", file)))  # fmt: skip
 
 
 def _beside(recipe: Recipe) -> Recipe:

@@ -42,10 +42,7 @@ def _problem(error: Any) -> str:
     kind, words = type(error).__name__, str(error.format_message())
     option = getattr(error, "option_name", "") or ""
     if kind == "NoSuchOption":
-        near = difflib.get_close_matches(option, _options(error), 1, 0.7)
-        return t("there is no option {name}", name=option) + (
-            t(" (did you mean {near}?)", near=near[0]) if near else ""
-        )
+        return t("there is no option {name}", name=option) + _instead(option, _options(error))
     if kind == "MissingParameter" and error.param is not None:
         name = error.param.name if error.param.param_type_name == "argument" else error.param.opts[0]
         return t("{name} is missing", name=name)
@@ -59,6 +56,18 @@ def _problem(error: Any) -> str:
         extra = words[words.find("(", words.find("argument(s)") + 11) + 1 :].rstrip(")")
         return t("there is a word too many: {words}", words=extra)
     return words
+
+
+def _instead(option: str, known: Sequence[str]) -> str:
+    """What to write for an option that does not exist: a key of the recipe, or the nearest option."""
+    near = difflib.get_close_matches(option, known, 1, 0.7)
+    if "--set" in known and not (near and near[0].replace("-", "") == option.replace("-", "").replace("_", "")):
+        from tuneloop.recipe import nearest
+
+        key = nearest(option.lstrip("-").replace("-", "_"))
+        if key and not (near and difflib.SequenceMatcher(None, option, near[0]).ratio() > 0.85):
+            return t(" (the recipe has {key}: --set {key}=VALUE)", key=key)
+    return t(" (did you mean {near}?)", near=near[0]) if near else ""
 
 
 def _bad_value(error: Any, words: str) -> str:
