@@ -301,3 +301,15 @@ LOOKED_AT = {
     "message_field_content", "field_human", "field_model", "field_thinking", "roles", "roles_to_train", "train_on_eos",
     "shards", "preprocess_shards", "trust_remote_code", "revision", "split",
 }  # fmt: skip
+
+# dataset_info.json of LLaMA-Factory: its columns -> our roles; its tags -> what is read without a word, and who speaks
+LISTED_COLUMNS = {
+    "prompt": "user", "query": "input", "response": "assistant", "history": "history", "messages": "messages",
+    "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected", "kto_tag": "label",
+}  # fmt: skip
+LISTED_TAGS: dict[str, tuple[tuple[str, ...], str]] = {
+    "role_tag": (("from", "role"), ""), "content_tag": (("value", "content"), ""),
+    "user_tag": (("human", "user"), "user"), "assistant_tag": (("gpt", "assistant"), "assistant"),
+    "system_tag": (("system",), "system"), "observation_tag": (("observation", "tool", "function"), "tool"),
+    "function_tag": (("function_call", "tool_call"), ""),
+}  # fmt: skip

@@ -37,6 +37,7 @@ class Work:
     def __init__(self, raw: dict[str, Any], folder: Path | None = None) -> None:
         self.raw = raw
         self.folder = folder
+        self.listed: dict[str, dict[str, tuple[Path, dict[str, Any]]]] = {}  # data sets by name, by dataset_dir
         self.out = dict(raw)
         self.problems: list[RecipeError] = []
         self.notes: list[str] = []
