@@ -250,6 +250,12 @@ def read_recipe(path: Path) -> tuple[Recipe, list[str]]:
     return anchored(recipe, path.resolve().parent), notes
 
 
+def is_beside(name: str) -> bool:
+    """Whether the name of a model or adapter is a path from the recipe's own folder: it begins with ./ or ../, or so
+    with Windows' backslash."""
+    return name.startswith(("./", "../", ".\\", "..\\"))
+
+
 def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its file paths made absolute; globs, hub ids and lists of prompts stay as they are."""
 
@@ -269,7 +275,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         for d in recipe.data
     ]
     model = recipe.model
-    if model.name.startswith(("./", "../")):
+    if is_beside(model.name):
         model = model.model_copy(update={"name": str((folder / model.name).resolve())})
     if model.template and model.template.endswith(".jinja"):
         model = model.model_copy(update={"template": fix(model.template)})
@@ -277,7 +283,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     clean = recipe.prepare.clean.model_copy(update={"lexicon_files": lists})
     prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder), "clean": clean})
     named = {
-        key: [str((folder / a).resolve()) if a.startswith(("./", "../")) else a for a in adapters]
+        key: [str((folder / a).resolve()) if is_beside(a) else a for a in adapters]
         for key, adapters in (("adapter", filter(None, [recipe.train.adapter])), ("merge", recipe.train.merge))
     }
     train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
@@ -288,7 +294,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
 
 def _anchored(part: AugmentPart, folder: Path) -> AugmentPart:
     table = part.synonyms_file
-    models = [str((folder / m).resolve()) if m.startswith(("./", "../")) else m for m in part.translator]
+    models = [str((folder / m).resolve()) if is_beside(m) else m for m in part.translator]
     return part.model_copy(
         update={"synonyms_file": table and str(folder / Path(table).expanduser()), "translator": models}
     )

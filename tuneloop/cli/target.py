@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.show import command, say
@@ -137,9 +137,15 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
 
 def _beside(recipe: Recipe) -> Recipe:
     """The recipe with the paths below this folder written from here, so that recipe and data can move together."""
-
-    def near(path: str) -> str:
-        return path.removeprefix(str(Path.cwd()) + os.sep) if Path(path).is_absolute() else path
-
-    data = [file.model_copy(update={"path": Path(near(file.path)).as_posix()}) for file in recipe.data]
+    data = [file.model_copy(update={"path": below(Path(file.path), Path.cwd())}) for file in recipe.data]
     return recipe.model_copy(update={"data": data})
+
+
+def below(path: PurePath, folder: PurePath) -> str:
+    """A path as it is written in a file of `folder`, with slashes, which Windows reads as well.
+
+    >>> below(PurePath("/work/chats/a.jsonl"), PurePath("/work"))
+    'chats/a.jsonl'
+    """
+    inside = path.is_absolute() and path.is_relative_to(folder)
+    return (path.relative_to(folder) if inside else path).as_posix()

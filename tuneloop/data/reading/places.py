@@ -44,7 +44,7 @@ def find(file: DataFile) -> list[Place]:
     found = _named(path, may_be_classes)
     if found:
         return found
-    above, _, side = path.rpartition("/")
+    above, side = os.path.split(path)
     if side in ("train", "validation", "test") and above:
         found = [place for place in _named(above, may_be_classes) if place.side == side]
     if not found:
