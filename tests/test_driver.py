@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tuneloop import language
+from tuneloop.cli import doctor
 from tuneloop.cli.doctor import card
 from tuneloop.plan.driver import BUILDS, CARDS, INDEXED, Driver, build_for, read
 
@@ -87,10 +88,21 @@ def test_doctor_prints_the_pip_line(tongue: str) -> None:
     assert not said.fine
     assert "NVIDIA GeForce RTX 3060" in said.value
     assert "550.54.14" in said.value
-    assert "-m pip install torch==2.13.0+cu126 --index-url INDEX/cu126" in said.remedy
+    assert said.line.endswith("-m pip install torch==2.13.0+cu126 --index-url INDEX/cu126")
     assert "pytorch.org" in said.remedy
     assert "CUDA_VISIBLE_DEVICES" in card("2.13.0+cu126", (), driver).remedy, (
         "the build is right, so it is not the build"
     )
     assert "580" in card("2.13.0+cpu", (), Driver("470.1", (11, 4), ("Tesla T4",), ((7, 5),))).remedy
     assert card("2.13.0+cu130", ("NVIDIA H200",)).remedy == ""
+
+
+def test_the_line_stands_whole_below_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = read(table("580.65.06", "13.0"), "NVIDIA GeForce RTX 4090, 8.9")
+    monkeypatch.setattr(doctor, "_machine", lambda: [card("2.13.0+cpu", (), driver)])
+    doctor.doctor(json=False, proof=False)
+    build = build_for(driver, "2.13.0+cpu") if driver else None
+    assert build
+    assert f"  {build.line}" in capsys.readouterr().out.splitlines()

@@ -26,12 +26,14 @@ EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postg
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `fine` is false where something cannot be done; `remedy` says how to mend it."""
+    """One thing looked at. `fine` is false where something cannot be done; `remedy` says how to mend it, and `line` is
+    the command to type for it."""
 
     what: str
     value: str
     fine: bool
     remedy: str = ""
+    line: str = ""
 
 
 def _package(name: str) -> str:
@@ -43,14 +45,19 @@ def _package(name: str) -> str:
 
 def _packages() -> list[Finding]:
     found = [
-        Finding(name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else install())
+        Finding(
+            name,
+            _package(name) or t("missing"),
+            bool(_package(name)),
+            *(() if _package(name) else (_below(), install())),
+        )
         for name in CORE
     ]
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
         value = t("installed") if not absent else t("not installed")
-        remedy = install(extra) if absent else ""
-        found.append(Finding(t("extra {name}", name=extra), value, not absent, remedy))
+        remedy = (_below(), install(extra)) if absent else ()
+        found.append(Finding(t("extra {name}", name=extra), value, not absent, *remedy))
     return found
 
 
@@ -59,7 +66,7 @@ def _machine() -> list[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:  # on Windows a DLL that is missing is an OSError
-        return [Finding("torch", str(error), False, _torch_remedy(error)), card("", ())]
+        return [Finding("torch", str(error), False, *_torch_remedy(error)), card("", ())]
     from tuneloop.plan.hardware import look
 
     machine = look(torch.float32)
@@ -84,13 +91,15 @@ def _machine() -> list[Finding]:
     return found
 
 
-def _torch_remedy(error: Exception) -> str:
-    """What to do where torch does not load."""
-    if isinstance(error, ModuleNotFoundError):
-        return install()
-    if sys.platform == "win32":
-        return t("Install the Microsoft Visual C++ Redistributable (x64), then try again.")
-    return t("Install torch anew: {command}", command=install())
+def _below() -> str:
+    return t("the line below")
+
+
+def _torch_remedy(error: Exception) -> tuple[str, str]:
+    """What to do where torch does not load, and the line to type."""
+    if sys.platform == "win32" and not isinstance(error, ModuleNotFoundError):
+        return t("Install the Microsoft Visual C++ Redistributable (x64), then try again."), ""
+    return _below(), install()
 
 
 def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Finding:
@@ -117,9 +126,9 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
         return Finding(what, value, False, t("torch is the right build ({name}). Restart the machine after a driver's "
                                              "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
                                              name=build.name))  # fmt: skip
-    said = t("The driver takes the build {name}: {line}", name=build.name, line=build.line)
+    said = t("The driver takes torch's build {name}: the line below.", name=build.name)
     where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
-    return Finding(what, value, False, f"{said}\n{where}" if build.index else said)
+    return Finding(what, value, False, f"{said} {where}" if build.index else said, build.line)
 
 
 def _existing() -> str:
@@ -177,3 +186,6 @@ def doctor(
         return
     rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in found]
     show.table(t("This machine"), ["", t("what"), t("value"), t("remedy")], rows)
+    for one in found:
+        if one.line:  # outside of the table, where a long line can be copied whole
+            print(f"{one.what}\n  {one.line}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuneloop.language import current, is_passing, t
+from tuneloop.optional import quoted
 
 
 def say(text: str) -> None:
@@ -21,16 +21,8 @@ def command(*words: object) -> str:
 
     Where only --lang chose the language, the line asks for it again.
     """
-    said = [str(word) for word in words]
     more = ["--lang", current()] if is_passing() else []
-    return " ".join(word if _SIMPLE.fullmatch(word) else _quoted(word) for word in ["tuneloop", *said, *more])
-
-
-_SIMPLE = re.compile(r"[\w@%+=:,./\\~-]+")
-
-
-def _quoted(word: str) -> str:
-    return '"' + word.replace('"', '\\"') + '"'  # both the shells of Linux and those of Windows know these quotes
+    return " ".join(quoted(str(word)) for word in ["tuneloop", *words, *more])
 
 
 def as_json(content: Any) -> None:

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop.optional import quoted
+
 SINCE = (
     (595, (13, 2)), (590, (13, 1)), (580, (13, 0)), (575, (12, 9)), (570, (12, 8)), (565, (12, 7)), (560, (12, 6)),
     (555, (12, 5)), (550, (12, 4)), (545, (12, 3)), (535, (12, 2)), (530, (12, 1)), (525, (12, 0)), (520, (11, 8)),
@@ -119,12 +121,7 @@ def build_for(driver: Driver, torch: str, system: str = "") -> Build | None:
     build = next((one for one in reversed(BUILDS[minor]) if takes(driver, one)), None)
     if build is None:
         return None
-    pip, name = f"{_python()} -m pip", f"cu{build}"
+    pip, name = f"{quoted(sys.executable or 'python')} -m pip", f"cu{build}"
     if (system or platform.system()) == "Linux" and INDEXED[minor] == build:
         return Build(name, f"{pip} uninstall -y torch; {pip} install torch=={version}", index=False)
     return Build(name, f"{pip} install torch=={version}+{name} --index-url INDEX/{name}", index=True)
-
-
-def _python() -> str:
-    path = sys.executable or "python"
-    return f'"{path}"' if " " in path else path
