@@ -190,7 +190,9 @@ def _existing(path: str) -> str:
         return ""
     same = {one.casefold(): one for one in beside}
     close = difflib.get_close_matches(name.casefold(), same, 1, 0.6)
-    if close:
-        return os.path.join(folder, same[close[0]])
+    stem, ending = os.path.splitext(name.casefold())
+    twins = [one for one in same if os.path.splitext(one)[0] == stem and (ending == ".yaml" or ".y" not in one)]
+    if close or twins:
+        return os.path.join(folder, same[[*close, *twins][0]])
     deeper = (os.path.join(folder, one, name) for one in beside if not one.startswith("."))
     return next((one for one in deeper if os.path.exists(one)), "")

@@ -322,7 +322,11 @@ def changed_and_told(recipe: Recipe, assignments: list[str]) -> tuple[Recipe, li
         if not sep or not key.strip():
             guess = nearest(key.strip()) or "train.epochs"
             raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess=guess)
-        _put(written, raw, key.strip(), loads(text, assignment), assignment)
+        value = loads(text, assignment)
+        if isinstance(value, dict) and any(one is None and ":" in str(name) for name, one in value.items()):
+            need = t("a blank behind each colon: {example}", example=re.sub(r":(?=\S)", ": ", text))
+            raise RecipeError("TL-RECIPE-VALUE", where=assignment, got=text, need=need)
+        _put(written, raw, key.strip(), value, assignment)
     written, notes, problems = translate(written)
     if problems:
         raise RecipeError("TL-RECIPE-INVALID", where="--set", causes=problems, n=len(problems))

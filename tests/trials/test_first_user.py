@@ -54,6 +54,8 @@ WRONG: list[tuple[str, list[str], str, list[str]]] = [
     (".", ["plan", "chats.jsonl"], "TL-DATA-MISSING", ["data/chats.jsonl"]),
     (".", ["train", "聊天纪录.jsonl"], "TL-DATA-MISSING", ["聊天记录.jsonl"]),
     (".", ["run", "data/chats.json"], "TL-DATA-MISSING", ["data/chats.jsonl"]),
+    (".", ["run", "data/chats.csv"], "TL-DATA-MISSING", ["data/chats.jsonl"]),
+    (".", ["run", "聊天记录.xlsx"], "TL-DATA-MISSING", ["聊天记录.jsonl"]),
     (".", ["run", "wrong.yaml"], "TL-DATA-MISSING", ["data/chats.jsonl"]),
     (".", ["run", "asks.yaml"], "TL-DATA-MISSING", ["questions.txt"]),
     (".", ["run", "my.yml"], "TL-RECIPE-MISSING", ["near it: my.yaml"]),
@@ -165,6 +167,12 @@ def test_an_item_that_is_not_there_is_told(assignment: str) -> None:
         changed(make_recipe(BASE)[0], [assignment])
     assert caught.value.code == "TL-RECIPE-ITEM"
     assert "[0]" in str(caught.value)
+
+
+def test_a_blank_that_lacks_behind_a_colon_is_told() -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(make_recipe(BASE)[0], ["data[0].columns={user:问题,assistant:回答}"])
+    assert "{user: 问题,assistant: 回答}" in str(caught.value)
 
 
 def test_a_limit_on_the_command_line_loses_no_files() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from tuneloop.cli import show
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
@@ -23,7 +24,7 @@ def no_verb(got: str, known: Sequence[str], path: str) -> RecipeError:
         if near
         else t("They are: {all}.", all=", ".join(known))
     )
-    return RecipeError("TL-RECIPE-VERB", where=_short(path), got=got, guess=guess, help=f"{_short(path)} --help")
+    return RecipeError("TL-RECIPE-VERB", where=_short(path), got=got, guess=guess, help=_help(path))
 
 
 def as_ours(error: Any) -> RecipeError:
@@ -34,7 +35,11 @@ def as_ours(error: Any) -> RecipeError:
 
 def wrong(verb: str, problem: str) -> RecipeError:
     """TL-RECIPE-USAGE; `problem` says, without a full stop, what is wrong with a line of `verb` ("tuneloop chat")."""
-    return RecipeError("TL-RECIPE-USAGE", where=verb, problem=problem, help=f"{verb} --help")
+    return RecipeError("TL-RECIPE-USAGE", where=verb, problem=problem, help=_help(verb))
+
+
+def _help(path: str) -> str:
+    return show.command(*_short(path).split()[1:], "--help")
 
 
 def _problem(error: Any) -> str:
