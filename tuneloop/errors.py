@@ -166,12 +166,17 @@ def os_words(error: BaseException) -> str:
 
 
 def nearby(path: str | os.PathLike[str]) -> str:
-    """Words for an error about a path that leads nowhere: the existing one most like it, "" where none is.
+    """Words for an error about a path that leads nowhere: `nearest_path`, "" where there is none."""
+    found = nearest_path(path)
+    return t("; near it: {names}", names=found.encode("utf-8", "backslashreplace").decode()) if found else ""
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """The existing path that is most like one that does not exist, "" where none is.
 
     Looked for beside it, in the nearest folder above it that exists, and by its very name one folder deeper.
     """
-    found = _existing(os.path.expanduser(os.fspath(path)).rstrip("/\\"))
-    return t("; near it: {names}", names=found.encode("utf-8", "backslashreplace").decode()) if found else ""
+    return _existing(os.path.expanduser(os.fspath(path)).rstrip("/\\"))
 
 
 def _existing(path: str) -> str:

@@ -143,7 +143,7 @@ def _models() -> list[Finding]:
     hub = environment().hub_endpoint or t("the library's own")
     return [
         Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,
-                "" if cached else "tuneloop model pull smollm2-135m-instruct"),
+                "" if cached else show.command("model", "pull", "smollm2")),
         Finding(t("model hub"), t("offline") if environment().offline else hub, True,
                 t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well.")),
     ]  # fmt: skip

@@ -48,7 +48,10 @@ def list_models(json: Json = False) -> None:
     ]
     show.table(t("Models that need no hub"), columns, rows)
     print(
-        t("Bring one here: tuneloop model pull NAME. Also taken: a folder, org/name of the hub, modelscope:org/name.")
+        t(
+            "Bring one here: {command}. Also taken: a folder, org/name of the hub, modelscope:org/name.",
+            command=show.command("model", "pull", "NAME"),
+        )
     )
 
 

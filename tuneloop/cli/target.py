@@ -6,12 +6,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.show import command, say
-from tuneloop.errors import RecipeError
+from tuneloop.errors import RecipeError, nearest_path
 from tuneloop.language import t
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def recipe_of(
         assignments.append(f"name={json.dumps(name, ensure_ascii=False)}")
     if accept:
         assignments.append("model.accept_terms=true")
+    for word in targets:
+        if key := _setting(word):
+            raise RecipeError("TL-RECIPE-ASSIGN", where=word, got=word, guess=key)
     known = packaged()
     if recipe_file := _recipe_file(targets[0]):
         recipe, notes = recipes.read_recipe(recipe_file)
@@ -49,14 +53,22 @@ def recipe_of(
     elif is_data(targets):
         recipe, notes = _made(targets), []
     else:
-        near = difflib.get_close_matches(targets[0], known, 1)
-        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0] if near else "demo")
+        near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
+        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
     if assignments:
         recipe, more = recipes.changed_and_told(recipe, assignments)
         notes += more
     for note in notes:
         say(note)
     return recipes.anchored(recipe, Path.cwd())
+
+
+def _setting(word: str) -> str:
+    """The key of the recipe that a word "key=value" means, which wants --set before it; "" for any other word."""
+    from tuneloop.recipe import nearest
+
+    key, sign, _ = word.partition("=")
+    return nearest(key) if sign and re.fullmatch(r"[\w.\[\]-]+", key) and not os.path.lexists(word) else ""
 
 
 def _recipe_file(word: str) -> Path | None:
