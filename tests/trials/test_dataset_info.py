@@ -84,7 +84,7 @@ def test_the_list_is_found_where_it_lies(tmp_path: Path, place: str, monkeypatch
 
 @pytest.mark.parametrize(
     ("name", "code", "words"),
-    [("zh_servise", "TL-RECIPE-DATASET", "zh_service"), ("nothing_near", "TL-RECIPE-DATASET", "dataset_info.json"),
+    [("zhservice", "TL-RECIPE-DATASET", "zh_service"), ("nothing_near", "TL-RECIPE-DATASET", "dataset_info.json"),
      ("scripted", "TL-RECIPE-UNSUPPORTED", "script")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_told(name: str, code: str, words: str) -> None:
