@@ -81,6 +81,8 @@ def _held_out(work: Work, base: str) -> None:
 
 def _limited(item: Any, rows: int) -> Any:
     item = {"path": item} if isinstance(item, str) else item
+    if isinstance(item, dict) and type(item.get("sample")) is int and item["sample"] > rows:
+        return {**item, "sample": rows}
     return {"rows": f"[:{rows}]", **item} if isinstance(item, dict) else item
 
 

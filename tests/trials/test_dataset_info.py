@@ -95,6 +95,15 @@ def test_what_cannot_be_read_is_told(name: str, code: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_the_smaller_of_two_limits_holds(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text(
+        '{"mine": {"file_name": "a.json", "num_samples": 500}}', encoding="utf-8"
+    )
+    for limit, wanted in ((100, (100, None)), (1000, (500, "[:1000]"))):
+        (file,) = make_recipe({"dataset": "mine", "max_samples": limit}, folder=tmp_path)[0].data
+        assert (file.sample, file.rows) == wanted
+
+
 def test_a_hub_stands_for_a_file_that_is_not_there() -> None:
     assert recipe(dataset="online").data[0].path == "hub:org/talk:zh"
 
