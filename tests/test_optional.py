@@ -43,8 +43,8 @@ def test_elsewhere_the_packages_of_the_extra_are_named(tmp_path: Path, monkeypat
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(optional, "__file__", str(tmp_path / "site" / "tuneloop" / "optional.py"))
-    assert install("serve").endswith("-m pip install 'fastapi>=0.1'")
-    assert install().endswith("-m pip install 'torch>=2'")
+    assert install("serve").endswith('-m pip install "fastapi>=0.1"')
+    assert install().endswith('-m pip install "torch>=2"')
 
 
 def test_a_package_that_is_there_and_breaks_is_told_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

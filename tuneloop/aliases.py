@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from tuneloop import conversions as convert
@@ -50,13 +51,15 @@ CHINESE = {
 }  # fmt: skip
 
 
-def translate(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[RecipeError]]:
+def translate(raw: dict[str, Any], folder: Path | None = None) -> tuple[dict[str, Any], list[str], list[RecipeError]]:
     """The recipe's own nested keys, notes about what was translated or dropped, all problems. `raw` is not changed.
+
+    `folder` is where the recipe lies, None for one that lies nowhere.
 
     >>> translate({"num_train_epochs": 2})
     ({'train': {'epochs': 2}}, ['num_train_epochs is called train.epochs here'], [])
     """
-    work = Work(raw)
+    work = Work(raw, folder)
     for section in SECTIONS:
         place = work.section(section)
         for key in list(place):

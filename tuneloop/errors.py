@@ -15,7 +15,9 @@ from the keywords an error is raised with.
 
 from __future__ import annotations
 
+import difflib
 import errno
+import os
 import tomllib
 from collections.abc import Sequence
 from functools import cache
@@ -24,6 +26,9 @@ from typing import Any
 
 import tuneloop.environment  # noqa: F401 - it tells `language` what the environment says
 from tuneloop.language import current, t
+
+SEARCHED = 2000
+"""Names of a folder that are compared with one that is missing."""
 
 
 class _Facts(dict[str, Any]):
@@ -158,3 +163,41 @@ def os_words(error: BaseException) -> str:
         errno.ENOMEM: t("not enough memory"),
     }
     return known.get(error.errno or 0) or error.strerror or str(error)
+
+
+def nearby(path: str | os.PathLike[str]) -> str:
+    """Words for an error about a path that leads nowhere: `nearest_path`, "" where there is none."""
+    found = nearest_path(path)
+    return t("; near it: {names}", names=found.encode("utf-8", "backslashreplace").decode()) if found else ""
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """The existing path that is most like one that does not exist, "" where none is.
+
+    Looked for beside it, in the nearest folder above it that exists, and by its very name one folder deeper.
+    """
+    return _existing(os.path.expanduser(os.fspath(path)).rstrip("/\\"))
+
+
+def _existing(path: str) -> str:
+    folder, name = os.path.split(path)
+    if not name:
+        return ""
+    if folder and not os.path.isdir(folder):
+        above = _existing(folder)
+        if not os.path.isdir(above):
+            return above
+        below = os.path.join(above, name)
+        return below if os.path.exists(below) else _existing(below) or above
+    try:
+        beside = sorted(os.listdir(folder or "."))[:SEARCHED]
+    except OSError:
+        return ""
+    same = {one.casefold(): one for one in beside}
+    close = difflib.get_close_matches(name.casefold(), same, 1, 0.6)
+    stem, ending = os.path.splitext(name.casefold())
+    twins = [one for one in same if os.path.splitext(one)[0] == stem and (ending == ".yaml" or ".y" not in one)]
+    if close or twins:
+        return os.path.join(folder, same[[*close, *twins][0]])
+    deeper = (os.path.join(folder, one, name) for one in beside if not one.startswith("."))
+    return next((one for one in deeper if os.path.exists(one)), "")

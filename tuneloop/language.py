@@ -54,6 +54,11 @@ def current() -> str:
     return _chosen or named(_default()) or "en"
 
 
+def is_passing() -> bool:
+    """Whether the language was chosen for this process alone: the environment would have another one."""
+    return current() != (named(_default()) or "en")
+
+
 @cache
 def _catalogue(language: str) -> dict[str, str]:
     if language == "en":

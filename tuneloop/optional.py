@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
-import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,18 +24,27 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MachineError("TL-MACHINE-EXTRA", module=module, command=install(extra), error=str(error)) from error
 
 
+def quoted(word: str) -> str:
+    """A word of a command line as every shell takes it, those of Windows among them.
+
+    >>> quoted("chats.jsonl"), quoted("my chats.jsonl"), quoted("C:\\\\x[serve]")
+    ('chats.jsonl', '"my chats.jsonl"', '"C:\\\\x[serve]"')
+    """
+    return word if re.fullmatch(r"[\w@%+=:,./\\~-]+", word) else '"' + word.replace('"', '\\"') + '"'
+
+
 def install(extra: str = "") -> str:
     """The pip command that brings the packages of an extra ("": of the core) to this Python.
 
     In a checkout it is the one that made it; else the packages are named, since tuneloop itself may be on no index.
     """
-    pip = f"{shlex.quote(sys.executable or 'python')} -m pip install"
+    pip = f"{quoted(sys.executable or 'python')} -m pip install"
     checkout = Path(__file__).parents[1]
     constraints = checkout / "constraints.txt"
     if constraints.is_file() and (checkout / "pyproject.toml").is_file():
         wanted = f"{checkout}[{extra}]" if extra else str(checkout)
-        return f"{pip} -c {shlex.quote(str(constraints))} -e {shlex.quote(wanted)}"
-    return f"{pip} {' '.join(map(shlex.quote, _packages(extra)))}"
+        return f"{pip} -c {quoted(str(constraints))} -e {quoted(wanted)}"
+    return f"{pip} {' '.join(map(quoted, _packages(extra)))}"
 
 
 def _packages(extra: str) -> list[str]:

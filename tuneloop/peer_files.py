@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tuneloop import peers
 from tuneloop.conversions import NOTHING, Wrong, off, whole
+from tuneloop.errors import os_words
 from tuneloop.language import t
 from tuneloop.translation import Work
 
@@ -29,7 +33,10 @@ def files(work: Work) -> None:
     _held_out(work, base)
     if folder:
         work.drop(folder[0], t("it is part of each path in data"))
-    if limit:
+    if limit and "data" not in work.out:  # on the command line, where the files stand elsewhere
+        instead = t("write --set {key}", key=f"'data[].rows=[:{limit[1]}]'")
+        work.unsupported(limit[0], limit[1], t("a limit apart from the files"), instead)
+    elif limit:
         data = work.out.get("data")
         items = data if isinstance(data, list) else [data] if isinstance(data, str) else []
         work.out["data"] = [_limited(item, limit[1]) for item in items]
@@ -74,6 +81,8 @@ def _held_out(work: Work, base: str) -> None:
 
 def _limited(item: Any, rows: int) -> Any:
     item = {"path": item} if isinstance(item, str) else item
+    if isinstance(item, dict) and type(item.get("sample")) is int and item["sample"] > rows:
+        return {**item, "sample": rows}
     return {"rows": f"[:{rows}]", **item} if isinstance(item, dict) else item
 
 
@@ -105,8 +114,13 @@ def _file(work: Work, where: str, value: Any, folder: str, entry: dict[str, Any]
     if sample:
         path, entry = sample[1], {"sample": int(sample[2]), **entry}
         work.notes.append(t("{where}: #{n} is data[].sample: {n} here", where=where, n=int(sample[2])))
+    listed = _listed(work, folder)
+    if path in listed:
+        return _as_listed(work, where, path, listed[path], entry)
     if not re.search(r"\.[A-Za-z]\w{0,7}(\.\w{2,3})?$|[*?]|^\.{0,2}[/\\]|^~|^[A-Za-z]:|^(hub|modelscope):", path):
-        work.problem("TL-RECIPE-DATASET", where, name=path)
+        near = difflib.get_close_matches(path, listed, 3, 0.5)
+        work.problem("TL-RECIPE-DATASET", where, name=path,
+                     near=t("; near it: {names}", names=", ".join(near)) if near else "")  # fmt: skip
         return []
     path = f"{folder}/{path}" if folder and not re.match(r"[/\\~]|[A-Za-z]+:", path) else path
     return [{**entry, "path": path}]
@@ -202,3 +216,94 @@ def _look(work: Work, where: str, key: str, value: Any, entry: dict[str, Any]) -
         work.becomes(where, value, "data[].task", "text")
     else:
         work.drop(where, t("the shape of the rows is recognised by looking at them"))
+
+
+Listed = dict[str, tuple[Path, dict[str, Any]]]
+"""Name of a data set -> the folder of the list it stands in, and what the list says of it."""
+LIST = "dataset_info.json"
+PLACES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name", "om_hub_url")
+
+
+def _listed(work: Work, folder: str) -> Listed:
+    """LLaMA-Factory's data sets: what dataset_info.json says, of `folder` (its dataset_dir), or beside the recipe.
+
+    Looked for from the recipe's folder, then from the current one: their tool is called from its own.
+    """
+    if folder in work.listed:
+        return work.listed[folder]
+    found: Listed = {}
+    places = [base / (folder or name) for base in (work.folder or Path(), Path()) for name in ("", "data")]
+    file = next((place / LIST for place in places if (place / LIST).is_file()), None)
+    if file is not None:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
+            entries = content.items() if isinstance(content, dict) else ()
+            found = {
+                name: (file.parent.resolve(), info)
+                for name, info in entries if isinstance(info, dict) and any(info.get(key) for key in PLACES)
+            }  # fmt: skip
+        except (OSError, ValueError, RecursionError) as error:
+            work.problem("TL-RECIPE-DATASET-INFO", str(file), error=os_words(error))
+    work.listed[folder] = found
+    return found
+
+
+def _as_listed(
+    work: Work, where: str, name: str, listed: tuple[Path, dict[str, Any]], entry: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The file of a data set of dataset_info.json, its columns and tags in our words."""
+    folder, info = listed
+    path = _place(folder, info)
+    if not path:
+        work.unsupported(where, name, t("a data set that a script or a cloud brings"),
+                         t("write its rows into a file, and name that under file_name"))  # fmt: skip
+        return []
+    if (style := info.get("formatting", "alpaca")) not in ("alpaca", "sharegpt", "openai"):
+        work.unsupported(where, style, t("this formatting of {file}", file=LIST), t("alpaca, sharegpt or openai"))
+        return []
+    columns, tags = _section(info, "columns"), _section(info, "tags")
+    for key, feature, instead in _beyond(columns, tags):
+        work.unsupported(where, key, feature, instead)
+        return []
+    roles = {peers.LISTED_COLUMNS[key]: col for key, col in columns.items() if key in peers.LISTED_COLUMNS}
+    if set(roles) == {"user"}:  # texts to go on writing have a prompt alone
+        roles = {"text": roles["user"]}
+    odd = {key: tag for key, tag in tags.items() if tag not in peers.LISTED_TAGS[key][0]}  # not known by themselves
+    inside = {key.removesuffix("_tag"): odd.pop(key) for key in ("role_tag", "content_tag") if key in odd}
+    if inside:
+        roles = {"messages": "conversations", **roles, **inside}
+    speakers = {tag: peers.LISTED_TAGS[key][1] for key, tag in odd.items()}
+    kind = "preference" if info.get("ranking") else "judged" if "label" in roles else "text" if "text" in roles else ""
+    number = info.get("num_samples")
+    said = {"path": path, "columns": roles, "speakers": speakers, "task": kind, "sample": number}
+    said = {key: value for key, value in said.items() if value}
+    work.notes.append(t("{where}: {name} is read as {file} says: {path}", where=where, name=name, file=folder / LIST,
+                        path=path))  # fmt: skip
+    return [{**said, **entry}]
+
+
+def _beyond(columns: dict[str, str], tags: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What a data set's columns and tags ask for that cannot be done: the name, what it is, what to do instead."""
+    for key in ("images", "videos", "audios"):
+        if columns.get(key, key) != key:  # under their own names they are looked at in the rows
+            yield columns[key], t("pictures, films and sounds"), t("take the data set out")
+    tag = tags.get("function_tag", "function_call")
+    if tag not in peers.LISTED_TAGS["function_tag"][0]:
+        yield tag, t("another name for turns that call a tool"), "function_call"
+
+
+def _section(info: dict[str, Any], key: str) -> dict[str, str]:
+    found = info.get(key)
+    known = peers.LISTED_TAGS if key == "tags" else {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {k: v for k, v in pairs if isinstance(v, str) and v and (not known or k in known)}
+
+
+def _place(folder: Path, info: dict[str, Any]) -> str:
+    """Where the rows are: the file of that name if it is there, else the hub's data set; "" for neither."""
+    name, hub, scope = (info.get(key) for key in ("file_name", "hf_hub_url", "ms_hub_url"))
+    if isinstance(name, str) and name and ((folder / name).exists() or not (hub or scope)):
+        return str(folder / name)
+    remote = f"hub:{hub}" if hub else f"modelscope:{scope}" if scope else ""
+    remote += f":{info['subset']}" if remote and info.get("subset") else ""
+    return f"{remote}/{info['split']}" if remote and info.get("split") in ("validation", "test") else remote

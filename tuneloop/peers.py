@@ -312,3 +312,15 @@ SPEAKERS = {
     "user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"}, "system": {"system"}, "tool": {"tool"},
 }  # fmt: skip
 MARKS = {"train", "training", "weight", "loss_weight", "loss", "trainable", "loss_mask", "loss_scale"}
+
+# dataset_info.json of LLaMA-Factory: its columns -> our roles; its tags -> what is read without a word, and who speaks
+LISTED_COLUMNS = {
+    "prompt": "user", "query": "input", "response": "assistant", "history": "history", "messages": "messages",
+    "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected", "kto_tag": "label",
+}  # fmt: skip
+LISTED_TAGS: dict[str, tuple[tuple[str, ...], str]] = {
+    "role_tag": (("from", "role"), ""), "content_tag": (("value", "content"), ""),
+    "user_tag": (("human", "user"), "user"), "assistant_tag": (("gpt", "assistant"), "assistant"),
+    "system_tag": (("system",), "system"), "observation_tag": (("observation", "tool", "function"), "tool"),
+    "function_tag": (("function_call", "tool_call"), ""),
+}  # fmt: skip

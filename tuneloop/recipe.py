@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from tuneloop.aliases import ALIASES, CHINESE, translate
-from tuneloop.errors import RecipeError, os_words
+from tuneloop.errors import RecipeError, nearby, os_words
 from tuneloop.language import t
 from tuneloop.notation import dumps, loads, slips
 from tuneloop.presets import FOLLOWS_FROM, filled, followers
@@ -207,12 +207,15 @@ def _problems(error: ValidationError) -> list[RecipeError]:
     return found
 
 
-def make_recipe(raw: Any, *, where: str = "recipe") -> tuple[Recipe, list[str]]:
-    """A recipe from a plain dict, and the notes about translated keys. Raises TL-RECIPE-INVALID with every problem."""
+def make_recipe(raw: Any, *, where: str = "recipe", folder: Path | None = None) -> tuple[Recipe, list[str]]:
+    """A recipe from a plain dict, and the notes about translated keys. Raises TL-RECIPE-INVALID with every problem.
+
+    `folder` is where it lies: the names of LLaMA-Factory's datasets are looked up from there.
+    """
     if not isinstance(raw, dict):
         got = t("a list") if isinstance(raw, list) else t("a text") if isinstance(raw, str) else shown(raw)
         raise RecipeError("TL-RECIPE-SHAPE", where=where, got=got)
-    raw, notes, problems = translate(raw)
+    raw, notes, problems = translate(raw, folder)
     notes += filled(raw)
     recipe: Recipe | None = None
     try:
@@ -229,7 +232,7 @@ def make_recipe(raw: Any, *, where: str = "recipe") -> tuple[Recipe, list[str]]:
 def read_recipe(path: Path) -> tuple[Recipe, list[str]]:
     """Read a recipe file. Relative paths in it are made absolute against its folder."""
     if not path.is_file():
-        raise RecipeError("TL-RECIPE-MISSING", where=str(path), path=path)
+        raise RecipeError("TL-RECIPE-MISSING", where=str(path), path=path, near=nearby(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -240,11 +243,17 @@ def read_recipe(path: Path) -> tuple[Recipe, list[str]]:
         raise RecipeError("TL-RECIPE-YAML", where=str(path), error=words) from error
     raw = loads(text, str(path))
     try:
-        recipe, notes = make_recipe({} if raw is None else raw, where=str(path))
+        recipe, notes = make_recipe({} if raw is None else raw, where=str(path), folder=path.resolve().parent)
     except RecipeError as error:
         causes = [*slips(text, str(path)), *error.causes]
         raise RecipeError(error.code, where=error.where, causes=causes, **{**error.facts, "n": len(causes)}) from None
     return anchored(recipe, path.resolve().parent), notes
+
+
+def is_beside(name: str) -> bool:
+    """Whether the name of a model or adapter is a path from the recipe's own folder: it begins with ./ or ../, or so
+    with Windows' backslash."""
+    return name.startswith(("./", "../", ".\\", "..\\"))
 
 
 def anchored(recipe: Recipe, folder: Path) -> Recipe:
@@ -266,7 +275,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         for d in recipe.data
     ]
     model = recipe.model
-    if model.name.startswith(("./", "../")):
+    if is_beside(model.name):
         model = model.model_copy(update={"name": str((folder / model.name).resolve())})
     if model.template and model.template.endswith(".jinja"):
         model = model.model_copy(update={"template": fix(model.template)})
@@ -274,7 +283,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     clean = recipe.prepare.clean.model_copy(update={"lexicon_files": lists})
     prepare = recipe.prepare.model_copy(update={"augment": _anchored(recipe.prepare.augment, folder), "clean": clean})
     named = {
-        key: [str((folder / a).resolve()) if a.startswith(("./", "../")) else a for a in adapters]
+        key: [str((folder / a).resolve()) if is_beside(a) else a for a in adapters]
         for key, adapters in (("adapter", filter(None, [recipe.train.adapter])), ("merge", recipe.train.merge))
     }
     train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
@@ -285,7 +294,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
 
 def _anchored(part: AugmentPart, folder: Path) -> AugmentPart:
     table = part.synonyms_file
-    models = [str((folder / m).resolve()) if m.startswith(("./", "../")) else m for m in part.translator]
+    models = [str((folder / m).resolve()) if is_beside(m) else m for m in part.translator]
     return part.model_copy(
         update={"synonyms_file": table and str(folder / Path(table).expanduser()), "translator": models}
     )
@@ -313,7 +322,11 @@ def changed_and_told(recipe: Recipe, assignments: list[str]) -> tuple[Recipe, li
         if not sep or not key.strip():
             guess = nearest(key.strip()) or "train.epochs"
             raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess=guess)
-        _put(written, key.strip(), loads(text, assignment), assignment)
+        value = loads(text, assignment)
+        if isinstance(value, dict) and any(one is None and ":" in str(name) for name, one in value.items()):
+            need = t("a blank behind each colon: {example}", example=re.sub(r":(?=\S)", ": ", text))
+            raise RecipeError("TL-RECIPE-VALUE", where=assignment, got=text, need=need)
+        _put(written, raw, key.strip(), value, assignment)
     written, notes, problems = translate(written)
     if problems:
         raise RecipeError("TL-RECIPE-INVALID", where="--set", causes=problems, n=len(problems))
@@ -345,15 +358,41 @@ def _meant(raw: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **{k: {**kept.get(k, {}), **v} if isinstance(v, dict) else v for k, v in written.items()}}
 
 
-def _put(target: dict[str, Any], dotted: str, value: Any, assignment: str) -> None:
-    *parents, leaf = dotted.split(".")
-    for parent in parents:
-        if parent == "model" and isinstance(target.get(parent), str):  # `model=NAME` before `model.dtype=…`
-            target[parent] = {"name": target[parent]}
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess="train.epochs")
-    target[leaf] = value
+def _put(target: dict[str, Any], base: Any, dotted: str, value: Any, assignment: str) -> None:
+    """Write `value` below a dotted key of `target`, over the recipe `base`: `data[0].columns` changes one item of its
+    list, `data[].columns` each of them."""
+    head, _, rest = dotted.partition(".")
+    if item := re.fullmatch(r"(\w+)\[(\d*)\]", head):
+        for one in _items(target, base, item[1], item[2], assignment):
+            if rest:
+                _put(one, one, rest, value, assignment)
+            else:
+                one.update(value if isinstance(value, dict) else {"path": value})
+        return
+    if not rest:
+        target[head] = value
+        return
+    if head == "model" and isinstance(target.get(head), str):  # `model=NAME` before `model.dtype=…`
+        target[head] = {"name": target[head]}
+    inner = target.setdefault(head, {})
+    if not isinstance(inner, dict):
+        raise RecipeError("TL-RECIPE-ASSIGN", where=assignment, got=assignment, guess="train.epochs")
+    _put(inner, base.get(head) if isinstance(base, dict) else None, rest, value, assignment)
+
+
+def _items(target: dict[str, Any], base: Any, name: str, number: str, assignment: str) -> list[dict[str, Any]]:
+    """The sections of a list that an assignment means, in a list of `target`'s own: one by its number, or all.
+
+    Raises TL-RECIPE-ITEM where the list has none of this number.
+    """
+    found = target[name] if name in target else base.get(name) if isinstance(base, dict) else None
+    found = [] if found is None else found if isinstance(found, list) else [found]
+    items = [dict(one) if isinstance(one, dict) else {"path": one} for one in found]
+    wanted = items[int(number) : int(number) + 1] if number else items
+    if not wanted:
+        raise RecipeError("TL-RECIPE-ITEM", where=assignment, list=name, n=len(items))
+    target[name] = items
+    return wanted
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,8 +22,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from tuneloop import disk
-from tuneloop.errors import RunError
-from tuneloop.runs import BASE, BEGUN, Run, open_run, run_recipe
+from tuneloop.errors import ModelError, RunError, nearby
+from tuneloop.language import t
+from tuneloop.model import sources
+from tuneloop.model.known import find as find_model
+from tuneloop.model.known import nearest
+from tuneloop.runs import BASE, BEGUN, Run, near_run, open_run, run_recipe
 from tuneloop.store import Store, aliases, now, open_store
 from tuneloop.store import versions as table
 
@@ -198,6 +202,33 @@ def locate(workspace: Path, ref: str) -> Path | None:
             if error.code != "TL-RUN-EXISTS":  # another process laid it out in the meantime
                 raise
     return folder
+
+
+def require(workspace: Path, ref: str) -> None:
+    """Raise for a word that is neither a run, nor a version, nor a model that could be looked for.
+
+    TL-RUN-NOTHING, TL-RUN-VERSION, TL-MODEL-PATH. Nothing is loaded, fetched or laid out, so it takes no time.
+    """
+    if os.path.isdir(os.path.expanduser(ref)):
+        return
+    with suppress(RunError):
+        open_run(ref, workspace)
+        return
+    known = {v.name for v in versions(workspace)}
+    if ref.partition(":")[0] in known:
+        find(workspace, ref)
+        return
+    if re.split(r"[/\\]", ref)[-2:-1] == ["runs"] or not (sources.is_path(ref) or "/" in ref or find_model(ref)):
+        near = near_run(ref, workspace) or near_names(ref, sorted(known))
+        raise RunError("TL-RUN-NOTHING", where=ref, near=near, workspace=workspace.resolve())
+    if sources.is_path(ref):
+        raise ModelError("TL-MODEL-PATH", where=ref, name=ref, near=nearby(ref))
+
+
+def near_names(ref: str, versions: Sequence[str]) -> str:
+    """Words for an error: versions and models that are called much like `ref`."""
+    found = difflib.get_close_matches(ref.partition(":")[0], versions, 3, 0.6) + nearest(ref)
+    return t("; near it: {names}", names=", ".join(found)) if found else ""
 
 
 def _path(workspace: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from tuneloop.environment import environment
 from tuneloop.errors import RunError
+from tuneloop.language import t
 from tuneloop.recipe import changed, read_recipe
 from tuneloop.sections import Recipe
 
@@ -160,7 +162,17 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
         if (path / "recipe.yaml").is_file():
             # "." and a bare name have no parents to look for the datasets in.
             return Run(path.resolve() if len(path.parts) < 2 or ".." in path.parts else path)
-    raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
+    raise RunError("TL-RUN-MISSING", where=str(ref), path=f"{ref}{near_run(str(ref), workspace)}")
+
+
+def near_run(ref: str, workspace: Path = Path()) -> str:
+    """Words for an error: a run that lies above this folder, or is called much like `ref`; "" where none is."""
+    name = re.split(r"[/\\]", ref.rstrip("/\\"))[-1]
+    above = (os.path.join(*[os.pardir] * n, "runs", name) for n in (1, 2, 3))
+    names = [p.parent.name for p in (workspace / "runs").glob("*/recipe.yaml")]
+    found = next((p for p in above if os.path.isfile(os.path.join(p, "recipe.yaml"))), "")
+    found = found or ", ".join(difflib.get_close_matches(name, names, 3, 0.6))
+    return t("; near it: {names}", names=found) if found else ""
 
 
 def resumable(recipe: Recipe, settings: list[str]) -> Recipe:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tuneloop import peers
@@ -33,8 +34,10 @@ def shown(value: Any) -> str:
 class Work:
     """The recipe, and what is to be said about it."""
 
-    def __init__(self, raw: dict[str, Any]) -> None:
+    def __init__(self, raw: dict[str, Any], folder: Path | None = None) -> None:
         self.raw = raw
+        self.folder = folder
+        self.listed: dict[str, dict[str, tuple[Path, dict[str, Any]]]] = {}  # data sets by name, by dataset_dir
         self.out = dict(raw)
         self.problems: list[RecipeError] = []
         self.notes: list[str] = []

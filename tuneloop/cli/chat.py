@@ -45,6 +45,9 @@ def chat(
     """
     if once is not None and not once.strip():
         raise usage.wrong("tuneloop chat", t("--once needs a question"))
+    from tuneloop import registry
+
+    registry.require(workspace, ref)
     from tuneloop import pipeline
     from tuneloop.model.classifier import Classifier
     from tuneloop.model.scorer import Scorer

@@ -23,12 +23,13 @@ def compare(
 
     Examples: tuneloop compare latest -p "Who are you?" | tuneloop compare runs/demo-1 runs/demo-2
     """
-    from tuneloop import pipeline
-    from tuneloop.cli import tables
     from tuneloop.runs import open_run
 
     first = open_run(run, workspace)
     second = open_run(other, workspace) if other else None
+    from tuneloop import pipeline
+    from tuneloop.cli import tables
+
     found = pipeline.compare(first, second, prompt or [], max_new_tokens=max_new_tokens)
     if json:
         show.as_json(found)

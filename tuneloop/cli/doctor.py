@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from tuneloop.cli import show
 from tuneloop.environment import environment
 from tuneloop.language import t
 from tuneloop.optional import install
+from tuneloop.plan import driver as drivers
+from tuneloop.plan.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
@@ -23,12 +26,14 @@ EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postg
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `fine` is false where something cannot be done; `remedy` says how to mend it."""
+    """One thing looked at. `fine` is false where something cannot be done; `remedy` says how to mend it, and `line` is
+    the command to type for it."""
 
     what: str
     value: str
     fine: bool
     remedy: str = ""
+    line: str = ""
 
 
 def _package(name: str) -> str:
@@ -40,20 +45,28 @@ def _package(name: str) -> str:
 
 def _packages() -> list[Finding]:
     found = [
-        Finding(name, _package(name) or t("missing"), bool(_package(name)), "" if _package(name) else install())
+        Finding(
+            name,
+            _package(name) or t("missing"),
+            bool(_package(name)),
+            *(() if _package(name) else (_below(), install())),
+        )
         for name in CORE
     ]
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
         value = t("installed") if not absent else t("not installed")
-        remedy = install(extra) if absent else ""
-        found.append(Finding(t("extra {name}", name=extra), value, not absent, remedy))
+        remedy = (_below(), install(extra)) if absent else ()
+        found.append(Finding(t("extra {name}", name=extra), value, not absent, *remedy))
     return found
 
 
 def _machine() -> list[Finding]:
-    import torch
-
+    """What needs torch to be looked at; where that does not load, why."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # on Windows a DLL that is missing is an OSError
+        return [Finding("torch", str(error), False, *_torch_remedy(error)), card("", ())]
     from tuneloop.plan.hardware import look
 
     machine = look(torch.float32)
@@ -66,10 +79,7 @@ def _machine() -> list[Finding]:
             t("memory"), t("{free} of {all} GB free", free=machine.free_gb, all=machine.memory_gb), machine.free_gb > 4,
             "" if machine.free_gb > 4 else t("Close other programs: the demo needs about 4 GB."),
         ),
-        Finding(
-            t("graphics card"), ", ".join(machine.gpus) or t("none that this torch can use"), bool(machine.gpus),
-            "" if machine.gpus else t("Training runs on the CPU. With an NVIDIA card: install torch's CUDA build."),
-        ),
+        card(torch.__version__, machine.gpus),
     ]  # fmt: skip
     free = shutil.disk_usage(_existing()).free / 1e9
     found.append(
@@ -79,6 +89,46 @@ def _machine() -> list[Finding]:
         )
     )  # fmt: skip
     return found
+
+
+def _below() -> str:
+    return t("the line below")
+
+
+def _torch_remedy(error: Exception) -> tuple[str, str]:
+    """What to do where torch does not load, and the line to type."""
+    if sys.platform == "win32" and not isinstance(error, ModuleNotFoundError):
+        return t("Install the Microsoft Visual C++ Redistributable (x64), then try again."), ""
+    return _below(), install()
+
+
+def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Finding:
+    """The graphics cards: those that this version of torch uses, else the pip line of the build that the driver takes.
+
+    `driver` is for tests; by default it is looked for.
+    """
+    what = t("graphics card")
+    if usable:
+        return Finding(what, ", ".join(usable), True)
+    driver = driver or drivers.look()
+    if driver is None:
+        remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
+        return Finding(what, t("none that this torch can use"), False, remedy)
+    cuda = ".".join(map(str, driver.cuda))
+    value = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
+              cards=", ".join(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
+              torch=torch or t("missing"))  # fmt: skip
+    build = drivers.build_for(driver, torch or _package("torch") or drivers.NEWEST)
+    if build is None:
+        return Finding(what, value, False, t("No build of this torch runs here: bring the driver up to date "
+                                             "(580 or newer), then ask again; until then the CPU trains."))  # fmt: skip
+    if torch.endswith(f"+{build.name}"):
+        return Finding(what, value, False, t("torch is the right build ({name}). Restart the machine after a driver's "
+                                             "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
+                                             name=build.name))  # fmt: skip
+    said = t("The driver takes torch's build {name}: the line below.", name=build.name)
+    where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
+    return Finding(what, value, False, f"{said} {where}" if build.index else said, build.line)
 
 
 def _existing() -> str:
@@ -93,7 +143,7 @@ def _models() -> list[Finding]:
     hub = environment().hub_endpoint or t("the library's own")
     return [
         Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,
-                "" if cached else "tuneloop model pull smollm2-135m-instruct"),
+                "" if cached else show.command("model", "pull", "smollm2")),
         Finding(t("model hub"), t("offline") if environment().offline else hub, True,
                 t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well.")),
     ]  # fmt: skip
@@ -136,3 +186,6 @@ def doctor(
         return
     rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in found]
     show.table(t("This machine"), ["", t("what"), t("value"), t("remedy")], rows)
+    for one in found:
+        if one.line:  # outside of the table, where a long line can be copied whole
+            print(f"{one.what}\n  {one.line}")

@@ -20,13 +20,14 @@ def evaluate(
 
     Example: tuneloop evaluate runs/demo-1
     """
+    from tuneloop.runs import open_run
+
+    made = open_run(run, workspace)
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import tables
     from tuneloop.evaluate import folder
-    from tuneloop.runs import open_run
 
-    made = open_run(run, workspace)
     evaluation = pipeline.evaluate(made, say=show.say)
     version = pipeline.register(made, workspace=workspace)
     if json:

@@ -21,11 +21,13 @@ def export(
 
     Examples: tuneloop export runs/demo-1 | tuneloop export demo:v2 --to exports/assistant
     """
-    from tuneloop import pipeline, registry
+    from tuneloop import registry
     from tuneloop.language import t
     from tuneloop.runs import open_run
 
     found = registry.locate(workspace, run) or open_run(run, workspace).path
+    from tuneloop import pipeline
+
     target = to or workspace / "exports" / found.name
     parity = pipeline.export(run, target, workspace=workspace)
     if json:
@@ -33,4 +35,4 @@ def export(
         return
     typer.echo(t("exported to {path}", path=target))
     typer.echo(t("checked: {parity}", parity=parity.line()))
-    typer.echo(t("try it: tuneloop chat {path}", path=target))
+    typer.echo(t("try it: {command}", command=show.command("chat", target)))

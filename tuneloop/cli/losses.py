@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.ledger import entries, words
 from tuneloop.language import t
-from tuneloop.plan.cautions import cautions, nothing_held
+from tuneloop.plan.cautions import cautions, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
@@ -26,7 +26,11 @@ SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost 
 def warn(made: Dataset, recipe: Recipe) -> list[str]:
     """Print the panel where there is reason to. The sentences it says, so that nobody repeats them."""
     counts, file = made.manifest["counts"], made.path / "ledger.jsonl"
-    told = cautions(counts, made.manifest["steps"], str(file)) + much_changed(counts, made.manifest["steps"], str(file))
+    told = [
+        *cautions(counts, made.manifest["steps"], str(file)),
+        *much_changed(counts, made.manifest["steps"], str(file)),
+        *foreign(recipe.model.name, made.path),
+    ]
     if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     told += _read_otherwise(made)

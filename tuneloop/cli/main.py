@@ -9,7 +9,22 @@ from typing import Annotated, NoReturn
 import typer
 
 from tuneloop import __version__
-from tuneloop.cli import chat, compare, data, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
+from tuneloop.cli import (
+    chat,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    model,
+    plan,
+    prepare,
+    run,
+    serve,
+    show,
+    train,
+)
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
 from tuneloop.environment import environment, quiet_libraries
@@ -76,7 +91,7 @@ def main() -> NoReturn:
     try:
         sys.exit(_run())
     except TuneloopError as error:
-        typer.echo(f"{error}\n  {t('More: tuneloop explain {code}', code=error.code)}", err=True)
+        typer.echo(f"{error}\n  {t('More: {command}', command=show.command('explain', error.code))}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo(t("Stopped."), err=True)

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.cli import show
+from tuneloop.cli import show, versions
 from tuneloop.cli.verb import Verb, Verbs
 from tuneloop.language import t
 
-app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="List, pull and find models.")
+app = typer.Typer(
+    cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Pull and find models; list and name versions."
+)
+for verb in (versions.versions, versions.alias):
+    app.command(cls=Verb)(verb)
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
@@ -44,7 +48,10 @@ def list_models(json: Json = False) -> None:
     ]
     show.table(t("Models that need no hub"), columns, rows)
     print(
-        t("Bring one here: tuneloop model pull NAME. Also taken: a folder, org/name of the hub, modelscope:org/name.")
+        t(
+            "Bring one here: {command}. Also taken: a folder, org/name of the hub, modelscope:org/name.",
+            command=show.command("model", "pull", "NAME"),
+        )
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.cli import show, verdict
-from tuneloop.cli.target import keep_recipe, recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 
 def plan(
@@ -27,6 +27,7 @@ def plan(
     Example: tuneloop plan chats.jsonl --model smollm2 --set train.epochs=1
     """
     recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
+    require_files(recipe)
     from tuneloop import pipeline
     from tuneloop.cli import tables
 

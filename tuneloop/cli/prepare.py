@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.cli import show, verdict
-from tuneloop.cli.target import keep_recipe, recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 
 def prepare(
@@ -26,6 +26,7 @@ def prepare(
     Example: tuneloop prepare chats.jsonl faq.csv --model smollm2
     """
     recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
+    require_files(recipe)
     from tuneloop.cli import losses, tables
 
     dataset, recipe = verdict.prepared(recipe, workspace)

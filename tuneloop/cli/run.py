@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop.cli import show, verdict
-from tuneloop.cli.target import keep_recipe, recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 from tuneloop.language import t
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def run(
     Examples: tuneloop run demo | tuneloop run chats.jsonl --model smollm2 | tuneloop run my.yaml --set train.epochs=2
     """
     recipe = recipe_of(targets, model=model, name=name, settings=settings, accept=accept_terms)
+    require_files(recipe)
     began = time.perf_counter()
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
@@ -61,7 +62,7 @@ def run(
         evaluation = pipeline.evaluate(made, say=show.say)
     except KeyboardInterrupt:
         show.say(t("The model is trained; evaluate and register it with:"))
-        show.say(f"  tuneloop evaluate {made.path}")
+        show.say(f"  {show.command('evaluate', made.path)}")
         raise typer.Exit(130) from None
     version = pipeline.register(made, workspace=workspace)
     seconds = time.perf_counter() - began
@@ -83,9 +84,8 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
     print(t("Loss curve: {path}", path=made.path / "loss_curve.png"))
     print()
     print(t("Next:"))
-    print(f"  tuneloop chat {made.path}")
-    print(f"  tuneloop export {made.path}")
-    print(f"  tuneloop serve {made.path}")
+    for verb in ("chat", "export", "serve"):
+        print(f"  {show.command(verb, made.path)}")
     failed = [p["name"] for p in evaluation.get("probes", []) if not p["passed"]]
     if failed:
         print()
@@ -96,5 +96,5 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
 def stopped(made: Run) -> None:
     """Say how to go on after Ctrl-C, and leave with status 130."""
     show.say(t("Stopped; a checkpoint is in {path}. Go on with:", path=made.checkpoints))
-    show.say(f"  tuneloop train --resume {made.path}")
+    show.say(f"  {show.command('train', '--resume', made.path)}")
     raise typer.Exit(130)

@@ -21,6 +21,9 @@ def serve(
 
     Example: tuneloop serve runs/demo-1 --port 8000
     """
+    from tuneloop import registry
+
+    registry.require(workspace, ref)
     from tuneloop import pipeline
     from tuneloop.cli.show import say
     from tuneloop.language import t

@@ -7,12 +7,22 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tuneloop.language import t
+from tuneloop.language import current, is_passing, t
+from tuneloop.optional import quoted
 
 
 def say(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """A command line for the reader to type: `tuneloop` and these words, quoted where the shell needs it.
+
+    Where only --lang chose the language, the line asks for it again.
+    """
+    more = ["--lang", current()] if is_passing() else []
+    return " ".join(quoted(str(word)) for word in ["tuneloop", *words, *more])
 
 
 def as_json(content: Any) -> None:

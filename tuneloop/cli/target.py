@@ -6,12 +6,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.show import say
-from tuneloop.errors import RecipeError
+from tuneloop.cli.show import command, say
+from tuneloop.errors import RecipeError, nearest_path
 from tuneloop.language import t
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def recipe_of(
         assignments.append(f"name={json.dumps(name, ensure_ascii=False)}")
     if accept:
         assignments.append("model.accept_terms=true")
+    for word in targets:
+        if key := _setting(word):
+            raise RecipeError("TL-RECIPE-ASSIGN", where=word, got=word, guess=key)
     known = packaged()
     if recipe_file := _recipe_file(targets[0]):
         recipe, notes = recipes.read_recipe(recipe_file)
@@ -49,14 +53,22 @@ def recipe_of(
     elif is_data(targets):
         recipe, notes = _made(targets), []
     else:
-        near = difflib.get_close_matches(targets[0], known, 1)
-        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0] if near else "demo")
+        near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
+        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
     if assignments:
         recipe, more = recipes.changed_and_told(recipe, assignments)
         notes += more
     for note in notes:
         say(note)
     return recipes.anchored(recipe, Path.cwd())
+
+
+def _setting(word: str) -> str:
+    """The key of the recipe that a word "key=value" means, which wants --set before it; "" for any other word."""
+    from tuneloop.recipe import nearest
+
+    key, sign, _ = word.partition("=")
+    return nearest(key) if sign and re.fullmatch(r"[\w.\[\]-]+", key) and not os.path.lexists(word) else ""
 
 
 def _recipe_file(word: str) -> Path | None:
@@ -84,6 +96,35 @@ def _made(targets: list[str]) -> Recipe:
     return recipes.make_recipe({"name": stem[:64], "data": targets})[0]
 
 
+def require_files(recipe: Recipe) -> None:
+    """Raise TL-DATA-MISSING, TL-MODEL-PATH or TL-MODEL-NAME for what a recipe names and that is not there.
+
+    What a verb does first: it needs no large library, so a misspelt path is told at once and not after seconds.
+    """
+    from tuneloop.errors import DataError, ModelError, nearby
+    from tuneloop.model import known, sources
+
+    for file in recipe.data:
+        if not file.path.startswith(("hub:", "modelscope:", "-")) and not os.path.lexists(
+            os.path.expanduser(file.path)
+        ):
+            from tuneloop.data.reading import places
+
+            places.find(file)  # it may be a glob, a slice, a side of a folder
+    evaluate, model = recipe.evaluate, recipe.model
+    texts = [evaluate.show, *(probe.prompts for probe in evaluate.probes)]
+    texts.append(model.template if model.template and model.template.endswith(".jinja") else [])
+    for path in texts:
+        if isinstance(path, str) and not os.path.lexists(path):
+            raise DataError("TL-DATA-MISSING", where=path, near=nearby(path))
+    if os.path.isdir(os.path.expanduser(model.name)) or known.find(model.name):
+        return
+    if sources.is_path(model.name):
+        raise ModelError("TL-MODEL-PATH", where=model.name, name=model.name, near=nearby(model.name))
+    if "/" not in model.name:
+        raise known.unknown(model.name)
+
+
 def keep_recipe(targets: list[str], recipe: Recipe) -> None:
     """For raw files that could be read: write their recipe to ./<name>.yaml, to look at, keep and change.
 
@@ -99,17 +140,24 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
         draft = file.with_name(f".{file.name}.draft")
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, file)
-        say(t("Wrote the recipe to {file}; change it as you like, and run it with: tuneloop run {file}", file=file))
+        say(t("Wrote the recipe to {file}; change it as you like, and run it with: {command}", file=file,
+              command=command("run", file)))  # fmt: skip
     elif file.read_text(encoding="utf-8", errors="replace") != text:
         say(t("{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run it "
-              "with: tuneloop run {file}", file=file))  # fmt: skip
+              "with: {command}", file=file, command=command("run", file)))  # fmt: skip
 
 
 def _beside(recipe: Recipe) -> Recipe:
     """The recipe with the paths below this folder written from here, so that recipe and data can move together."""
-
-    def near(path: str) -> str:
-        return path.removeprefix(str(Path.cwd()) + os.sep) if Path(path).is_absolute() else path
-
-    data = [file.model_copy(update={"path": Path(near(file.path)).as_posix()}) for file in recipe.data]
+    data = [file.model_copy(update={"path": below(Path(file.path), Path.cwd())}) for file in recipe.data]
     return recipe.model_copy(update={"data": data})
+
+
+def below(path: PurePath, folder: PurePath) -> str:
+    """A path as it is written in a file of `folder`, with slashes, which Windows reads as well.
+
+    >>> below(PurePath("/work/chats/a.jsonl"), PurePath("/work"))
+    'chats/a.jsonl'
+    """
+    inside = path.is_absolute() and path.is_relative_to(folder)
+    return (path.relative_to(folder) if inside else path).as_posix()

@@ -9,7 +9,7 @@ import typer
 
 from tuneloop.cli import show, verdict
 from tuneloop.cli.run import stopped
-from tuneloop.cli.target import keep_recipe, recipe_of
+from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
@@ -35,13 +35,15 @@ def train(
         raise RecipeError("TL-RECIPE-TARGET", where="tuneloop train")
     if targets:
         recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
+        require_files(recipe)
+    from tuneloop.runs import open_run
+
+    made = open_run(resume, workspace) if resume else None
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
-    from tuneloop.runs import open_run
     from tuneloop.train import ranks
 
-    if resume:
-        made = open_run(resume, workspace)
+    if made is not None:
         if made.result() is not None:
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
@@ -70,4 +72,4 @@ def train(
     tables.cautions(folder.read(made.path).cautions())
     print(t("Trained: {path}", path=result))
     print(t("Next:"))
-    print(f"  tuneloop evaluate {made.path}")
+    print(f"  {show.command('evaluate', made.path)}")

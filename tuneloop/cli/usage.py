@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from tuneloop.cli import show
 from tuneloop.errors import RecipeError
 from tuneloop.language import t
 
@@ -23,7 +24,7 @@ def no_verb(got: str, known: Sequence[str], path: str) -> RecipeError:
         if near
         else t("They are: {all}.", all=", ".join(known))
     )
-    return RecipeError("TL-RECIPE-VERB", where=_short(path), got=got, guess=guess, help=f"{_short(path)} --help")
+    return RecipeError("TL-RECIPE-VERB", where=_short(path), got=got, guess=guess, help=_help(path))
 
 
 def as_ours(error: Any) -> RecipeError:
@@ -34,7 +35,11 @@ def as_ours(error: Any) -> RecipeError:
 
 def wrong(verb: str, problem: str) -> RecipeError:
     """TL-RECIPE-USAGE; `problem` says, without a full stop, what is wrong with a line of `verb` ("tuneloop chat")."""
-    return RecipeError("TL-RECIPE-USAGE", where=verb, problem=problem, help=f"{verb} --help")
+    return RecipeError("TL-RECIPE-USAGE", where=verb, problem=problem, help=_help(verb))
+
+
+def _help(path: str) -> str:
+    return show.command(*_short(path).split()[1:], "--help")
 
 
 def _problem(error: Any) -> str:
@@ -42,10 +47,7 @@ def _problem(error: Any) -> str:
     kind, words = type(error).__name__, str(error.format_message())
     option = getattr(error, "option_name", "") or ""
     if kind == "NoSuchOption":
-        near = difflib.get_close_matches(option, _options(error), 1, 0.7)
-        return t("there is no option {name}", name=option) + (
-            t(" (did you mean {near}?)", near=near[0]) if near else ""
-        )
+        return t("there is no option {name}", name=option) + _instead(option, _options(error))
     if kind == "MissingParameter" and error.param is not None:
         name = error.param.name if error.param.param_type_name == "argument" else error.param.opts[0]
         return t("{name} is missing", name=name)
@@ -59,6 +61,18 @@ def _problem(error: Any) -> str:
         extra = words[words.find("(", words.find("argument(s)") + 11) + 1 :].rstrip(")")
         return t("there is a word too many: {words}", words=extra)
     return words
+
+
+def _instead(option: str, known: Sequence[str]) -> str:
+    """What to write for an option that does not exist: a key of the recipe, or the nearest option."""
+    near = difflib.get_close_matches(option, known, 1, 0.7)
+    if "--set" in known and not (near and near[0].replace("-", "") == option.replace("-", "").replace("_", "")):
+        from tuneloop.recipe import nearest
+
+        key = nearest(option.lstrip("-").replace("-", "_"))
+        if key and not (near and difflib.SequenceMatcher(None, option, near[0]).ratio() > 0.85):
+            return t(" (the recipe has {key}: --set {key}=VALUE)", key=key)
+    return t(" (did you mean {near}?)", near=near[0]) if near else ""
 
 
 def _bad_value(error: Any, words: str) -> str:

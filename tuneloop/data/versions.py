@@ -19,7 +19,7 @@ def locate(workspace: Path, name: str) -> Dataset:
     if (Path(name) / "manifest.json").is_file():
         return open_dataset(Path(name))
     every = _all(workspace)
-    dataset, _, digits = name.strip("/").rpartition("/")
+    dataset, digits = parted(name)
     meant = [path for path in every if path.parent.name == name]
     if meant:
         return open_dataset(max(meant, key=_made))
@@ -28,6 +28,16 @@ def locate(workspace: Path, name: str) -> Dataset:
         known = ", ".join(shown(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
         raise DataError("TL-DATA-VERSION", where=shown(workspace), got=name, n=len(meant), known=known or "–")
     return open_dataset(meant[0])
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The dataset and the hash in "name/hash", with either slash; ("", name) where there is only one of them.
+
+    >>> parted("chats/1f0c2a"), parted("1f0c2a")
+    (('chats', '1f0c2a'), ('', '1f0c2a'))
+    """
+    dataset, _, digits = name.replace("\\", "/").strip("/").rpartition("/")
+    return dataset, digits
 
 
 def _all(workspace: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import DataError, RecipeError, os_words
+from tuneloop.errors import DataError, RecipeError, nearby, os_words
 from tuneloop.evaluate import metrics, suite
 from tuneloop.language import t
 from tuneloop.records import Answer, ProbeResult, Record
@@ -101,7 +101,7 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
         return [p.strip() for p in prompts if p.strip()]
     path = Path(prompts)
     if not path.is_file():
-        raise DataError("TL-DATA-MISSING", where=prompts, path=prompts)
+        raise DataError("TL-DATA-MISSING", where=prompts, path=prompts, near=nearby(prompts))
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

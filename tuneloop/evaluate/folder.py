@@ -13,7 +13,7 @@ import yaml
 from tuneloop.errors import RunError
 from tuneloop.evaluate import chart
 from tuneloop.evaluate.verdict import STARTS
-from tuneloop.plan.cautions import cautions
+from tuneloop.plan.cautions import cautions, foreign
 from tuneloop.runs import Run
 
 
@@ -55,8 +55,11 @@ class Folder:
         counts = self.dataset.get("counts") or self.manifest.get("counts") or {}
         if not counts:
             return []
-        where = Path(self.dataset_path or "") / "ledger.jsonl"
-        return cautions(counts, self.manifest.get("steps") or (), str(where))
+        folder = Path(self.dataset_path or "")
+        model = self.recipe.get("model")
+        name = str(model.get("name")) if isinstance(model, dict) else ""
+        return [*cautions(counts, self.manifest.get("steps") or (), str(folder / "ledger.jsonl")),
+                *foreign(name, folder)]  # fmt: skip
 
 
 def read(run: Path) -> Folder:

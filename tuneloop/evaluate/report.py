@@ -25,7 +25,7 @@ from tuneloop.data import ledger
 from tuneloop.evaluate import chart, compare, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
 from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
-from tuneloop.language import current, t
+from tuneloop.language import current, is_passing, t
 from tuneloop.monitor.duration import about, duration
 from tuneloop.plan.cautions import nothing_held
 
@@ -298,16 +298,17 @@ def short(number: float) -> str:
 
 def _commands(folder: Folder) -> list[tuple[str, str]]:
     run = shlex.quote(f"{folder.path.parent.name}/{folder.path.name}")
+    more = f" --lang {current()}" if is_passing() else ""
     last = next((e["event"] for e in reversed(folder.events) if e.get("event") in ENDS | STARTS), "finished")
     if last != "finished":
-        return [(t("Take it up where it stopped"), f"tuneloop train --resume {run}")]
-    evaluate = [] if folder.evaluation else [(t("Measure what changed"), f"tuneloop evaluate {run}")]
+        return [(t("Take it up where it stopped"), f"tuneloop train --resume {run}{more}")]
+    evaluate = [] if folder.evaluation else [(t("Measure what changed"), f"tuneloop evaluate {run}{more}")]
     return [
         *evaluate,
-        (t("Talk to it"), f"tuneloop chat {run}"),
-        (t("Serve it to any OpenAI client"), f"tuneloop serve {run}"),
-        (t("Export it"), f"tuneloop export {run}"),
-        (t("Train again, twice as long"), f"tuneloop run {run}/recipe.yaml --set {_longer(folder)}"),
+        (t("Talk to it"), f"tuneloop chat {run}{more}"),
+        (t("Serve it to any OpenAI client"), f"tuneloop serve {run}{more}"),
+        (t("Export it"), f"tuneloop export {run}{more}"),
+        (t("Train again, twice as long"), f"tuneloop run {run}/recipe.yaml --set {_longer(folder)}{more}"),
     ]
 
 

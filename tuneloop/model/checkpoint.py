@@ -44,10 +44,12 @@ class State:
 
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk; folders cannot be opened on Windows, where renames are flushed anyway."""
-    if path.is_dir() and os.name == "nt":
-        return
-    # Windows flushes only what is open for writing.
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:  # Windows flushes only what is open for writing
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(handle)
     finally:

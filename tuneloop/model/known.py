@@ -8,6 +8,7 @@ Nothing of them is part of tuneloop; a user pulls them, under their own licences
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,16 @@ class Known:
         return self.size + 3 * self.download
 
 
+HUB_ORGS = {
+    "google-bert": "bert-(base|large)-", "distilbert": "distilbert-", "FacebookAI": "(xlm-)?roberta-(base|large)",
+    "openai-community": r"(openai-)?gpt2?(-(medium|large|xl))?$", "hfl": "chinese-", "Qwen": r"qwen|qwq",
+    "deepseek-ai": "deepseek", "meta-llama": "(meta-)?llama", "HuggingFaceTB": "smollm", "google": "gemma|electra-",
+    "mistralai": "mistral|mixtral", "zai-org": "(chat)?glm", "baichuan-inc": "baichuan", "internlm": "internlm",
+    "openbmb": "minicpm", "microsoft": "phi-|deberta-", "BAAI": "bge-", "TinyLlama": "tinyllama",
+}  # fmt: skip
+"""Organisation of the hub -> how the short names of its models begin: guides leave the organisation out."""
+
+
 def find(name: str) -> Known | None:
     """The known model of that name or alias, in any case of letters; None if there is none.
 
@@ -85,7 +96,12 @@ def nearest(name: str) -> list[str]:
 def unknown(name: str) -> ModelError:
     """TL-MODEL-NAME, with the nearest names where there are any."""
     near = nearest(name)
-    return ModelError("TL-MODEL-NAME", where=name, near=t("; near it: {names}", names=", ".join(near)) if near else "")
+    said = t("; near it: {names}", names=", ".join(near)) if near else ""
+    wanted = re.split(r"[/\\]", name.strip())[-1]
+    org = next((org for org, names in HUB_ORGS.items() if re.match(rf"(?:{names})", wanted.lower())), "")
+    if org:
+        said += t("; the hub has models of such names as {name}", name=f"{org}/{wanted}")
+    return ModelError("TL-MODEL-NAME", where=name, near=said)
 
 
 def demand(name: str) -> Known:

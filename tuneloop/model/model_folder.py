@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import ModelError, os_words
+from tuneloop.errors import ModelError, nearby, os_words
 from tuneloop.language import t
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -42,7 +42,7 @@ def check(folder: Path) -> None:
     missing; TL-MODEL-TRUNCATED a weights file is not whole; TL-MODEL-TOKENIZER no tokenizer.
     """
     if not folder.is_dir():
-        raise ModelError("TL-MODEL-PATH", where=str(folder), name=str(folder))
+        raise ModelError("TL-MODEL-PATH", where=str(folder), name=str(folder), near=nearby(folder))
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError("TL-MODEL-ADAPTER", where=str(folder), base=_base_of(folder))
     config = _read_config(folder)

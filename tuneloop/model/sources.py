@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.errors import ModelError
+from tuneloop.errors import ModelError, nearby
 from tuneloop.language import t
 from tuneloop.model.hub import from_hub, from_modelscope
 from tuneloop.model.known import KNOWN, Kind, find, unknown
@@ -112,7 +112,7 @@ def _remote(name: str, revision: str | None, *, local_only: bool) -> Path:
     if name.startswith(_MODELSCOPE):
         return from_modelscope(name.removeprefix(_MODELSCOPE), revision, local_only=local_only)
     if is_path(name) or os.path.isfile(name):
-        raise ModelError("TL-MODEL-PATH", where=name, name=name)
+        raise ModelError("TL-MODEL-PATH", where=name, name=name, near=nearby(name))
     if _HUB_NAME.fullmatch(name):
         return from_hub(name, revision, local_only=local_only)
     raise unknown(name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tuneloop.data import ledger
+from tuneloop.data import ledger, tongues
 from tuneloop.language import current, t
+from tuneloop.presets import usual_rate
+from tuneloop.sections import TrainPart
 
 LOST = 0.2
 """A larger share of dropped rows is worth a loud word: mostly a wrong setting or a misread file."""
@@ -14,6 +18,7 @@ FEW = 20
 """Fewer rows to train on teach a model little but those rows."""
 REASONS = 3
 SEMICOLON = {"en": "; ", "zh": "；"}
+BLANK = {"en": " ", "zh": ""}
 
 
 def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], where: str) -> list[str]:
@@ -54,6 +59,65 @@ def top_reasons(steps: Sequence[Mapping[str, Any]]) -> str:
         for s in lost[:REASONS]
     ]
     return SEMICOLON[current()].join(shown)
+
+
+ENGLISH = frozenset({"smollm2-135m-instruct", "all-minilm-l6-v2"})
+"""Known models that have learned hardly anything but English."""
+CHINESE = ("qwen2.5-coder-0.5b-instruct", "gemma-3-270m")
+"""Known models that write Chinese, the first the better one to talk to."""
+FOREIGN = 0.3
+"""Share of the rows in another language from which it is worth a word."""
+
+
+def foreign(model: str, dataset: Path) -> list[str]:
+    """A sentence where many rows of the dataset in a folder are in a language that the known model `model` hardly has.
+
+    [] for any other model, and where the dataset's profile.json does not tell its languages.
+    """
+    from tuneloop.model.known import find
+
+    known = find(model)
+    if known is None or known.name not in ENGLISH:
+        return []
+    try:
+        profile = json.loads((dataset / "profile.json").read_text(encoding="utf-8"))
+        rows = {str(code): int(n) for code, n in profile["languages"]["found"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    rows["zh"] = rows.pop("han", 0) + rows.get("zh", 0)
+    sure = {code: n for code, n in rows.items() if code not in ("en", "latin", "none", "other")}
+    code = max(sure, key=lambda one: sure[one])
+    share = sure[code] / max(sum(rows.values()), 1)
+    if share < FOREIGN:
+        return []
+    said = t("{percent} % of the rows are in {language}, and {model} is an English model.", percent=round(100 * share),
+             language=tongues.name(code), model=known.name)  # fmt: skip
+    able = ", ".join(name for name in CHINESE if find(name))
+    return [said + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
+            if code == "zh" else said]  # fmt: skip
+
+
+LOW = 5
+"""So many times below the usual rate, an adapter hardly moves."""
+
+
+def low_rate(train: TrainPart, task: str) -> list[str]:
+    """A sentence where new adapters would learn at the rate of whole weights.
+
+    >>> low_rate(TrainPart(learning_rate=2e-5), "chat")[0][:48]
+    'train.learning_rate is 2e-05, which is low for l'
+    >>> low_rate(TrainPart(learning_rate=1e-4), "chat"), low_rate(TrainPart(learning_rate=5e-6), "prefer")
+    ([], [])
+    """
+    usual = usual_rate(train.method, task, train.freeze.layers)
+    if train.method in {"full", "freeze"} or train.adapter or train.learning_rate * LOW > usual:
+        return []
+    text = t(
+        "train.learning_rate is {rate}, which is low for {method}: it would learn little. Usual is {usual}; rates as "
+        "low as this one are for training all weights.",
+        rate=f"{train.learning_rate:g}", method=train.method, usual=f"{usual:g}",
+    )  # fmt: skip
+    return [text]
 
 
 def nothing_held() -> str:

@@ -37,7 +37,7 @@ from tuneloop.plan.budget import (
     shape,
     step_flops,
 )
-from tuneloop.plan.cautions import cautions, nothing_held
+from tuneloop.plan.cautions import cautions, foreign, low_rate, nothing_held
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.sections import Recipe, TrainPart
 from tuneloop.train.keeping import Question, kept_bytes, measurements, objection
@@ -128,6 +128,7 @@ def make(
     counts = found.get("counts") or {}
     held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), prompts)
     said = cautions(counts, found.get("steps") or (), ledger) if counts else []
+    said += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
     if counts and not held.rows:
         said.append(nothing_held())
     if sent := notice(recipe.prepare.augment.endpoint):
@@ -148,6 +149,10 @@ def make(
         memory_gb=round(memory, 2),
         warnings=tuple(said),
     )  # fmt: skip
+
+
+def _name(task: Task) -> str:
+    return next((name for name, one in TASKS.items() if one is task), "chat")
 
 
 def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = False) -> float:

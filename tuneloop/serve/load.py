@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from tuneloop import registry
-from tuneloop.errors import RunError
 from tuneloop.model import sources
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
@@ -33,8 +32,7 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
     run = registry.locate(workspace, str(ref))
     if run is not None:
         return voice(load_trained(run))
-    if Path(ref).parent.name == "runs":  # a run that was misspelt, not an organisation on the hub
-        raise RunError("TL-RUN-MISSING", where=str(ref), path=ref)
+    registry.require(workspace, str(ref))  # a run that was misspelt is no organisation on the hub
     folder = sources.resolve(str(ref))
     tokenizer = load_tokenizer(folder)
     if len(labels := known_labels(folder)) > 1:  # an exported classifier

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 from tuneloop.data.reading import archives
 from tuneloop.data.reading.archives import shown
-from tuneloop.errors import DataError
+from tuneloop.errors import DataError, nearby
 from tuneloop.language import t
 
 ROW = 64 << 20
@@ -128,7 +128,7 @@ def resolved(blob: Blob) -> tuple[Blob, bytes]:
     if path.is_dir():
         raise DataError("TL-DATA-FOLDER", where=shown(path))
     if not path.exists() or "\0" in str(path):
-        raise DataError("TL-DATA-MISSING", where=shown(path))
+        raise DataError("TL-DATA-MISSING", where=shown(path), near=nearby(path) if "\0" not in str(path) else "")
     if not path.is_file():
         raise DataError("TL-DATA-UNREADABLE", where=shown(path), error=t("not a regular file"))
     head = _head(blob)

@@ -18,7 +18,7 @@ from tuneloop.data.reading.archives import shown
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.folders import Leaf, Side
 from tuneloop.data.reading.sniff import look
-from tuneloop.errors import DataError
+from tuneloop.errors import DataError, nearby
 from tuneloop.sections import DataFile
 
 
@@ -48,11 +48,11 @@ def find(file: DataFile) -> list[Place]:
     found = _named(path, may_be_classes)
     if found:
         return found
-    above, _, side = path.rpartition("/")
+    above, side = os.path.split(path)
     if side in ("train", "validation", "test") and above:
         found = [place for place in _named(above, may_be_classes) if place.side == side]
     if not found:
-        raise DataError("TL-DATA-MISSING", where=shown(path))
+        raise DataError("TL-DATA-MISSING", where=shown(path), near=nearby(path))
     return found
 
 
