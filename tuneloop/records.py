@@ -17,7 +17,7 @@ dialogue and whether its answer is good."""
 class Message:
     """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
 
-    An answer that is not `trained` (weight 0) is only context.
+    An answer that is not `trained` (weight 0) is only context. `cut`: its text went on, so it has no end to learn.
     """
 
     role: Role
@@ -25,6 +25,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     trained: bool = True
+    cut: bool = False
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""
@@ -80,7 +81,12 @@ class Record:
 
 
 def _marked(message: Message) -> dict[str, Any]:
-    return message.as_chat() if message.trained else {**message.as_chat(), "trained": False}
+    out = message.as_chat()
+    if not message.trained:
+        out["trained"] = False
+    if message.cut:
+        out["cut"] = True
+    return out
 
 
 @dataclass(frozen=True, slots=True)

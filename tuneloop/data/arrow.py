@@ -1,7 +1,8 @@
 """Records as Arrow tables: the one schema of a dataset on disk.
 
-`messages` is a list of {role, content, reasoning_content, tool_calls, trained}, the form that other tools read;
-`tool_calls` and `tools` are JSON text, since Arrow cannot hold arguments of any shape.
+`messages` is a list of {role, content, reasoning_content, tool_calls, trained, cut}, the form that other tools read;
+`tool_calls` and `tools` are JSON text, since Arrow cannot hold arguments of any shape. `cut` is null but where an
+answer's end was cut off; versions from before it have no such field.
 
 Both ways go column by column, which is three times as fast as a dict a row.
 """
@@ -21,7 +22,7 @@ from tuneloop.records import Message, Record
 
 _TEXT = pa.string()
 TURN = pa.struct([("role", _TEXT), ("content", _TEXT), ("reasoning_content", _TEXT), ("tool_calls", _TEXT),
-                  ("trained", pa.bool_())])  # fmt: skip
+                  ("trained", pa.bool_()), ("cut", pa.bool_())])  # fmt: skip
 SCHEMA = pa.schema([("id", _TEXT), ("kind", _TEXT), ("file", _TEXT), ("line", pa.int64()), ("repeat", pa.int32()),
                     ("label", _TEXT), ("parent", _TEXT), ("messages", pa.list_(TURN)), ("rejected", pa.list_(TURN)),
                     ("tools", _TEXT)])  # fmt: skip
@@ -57,6 +58,7 @@ def _turns(rows: Sequence[Sequence[Message]]) -> pa.ListArray:
         [m.reasoning or None for m in flat],
         [_json(m.tool_calls) if m.tool_calls else None for m in flat],
         [m.trained for m in flat],
+        [m.cut or None for m in flat],
     )
     arrays = [pa.array(values, field.type) for values, field in zip(columns, TURN, strict=True)]
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(TURN)))
@@ -78,10 +80,11 @@ def records(table: pa.Table | pa.RecordBatch) -> Iterator[tuple[Record, int]]:
 
 
 def _messages(column: pa.ListArray) -> Iterator[tuple[Message, ...]]:
-    roles, contents, thoughts, calls, trained = (field.to_pylist() for field in column.flatten().flatten())
+    roles, contents, thoughts, calls, trained, *more = (field.to_pylist() for field in column.flatten().flatten())
+    cuts = more[0] if more else [None] * len(roles)
     turns = (
-        Message(role, content, thought or "", tuple(json.loads(call)) if call else (), learnt)
-        for role, content, thought, call, learnt in zip(roles, contents, thoughts, calls, trained, strict=True)
+        Message(role, content, thought or "", tuple(json.loads(call)) if call else (), learnt, bool(cut))
+        for role, content, thought, call, learnt, cut in zip(roles, contents, thoughts, calls, trained, cuts, strict=True)
     )
     return (tuple(islice(turns, size)) for size in column.value_lengths().to_pylist())
 

@@ -1,0 +1,74 @@
+"""What a chat template makes of an answer, beside the answer that went in: nothing of it may be lost in silence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tuneloop.records import Message
+
+NO_THOUGHT = re.compile(r"\s*(?:[<\[][\w:|-]+[>\]]\s*)?[<\[]/[\w:|-]+[>\]]\s*")
+"""A thought without words, or the end of one that the prompt has opened: `<think>`, nothing, `</think>`."""
+
+
+def spoken(content: str) -> str:
+    """The answer behind a thought that stands in the text.
+
+    >>> spoken("<think>2 and 2</think>4"), spoken("4")
+    ('4', '4')
+    """
+    return content.rpartition("</think>")[2]
+
+
+def is_empty(message: Message) -> bool:
+    """Whether a turn says nothing. A thought alone is no answer, whether it stands in the text or apart.
+
+    >>> is_empty(Message("assistant", "<think>hm</think> ")), is_empty(Message("assistant", "", "hm"))
+    (True, True)
+    """
+    text = spoken(message.content) if message.role == "assistant" else message.content
+    return not (text.strip() or message.tool_calls)
+
+
+def unsaid(message: Message, written: str) -> str:
+    """What of an answer is not in the text that would be trained: "empty" (all of it), "call", "thought", or "".
+
+    >>> unsaid(Message("assistant", "4", "2 and 2"), "4<end>")
+    'thought'
+    """
+    if is_empty(message):
+        return "empty"
+    calls = message.tool_calls
+    if not written.strip():
+        return "call" if calls else "empty"
+    if calls and not _has_calls(message, written):
+        return "call"
+    thinks = message.reasoning or "</think>" in message.content
+    return "thought" if thinks and any(one not in written for one in _thoughts(message)) else ""
+
+
+def _thoughts(message: Message) -> Iterator[str]:
+    yield message.reasoning.strip()
+    for part in message.content.split("</think>")[:-1]:
+        yield part.rpartition("<think>")[2].strip()
+
+
+def _has_calls(message: Message, written: str) -> bool:
+    if spoken(message.content).strip() not in written:
+        return False
+    names = [str(call.get("function", {}).get("name", "")) for call in message.tool_calls]
+    if any(written.count(name) < names.count(name) for name in names):
+        return False
+    return all(_has(call.get("function", {}).get("arguments"), written) for call in message.tool_calls)
+
+
+def _has(value: Any, written: str) -> bool:
+    """Whether every key and value of a call's arguments stands in a text, in JSON's spelling or as it is."""
+    if isinstance(value, dict):
+        return all(_has(key, written) and _has(one, written) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(_has(one, written) for one in value)
+    ways = {str(value).strip(), json.dumps(value), json.dumps(value, ensure_ascii=False)}
+    return any(way.strip('"') in written for way in ways)
