@@ -192,8 +192,13 @@ def test_a_special_token_in_the_text_is_told() -> None:
 def test_only_some_are_looked_at_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = chatml()
     rendered = []
-    whole = looking.turn
-    monkeypatch.setattr(looking, "turn", lambda *a: rendered.append(1) or whole(*a))
+
+    class Counted(looking.Writer):
+        def write(self, records: Any) -> Any:
+            rendered.extend(records)
+            return super().write(records)
+
+    monkeypatch.setattr(looking, "Writer", Counted)
     rows = [
         Record((Message("user", f"Why {n}?"), Message("assistant", "So <|im_end|>.", reasoning="Because.")))
         for n in range(1000)

@@ -32,21 +32,30 @@ def is_empty(message: Message) -> bool:
     return not (text.strip() or message.tool_calls)
 
 
-def unsaid(message: Message, written: str) -> str:
-    """What of an answer is not in the text that would be trained: "empty" (all of it), "call", "thought", or "".
+def unsaid(message: Message, written: str) -> tuple[str, ...]:
+    """What an answer has, where not all of it is in the text that would be trained; () where it is.
 
-    >>> unsaid(Message("assistant", "4", "2 and 2"), "4<end>")
-    'thought'
+    "call", "thought"; of an answer that is none, "alone" (a thought without an answer) or "empty".
+
+    >>> unsaid(Message("assistant", "4", "2 and 2"), "4<end>"), unsaid(Message("assistant", "4"), "4<end>")
+    (('thought',), ())
     """
+    thinks = bool(message.reasoning) or "</think>" in message.content
     if is_empty(message):
-        return "empty"
-    calls = message.tool_calls
+        return ("alone",) if thinks and any(_thoughts(message)) else ("empty",)
     if not written.strip():
-        return "call" if calls else "empty"
-    if calls and not _has_calls(message, written):
-        return "call"
-    thinks = message.reasoning or "</think>" in message.content
-    return "thought" if thinks and any(one not in written for one in _thoughts(message)) else ""
+        lost = True
+    else:
+        lost = bool(message.tool_calls) and not _has_calls(message, written)
+        lost = lost or (thinks and any(one not in written for one in _thoughts(message)))
+    return carried(message) if lost else ()
+
+
+def carried(message: Message) -> tuple[str, ...]:
+    """What goes with an answer that is not trained: its calls, its thoughts, else the answer itself."""
+    thinks = bool(message.reasoning.strip()) or ("</think>" in message.content and any(_thoughts(message)))
+    found = (("call", bool(message.tool_calls)), ("thought", thinks))
+    return tuple(what for what, there in found if there) or ("empty",)
 
 
 def _thoughts(message: Message) -> Iterator[str]:

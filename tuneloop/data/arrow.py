@@ -84,7 +84,9 @@ def _messages(column: pa.ListArray) -> Iterator[tuple[Message, ...]]:
     cuts = more[0] if more else [None] * len(roles)
     turns = (
         Message(role, content, thought or "", tuple(json.loads(call)) if call else (), learnt, bool(cut))
-        for role, content, thought, call, learnt, cut in zip(roles, contents, thoughts, calls, trained, cuts, strict=True)
+        for role, content, thought, call, learnt, cut in zip(
+            roles, contents, thoughts, calls, trained, cuts, strict=True
+        )
     )
     return (tuple(islice(turns, size)) for size in column.value_lengths().to_pylist())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tuneloop.data.answers import NO_THOUGHT, unsaid
+from tuneloop.data.answers import NO_THOUGHT, carried, unsaid
 from tuneloop.data.named_templates import fuller
 from tuneloop.data.samples import Unsaid
 from tuneloop.data.templates import Renderer, stop_texts
@@ -119,10 +119,10 @@ class Writer:
                 full = self._ended(record, at, context, full)
             written = self._until_stop(full, len(context))
             what = unsaid(message, written)
-            if not what and message.tool_calls and len(context) + len(written) == len(full):
-                what = "call" if self._stops else ""  # a call that nothing ends
+            if message.tool_calls and self._stops and len(context) + len(written) == len(full):
+                what = carried(message)  # nothing ends its call, or it is none (full is "")
             if what:
-                lost.append(Unsaid(row, at + 1, what, "" if what == "empty" else self._fuller))
+                lost += [Unsaid(row, at + 1, one, self._fuller if one in ("call", "thought") else "") for one in what]
                 continue
             begin = len(context)
             if self._opening and written.startswith(self._opening):
@@ -190,7 +190,7 @@ def _chained(turns: Iterable[Turn]) -> list[Chain]:
 def opening(tokenizer: Any) -> str:
     """The thought without words that a template puts before an answer which has none, "" where it puts none.
 
-    Qwen3's is `<think>`, nothing, `</think>`; of a prompt that has opened the thought (DeepSeek-R1) it is the end alone.
+    Qwen3's is `<think>`, nothing, `</think>`; of a prompt that has opened the thought (DeepSeek-R1) it is its end.
     """
     chat = (Message("user", "question"), Message("assistant", "answer"))
     record = Record(chat)

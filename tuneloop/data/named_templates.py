@@ -1,7 +1,7 @@
 """The chat templates that have a name (model.template), and which of them can write what another leaves out.
 
-    chatml, gemma, plain         role and content of each turn
-    chatml-think, plain-think    the same with thoughts, tools and calls as text, so that any vocabulary can say them
+chatml, gemma, plain         role and content of each turn
+chatml-think, plain-think    the same with thoughts, tools and calls as text, so that any vocabulary can say them
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[s
     files = sorted(manifest["sources"], key=lambda s: -s["rows"])
     return {
         "format": FORMAT, "name": dataset.name, "hash": dataset.hash, "created": manifest["created"],
-        "model": manifest["settings"]["model"], "max_length": prepare["max_length"],
+        "model": manifest["settings"]["model"], "max_length": _limit(manifest),
         "context": view.context if view else 0,
         "counts": manifest["counts"], "kinds": manifest["kinds"],
         "tokens": {**manifest["tokens"], **_trained(dataset, key)},
@@ -105,6 +105,12 @@ def _bar(value: int) -> int:
     while _bound(k) < value:
         k += 1
     return k
+
+
+def _limit(manifest: dict[str, Any]) -> int:
+    """prepare.max_length; where it was left to the rows, the tokens of the longest."""
+    wanted = manifest["settings"]["prepare"]["max_length"]
+    return int(manifest["tokens"]["longest"] if wanted == "auto" else wanted)
 
 
 # --- what is in it ---

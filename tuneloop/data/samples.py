@@ -36,8 +36,8 @@ COLUMNS: dict[str, str] = {
 class Unsaid(NamedTuple):
     """An answer that is not trained, since the template cannot say it. `row` is its record, `turn` counts from 1.
 
-    `what` is missing: "call", "thought", or "empty" where there is no answer at all. `fuller` is the name of a template
-    that can say it, "" where none is known.
+    `what` goes with it: a "call", a "thought"; "alone" is a thought without an answer, "empty" neither. `fuller` is the
+    name of a template that can say it, "" where none is known.
     """
 
     row: int

@@ -141,7 +141,7 @@ class Renderer:
 
     def _plain(self, chat: Chat) -> Chat:
         kept = [
-            {key: value for key, value in message.items() if value is not None or (key == "content" and _calls(message))}
+            {k: value for k, value in message.items() if value is not None or (k == "content" and _calls(message))}
             for message in chat
         ]
         if any(type(value) is not str for message in kept for value in message.values()):

@@ -21,7 +21,6 @@ from tuneloop.data.chains import Chain, Writer, turn
 from tuneloop.data.samples import Sample, Samples, labels_of, starts_of
 from tuneloop.data.segments import Cutter, Pool
 from tuneloop.data.templates import encode, stop_ids
-from tuneloop.errors import DataError
 from tuneloop.records import Record
 
 __all__ = ["Sample", "Samples", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
@@ -238,10 +237,10 @@ class _Encoder:
     def _apart(self, chain: Chain) -> list[Sample]:
         """One sample a turn, each context tokenised whole as serving does it."""
         out = []
-        for turn in chain.turns:
-            own = turn.pieces
-            whole = encode(self._tokenizer, [turn.text])[0]
-            out.append(self._sample(_cut(self._tokenizer, own, whole) or encode(self._tokenizer, own), turn.cut))
+        for one in chain.turns:
+            own = one.pieces
+            whole = encode(self._tokenizer, [one.text])[0]
+            out.append(self._sample(_cut(self._tokenizer, own, whole) or encode(self._tokenizer, own), one.cut))
         return out
 
     def _sample(self, parts: list[list[int]], cut: bool) -> Sample:

@@ -217,9 +217,9 @@ def _bits(train: TrainPart) -> QloraPart | None:
     return train.qlora if METHODS[train.method].quantize else None
 
 
-def resolve(part: ModelPart) -> Path:
-    """The local folder of a recipe's model, pulled if need be."""
-    return sources.resolve(part.name, part.revision, accept_terms=part.accept_terms)
+def resolve(part: ModelPart, *, weights: bool = True) -> Path:
+    """The local folder of a recipe's model, pulled if need be; without `weights` a tokenizer alone will do."""
+    return sources.resolve(part.name, part.revision, accept_terms=part.accept_terms, weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
