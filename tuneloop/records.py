@@ -25,7 +25,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     trained: bool = True
-    cut: bool = False
+    cut: bool = field(default=False, compare=False)
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""
@@ -75,6 +75,13 @@ class Record:
     def chat(self) -> list[dict[str, Any]]:
         """The list of dicts that a chat template takes."""
         return [m.as_chat() for m in self.messages]
+
+    def whole(self) -> Record:
+        """The record without the marks of what was cut off: no other format knows them."""
+        if not any(m.cut for m in self.messages + self.rejected):
+            return self
+        messages, rejected = (tuple(replace(m, cut=False) for m in turns) for turns in (self.messages, self.rejected))
+        return replace(self, messages=messages, rejected=rejected)
 
     def with_messages(self, messages: tuple[Message, ...]) -> Record:
         return replace(self, messages=messages)
