@@ -10,8 +10,8 @@ from tests.conftest import byte_tokenizer
 from tuneloop.data import builder, card
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
-from tuneloop.data.samples import Samples
 from tuneloop.data.named_templates import CHATML_THINK
+from tuneloop.data.samples import Samples
 from tuneloop.data.tokens import encode_records, marked
 from tuneloop.recipe import make_recipe
 

@@ -152,6 +152,7 @@ def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, nu
         {
             "path": str(dataset.path.resolve()), "name": dataset.name, "hash": dataset.hash,
             "counts": dataset.manifest.get("counts", {}), "tokens": dataset.manifest.get("tokens", {}),
+            "thoughts": dataset.thinks(),
         },
     )  # fmt: skip
     Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)

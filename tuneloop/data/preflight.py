@@ -65,7 +65,8 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         _, unsaid = writer.write([record])
         lost.update(list({one.what for one in unsaid}))
         if record.tools:
-            text = render(tokenizer, record.chat(), tools=record.tools)
+            first = next((n for n, m in enumerate(record.messages) if m.role == "assistant"), len(record.messages))
+            text = render(tokenizer, record.chat()[:first], prompt=True, tools=record.tools)
             lost["tools"] += not all(_name(tool) in text for tool in record.tools)
     n, name = len(looked), fuller(tokenizer)
     said = {

@@ -50,9 +50,9 @@ def encode_records(tokenizer: Any, records: Iterable[Record], *, empty_thoughts:
     return Samples.concatenate(encode_parts(tokenizer, records, empty_thoughts=empty_thoughts))
 
 
-def tokenize(tokenizer: Any, records: Sequence[Record]) -> Samples:
+def tokenize(tokenizer: Any, records: Sequence[Record], *, empty_thoughts: bool = False) -> Samples:
     """Samples of all records, in order. See `encode_parts`."""
-    return encode_records(tokenizer, records)
+    return encode_records(tokenizer, records, empty_thoughts=empty_thoughts)
 
 
 def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:

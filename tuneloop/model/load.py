@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tuneloop.data.chains import opening
 from tuneloop.data.stamps import digest
 from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
@@ -232,6 +233,8 @@ class Trained:
     task: Task
     setting: Setting
     head: Head
+    opening: str = ""
+    """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
 
 
 def load_trained(run: Path, *, whole: bool = False) -> Trained:
@@ -258,7 +261,16 @@ def load_trained(run: Path, *, whole: bool = False) -> Trained:
     if result.name != "model":
         assert isinstance(model, PreTrainedModel)
         model = adapters.with_adapter(model, result)
-    return Trained(model, tokenizer, recipe, task, setting, head)
+    return Trained(model, tokenizer, recipe, task, setting, head, _opening(run, recipe, tokenizer))
+
+
+def _opening(run: Path, recipe: Recipe, tokenizer: Any) -> str:
+    """The empty thought that answers begin behind, "" where the rows had thoughts or were trained to write it."""
+    try:
+        thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return "" if thoughts or recipe.prepare.empty_thoughts else opening(tokenizer)
 
 
 def untrained_model(folder: Path, recipe: Recipe, head: Head, *, whole: bool = False) -> PreTrainedModel:
