@@ -81,7 +81,15 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
             return None
     if not (message.content.rpartition("</think>")[2].strip() or message.tool_calls) or not said.strip():
         return None
-    if any(all(way not in said for way in ways(word)) for word in parts(message)):
+    words = [message.reasoning.strip()]
+    words += [part.rpartition("<think>")[2].strip() for part in message.content.split("</think>")[:-1]]
+    words += [message.content.rpartition("</think>")[2].strip()] if message.tool_calls else []
+    if any(word not in said for word in words):
+        return None
+    rest = said
+    for word in words:
+        rest = rest.replace(word, "", 1)
+    if any(all(way not in rest for way in ways(word)) for word in called(message)):
         return None
     blank = re.match(r"\s*(<think>\s*)?</think>\s*", said)
     if blank and "<think>" in str(tokenizer.chat_template) and "</think>" not in message.content:
@@ -89,13 +97,8 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
     return context, full
 
 
-def parts(message: Message) -> Iterator[str]:
-    """Everything that an answer with thoughts or calls has."""
-    yield message.reasoning.strip()
-    for part in message.content.split("</think>")[:-1]:
-        yield part.rpartition("<think>")[2].strip()
-    if message.tool_calls:
-        yield message.content.rpartition("</think>")[2].strip()
+def called(message: Message) -> Iterator[str]:
+    """The names and arguments of an answer's calls."""
     for call in message.tool_calls:
         yield call["function"]["name"]
         yield from leaves(call["function"]["arguments"])

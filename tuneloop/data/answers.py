@@ -65,8 +65,13 @@ def _thoughts(message: Message) -> Iterator[str]:
 
 
 def _has_calls(message: Message, written: str) -> bool:
-    if spoken(message.content).strip() not in written:
+    """Whether all calls stand in a text, and the words beside them. Thought and words may name a tool without calling
+    it, so they are taken out before the calls are looked for."""
+    words = spoken(message.content).strip()
+    if words not in written:
         return False
+    for one in (*_thoughts(message), words):
+        written = written.replace(one, "", 1) if one else written
     names = [str(call.get("function", {}).get("name", "")) for call in message.tool_calls]
     if any(written.count(name) < names.count(name) for name in names):
         return False
