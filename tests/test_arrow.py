@@ -82,13 +82,28 @@ def test_what_other_tools_see() -> None:
     )
     (row,) = arrow.batch([record], [2]).to_pylist()
     assert row["messages"] == [
-        {"role": "user", "content": "q", "reasoning_content": None, "tool_calls": None, "trained": True},
+        {"role": "user", "content": "q", "reasoning_content": None, "tool_calls": None, "trained": True, "cut": None},
         {
             "role": "assistant",
             "content": "",
             "reasoning_content": "think",
             "tool_calls": '[{"type": "function", "function": {"name": "f", "arguments": {"x": "中"}}}]',
             "trained": False,
+            "cut": None,
         },
     ]
     assert (row["rejected"], row["tools"], row["repeat"], row["line"]) == ([], '[{"type": "function"}]', 2, 3)
+
+
+def test_what_was_cut_stays_cut_and_older_tables_have_no_such_field() -> None:
+    record = Record((Message("user", "q"), Message("assistant", "a", cut=True)), "f", 3)
+    table = pa.Table.from_batches([arrow.batch([record], [1])])
+    ((back, _),) = arrow.records(table)
+    assert [m.cut for m in back.messages] == [False, True]
+    assert back.id == record.id != record.whole().id
+    turns = [{k: v for k, v in turn.items() if k != "cut"} for turn in table.column("messages").to_pylist()[0]]
+    old = pa.list_(pa.struct([field for field in arrow.TURN if field.name != "cut"]))
+    for name, value in (("messages", turns), ("rejected", [])):
+        table = table.set_column(table.column_names.index(name), name, pa.array([value], old))
+    ((back, _),) = arrow.records(table)
+    assert back == record.whole()

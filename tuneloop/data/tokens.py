@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from typing import Any
 
@@ -39,7 +40,7 @@ def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: b
     Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
     from their contexts.
     """
-    encoder = _Encoder(tokenizer, empty_thoughts)
+    encoder = _encoder(tokenizer, empty_thoughts)
     rest = iter(records)
     while batch := list(islice(rest, BATCH)):
         yield _whole(encoder, batch, [record.id for record in batch])
@@ -57,7 +58,7 @@ def tokenize(tokenizer: Any, records: Sequence[Record], *, empty_thoughts: bool 
 
 def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
     """Tokens of each record's longest sample, 0 for one without any. Raises what `encode_parts` raises."""
-    encoder = _Encoder(tokenizer)
+    encoder = _encoder(tokenizer, False)
     out: list[int] = []
     for begin in range(0, len(records), BATCH):
         samples = _whole(encoder, records[begin : begin + BATCH])
@@ -65,6 +66,17 @@ def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
         np.maximum.at(longest, samples.row, samples.lengths)
         out += longest.tolist()
     return out
+
+
+def _encoder(tokenizer: Any, empty_thoughts: bool) -> _Encoder:
+    """The encoder of a tokenizer as it is now: what it finds out about the template is found out once."""
+    state = (repr(tokenizer.chat_template), len(tokenizer), getattr(tokenizer, "split_special_tokens", False))
+    return _encoder_of(tokenizer, state, empty_thoughts)
+
+
+@lru_cache(maxsize=4)
+def _encoder_of(tokenizer: Any, state: tuple[Any, ...], empty_thoughts: bool) -> _Encoder:
+    return _Encoder(tokenizer, empty_thoughts)
 
 
 def _whole(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Samples:
