@@ -1,12 +1,15 @@
 """The plain way to mask, written for the eye and not for speed: what tuneloop/data/tokens.py must agree with.
 
 Every turn is rendered twice by the tokenizer's own method and every text is tokenised by the tokenizer's own call, once
-in pieces and once joined. No code is shared with what it proves.
+in pieces and once joined. No code is shared with what it proves. An answer of which something is missing in its text is
+not trained, and a thought without words before it is context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +23,27 @@ Piece = tuple[str, bool]
 
 
 def render(tokenizer: Any, chat: list[dict[str, Any]], prompt: bool, tools: Sequence[Any]) -> str:
+    if "['content'] is none" in str(tokenizer.chat_template):  # DeepSeek-V3: transformers' own method leaves null out
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        (text,), _ = render_jinja_template(
+            [[_null(m) for m in chat]], tools=list(tools) or None, chat_template=tokenizer.chat_template,
+            add_generation_prompt=prompt, **tokenizer.special_tokens_map,
+        )  # fmt: skip
+        return str(text)
     return str(
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None)
     )
+
+
+def _null(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"], ensure_ascii=False)}}
+        for c in message["tool_calls"]
+    ]
+    return {**message, "content": message["content"] or None, "tool_calls": calls}
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -39,15 +60,63 @@ def stops(tokenizer: Any) -> set[int]:
     return found | (set(tail[:1]) & special)
 
 
-def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
-    chat = record.chat()
+def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
+    """Context and whole text; None for an answer that is not trained."""
+    chat, message = record.chat(), record.messages[at]
     context = render(tokenizer, chat[:at], True, record.tools)
     full = render(tokenizer, chat[: at + 1], False, record.tools)
     if not full.startswith(context):
-        full = closed(context, full, record.messages[at])
+        full = closed(context, full, message)
+    if not full and message.tool_calls:
+        return None
     if not full:
         raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
+    ends = [end for end in tokenizer.convert_ids_to_tokens(sorted(stops(tokenizer))) if end]
+    said = re.split("|".join(map(re.escape, ends)) or "(?!)", full[len(context) :])[0]
+    if message.tool_calls and ends and len(context) + len(said) == len(full):
+        twice = {**chat[at], "tool_calls": chat[at]["tool_calls"] * 2}
+        two = render(tokenizer, [*chat[:at], twice], False, record.tools)
+        full += two[two.rindex(full[-16:]) + 16 :]
+        if not any(end in full[len(context) :] for end in ends):
+            return None
+    if not (message.content.rpartition("</think>")[2].strip() or message.tool_calls) or not said.strip():
+        return None
+    words = [message.reasoning.strip()]
+    words += [part.rpartition("<think>")[2].strip() for part in message.content.split("</think>")[:-1]]
+    words += [message.content.rpartition("</think>")[2].strip()] if message.tool_calls else []
+    if any(word not in said for word in words):
+        return None
+    rest = said
+    for word in words:
+        rest = rest.replace(word, "", 1)
+    if any(all(way not in rest for way in ways(word)) for word in called(message)):
+        return None
+    blank = re.match(r"\s*(<think>\s*)?</think>\s*", said)
+    if blank and "<think>" in str(tokenizer.chat_template) and "</think>" not in message.content:
+        context += blank[0]
     return context, full
+
+
+def called(message: Message) -> Iterator[str]:
+    """The names and arguments of an answer's calls."""
+    for call in message.tool_calls:
+        yield call["function"]["name"]
+        yield from leaves(call["function"]["arguments"])
+
+
+def leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from (key, *leaves(one))
+    elif isinstance(value, list):
+        for one in value:
+            yield from leaves(one)
+    else:
+        yield value if isinstance(value, str) else json.dumps(value)
+
+
+def ways(word: str) -> set[str]:
+    return {word.strip(), json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1]}
 
 
 def closed(context: str, full: str, message: Message) -> str:
@@ -67,7 +136,9 @@ def masked(tokenizer: Any, record: Record) -> list[Masked]:
     for at, message in enumerate(record.messages):
         if message.role != "assistant":
             continue
-        context, full = turn(tokenizer, record, at)
+        if (found := turn(tokenizer, record, at)) is None:
+            continue
+        context, full = found
         if not chains or not context.startswith(done):
             chains.append([])
             done = ""

@@ -103,6 +103,7 @@ def test_what_other_tools_see() -> None:
             "trained": True,
             "name": "Ann",
             "tool_call_id": None,
+            "cut": None,
         },
         {
             "role": "assistant",
@@ -112,6 +113,21 @@ def test_what_other_tools_see() -> None:
             "trained": False,
             "name": None,
             "tool_call_id": None,
+            "cut": None,
         },
     ]
     assert (row["rejected"], row["tools"], row["repeat"], row["line"]) == ([], '[{"type": "function"}]', 2, 3)
+
+
+def test_what_was_cut_stays_cut_and_older_tables_have_no_such_field() -> None:
+    record = Record((Message("user", "q"), Message("assistant", "a", cut=True)), "f", 3)
+    table = pa.Table.from_batches([arrow.batch([record], [1])])
+    ((back, _),) = arrow.records(table)
+    assert [m.cut for m in back.messages] == [False, True]
+    assert back.id == record.id != record.whole().id
+    turns = [{k: v for k, v in turn.items() if k != "cut"} for turn in table.column("messages").to_pylist()[0]]
+    old = pa.list_(pa.struct([field for field in arrow.TURN if field.name != "cut"]))
+    for name, value in (("messages", turns), ("rejected", [])):
+        table = table.set_column(table.column_names.index(name), name, pa.array([value], old))
+    ((back, _),) = arrow.records(table)
+    assert back == record.whole()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.real import load
-from tuneloop.data.fit import chosen, exchanges, fit, longest
+from tuneloop.data.fit import MOST_CHARACTERS, chosen, exchanges, fit, longest, most_tokens
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.samples import Sample, Samples
 from tuneloop.errors import DataError
@@ -49,7 +50,7 @@ def _sample(messages: Sequence[Message], name: str) -> Sample:
         raise DataError("TL-DATA-TEMPLATE", error="no such word")
     ids, trained = [], []
     for m in messages:
-        own = [ord(c) for c in m.reasoning + m.content] + [END] * (m.role == "assistant")
+        own = [ord(c) for c in m.reasoning + m.content] + [END] * (m.role == "assistant" and not m.cut)
         ids += own
         trained += [m.role == "assistant" and m.trained] * len(own)
     return Sample(np.array(ids, np.int32), np.array(trained, bool), name, True)
@@ -68,7 +69,7 @@ def run(records: Sequence[Record], encode: Any = encode, **part: Any) -> tuple[l
     assert len(origins) == len(kept) == samples.records
     assert np.array_equal(longest(samples), longest(encode(kept)))
     assert all(a.ids.tolist() == b.ids.tolist() for a, b in zip(samples, encode(kept), strict=True))
-    assert all(length <= wanted.max_length for length in longest(samples).tolist())
+    assert all(length <= most_tokens(wanted) for length in longest(samples).tolist())
     assert origins == sorted(origins)
     assert all((records[o].file, records[o].line) == (r.file, r.line) for o, r in zip(origins, kept, strict=True))
     return kept, origins, samples, ledger
@@ -121,10 +122,9 @@ def test_what_fits_is_left_alone(how: str) -> None:
     assert not ledger.entries
 
 
-@pytest.mark.parametrize("how", ["turns", "split"])
-def test_a_dialogue_is_split_between_its_exchanges(how: str) -> None:
+def test_a_dialogue_is_split_between_its_exchanges() -> None:
     record = chat("q1", "a1", "q2", "a2", "q3", "a3", system="S" * 6)
-    kept, _, _, ledger = run([record], max_length=16, too_long=how)
+    kept, _, _, ledger = run([record], max_length=16, too_long="split")
     assert [[m.content for m in r.messages] for r in kept] == [
         ["SSSSSS", "q1", "a1", "q2", "a2"],
         ["SSSSSS", "q3", "a3"],
@@ -150,14 +150,14 @@ def test_calls_and_their_results_stay_with_their_question() -> None:
         Message("assistant", "a1"),
     )
     more = (Message("user", "q2" * 4), Message("assistant", "a2"))
-    kept, *_ = run([Record((*turns, *more), "f", 1)], max_length=16, too_long="turns")
+    kept, *_ = run([Record((*turns, *more), "f", 1)], max_length=16, too_long="split")
     assert [r.messages for r in kept] == [turns, more]
 
 
 def test_a_piece_that_teaches_nothing_is_dropped_by_name() -> None:
     turns = chat("q1", "a" * 10, "q2", "b" * 10).messages
     record = Record((turns[0], Message("assistant", "a" * 10, trained=False), *turns[2:]), "f", 1)
-    kept, _, _, ledger = run([record], max_length=16, too_long="turns")
+    kept, _, _, ledger = run([record], max_length=16, too_long="split")
     assert [r.messages for r in kept] == [turns[2:]]
     assert told(ledger)[1:] == [("dropped", "no answer", ""), ("added", "split by turns", "2 / 2")]
 
@@ -229,8 +229,8 @@ def test_cut_right_drops_the_newest_exchanges_and_then_the_end_of_the_answer() -
     kept, *_ = run([record], max_length=12, too_long="cut_right")
     assert [m.content for m in kept[0].messages] == ["q1", "a1", "q2", "a2"]
     kept, _, samples, ledger = run([chat("question", "0123456789")], max_length=13, too_long="cut_right")
-    assert [m.content for m in kept[0].messages] == ["question", "0123"]
-    assert samples[0].ids[-1] == END
+    assert [m.content for m in kept[0].messages] == ["question", "01234"]
+    assert samples[0].ids[-1] == ord("4"), "no end behind a cut"
     assert samples[0].trained[-1]
     assert told(ledger) == [("changed", "cut on the right", "19 / 13, 1")]
 
@@ -239,9 +239,9 @@ def test_a_pair_loses_the_ends_of_both_answers_and_never_the_better_one() -> Non
     before = (Message("user", "q0"), Message("assistant", "a0"))
     record = pair("q1", "better" * 3, "worse" * 5, *before)
     kept, _, samples, _ = run([record], max_length=16, too_long="cut_right")
-    assert [m.content for m in kept[0].messages] == ["q0", "a0", "q1", "betterbe"]
-    assert kept[0].rejected == (Message("assistant", "worsewor"),)
-    assert [s.ids[-1] for s in samples] == [END, END]
+    assert [m.content for m in kept[0].messages] == ["q0", "a0", "q1", "betterbet"]
+    assert kept[0].rejected == (Message("assistant", "worsewors"),)
+    assert [s.ids[-1] for s in samples] == [ord("t"), ord("s")], "no end behind a cut"
     kept, *_ = run([record], max_length=29, too_long="cut_left")
     assert [m.content for m in kept[0].messages] == ["q1", "better" * 3]
     assert kept[0].rejected == record.rejected
@@ -259,7 +259,7 @@ def test_a_pair_that_the_cut_makes_equal_is_dropped() -> None:
 def test_a_verdict_stays_with_the_answer_that_it_is_about() -> None:
     record = chat("q1", "a1", "q2", "0123456789", kind="judged", label="bad")
     kept, *_ = run([record], max_length=16, too_long="cut_right")
-    assert [m.content for m in kept[0].messages] == ["q1", "a1", "q2", "01234567"]
+    assert [m.content for m in kept[0].messages] == ["q1", "a1", "q2", "012345678"]
     kept, *_ = run([record], max_length=16, too_long="cut_left")
     assert [m.content for m in kept[0].messages] == ["q2", "0123456789"]
 
@@ -293,10 +293,10 @@ def test_the_range_of_tokens() -> None:
 
 def test_a_piece_outside_the_range_is_dropped_by_name() -> None:
     kept, _, _, ledger = run([text("x" * 25)], max_length=20, too_long="split", overlap=0, tokens=(10, 20))
-    assert [len(r.messages[0].content) for r in kept] == [19]
+    assert [len(r.messages[0].content) for r in kept] == [20]
     assert told(ledger)[1:] == [
         ("added", "split by tokens", "2 / 2"),
-        ("dropped", "outside the token range", "7 / 10-20"),
+        ("dropped", "outside the token range", "6 / 10-20"),
     ]
 
 
@@ -396,3 +396,71 @@ def test_real_rows(name: str, how: str) -> None:
         whole = {r.line: r.messages[0].content for r in rows}
         for record in kept:
             assert record.messages[0].content in whole[record.line]
+
+
+def test_turns_leaves_out_the_oldest_and_tells() -> None:
+    record = chat("q1", "a1", "q2", "a2", "q3", "a3", system="S" * 6)
+    kept, _, _, ledger = run([record], max_length=16, too_long="turns")
+    assert [[m.content for m in r.messages] for r in kept] == [["S" * 6, "q2", "a2", "q3", "a3"]]
+    assert told(ledger) == [("changed", "oldest turns left out", "21 / 16, -2")]
+    judged = replace(record, kind="judged", label="bad")
+    assert [m.content for m in run([judged], max_length=16, too_long="turns")[0][0].messages][1] == "q2"
+    kept, _, _, ledger = run([chat("q1", "a1", "q2", "a" * 40)], max_length=16, too_long="turns")
+    assert not kept
+    assert told(ledger) == [("dropped", "too long", "48 / 16")]
+
+
+def test_without_a_limit_any_length_is_kept() -> None:
+    rows = [chat("q" * n, "a") for n in (1, 5000)]
+    assert run(rows, max_length="auto")[0] == rows
+
+
+@pytest.mark.parametrize("how", ["reject", "turns", "split", "cut_left", "cut_right"])
+@pytest.mark.parametrize("limit", [64, "auto"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_row_of_far_too_many_characters_is_never_tokenised_whole(how: str, limit: Any, at: int) -> None:
+    seen = []
+
+    def measured(records: Sequence[Record]) -> Samples:
+        seen.extend(len(m.content) for r in records for m in r.messages)
+        return encode(records) if max(seen) < 100_000 else Samples.of([])
+
+    most = MOST_CHARACTERS if limit == "auto" else 300 * 64
+    rows = [chat("q", "a"), chat("q2", "a2")]
+    rows.insert(at, chat("q", "a" * (most + 1)))
+    if limit == "auto" and how != "reject":
+        return  # then a part of it is wanted, as long as there is no limit
+    ledger = Told()
+    wanted = PreparePart.model_construct(**{**PreparePart().model_dump(), "max_length": limit, "too_long": how})
+    kept, _, _ = fit(rows, measured, wanted, ledger)
+    assert max(seen) <= most
+    assert len(kept) == 3 if how == "cut_right" else kept == [row for row in rows if len(row.messages[1].content) < 9]
+    (entry,) = ledger.entries
+    reason = {"reject": "too large", "cut_right": "cut on the right"}.get(how, "too long")
+    assert entry.reason == reason
+    assert limit == "auto" or entry.detail.startswith("≥ 75 / 64")
+
+
+LONG = "<think>Let me see whether it is so.</think>\n\nIt is so, and more is to be said of it."
+
+
+@pytest.mark.parametrize("kind", ["chat", "judged", "preference"])
+def test_a_thought_is_not_cut(kind: Any) -> None:
+    """What is left of an answer has its whole thought and some words behind it; else nothing is left."""
+    row = chat("q", LONG, kind=kind, label="good" if kind == "judged" else "")
+    if kind == "preference":
+        row = replace(row, rejected=(Message("assistant", LONG.replace("It is", "It was")),))
+    (one,), *_ = run([row], max_length=60, too_long="cut_right")
+    for message in (one.messages[-1], *one.rejected):
+        assert message.content.startswith(LONG[: LONG.index("It ") + 2])
+        assert message.cut
+    for limit in (20, 40, LONG.index("It")):
+        kept, _, _, ledger = run([row], max_length=limit, too_long="cut_right")
+        assert not kept
+        assert [e.reason for e in ledger.entries] == ["too long"]
+
+
+def test_only_the_end_of_a_text_has_an_end() -> None:
+    kept, _, samples, _ = run([text(WORDS)], max_length=40, too_long="split", overlap=0)
+    assert [r.messages[0].cut for r in kept] == [True] * (len(kept) - 1) + [False]
+    assert [s.ids[-1] == END for s in samples] == [False] * (len(kept) - 1) + [True]

@@ -29,8 +29,10 @@ from tuneloop.plan.budget import (
     shape,
 )
 from tuneloop.plan.hardware import Hardware, look
+from tuneloop.plan.lengths import Option
 from tuneloop.plan.planner import Plan, make, times
-from tuneloop.recipe import make_recipe
+from tuneloop.presets import roomy
+from tuneloop.recipe import changed, make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.sections import EvaluatePart, Recipe
 
@@ -285,3 +287,69 @@ def test_time_is_that_of_the_products_that_training_uses(
     assert coarse.seconds == pytest.approx(exact.seconds / 4 * EFFICIENCY / EFFICIENCY_BFLOAT16, rel=0.01)
     assert coarse.evaluation["seconds"] == exact.evaluation["seconds"], "evaluation is in float32 at all times"
     assert "measured in bfloat16" in next(c.why for c in coarse.choices if c.what == "device")
+
+
+def test_lengths_that_would_fit_are_offered(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the recipe leaves the length to the rows: the largest that fit, what each costs, and the line to write."""
+    base = make_recipe({"model": str(tiny_model), "train": {"epochs": 1, "packing": False}})[0]
+    long = Record((Message("user", "q"), Message("assistant", "so " * 20_000)))
+    rows = Samples.concatenate([Samples.of(samples), tokenize(load_tokenizer(tiny_model), [long])])
+    recipe = roomy(base, int(rows.lengths.max()))
+    assert recipe.train.token_budget == int(rows.lengths.max()) > 20_000
+    size = shape(tiny_model, recipe.train, "float32")
+
+    def need(tokens: int, **train: Any) -> float:
+        return memory_gb(size, tokens, recipe.train.model_copy(update=train), fast=True)
+
+    room = need(5000)
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=room))
+    with pytest.raises(MachineError) as caught:
+        make(recipe, tiny_model, rows)
+    assert caught.value.code == "TL-MACHINE-LENGTH"
+    one, two = caught.value.facts["options"][0], caught.value.facts["options"][-1]
+    assert (one.rows, one.of) == (1, len(rows))
+    assert one.length == 4992
+    assert one.settings == {"prepare.max_length": 4992, "train.token_budget": 4992}
+    assert need(one.length) <= room < need(one.length + 64)
+    assert one.line in str(caught.value)
+    assert f"1 of {len(rows)} training rows are longer" in str(caught.value)
+    if two is not one:
+        assert two.rows < one.rows
+        assert two.settings["train.checkpointing"] is True
+        assert need(two.length, checkpointing=True) <= room
+    chosen = changed(recipe, one.assignments)
+    assert (chosen.prepare.max_length, chosen.train.token_budget) == (4992, 4992)
+    assert make(chosen, tiny_model, samples).memory_gb <= room
+    numbered = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"max_length": 30_000})})
+    with pytest.raises(MachineError, match="TL-MACHINE-MEMORY"):
+        make(numbered, tiny_model, rows)
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=0.1))
+    with pytest.raises(MachineError, match="TL-MACHINE-MEMORY"):
+        make(recipe, tiny_model, rows)
+
+
+@pytest.mark.parametrize(("said", "length"), [("1", 128), ("2", 512), ("0", 0), ("", 0), ("3", 0), ("x", 0)])
+def test_run_offers_them_on_a_terminal(said: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from tuneloop.cli import run
+
+    found = [Option(n, 1, 9, {"prepare.max_length": n, "train.token_budget": n}) for n in (128, 512)]
+    error = MachineError("TL-MACHINE-LENGTH", longest=900, need="9", free="1", lines="", options=found)
+    recipe = make_recipe({})[0]
+    for asked, there in ((False, True), (True, False)):
+        monkeypatch.setattr("sys.stdin.isatty", lambda there=there: there)
+        with pytest.raises(MachineError):
+            run.shorter(recipe, error, ask=asked)
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setattr(typer, "prompt", lambda *a, **k: said)
+    if length:
+        assert run.shorter(recipe, error, ask=True).prepare.max_length == length
+    else:
+        with pytest.raises(MachineError):
+            run.shorter(recipe, error, ask=True)
+    with pytest.raises(MachineError):
+        run.shorter(recipe, MachineError("TL-MACHINE-MEMORY", need="9", free="1"), ask=True)

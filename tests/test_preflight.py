@@ -192,8 +192,13 @@ def test_a_special_token_in_the_text_is_told() -> None:
 def test_only_some_are_looked_at_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = chatml()
     rendered = []
-    whole = looking.turn
-    monkeypatch.setattr(looking, "turn", lambda *a: rendered.append(1) or whole(*a))
+
+    class Counted(looking.Writer):
+        def write(self, records: Any) -> Any:
+            rendered.extend(records)
+            return super().write(records)
+
+    monkeypatch.setattr(looking, "Writer", Counted)
     rows = [
         Record((Message("user", f"Why {n}?"), Message("assistant", "So <|im_end|>.", reasoning="Because.")))
         for n in range(1000)
@@ -204,7 +209,8 @@ def test_only_some_are_looked_at_and_it_says_so(monkeypatch: pytest.MonkeyPatch)
     )
     assert len(rendered) == looking.RENDERED < len(rows)
     monkeypatch.setattr(looking, "LOOKED", 10)
-    told = preflight(tokenizer, tokenize(tokenizer, rows[:40]), 500, rows[:40]).warnings
+    rows = [Record((Message("user", f"Why {n}?"), Message("assistant", "So <|im_end|>."))) for n in range(40)]
+    told = preflight(tokenizer, tokenize(tokenizer, rows), 500, rows).warnings
     assert any(w.startswith("10 of 10 dialogues looked at have <|im_end|>") for w in told)
     seen = looking._spread(range(40), 10)  # type: ignore[arg-type]
     assert (seen[0], seen[-1], len(set(seen))) == (0, 39, 10)

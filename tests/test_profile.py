@@ -55,7 +55,7 @@ def test_answers_that_are_only_context_and_pieces_are_counted(tmp_path: Path) ->
     row = chat("one?", "1", "two?", "2")
     row["messages"][1]["weight"] = 0
     long = chat(*(f"{word} question {n}?" if n % 2 == 0 else f"answer {n}" for word in ("the",) for n in range(40)))
-    made = build(tmp_path, [row, chat("a?", "b"), long], validation=0, too_long="turns", max_length=128)
+    made = build(tmp_path, [row, chat("a?", "b"), long], validation=0, too_long="split", max_length=128)
     having = profile.profile(made, KEY)["with"]
     assert having["untrained"] == 1
     assert having["pieces"] == made.manifest["counts"]["train"] - 2 >= 2

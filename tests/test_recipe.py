@@ -468,7 +468,7 @@ class TestContradictions:
             ({"turns": [8, 3]}, "turns", "VALUE"),
             ({"turns": [-1, 3]}, "turns", "VALUE"),
             ({"tokens": [2000, 900]}, "tokens", "VALUE"),
-            ({"tokens": [2000, 3000]}, "tokens", "CLASH"),
+            ({"tokens": [2000, 3000], "max_length": 1024}, "tokens", "CLASH"),
             ({"clean": {"pii": "off", "pii_kinds": ["email"]}}, "clean.pii_kinds", "CLASH"),
             ({"clean": {"pii": False, "pii_kinds": ["email"]}}, "clean.pii_kinds", "CLASH"),
             ({"clean": {"lexicon_files": ["a.txt"]}}, "clean.lexicon_files", "CLASH"),
@@ -551,7 +551,7 @@ class TestPreset:
         assert (recipe.prepare.turns, recipe.prepare.max_length) == ((2, 9), 4096)
         assert make_recipe(module.loads(dump(recipe), "x")) == (recipe, [])
         back = changed(recipe, ["prepare.preset=null"]).prepare
-        assert (back.turns, back.tokens, back.max_length) == ((2, 9), None, 1024)
+        assert (back.turns, back.tokens, back.max_length) == ((2, 9), None, "auto")
 
     def test_training(self) -> None:
         recipe, notes = make_recipe({"train": {"preset": "domain", "epochs": 12}})

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from tuneloop.data.reading import containers
+from tuneloop.data.reading import sniff as sniff_module
+from tuneloop.data.reading.formats import read
 from tuneloop.data.reading.sniff import Wish, look
 from tuneloop.errors import DataError
+from tuneloop.sections import DataFile
 
 ROW = {"instruction": "早餐怎么样？", "output": "早餐的种类不多，我觉得一般。"}
 ZH = json.dumps(ROW, ensure_ascii=False)
@@ -231,3 +234,27 @@ def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
         assert got == code
         assert int(peak) < 700_000  # kilobytes
         path.unlink()
+
+
+@pytest.mark.parametrize("length", [1500, 3000, 30_000], ids=["a row", "too long", "longer than a whole file"])
+@pytest.mark.parametrize("at", [0, 1, 5, 29])
+def test_a_long_row_is_read_or_refused_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, at: int
+) -> None:
+    """The first row may be longer than what is looked at: the file is JSON lines all the same."""
+    for module, name, value in (
+        (containers, "ROW", 2000),
+        (containers, "WHOLE", 20_000),
+        (sniff_module, "BUDGET", 100),
+    ):
+        monkeypatch.setattr(module, name, value)
+    rows = [{"question": f"q {n}?", "answer": f"a {n}"} for n in range(30)]
+    rows.insert(at, {"question": "long", "answer": "w" * length})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if length < 2000:
+        assert len(list(read(DataFile(path=str(path))))) == 31
+        return
+    with pytest.raises(DataError) as caught:
+        list(read(DataFile(path=str(path))))
+    assert (caught.value.code, caught.value.where) == ("TL-DATA-ROW-LONG", f"{path}:{at + 1}")

@@ -139,3 +139,16 @@ def test_listing_says_what_is_here(home: Path, tiny_model: Path) -> None:
 
 def test_the_parts_are_reached_by_one_name() -> None:
     assert set(sources.__all__) >= {"check", "listing", "pull", "resolve", "where"}
+
+
+def test_a_folder_with_a_tokenizer_alone_is_taken_only_when_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert resolve(str(folder), weights=False) == folder
+    assert code(str(folder)) == "TL-MODEL-CONFIG"
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert code(str(folder), weights=False) == "TL-MODEL-ADAPTER"
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"")
+    assert code(str(folder), weights=False) == "TL-MODEL-CONFIG"

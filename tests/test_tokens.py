@@ -248,7 +248,9 @@ def test_an_answer_that_does_not_begin_with_its_prompt_cannot_be_masked() -> Non
     "template", [OPENS, OPENS.replace("<think>\n' }}{% endif", "<think>' }}{% endif")], ids=["line", "no line"]
 )
 @pytest.mark.parametrize("kind", ["apart", "inside", "none"])
-def test_a_prompt_that_opens_a_thought_is_answered_with_its_end(template: str, kind: str) -> None:
+def test_a_prompt_that_opens_a_thought_is_answered_with_its_end(
+    template: str, kind: str, request: pytest.FixtureRequest
+) -> None:
     """DeepSeek-R1 and its distills: the prompt ends in <think>, and the template writes no thought of any answer."""
     tokenizer = thinking()
     tokenizer.chat_template = template
@@ -266,7 +268,9 @@ def test_a_prompt_that_opens_a_thought_is_answered_with_its_end(template: str, k
     for n, (context, answer) in enumerate(found):
         served = render(tokenizer, record.chat()[: 2 * n + 1], prompt=True)
         assert served.count("<think>") == 1
-        assert context == encode(tokenizer, [served])[0]
+        # A thought that the row does not have is context and not learned: the model need not unlearn to think.
+        line = "\n" if "no line" in request.node.name else ""
+        assert context == encode(tokenizer, [served + (f"{line}\n</think>\n\n" if kind == "none" else "")])[0]
         thought = "" if kind == "none" else f"Asked: {TALK[n][0]}"
         whole = tokenizer.decode(context + answer)
         assert whole.endswith(f"<think>\n{thought}\n</think>\n\n{TALK[n][1]}<|end|>")

@@ -10,8 +10,8 @@ from tests.conftest import byte_tokenizer
 from tuneloop.data import builder, card
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
+from tuneloop.data.named_templates import CHATML_THINK
 from tuneloop.data.samples import Samples
-from tuneloop.data.templates import CHATML
 from tuneloop.data.tokens import encode_records, marked
 from tuneloop.recipe import make_recipe
 
@@ -53,7 +53,7 @@ def view(context: int = 2048) -> View:
 
 
 def _tokenizer() -> Any:
-    return byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
+    return byte_tokenizer(CHATML_THINK, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
 
 
 def build(

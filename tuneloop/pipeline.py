@@ -44,10 +44,11 @@ from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
+from tuneloop.plan.uncosted import uncosted
 from tuneloop.records import Record
 from tuneloop.registry import Version
 from tuneloop.runs import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
-from tuneloop.sections import DataFile, Recipe
+from tuneloop.sections import DataFile, Recipe, TrainPart
 from tuneloop.train import ranks
 from tuneloop.train.callbacks import Journal
 from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
@@ -77,7 +78,8 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
             say(t("{n} rows read", n=rows))
 
         return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
-                             helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
+                             helpers(recipe, words.folder, words.tokenizer, say),
+                             words.most_tokens(recipe))  # fmt: skip
 
 
 def _labelled(recipe: Recipe) -> Recipe:
@@ -91,7 +93,8 @@ def _labelled(recipe: Recipe) -> Recipe:
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
     """What a run will use, why, how long and how much memory; and a look at what will be trained.
 
-    Raises TL-DATA-PREFLIGHT or TL-MACHINE-MEMORY rather than let a run start that must fail.
+    Of a tokenizer alone, what it can count. Raises TL-DATA-PREFLIGHT, TL-MACHINE-MEMORY or TL-MACHINE-LENGTH rather
+    than let a run start that must fail.
     """
     recipe, words = _with_adapters(settle(recipe, dataset), workspace), words_of(recipe)
     task, setting = setting_of(recipe, dataset, words)
@@ -103,6 +106,8 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
     ledger = str(dataset.path / "ledger.jsonl")
+    if words.alone:
+        return uncosted(recipe, task.items(rows, setting), dataset.manifest, ledger=ledger, task=task), looked
     foreseen = planner.make(recipe, words.folder, task.items(rows, setting), dataset.manifest, prompts=len(prompts),
                             ledger=ledger, task=task, setting=setting)  # fmt: skip
     return foreseen, looked
@@ -117,6 +122,7 @@ def train(
     number: int | None = None,
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
+    resolve(recipe.model)  # a tokenizer alone can be planned with
     recipe = settle(recipe, dataset)
     recipe = _with_adapters(recipe, workspace)
     if foreseen is None:
@@ -155,6 +161,7 @@ def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, nu
         {
             "path": str(dataset.path.resolve()), "name": dataset.name, "hash": dataset.hash,
             "counts": dataset.manifest.get("counts", {}), "tokens": dataset.manifest.get("tokens", {}),
+            "thoughts": dataset.thinks(),
         },
     )  # fmt: skip
     Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)
@@ -330,6 +337,9 @@ def improve(
     recipe = run_recipe(run.path)
     more = [DataFile(path=str(Path(f).resolve())) for f in files]
     grown = recipe.model_copy(update={"data": [*recipe.data, *more]})
+    if grown.prepare.max_length == "auto":  # the pass was made as long as the old rows are
+        usual = TrainPart().token_budget
+        grown = grown.model_copy(update={"train": grown.train.model_copy(update={"token_budget": usual})})
     dataset = prepare(grown, workspace=workspace, say=say)
     new = train(grown, dataset, workspace=workspace)
     if new.result() is None:

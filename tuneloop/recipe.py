@@ -104,7 +104,7 @@ def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
         yield _clash("train.micro_batch_size", f"train.batch_size: {part.batch_size}")
     elif micro and micro > 1 and not part.packing:
         yield _clash("train.micro_batch_size", "train.packing: false")
-    if length > budget:
+    if length != "auto" and length > budget:
         yield RecipeError("TL-RECIPE-BUDGET", where="train.token_budget", budget=budget, length=length)
 
 
@@ -115,15 +115,16 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
         if limits and not 0 <= limits[0] <= limits[1]:
             need = t("[least, most], the smaller number first")
             yield RecipeError("TL-RECIPE-VALUE", where=f"prepare.{key}", got=shown(list(limits)), need=need)
-    if part.tokens and part.max_length < part.tokens[0] <= part.tokens[1]:
-        yield _clash("prepare.tokens", f"prepare.max_length: {part.max_length}")
+    most = part.max_length
+    if part.tokens and most != "auto" and most < part.tokens[0] <= part.tokens[1]:
+        yield _clash("prepare.tokens", f"prepare.max_length: {most}")
     for key, switch in (("pii_kinds", "pii"), ("lexicon_files", "lexicon")):
         if getattr(part.clean, key) and getattr(part.clean, switch) == "off":
             yield _clash(f"prepare.clean.{key}", f"prepare.clean.{switch}: off")
     if part.overlap != plain.overlap and part.too_long != "split":
         yield _clash("prepare.overlap", f"prepare.too_long: {part.too_long}")
-    elif part.overlap >= part.max_length and part.too_long == "split":
-        need = t("a number below {limit}", limit=f"prepare.max_length: {part.max_length}")
+    elif most != "auto" and part.overlap >= most and part.too_long == "split":
+        need = t("a number below {limit}", limit=f"prepare.max_length: {most}")
         yield RecipeError("TL-RECIPE-VALUE", where="prepare.overlap", got=str(part.overlap), need=need)
     if max(part.validation, part.test) < 1 <= part.validation + part.test:
         yield _clash("prepare.validation", f"prepare.test: {part.test:g}")
@@ -183,13 +184,17 @@ NEEDS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+SHAPE = re.compile(r"(list|literal)\[.*\]|constrained-int")
+"""What pydantic adds to a key to say which of its shapes it tried."""
+
+
 def _problems(error: ValidationError) -> list[RecipeError]:
     """One problem a key: where a key may have several shapes, pydantic reports each that it has not."""
     found: list[RecipeError] = []
     needs: dict[str, list[str]] = {}
     gots: dict[str, str] = {}
     for e in error.errors(include_url=False):
-        kind, loc = e["type"], [str(p) for p in e["loc"] if not re.fullmatch(r"(list|literal)\[.*\]", str(p))]
+        kind, loc = e["type"], [str(p) for p in e["loc"] if not SHAPE.fullmatch(str(p))]
         if kind == "string_type" and len(loc) > 1 and loc[-1] == "str":
             loc.pop()
         where = ".".join(loc)

@@ -18,7 +18,7 @@ class Message:
     """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
 
     An answer that is not `trained` (weight 0) is only context. `name` is the speaker's, or the tool's of a result;
-    `tool_call_id` says which call a result answers.
+    `tool_call_id` says which call a result answers. `cut`: its text went on, so it has no end to learn.
     """
 
     role: Role
@@ -28,6 +28,7 @@ class Message:
     trained: bool = True
     name: str = ""
     tool_call_id: str = ""
+    cut: bool = field(default=False, compare=False)
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""
@@ -85,12 +86,24 @@ class Record:
         """The list of dicts that a chat template takes."""
         return [m.as_chat() for m in self.messages]
 
+    def whole(self) -> Record:
+        """The record without the marks of what was cut off: no other format knows them."""
+        if not any(m.cut for m in self.messages + self.rejected):
+            return self
+        messages, rejected = (tuple(replace(m, cut=False) for m in turns) for turns in (self.messages, self.rejected))
+        return replace(self, messages=messages, rejected=rejected)
+
     def with_messages(self, messages: tuple[Message, ...]) -> Record:
         return replace(self, messages=messages)
 
 
 def _marked(message: Message) -> dict[str, Any]:
-    return message.as_chat() if message.trained else {**message.as_chat(), "trained": False}
+    out = message.as_chat()
+    if not message.trained:
+        out["trained"] = False
+    if message.cut:
+        out["cut"] = True
+    return out
 
 
 @dataclass(frozen=True, slots=True)

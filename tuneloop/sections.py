@@ -6,7 +6,7 @@ Reading, translating and judging a recipe is `recipe.py`.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,7 +39,7 @@ class ModelPart(Part):
     name: str = Field("smollm2-135m-instruct", description="A pulled name, a folder, a hub id, or modelscope:org/name.")
     revision: str | None = Field(None, description="Pin a hub model to a branch, tag or commit.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Type of the weights.")
-    template: str | None = Field(None, description="Another chat template: a .jinja file, or 'chatml'.")
+    template: str | None = Field(None, description="Another chat template: chatml-think, say, or a .jinja file.")
     accept_terms: bool = Field(False, description="You have read and accept the terms of a model that has some.")
 
 
@@ -123,8 +123,13 @@ class PreparePart(Part):
     clean: CleanPart = Field(default_factory=CleanPart, description="The cleaning steps, each with its switch.")
     turns: Range = Field(None, description="Keep dialogues with so many user turns: [least, most].")
     tokens: Range = Field(None, description="Keep dialogues with so many tokens: [least, most].")
-    max_length: int = Field(1024, ge=16, description="Longest dialogue in tokens.")
+    max_length: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
+        "auto", description="Longest dialogue in tokens; auto is what the rows and the model's context need."
+    )
     too_long: TooLong = Field("reject", description="What happens to a longer one; never a cut in silence.")
+    empty_thoughts: bool = Field(
+        False, description="Also train the empty <think></think> that a template writes for rows without a thought."
+    )
     overlap: int = Field(64, ge=0, description="Tokens that neighbouring pieces of a split text share.")
     dedupe: Literal["exact", "near", "off"] = Field(
         "exact", description="Drop repetitions: equal ones, or near ones too."

@@ -2,7 +2,8 @@
 
 Each trained stretch decodes to exactly the assistant's words with their end token, and the tokens before it are those
 that the tokenizer itself makes of the template's generation prompt. Both are worked out here by hand, not by our code;
-and the quick way to mask agrees with the plain one (tests/reference.py) on every row.
+and the quick way to mask agrees with the plain one (tests/reference.py) on every row. What a template cannot say of an
+answer (calls, thoughts) keeps it from being trained, by name; a thought without words is context.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def chats() -> list[Record]:
     return out
 
 
+def spoken(message: Message) -> bool:
+    return bool(message.content.rpartition("</think>")[2].strip() or message.tool_calls)
+
+
 def test_no_chat_file_is_missing() -> None:
     files = {record.file for record in chats()}
     assert len(chats()) >= 5001
@@ -64,17 +69,35 @@ def test_no_chat_file_is_missing() -> None:
     assert max(sum(m.role == "assistant" for m in r.messages) for r in chats()) >= 10
 
 
-def _content(message: Message) -> str:
-    return message.content
+def _content(record: Record, at: int) -> str | None:
+    """SmolLM2, plain: the content; they know neither calls nor thoughts of their own."""
+    message = record.messages[at]
+    return None if message.tool_calls or message.reasoning else message.content
 
 
-def _qwen3(message: Message) -> str:
-    """What Qwen3's template writes of the last answer: the thought, an empty one too, the answer, the calls."""
+def _v3(record: Record, at: int) -> str | None:
+    """DeepSeek-V3: the content, or calls without content, two at most, and once in a dialogue."""
+    message = record.messages[at]
+    calls = [
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{c['function']['name']}\n```json\n"
+        f"{json.dumps(c['function']['arguments'], ensure_ascii=False)}\n```<｜tool▁call▁end｜>"
+        for c in message.tool_calls
+    ]
+    before = any(m.tool_calls and not m.content for m in record.messages[:at])
+    if message.reasoning or (calls and (message.content or before or len(calls) > 2)):
+        return None
+    return "<｜tool▁calls▁begin｜>" + "\n".join(calls) + "<｜tool▁calls▁end｜>" if calls else message.content
+
+
+def _qwen3(record: Record, at: int) -> str | None:
+    """What Qwen3's template writes of the last answer: the thought, where there is one, the answer, the calls."""
+    message = record.messages[at]
     thought, content = message.reasoning, message.content
     if not thought and "</think>" in content:
         thought = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
         content = content.split("</think>")[-1].lstrip("\n")
-    text = f"<think>\n{thought.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}"
+    thinks = f"<think>\n{thought.strip(chr(10))}\n</think>\n\n" if thought.strip() else ""
+    text = thinks + content.lstrip(chr(10))
     for n, call in enumerate(message.tool_calls):
         one = call.get("function") or call
         given = (
@@ -85,17 +108,29 @@ def _qwen3(message: Message) -> str:
     return text
 
 
-def _r1(message: Message) -> str:
-    """The prompt has opened the thought; the model writes it, closes it, and answers."""
-    inside = message.content.rpartition("</think>")[0].rpartition("<think>")[2]
+def _r1(record: Record, at: int) -> str | None:
+    """The prompt has opened the thought; the model writes it, closes it, and answers. Calls it does not know."""
+    message = record.messages[at]
+    thought = (message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]).strip()
     answer = message.content.split("</think>")[-1].lstrip()
-    return f"{(message.reasoning or inside).strip()}\n</think>\n\n{answer}"
+    if message.tool_calls:
+        return None
+    return f"{thought}\n</think>\n\n{answer}" if thought else answer
+
+
+def served(case: str, record: Record, at: int) -> str:
+    """The prompt of an answer: the template's own, and behind it the empty thought where the row has none."""
+    text = reference.render(tokenizer_of(case), record.chat()[:at], True, record.tools)
+    message = record.messages[at]
+    if message.reasoning or "</think>" in message.content:
+        return text
+    return text + {"Qwen3": "<think>\n\n</think>\n\n", "R1": "\n</think>\n\n"}.get(case, "")
 
 
 DEEPSEEK = "<｜end▁of▁sentence｜>"
 # name -> the pulled tokenizer, its template (None: its own), what it says of a message, its end token
-CASES: dict[str, tuple[str, str | None, Callable[[Message], str], str]] = {
-    "DeepSeek-V3": ("deepseek-v3-tokenizer", None, _content, DEEPSEEK),
+CASES: dict[str, tuple[str, str | None, Callable[[Record, int], str | None], str]] = {
+    "DeepSeek-V3": ("deepseek-v3-tokenizer", None, _v3, DEEPSEEK),
     "DeepSeek-V4": ("deepseek-v4-tokenizer", None, _content, DEEPSEEK),  # has no template: it gets the default, plain
     "Qwen3": ("qwen3-tokenizer", None, _qwen3, "<|im_end|>"),
     "SmolLM2": ("smollm2-135m-instruct", None, _content, "<|im_end|>"),
@@ -146,16 +181,20 @@ def test_what_is_trained_is_what_the_assistant_says(case: str, each: int) -> Non
     """Answer by answer, in order: its words, and its first end token; what would be said behind it, no one hears."""
     tokenizer, (_, _, says, end) = tokenizer_of(case), CASES[case]
     records, samples = chats()[::each], made(case, each)
-    answers = [(n, m) for n, record in enumerate(records) for m in record.messages if m.role == "assistant"]
+    every = [(n, at) for n, record in enumerate(records) for at, m in enumerate(record.messages)
+             if m.role == "assistant" and m.trained]  # fmt: skip
+    answers = [(n, at) for n, at in every if says(records[n], at) is not None and spoken(records[n].messages[at])]
     found = runs(samples)
+    assert {(u.row, u.turn - 1) for u in samples.unsaid} == set(every) - set(answers)
     assert [row for row, *_ in found] == [n for n, _ in answers]
     texts = tokenizer.batch_decode(
         [samples.ids[a:b].tolist() for _, _, a, b in found],
         skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     )
-    for (n, message), text in zip(answers, texts, strict=True):
-        expected = (says(message) + end).partition(end)[0] + end
+    for (n, at), text in zip(answers, texts, strict=True):
+        expected = (str(says(records[n], at)) + end).partition(end)[0] + end
+        assert text.removesuffix(end).strip(), "no trained span is empty or only an end token"
         if not any(m.role == "user" for m in records[n].messages):
             continue  # Qwen3 looks for the user's last turn; its own words are compared where there is one
         assert text == unicodedata.normalize("NFC", expected), f"{records[n].file}:{records[n].line}"
@@ -167,20 +206,19 @@ def test_what_is_before_an_answer_is_what_serving_makes_of_the_prompt(case: str,
     """The tokenizer's own rendering of the dialogue so far with a generation prompt, in the tokenizer's own tokens."""
     tokenizer = tokenizer_of(case)
     records, samples = chats()[::each], made(case, each)
+    lost = {(u.row, u.turn - 1) for u in samples.unsaid}
     prompts = [
-        tokenizer.apply_chat_template(
-            record.chat()[:at], tokenize=False, add_generation_prompt=True, tools=list(record.tools) or None
-        )
-        for record in records
+        served(case, record, at)
+        for n, record in enumerate(records)
         for at, m in enumerate(record.messages)
-        if m.role == "assistant"
+        if m.role == "assistant" and m.trained and (n, at) not in lost
     ]
     found = runs(samples)
-    assert len(found) == len(prompts) > 1600
+    assert len(found) == len(prompts) > 1300
     edges = [*range(0, len(prompts), 500), len(prompts)]
     for first, last in pairwise(edges):
-        served = tokenizer(prompts[first:last], add_special_tokens=False, verbose=False)["input_ids"]
-        for (row, start, begin, _), ids in zip(found[first:last], served, strict=True):
+        asked = tokenizer(prompts[first:last], add_special_tokens=False, verbose=False)["input_ids"]
+        for (row, start, begin, _), ids in zip(found[first:last], asked, strict=True):
             assert samples.ids[start:begin].tolist() == ids, f"{records[row].file}:{records[row].line}"
 
 

@@ -34,9 +34,11 @@ def warn(made: Dataset, recipe: Recipe) -> list[str]:
     if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     told += _read_otherwise(made)
-    if told:
+    unsaid = _unsaid(made)
+    if told or unsaid:
         reasons, lengths = _dropped(file)
-        _panel([*told, *_remedies(reasons, lengths, recipe.prepare.max_length)])
+        most = recipe.prepare.max_length
+        _panel([*told, *unsaid, *_remedies(reasons, lengths, most if isinstance(most, int) else 0)])
     return told
 
 
@@ -79,6 +81,22 @@ def _read_otherwise(made: Dataset) -> list[str]:
     return [f"{line}: {', '.join(list(found[reason])[:EXAMPLES])}" for reason, line in lines.items()]
 
 
+def _unsaid(made: Dataset) -> list[str]:
+    """How many answers are not trained since the chat template cannot write them, and which template can."""
+    steps = made.manifest["steps"]
+    calls, thoughts = (
+        sum(s["dropped"] + s["marked"] for s in steps if s["reason"] == f"{what} not written")
+        for what in ("call", "thought")
+    )
+    if not calls + thoughts:
+        return []
+    every = entries(made.path / "ledger.jsonl")
+    line = next((found[0] for e in every if (found := re.search("model.template: .+", e.detail))), "")
+    said = t("The model's chat template cannot write tool calls ({calls}) or thoughts ({thoughts}) of these answers, "
+             "so they are not trained.", calls=calls, thoughts=thoughts)  # fmt: skip
+    return [said, t("To train them: {line}", line=line)] if line else [said]
+
+
 def _dropped(file: Path) -> tuple[Counter[str], list[int]]:
     """Of a ledger: reason -> dropped rows, and the lengths of those that were too long ("1200 / 1024")."""
     reasons, lengths = Counter[str](), []
@@ -92,7 +110,7 @@ def _dropped(file: Path) -> tuple[Counter[str], list[int]]:
 
 
 def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) -> list[str]:
-    """What to change in the recipe for the most frequent reasons."""
+    """What to change in the recipe for the most frequent reasons. `max_length` is 0 where the model sets it."""
     known = {
         "too long": t("prepare.too_long: turns, split or cut_right keeps what is too long, or a part of it."),
         "repeated": t("prepare.dedupe: off keeps repetitions."),
@@ -104,7 +122,7 @@ def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) ->
         **dict.fromkeys(SWITCHED, t("A step of prepare.clean that is set to mark instead of drop keeps its rows.")),
     }
     said = [known[reason] for reason, _ in reasons.most_common(3) if reason in known]
-    longer, more = roomier(lengths, max_length)
+    longer, more = roomier(lengths, max_length) if max_length else (0, 0)
     if known["too long"] in said and more:
         said.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
     return list(dict.fromkeys(said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import typer
 
 from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
+from tuneloop.errors import MachineError
 from tuneloop.language import t
 
 if TYPE_CHECKING:
     from tuneloop.runs import Run
+    from tuneloop.sections import Recipe
 
 
 def run(
@@ -49,7 +52,12 @@ def run(
     if ranks.leads():
         keep_recipe(targets, recipe)
         told = losses.warn(dataset, recipe)
-    foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
+    try:
+        foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
+    except MachineError as error:
+        recipe = shorter(recipe, error, ask=not json)
+        dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+        foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
     if not json:
         tables.dataset(dataset)
         tables.plan(replace(foreseen, warnings=tuple(w for w in foreseen.warnings if w not in told)), looked)
@@ -72,6 +80,25 @@ def run(
     tables.answers(evaluation)
     tables.changes(evaluation)
     _closing(made, version.ref, seconds, evaluation)
+
+
+def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
+    """The recipe with the length that somebody at a terminal chooses where the longest rows do not fit; else the error.
+
+    The choice is one of `error`'s own, by its number; anything else leaves it as it is.
+    """
+    from tuneloop.recipe import changed
+
+    found = error.facts.get("options", [])
+    if not (found and ask and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise error
+    show.say(f"{error.code}  {error.what}")
+    for n, option in enumerate(found, 1):
+        show.say(f"  {n}  {option}")
+    answer = typer.prompt(t("Which of these (its number; anything else stops)"), default="0", err=True)
+    if not (answer.strip().isdecimal() and 1 <= int(answer) <= len(found)):
+        raise error
+    return changed(recipe, found[int(answer) - 1].assignments)
 
 
 def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:

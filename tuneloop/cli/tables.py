@@ -62,10 +62,10 @@ def plan(foreseen: Plan, looked: Preflight) -> None:
         print(t("Take note: {warning}.", warning=warning))
     cautions(foreseen.warnings)
     rows = [(c.what, c.value, c.why) for c in foreseen.choices]
-    rows += [(c.what, c.value, c.why) for c in planner.times(foreseen)]
-    rows.append(
-        (t("memory"), f"{foreseen.memory_gb:.1f} GB", t("estimated; {gb} GB are free", gb=foreseen.machine.room_gb))
-    )
+    if foreseen.costed:
+        rows += [(c.what, c.value, c.why) for c in planner.times(foreseen)]
+        free = t("estimated; {gb} GB are free", gb=foreseen.machine.room_gb)
+        rows.append((t("memory"), f"{foreseen.memory_gb:.1f} GB", free))
     table(t("Plan"), [t("what"), t("value"), t("why")], rows)
 
 

@@ -1,7 +1,8 @@
 """Records as Arrow tables: the one schema of a dataset on disk.
 
-`messages` is a list of {role, content, reasoning_content, tool_calls, trained, name, tool_call_id}, the form that other
-tools read; `tool_calls` and `tools` are JSON text, since Arrow cannot hold arguments of any shape.
+`messages` is a list of {role, content, reasoning_content, tool_calls, trained, name, tool_call_id, cut}, the form that
+other tools read; `tool_calls` and `tools` are JSON text, since Arrow cannot hold arguments of any shape. `cut` is null
+but where an answer's end was cut off; versions from before have none of the last three fields.
 
 Both ways go column by column, which is three times as fast as a dict a row.
 """
@@ -21,7 +22,7 @@ from tuneloop.records import Message, Record
 
 _TEXT = pa.string()
 TURN = pa.struct([("role", _TEXT), ("content", _TEXT), ("reasoning_content", _TEXT), ("tool_calls", _TEXT),
-                  ("trained", pa.bool_()), ("name", _TEXT), ("tool_call_id", _TEXT)])  # fmt: skip
+                   ("trained", pa.bool_()), ("name", _TEXT), ("tool_call_id", _TEXT), ("cut", pa.bool_())])  # fmt: skip
 SCHEMA = pa.schema([("id", _TEXT), ("kind", _TEXT), ("file", _TEXT), ("line", pa.int64()), ("repeat", pa.int32()),
                     ("label", _TEXT), ("parent", _TEXT), ("messages", pa.list_(TURN)), ("rejected", pa.list_(TURN)),
                     ("tools", _TEXT)])  # fmt: skip
@@ -59,6 +60,7 @@ def _turns(rows: Sequence[Sequence[Message]]) -> pa.ListArray:
         [m.trained for m in flat],
         [m.name or None for m in flat],
         [m.tool_call_id or None for m in flat],
+        [m.cut or None for m in flat],
     )
     arrays = [pa.array(values, field.type) for values, field in zip(columns, TURN, strict=True)]
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(TURN)))
@@ -81,11 +83,20 @@ def records(table: pa.Table | pa.RecordBatch) -> Iterator[tuple[Record, int]]:
 
 def _messages(column: pa.ListArray) -> Iterator[tuple[Message, ...]]:
     roles, contents, thoughts, calls, trained, *more = (field.to_pylist() for field in column.flatten().flatten())
-    names, ids = more or (repeat(None), repeat(None))  # versions written before have neither
+    names, ids, cuts = more or (repeat(None),) * 3  # versions written before have none of these
     turns = (
-        Message(role, content, thought or "", tuple(json.loads(call)) if call else (), learnt, name or "", of or "")
-        for role, content, thought, call, learnt, name, of in zip(
-            roles, contents, thoughts, calls, trained, names, ids, strict=False
+        Message(
+            role,
+            content,
+            thought or "",
+            tuple(json.loads(call)) if call else (),
+            learnt,
+            name or "",
+            of or "",
+            bool(cut),
+        )
+        for role, content, thought, call, learnt, name, of, cut in zip(
+            roles, contents, thoughts, calls, trained, names, ids, cuts, strict=False
         )
     )
     return (tuple(islice(turns, size)) for size in column.value_lengths().to_pylist())

@@ -49,10 +49,11 @@ def _quiet(rows: int) -> None:
 
 def build(
     recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet, view: View | None = None,
-    helpers: Helpers = NOBODY,
+    helpers: Helpers = NOBODY, most: int = 0,
 ) -> Dataset:  # fmt: skip
     """Read, clean, dedupe, fit and split the recipe's files; write the version, or find it if it is there.
 
+    `most` is how many tokens the model takes, which is the limit of a row where prepare.max_length is auto; 0 for any.
     `view` shows samples on the card as the model sees them; `helpers` make and judge the rows of `prepare.augment`.
 
     Raises DataError where a file cannot be used or nothing is left, MachineError where the disk has no room or refuses.
@@ -64,7 +65,8 @@ def build(
     stamps = Stamps(home / "stamps.json")
     found, left_out, known = _find(recipe, stamps)
     digests = {s.label: known[s.path][0] for _, group in found for s in group}
-    made_from = _cache_key(recipe, found, digests, key)
+    most = most if recipe.prepare.max_length == "auto" else 0
+    made_from = _cache_key(recipe, found, digests, key, most)
     try:
         dataset = _remembered(home, made_from, stamps)
         if dataset is None:
@@ -73,7 +75,7 @@ def build(
                 if dataset is None:
                     work = home / f".work-{made_from[:12]}"
                     sources = Sources(found, digests, left_out, known)
-                    dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers)
+                    dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers, most)
                     _remember(home, made_from, dataset.hash)
                     shutil.rmtree(work, ignore_errors=True)
                     _tidy(home)
@@ -104,9 +106,9 @@ def _tidy(home: Path) -> None:
 
 def _build(
     home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say, view: View | None,
-    helpers: Helpers,
+    helpers: Helpers, most: int,
 ) -> Dataset:  # fmt: skip
-    part = recipe.prepare
+    part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
     require_room(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:
         check(part.augment, helpers)
@@ -123,7 +125,8 @@ def _build(
         if "train" not in choice.sides:
             raise _nothing_to_train(recipe, choice.sides)
         if part.augment.methods:
-            rows, choice = derive.derived(work, rows, choice, recipe, encode, helpers)
+            limited = recipe.model_copy(update={"prepare": part})
+            rows, choice = derive.derived(work, rows, choice, limited, encode, helpers)
         return write(home, work / "version", recipe, sources, rows, choice, key, view)
     except DataError:  # the data's fault: there is nothing to go on from
         shutil.rmtree(work, ignore_errors=True)
@@ -198,7 +201,7 @@ def _one_kind(rows: Kept) -> None:
         raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
 
 
-def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str) -> str:
+def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, this room's code."""
     here = Path(__file__).parent
     code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
@@ -213,6 +216,7 @@ def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str) 
         "augment": _derived_from(recipe, here),
         "seed": recipe.seed,
         "tokenizer": key,
+        "most": most,
         "code": [digest(path) for path in code if "__pycache__" not in path.parts],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -95,6 +95,7 @@ def facts(data: dict[str, Any]) -> list[tuple[str, int]]:
         "reasoning": t("with a thought before the answer"),
         "untrained": t("with an answer that is only context"),
         "pieces": t("made from another row"),
+        "unsaid": t("with an answer that the chat template cannot write, which is not trained"),
     }
     return [(words[name], n) for name, n in data["with"].items() if n]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tuneloop.data import arrow
 from tuneloop.data.fit import Encode
@@ -66,6 +67,16 @@ class Dataset:
             for batch in self.batches(side):
                 for record, repeat in arrow.records(batch):
                     yield record, side, repeat if side == "train" else 1
+
+    def thinks(self) -> bool:
+        """Whether any training row has a thought, apart or in its text."""
+        for batch in self.batches("train"):
+            turn = batch.column("messages").flatten()
+            apart = pc.fill_null(pc.not_equal(turn.field("reasoning_content"), ""), False)
+            inside = pc.match_substring(turn.field("content"), "</think>")
+            if pc.any(pc.or_(apart, inside)).as_py():
+                return True
+        return False
 
     def samples(self, side: Side, key: str, encode: Encode) -> Samples:
         """What one side is trained on: as it was tokenised, or tokenised now and kept. `key` names the tokenizer."""

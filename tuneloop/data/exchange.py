@@ -228,6 +228,7 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
         raise DataError("TL-DATA-TARGET", where=shown(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
     if target.exists():
         raise DataError("TL-DATA-THERE", where=shown(target))
+    records = (record.whole() for record in records)
     draft = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
         counts = writers[target.suffix](draft, records, shape)

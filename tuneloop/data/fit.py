@@ -1,20 +1,22 @@
 """What does not fit the context: rejected, split, or cut from a named side. Never cut in silence.
 
-Lengths are counted in the model's own tokens, of the row as it will be trained.
+Lengths are counted in the model's own tokens, of the row as it will be trained. A row of so many characters that it
+must be too long is never tokenised whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.data.answers import spoken
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.reading.sniff import shown
-from tuneloop.data.samples import Samples
+from tuneloop.data.samples import Samples, Unsaid
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
 from tuneloop.sections import PreparePart
@@ -22,6 +24,12 @@ from tuneloop.sections import PreparePart
 Encode = Callable[[Sequence[Record]], Samples]
 """Records -> their samples, as they will be trained; `row` is the place of the record."""
 Count = Callable[[Record], int]
+ANY = 1 << 40
+"""No limit."""
+LONGEST_TOKEN = 256
+"""Characters that a token has at most: the longest of the known vocabularies are runs of blanks."""
+MOST_CHARACTERS = 8_000_000
+"""Characters of a row that is tokenised at all: some millions of tokens, and about 250 bytes of memory for each."""
 
 
 def fit(
@@ -31,23 +39,76 @@ def fit(
 
     They keep their order. What became of every other one is in the ledger.
     """
-    places, samples = _encoded(records, encode, ledger)
+    limit = most_tokens(part)
+    small = [at for at, record in enumerate(records) if _least(record) <= limit]
+    places, samples = _encoded([records[at] for at in small], encode, ledger)
+    known = {small[place]: (n, length) for n, (place, length) in
+             enumerate(zip(places, longest(samples).tolist(), strict=True))}  # fmt: skip
+    unsaid = by_row(samples.unsaid)
+    large = set(range(len(records))) - set(small)
     lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1
-    for at, (origin, length) in enumerate(zip(places, longest(samples).tolist(), strict=True)):
+    for origin in sorted(large | known.keys()):
         record = records[origin]
-        if length > part.max_length and part.too_long != "reject":
+        at, length = known.get(origin, (-1, _least(record)))
+        if not _told(record, unsaid.get(at, ()), length, ledger):
+            continue
+        if length > limit and part.too_long != "reject":
             lines += [(piece, origin, -1) for piece in _fitted(record, length, encode, part, ledger)]
-        elif reason := _unwanted(length, part):
+        elif reason := _unwanted(length, part, large=origin in large):
             ledger.add(_entry("dropped", reason[0], record, reason[1]))
         else:
             lines.append((record, origin, at))
-    kept, origins = [record for record, _, _ in lines], [origin for _, origin, _ in lines]
     made = [record for record, _, at in lines if at < 0]
-    if not made and len(lines) == len(places):
-        return kept, origins, samples
-    both = Samples.concatenate([samples, encode(made)]) if made else samples  # the second's rows count on
-    fresh = iter(range(len(places), len(places) + len(made)))
-    return kept, origins, chosen(both, np.asarray([at if at >= 0 else next(fresh) for _, _, at in lines], np.int64))
+    if not made and len(lines) == samples.records:
+        return [record for record, _, _ in lines], [origin for _, origin, _ in lines], samples
+    pieces = encode(made) if made else Samples.of([])
+    said, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
+    fine = iter([_told(record, unsaid.get(n, ()), said[n], ledger) for n, record in enumerate(made)])
+    fresh = iter(range(samples.records, samples.records + len(made)))  # the pieces' rows count on
+    places = [at if at >= 0 else next(fresh) for _, _, at in lines]
+    left = [n for n, (_, _, at) in enumerate(lines) if at >= 0 or next(fine)]
+    both = chosen(Samples.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
+    return [lines[n][0] for n in left], [lines[n][1] for n in left], both
+
+
+def most_tokens(part: PreparePart) -> int:
+    """The limit of a row in tokens; where the recipe leaves it to the rows, whatever they have."""
+    return part.max_length if isinstance(part.max_length, int) else ANY
+
+
+def _least(record: Record) -> int:
+    """Tokens that a row has at least, by its characters; more than any limit where no memory would hold it."""
+    size = sum(len(m.content) + len(m.reasoning) for m in record.messages)
+    if record.rejected:
+        size = max(size, sum(len(m.content) + len(m.reasoning) for m in record.rejected))
+    return ANY + 1 if size > MOST_CHARACTERS else size // LONGEST_TOKEN
+
+
+def by_row(unsaid: Iterable[Unsaid]) -> dict[int, list[Unsaid]]:
+    """What no sample says, by the row that it is of."""
+    out: dict[int, list[Unsaid]] = {}
+    for one in unsaid:
+        out.setdefault(one.row, []).append(one)
+    return out
+
+
+UNSAID = {
+    "call": "call not written", "thought": "thought not written", "alone": "thought without an answer",
+    "empty": "answer without words",
+}  # fmt: skip
+"""What of an answer that is not trained -> the ledger's reason."""
+
+
+def _told(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
+    """Whether anything of a row is trained; its answers that are not stand in the ledger, each by what it carries."""
+    dropped = not length and record.kind != "text"
+    if dropped and not unsaid:
+        ledger.add(_entry("dropped", "no answer", record, step="template"))
+    for n, one in enumerate(unsaid):
+        detail = f"{one.turn} / {len(record.messages)}" + (f", model.template: {one.fuller}" if one.fuller else "")
+        action: Action = "dropped" if dropped and not n else "marked"
+        ledger.add(_entry(action, UNSAID[one.what], record, detail, step="template"))
+    return not dropped
 
 
 def longest(samples: Samples) -> NDArray[np.int64]:
@@ -89,9 +150,11 @@ def _entry(action: Action, reason: str, record: Record, detail: str = "", *, ste
     return LedgerEntry(action, step, reason, record.file, record.line, record.id, detail)
 
 
-def _unwanted(length: int, part: PreparePart) -> tuple[str, str] | None:
-    """Why a row of so many tokens is not kept."""
-    if length > part.max_length:
+def _unwanted(length: int, part: PreparePart, *, large: bool = False) -> tuple[str, str] | None:
+    """Why a row of so many tokens is not kept; of a `large` one the number is only the least."""
+    if large:
+        return "too large", "" if length > ANY else f"≥ {length} / {part.max_length}"
+    if length > most_tokens(part):
         return "too long", f"{length} / {part.max_length}"
     if part.tokens and not part.tokens[0] <= length <= part.tokens[1]:
         return "outside the token range", f"{length} / {part.tokens[0]}-{part.tokens[1]}"
@@ -100,9 +163,11 @@ def _unwanted(length: int, part: PreparePart) -> tuple[str, str] | None:
 
 def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledger: Ledger) -> Iterator[Record]:
     """The pieces of a row that is too long, each short enough; the ledger has what became of it."""
-    limit, how = part.max_length, part.too_long
+    limit, how = most_tokens(part), part.too_long
 
     def count(one: Record) -> int:
+        if (least := _least(one)) > limit:
+            return least
         try:
             return int(longest(encode([one]))[0])
         except DataError:  # what the template refuses is no piece
@@ -110,20 +175,25 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
 
     if record.kind == "text" and how == "split":
         pieces, reason = _text_pieces(record, count, limit, part.overlap), "split by tokens"
-    elif record.kind == "chat" and how in ("split", "turns"):
+    elif record.kind == "chat" and how == "split":
         pieces, reason = _turn_pieces(record, count, encode, limit), "split by turns"
+    elif record.kind in ("chat", "judged", "preference") and how == "turns":
+        pieces, reason = _newest(record, count, limit), "oldest turns left out"
     elif how in ("cut_left", "cut_right"):
         pieces, reason = _cut(record, count, limit, left=how == "cut_left"), f"cut on the {how[4:]}"
     else:  # a label, a verdict or a pair of answers is about the whole
         pieces, reason = [], ""
+    long = f"{length} / {limit}" if _least(record) <= limit else f"≥ {length} / {limit}"
     if not pieces:
-        ledger.add(_entry("dropped", "too long", record, f"{length} / {limit}"))
+        ledger.add(_entry("dropped", "too long", record, long))
         return
-    ledger.add(_entry("changed", reason, record, f"{length} / {limit}, {len(pieces)}"))
+    left_out = len(record.messages) - len(pieces[0].messages) if how == "turns" else 0
+    ledger.add(_entry("changed", reason, record, f"{long}, {-left_out if left_out else len(pieces)}"))
     for n, piece in enumerate(pieces):
         if n:
             ledger.add(_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
-        if unwanted := _unwanted(count(piece), part) or _taught_nothing(piece):
+        length = count(piece)
+        if unwanted := (_unwanted(length, part) if length else None) or _taught_nothing(piece):
             ledger.add(_entry("dropped", unwanted[0], piece, unwanted[1]))
         else:
             yield piece
@@ -155,9 +225,11 @@ def exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tu
 def _turn_pieces(record: Record, count: Count, encode: Encode, limit: int) -> list[Record]:
     """As many whole exchanges a piece as fit, in order; none where a single exchange is too long by itself."""
     head, runs = exchanges(record.messages)
+    each = [_joined(record, head, [run]) for run in runs]
+    if any(_least(one) > limit for one in each):
+        return []
     try:  # each exchange alone, all at once: what is too long alone needs no search
-        alone = longest(encode([_joined(record, head, [run]) for run in runs]))
-        if int(alone.max()) > limit:
+        if _least(record) <= limit and int(longest(encode(each)).max()) > limit:
             return []
     except DataError:
         pass
@@ -170,6 +242,13 @@ def _turn_pieces(record: Record, count: Count, encode: Encode, limit: int) -> li
         pieces.append(_joined(record, head, runs[at : at + take]))
         at += take
     return [replace(piece, parent=record.id) for piece in pieces]
+
+
+def _newest(record: Record, count: Count, limit: int) -> list[Record]:
+    """The system prompt and as many of the newest exchanges as fit; none where the newest alone is too long."""
+    head, runs = exchanges(record.messages)
+    keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[-n:])) <= limit)
+    return [_joined(record, head, runs[-keep:])] if keep else []
 
 
 def _joined(record: Record, head: tuple[Message, ...], runs: Sequence[tuple[Message, ...]]) -> Record:
@@ -191,10 +270,10 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int:
 def _text_pieces(record: Record, count: Count, limit: int, overlap: int) -> list[Record]:
     """Windows of the text, each at most `limit` tokens; neighbours share about `overlap` tokens, cut at a blank or a
     sentence's end where one is near."""
-    text = record.messages[0].content
+    text, identity = record.messages[0].content, record.id
 
     def piece(a: int, b: int) -> Record:
-        return replace(record.with_messages((Message("assistant", text[a:b]),)), parent=record.id)
+        return replace(record.with_messages((Message("assistant", text[a:b], cut=b < len(text)),)), parent=identity)
 
     pieces: list[Record] = []
     start = 0
@@ -233,10 +312,13 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     if record.kind in ("text", "label"):
         return _shorter(record, 0, count, limit, left=left)
     head, runs = exchanges(record.messages)
-    if left or record.kind == "chat":
-        keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[-n:] if left else runs[:n])) <= limit)
+    if left and (pieces := _newest(record, count, limit)):
+        return pieces
+    if not left and record.kind == "chat":
+        keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[:n])) <= limit)
         if keep:
-            return [_joined(record, head, runs[-keep:] if left else runs[:keep])]
+            return [_joined(record, head, runs[:keep])]
+    if left or record.kind == "chat":
         record = _joined(record, head, runs[-1:] if left else runs[:1])
     turns = record.messages
     answers = [n for n, m in enumerate(turns) if m.role == "assistant"]
@@ -245,19 +327,35 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     return _shorter(record, len(head) if left else answers[-1], count, limit, left=left)
 
 
+def _answer_at(content: str) -> int:
+    """Where the answer begins behind a thought that stands in the text.
+
+    >>> _answer_at("<think>hm</think> Yes"), _answer_at("Yes")
+    (18, 0)
+    """
+    rest = spoken(content).lstrip()
+    return len(content) - len(rest) if len(rest) < len(content) else 0
+
+
 def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -> list[Record]:
     """The record with as much of message `at` as fits, on the right of the last rejected one too; none where nothing
-    of it would be left."""
+    of it would be left. What is cut on the right has no end any more, and a thought is never cut."""
     also = record.rejected[-1:] if not left else ()
 
     def part(message: Message, n: int) -> Message:
-        return replace(message, content=message.content[len(message.content) - n :] if left else message.content[:n])
+        if n >= len(message.content):
+            return message
+        if left:
+            return replace(message, content=message.content[len(message.content) - n :])
+        return replace(message, content=message.content[:n], cut=True)
 
     def cut(n: int) -> Record:
         messages = (*record.messages[:at], part(record.messages[at], n), *record.messages[at + 1 :])
         rejected = (*record.rejected[: len(record.rejected) - len(also)], *(part(m, n) for m in also))
         return replace(record, messages=messages, rejected=rejected)
 
-    size = max(len(m.content) for m in (record.messages[at], *also))
-    kept = _most(1, size, lambda n: count(cut(n)) <= limit)
+    shortened = (record.messages[at], *also)
+    least = 1 if left or record.kind in ("text", "label") else max(_answer_at(m.content) for m in shortened) + 1
+    size = min(max(len(m.content) for m in shortened), limit * LONGEST_TOKEN)
+    kept = _most(least, size, lambda n: count(cut(n)) <= limit)
     return [cut(kept)] if kept else []

@@ -153,8 +153,10 @@ def words() -> dict[str, str]:
         "also in training": t("nearly the same dialogue is in the training data"),
         "system prompt added": t("the recipe's system prompt added"),
         "too long": t("longer than max_length"),
+        "too large": t("of so many characters that no length limit lets it in"),
         "outside the token range": t("fewer or more tokens than prepare.tokens asks for"),
         "split by turns": t("longer than max_length, split between turns"),
+        "oldest turns left out": t("longer than max_length, its oldest turns left out"),
         "split by tokens": t("longer than max_length, split into windows"),
         "cut on the left": t("longer than max_length, cut at the beginning"),
         "cut on the right": t("longer than max_length, cut at the end"),
@@ -164,6 +166,10 @@ def words() -> dict[str, str]:
         "follow_up": t("derived from a training row: one more question and its answer"),
         "branch": t("derived from a training row: another last question and its answer"),
         "nearly a held-out row": t("a derived row that nearly repeats a held-out row"),
+        "call not written": t("a tool call that the chat template cannot write: the turn is not trained"),
+        "thought not written": t("a thought that the chat template cannot write: the turn is not trained"),
+        "thought without an answer": t("a thought without an answer: the turn is not trained"),
+        "answer without words": t("an answer without words: the turn is not trained"),
         "template refuses": t("the model's chat template refuses the dialogue"),
     }
 

@@ -7,6 +7,7 @@ Of the samples all are looked at, as arrays; of the records' text at most `LOOKE
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.data.chains import Writer, opening
+from tuneloop.data.named_templates import DEFAULTS, fuller
 from tuneloop.data.samples import Sample, Samples
 from tuneloop.data.segments import word_pattern
-from tuneloop.data.templates import DEFAULTS, render, template_of
-from tuneloop.data.tokens import marked, turn
+from tuneloop.data.templates import encode, render, template_of
+from tuneloop.data.tokens import marked
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Record
@@ -55,22 +58,27 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     # A text has no template, so it has nothing that one could leave out.
     dialogues = [r for r in records if r.kind not in {"text", "label"}]
     with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
-    lost = {"reasoning": 0, "calls": 0, "tools": 0}
     looked = _spread(with_more, RENDERED)
+    writer = Writer(tokenizer)
+    lost = Counter[str]()
     for record in looked:
-        told = _told(tokenizer, record)
-        for kind in lost:
-            lost[kind] += not all(told[kind])
-    n = len(looked)
+        _, unsaid = writer.write([record])
+        lost.update(list({one.what for one in unsaid}))
+        if record.tools:
+            first = next((n for n, m in enumerate(record.messages) if m.role == "assistant"), len(record.messages))
+            text = render(tokenizer, record.chat()[:first], prompt=True, tools=record.tools)
+            lost["tools"] += not all(_name(tool) in text for tool in record.tools)
+    n, name = len(looked), fuller(tokenizer)
     said = {
-        "reasoning": t("of {of} dialogues with thoughts or tools that were looked at, {n} have a thought that this "
-                       "chat template leaves out", n=lost["reasoning"], of=n),
-        "calls": t("of {of} dialogues with thoughts or tools that were looked at, {n} have tool calls that this chat "
-                   "template leaves out", n=lost["calls"], of=n),
+        "thought": t("of {of} dialogues with thoughts or tools that were looked at, {n} have a thought that this "
+                     "chat template leaves out, and these answers are not trained", n=lost["thought"], of=n),
+        "call": t("of {of} dialogues with thoughts or tools that were looked at, {n} have tool calls that this chat "
+                  "template leaves out, and these answers are not trained", n=lost["call"], of=n),
         "tools": t("of {of} dialogues with thoughts or tools that were looked at, {n} offer tools that this chat "
                    "template leaves out", n=lost["tools"], of=n),
     }  # fmt: skip
-    return [words for kind, words in said.items() if lost[kind]]
+    remedy = t(" (model.template: {name} writes them)", name=name) if name else ""
+    return [words + remedy for kind, words in said.items() if lost[kind]]
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
@@ -83,37 +91,49 @@ def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
               n=len(found), of=len(records), token=found[0].group())]  # fmt: skip
 
 
-def _told(tokenizer: Any, record: Record) -> dict[str, list[bool]]:
-    """For each thought, call and tool of a dialogue: whether the text has it in which its turn is trained.
-
-    A template may drop earlier thoughts from the context of later turns; each is trained in its own all the same.
-    """
-    told: dict[str, list[bool]] = {"reasoning": [], "calls": [], "tools": []}
-    for at, message in enumerate(record.messages):
-        if message.role == "assistant" and (message.reasoning or message.tool_calls):
-            _, text = turn(tokenizer, record, at)
-            told["reasoning"].append(message.reasoning.strip() in text)
-            told["calls"] += [_name(call) in text for call in message.tool_calls]
-    if record.tools:
-        text = render(tokenizer, record.chat(), tools=record.tools)
-        told["tools"] = [_name(tool) in text for tool in record.tools]
-    return told
-
-
 def _name(of: dict[str, Any]) -> str:
     return str(of.get("function", {}).get("name", ""))
 
 
 def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
-    """A warning when a template that knows thoughts meets dialogues that have none."""
+    """A warning when a template that knows thoughts, and writes no empty ones, meets dialogues that have none."""
     source = tokenizer.chat_template
     dialogues = [r for r in records if r.kind == "chat"]
-    if not isinstance(source, str) or "<think>" not in source or not dialogues:
+    if not isinstance(source, str) or "<think>" not in source or not dialogues or opening(tokenizer):
+        return []
+    if source in DEFAULTS.values():  # asked for by name, and it writes what there is
         return []
     if any(m.reasoning or "</think>" in m.content for r in dialogues for m in r.messages):
         return []
     return [t("this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked "
               "at has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
+
+
+def unthought(tokenizer: Any, samples: Samples) -> list[str]:
+    """A warning that counts the answers before which the template puts a thought without words."""
+    empty = opening(tokenizer)
+    if not empty:
+        return []
+    ids = np.array(encode(tokenizer, [empty])[0], np.int32)
+    begins = np.flatnonzero(samples.trained & ~np.concatenate([[False], samples.trained[:-1]]))
+
+    def stands(at: NDArray[np.int64]) -> int:
+        inside = at[(at >= 0) & (at + len(ids) <= samples.tokens)]
+        return int((samples.ids[inside[:, None] + np.arange(len(ids))] == ids).all(axis=1).sum())
+
+    facts = {"thought": " ".join(empty.split()), "of": len(begins)}
+    if n := stands(begins - len(ids)):
+        return [
+            t("{n} of {of} answers have no thought: the {thought} that the chat template writes before them is context "
+              "and not trained (prepare.empty_thoughts: true trains it, and the model learns not to think)",
+              n=n, **facts)
+        ]  # fmt: skip
+    if n := stands(begins):
+        return [
+            t("{n} of {of} answers have no thought and are trained with the {thought} that the chat template writes "
+              "before them: the model learns not to think (prepare.empty_thoughts)", n=n, **facts)
+        ]  # fmt: skip
+    return []
 
 
 def leaked(records: Sequence[Record]) -> list[str]:
@@ -203,8 +223,7 @@ def preflight(
         sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records)],
         warnings=(
             *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, looked),
-            *stray(tokenizer, looked),
-            *thoughtless(tokenizer, looked), *leaked(looked),
+            *stray(tokenizer, looked), *thoughtless(tokenizer, looked), *unthought(tokenizer, every), *leaked(looked),
         ),
     )  # fmt: skip
 

@@ -35,6 +35,8 @@ EXAMPLES = 3
 MANY = 50
 """Files and labels that are listed one by one; the rest are counted together."""
 PROFILE = "profile.json"
+Unsaid = dict[str, set[tuple[str, int]]]
+"""The ledger's reason why an answer is not trained -> the rows that stay with such an answer, by file and line."""
 
 ORDER = (
     "read", "markup", "mojibake", "normalise", "empty_turns", "templates", "merge_turns", "reject_turns", "results",
@@ -53,17 +55,17 @@ def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[s
     """
     manifest = dataset.manifest
     prepare = manifest["settings"]["prepare"]
-    reasons, too_long = _told(dataset)
+    reasons, too_long, unsaid = _told(dataset)
     labels, more_labels = _labels(dataset)
     files = sorted(manifest["sources"], key=lambda s: -s["rows"])
     return {
         "format": FORMAT, "name": dataset.name, "hash": dataset.hash, "created": manifest["created"],
-        "model": manifest["settings"]["model"], "max_length": prepare["max_length"],
+        "model": manifest["settings"]["model"], "max_length": _limit(manifest),
         "context": view.context if view else 0,
         "counts": manifest["counts"], "kinds": manifest["kinds"],
         "tokens": {**manifest["tokens"], **_trained(dataset, key)},
         "lengths": {"kept": manifest["lengths"], "too_long": histogram(too_long)},
-        **_shape(dataset),
+        **_shape(dataset, unsaid),
         "languages": _languages(dataset),
         "duplicates": _duplicates(manifest, reasons),
         "labels": labels, "more_labels": more_labels,
@@ -108,11 +110,20 @@ def _bar(value: int) -> int:
     return k
 
 
+def _limit(manifest: dict[str, Any]) -> int:
+    """prepare.max_length; where it was left to the rows, the tokens of the longest."""
+    wanted = manifest["settings"]["prepare"]["max_length"]
+    return int(manifest["tokens"]["longest"] if wanted == "auto" else wanted)
+
+
 # --- what is in it ---
 
 
-def _shape(dataset: Dataset) -> dict[str, Any]:
-    """turns: [user turns, rows]; with: rows that have a system prompt, tools, a thought, or untrained answers."""
+def _shape(dataset: Dataset, unsaid: Unsaid) -> dict[str, Any]:
+    """turns: [user turns, rows]; with: rows that have a system prompt, tools, a thought, or untrained answers.
+
+    A thought that the template cannot write is not counted as one; rows with such an answer are told as "unsaid".
+    """
     turns: Counter[int] = Counter()
     having = dict.fromkeys(("system", "tools", "reasoning", "untrained", "pieces"), 0)
     for batch in _batches(dataset):
@@ -132,6 +143,9 @@ def _shape(dataset: Dataset) -> dict[str, Any]:
         called[of_row[np.asarray(pc.is_valid(turn.field("tool_calls")))]] = True
         having["tools"] += int((called | np.asarray(pc.not_equal(batch.column("tools"), ""))).sum())
         having["pieces"] += int(np.asarray(pc.not_equal(batch.column("parent"), "")).sum())
+    having["reasoning"] -= min(having["reasoning"], len(unsaid.get("thought not written", ())))
+    if rows_unsaid := set().union(*unsaid.values()):
+        having["unsaid"] = len(rows_unsaid)
     return {"turns": [list(pair) for pair in sorted(turns.items())], "with": having}
 
 
@@ -187,8 +201,10 @@ def _source(source: dict[str, Any], repeat: dict[str, int]) -> dict[str, Any]:
 # --- what became of the rest ---
 
 
-def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int]]:
-    """Each action, step and reason of the ledger with its rows and first places; the lengths of what was too long."""
+def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
+    """Each action, step and reason of the ledger with its rows and first places; the lengths of what was too long; and
+    which of the rows that stay have an answer that is not trained."""
+    unsaid: Unsaid = {}
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     too_long: list[int] = []
     for e in entries(dataset.path / "ledger.jsonl"):
@@ -200,7 +216,11 @@ def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int]]:
             one["examples"].append({"file": shown(e.file), "line": e.line, "id": e.id, "detail": e.detail})
         if (e.action, e.reason) == ("dropped", "too long") and (length := re.match(r"\d+", e.detail)):
             too_long.append(int(length[0]))
-    return sorted(found.values(), key=lambda one: -one["rows"]), too_long
+        if e.step == "template":
+            unsaid.setdefault(e.reason if e.action == "marked" else "", set()).add((e.file, e.line))
+    gone = unsaid.pop("", set())
+    unsaid = {reason: rows - gone for reason, rows in unsaid.items()}
+    return sorted(found.values(), key=lambda one: -one["rows"]), too_long, unsaid
 
 
 def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict[str, Any]:

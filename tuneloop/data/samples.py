@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,19 @@ COLUMNS: dict[str, str] = {
 """Array -> type on disk. `ids` and `trained` have one entry a token, `starts` one a sample and one more."""
 
 
+class Unsaid(NamedTuple):
+    """An answer that is not trained, since the template cannot say it. `row` is its record, `turn` counts from 1.
+
+    `what` goes with it: a "call", a "thought"; "alone" is a thought without an answer, "empty" neither. `fuller` is the
+    name of a template that can say it, "" where none is known.
+    """
+
+    row: int
+    turn: int
+    what: str
+    fuller: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One training sequence. `ids` int32 [length]; `trained` bool [length], true where the token carries a label."""
@@ -41,7 +54,7 @@ class Sample:
     trained: NDArray[np.bool_]
     record: str
     ended: bool
-    """Every trained turn ends with a token that stops generation."""
+    """Every trained turn ends with a token that stops generation; one whose end was cut off needs none."""
 
     @property
     def labels(self) -> int:
@@ -55,7 +68,8 @@ class Samples(Sequence[Sample]):
 
     ids int32 [tokens]; trained bool [tokens]; starts int64 [n + 1], sample k is ids[starts[k] : starts[k + 1]]; labels
     int32 [n], its label tokens; ended bool [n]; row int32 [n], which of the `records` records it was made from, counted
-    from 0; names bytes [n], those records' ids. `folder` is where they are mapped from, if they are.
+    from 0; names bytes [n], those records' ids. `folder` is where they are mapped from, if they are. `unsaid` are the
+    answers of the records that no sample trains; it is known where samples are made, and not kept with them.
     """
 
     ids: NDArray[np.int32]
@@ -67,6 +81,7 @@ class Samples(Sequence[Sample]):
     names: NDArray[np.bytes_]
     records: int
     folder: Path | None = None
+    unsaid: tuple[Unsaid, ...] = ()
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -128,6 +143,7 @@ class Samples(Sequence[Sample]):
             row=np.concatenate([none.row, *(p.row + s for p, s in zip(every, shifts, strict=False))]).astype(np.int32),
             names=np.concatenate([none.names, *(p.names for p in every)]),
             records=int(shifts[-1]),
+            unsaid=tuple(u._replace(row=u.row + int(s)) for p, s in zip(every, shifts, strict=False) for u in p.unsaid),
         )
 
     @staticmethod

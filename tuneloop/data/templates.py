@@ -8,41 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tuneloop.data.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
 from tuneloop.errors import DataError, ModelError
 
-Chat = list[dict[str, Any]]
+__all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
+           "stop_ids", "stop_texts", "template_of"]  # fmt: skip
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Gemma has no system role: the system text opens the first user turn, and the assistant is called model.
-GEMMA = (
-    "{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}{% else %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
-    "{% if m['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
-    "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-# The prompt ends in a line break: a blank there would be the first half of the token that a word begins with.
-PLAIN = (
-    "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    "{{ 'Assistant:\n' + m['content'] + (eos_token or '') + '\n\n' }}{% elif m['role'] == 'user' %}"
-    "{{ 'User:\n' + m['content'] + '\n\n' }}{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
-DEFAULTS = {"chatml": CHATML, "gemma": GEMMA, "plain": PLAIN}
-DEFAULT = "plain"
-"""What a model without a template gets. A base model has the special tokens of its family's chat template in its
-vocabulary, and has never seen them: its untrained rows of the head are so alike that it cannot learn to write the one
-that ends a turn (tried with Gemma-3-270M: it answers, then writes some other rare token and rambles on). Every model
-has seen its end-of-text token."""
+Chat = list[dict[str, Any]]
 
 
 def choose_template(tokenizer: Any, wanted: str | None) -> str:
@@ -101,6 +79,7 @@ class Renderer:
         self._parts: Any = None if own else _transformers()
         self._named = dict(tokenizer.special_tokens_map)
         self._openings: dict[str, str] = {}
+        self._forms: dict[str, _Form] = {}
 
     def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
         """The text of a chat; with `prompt` it ends where the assistant is to begin.
@@ -114,7 +93,8 @@ class Renderer:
                         chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None
                     )
                 )
-            return self._render(self._source(tools), self._plain(chat), prompt, self._plain_tools(tools))
+            source = self._source(tools)
+            return self._render(source, self._plain(self._formed(chat, source)), prompt, self._plain_tools(tools))
 
     def turns(self, chat: Chat, answers: Sequence[int], tools: Sequence[Any] = ()) -> list[tuple[str, str]]:
         """For each answer, at its place in the chat: the text in which it is served, and the text up to its end.
@@ -127,7 +107,8 @@ class Renderer:
                 for at in answers
             ]
         with _told():
-            source, plain, offered = self._source(tools), self._plain(chat), self._plain_tools(tools)
+            source, offered = self._source(tools), self._plain_tools(tools)
+            plain = self._plain(self._formed(chat, source))
             if (found := self._at_once(source, plain[: answers[-1] + 1], answers, offered)) is not None:
                 return found
             return [
@@ -138,8 +119,31 @@ class Renderer:
     def _source(self, tools: Sequence[Any]) -> str:
         return str(self._tokenizer.get_chat_template(None, tools=list(tools) or None))
 
+    def _formed(self, chat: Chat, source: str) -> Chat:
+        """The chat with its calls in the form that this template reads."""
+        if not any(message.get("tool_calls") for message in chat):
+            return chat
+        if source not in self._forms:
+            self._forms[source] = next(filter(self._reads(source), _FORMS), _FORMS[0])
+        return [self._forms[source].given(message) for message in chat]
+
+    def _reads(self, source: str) -> Callable[[_Form], bool]:
+        """Whether a template writes a call that it is given in a form: its name, and its arguments as JSON or apart."""
+
+        def writes(form: _Form) -> bool:
+            try:
+                text = self._render(source, self._plain([_ASKED, form.given(_CALLED)]), False, None)
+            except Exception:  # whatever a template raises at a form that it does not know
+                return False
+            return all(word in text for word in _WORDS) and "'city'" not in text
+
+        return writes
+
     def _plain(self, chat: Chat) -> Chat:
-        kept = [{key: value for key, value in message.items() if value is not None} for message in chat]
+        kept = [
+            {k: value for k, value in message.items() if value is not None or (k == "content" and _calls(message))}
+            for message in chat
+        ]
         if any(type(value) is not str for message in kept for value in message.values()):
             kept = self._parts._plain_template_data(kept)
         out: Chat = self._parts._alias_reasoning_fields(kept)
@@ -168,6 +172,45 @@ class Renderer:
         text = "".join(parts)
         ends = [0, *accumulate(len(part) for part in parts)]
         return [(text[: ends[at]] + opening, text[: ends[at + 1]] + end) for at in answers]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a turn that calls tools is given to a template: an empty content as null, arguments as JSON text."""
+
+    null: bool
+    text: bool
+
+    def given(self, message: dict[str, Any]) -> dict[str, Any]:
+        if not _calls(message):
+            return message
+        out = dict(message)
+        if not out.get("content"):
+            out["content"] = None if self.null else ""
+        if self.text:
+            out["tool_calls"] = [_written(call) for call in out["tool_calls"]]
+        return out
+
+
+_FORMS = [_Form(null, text) for text in (False, True) for null in (False, True)]
+"""In the order in which they are tried; where a template reads none of them, the first."""
+_ASKED = {"role": "user", "content": "question"}
+_CALLED = {"role": "assistant", "content": "", "tool_calls": [
+    {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}},
+]}  # fmt: skip
+_WORDS = ("get_weather", "city", "Rome")
+
+
+def _calls(message: dict[str, Any]) -> bool:
+    return bool(message.get("tool_calls")) and message.get("role") == "assistant"
+
+
+def _written(call: Any) -> Any:
+    """A call whose arguments are JSON text."""
+    inner = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or isinstance(inner.get("arguments"), str):
+        return call
+    return {**call, "function": {**inner, "arguments": json.dumps(inner.get("arguments"), ensure_ascii=False)}}
 
 
 @contextmanager
@@ -343,3 +386,8 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     if tail and tail[0] in special:
         stops.add(tail[0])
     return frozenset(stops)
+
+
+def stop_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The tokens that end an answer, as they stand in a rendered text."""
+    return tuple(str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stop_ids(tokenizer))))

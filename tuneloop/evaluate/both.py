@@ -24,11 +24,13 @@ from tuneloop.train.session import packs_exactly, rows
 Say = Callable[[str], None]
 
 
-def held_out_loss(model: nn.Module, tokenizer: Any, budget: int) -> suite.HeldLoss:
+def held_out_loss(
+    model: nn.Module, tokenizer: Any, budget: int, *, empty_thoughts: bool = False
+) -> suite.HeldLoss:  # fmt: skip
     """A function from records to (sum of losses, label tokens)."""
 
     def measure(records: list[Record]) -> tuple[float, int]:
-        samples = [s for s in tokenize(tokenizer, records) if s.labels]
+        samples = [s for s in tokenize(tokenizer, records, empty_thoughts=empty_thoughts) if s.labels]
         if not samples:
             return 0.0, 0
         items = Items.of(samples)
@@ -62,8 +64,10 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
 
     def measure(model: nn.Module) -> tuple[suite.Scores, list[str], list[str], list[list[str]]]:
         model.eval()
-        answerer = Counted(Answerer(model, trained.tokenizer), len(picked) + len(show) + sum(map(len, probes)), say)
-        loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget)
+        asked = len(picked) + len(show) + sum(map(len, probes))
+        answerer = Counted(Answerer(model, trained.tokenizer, opening=trained.opening), asked, say)
+        loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget,
+                             empty_thoughts=recipe.prepare.empty_thoughts)  # fmt: skip
         scores, answers = suite.score(
             answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
         )
@@ -76,7 +80,7 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
         return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
 
     placed(trained.model)
-    fits = suite.fitting(Answerer(trained.model, trained.tokenizer), part.max_new_tokens)
+    fits = suite.fitting(Answerer(trained.model, trained.tokenizer, opening=trained.opening), part.max_new_tokens)
     picked = suite.pick(answered, part.rows, fits)
     say(t("Answering before training"))
     with untrained(trained) as base:

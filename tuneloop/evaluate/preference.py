@@ -67,7 +67,7 @@ def prefers(trained: Trained, model: nn.Module, held: Sequence[Record]) -> Prefe
     records = [r for r in held if r.kind == "preference"] or [r for r in held if r.kind == "judged"]
     if not records:
         return Preference()
-    samples = tokenize(trained.tokenizer, records)
+    samples = tokenize(trained.tokenizer, records, empty_thoughts=trained.recipe.prepare.empty_thoughts)
     scores = (_likelihoods if trained.task.writes else _rewards)(trained, model, samples, records)
     last = np.cumsum(np.bincount(samples.row, minlength=len(records))) - 1
     if records[0].kind == "preference":

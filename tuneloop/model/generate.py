@@ -57,9 +57,12 @@ class _Chooser:
 class Answerer:
     """Answers chats with a model and its tokenizer. Not for several threads at once."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None) -> None:
-        """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well."""
-        self.model, self.tokenizer, self.system = model, tokenizer, system
+    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None, opening: str = "") -> None:
+        """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well.
+
+        `opening` stands before each answer: the empty thought in front of which a run without thoughts was trained.
+        """
+        self.model, self.tokenizer, self.system, self.opening = model, tokenizer, system, opening
         self.stops = stop_ids(tokenizer)
         self.alone = slides(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
@@ -70,7 +73,7 @@ class Answerer:
         """Token ids of a chat with the generation prompt."""
         if self.system and not any(m["role"] == "system" for m in chat):
             chat = [{"role": "system", "content": self.system}, *chat]
-        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True)])[0]
+        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.opening])[0]
 
     def count(self, chat: Chat) -> int:
         """Prompt tokens of a chat."""

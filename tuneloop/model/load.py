@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tuneloop.data.chains import opening
 from tuneloop.data.stamps import digest
 from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
@@ -227,9 +228,9 @@ def bits_of(train: TrainPart) -> QloraPart | None:
     return train.qlora if METHODS[train.method].quantize else None
 
 
-def resolve(part: ModelPart) -> Path:
-    """The local folder of a recipe's model, pulled if need be."""
-    return sources.resolve(part.name, part.revision, accept_terms=part.accept_terms)
+def resolve(part: ModelPart, *, weights: bool = True) -> Path:
+    """The local folder of a recipe's model, pulled if need be; without `weights` a tokenizer alone will do."""
+    return sources.resolve(part.name, part.revision, accept_terms=part.accept_terms, weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class Trained:
     task: Task
     setting: Setting
     head: Head
+    opening: str = ""
+    """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
 
 
 def load_trained(run: Path) -> Trained:
@@ -267,7 +270,16 @@ def load_trained(run: Path) -> Trained:
         if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
             adapters.require_same_base(result, base)
         model = adapters.with_adapter(model, result)
-    return Trained(model, tokenizer, recipe, task, setting, head)
+    return Trained(model, tokenizer, recipe, task, setting, head, _opening(run, recipe, tokenizer))
+
+
+def _opening(run: Path, recipe: Recipe, tokenizer: Any) -> str:
+    """The empty thought that answers begin behind, "" where the rows had thoughts or were trained to write it."""
+    try:
+        thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return "" if thoughts or recipe.prepare.empty_thoughts else opening(tokenizer)
 
 
 def untrained_model(folder: Path, recipe: Recipe, head: Head) -> PreTrainedModel:

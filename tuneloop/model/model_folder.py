@@ -20,6 +20,7 @@ from tuneloop.language import t
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """What files of pickled weights are called. They can run code when read, so they are never read."""
 
+WEIGHTS = (".safetensors", ".gguf", *PICKLES)
 TOKENIZER_FILES = (
     ("tokenizer.json",),
     ("tokenizer.model",),
@@ -67,6 +68,17 @@ def check_tokenizer(folder: Path) -> None:
             raise ModelError(
                 "TL-MODEL-CODE", where=str(folder / "tokenizer_config.json"), classes=str(config["auto_map"])
             )
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a sound tokenizer and nothing of a model. Raises what `check_tokenizer` raises."""
+    names = {p.name for p in folder.iterdir()}
+    if names & {"config.json", "adapter_config.json"} or any(n.endswith(WEIGHTS) for n in names):
+        return False
+    if not any(names.issuperset(files) for files in TOKENIZER_FILES):
+        return False
+    check_tokenizer(folder)
+    return True
 
 
 COUNTING_ON = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer",

@@ -20,7 +20,7 @@ from tuneloop.errors import ModelError, nearby
 from tuneloop.language import t
 from tuneloop.model.hub import from_hub, from_modelscope
 from tuneloop.model.known import KNOWN, Kind, find, unknown
-from tuneloop.model.model_folder import check
+from tuneloop.model.model_folder import check, is_tokenizer
 from tuneloop.model.package_index import Say
 from tuneloop.model.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
 
@@ -74,7 +74,8 @@ def resolve(
     if revision is not None:
         raise ModelError("TL-MODEL-NO-REVISIONS", where=name, revision=revision)
     if folder is not None:
-        check(folder)
+        if weights or not is_tokenizer(folder):
+            check(folder)
         return folder
     assert known is not None
     if weights and known.kind == "tokenizer":

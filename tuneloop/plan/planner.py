@@ -37,8 +37,9 @@ from tuneloop.plan.budget import (
     shape,
     step_flops,
 )
-from tuneloop.plan.cautions import cautions, foreign, low_rate, nothing_held
+from tuneloop.plan.cautions import SEMICOLON, cautions, foreign, low_rate, nothing_held
 from tuneloop.plan.hardware import Hardware, look
+from tuneloop.plan.lengths import options
 from tuneloop.sections import Recipe, TrainPart
 from tuneloop.train.keeping import Question, kept_bytes, measurements, objection
 from tuneloop.train.optim import total_steps, warmup_steps
@@ -71,6 +72,11 @@ class Plan:
     evaluation: dict[str, Any]
     memory_gb: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def costed(self) -> bool:
+        """Whether there is a model, so that memory and time are known."""
+        return bool(self.model["parameters"])
 
     @property
     def total_seconds(self) -> float:
@@ -123,7 +129,7 @@ def make(
     most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
     memory = memory_gb(size, fullest + most * size.virtual, train, fast=_fast(machine, size, train))
     if memory > machine.room_gb:
-        raise MachineError("TL-MACHINE-MEMORY", need=f"{memory:.1f}", free=f"{machine.room_gb:.1f}")
+        raise _too_much(recipe, machine, size, items, memory, most)
     found = manifest or {}
     counts = found.get("counts") or {}
     held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), prompts)
@@ -153,6 +159,27 @@ def make(
 
 def _name(task: Task) -> str:
     return next((name for name, one in TASKS.items() if one is task), "chat")
+
+
+def _too_much(recipe: Recipe, machine: Hardware, size: Shape, items: Items, memory: float, most: int) -> MachineError:
+    """The error of a run that does not fit. Where the recipe left the length to the rows, with the lengths that would.
+
+    `most` items share a pass, each with its virtual tokens.
+    """
+    facts: dict[str, Any] = {"need": f"{memory:.1f}", "free": f"{machine.room_gb:.1f}"}
+    lengths = items.samples.lengths[items.members].max(axis=1)
+
+    def need(train: TrainPart, tokens: int) -> float:
+        return memory_gb(size, tokens + most * size.virtual, train, fast=_fast(machine, size, train))
+
+    found = []
+    if recipe.prepare.max_length == "auto":
+        found = options(lengths, items.members.shape[1], recipe.train, need, machine.room_gb,
+                        checkpointing=METHODS[recipe.train.method].checkpointing)  # fmt: skip
+    if not found:
+        return MachineError("TL-MACHINE-MEMORY", **facts)
+    lines = SEMICOLON[current()].join(map(str, found))
+    return MachineError("TL-MACHINE-LENGTH", longest=int(lengths.max()), lines=lines, options=found, **facts)
 
 
 def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = False) -> float:
@@ -267,7 +294,6 @@ def _choices(
     recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan, steps: int, unkept: str
 ) -> list[Choice]:
     train = recipe.train
-    passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
     device = machine.gpus[0] if machine.gpus else t("CPU, cores: {n}", n=machine.cores)
     dtype = "bfloat16" if machine.bfloat16_gflops else str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     rate = machine.bfloat16_gflops or machine.gflops
@@ -275,6 +301,21 @@ def _choices(
         Choice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{rate:.0f}", dtype=dtype)),
         Choice(t("method"), train.method, _method(train, size)),
         *_frozen(size, unkept),
+        *shared_choices(recipe, batches, steps),
+        Choice(
+            t("optimizer"), train.optimizer,
+            t("its state: {size}", size=size_text(round(size.trainable * STATE[train.optimizer]))),
+        ),
+    ]  # fmt: skip
+
+
+def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choice]:
+    """What follows from rows and recipe alone: lengths, batches, steps, the learning rate."""
+    train, wanted = recipe.train, recipe.prepare.max_length
+    passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
+    longest = t("tokens: {n}", n=max(batches.lengths))
+    return [
+        Choice(t("longest row"), longest, f"prepare.max_length: {wanted}"),
         Choice(
             t("batch"), t("dialogues a step: {n}", n=train.batch_size),
             t("forward passes a step: {n} on average, at most {budget} tokens each, no padding",
@@ -288,9 +329,5 @@ def _choices(
         Choice(
             t("learning rate"), f"{train.learning_rate:g}",
             t("{schedule}, steps in which it rises: {n}", schedule=train.schedule, n=warmup_steps(train, steps)),
-        ),
-        Choice(
-            t("optimizer"), train.optimizer,
-            t("its state: {size}", size=size_text(round(size.trainable * STATE[train.optimizer]))),
         ),
     ]  # fmt: skip

@@ -20,8 +20,10 @@ def voice(trained: Trained) -> Answerer | Classifier | Scorer:
     """What answers for a trained model: one that writes, one that names labels, or one that scores answers."""
     if trained.task.classes is not None:
         return Classifier(placed(trained.model), trained.tokenizer, trained.task, trained.setting)
-    kind = Answerer if trained.task.writes else Scorer
-    return kind(placed(trained.model), trained.tokenizer, trained.recipe.prepare.system)
+    model, system = placed(trained.model), trained.recipe.prepare.system
+    if not trained.task.writes:
+        return Scorer(model, trained.tokenizer, system)
+    return Answerer(model, trained.tokenizer, system, trained.opening)
 
 
 def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier | Scorer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import context, vocabulary
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
-from tuneloop.presets import settled
+from tuneloop.presets import roomy, settled
 from tuneloop.records import Record
-from tuneloop.sections import Recipe
+from tuneloop.sections import Recipe, TrainPart
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,53 @@ class Words:
     folder: Path
     tokenizer: Any
     key: str
+    empty_thoughts: bool = False
 
     def samples(self, dataset: Dataset, side: Side) -> Samples:
         return dataset.samples(side, self.key, self.encode)
 
     def encode(self, records: Sequence[Record]) -> Samples:
-        return encode_records(self.tokenizer, records)
+        return encode_records(self.tokenizer, records, empty_thoughts=self.empty_thoughts)
 
     def view(self) -> View:
         """How a dataset's card shows samples."""
-        return View(lambda sample: marked(self.tokenizer, sample), context(self.folder))
+        return View(lambda sample: marked(self.tokenizer, sample), self.context)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model was made for; of a tokenizer alone, the one that it was made for."""
+        said = int(getattr(self.tokenizer, "model_max_length", 0) or 0)
+        return context(self.folder) or (said if self.alone and said < _NO_CONTEXT else 0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is a tokenizer and no model."""
+        return not (self.folder / "config.json").is_file()
+
+    def most_tokens(self, recipe: Recipe) -> int:
+        """The limit of a row where prepare.max_length is auto: what the model takes, 0 for any.
+
+        A train.token_budget that the recipe sets is a limit as well; the usual one is raised where rows need it.
+        """
+        most, train = self.context, recipe.train
+        if most and METHODS[train.method].virtual:
+            most = max(16, most - train.virtual.tokens)
+        budget = train.token_budget
+        return budget if budget != TrainPart().token_budget and budget < (most or budget + 1) else most
+
+
+_NO_CONTEXT = 10_000_000
+"""From here on a tokenizer's model_max_length means that it knows none."""
 
 
 def words_of(recipe: Recipe) -> Words:
-    folder = resolve(recipe.model)
+    """The words of a recipe's model; a tokenizer alone has them as well."""
+    folder = resolve(recipe.model, weights=False)
     tokenizer = load_tokenizer(folder, recipe.model.template)
-    return Words(folder, tokenizer, fingerprint(folder, tokenizer))
+    key = fingerprint(folder, tokenizer)
+    if recipe.prepare.empty_thoughts:
+        key = sha256(f"{key} empty thoughts".encode()).hexdigest()[:12]
+    return Words(folder, tokenizer, key, recipe.prepare.empty_thoughts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,9 +110,11 @@ class Material:
 
 
 def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what its rows decide: the usual learning rate of their task, where none is written."""
-    task = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
-    return settled(recipe, task)[0]
+    """The recipe with what its rows decide: the usual learning rate of their task, where none is written; and where
+    their length is left to them, a pass that the longest has room in."""
+    kinds = list(dataset.manifest["kinds"])
+    recipe = settled(recipe, task_name(recipe.train.task, kinds, shown(dataset.path)))[0]
+    return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), kinds)
 
 
 def setting_of(recipe: Recipe, dataset: Dataset, words: Words) -> tuple[Task, Setting]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneloop.data.chains import opening
 from tuneloop.data.templates import Chat
 from tuneloop.language import t
 from tuneloop.model import precision
@@ -106,7 +107,10 @@ def sampler_for(
     """The sampler a recipe asks for; None where it asks for none, or no held-out row is a question with an answer."""
     if not recipe.train.sample_answers:
         return None
-    answerer, most = Answerer(model, tokenizer, recipe.prepare.system), recipe.evaluate.max_new_tokens
+    said = any(m.reasoning or "</think>" in m.content for record in held for m in record.messages)
+    thinks = said or recipe.prepare.empty_thoughts
+    answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else opening(tokenizer))
+    most = recipe.evaluate.max_new_tokens
 
     def fits(record: Record) -> bool:
         return answerer.count([m.as_chat() for m in record.prompt]) + most <= answerer.context

@@ -9,38 +9,35 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import groupby, pairwise
 
+from tuneloop.data.answers import is_empty
 from tuneloop.data.cleaning.step import Result, changed, dropped
 from tuneloop.records import Message, Record
 
 Messages = tuple[Message, ...]
 
 
-def _empty(message: Message) -> bool:
-    return not (message.content.strip() or message.tool_calls)
-
-
 def _hole(messages: Messages) -> int:
     """The number of the first empty turn, from 1, or 0. An empty tool result is a result."""
-    return next((n for n, m in enumerate(messages, 1) if _empty(m) and m.role != "tool"), 0)
+    return next((n for n, m in enumerate(messages, 1) if is_empty(m) and m.role != "tool"), 0)
 
 
 def empty_turns(record: Record) -> Result:
     """An empty system prompt and empty turns at the end go; an empty turn inside drops the dialogue.
 
-    A thought without an answer is an empty turn too. A text without words, a label without a name and a pair with an
-    empty answer are dropped.
+    A thought without an answer, in the text or apart, is an empty turn too. A text without words, a label without a
+    name and a pair with an empty answer are dropped.
     """
     if record.kind in ("text", "label"):
         return _empty_text(record)
     messages = list(record.messages)
-    while messages and messages[0].role == "system" and _empty(messages[0]):
+    while messages and messages[0].role == "system" and is_empty(messages[0]):
         del messages[0]
     if record.kind == "preference":
         chosen = record.messages[len(record.prompt) :]
         if not chosen or not record.rejected or _hole(chosen) or _hole(record.rejected):
             return dropped(record, "empty_turns", "empty answer")
     before = len(record.messages) - len(messages)
-    while messages and _empty(messages[-1]) and messages[-1].role != "tool":
+    while messages and is_empty(messages[-1]) and messages[-1].role != "tool":
         del messages[-1]
     if at := _hole(tuple(messages)):
         return dropped(record, "empty_turns", "empty turn", f"{before + at} / {len(record.messages)}")

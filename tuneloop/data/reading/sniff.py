@@ -140,9 +140,12 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
     try:
         lines = list(_budgeted(islice((x for x in encodings.lines(blob, encoding) if x.strip()), SAMPLE)))
     except DataError as error:
-        if error.code != "TL-DATA-ROW-LONG" or start != "{":
+        if error.code != "TL-DATA-ROW-LONG" or start != "{" or not error.where.endswith(":1"):
             raise
-        lines = []  # one object, perhaps: it is read whole
+        try:  # one object, perhaps: it is read whole
+            return _object(blob, encoding, wish, one_line=False)
+        except DataError as whole:
+            raise (error if _many_lines(blob, encoding) else whole) from None
     rows = [row for line in lines if (row := _parsed(line)) is not None]
     if len(lines) > 1 and (2 * len(rows) >= len(lines) or _parsed(lines[0]) is not None):
         return _judged("jsonl", encoding, _columns(rows), rows, wish)
@@ -173,12 +176,24 @@ def _is_dated(blob: Blob, encoding: str) -> bool:
     return re.match(r"\[\d+[-/.年]\d+[-/.月]\d+", head) is not None
 
 
+def _many_lines(blob: Blob, encoding: str) -> bool:
+    """Whether anything follows the first line."""
+    ended = False
+    for piece in encodings.chunks(blob, encoding, HEAD):
+        _, end, rest = piece.partition("\n")
+        if (ended and piece.strip()) or rest.strip():
+            return True
+        ended = ended or bool(end)
+    return False
+
+
 def _budgeted(lines: Iterable[str]) -> Iterator[str]:
+    """Lines within the budget, but two where there are two: a long first row does not make a file one object."""
     left = BUDGET
-    for line in lines:
+    for n, line in enumerate(lines):
         yield line
         left -= len(line)
-        if left < 0:
+        if left < 0 and n:
             return
 
 
