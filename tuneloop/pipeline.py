@@ -41,6 +41,7 @@ from tuneloop.model.load import (
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows
+from tuneloop.monitor.duration import about
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.records import Record, Reply
@@ -75,7 +76,7 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
             say(t("{n} rows read", n=rows))
 
         return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
-                             helpers(recipe, words.folder, words.tokenizer, say))  # fmt: skip
+                             helpers(recipe, words.folder, words.tokenizer, say, about))  # fmt: skip
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
