@@ -165,10 +165,28 @@ def qwen_facts(theirs: Tokenizer) -> dict[str, Any]:
 def test_qwen2_is_its_publishers_tokenizer(qwen: Tokenizer, tmp_path: Path) -> None:
     tokenizer = load(qwen_facts(qwen), tmp_path)
     chance = random.Random(2)
-    parts = [*" \n\r\tab1，。你好é😀<>/'", "'re", "'LL", "e\u0301", "  ", "\r\n", " return", "天气", "\u3000", "한국", "12", "²"]
+    parts = [
+        *" \n\r\tab1，。你好é😀<>/'",
+        "'re",
+        "'LL",
+        "e\u0301",
+        "  ",
+        "\r\n",
+        " return",
+        "天气",
+        "\u3000",
+        "한국",
+        "12",
+        "²",
+    ]
     texts = [*TEXTS, *("".join(chance.choices(parts, k=chance.randint(1, 40))) for _ in range(1500))]
     texts += [f"x{c * n}y" for n in range(1, 40) for c in " \n\t"]
-    texts += ["<|im_start|>user\n你好<|im_end|>\n", '<tool_call>\n{"name": "f"}\n</tool_call>', "<|fim_prefix|>a", "[PAD151700]"]
+    texts += [
+        "<|im_start|>user\n你好<|im_end|>\n",
+        '<tool_call>\n{"name": "f"}\n</tool_call>',
+        "<|fim_prefix|>a",
+        "[PAD151700]",
+    ]
     for text in texts:
         assert tokenizer(text)["input_ids"] == qwen.encode(text, add_special_tokens=False).ids, text
     assert len(tokenizer) == qwen.get_vocab_size()  # unused rows are no tokens
