@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import TALK
 from tuneloop.data.augmenting import progress as progressing
 from tuneloop.data.augmenting.augment import Helpers, augment
 from tuneloop.data.augmenting.helpers import Score
 from tuneloop.data.augmenting.memory import Memory
-from tuneloop.model import perplexity
+from tuneloop.model import assistants, perplexity
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.model.perplexity import nll, shift
+from tuneloop.recipe import make_recipe
 from tuneloop.records import Message, Record
 from tuneloop.sections import AugmentPart
 
@@ -104,6 +107,35 @@ def test_a_choice_does_not_depend_on_what_it_is_made_with(tmp_path: Path) -> Non
     few, many = texts(0.2, "few"), texts(1.0, "many")
     assert 0 < len(few) < len(many)
     assert many[: len(few)] == few
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16"])
+def test_a_cpu_judges_in_float32(dtype: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def loading(folder: Path, dtype: str) -> Any:
+        asked.append(dtype)
+        return load_model(folder, dtype)
+
+    monkeypatch.setattr(assistants, "load_model", loading)
+    model = {"name": str(tiny_model), "dtype": dtype}
+    recipe, _ = make_recipe({"model": model, "prepare": {"augment": {"methods": ["synonyms"]}}})
+    made = assistants.helpers(recipe, tiny_model, load_tokenizer(tiny_model), print)
+    assert made.shift is not None
+    ((more, tokens),) = made.shift([("How do I begin?", "How do I start?")])
+    assert more == more  # a number
+    assert tokens > 0
+    assert len(asked) == 1
+    if not torch.cuda.is_available():
+        assert asked == ["float32"]
+
+
+def test_a_judgement_that_is_no_number_lets_nothing_pass(tmp_path: Path) -> None:
+    part = AugmentPart(methods=["synonyms"], share=0.5)
+    helpers = Helpers(score=score, shift=lambda pairs: [(math.nan, 9) for _ in pairs])
+    found = augment(rows(20), part, helpers, 1, allowed=allowed, folder=tmp_path)
+    assert not found.records
+    assert found.rejected["synonyms"]["nonsense"] == 20
 
 
 # What is remembered

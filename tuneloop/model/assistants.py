@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tuneloop.data.augmenting.calls import Watch
 from tuneloop.data.augmenting.endpoint import Endpoint, notice
 from tuneloop.data.augmenting.helpers import Chat, Helpers
@@ -16,6 +18,7 @@ from tuneloop.language import t
 from tuneloop.model import sources
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, placed
+from tuneloop.model.model_folder import weight_files
 from tuneloop.model.perplexity import nll, shift
 from tuneloop.model.translate import Translator
 from tuneloop.records import Reply
@@ -23,6 +26,9 @@ from tuneloop.sections import Recipe
 
 LONGEST, SHORT = 512, 96
 """Tokens of an answer, and of a question; an answer that is not done by then is none."""
+IN_FLOAT32 = 4 << 30
+"""Bytes of weights up to which a CPU judges and writes in float32, whatever the recipe's type: there float16 is many
+times slower, and Gemma's values overflow in it, which makes every judgement no number."""
 
 
 def helpers(
@@ -78,7 +84,9 @@ class _Own:
     @cached_property
     def _model(self) -> Any:
         self._say(t("Loading the model to derive rows"))
-        return placed(load_model(self._folder, self._recipe.model.dtype))
+        size = sum(file.stat().st_size for file in weight_files(self._folder))
+        exact = not torch.cuda.is_available() and size <= IN_FLOAT32
+        return placed(load_model(self._folder, "float32" if exact else self._recipe.model.dtype))
 
     @cached_property
     def _translator(self) -> Translator:

