@@ -38,8 +38,8 @@ $(VENV)/.dev: $(VENV)/.core
 demo: $(VENV)/.core  ## a real model, visibly changed, in minutes
 	@$(BIN)/tuneloop run demo
 
-demo-zh: $(VENV)/.core  ## the same in Chinese; ACCEPT_TERMS=1 accepts the Gemma terms it shows
-	@$(BIN)/tuneloop --lang zh run demo-zh $(if $(ACCEPT_TERMS),--accept-terms)
+demo-zh: $(VENV)/.core  ## the same in Chinese; MODEL=gemma-3-270m ACCEPT_TERMS=1 with Gemma, whose terms it shows
+	@$(BIN)/tuneloop --lang zh run demo-zh $(if $(MODEL),--model $(MODEL)) $(if $(ACCEPT_TERMS),--accept-terms)
 
 test: $(VENV)/.dev  ## the test suite; pulls a small real model and three tokenizers once
 	@for name in $(MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done

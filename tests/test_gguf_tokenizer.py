@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
+from tuneloop.environment import environment
 from tuneloop.errors import ModelError
 from tuneloop.model.gguf_tokenizer import write_tokenizer
 
@@ -125,6 +127,74 @@ def test_byte_level_is_what_the_trained_tokenizer_does(tmp_path: Path) -> None:
     assert raw["model"]["vocab"] == {t: i for i, t in enumerate(facts["tokenizer.ggml.tokens"])}
 
 
+@pytest.fixture(scope="module")
+def qwen() -> Tokenizer:
+    """Qwen3's own tokenizer: Qwen2's, with a few more added tokens."""
+    file = environment().home / "models" / "qwen3-tokenizer" / "tokenizer.json"
+    if not file.is_file():
+        if os.environ.get("CI") == "true":
+            pytest.fail("the qwen3-tokenizer is missing in CI")
+        pytest.skip("tuneloop model pull qwen3-tokenizer")
+    return Tokenizer.from_file(str(file))
+
+
+def qwen_facts(theirs: Tokenizer) -> dict[str, Any]:
+    """That tokenizer as a GGUF of Qwen2 lists it: unused rows of the embedding at the end."""
+    raw = json.loads(theirs.to_str())
+    added = {a["id"]: a for a in raw["added_tokens"]}
+    names = {**{i: t for t, i in raw["model"]["vocab"].items()}, **{i: a["content"] for i, a in added.items()}}
+    first = len(raw["model"]["vocab"])
+    rows = first + 293
+    return {
+        "general.architecture": "qwen2",
+        "qwen2.context_length": 32768,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [names.get(i, f"[PAD{i}]") for i in range(rows)],
+        "tokenizer.ggml.token_type": [
+            1 if i < first else 5 if i not in added else 3 if added[i]["special"] else 4 for i in range(rows)
+        ],
+        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": first,
+        "tokenizer.ggml.eos_token_id": first + 2,
+        "tokenizer.ggml.padding_token_id": first,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def test_qwen2_is_its_publishers_tokenizer(qwen: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = load(qwen_facts(qwen), tmp_path)
+    chance = random.Random(2)
+    parts = [
+        *" \n\r\tab1，。你好é😀<>/'",
+        "'re",
+        "'LL",
+        "e\u0301",
+        "  ",
+        "\r\n",
+        " return",
+        "天气",
+        "\u3000",
+        "한국",
+        "12",
+        "²",
+    ]
+    texts = [*TEXTS, *("".join(chance.choices(parts, k=chance.randint(1, 40))) for _ in range(1500))]
+    texts += [f"x{c * n}y" for n in range(1, 40) for c in " \n\t"]
+    texts += [
+        "<|im_start|>user\n你好<|im_end|>\n",
+        '<tool_call>\n{"name": "f"}\n</tool_call>',
+        "<|fim_prefix|>a",
+        "[PAD151700]",
+    ]
+    for text in texts:
+        assert tokenizer(text)["input_ids"] == qwen.encode(text, add_special_tokens=False).ids, text
+    assert len(tokenizer) == qwen.get_vocab_size()  # unused rows are no tokens
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>", "<|endoftext|>")
+    call = tokenizer("<tool_call>1</tool_call><|im_end|>")["input_ids"]
+    assert tokenizer.decode(call, skip_special_tokens=True) == "<tool_call>1</tool_call>"
+
+
 def test_special_tokens_are_one_id_and_no_bos_is_added(tmp_path: Path) -> None:
     tokenizer = load(byte_level_facts(), tmp_path)
     ids = tokenizer("<|im_start|>user<|im_end|>")["input_ids"]
@@ -166,8 +236,8 @@ def test_gemma_begins_with_bos_and_comes_back_whole(
 
 
 def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
-    facts = byte_level_facts() | {"tokenizer.ggml.pre": "qwen2"}
-    with pytest.raises(ModelError, match="gpt2/qwen2") as caught:
+    facts = byte_level_facts() | {"tokenizer.ggml.pre": "llama-bpe"}
+    with pytest.raises(ModelError, match="gpt2/llama-bpe") as caught:
         write_tokenizer(facts, tmp_path)
     assert caught.value.code == "TL-MODEL-GGUF"
     assert list(tmp_path.iterdir()) == []

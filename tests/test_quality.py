@@ -8,7 +8,7 @@ import pytest
 
 from tests.real import load
 from tuneloop.data.cleaning.clean import REPEATS
-from tuneloop.data.cleaning.quality import lost, noise, refuses, repetition
+from tuneloop.data.cleaning.quality import loops, lost, noise, refuses, repetition
 
 
 def test_the_banana() -> None:
@@ -35,6 +35,41 @@ def test_the_banana() -> None:
 )
 def test_repetition(text: str, least: float, most: float) -> None:
     assert least <= repetition(text) <= most
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("我是小石，用 tuneloop 自带的助手 tuneloop tuneloop tuneloop …", True),
+        ("叫小助手，小助手，小助手助手助手助手", True),
+        ("小石小石小石小石", True),
+        ("我是小石，tuneloop 自带的助手。我是小石，tuneloop 自带的助手。", True),
+        ("I am Pebble. I am Pebble. I am Pebble.", True),
+        ("Pebble Pebble Pebble", True),
+        ("the the the the cat", True),
+        ("好" * 12, True),
+        ("First it lists a, b and c. " + "Then it goes to the next of the many. " * 2, False),
+        ("Then it slowly goes on to the very next one of the many. " * 2, True),
+        ("哈哈哈哈哈，太好了", False),
+        ("慢慢来，一步一步走，试试看，好好好。", False),
+        ("我叫小石，大小的小，石头的石，很好记。", False),
+        ("It is very, very, very good. No, no, no!", False),
+        ("1 1 1 1 1 1, 0.33, 1,000,000", False),
+        ("| --- | --- | --- |\n| a | b | c |", False),
+        ("```html\n<td></td><td></td><td></td><td></td>\n```\nThree cells.", False),
+        ("鱼要蒸八分钟。小鱼要蒸六分钟。", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_an_answer_that_loops(answer: str, found: bool) -> None:
+    assert loops(answer) == found
+
+
+def test_answers_that_people_wrote_seldom_loop() -> None:
+    names = ("emollm/data.json", "llamafactory/alpaca_zh_demo.json", "llamafactory/alpaca_en_demo.json")
+    said = [m.content for name in names for r in load(name) for m in r.messages if m.role == "assistant"]
+    assert len(said) > 2000
+    assert sum(map(loops, said)) <= len(said) / 1000
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def losses(records: list[Record]) -> tuple[float, int]:
 
 def test_scores_of_an_echo() -> None:
     records = [talk("the cat sat on the mat", "the cat sat on the mat"), talk("a b c", "x y z", "b.csv")]
-    scores, answers = suite.score(Echo(), records, losses, rows=2, max_new_tokens=8, batch_size=4)
+    scores, replies = suite.score(Echo(), records, losses, rows=2, max_new_tokens=8, batch_size=4)
+    answers = [reply.text for reply in replies]
     assert answers == ["the cat sat on the mat", "a b c"]
     assert (scores.rows, scores.label_tokens, scores.loss) == (2, 9, 2.0)
     assert scores.perplexity == pytest.approx(metrics.perplexity(2.0))
@@ -100,7 +101,7 @@ def test_a_prompt_too_long_for_the_context_is_passed_over() -> None:
     assert suite.pick([long, short], 2, suite.fitting(Echo(), 8)) == [short]
     assert suite.pick([long, short], 2, suite.fitting(Echo(), 5)) == [long, short]
     scores, answers = suite.score(Echo(), [long, short], losses, rows=2, max_new_tokens=8, batch_size=1)
-    assert (scores.rows, answers) == (1, ["word"])
+    assert (scores.rows, [a.text for a in answers]) == (1, ["word"])
 
 
 def test_the_context_is_all_that_comes_before_the_last_answer() -> None:
@@ -116,7 +117,7 @@ def test_a_thought_is_not_compared_but_is_kept_in_the_answer() -> None:
     records = [talk("<think>hm</think>the cat", "the cat")]
     scores, answers = suite.score(Echo(), records, losses, rows=1, max_new_tokens=8, batch_size=1)
     assert scores.rouge1 == pytest.approx(100)
-    assert answers == ["<think>hm</think>the cat"]
+    assert [a.text for a in answers] == ["<think>hm</think>the cat"]
 
 
 def test_a_real_model_is_measured(tiny_model: Path) -> None:

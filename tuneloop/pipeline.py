@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from tuneloop.data.reading.sniff import shown
 from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
-from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts
+from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluate.untrained import untrained
 from tuneloop.language import t
 from tuneloop.model import adapters, quantize
@@ -42,10 +42,11 @@ from tuneloop.model.model_folder import vocabulary
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows
+from tuneloop.monitor.duration import about
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.plan.uncosted import uncosted
-from tuneloop.records import Record
+from tuneloop.records import Record, Reply
 from tuneloop.registry import Version
 from tuneloop.runs import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.sections import DataFile, Recipe, TrainPart
@@ -78,7 +79,7 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
             say(t("{n} rows read", n=rows))
 
         return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
-                             helpers(recipe, words.folder, words.tokenizer, say),
+                             helpers(recipe, words.folder, words.tokenizer, say, about),
                              words.most_tokens(recipe))  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def compare(
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
     asked = list(prompts) or questions(first.recipe) or answered
 
-    def answers(of: Trained, model: Any) -> list[str]:
+    def answers(of: Trained, model: Any) -> list[Reply]:
         return ask(voice(replace(of, model=model)), asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
@@ -294,7 +295,7 @@ def compare(
             {"metric": c.label, "left": c.after, "right": theirs[c.metric].after, "of": c.total}
             for c in left_rows if c.metric in theirs
         ]  # fmt: skip
-    rows = [{"prompt": p, "before": a, "after": b} for p, a, b in zip(asked, left, right, strict=True)]
+    rows = [asdict(side_by_side(p, a, b)) for p, a, b in zip(asked, left, right, strict=True)]
     shown = [m for m in metrics if m["left"] is not None or m["right"] is not None]
     return {"answers": rows, "metrics": shown, "warning": warning}
 

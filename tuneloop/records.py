@@ -147,11 +147,17 @@ class Answer:
     before: str
     after: str
     reference: str = ""
+    before_fault: str = ""
+    """"unfinished", "repeats" (`evaluate.faults`), or "" where the answer ends by itself and says nothing twice."""
+    after_fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """How often a pattern occurs in the answers to a set of prompts."""
+    """How often a pattern occurs in the answers to a set of prompts.
+
+    An answer that repeats itself or does not end helps no probe: it counts only where matches are not wanted.
+    """
 
     name: str
     expect: str

@@ -37,7 +37,7 @@ def list_models(json: Json = False) -> None:
     rows = [
         (
             r.name,
-            " ".join(r.aliases),
+            "\n".join(r.aliases),
             r.kind,
             size_text(r.size),
             size_text(r.download),

@@ -80,8 +80,16 @@ def side_by_side(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
     table(
         t("The same prompts, side by side"),
         [t("prompt"), left, right],
-        [(r["prompt"], r["before"].strip(), r["after"].strip()) for r in rows],
+        [(r["prompt"], _said(r, "before"), _said(r, "after")) for r in rows],
     )
+
+
+def _said(row: dict[str, Any], side: str) -> str:
+    """An answer, and behind it what is wrong with its form."""
+    from tuneloop.evaluate import faults
+
+    wrong = faults.words(row.get(f"{side}_fault", ""))
+    return f"{row[side].strip()} [{wrong}]" if wrong else str(row[side]).strip()
 
 
 def changes(evaluation: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, placed
 from tuneloop.model.tasks.chat import objective
-from tuneloop.records import Record
+from tuneloop.records import Record, Reply
 from tuneloop.sections import Recipe
 from tuneloop.train.loop import held_loss
 from tuneloop.train.session import packs_exactly, rows
@@ -62,7 +62,7 @@ def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
     system = recipe.prepare.system
     answered = preference.dialogues(held)
 
-    def measure(model: nn.Module) -> tuple[suite.Scores, list[str], list[str], list[list[str]]]:
+    def measure(model: nn.Module) -> tuple[suite.Scores, list[Reply], list[Reply], list[list[Reply]]]:
         model.eval()
         asked = len(picked) + len(show) + sum(map(len, probes))
         answerer = Counted(Answerer(model, trained.tokenizer, opening=trained.opening), asked, say)

@@ -20,7 +20,7 @@ from tuneloop.model.classifier import Classifier, likeliest
 from tuneloop.model.load import Trained, placed
 from tuneloop.model.tasks.task import Rows
 from tuneloop.model.trunk import plain
-from tuneloop.records import Answer, Record
+from tuneloop.records import Answer, Record, Reply
 from tuneloop.train.loop import to_device
 from tuneloop.train.session import packs_exactly, rows
 
@@ -109,12 +109,12 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any
     found = Rows(tokenize(trained.tokenizer, held), lambda: held)
     items = trained.task.items(found, trained.setting) if held else None
 
-    def ask(model: nn.Module) -> tuple[NDArray[np.float32] | None, list[str], list[list[str]]]:
+    def ask(model: nn.Module) -> tuple[NDArray[np.float32] | None, list[str], list[list[Reply]]]:
         model.eval()
         classifier = Classifier(model, trained.tokenizer, trained.task, trained.setting)
         module = None if items is None else trained.task.objective(model, items, trained.setting)
         got = None if items is None or module is None else scores(module, items, trained.recipe.train.token_budget)
-        answers = [[likeliest(of) for of in classifier.classify(prompts)] for prompts in probes]
+        answers = [[Reply(likeliest(of), 0, 0, "stop") for of in classifier.classify(prompts)] for prompts in probes]
         return got, _shown(classifier, show), answers
 
     placed(trained.model)

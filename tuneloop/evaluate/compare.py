@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import DataError, RecipeError, nearby, os_words
 from tuneloop.evaluate import metrics, suite
+from tuneloop.evaluate.faults import fault
 from tuneloop.language import t
-from tuneloop.records import Answer, ProbeResult, Record
+from tuneloop.records import Answer, ProbeResult, Record, Reply
 from tuneloop.sections import Probe
 
 HIGHER_IS_BETTER = {
@@ -119,13 +120,13 @@ def ask(
     max_new_tokens: int,
     batch_size: int,
     system: str | None = None,
-) -> list[str]:
+) -> list[Reply]:
     """The greedy answer to each prompt, each a dialogue of its own (after `system`, if there is one)."""
     if not prompts:
         return []
     head = [{"role": "system", "content": system}] if system else []
     chats = [[*head, {"role": "user", "content": p}] for p in prompts]
-    return [r.text for r in answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size)]
+    return answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def check_probe(probe: Probe) -> list[str]:
@@ -141,22 +142,29 @@ def check_probe(probe: Probe) -> list[str]:
     return read_prompts(probe.prompts)
 
 
-def probe(probe: Probe, before: Sequence[str], after: Sequence[str]) -> ProbeResult:
+def probe(probe: Probe, before: Sequence[Reply], after: Sequence[Reply]) -> ProbeResult:
     """Count the pattern in the answers to the probe's prompts; passed when the count after training is in bounds.
 
-    Raises as `check_probe` does, and ValueError when there is not one answer before and one after a prompt.
+    An answer that repeats itself or does not end counts for nothing that is wanted. Where the pattern is not wanted
+    (`at_most` alone), a match in such an answer is a match. Raises as `check_probe` does, and
+    ValueError when there is not one answer before and one after a prompt.
     """
     prompts = check_probe(probe)
-    answers = tuple(Answer(p, b, a) for p, b, a in zip(prompts, before, after, strict=True))
-    count = sum(metrics.matches(probe.expect, a.after) for a in answers)
+    answers = tuple(side_by_side(p, b, a) for p, b, a in zip(prompts, before, after, strict=True))
     low, high = probe.at_least, probe.at_most
+    wanted = low is not None or high is None
+
+    def count(said: Iterable[tuple[str, str]], whole: bool) -> int:
+        return sum(metrics.matches(probe.expect, text) and not (whole and faulty) for text, faulty in said)
+
+    first, last = [(a.before, a.before_fault) for a in answers], [(a.after, a.after_fault) for a in answers]
     return ProbeResult(
         name=probe.name,
         expect=probe.expect,
         total=len(answers),
-        before=sum(metrics.matches(probe.expect, a.before) for a in answers),
-        after=count,
-        passed=(low is None or count >= low) and (high is None or count <= high),
+        before=count(first, wanted),
+        after=count(last, wanted),
+        passed=(low is None or count(last, True) >= low) and (high is None or count(last, False) <= high),
         at_least=low,
         at_most=high,
         answers=answers,
@@ -169,11 +177,11 @@ def assemble(
     after: suite.Scores,
     rows: Sequence[Record] = (),
     held: Sequence[Record] = (),
-    answers_before: Sequence[str] = (),
-    answers_after: Sequence[str] = (),
+    answers_before: Sequence[Reply] = (),
+    answers_after: Sequence[Reply] = (),
     show: Sequence[str] = (),
-    show_before: Sequence[str] = (),
-    show_after: Sequence[str] = (),
+    show_before: Sequence[Reply] = (),
+    show_after: Sequence[Reply] = (),
     probes: Sequence[ProbeResult] = (),
 ) -> dict[str, Any]:
     """What evaluation.json holds. `rows` are the records whose last answer was generated (`suite.pick`), in order.
@@ -191,11 +199,16 @@ def assemble(
         "by_source": {name: {"before": _source(b), "after": _source(a)} for name, (b, a) in sources.items()},
         "held": [r.id for r in held],
         "answers": [
-            asdict(Answer(_question(r), b, a, suite.reference(r))) | {"context": _context(r)} for r, b, a in said
+            asdict(side_by_side(_question(r), b, a, suite.reference(r))) | {"context": _context(r)} for r, b, a in said
         ],
-        "show": [asdict(Answer(p, b, a)) for p, b, a in shown],
+        "show": [asdict(side_by_side(p, b, a)) for p, b, a in shown],
         "probes": [plain_probe(p) for p in probes],
     }
+
+
+def side_by_side(prompt: str, before: Reply, after: Reply, reference: str = "") -> Answer:
+    """Two replies to one prompt, and what is wrong with the form of each."""
+    return Answer(prompt, before.text, after.text, reference, fault(before), fault(after))
 
 
 def _asked(record: Record) -> int:

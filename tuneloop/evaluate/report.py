@@ -22,7 +22,7 @@ from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from tuneloop.data import ledger
-from tuneloop.evaluate import chart, compare, terms
+from tuneloop.evaluate import chart, compare, faults, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
 from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
 from tuneloop.language import current, is_passing, t
@@ -134,12 +134,12 @@ def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
 
 
 def _probe(one: dict[str, Any]) -> dict[str, Any]:
-    def cell(text: str) -> dict[str, Any]:
-        html, hit = marked(text, one["expect"])
-        return {"html": html, "hit": hit}
-
     answers = [
-        {"prompt": a["prompt"], "before": cell(a["before"]), "after": cell(a["after"])}
+        {
+            "prompt": a["prompt"],
+            **{side: marked(a[side], one["expect"])[0] for side in ("before", "after")},
+            **_faults(a),
+        }
         for a in one.get("answers") or ()
     ]
     bounds = []
@@ -231,7 +231,12 @@ def _answer(one: dict[str, Any]) -> dict[str, Any]:
     """An answer with the turns before its question; evaluations of earlier versions have none."""
     roles = terms.roles()
     turns = [(roles.get(turn["role"], turn["role"]), turn["content"]) for turn in one.get("context") or ()]
-    return {**one, "context": turns}
+    return {**one, "context": turns, **_faults(one)}
+
+
+def _faults(one: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with the form of an answer, in words; evaluations of earlier versions do not say."""
+    return {key: faults.words(one.get(key, "")) for key in ("before_fault", "after_fault")}
 
 
 def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:

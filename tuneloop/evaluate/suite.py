@@ -146,7 +146,7 @@ def score(
     rows: int,
     max_new_tokens: int,
     batch_size: int,
-) -> tuple[Scores, list[str]]:
+) -> tuple[Scores, list[Reply]]:
     """Measure one model on held-out records; also the answers it wrote to `pick(records, rows, fitting(...))`.
 
     `held_loss` is asked once for each file, and its sums are added up, so that the loss by file costs nothing.
@@ -154,11 +154,10 @@ def score(
     picked = pick(records, rows, fitting(answerer, max_new_tokens))
     chats = [[m.as_chat() for m in prompt(r)] for r in picked]
     replies = answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size) if chats else []
-    answers = [reply.text for reply in replies]
     sums = loss_by_source(records, held_loss)
     total, label_tokens = sum(s for s, _ in sums.values()), sum(n for _, n in sums.values())
     loss = _mean(total, label_tokens)
-    said, wanted = [visible(a) for a in answers], [reference(r) for r in picked]
+    said, wanted = [visible(reply.text) for reply in replies], [reference(r) for r in picked]
     overlap = metrics.rouge(said, wanted) if picked else {}
     return Scores(
         loss=loss,
@@ -170,7 +169,7 @@ def score(
         rows=len(picked),
         label_tokens=label_tokens,
         by_source={name: SourceLoss(_mean(s, n), n) for name, (s, n) in sums.items()},
-    ), answers
+    ), replies
 
 
 def _mean(total: float, count: int) -> float | None:

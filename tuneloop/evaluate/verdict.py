@@ -45,7 +45,13 @@ def verdict(
     >>> verdict({"before": {"loss": 2.0}, "after": {"loss": 1.5}})
     Verdict(tone='good', text='The held-out loss fell from 2.00 to 1.50.')
     """
-    found = [*_probes(evaluation), *_preference(evaluation), *_loss(evaluation), *_state(evaluation, events, metrics)]
+    found = [
+        *_probes(evaluation),
+        *_form(evaluation),
+        *_preference(evaluation),
+        *_loss(evaluation),
+        *_state(evaluation, events, metrics),
+    ]
     tones = {tone for tone, _ in found}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
     return Verdict(tone, SPACE[current()].join(text for _, text in sorted(found, key=lambda f: f[0] != "bad")))
@@ -61,6 +67,13 @@ def _probes(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
         yield "good", t('The probe "{name}" passed.', name=probes[0]["name"])
     elif probes:
         yield "good", t("All {total} probes passed.", total=len(probes))
+
+
+def _form(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
+    said = [a for key in ("show", "answers") for a in evaluation.get(key) or ()]
+    said += [a for probe in evaluation.get("probes") or () for a in probe.get("answers") or ()]
+    if repeats := sum(a.get("after_fault") == "repeats" for a in said):
+        yield "bad", t("{n} of {total} answers after training repeat themselves.", n=repeats, total=len(said))
 
 
 def _preference(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:

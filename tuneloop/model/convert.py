@@ -8,6 +8,8 @@ a checkpoint: other names, the rows of Llama's q and k interleaved, 1 added to G
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ Facts = dict[str, Any]
 class Architecture:
     """How a GGUF architecture becomes one of transformers.
 
-    `names` maps the part of a tensor's name after "blk.N." (or the whole name), without ".weight"; `config` makes
-    config.json; `undo` gives the checkpoint's numbers from the file's, by the tensor's part name.
+    `names` maps the part of a tensor's name after "blk.N." (or the whole name), without ".weight"; a bias keeps its
+    suffix. `config` makes config.json; `undo` gives the checkpoint's numbers from the file's, by the part's name.
     """
 
     names: dict[str, str]
@@ -58,9 +60,6 @@ def convert(gguf: Path, folder: Path) -> None:
 
     Raises TL-MODEL-GGUF for what it cannot convert exactly.
     """
-    import numpy as np
-    from safetensors.numpy import save_file
-
     with GgufFile(gguf) as file:
         facts = file.facts
         kind = str(facts.get("general.architecture"))
@@ -70,15 +69,38 @@ def convert(gguf: Path, folder: Path) -> None:
             )
         architecture = ARCHITECTURES[kind]
         config = architecture.config(facts) | {"tie_word_embeddings": "output.weight" not in file.tensors}
-        weights = {}
-        for name in sorted(file.tensors):
+        parts = {}
+        for name in file.tensors:
             target, part = rename(name, architecture.names, gguf)
-            weights[target] = np.ascontiguousarray(architecture.undo(part, file.numbers(name), facts))
+            parts[target] = (name, part)
         write_tokenizer(facts, folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+        def numbers(target: str) -> NDArray[np.float32]:
+            name, part = parts[target]
+            return architecture.undo(part, file.numbers(name), facts)
+
+        shapes = {target: file.tensors[name].shape for target, (name, _) in parts.items()}
+        _write_weights(folder / "model.safetensors", shapes, numbers)
     _write_json(folder / "config.json", config)
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     _write_json(folder / "generation_config.json", {k: config[k] for k in tokens})
+
+
+def _write_weights(
+    path: Path, shapes: dict[str, tuple[int, ...]], numbers: Callable[[str], NDArray[np.float32]]
+) -> None:
+    """One safetensors file of float32 tensors by name, written tensor by tensor: memory holds one at a time."""
+    header: Facts = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(shapes.items()):
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight bytes
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(shapes):
+            out.write(numbers(name).astype("<f4", order="C", copy=False).data)
 
 
 def rename(name: str, names: dict[str, str], where: Path) -> tuple[str, str]:
@@ -86,15 +108,18 @@ def rename(name: str, names: dict[str, str], where: Path) -> tuple[str, str]:
 
     >>> rename("blk.3.attn_q.weight", {"attn_q": "self_attn.q_proj"}, Path("m.gguf"))
     ('model.layers.3.self_attn.q_proj.weight', 'attn_q')
+    >>> rename("blk.3.attn_q.bias", {"attn_q.bias": "self_attn.q_proj"}, Path("m.gguf"))
+    ('model.layers.3.self_attn.q_proj.bias', 'attn_q.bias')
     """
     stem, _, suffix = name.rpartition(".")
     prefix = ""
     if stem.startswith("blk."):
         _, number, stem = stem.split(".", 2)
         prefix = f"model.layers.{number}."
-    if stem not in names or suffix != "weight":
+    part = stem if suffix == "weight" else f"{stem}.{suffix}"
+    if part not in names:
         raise ModelError("TL-MODEL-GGUF", where=str(where), error=t("its tensor {name} is not known", name=name))
-    return f"{prefix}{names[stem]}.{suffix}", stem
+    return f"{prefix}{names[part]}.{suffix}", part
 
 
 def short(number: float) -> float:
@@ -108,7 +133,6 @@ def short(number: float) -> float:
 
 def _base_config(facts: Facts, prefix: str) -> Facts:
     return {
-        "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
         "dtype": "float32",
@@ -130,6 +154,7 @@ def _base_config(facts: Facts, prefix: str) -> Facts:
 
 def _llama_config(facts: Facts) -> Facts:
     return _base_config(facts, "llama") | {
+        "attention_bias": False,
         "architectures": ["LlamaForCausalLM"],
         "head_dim": facts["llama.rope.dimension_count"],
         "hidden_act": "silu",
@@ -142,6 +167,7 @@ def _gemma3_config(facts: Facts) -> Facts:
     head = facts["gemma3.attention.key_length"]
     layers = range(1, facts["gemma3.block_count"] + 1)
     return _base_config(facts, "gemma3") | {
+        "attention_bias": False,
         "architectures": ["Gemma3ForCausalLM"],
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
@@ -153,6 +179,15 @@ def _gemma3_config(facts: Facts) -> Facts:
         "query_pre_attn_scalar": head,
         "rope_local_base_freq": 10000.0,
         "sliding_window": facts["gemma3.attention.sliding_window"],
+    }
+
+
+def _qwen2_config(facts: Facts) -> Facts:
+    return _base_config(facts, "qwen2") | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "model_type": "qwen2",
+        "use_sliding_window": False,
     }
 
 
@@ -170,6 +205,10 @@ def _undo_gemma3(part: str, numbers: NDArray[np.float32], facts: Facts) -> NDArr
     return numbers - 1 if part.endswith("norm") else numbers
 
 
+def _undo_nothing(part: str, numbers: NDArray[np.float32], facts: Facts) -> NDArray[np.float32]:
+    return numbers
+
+
 ARCHITECTURES = {
     "llama": Architecture(_COMMON | {"ffn_norm": "post_attention_layernorm"}, _llama_config, _undo_llama),
     "gemma3": Architecture(
@@ -183,6 +222,12 @@ ARCHITECTURES = {
         },
         _gemma3_config,
         _undo_gemma3,
+    ),
+    # Queries, keys and values have biases in every Qwen2; its rotary halves lie as transformers has them.
+    "qwen2": Architecture(
+        _COMMON | {"ffn_norm": "post_attention_layernorm"} | {f"attn_{x}.bias": f"self_attn.{x}_proj" for x in "qkv"},
+        _qwen2_config,
+        _undo_nothing,
     ),
 }
 

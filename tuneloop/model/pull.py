@@ -91,6 +91,8 @@ def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) ->
     size, fetched = size_text(known.size), size_text(known.download)
     progress(t("{name}: {size} on disk, {fetched} to download", name=known.name, size=size, fetched=fetched))
     progress(t("licence: {licence}", licence=known.licence))
+    if known.remark is not None:
+        progress(known.remark())
     with _storage_errors(known), _only_one(known, progress):
         if is_cached(known):  # another process made it while this one waited
             return folder

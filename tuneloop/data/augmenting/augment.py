@@ -13,64 +13,36 @@ from __future__ import annotations
 
 import math
 import random
-import re
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.augmenting import batchfile
+from tuneloop.data.augmenting.calls import Calls
 from tuneloop.data.augmenting.grow import grown
-from tuneloop.data.augmenting.substitute import KEPT, groups, substituted
-from tuneloop.data.cleaning.languages import language
-from tuneloop.data.dedupe import squeezed
+from tuneloop.data.augmenting.helpers import NOBODY as NOBODY
+from tuneloop.data.augmenting.helpers import Batch, Score
+from tuneloop.data.augmenting.helpers import Chat as Chat
+from tuneloop.data.augmenting.helpers import Helpers as Helpers
+from tuneloop.data.augmenting.memory import Memory
+from tuneloop.data.augmenting.progress import Progress
+from tuneloop.data.augmenting.reword import Languages, Turn, changed, likely, tongue, tooled, translated, turns
+from tuneloop.data.augmenting.substitute import Changed, groups
 from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Record
 from tuneloop.sections import AugmentPart
 
-Chat = list[dict[str, Any]]
-Answer = Callable[[Sequence[Chat]], list[str]]
-"""Chats -> the assistant's next turn of each; "" where there is none."""
-Score = Callable[[Sequence[str]], list[tuple[float, int]]]
-"""Texts -> negative log-likelihood of each, in nats, and the tokens it is of."""
-Translate = Callable[[Sequence[str], str, str], list[str]]
-"""Texts, from language, to language -> texts; "" where one could not be translated whole."""
 BATCH = 32
-"""Rows that are worked on at once; what a crash loses at most."""
-FOREIGN = 1.4
-"""Nats a byte from which a model does not know a language. Median over user turns: SmolLM2 0.96 in English and 1.88 in
-Chinese, Gemma 3 270M 1.01 in Chinese."""
-SECONDS = 10.0
-"""Between two lines of progress."""
-
-
-def _quiet(text: str) -> None:
-    """Says nothing."""
-
-
-@dataclass(frozen=True)
-class Helpers:
-    """What augmentation needs of later rooms and of other machines."""
-
-    answer: Answer | None = None
-    score: Score | None = None
-    translate: Translate | None = None
-    say: Callable[[str], None] = _quiet
-
-
-NOBODY = Helpers()
-
-
-@dataclass
-class Batch:
-    """What one batch of parents gave, and why others gave nothing: reason -> how many."""
-
-    records: list[Record] = field(default_factory=list)
-    rejected: Counter[str] = field(default_factory=Counter)
+"""Rows that are worked on at once."""
+ANSWERS, SCORES = 8, 16
+"""Texts that a model writes, or judges, at a time; what a crash loses at most."""
+HOPELESS = 16
+"""Dialogues in a row that a model grew no row from: then it is not asked any more."""
+CALLS = {"synonyms": 2, "back_translation": 3, "follow_up": 2, "branch": 2}
+"""How often a model is called for a batch."""
 
 
 @dataclass
@@ -109,7 +81,7 @@ def augment(
 ) -> Derived:
     """Derived rows of the training rows, at most `part.share` of their number, shared out over the methods.
 
-    Finished batches are kept in `folder` and not made again: answers of an endpoint cost money. Raises what `check` and
+    What a model has answered is kept in `folder` and not asked again: it costs time or money. Raises what `check` and
     the helpers raise.
     """
     check(part, helpers)
@@ -118,9 +90,13 @@ def augment(
     methods = list(dict.fromkeys(part.methods))
     for n, method in enumerate(methods):
         quota = room * (n + 1) // len(methods) - room * n // len(methods)
-        work = _Work(rows, part, helpers, seed, method, folder)
+        if not quota:
+            out.rejected[method] = Counter()
+            helpers.say(_told(method, 0, 0, Counter()))
+            continue
+        work = _Work(rows, part, helpers, seed, method, quota, folder)
         made: list[Record] = []
-        while len(made) < quota and (more := work.some(quota - len(made), len(made), quota)):
+        while len(made) < quota and (more := work.some(quota - len(made))):
             verdicts = allowed(method, more)
             work.rejected.update(reason for reason in verdicts if reason)
             made += [record for record, reason in zip(more, verdicts, strict=True) if not reason]
@@ -158,188 +134,96 @@ def _told(method: str, made: int, quota: int, rejected: Counter[str]) -> str:
     return t("{line} (parents without one: {why})", line=line, why=why) if why else line
 
 
+def _remembering(helpers: Helpers, calls: Calls) -> Helpers:
+    """The helpers, called in slices that are remembered."""
+
+    def sliced(name: str, make: Callable[..., list[Any]] | None, size: int) -> Any:
+        return partial(calls.sliced, name, make, size) if make is not None else None
+
+    return replace(
+        helpers,
+        answer=sliced("answer", helpers.answer, ANSWERS),
+        ask=sliced("ask", helpers.ask or helpers.answer, ANSWERS),
+        score=sliced("score", helpers.score, SCORES),
+        shift=sliced("shift", helpers.shift or (helpers.score and partial(_shift, helpers.score)), SCORES),
+        translate=sliced("translate", helpers.translate, ANSWERS),
+    )
+
+
+def _shift(score: Score, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    scores = score([text for pair in pairs for text in pair])
+    return [(now - was, tokens) for (was, tokens), (now, _) in zip(scores[::2], scores[1::2], strict=True)]
+
+
 class _Work:
     """One method's way through the training rows, in an order of its own, no row twice."""
 
     def __init__(
-        self, rows: Sequence[Record], part: AugmentPart, helpers: Helpers, seed: int, method: str, folder: Path
+        self,
+        rows: Sequence[Record],
+        part: AugmentPart,
+        helpers: Helpers,
+        seed: int,
+        method: str,
+        quota: int,
+        folder: Path,
     ) -> None:
-        self.rows, self.part, self.helpers, self.seed, self.method, self.folder = (
-            rows, part, helpers, seed, method, folder
-        )  # fmt: skip
+        self.rows, self.part, self.seed, self.method = rows, part, seed, method
+        self.progress = Progress(method, quota, len(rows), helpers.say, helpers.about)
+        self.helpers = _remembering(helpers, Calls(Memory(folder / f"{method}.jsonl"), self.progress, helpers.watch))
+        self.languages = Languages(self.helpers)
         self.order = list(range(len(rows)))
         random.Random(f"{seed}/{method}").shuffle(self.order)
-        self.at = 0
+        self.at = self.dry = 0
         self.rejected: Counter[str] = Counter()
-        self.said = time.monotonic()
 
-    def some(self, most: int, made: int, quota: int) -> list[Record]:
+    def some(self, most: int) -> list[Record]:
         """The next derived rows, up to `most`; none when there is no parent left."""
         out: list[Record] = []
         while len(out) < most and self.at < len(self.order):
-            size = min(BATCH, most - len(out))
-            file = self.folder / f"{self.method}-{self.at:08d}-{size}"
-            batch = batchfile.read(file)
-            if batch is None:
-                batch = self._batch([self.rows[n] for n in self.order[self.at : self.at + size]])
-                batchfile.write(file, *batch)
-            self.at += size
-            out += batch[0]
-            self.rejected.update(batch[1])
-            if time.monotonic() - self.said > SECONDS:
-                self.said = time.monotonic()
-                self.helpers.say(t("{method}: {n} of {of} rows", method=self.method, n=made + len(out), of=quota))
+            began = self.at
+            batch = self._batch(min(BATCH, most - len(out)))
+            self.progress.ended(len(batch.records))
+            out += batch.records
+            self.rejected.update(batch.rejected)
+            self.dry = 0 if batch.records else self.dry + self.at - began
+            if self.dry >= HOPELESS and self.method in ("follow_up", "branch"):
+                self.at = len(self.order)
+                self.helpers.say(
+                    t("{method}: {n} rows in a row gave nothing, so no more are tried", method=self.method, n=self.dry)
+                )
         return out
 
-    def _batch(self, parents: list[Record]) -> tuple[list[Record], Counter[str]]:
-        make = {"synonyms": _synonyms, "back_translation": _translated, "follow_up": _grown, "branch": _grown}
-        out = Batch()
-        rng = random.Random(f"{self.seed}/{self.method}/{self.at}")
-        for record in make[self.method](parents, self.method, self.part, self.helpers, rng, out):
-            out.records.append(record)
-        return out.records, out.rejected
+    def _next(self) -> tuple[Record, random.Random]:
+        """The next parent, and what is drawn by for it: the same whatever it is worked on with."""
+        self.at += 1
+        return self.rows[self.order[self.at - 1]], random.Random(f"{self.seed}/{self.method}/{self.at}")
 
-
-@dataclass(frozen=True)
-class _Turn:
-    """A user's turn that may change: which of the record's, its text, and the language of the dialogue."""
-
-    record: Record
-    at: int
-    text: str
-    tongue: str
-
-    def said(self, text: str) -> Record:
-        """The record with another text in this place."""
-        messages = list(self.record.messages)
-        messages[self.at] = replace(messages[self.at], content=text)
-        return replace(self.record, messages=tuple(messages), parent=self.record.id)
-
-
-def _turns(parents: Sequence[Record], rng: random.Random, out: Batch) -> list[_Turn]:
-    """One user's turn of each row that has one. With tools none may change: a call repeats what was asked, in words."""
-    turns = []
-    for record in parents:
-        places = [n for n, m in enumerate(record.messages) if m.role == "user" and m.content.strip()]
-        if _tooled(record):
-            out.rejected["has tools"] += 1
-        elif not places:
-            out.rejected["no user turn"] += 1
+    def _batch(self, need: int) -> Batch:
+        out, began = Batch(), self.at
+        if self.method == "synonyms":  # so many that can change: looking costs nothing beside judging
+            found: list[tuple[Turn, Changed]] = []
+            while len(found) < need and self.at < len(self.order):
+                found += changed(*self._next(), groups(self.part.synonyms_file), out)
+            self.progress.batch(self.at - began, CALLS[self.method])
+            made = likely(found, self.languages, self.part, self.helpers, out)
         else:
-            at = rng.choice(places)
-            turns.append(_Turn(record, at, record.messages[at].content, tongue(record)))
-    return turns
+            parents = [self._next() for _ in range(min(need, len(self.order) - self.at))]
+            self.progress.batch(len(parents), CALLS[self.method])
+            if self.method == "back_translation":
+                made = translated([turn for p in parents for turn in turns(*p, out)], self.part, self.helpers, out)
+            else:
+                made = _grown([record for record, _ in parents], self.method, self.helpers, out)
+        out.records += made
+        return out
 
 
-def _tooled(record: Record) -> bool:
-    return bool(record.tools) or any(m.tool_calls or m.role == "tool" for m in record.messages)
-
-
-def tongue(record: Record) -> str:
-    """The language of a dialogue's user, as `language` names it."""
-    said = "\n".join(m.content[:300] for m in record.messages if m.role == "user")
-    return language(said) or language("\n".join(m.content[:300] for m in record.messages))
-
-
-def _synonyms(
-    parents: list[Record], method: str, part: AugmentPart, helpers: Helpers, rng: random.Random, out: Batch
-) -> Iterator[Record]:
-    table = groups(part.synonyms_file)
-    changed = []
-    for turn in _turns(parents, rng, out):
-        new = substituted(turn.text, table, rng)
-        if new is None:
-            out.rejected["no word to replace"] += 1
-        else:
-            changed.append((turn, new))
-    assert helpers.score is not None
-    before = helpers.score([new.before for _, new in changed])
-    after = helpers.score([new.after for _, new in changed])
-    known = _known([(turn.tongue, new.before, score) for (turn, new), score in zip(changed, before, strict=True)])
-    for (turn, new), (was, tokens), (now, _) in zip(changed, before, after, strict=True):
-        # Counted in the tokens of the old sentence: a nonsense word of many likely pieces must not pass for their sake.
-        if turn.tongue not in known:
-            out.rejected["language unknown to the model"] += 1
-        elif now - was > math.log(part.nonsense) * tokens:
-            out.rejected["nonsense"] += 1
-        else:
-            yield turn.said(new.text)
-
-
-def _known(scored: Sequence[tuple[str, str, tuple[float, int]]]) -> set[str]:
-    """Of (language, text, score): the languages that the model knows well enough to judge a text in."""
-    each: dict[str, list[float]] = {}
-    for tongue, text, (total, _) in scored:
-        each.setdefault(tongue, []).append(total / max(len(text.encode("utf-8", "replace")), 1))
-    return {tongue for tongue, values in each.items() if statistics.median(values) <= FOREIGN}
-
-
-def _translated(
-    parents: list[Record], method: str, part: AugmentPart, helpers: Helpers, rng: random.Random, out: Batch
-) -> Iterator[Record]:
-    turns = _turns(parents, rng, out)
-    for home in sorted({turn.tongue for turn in turns}):
-        mine = [turn for turn in turns if turn.tongue == home]
-        if not home:
-            out.rejected["language not recognised"] += len(mine)
-            continue
-        plain = [turn for turn in mine if not KEPT.search(turn.text)]
-        out.rejected["has code, quotations or addresses"] += len(mine) - len(plain)
-        via = part.via if part.via != home else ("zh" if home == "en" else "en")
-        yield from _judged(plain, _and_back([turn.text for turn in plain], home, via, helpers), part, helpers, out)
-
-
-def _and_back(texts: list[str], home: str, via: str, helpers: Helpers) -> list[str]:
-    """Each text in language `via` and back again; "" where one of the two ways failed."""
-    assert helpers.translate is not None
-    there = helpers.translate(texts, home, via) if texts else []
-    whole = [n for n, text in enumerate(there) if text.strip()]
-    back = helpers.translate([there[n] for n in whole], via, home) if whole else []
-    found = dict(zip(whole, back, strict=True))
-    return [found.get(n, "").strip() for n in range(len(texts))]
-
-
-def _judged(turns: list[_Turn], texts: list[str], part: AugmentPart, helpers: Helpers, out: Batch) -> Iterator[Record]:
-    """The rows whose new text says something else than the old one in as likely words."""
-    pairs = []
-    for turn, new in zip(turns, texts, strict=True):
-        if reason := _unlike(turn, new):
-            out.rejected[reason] += 1
-        else:
-            pairs.append((turn, new))
-    assert helpers.score is not None
-    before = helpers.score([turn.text for turn, _ in pairs])
-    after = helpers.score([new for _, new in pairs])
-    known = _known([(turn.tongue, turn.text, score) for (turn, _), score in zip(pairs, before, strict=True)])
-    for (turn, new), (was, tokens), (now, count) in zip(pairs, before, after, strict=True):
-        if turn.tongue not in known:
-            out.rejected["language unknown to the model"] += 1
-        elif now / max(count, 1) - was / max(tokens, 1) > math.log(part.nonsense):
-            out.rejected["nonsense"] += 1
-        else:
-            yield turn.said(new)
-
-
-def _unlike(turn: _Turn, new: str) -> str:
-    """Why a translation cannot stand for the turn; "" where nothing speaks against it."""
-    if not new:
-        return "not translated"
-    if squeezed(new) == squeezed(turn.text):
-        return "nothing new"
-    if (language(new) or turn.tongue) != turn.tongue:
-        return "other language"
-    if sorted(re.findall(r"\d+", new)) != sorted(re.findall(r"\d+", turn.text)):
-        return "other numbers"
-    return "" if 0.5 <= len(new) / len(turn.text.strip()) <= 2 else "other length"
-
-
-def _grown(
-    parents: list[Record], method: str, part: AugmentPart, helpers: Helpers, rng: random.Random, out: Batch
-) -> Iterator[Record]:
+def _grown(parents: list[Record], method: str, helpers: Helpers, out: Batch) -> Iterator[Record]:
     assert helpers.answer is not None
-    fit = [r for r in parents if r.kind == "chat" and not _tooled(r) and any(m.role == "user" for m in r.messages)]
+    fit = [r for r in parents if r.kind == "chat" and not tooled(r) and any(m.role == "user" for m in r.messages)]
     out.rejected["no dialogue, or has tools"] += len(parents) - len(fit)
-    for made, reason in grown(fit, [tongue(r) for r in fit], helpers.answer, other=method == "branch"):
+    tongues = [tongue(r) for r in fit]
+    for made, reason in grown(fit, tongues, helpers.answer, other=method == "branch", ask=helpers.ask):
         if made is None:
             out.rejected[reason] += 1
         else:

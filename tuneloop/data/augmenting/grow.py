@@ -28,14 +28,17 @@ _PREAMBLE = re.compile(
 )
 
 
+_Answer = Callable[[Sequence[Any]], list[str]]
+
+
 def grown(
-    parents: Sequence[Record], tongues: Sequence[str], answer: Callable[[Sequence[Any]], list[str]], *, other: bool
+    parents: Sequence[Record], tongues: Sequence[str], answer: _Answer, *, other: bool, ask: _Answer | None = None
 ) -> Iterator[tuple[Record | None, str]]:
     """(record, "") or (None, why not) for each dialogue: with one more question and its answer or, where `other`, with
-    another one in the place of the last. `tongues` are the languages of the dialogues."""
+    another one in the place of the last. `tongues` are the languages of the dialogues; `ask` writes the questions."""
     last = [max(n for n, m in enumerate(r.messages) if m.role == "user") for r in parents]
     prompts = _OTHER if other else _NEXT
-    asked = answer([
+    asked = (ask or answer)([
         [{"role": "user", "content": prompts["zh" if tongue == "zh" else "en"].format(
             talk=_talk(r.messages[: at + 1] if other else r.messages, tongue))}]
         for r, tongue, at in zip(parents, tongues, last, strict=True)

@@ -54,6 +54,43 @@ def _recurs(text: str) -> bool:
     return any(text.count(text[at : at + size]) >= _TIMES for at in range(step // 2, len(text) - size, step))
 
 
+_PART = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]|[^\W_]+(?:['’.,][^\W_]+)*")
+_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_TAIL = 2_000
+"""Characters that are looked at: who loops does so at the end."""
+_SENTENCE = 10
+"""Words, or Chinese characters, that may not be said twice in a row."""
+
+
+def loops(text: str) -> bool:
+    """Whether an answer says the same again and again without a break: a phrase three times, a sentence twice.
+
+    A short word may come three times and a Chinese character five times, as laughter and emphasis do. Code is left out,
+    and so are punctuation, case, and what is digits alone.
+
+    >>> loops("用 tuneloop tuneloop tuneloop"), loops("叫小助手，小助手，小助手。"), loops("No. No! No, no.")
+    (True, True, True)
+    >>> loops("哈哈哈，慢慢来，一步一步走。"), loops("1 | 1 | 1 | 1 | 1"), loops("It is very, very good.")
+    (False, False, False)
+    """
+    parts = _PART.findall(_CODE.sub("\n", text[-_TAIL:]).lower())
+    for period in range(1, len(parts) // 2 + 1):
+        run = 0
+        for at in range(period, len(parts)):
+            run = run + 1 if parts[at] == parts[at - period] else 0
+            enough = run and run >= period * (_times(parts[at], period) - 1)
+            if enough and not all(part.isdigit() for part in parts[at - period + 1 : at + 1]):
+                return True
+    return False
+
+
+def _times(word: str, period: int) -> int:
+    """How often a phrase of `period` words that ends in `word` is too often in a row."""
+    if period > 1:
+        return 3 if period < _SENTENCE else 2
+    return 3 if len(word) >= 6 else 4 if word.isascii() or len(word) > 1 else 6
+
+
 # --- refusal ---
 
 _CANNOT = (
