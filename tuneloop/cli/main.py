@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -12,7 +13,8 @@ from tuneloop import __version__
 from tuneloop.cli import chat, compare, data, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.environment import environment, quiet_libraries
+from tuneloop.disk import refused
+from tuneloop.environment import environment
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
 
@@ -63,12 +65,27 @@ def _run() -> int:
             raise as_ours(error) from error
         typer.echo(str(error), err=True)
         return 2
+    sys.stdout.flush()  # a disk that is full under a redirected output is told here, not on the way out
     return status if isinstance(status, int) else 0
+
+
+def _told(error: TuneloopError) -> NoReturn:
+    typer.echo(f"{error}\n  {t('More: tuneloop explain {code}', code=error.code)}", err=True)
+    sys.exit(2)
+
+
+def _stdout_works() -> bool:
+    """Whether what was printed has arrived; if not, nothing more is tried, else Python complains as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
-    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
@@ -76,8 +93,7 @@ def main() -> NoReturn:
     try:
         sys.exit(_run())
     except TuneloopError as error:
-        typer.echo(f"{error}\n  {t('More: tuneloop explain {code}', code=error.code)}", err=True)
-        sys.exit(2)
+        _told(error)
     except KeyboardInterrupt:
         typer.echo(t("Stopped."), err=True)
         sys.exit(130)
@@ -88,6 +104,11 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
+        told = refused(error)
+        if not _stdout_works() and told and not getattr(error, "filename", None):
+            told.where = t("standard output")
+        if told:
+            _told(told)
         typer.echo(
             t("This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.", kind=type(error).__name__,
               error=error),

@@ -48,14 +48,19 @@ def train(
             pipeline.resume(made, settings or [])
     else:
         dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+        told: list[str] = []
         if ranks.leads():
             from tuneloop.cli import losses, tables
 
             keep_recipe(targets or [], recipe)
             if not json:
                 tables.counts_line(dataset)
-            losses.warn(dataset, recipe)
-        made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
+            told = losses.warn(dataset, recipe)
+        foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
+        for warning in foreseen.warnings if ranks.leads() else ():
+            if warning not in told:  # said before the first step
+                show.say(t("Warning: {said}", said=warning))
+        made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
     if not ranks.leads():  # one of the processes of torchrun speaks
         return
     result = made.result()
