@@ -7,6 +7,7 @@ The child is forked from the test's process, so that a hundred command lines do 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -27,32 +28,47 @@ PASSES_OVER = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Said:
-    """How a command line ended."""
+    """How a command line ended; of several, the last one, and the status of each."""
 
     status: int
     out: str
     err: str
+    each: tuple[int, ...] = ()
 
 
-def run(words: list[str], folder: Path, limit: Callable[[], None], *, answers: str = "", **environment: str) -> Said:
-    """`tuneloop WORDS` in `folder` after `limit` has been put on its process. Its words go to files in TMPDIR's place."""
-    names = [folder.with_name(f"{folder.name}.{kind}") for kind in ("in", "out", "err")]
+def _nothing(n: int) -> None:
+    """Is done before each line."""
+
+
+def run(
+    lines: list[list[str]], folder: Path, limit: Callable[[], None], *, answers: str = "",
+    before: Callable[[int], None] = _nothing, **environment: str,
+) -> Said:  # fmt: skip
+    """`tuneloop` with each of these lines in `folder`, in one child on whose process `limit` has been put.
+
+    `before(n)` is done in the child before line n, and once more after the last. What is said goes to files beside
+    `folder`, which are none of what is limited.
+    """
+    names = [folder.with_name(f"{folder.name}.{kind}") for kind in ("in", "out", "err", "status")]
     names[0].write_text(answers, encoding="utf-8")
     pid = os.fork()
     if pid == 0:
-        _child(words, folder, limit, names, environment)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    out, err = (name.read_text(encoding="utf-8", errors="replace") for name in names[1:])
-    return Said(status, out, err)
+        _child(lines, folder, limit, names, before, environment)
+    os.waitpid(pid, 0)
+    out, err, status = (name.read_text(encoding="utf-8", errors="replace") for name in names[1:])
+    each = tuple(map(int, status.split()))
+    return Said(each[-1], out, err, each)
 
 
-def _child(words: list[str], folder: Path, limit: Callable[[], None], names: list[Path], more: dict[str, str]) -> None:
-    code: object = 99
+def _child(
+    lines: list[list[str]], folder: Path, limit: Callable[[], None], names: list[Path], before: Callable[[int], None],
+    more: dict[str, str],
+) -> None:  # fmt: skip
+    flags = (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT | os.O_TRUNC] * 3)
+    handles = [os.open(name, flag, 0o600) for name, flag in zip(names, flags, strict=True)]
     try:
-        for number, name in enumerate(names):
-            flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            os.dup2(os.open(name, flags, 0o600), number)
         for number, mode in enumerate("rww"):
+            os.dup2(handles[number], number)
             setattr(
                 sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, encoding="utf-8", closefd=False)
             )
@@ -60,18 +76,27 @@ def _child(words: list[str], folder: Path, limit: Callable[[], None], names: lis
         os.environ.pop("TUNELOOP_DEBUG", None)
         limit()
         os.chdir(folder)
-        sys.argv = ["tuneloop", *words]
-        from tuneloop.cli.main import main
-
-        main()
-    except SystemExit as end:
-        code = end.code
+        for n, words in enumerate(lines):
+            before(n)
+            os.write(handles[3], f"{_status(words)} ".encode())
+        before(len(lines))
     except BaseException:
         traceback.print_exc()
+        os.write(handles[3], b"99")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 98)
+        os._exit(0)
+
+
+def _status(words: list[str]) -> int:
+    from tuneloop.cli.main import main
+
+    sys.argv = ["tuneloop", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 98
 
 
 def _libc() -> ctypes.CDLL:
@@ -118,25 +143,20 @@ def require_mounts() -> None:
         pytest.skip("this kernel gives no mounts of one's own")
 
 
-def small_disk(at: Path, megabytes: int, fill: Callable[[], None]) -> None:
-    """A disk of this size at `at`; `fill` puts files there, then what is left is filled to the last byte."""
+def small_disk(at: Path, megabytes: int, fill: Callable[[], object], *, full: bool = True) -> None:
+    """A disk of this size at `at`; `fill` puts files there, then what is left is filled to the last byte if `full`."""
     _own_mounts()
     _mount("tmpfs", at, "tmpfs", 0, f"size={megabytes}m")
     fill()
-    fill_up(at)
+    if full:
+        fill_up(at)
 
 
-def fill_up(folder: Path, leave: int = 0) -> None:
-    """Leave `leave` bytes on the disk of this folder."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        block = b"\0" * 65536
-        try:
-            while True:
-                file.write(block)
-        except OSError:
-            pass
-        if leave:
-            file.truncate(file.tell() - leave)
+def fill_up(folder: Path) -> None:
+    """Leave no byte on the disk of this folder."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(65536))
 
 
 def read_only(*folders: Path) -> None:

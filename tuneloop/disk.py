@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -134,7 +135,8 @@ def _is_odd(text: str) -> bool:
 
 
 def _shown(text: object) -> str:
-    """A path that can be printed, whatever bytes are in it."""
+    """A whole path that can be printed, whatever bytes are in it."""
+    text = text.absolute() if isinstance(text, Path) else text
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -146,6 +148,13 @@ def require_writable(folder: Path) -> None:
                 file.write(bytes(8192))
         except OSError as error:  # it names the file of the trial
             raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def require_readable(folder: Path) -> None:
+    """Raise TL-MACHINE-FOLDER for a folder that is there and may not be looked into: a search there finds nothing."""
+    if folder.is_dir():
+        with writing(folder), os.scandir(folder):
+            pass
 
 
 def require_name(path: Path) -> None:
@@ -168,6 +177,18 @@ def lock(file: Path, wait: float = -1) -> Iterator[None]:
             # While it is held: whoever waits for it sees that it is gone and makes it anew. Windows keeps open files.
             with suppress(OSError):
                 file.unlink()
+
+
+def output_is_full() -> bool:
+    """Whether what is printed goes to a disk without room; then no more is tried, else Python complains at its end."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def size_text(count: int) -> str:

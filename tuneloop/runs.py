@@ -113,6 +113,7 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
     if str(ref) == "latest":
         found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
         if not found:
+            disk.require_readable(parent)
             raise RunError("TL-RUN-NONE", where=str(parent))
         return Run(found[-1].parent)
     for path in (Path(ref), parent / str(ref)):

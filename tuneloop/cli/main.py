@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -13,7 +12,7 @@ from tuneloop import __version__
 from tuneloop.cli import chat, compare, data, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.disk import refused
+from tuneloop.disk import output_is_full, refused
 from tuneloop.environment import environment
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
@@ -74,16 +73,6 @@ def _told(error: TuneloopError) -> NoReturn:
     sys.exit(2)
 
 
-def _stdout_works() -> bool:
-    """Whether what was printed has arrived; if not, nothing more is tried, else Python complains as it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
-
-
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -104,10 +93,9 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
-        told = refused(error)
-        if not _stdout_works() and told and not getattr(error, "filename", None):
-            told.where = t("standard output")
-        if told:
+        if told := refused(error):
+            if not getattr(error, "filename", None) and output_is_full():
+                told.where = t("standard output")
             _told(told)
         typer.echo(
             t("This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.", kind=type(error).__name__,

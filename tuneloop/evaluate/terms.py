@@ -56,6 +56,7 @@ def keys() -> dict[str, str]:
         "bfloat16_gflops": f"{t('speed of matrix products')} (bfloat16)",
         "float32_gflops": f"{t('speed of matrix products')} (float32)",
         "all_cores": t("cores in all"),
+        "threads": t("threads"),
         "others": t("cores that other programs kept busy"),
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),

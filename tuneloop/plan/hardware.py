@@ -24,7 +24,7 @@ class Hardware:
     layer's products, forward and backward, and beside it `float32_gflops`. `bfloat16_gflops` is that of float32
     matrices which are multiplied in bfloat16, where training does so; `weights_gbs` the GB of weights a second that
     products of a few rows get through, as in generation. `others` are the cores that other programs kept busy
-    meanwhile, of `all_cores` in the machine.
+    meanwhile, of `all_cores` in the machine; `threads` are those that a product uses.
     """
 
     system: str
@@ -41,6 +41,7 @@ class Hardware:
     float32_gflops: float = 0.0
     others: float = 0.0
     all_cores: int = 0
+    threads: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,8 +53,10 @@ class Hardware:
 
     @property
     def spare(self) -> float:
-        """The share of its cores that a run finds idle, 0 to 1. What other cores do is nothing to it."""
-        return max(0.0, min(1.0, (self.all_cores - self.others) / self.cores)) if self.all_cores else 1.0
+        """The share of the cores it needs that a run finds idle, 0 to 1. What other cores do is nothing to it."""
+        if not self.all_cores:
+            return 1.0
+        return max(0.0, min(1.0, (self.all_cores - self.others) / min(self.cores, self.threads or self.cores)))
 
 
 def _cpu_name() -> str:
@@ -165,6 +168,7 @@ def look(dtype: torch.dtype | None = None, rows: int = 1, training: Products = "
         weights_gbs=round(weights, 2),
         others=round(others.cores(), 1) if dtype is not None else 0.0,
         all_cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
         **{name: round(rate, 1 if rate >= 10 else 3) for name, rate in rates.items()},
     )
 
