@@ -1,8 +1,8 @@
 """A LoRA step beside another program: python -m benchmarks busy. About three minutes on two quiet cores.
 
-Each process trains the same few rows twice: on the machine as it is, then beside one program that keeps a core busy. Its
-threads wait as tuneloop has them wait (after: they sleep), or as before (GOMP_SPINCOUNT=20000: they spin). Processes
-of the two kinds take turns, and of each step the best of its kind counts, so that a busy moment of the machine itself
+Each process trains the same few rows twice: on the machine as it is, then beside one program that keeps a core busy.
+Its threads wait as tuneloop has them wait (after: they sleep), or as before (GOMP_SPINCOUNT=20000: they spin). The
+processes of both kinds take turns, and of each step the best of its kind counts, so that a busy moment of the machine
 counts for neither. Wants: beside a busy core at most 2.2 times the quiet time, and quiet within 2% of before.
 """
 

@@ -152,6 +152,14 @@ def small_disk(at: Path, megabytes: int, fill: Callable[[], object], *, full: bo
         fill_up(at)
 
 
+def without_fonts() -> None:
+    """This process sees none of the fonts that the system has."""
+    _own_mounts()
+    for folder in (Path("/usr/share/fonts"), Path("/usr/local/share/fonts")):
+        if folder.is_dir():
+            _mount("tmpfs", folder, "tmpfs", 0, "size=64k")
+
+
 def fill_up(folder: Path) -> None:
     """Leave no byte on the disk of this folder."""
     with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):

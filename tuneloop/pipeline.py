@@ -240,7 +240,7 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
     with disk.writing(run.path):
         run.write("evaluation.json", evaluation)
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
-        chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+        chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
         report.write(run.path)
     return evaluation
 
