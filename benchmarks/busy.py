@@ -8,6 +8,7 @@ counts for neither. Wants: beside a busy core at most 2.2 times the quiet time, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 from benchmarks import rows, training
 from benchmarks.environments import home
 
-PAIRS, STEPS, BATCH = 2, 6, 2
+PAIRS, STEPS, BATCH = 2, 5, 2
 BUSY, QUIET = 2.2, 1.02
 WAYS = {"before": {"GOMP_SPINCOUNT": "20000"}, "after": {}}
 """What the environment adds; without it tuneloop sets OMP_WAIT_POLICY=passive."""
@@ -41,14 +42,14 @@ def busy() -> Iterator[None]:
         spinner.wait()
 
 
-def once(folder: Path, model: str) -> dict[str, list[float]]:
+def once(folder: Path, model: str, steps: int) -> dict[str, list[float]]:
     """Seconds of each step, quiet and busy, of two runs in this process."""
     import tuneloop
 
     recipe, _ = tuneloop.make_recipe({
         "name": "busy", "model": {"name": model, "dtype": "float32"}, "data": str(folder / "rows.json"),
         "prepare": {"max_length": 256, "too_long": "cut_right", "validation": 0, "dedupe": "off"},
-        "train": {"max_steps": STEPS, "batch_size": BATCH, "matmul": "float32", "eval_strategy": "no",
+        "train": {"max_steps": steps, "batch_size": BATCH, "matmul": "float32", "eval_strategy": "no",
                   "save_strategy": "no", "lora": {"rank": 8, "alpha": 32, "targets": ["q_proj", "v_proj"]}},
     })  # fmt: skip
     dataset = tuneloop.prepare(recipe, workspace=folder)
@@ -67,7 +68,7 @@ def _seconds(run: Any) -> list[float]:
     return [line["clock"]["seconds"] for line in lines if "loss" in line][1:]
 
 
-def measure() -> dict[str, dict[str, list[list[float]]]]:
+def measure(pairs: int, steps: int) -> dict[str, dict[str, list[list[float]]]]:
     """Way -> quiet and busy -> a list of step times a process."""
     if training.threads() < 2:
         raise SystemExit("one core has no threads that wait for each other: there is nothing to measure")
@@ -76,15 +77,18 @@ def measure() -> dict[str, dict[str, list[list[float]]]]:
     with tempfile.TemporaryDirectory(dir=home()) as made:
         chats = [
             {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
-            for r in rows.alpaca(STEPS * BATCH)[0]
+            for r in rows.alpaca(steps * BATCH)[0]
         ]
-        for n in range(2 * PAIRS):
+        for n in range(2 * pairs):
             # before, after, after, before: what drifts over the session falls on both alike
             way = list(WAYS)[(n + n // 2) % 2]
             folder = Path(made) / str(n)
             folder.mkdir()
             (folder / "rows.json").write_text(json.dumps(chats), encoding="utf-8")
-            code = f"import json; from pathlib import Path; from benchmarks.busy import once; print('RESULT', json.dumps(once(Path({str(folder)!r}), {model!r})))"  # noqa: E501
+            code = (
+                "import json; from pathlib import Path; from benchmarks.busy import once;"
+                f"print('RESULT', json.dumps(once(Path({str(folder)!r}), {model!r}, {steps})))"
+            )
             told = training.measured([sys.executable, "-c", code], bare | WAYS[way])
             for state, seconds in told.items():
                 found[way][state].append(seconds)
@@ -106,10 +110,17 @@ def best(processes: list[list[float]]) -> float:
 
 
 def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks busy")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="processes of each kind")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of a run, of which the first warms up")
+    wanted = parser.parse_args(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
         print(f"other programs run (load {load:.1f}): these figures are worth little", file=sys.stderr)
-    found = {way: {state: best(every) for state, every in states.items()} for way, states in measure().items()}
+    found = {
+        way: {state: best(every) for state, every in states.items()}
+        for way, states in measure(wanted.pairs, wanted.steps).items()
+    }
     print(LINE.format("", "quiet, s/step", "busy, s/step", "ratio"))
     for way, one in found.items():
         print(LINE.format(way, f"{one['quiet']:.3f}", f"{one['busy']:.3f}", f"{one['busy'] / one['quiet']:.2f}"))
