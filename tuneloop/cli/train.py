@@ -57,9 +57,8 @@ def train(
                 tables.counts_line(dataset)
             told = losses.warn(dataset, recipe)
         foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
-        for warning in foreseen.warnings if ranks.leads() else ():
-            if warning not in told:  # said before the first step
-                show.say(t("Warning: {said}", said=warning))
+        if ranks.leads():  # said before the first step
+            show.warnings(one for one in foreseen.warnings if one not in told)
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
     if not ranks.leads():  # one of the processes of torchrun speaks
         return
