@@ -4,6 +4,7 @@ python -m benchmarks             everything: prepare, near, train, table; some h
 python -m benchmarks prepare     from raw rows to packed batches (prepare.py)
 python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
+python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import environments, near, prepare, results, rows, table, training
+from benchmarks import busy, environments, near, prepare, results, rows, table, training
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
@@ -35,14 +36,14 @@ def everything(torch_args: list[str]) -> None:
 
 
 def main() -> None:
-    verbs = {"prepare": prepare.main, "train": training.main, "table": table.main}
+    verbs = {"prepare": prepare.main, "train": training.main, "busy": busy.main, "table": table.main}
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if verb not in ("near", "table") and not rows.data().is_dir():
         raise SystemExit(
             f"{rows.data()} has the rows to measure on, and is not there; TUNELOOP_BENCH_DATA names another"
         )
     if verb in verbs:
-        if verb != "table":
+        if verb in ("prepare", "train"):
             environments.ready()
         verbs[verb](arguments)
     elif verb == "near":

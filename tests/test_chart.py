@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import struct
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import confined
 from tuneloop import language
 from tuneloop.evaluate import chart
 
@@ -155,8 +159,82 @@ def test_chinese_words_need_a_font_with_chinese(tmp_path: Path, monkeypatch: pyt
     )
     monkeypatch.setattr(matplotlib.font_manager.fontManager, "ttflist", [])
     language.use("zh")
-    assert chart.cjk_font() is None
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", list)  # a machine without fonts
+    assert chart.cjk_font("步") is None
     without = chart.loss_curve(metrics, tmp_path / "zh.png")
     assert without is not None
     assert without.read_bytes() == english.read_bytes()
     assert "步" in chart.svg(lines(3))
+
+
+FONT = """
+import sys
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+name, text, path = sys.argv[1:]
+pen = TTGlyphPen(None)
+pen.moveTo((0, 0)), pen.lineTo((500, 0)), pen.lineTo((500, 700)), pen.lineTo((0, 700)), pen.closePath()
+box, characters = pen.glyph(), {ord(c): f"u{ord(c):04X}" for c in text}
+glyphs = [".notdef", *dict.fromkeys(characters.values())]
+font = FontBuilder(1000, isTTF=True)
+font.setupGlyphOrder(glyphs), font.setupCharacterMap(characters)
+font.setupGlyf(dict.fromkeys(glyphs, box))
+font.setupHorizontalMetrics(dict.fromkeys(glyphs, (600, 0))), font.setupHorizontalHeader(ascent=800, descent=-200)
+font.setupNameTable({"familyName": name, "styleName": "Regular"}), font.setupOS2(), font.setupPost()
+font.save(path)
+"""
+DRAW = """
+import sys
+from pathlib import Path
+from tuneloop import language
+from tuneloop.evaluate import chart
+
+language.use("zh")
+print(chart.cjk_font("".join(chart.words().values())))
+chart.loss_curve(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="fonts are installed otherwise there")
+@pytest.mark.parametrize("name", ["WenQuanYi Micro Hei", "A Font Of Another Name"])
+def test_a_chinese_font_that_is_installed_later_is_used(tmp_path: Path, name: str) -> None:
+    """matplotlib's memory of the fonts is older than the font: the curve speaks Chinese from the next run on."""
+    language.use("zh")
+    text = "".join(chart.words().values()) + "0123456789.-▲eE×"
+    language.use("en")
+    metrics = write(tmp_path / "metrics.jsonl", lines(5))
+    home = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"), "MPLCONFIGDIR": str(tmp_path / "cache"),
+            "XDG_CACHE_HOME": str(tmp_path / "xdg"), "FONTCONFIG_FILE": str(tmp_path / "fonts.conf")}  # fmt: skip
+    fonts = tmp_path / "data" / "fonts"
+    fonts.mkdir(parents=True)
+    (tmp_path / "fonts.conf").write_text(
+        f"<fontconfig><dir>{fonts}</dir><cachedir>{tmp_path}/fc</cachedir></fontconfig>"
+    )
+
+    def drawn(png: str) -> str:
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", DRAW, str(metrics), str(tmp_path / png)], check=True,
+                              capture_output=True, text=True, env=os.environ | home,
+                              preexec_fn=confined.without_fonts if confined.can_mount() else None)  # fmt: skip
+        assert "missing from" not in done.stderr
+        return done.stdout.strip()
+
+    if (before := drawn("before.png")) != "None":
+        pytest.skip(f"{before} is installed where matplotlib always looks")
+    subprocess.run([sys.executable, "-c", FONT, name, text, str(fonts / "later.ttf")], check=True)
+    assert drawn("after.png") == name
+    assert (tmp_path / "after.png").read_bytes() != (tmp_path / "before.png").read_bytes()
+    (fonts / "later.ttf").unlink()
+    assert drawn("gone.png") == "None"
+
+
+def test_the_curve_begins_before_the_first_step() -> None:
+    """The drop that training brought, of the evaluation that measured the same loss."""
+    told = [{"step": 5, "loss": 3.2}, {"step": 5, "eval_loss": 3.09}]
+    before_after = {"before": {"loss": 4.15}, "after": {"loss": 3.0901}}
+    assert chart.curves(chart.with_start(told, before_after)).held == [(0, 4.15), (5, 3.09)]
+    assert chart.steps(chart.curves(chart.with_start(told, before_after))) == (0, 5)
+    for other in ({}, {"before": {"loss": None}, "after": {"loss": 3.09}}, {"before": None, "after": None},
+                  {"before": {"loss": 4.15}, "after": {"loss": 0.41}}):  # fmt: skip
+        assert chart.with_start(told, other) == told
+    assert chart.with_start([{"step": 5, "loss": 3.2}], before_after) == [{"step": 5, "loss": 3.2}]

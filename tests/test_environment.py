@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.environment import environment, quiet_libraries
+from tuneloop.environment import cores, environment, quiet_libraries
 
 LANGUAGE = ("TUNELOOP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 OFFLINE = ("TUNELOOP_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -104,3 +104,73 @@ def test_importing_tuneloop_or_its_command_line_loads_nothing_heavy() -> None:
     code = "import sys, tuneloop, tuneloop.cli.main; print(sorted({'torch','transformers','peft','pyarrow','fastapi'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
+    """OpenMP reads the policy when torch is loaded, and GOMP_SPINCOUNT goes before it."""
+    code = "import os; {first}; import tuneloop; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    for first, said in (("pass", "passive None"), ("os.environ['OMP_WAIT_POLICY'] = 'active'", "active None"),
+                        ("os.environ['GOMP_SPINCOUNT'] = '7'", "passive 7")):  # fmt: skip
+        bare = {k: v for k, v in os.environ.items() if k not in {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}}
+        out = subprocess.run([sys.executable, "-c", code.format(first=first)], capture_output=True, text=True, check=True,
+                             env=bare)  # fmt: skip
+        assert out.stdout.strip() == said
+
+
+def groups(folder: Path, lines: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """What /proc/self/cgroup and /sys/fs/cgroup hold on some machine."""
+    root = folder / "cgroup"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    own = folder / "own"
+    own.write_text(lines)
+    return own, root
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "100000 100000\n"}, 1),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 1),
+        ("0::/docker/of-the-host\n", {"cpu.max": "90000 100000\n"}, 1),
+        ("4:cpu,cpuacct:/x\n0::/\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "100000\n",
+                                      "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("0::/\n", {"cpu.max": "12800000 100000\n"}, None),
+        ("0::/\n", {}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_share_of_the_cores_counts(
+    tmp_path: Path, lines: str, files: dict[str, str], expected: int | None
+) -> None:
+    tied = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert cores(*groups(tmp_path, lines, files)) == (expected or tied)
+
+
+def test_a_real_cgroup_limits_the_threads_of_a_program() -> None:
+    """Where the kernel lets us make one (version 1 or 2, as a superuser)."""
+    root = Path("/sys/fs/cgroup")
+    one, two = root / "cpu" / "tuneloop-test", root / "tuneloop-test"
+    group = one if one.parent.is_dir() else two
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no cgroup can be made here")
+    try:
+        try:
+            limit, text, members = ("cpu.cfs_quota_us", "50000", "tasks") if group == one else ("cpu.max", "50000 100000", "cgroup.procs")  # fmt: skip
+            (group / limit).write_text(text)
+        except OSError:
+            pytest.skip("this cgroup takes no limit of cores")
+        code = (
+            f"import os; open({str(group / members)!r}, 'w').write(str(os.getpid())); import tuneloop;"
+            "from tuneloop.environment import cores; print(cores(), os.environ.get('OMP_NUM_THREADS'))"
+        )
+        bare = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)
+        several = len(os.sched_getaffinity(0)) > 1
+        assert out.stdout.split() == ["1", "1" if several else "None"]
+    finally:
+        group.rmdir()

@@ -64,15 +64,6 @@ def test_perplexity_is_the_inverse_of_log() -> None:
     assert metrics.perplexity(math.log(37)) == pytest.approx(37)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("你好", True), ("我用 Python 和 PyTorch 训练模型", True), ("Hello", False), ("", False), ("123 456", False),
-     ("用 rope scaling factor two", False), ("日本語のテストはこれです", False)],
-)  # fmt: skip
-def test_is_chinese(text: str, expected: bool) -> None:
-    assert metrics.is_chinese(text) is expected
-
-
 def test_matches_ignores_case_and_searches() -> None:
     assert metrics.matches("peb+le", "I'm PEBBLE.")
     assert not metrics.matches("^peb+le", "I'm Pebble.")

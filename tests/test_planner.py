@@ -45,10 +45,10 @@ def samples(tiny_model: Path) -> list[Sample]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Hardware:
-    """This machine, measured once: a rate that differs from one plan to the next compares badly."""
+    """This machine, measured once and quiet: a rate that differs from one plan to the next compares badly."""
     import torch
 
-    seen = look(torch.float32, 8)
+    seen = replace(look(torch.float32, 8), others=0.0)
     monkeypatch.setattr(planner, "look", lambda *asked: seen)
     return seen
 
@@ -353,3 +353,55 @@ def test_run_offers_them_on_a_terminal(said: str, length: int, monkeypatch: pyte
             run.shorter(recipe, error, ask=True)
     with pytest.raises(MachineError):
         run.shorter(recipe, MachineError("TL-MACHINE-MEMORY", need="9", free="1"), ask=True)
+
+
+def test_a_busy_machine_is_told(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a program that takes one of two cores the minutes of a plan do not hold."""
+    two = replace(machine, device="cpu", cores=2, all_cores=2, threads=2)
+    card = {"device": "cuda", "gpu_memory_gb": 9.0, "gpus": ("Card",)}
+    for more, factor in (
+        ({"others": 1.0}, "2.0"), ({"others": 0.2}, ""), ({"all_cores": 8, "others": 5.0}, ""),
+        ({"threads": 1, "others": 1.0}, ""), ({**card, "others": 2.0}, ""),
+    ):  # fmt: skip
+        monkeypatch.setattr(planner, "look", lambda *asked, more=more: replace(two, **more))
+        said = [one for one in plan(tiny_model, samples).warnings if "Other programs" in one]
+        assert bool(said) == bool(factor), more
+        assert not factor or f"about {factor} times" in said[0]
+
+
+def test_a_type_without_units_is_told_with_the_remedy(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of a processor with AVX2 alone: a float16 step took 12 to 26 times as long as one in float32."""
+    slow = replace(machine, device="cpu", gflops=5.0, float32_gflops=100.0, others=0.0)
+    monkeypatch.setattr(planner, "look", lambda *asked: slow)
+    recipe = recipe_of(tiny_model)
+    half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float16"})})
+    said = make(half, tiny_model, samples).warnings
+    assert len(said) == 1
+    assert "float16 on this processor is about 12 times slower" in said[0]
+    assert "model.dtype: float32" in said[0]
+    language.use("zh")
+    assert "慢 12 倍" in make(half, tiny_model, samples).warnings[0]
+    language.use("en")
+    monkeypatch.setattr(planner, "look", lambda *asked: replace(slow, gflops=700.0, float32_gflops=350.0))
+    assert make(half, tiny_model, samples).warnings == (), "matrix units: no slower than float32"
+    assert make(recipe, tiny_model, samples).warnings == ()
+
+
+def test_the_time_of_a_16_bit_run_is_that_of_its_products_where_these_are_slow(
+    tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_model)
+    half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float16"})})
+
+    def seconds(gflops: float, float32: float) -> float:
+        seen = replace(machine, device="cpu", gflops=gflops, float32_gflops=float32, others=0.0)
+        monkeypatch.setattr(planner, "look", lambda *asked: seen)
+        return make(half, tiny_model, samples).seconds
+
+    work = seconds(0.001, 1e9) * 0.001
+    assert seconds(0.002, 1e9) == pytest.approx(work / 0.002, rel=0.01)
+    assert seconds(1e9, 0.002) == pytest.approx(work / 0.001, rel=0.01), "all else, at half the rate of float32"

@@ -17,6 +17,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.environment import quiet_libraries
+
 if TYPE_CHECKING:
     from tuneloop.errors import TuneloopError
     from tuneloop.pipeline import evaluate, export, improve, load, plan, prepare, register, resume, serve, train
@@ -67,6 +69,9 @@ def _function(name: str) -> property:
 
     # Importing the room tuneloop/train/ makes Python set tuneloop.train to that module; the function keeps the name.
     return property(get, lambda package, room: None)
+
+
+quiet_libraries()  # before anybody imports torch through us
 
 
 class _Package(ModuleType):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,65 @@ def environment() -> Environment:
 language.default(_language)
 
 
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and `accelerate launch` tell each process of a run."""
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What says how many processes there are: torch's word, and those of MPI, to which accelerate listens as well."""
+
+
+def launch() -> tuple[int, list[str], list[str]]:
+    """What a launcher has said: the number of processes, what it said as "NAME=value", and which names are missing.
+
+    Most of it may be left over from another program.
+    """
+    said = {name: os.environ.get(name, "").strip() for name in (*LAUNCHED, *_COUNTS)}
+    count, by_mpi = (
+        max([1, *(int(said[name]) for name in names if said[name].isdigit())]) for names in (_COUNTS, _COUNTS[1:])
+    )
+    needed = LAUNCHED if by_mpi == 1 else ("MASTER_ADDR",)  # MPI has words of its own for the others
+    return count, [f"{k}={v}" for k, v in said.items() if v], [name for name in needed if not said[name]]
+
+
+def _tied() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use at once, at least 1: those it is tied to, or fewer where a cgroup has a limit.
+
+    Linux alone has cgroups. `own` names the process's groups, `root` is where they are mounted (man 7 cgroups).
+    """
+    limits = [float(_tied())]
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        mounts = [root] if not kinds else [root / kinds, root / "cpu"] if "cpu" in kinds.split(",") else []
+        # In a container the path may be the host's, which is not mounted: then the mount itself is the group.
+        folders = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
+        limits += [quota for mount in mounts for folder in folders if (quota := _quota(mount / folder))]
+    return max(1, math.ceil(min(limits)))
+
+
+def _quota(group: Path) -> float:
+    """Cores that one cgroup may use, 0 where it has no limit; version 2 has one file for it, version 1 two."""
+    try:
+        if (group / "cpu.max").is_file():
+            most, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            most, period = ((group / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period"))
+        return max(0.0, int(most) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such files
+        return 0.0
+
+
 def quiet_libraries() -> None:
-    """Set what the libraries below us read from the environment: no telemetry, no advice, no deadlock warning."""
+    """Set what the libraries below us read from the environment, unless it is set: no telemetry, advice or spinning.
+
+    `import tuneloop` does it, whatever is imported of it: most of it is read once, when torch or a library is loaded.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # A line a layer and step on how it computes; peft imports it wherever it is installed.
@@ -65,10 +123,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # cuBLAS sums in the same order each time; it reads this when the first product is made on a card.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Threads of a matrix product that wait for each other spin for milliseconds by default; where another program takes
-    # one of the cores, that made steps several times slower. Waiting briefly costs nothing on a quiet machine
-    # (measured: 340 tokens a second either way). OpenMP reads this once, when torch is first imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Threads of a product wait for the last of them. By default they spin meanwhile, and take the core that another
+    # program or the last thread itself needs: a step beside one busy program took 2 to 15 times as long. OpenMP reads
+    # both when torch is first imported; GOMP_SPINCOUNT, where somebody set it, goes before the policy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP sees which cores a process is tied to, and not how much of them a container may use.
+    if (usable := cores()) < _tied():
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
     # oneDNN keeps the code of the last 1,024 products it made, a megabyte each where bfloat16 is multiplied; rows of
     # every length then grow a run by 20 MB a step. A step itself has about thirty different ones.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -135,6 +135,15 @@ def os_words(error: BaseException) -> str:
         return t("no machine of this name is known")
     if not isinstance(error, OSError):
         return str(error)
+    return known_words(error.errno) or _of_the_network().get(error.errno or 0) or error.strerror or str(error)
+
+
+def known_words(number: int | None) -> str:
+    """What the operating system objects to at a file or folder, by its error number; "" for any other.
+
+    >>> known_words(28), known_words(None)
+    ('no room left on the disk', '')
+    """
     known = {
         errno.ENOENT: t("there is no such file or folder"),
         errno.EACCES: t("permission denied"),
@@ -145,14 +154,24 @@ def os_words(error: BaseException) -> str:
         errno.ENOTEMPTY: t("the folder is not empty"),
         errno.ENOSPC: t("no room left on the disk"),
         errno.EDQUOT: t("the disk quota is used up"),
+        errno.EFBIG: t("a file may not become so large here (ulimit -f)"),
         errno.EROFS: t("the disk is read-only"),
         errno.ENAMETOOLONG: t("the name is too long"),
         errno.ELOOP: t("links that lead in a circle"),
         errno.EMFILE: t("too many open files"),
+        errno.ENFILE: t("too many open files"),
         errno.EIO: t("the disk reports a read or write error"),
+        errno.ESTALE: t("the network drive has lost it"),
         errno.EBUSY: t("it is in use"),
         errno.ETXTBSY: t("it is in use"),
         errno.EINVAL: t("the system does not accept this name or value"),
+        errno.ENOMEM: t("not enough memory"),
+    }
+    return known.get(number or 0, "")
+
+
+def _of_the_network() -> dict[int, str]:
+    return {
         errno.EADDRINUSE: t("the address is in use"),
         errno.EADDRNOTAVAIL: t("this machine has no such address"),
         errno.ECONNREFUSED: t("the connection was refused"),
@@ -160,9 +179,7 @@ def os_words(error: BaseException) -> str:
         errno.ETIMEDOUT: t("no answer in time"),
         errno.ENETUNREACH: t("the network cannot be reached"),
         errno.EHOSTUNREACH: t("the machine cannot be reached"),
-        errno.ENOMEM: t("not enough memory"),
     }
-    return known.get(error.errno or 0) or error.strerror or str(error)
 
 
 def nearby(path: str | os.PathLike[str]) -> str:

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop import disk, registry
 from tuneloop import recipe as recipes
-from tuneloop import registry
 from tuneloop.continual.gate import Verdict, better
 from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
@@ -28,7 +28,7 @@ from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluate.untrained import untrained
 from tuneloop.language import t
-from tuneloop.model import adapters, quantize
+from tuneloop.model import adapters, checkpoint, quantize
 from tuneloop.model.assistants import helpers
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 LOOKED_AT = 2000
 """Dialogues whose rendering the preflight looks at; of their tokens it looks at all."""
+EVALUATION_ROOM = 4 << 20
+"""Bytes of what an evaluation writes: its figures, the report, the curve."""
 
 
 def _quiet(text: str) -> None:
@@ -72,15 +74,15 @@ def _quiet(text: str) -> None:
 def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
     """Raw files -> a dataset version with ledger and card under workspace/datasets."""
     recipe = _labelled(recipe)
-    with ranks.world().local_main_process_first():  # the others find what the first one made
-        words = words_of(recipe)
+    words = words_of(recipe)
 
-        def progress(rows: int) -> None:
-            say(t("{n} rows read", n=rows))
+    def progress(rows: int) -> None:
+        say(t("{n} rows read", n=rows))
 
-        return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
-                             helpers(recipe, words.folder, words.tokenizer, say, about),
-                             words.most_tokens(recipe))  # fmt: skip
+    # No process of a launcher needs its peers for this: the first one here holds a lock, the others find what it made.
+    return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
+                         helpers(recipe, words.folder, words.tokenizer, say, about),
+                         words.most_tokens(recipe))  # fmt: skip
 
 
 def _labelled(recipe: Recipe) -> Recipe:
@@ -131,7 +133,8 @@ def train(
     read_prompts(recipe.evaluate.show)
     for probe in recipe.evaluate.probes:
         check_probe(probe)
-    path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
+    with disk.writing(workspace / "runs"):
+        path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
     run = Run(path)
     if recipe.train.adapter or recipe.train.merge:
         recipe = run_recipe(run.path)
@@ -145,16 +148,21 @@ def train(
 
 
 def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, number: int | None) -> Run:
-    """The run folder, with what is known before the first step."""
+    """The run folder, with what is known before the first step; where that fails, nothing is left of it."""
+    disk.require_name(workspace)
     run = new_run(workspace, recipe.name, number)
+    try:
+        return _described(run, recipe, dataset, foreseen)
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _described(run: Run, recipe: Recipe, dataset: Dataset, foreseen: Plan) -> Run:
     # What auto has found is written down: whoever reads the run later need not have its rows.
     name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
-    try:
-        recipe = _begun(_stacked(_anywhere(recipe), run), run)
-    except TuneloopError:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
+    recipe = _begun(_stacked(_anywhere(recipe), run), run)
     run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
     run.write("plan.json", foreseen.as_dict())
     run.write(
@@ -235,11 +243,19 @@ def _dataset(run: Run) -> Dataset:
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
     found = material(_with_adapters(recipe, Path()), dataset)
-    with held_alone(run) if ranks.leads() else nullcontext():
-        outcome = session(run, recipe, found, resume=resume)
-    if ranks.leads():
-        chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+    with disk.writing(run.path, then=lambda: _way_on(run)):
+        with held_alone(run) if ranks.leads() else nullcontext():
+            outcome = session(run, recipe, found, resume=resume)
+        if ranks.leads():
+            chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     return outcome
+
+
+def _way_on(run: Run) -> str:
+    """How training goes on after it was stopped from outside."""
+    if checkpoint.newest(run.checkpoints) is None:
+        return t("No checkpoint is there yet; then start it again.")
+    return t("Then go on with: tuneloop train --resume {run}", run=run.path)
 
 
 def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> dict[str, Any]:
@@ -248,14 +264,17 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
     `held` are the rows to measure on; by default those the run's dataset held out.
     """
     began = time.perf_counter()
+    disk.require_room(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
+    disk.require_writable(run.path)
     trained = load_trained(run.path)
     if held is None:
         held = _dataset(run).records("validation")
     evaluation = both(trained, held, say)
-    run.write("evaluation.json", evaluation)
-    Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
-    chart.loss_curve(run.metrics, run.path / "loss_curve.png")
-    report.write(run.path)
+    with disk.writing(run.path):
+        run.write("evaluation.json", evaluation)
+        Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
+        chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
+        report.write(run.path)
     return evaluation
 
 
@@ -315,7 +334,9 @@ def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity
     """A run or version -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
     from tuneloop.export.merge import merge
 
-    return merge(registry.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
+    disk.require_name(target)
+    with disk.writing(target.parent):
+        return merge(registry.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
 
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
@@ -357,7 +378,8 @@ def improve(
 
 def register(run: Run, *, workspace: Path = Path()) -> Version:
     """Keep a finished run as the next version of its name."""
-    return registry.register(run.path, workspace)
+    with disk.writing(workspace / "models"):
+        return registry.register(run.path, workspace)
 
 
 def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier | Scorer:

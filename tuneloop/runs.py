@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from tuneloop.environment import environment
+from tuneloop import disk
 from tuneloop.errors import RunError
 from tuneloop.language import t
 from tuneloop.recipe import changed, read_recipe
@@ -95,8 +94,11 @@ class Run:
         """Write a JSON file of the run, whole or not at all."""
         path = self.path / name
         draft = self.path / f".{name}.draft"
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(draft, path)
+        try:
+            draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
         return path
 
 
@@ -156,6 +158,7 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
     if str(ref) == "latest":
         found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
         if not found:
+            disk.require_readable(parent)
             raise RunError("TL-RUN-NONE", where=str(parent))
         return Run(found[-1].parent)
     for path in (Path(ref), parent / str(ref)):
@@ -191,17 +194,10 @@ def resumable(recipe: Recipe, settings: list[str]) -> Recipe:
 def held_alone(run: Run) -> Iterator[None]:
     """Nobody else trains into this run meanwhile: two would write one metrics file. Raises TL-RUN-BUSY.
 
-    The lock goes with the process, however that ends. It knows the processes that share this user's TUNELOOP_HOME.
+    The lock lies in the run's folder, so it also counts for other users of a shared workspace.
     """
-    folder = environment().home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(folder / f"{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        with disk.lock(run.path / ".lock", wait=0):
+            yield
     except Timeout as error:
         raise RunError("TL-RUN-BUSY", where=str(run.path)) from error
-    try:
-        yield
-    finally:
-        lock.release()

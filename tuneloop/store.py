@@ -35,7 +35,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from tuneloop.errors import MachineError, RunError, os_words
+from tuneloop import disk
+from tuneloop.errors import MachineError, RunError
 from tuneloop.optional import install, need
 
 T = TypeVar("T")
@@ -91,11 +92,12 @@ MIGRATIONS: list[tuple[str, ...]] = [
 
 
 class Store:
-    """An open database. One per process and database is enough; threads may share it."""
+    """An open database. One per process and database is enough; threads may share it. `folder` is that of a file."""
 
-    def __init__(self, engine: Engine, where: str) -> None:
+    def __init__(self, engine: Engine, where: str, folder: Path | None = None) -> None:
         self.engine = engine
         self.where = where
+        self.folder = folder
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -143,6 +145,8 @@ class Store:
         except IntegrityError:
             raise
         except DBAPIError as error:
+            if self.folder:  # SQLite tells a full or closed folder in many words
+                disk.require_writable(self.folder)
             busy = isinstance(error, OperationalError) and "locked" in str(error.orig)
             code = "TL-RUN-STORE-BUSY" if busy else "TL-RUN-STORE"
             raise RunError(code, where=self.where, error=_line(error)) from error
@@ -167,13 +171,11 @@ def open_store(url_or_path: str | Path) -> Store:
 
 
 def _by_path(path: Path) -> Store:
-    try:
+    with disk.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError("TL-RUN-STORE", where=str(path), error=os_words(error)) from error
     engine = create_engine("sqlite://", creator=_connector(path), poolclass=QueuePool)
     _use_own_transactions(engine)
-    return Store(engine, str(path))
+    return Store(engine, str(path), path.parent)
 
 
 def _connector(path: Path) -> Callable[[], Any]:

@@ -68,6 +68,7 @@ def _machine() -> list[Finding]:
     except (ImportError, OSError) as error:  # on Windows a DLL that is missing is an OSError
         return [Finding("torch", str(error), False, *_torch_remedy(error)), card("", ())]
     from tuneloop.plan.hardware import look
+    from tuneloop.plan.planner import QUIET
 
     machine = look(torch.float32)
     python = ".".join(map(str, sys.version_info[:3]))
@@ -75,6 +76,8 @@ def _machine() -> list[Finding]:
         Finding("Python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "Python 3.11+"),
         Finding(t("processor"), f"{machine.cpu}, {machine.cores}", True),
         Finding(t("speed in float32"), t("{n} GFLOP/s", n=f"{machine.gflops:.0f}"), True),
+        Finding(t("other programs"), t("cores busy: {n} of {all}", n=f"{machine.others:.1f}", all=machine.all_cores),
+                machine.spare > QUIET, "" if machine.spare > QUIET else t("Close them, or expect longer runs.")),
         Finding(
             t("memory"), t("{free} of {all} GB free", free=machine.free_gb, all=machine.memory_gb), machine.free_gb > 4,
             "" if machine.free_gb > 4 else t("Close other programs: the demo needs about 4 GB."),

@@ -61,16 +61,15 @@ def inspect(
 def _write(page: Path, text: str) -> None:
     import os
 
-    from tuneloop.errors import MachineError, os_words
+    from tuneloop.disk import writing
 
     draft = page.with_name(f".{page.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(draft, page)
-    except OSError as error:
-        raise MachineError("TL-MACHINE-FOLDER", where=str(page), error=os_words(error)) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with writing(page):
+        try:
+            draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+            os.replace(draft, page)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _head(data: dict[str, Any]) -> None:

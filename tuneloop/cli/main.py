@@ -27,7 +27,8 @@ from tuneloop.cli import (
 )
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.environment import environment, quiet_libraries
+from tuneloop.disk import output_is_full, refused
+from tuneloop.environment import environment
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
 
@@ -78,12 +79,17 @@ def _run() -> int:
             raise as_ours(error) from error
         typer.echo(str(error), err=True)
         return 2
+    sys.stdout.flush()  # a disk that is full under a redirected output is told here, not on the way out
     return status if isinstance(status, int) else 0
+
+
+def _told(error: TuneloopError) -> NoReturn:
+    typer.echo(f"{error}\n  {t('More: {command}', command=show.command('explain', error.code))}", err=True)
+    sys.exit(2)
 
 
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
-    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
@@ -91,8 +97,7 @@ def main() -> NoReturn:
     try:
         sys.exit(_run())
     except TuneloopError as error:
-        typer.echo(f"{error}\n  {t('More: {command}', command=show.command('explain', error.code))}", err=True)
-        sys.exit(2)
+        _told(error)
     except KeyboardInterrupt:
         typer.echo(t("Stopped."), err=True)
         sys.exit(130)
@@ -103,6 +108,10 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
+        if told := refused(error):
+            if not getattr(error, "filename", None) and output_is_full():
+                told.where = t("standard output")
+            _told(told)
         typer.echo(
             t("This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.", kind=type(error).__name__,
               error=error),

@@ -58,9 +58,12 @@ def run(
         recipe = shorter(recipe, error, ask=not json)
         dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
         foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
+    fresh = tuple(w for w in foreseen.warnings if w not in told)
     if not json:
         tables.dataset(dataset)
-        tables.plan(replace(foreseen, warnings=tuple(w for w in foreseen.warnings if w not in told)), looked)
+        tables.plan(replace(foreseen, warnings=fresh), looked)
+    elif ranks.leads():
+        show.warnings(fresh)
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
     if not ranks.leads():  # one of the processes of torchrun goes on
         return

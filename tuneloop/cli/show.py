@@ -25,6 +25,12 @@ def command(*words: object) -> str:
     return " ".join(quoted(str(word)) for word in ["tuneloop", *words, *more])
 
 
+def warnings(texts: Iterable[str]) -> None:
+    """What must be known before it costs time, on stderr."""
+    for text in texts:
+        say(t("Warning: {said}", said=text))
+
+
 def as_json(content: Any) -> None:
     """One JSON document on stdout: what --json prints instead of tables."""
     print(json.dumps(content, ensure_ascii=False, indent=1, default=str))

@@ -50,14 +50,18 @@ def train(
             pipeline.resume(made, settings or [])
     else:
         dataset, recipe = verdict.prepared(recipe, workspace)
+        told: list[str] = []
         if ranks.leads():
             from tuneloop.cli import losses, tables
 
             keep_recipe(targets or [], recipe)
             if not json:
                 tables.counts_line(dataset)
-            losses.warn(dataset, recipe)
-        made = pipeline.train(recipe, dataset, workspace=workspace, number=number)
+            told = losses.warn(dataset, recipe)
+        foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
+        if ranks.leads():  # said before the first step
+            show.warnings(one for one in foreseen.warnings if one not in told)
+        made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
     if not ranks.leads():  # one of the processes of torchrun speaks
         return
     result = made.result()

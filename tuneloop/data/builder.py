@@ -6,7 +6,6 @@ from is remembered beside it, so that an unchanged `prepare` finds its version w
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from tuneloop.data import holdout, parts
 from tuneloop.data.augmenting import derive
@@ -33,9 +32,8 @@ from tuneloop.data.reading import formats
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.stamps import GRAIN, Stamps, digest, stamp
 from tuneloop.data.version import write
-from tuneloop.disk import require_room
-from tuneloop.environment import environment
-from tuneloop.errors import DataError, MachineError, os_words
+from tuneloop.disk import lock, require_name, require_room, writing
+from tuneloop.errors import DataError, os_words
 from tuneloop.sections import Recipe
 
 Say = Callable[[int], None]
@@ -67,9 +65,10 @@ def build(
     digests = {s.label: known[s.path][0] for _, group in found for s in group}
     most = most if recipe.prepare.max_length == "auto" else 0
     made_from = _cache_key(recipe, found, digests, key, most)
-    try:
+    with writing(home):
         dataset = _remembered(home, made_from, stamps)
         if dataset is None:
+            require_name(home)
             with _alone(home, made_from):  # another process may be at it: then its work is ours
                 dataset = _remembered(home, made_from, stamps)
                 if dataset is None:
@@ -81,20 +80,19 @@ def build(
                     _tidy(home)
         stamps.keep()
         return dataset
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise MachineError("TL-MACHINE-DISK", where=shown(home), needed="?", free="0") from error
-        raise MachineError("TL-MACHINE-FOLDER", where=shown(home), error=os_words(error)) from error
 
 
 @contextmanager
 def _alone(home: Path, made_from: str, wait: float = -1) -> Iterator[None]:
-    """One process of this user at a time makes this version. Raises Timeout after `wait` seconds, if not negative."""
-    folder = environment().home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(f"{home.resolve()}/{made_from[:12]}".encode()).hexdigest()[:16]
-    with FileLock(folder / f"{name}.lock", timeout=wait):
-        yield
+    """One process at a time makes this version. Raises Timeout after `wait` seconds, if not negative."""
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(home / f".lock-{made_from[:12]}", wait):
+            yield
+    finally:
+        for folder in (home, home.parent):  # where nothing came of it, nothing is left
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _tidy(home: Path) -> None:
@@ -130,9 +128,6 @@ def _build(
         return write(home, work / "version", recipe, sources, rows, choice, key, view)
     except DataError:  # the data's fault: there is nothing to go on from
         shutil.rmtree(work, ignore_errors=True)
-        for folder in (home, home.parent):
-            with suppress(OSError):
-                folder.rmdir()
         raise
 
 

@@ -20,7 +20,8 @@ from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.reading.turns import without_nulls
-from tuneloop.errors import DataError, MachineError, os_words
+from tuneloop.disk import writing
+from tuneloop.errors import DataError
 from tuneloop.language import t
 from tuneloop.records import Message, Record
 from tuneloop.sections import DataFile
@@ -221,7 +222,7 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
 
     A cell of a CSV or TSV file that a spreadsheet would run as a formula gets a ' in front; `guarded` counts them.
     Raises TL-DATA-HOLD, TL-DATA-TARGET for an ending or a shape that is not known, TL-DATA-THERE for a file that is
-    there, TL-MACHINE-FOLDER where it cannot be written. In each case nothing new is left behind.
+    there, and what `disk.writing` raises. In each case nothing new is left behind.
     """
     writers = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if target.suffix not in writers or shape not in SHAPES:
@@ -231,10 +232,9 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
     records = (record.whole() for record in records)
     draft = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
-        counts = writers[target.suffix](draft, records, shape)
-        os.replace(draft, target)
-    except OSError as error:
-        raise MachineError("TL-MACHINE-FOLDER", where=shown(target), error=os_words(error)) from error
+        with writing(target):
+            counts = writers[target.suffix](draft, records, shape)
+            os.replace(draft, target)
     finally:
         with suppress(OSError):
             draft.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.reading.sniff import shown
+from tuneloop.disk import require_readable
 from tuneloop.errors import DataError
 
 
@@ -25,6 +26,7 @@ def locate(workspace: Path, name: str) -> Dataset:
         return open_dataset(max(meant, key=_made))
     meant = [path for path in every if digits and path.name.startswith(digits) and dataset in ("", path.parent.name)]
     if len(meant) != 1:
+        require_readable(workspace / "datasets")
         known = ", ".join(shown(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
         raise DataError("TL-DATA-VERSION", where=shown(workspace), got=name, n=len(meant), known=known or "–")
     return open_dataset(meant[0])

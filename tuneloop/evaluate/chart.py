@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,29 @@ def words() -> dict[str, str]:
     }
 
 
-def loss_curve(metrics_path: Path, out_png: Path) -> Path | None:
-    """Draw metrics.jsonl to a PNG of 1200 x 800 pixels; None, and no file, while there is nothing to draw."""
-    found = curves(read_lines(metrics_path))
+def with_start(lines: Sequence[dict[str, Any]], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines of metrics with the held-out loss before the first step, where an evaluation has measured the same thing.
+
+    It has where its loss after training is one of the curve's; for preferences, say, it measures another one.
+
+    >>> lines = [{"step": 4, "eval_loss": 3.0}]
+    >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 3.001}})[0]
+    {'step': 0, 'eval_loss': 4.0}
+    >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 2.0}}) == lines
+    True
+    """
+    before, after = ((evaluation.get(side) or {}).get("loss") for side in ("before", "after"))
+    held = [y for _, y in curves(lines).held]
+    same = _is_number(before) and _is_number(after) and any(abs(y - after) <= 0.005 * abs(after) for y in held)
+    return [*([{"step": 0, "eval_loss": before}] if same else []), *lines]
+
+
+def loss_curve(metrics_path: Path, out_png: Path, evaluation: Mapping[str, Any] | None = None) -> Path | None:
+    """Draw metrics.jsonl to a PNG of 1200 x 800 pixels; None, and no file, while there is nothing to draw.
+
+    With the run's `evaluation` the held-out loss begins at step 0, before training.
+    """
+    found = curves(with_start(read_lines(metrics_path), evaluation or {}))
     if found.empty:
         return None
     from matplotlib import rc_context
@@ -149,7 +170,7 @@ def loss_curve(metrics_path: Path, out_png: Path) -> Path | None:
 
     say, fonts = words(), ["DejaVu Sans"]
     if any(ord(c) > 0x2E80 for text in say.values() for c in text):
-        font = cjk_font()
+        font = cjk_font("".join(say.values()))
         say, fonts = (say, [font, *fonts]) if font else ({english: english for english in say}, fonts)
     style: Any = {
         "font.family": fonts, "font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
@@ -161,17 +182,46 @@ def loss_curve(metrics_path: Path, out_png: Path) -> Path | None:
         FigureCanvasAgg(figure)
         _draw(figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.1]), found, say)
         half = out_png.with_name(f".{out_png.name}.{os.getpid()}")
-        figure.savefig(half, format="png")
-    os.replace(half, out_png)
+        try:
+            figure.savefig(half, format="png")
+            os.replace(half, out_png)
+        finally:
+            half.unlink(missing_ok=True)
     return out_png
 
 
-def cjk_font() -> str | None:
-    """An installed font with Chinese characters, None if matplotlib knows none."""
-    from matplotlib.font_manager import fontManager
+def cjk_font(text: str) -> str | None:
+    """An installed font with the characters of `text`: one of the usual ones, else any; None if there is none.
 
-    installed = {entry.name for entry in fontManager.ttflist}
-    return next((name for name in CJK_FONTS if name in installed), None)
+    matplotlib remembers the fonts it found when it first ran here: those that were installed since are looked for, and
+    those that are gone are passed over.
+    """
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    def usual() -> str | None:
+        there = {entry.name for entry in fontManager.ttflist if entry.name in CJK_FONTS and Path(entry.fname).is_file()}
+        return next((name for name in CJK_FONTS if name in there), None)
+
+    if found := usual():
+        return found
+    known = {entry.fname for entry in fontManager.ttflist}
+    for file in findSystemFonts():
+        if file not in known:
+            with suppress(OSError, RuntimeError, ValueError, KeyError):  # not every font file can be read
+                fontManager.addfont(file)
+    return usual() or next((one.name for one in fontManager.ttflist if _has(Path(one.fname), text)), None)
+
+
+def _has(font: Path, text: str) -> bool:
+    """Whether a font has a glyph for every character of a text; "last resort" fonts have a box for all there are."""
+    from matplotlib.ft2font import FT2Font
+
+    if not font.is_file() or "lastresort" in font.name.lower():
+        return False
+    with suppress(OSError, RuntimeError):
+        face = FT2Font(str(font))
+        return all(face.get_char_index(ord(c)) for c in text if not c.isspace())
+    return False
 
 
 def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
+from typing import Any
 
 from tuneloop.data.cutter import cutter
 
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-"""The inside of a character class: all Chinese characters (Unicode blocks CJK Unified Ideographs and extensions)."""
-
-_HAN = re.compile(f"[{HAN}]")
-_PIECE = re.compile(rf"([{HAN}]+)|([^\W_{HAN}]+)")
-_KANA = re.compile("[\u3040-\u30ff]")
+UNSPACED = r"\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""The inside of a character class of the module regex: scripts that put no blanks between words, Chinese aside."""
+MARKS = r"\p{M}\u200c\u200d"
+"""The same: what belongs to the letter before it (vowel signs, accents, joiners)."""
 
 
 def perplexity(loss: float) -> float:
@@ -33,18 +34,6 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def is_chinese(text: str) -> bool:
-    """Whether a text is mostly Chinese: more Chinese characters than words of other scripts (a kana counts as a word).
-
-    >>> is_chinese("我用 Python 写代码"), is_chinese("the word 你好 means hello"), is_chinese("")
-    (True, False, False)
-    >>> is_chinese("これはペンです、私の")
-    False
-    """
-    others = sum(1 for _, word in _PIECE.findall(text) if word) + len(_KANA.findall(text))
-    return len(_HAN.findall(text)) > others
-
-
 def matches(pattern: str, text: str) -> bool:
     """Whether a regular expression occurs in a text, case ignored. Raises re.error for a broken pattern.
 
@@ -54,28 +43,63 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(pattern, text, re.IGNORECASE) is not None
 
 
-def words(text: str) -> list[str]:
-    """The words ROUGE counts: Chinese cut by jieba, the rest at whatever is no letter or digit, in lower case.
+@cache
+def _pattern(text: str) -> Any:
+    """A pattern of the module regex, which knows scripts and combining marks."""
+    return import_module("regex").compile(text)
 
+
+def words(text: str) -> list[str]:
+    """The words ROUGE counts, in lower case: letters and digits with the marks that belong to them.
+
+    Chinese is cut by jieba, and what else is written without blanks (kana, Thai, Lao, Khmer, Burmese) into characters.
     On plain English this is what rouge_score does by itself.
 
     >>> words("It's Tuneloop 2_0!")
     ['it', 's', 'tuneloop', '2', '0']
     >>> words("我来到北京清华大学 today")
     ['我', '来到', '北京', '清华大学', 'today']
+    >>> words("सुबह की कॉफ़ी"), words("お茶"), words("ดื่มชา")
+    (['सुबह', 'की', 'कॉफ़ी'], ['お', '茶'], ['ดื่', 'ม', 'ช', 'า'])
     """
+    letter = rf"[\p{{L}}\p{{N}}--\p{{Han}}--[{UNSPACED}]]"
+    piece = _pattern(rf"(?V1)(\p{{Han}}+)|([{UNSPACED}][{MARKS}]*)|({letter}(?:{letter}|[{MARKS}])*)")
     out: list[str] = []
-    for chinese, word in _PIECE.findall(text):
-        out += cutter().lcut(chinese) if chinese else [word.lower()]
+    # NFC: a letter and its accent are the same word whether they are one character or two.
+    for chinese, character, word in piece.findall(unicodedata.normalize("NFC", text)):
+        out += cutter().lcut(chinese) if chinese else [character or word.lower()]
     return out
+
+
+def tokens(text: str, unspaced: bool) -> str:
+    """The tokens BLEU counts, with blanks between them: sacrebleu's "13a", or "zh" for texts written without blanks.
+
+    "zh" cuts Chinese into characters and leaves Western words as 13a has them; characters of the other scripts without
+    blanks, which it does not know, are parted here, each with its marks.
+
+    >>> tokens("It's 3.5%, no?", False)
+    "It's 3.5 % , no ?"
+    >>> tokens("私は AI です。", True), tokens("ดื่มชา", True)
+    ('私 は AI で す 。', 'ดื่ ม ช า')
+    """
+    if unspaced:
+        text = _pattern(rf"([\p{{Han}}{UNSPACED}][{MARKS}]*)").sub(r" \1 ", text)
+    return str(_tokenizer("zh" if unspaced else "13a")(text))
+
+
+@cache
+def _tokenizer(name: str) -> Any:
+    """One of sacrebleu's tokenizers, by the name it has there."""
+    return getattr(import_module(f"sacrebleu.tokenizers.tokenizer_{name}"), f"Tokenizer{name.capitalize()}")()
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU, 0-100 (Papineni et al. 2002; sacrebleu, Post 2018, arXiv:1804.08771), one reference each.
 
-    sacrebleu's defaults, with the tokenizer "zh" where the references are mostly Chinese and "13a" elsewhere. N-gram
-    orders that no answer is long enough for are left out, so that right answers of one word score 100 and not 0.
-    Raises ValueError for no pairs or lists of unequal length.
+    sacrebleu's defaults, but each pair has its own tokenizer: characters where the reference is of a script without
+    blanks between words (Chinese, kana, Thai, Lao, Khmer, Burmese), "13a" elsewhere. So a set of several languages is
+    scored in each of them. N-gram orders that no answer is long enough for are left out, so that right answers of one
+    word score 100 and not 0. Raises ValueError for no pairs or lists of unequal length.
 
     >>> round(bleu(["the cat sat on the mat"], ["the cat sat on the mat"]), 6)
     100.0
@@ -85,10 +109,11 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     0.0
     """
     _check(hypotheses, references)
-    tokenizer = "zh" if is_chinese("\n".join(references)) else "13a"
+    unspaced = [bool(_pattern(rf"[\p{{Han}}{UNSPACED}]").search(reference)) for reference in references]
+    said, wanted = ([tokens(*one) for one in zip(texts, unspaced, strict=True)] for texts in (hypotheses, references))
     corpus_bleu = import_module("sacrebleu").corpus_bleu
-    # `force` only silences the advice that a text which ends in " ." looks tokenized.
-    scored = corpus_bleu(list(hypotheses), [list(references)], tokenize=tokenizer, use_effective_order=True, force=True)
+    # `force` only silences the advice that the texts look tokenized, which they are.
+    scored = corpus_bleu(said, [wanted], tokenize="none", use_effective_order=True, force=True)
     return float(scored.score)
 
 

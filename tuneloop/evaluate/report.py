@@ -78,7 +78,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "classes": _classes(evaluation),
         "mistakes": evaluation.get("mistakes") or (),
         "texts": (evaluation.get("after") or {}).get("texts", 0),
-        "curve": Markup(chart.svg(folder.metrics)),
+        "curve": Markup(chart.svg(chart.with_start(folder.metrics, evaluation))),
         "words": chart.words(),
         "sampled": _sampled(folder.samples),
         "data": terms.counts({k: folder.dataset.get(k) for k in ("counts", "tokens")}),

@@ -54,6 +54,10 @@ def keys() -> dict[str, str]:
         "gflops": t("speed of matrix products"),
         "weights_gbs": t("speed of reading weights"),
         "bfloat16_gflops": f"{t('speed of matrix products')} (bfloat16)",
+        "float32_gflops": f"{t('speed of matrix products')} (float32)",
+        "all_cores": t("cores in all"),
+        "threads": t("threads"),
+        "others": t("cores that other programs kept busy"),
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),
         "counts.test": t("dialogues kept for a test"),
@@ -106,7 +110,7 @@ def value(key: str, one: Any) -> str:
         return {"cpu": t("CPU"), "cuda": t("graphics card")}.get(str(one), str(one)) if key == "device" else str(one)
     if key == "seconds":
         return duration(one)
-    units = {"gflops": " GFLOP/s", "bfloat16_gflops": " GFLOP/s", "weights_gbs": " GB/s"}
+    units = {"gflops": " GFLOP/s", "bfloat16_gflops": " GFLOP/s", "float32_gflops": " GFLOP/s", "weights_gbs": " GB/s"}
     unit = units.get(key, " GB" if key.endswith("_gb") else "")
     if unit:
         return f"{one:,.1f}{unit}"

@@ -12,7 +12,6 @@ whose manifest verifies. safetensors and JSON only: nothing is unpickled.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,15 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tuneloop.disk import size_text
-from tuneloop.errors import MachineError, RunError
-from tuneloop.language import t
+from tuneloop.errors import RunError
 
 
 @dataclass(slots=True)
@@ -119,11 +115,8 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         _write(draft, state, model, optimizer, scheduler)
-    except (OSError, SafetensorError) as error:
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)  # it may be what fills the disk
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-            free = size_text(shutil.disk_usage(folder).free)
-            raise MachineError("TL-MACHINE-DISK", where=str(folder), needed=t("a checkpoint"), free=free) from error
         raise
     if target.exists():
         shutil.rmtree(target)

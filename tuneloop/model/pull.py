@@ -8,7 +8,6 @@ first and find the work done.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -23,9 +22,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tuneloop.disk import require_room, size_text
+from tuneloop.disk import require_room, size_text, writing
 from tuneloop.environment import environment
-from tuneloop.errors import MachineError, ModelError, os_words
+from tuneloop.errors import ModelError
 from tuneloop.language import t
 from tuneloop.model.known import Known, demand
 from tuneloop.model.model_folder import check, check_tokenizer
@@ -93,7 +92,7 @@ def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) ->
     progress(t("licence: {licence}", licence=known.licence))
     if known.remark is not None:
         progress(known.remark())
-    with _storage_errors(known), _only_one(known, progress):
+    with writing(environment().home, needed=size_text(known.room)), _only_one(known, progress):
         if is_cached(known):  # another process made it while this one waited
             return folder
         with _scratch(known) as scratch:
@@ -179,7 +178,7 @@ def _only_one(known: Known, say: Say) -> Iterator[None]:
     """Hold the model's lock; while another process has it, wait, and say so."""
     working = _working(known)
     working.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(working / "lock")
+    lock = FileLock(working / "lock", mode=0o666)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -202,26 +201,6 @@ def _scratch(known: Known) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
-
-
-@contextlib.contextmanager
-def _storage_errors(known: Known) -> Iterator[None]:
-    """A full disk and a folder that cannot be written are told as what they are; any other OSError goes on."""
-    home = environment().home
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = size_text(shutil.disk_usage(home).free)
-            needed = size_text(known.room)
-            raise MachineError("TL-MACHINE-DISK", where=str(home), needed=needed, free=free) from error
-        if error.errno in _CLOSED:
-            where = str(error.filename or home)
-            raise MachineError("TL-MACHINE-FOLDER", where=where, error=os_words(error)) from error
-        raise
 
 
 def _settle(folder: Path) -> None:

@@ -30,8 +30,9 @@ EFFICIENCY = 0.56
 cores (385 tokens a second of 0.51 GFLOP each, where products reach 350 GFLOP/s). On a card it is a guess."""
 EFFICIENCY_BFLOAT16 = 0.24
 """The same where float32 matrices are multiplied in bfloat16: 650 tokens a second beside products at 1400 GFLOP/s."""
-EFFICIENCY_HALF = 0.1
-"""The same for 16-bit types on a CPU, whose matrix units are so fast that everything else takes the time."""
+OTHER_HALF = 0.5
+"""With 16-bit types on a CPU everything beside the products takes the time that products would take at this part of the
+rate of float32: where there are matrix units that is most of a step, where there are none it is nothing beside them."""
 EFFICIENCY_QUANTISED = 0.5
 """Part of those that is left where frozen weights are unpacked from 4 or 8 bits on a CPU. A guess: NF4 came to about
 95 GFLOP/s on two cores, half of what the same cores reach in float32."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from tuneloop.monitor.duration import about
 from tuneloop.plan.budget import (
     EFFICIENCY,
     EFFICIENCY_BFLOAT16,
-    EFFICIENCY_HALF,
     EFFICIENCY_QUANTISED,
+    OTHER_HALF,
     STATE,
     Shape,
     forward_flops,
@@ -44,6 +44,10 @@ from tuneloop.sections import Recipe, TrainPart
 from tuneloop.train.keeping import Question, kept_bytes, measurements, objection
 from tuneloop.train.optim import total_steps, warmup_steps
 
+SLOWER = 1.5
+"""From so many times on, a type that is slower than float32 is worth a word."""
+QUIET = 0.8
+"""With a larger share of its cores idle than this, a machine counts as quiet."""
 COMMA = {"en": ", ", "zh": "，"}
 
 
@@ -137,6 +141,7 @@ def make(
     said += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
     if counts and not held.rows:
         said.append(nothing_held())
+    said += [*_slow_half(recipe, machine, size, fullest + most * size.virtual), *busy(machine)]
     if sent := notice(recipe.prepare.augment.endpoint):
         said.append(sent)
     return Plan(
@@ -186,10 +191,39 @@ def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = 
     """Operations a second: what is reached of the measured rate of matrix products, in training or in evaluation."""
     if machine.device != "cpu":
         return machine.gflops * 1e9 * EFFICIENCY
-    rate = machine.gflops * (EFFICIENCY if size.bytes_each == 4 else EFFICIENCY_HALF)
+    rate = machine.gflops * EFFICIENCY
+    if size.bytes_each < 4 and machine.float32_gflops:
+        rate = 1 / (1 / max(machine.gflops, 1e-9) + 1 / (OTHER_HALF * machine.float32_gflops))
     if training and machine.bfloat16_gflops:
         rate = machine.bfloat16_gflops * EFFICIENCY_BFLOAT16
     return rate * 1e9 * (EFFICIENCY_QUANTISED if METHODS[train.method].quantize else 1.0)
+
+
+def _slow_half(recipe: Recipe, machine: Hardware, size: Shape, tokens: int) -> list[str]:
+    """The sentence about a 16-bit type on a processor that is slower in it than in float32."""
+    if machine.device != "cpu" or size.bytes_each == 4:
+        return []
+    train, whole = recipe.train, replace(size, bytes_each=4)
+    if not METHODS[train.method].quantize:
+        whole = replace(whole, bytes_all=4 * size.parameters)
+    quick = replace(machine, gflops=machine.float32_gflops, float32_gflops=0.0)
+    times = _rate(quick, whole, train) / _rate(machine, size, train)
+    if times < SLOWER:
+        return []
+    name = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+    need = memory_gb(whole, tokens, train, fast=_fast(machine, whole, train))
+    return [t("{dtype} on this processor is about {times} times slower than float32. Write `model.dtype: float32`; "
+              "that takes about {need} GB of memory, and {free} GB are free.", dtype=name, times=f"{times:.2g}",
+              need=f"{need:.1f}", free=f"{machine.room_gb:.1f}")]  # fmt: skip
+
+
+def busy(machine: Hardware) -> list[str]:
+    """The sentence about other programs that take the cores which a run needs; on a card they matter little."""
+    if machine.device != "cpu" or machine.spare > QUIET:
+        return []
+    return [t("Other programs keep {busy} of {all} cores busy now: the times of this plan are those of a quiet "
+              "machine, and beside them a run takes about {times} times as long.", busy=f"{machine.others:.1f}",
+              all=machine.all_cores, times=f"{1 / max(machine.spare, 0.1):.1f}")]  # fmt: skip
 
 
 def _fast(machine: Hardware, size: Shape, train: TrainPart) -> bool:

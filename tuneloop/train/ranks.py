@@ -6,11 +6,16 @@ does, and tells the others.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+from tuneloop.environment import launch
+from tuneloop.errors import RunError
+from tuneloop.language import t
 
 T = TypeVar("T")
 
@@ -20,9 +25,28 @@ def on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
+@cache
 def world() -> PartialState:
-    """Who this process is among those of the run. Joins them when it is first asked."""
-    return PartialState(cpu=on_cpu())
+    """Who this process is among those of the run. Joins them when it is first asked.
+
+    Raises TL-RUN-PEERS where the environment speaks of others and no launcher started this one, or they do not come.
+    """
+    count, told, missing = launch()
+    where = ", ".join(told)
+    if told and missing and (count > 1 or "LOCAL_RANK" in where):
+        said = t("the environment speaks of several processes, but not of {missing}", missing=", ".join(missing))
+        raise RunError("TL-RUN-PEERS", where=where, error=said, names=_names(told))
+    try:
+        return PartialState(cpu=on_cpu())
+    except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
+        if count < 2:
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise RunError("TL-RUN-PEERS", where=where, error=said, names=_names(told)) from error
+
+
+def _names(told: list[str]) -> str:
+    return " ".join(one.partition("=")[0] for one in told)
 
 
 def leads() -> bool:
