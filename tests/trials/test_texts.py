@@ -99,7 +99,7 @@ def test_left_over_markup_still_goes(question: str, answer: str, left: str) -> N
         ("What is Ã©?", "It is é, misread."),
         ("Which signs?", "Ã¼ is ü, Ã¶ is ö."),
         ("Signs", "Â and Ê are letters of Romanian: Â Î"),
-        ("Tiếng Việt", "ĐÃ, LÀ, NGÃ BA"),
+        ("Tiếng Việt", "ĐÃ, LÀ, NGÃ NĂM"),
         ("Which file?", "naÃ¯ve.txt is the bad copy of naïve.txt"),
     ],
 )
