@@ -100,6 +100,7 @@ def test_questions_and_answers_of_a_transcript(tmp_path: Path) -> None:
         "Note: one\nThis is a long text.\nNote: two\nIt goes on.\nAlso: three\n",
         "He came at 10:23 and said: hello.\nThey left at 11:00.\n" * 4,
         "Ingredients:\nflour\nSteps:\nmix\nServes:\ntwo\nTime:\nan hour\n",
+        "Ingredients:\nflour\nMethod:\nmix it\n\nIngredients:\nsugar\nMethod:\nstir it\n" * 2,
         "第一章 2024\n他说：你好。\n她说：再见。\n",
     ],
 )

@@ -100,6 +100,29 @@ def test_line_breaks_in_cells_stay(tmp_path: Path, delimiter: str, end: str) -> 
         assert got == [row[:2] for row in rows], seed
 
 
+def test_a_stray_quote_among_line_breaks(tmp_path: Path) -> None:
+    """200 tables in which every fifth row runs over lines, and a row of one line has a quote too many."""
+    for seed in range(200):
+        chance = random.Random(seed)
+        delimiter, kind = chance.choice(",;\t"), chance.choice(["opening", "closing", "doubled"])
+        always = chance.random() < 0.3
+        rows = []
+        for n in range(60):
+            answer = f"answer {n} " + " ".join(chance.sample(WORDS, 2))
+            for _ in range(chance.choice([1, 3]) if n % 5 == 3 else 0):
+                answer += "\n" + " ".join(chance.sample(WORDS, 2))
+            rows.append((f"question {n}", answer))
+        lines = [delimiter.join(quoted(cell, delimiter, always) for cell in row) for row in rows]
+        touched = chance.choice([n for n in range(60) if n % 5 != 3])
+        lines[touched] = with_stray(lines[touched], delimiter, kind, chance)
+        path = tmp_path / f"{seed}.csv"
+        path.write_text("\n".join([f"question{delimiter}answer", *lines]), encoding="utf-8", newline="")
+        records, bad = read(path)
+        got = {r.messages[0].content: r.messages[1].content for r in records}
+        assert [row for n, row in enumerate(rows) if n != touched and got.get(row[0]) != row[1]] == [], seed
+        assert len(records) + len(bad) == 60
+
+
 def test_an_open_quote_in_a_case(tmp_path: Path) -> None:
     made, told = prepared(CASES / "data" / "open_quote_small.csv", tmp_path)
     assert made.manifest["counts"]["rows_in"] == 25

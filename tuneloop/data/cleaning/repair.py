@@ -22,6 +22,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _ASCII_CONTROL: dict[int, str | None] = {
     **{n: None for n in (*range(0x20), 0x7F) if n not in (9, 10)}, **{ord(c): "\n" for c in _BREAKS}, 0x1F: " ",
 }  # fmt: skip
+_RETURN = re.compile(r"(?:_x000D_)+(?=\n|\Z)")
+"""A carriage return at a line's end as Excel writes it, in what was exported from a workbook."""
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """An escape sequence of a terminal: colours, the cursor, a window's title (ECMA-48)."""
 
@@ -36,6 +38,8 @@ def plain(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\x1b" in text:
         text = _TERMINAL.sub("", text)
+    if "_x000D_" in text:
+        text = _RETURN.sub("", text)
     if text.isascii():
         return text.translate(_ASCII_CONTROL)
     return unicodedata.normalize("NFC", _CONTROL.sub(_control, text))

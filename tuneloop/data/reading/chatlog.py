@@ -56,8 +56,11 @@ def _header(form: re.Pattern[str], line: str) -> re.Match[str] | None:
     return found if found and found["name"].strip().casefold() not in _LEVELS else None
 
 
-def recognise(head: Sequence[str]) -> tuple[int, tuple[str, ...]] | None:
-    """The number of the form that these lines have, and who speaks, most often first; None where it is no chat."""
+def recognise(head: Sequence[str], named: str = "") -> tuple[int, tuple[str, ...]] | None:
+    """The number of the form that these lines have, and who speaks, most often first; None where it is no chat.
+
+    Without times, headings of any text look like names: one must be `named` by the recipe, or be an assistant's.
+    """
     full = [line for line in head if line.strip("\ufeff \t\r\n")]
     for n, form in enumerate(FORMS):
         at = [k for k, line in enumerate(full) if _header(form, line)]
@@ -68,7 +71,8 @@ def recognise(head: Sequence[str]) -> tuple[int, tuple[str, ...]] | None:
         timed = "time" in form.groupindex
         said = sum(b - a > 1 for a, b in pairwise([*at, len(full)])) if beside else len(at)
         dense = len(at) >= (0.2 if beside else 0.6) * len(full)
-        if dense and said >= 0.8 * len(at) and (timed or len(names) * 2 <= len(at)):
+        certain = timed or (len(names) * 2 <= len(at) and (named in names or bool(learner(names))))
+        if dense and said >= 0.8 * len(at) and certain:
             return n, tuple(name for name, _ in names.most_common())
     return None
 

@@ -199,7 +199,7 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
-    if wish.task in (None, "chat") and (log := chatlog.recognise(lines)):
+    if wish.task in (None, "chat") and (log := chatlog.recognise(lines, wish.columns.get("assistant", ""))):
         return _chat(blob, encoding, wish, *log)
     table = tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
