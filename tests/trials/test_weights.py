@@ -27,10 +27,13 @@ from tuneloop.export import merge as merging
 from tuneloop.export import parity
 from tuneloop.model import adapters, quantize
 from tuneloop.model.adapter_card import code
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.model.load import load_model, load_tokenizer, load_trained, save_result, wrap
+from tuneloop.model.methods import notes
+from tuneloop.model.tasks.task import Head
 from tuneloop.recipe import make_recipe
 from tuneloop.registry import locate
 from tuneloop.runs import Run
+from tuneloop.sections import TrainPart
 
 ROWS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}
@@ -358,3 +361,24 @@ def test_plain_peft_loads_the_adapter(rough: Path, tmp_path: Path) -> None:
     run = made(tmp_path, rough, "a")
     model = AutoPeftModelForCausalLM.from_pretrained(run.path / "adapter")
     assert loss(model, load_tokenizer(run.path / "adapter"), run) == pytest.approx(ended(run), abs=1e-3)
+
+
+@pytest.mark.parametrize(("family", "target"), [("bert", "decoder"), ("bert", "word_embeddings"), ("modernbert", "decoder"),
+                                               ("distilbert", "vocab_projector")])  # fmt: skip
+def test_a_tied_head_of_masked_words_is_untied_as_well(family: str, target: str, tmp_path: Path) -> None:
+    base, head = encoders.folder(tmp_path / "m", family), Head("masked")
+    model = wrap(load_model(base, head=head), TrainPart.model_validate({"lora": {"rank": 2, "targets": [target]}}), 0)
+    assert any("one tensor" in line for line in notes(model, TrainPart()))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    save_result(model, encoders.tokenizer(), base, tmp_path / "a")
+    whole = adapters.added(load_model(base, head=head), tmp_path / "a")
+    whole.save_pretrained(tmp_path / "out")
+    ids = torch.tensor([[2, 7, 12, 4, 9, 3]])
+    with torch.no_grad():
+        before, trained = load_model(base, head=head)(ids).logits, model.eval()(ids).logits
+        assert torch.allclose(load_model(tmp_path / "out", head=head)(ids).logits, trained, atol=1e-4)
+    assert not torch.allclose(before, trained, atol=1e-2)

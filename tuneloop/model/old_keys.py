@@ -65,6 +65,8 @@ def with_old_names(config: Json) -> Json:
            for key, value in config.items()}  # fmt: skip
     if isinstance(out.get("dtype"), str):
         out["torch_dtype"] = out["dtype"]
+    if "num_local_experts" in out:  # 5 has renamed it in Qwen3-MoE, and 4 would build 128 of them
+        out.setdefault("num_experts", out["num_local_experts"])
     rope, kind = out.get("rope_parameters"), str(out.get("model_type", ""))
     if not isinstance(rope, dict) or not rope:
         return out
