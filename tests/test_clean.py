@@ -271,8 +271,9 @@ def test_an_answer_that_is_not_trained_is_context() -> None:
     assert out is not None
     assert (len(out.messages), entries[0].reason, entries[0].detail) == (2, "untrained end removed", "3")
     for pair in ((Message("assistant", "x"), first), (first, Message("assistant", "x"))):  # a trained answer stays one
-        apart = Record((user, *pair, user, Message("assistant", "c")))
-        assert clean(apart) == (apart, [])
+        out, entries = clean(Record((user, *pair, user, Message("assistant", "c"))))
+        assert out == Record((user, Message("assistant", "x"), user, Message("assistant", "c")))
+        assert [(e.action, e.reason) for e in entries] == [("changed", "untrained answer left out")]
     merged, _ = clean(Record((user, first, last, user, Message("assistant", "c"))))
     assert merged is not None
     assert merged.messages[1] == Message("assistant", "a\n\nb", trained=False)

@@ -172,10 +172,11 @@ def test_thoughts_are_trained_under_all_their_names(name: str, thoughts: list[st
 @pytest.mark.parametrize("name", ["03-loss-flags/flags.jsonl", "data/merge_weight.jsonl"])
 def test_what_is_marked_not_to_be_trained_is_only_context(name: str, template: str) -> None:
     records, told = read(name)
-    assert not told
-    assert len(records) in (3, 4)
+    beside = name == "data/merge_weight.jsonl"  # there it has no place of its own: no dialogue is served so
+    assert [(e.action, e.reason) for e in told] == [("changed", "untrained answer left out")] * (3 * beside)
+    assert len(records) == (3 if beside else 4)
     for record, texts in zip(records, trained(records, template), strict=True):
-        assert any("wrong" in m.content and not m.trained for m in record.messages)
+        assert beside or any("wrong" in m.content and not m.trained for m in record.messages)
         assert len(texts) == 1
         assert texts[0].removeprefix("<think></think>") in ("good answer<|im_end|>", "right answer<|im_end|>")
 

@@ -126,6 +126,7 @@ def words() -> dict[str, str]:
         "call without a result": t("a tool call without a result"),
         "result without an answer": t("a tool's result that the assistant does not take up"),
         "results put in order": t("results of tools put in the order of their calls"),
+        "untrained answer left out": t("an answer that is not trained, beside one that is, left out"),
         "turns merged": t("neighbouring turns of the same role merged"),
         "unanswered end removed": t("turns without an answer at the end removed"),
         "no answer": t("nothing to learn: no answer"),

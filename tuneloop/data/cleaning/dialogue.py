@@ -58,12 +58,16 @@ def _empty_text(record: Record) -> Result:
 
 def merged(messages: Messages) -> Messages:
     """Neighbouring turns of one role as one turn with a blank line between. Results of tools stay apart, and so does
-    what follows a tool call, and an answer that is trained beside one that is only context."""
+    what follows a tool call. Of answers of which only some are trained the others are left out: merged they would be
+    trained too, and a dialogue in which the assistant speaks twice is never served."""
     out: list[Message] = []
     for m in messages:
         last = out[-1] if out else None
-        if last is None or not _same_role(last, m) or (m.role == "assistant" and m.trained != last.trained):
+        if last is None or not _same_role(last, m):
             out.append(m)
+            continue
+        if m.role == "assistant" and m.trained != last.trained:
+            out[-1] = m if m.trained else last
             continue
         text, thought = ("\n\n".join(x for x in both if x.strip())
                          for both in ((last.content, m.content), (last.reasoning, m.reasoning)))  # fmt: skip
@@ -92,7 +96,12 @@ def merge_turns(record: Record) -> Result:
     new = replace(record, messages=messages, rejected=rejected)
     lost = sorted({m.name for m in record.messages} - {m.name for m in messages})
     detail = f"{before} -> {after}" + (f"; name: {', '.join(lost)}" if lost else "")
-    return changed(record, new, "merge_turns", "turns merged", detail)
+    learnt = {m.trained for m in record.messages + record.rejected if m.role == "assistant"}
+    left_out = len(learnt) > 1 and any(
+        _same_role(*two) and two[0].trained != two[1].trained
+        for turns in (record.messages, record.rejected) for two in pairwise(turns)
+    )  # fmt: skip
+    return changed(record, new, "merge_turns", "untrained answer left out" if left_out else "turns merged", detail)
 
 
 def reject_turns(record: Record) -> Result:
