@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tuneloop.language import t
 
@@ -73,7 +73,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Curves:
     return Curves(one("loss"), one("eval_loss"), one("grad_norm"), one("learning_rate"))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -152,7 +152,9 @@ def with_start(lines: Sequence[dict[str, Any]], evaluation: Mapping[str, Any]) -
     """
     before, after = ((evaluation.get(side) or {}).get("loss") for side in ("before", "after"))
     held = [y for _, y in curves(lines).held]
-    same = _is_number(before) and _is_number(after) and any(abs(y - after) <= 0.005 * abs(after) for y in held)
+    if not (_is_number(before) and _is_number(after)):
+        return list(lines)
+    same = any(abs(y - after) <= 0.005 * abs(after) for y in held)
     return [*([{"step": 0, "eval_loss": before}] if same else []), *lines]
 
 
