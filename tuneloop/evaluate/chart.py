@@ -150,9 +150,10 @@ def with_start(lines: Sequence[dict[str, Any]], evaluation: Mapping[str, Any]) -
     >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 2.0}}) == lines
     True
     """
-    before, after = ((evaluation.get(side) or {}).get("loss") for side in ("before", "after"))
-    held = [y for _, y in curves(lines).held]
-    same = _is_number(before) and _is_number(after) and any(abs(y - after) <= 0.005 * abs(after) for y in held)
+    before, after = ((evaluation.get(side) or {}).get("loss", math.nan) for side in ("before", "after"))
+    if not (_is_number(before) and _is_number(after)):
+        return list(lines)
+    same = any(math.isclose(y, float(after), rel_tol=0.005) for _, y in curves(lines).held)
     return [*([{"step": 0, "eval_loss": before}] if same else []), *lines]
 
 
