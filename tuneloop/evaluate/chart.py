@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.language import t
 
@@ -73,7 +73,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Curves:
     return Curves(one("loss"), one("eval_loss"), one("grad_norm"), one("learning_rate"))
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -150,11 +150,10 @@ def with_start(lines: Sequence[dict[str, Any]], evaluation: Mapping[str, Any]) -
     >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 2.0}}) == lines
     True
     """
-    before, after = ((evaluation.get(side) or {}).get("loss") for side in ("before", "after"))
-    held = [y for _, y in curves(lines).held]
+    before, after = ((evaluation.get(side) or {}).get("loss", math.nan) for side in ("before", "after"))
     if not (_is_number(before) and _is_number(after)):
         return list(lines)
-    same = any(abs(y - after) <= 0.005 * abs(after) for y in held)
+    same = any(math.isclose(y, float(after), rel_tol=0.005) for _, y in curves(lines).held)
     return [*([{"step": 0, "eval_loss": before}] if same else []), *lines]
 
 
