@@ -156,7 +156,7 @@ def trained(records: list[Record], template: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("name", "thoughts"), [
-    ("02-thinking-key/thinking.jsonl", ["Sechs mal sieben macht zweiundvierzig.", "La moitié de trente est quinze."]),
+    ("02-thinking-key/thinking.jsonl", ["Sechs mal sieben ist zweiundvierzig.", "La moitié de trente est quinze."]),
     ("02-thinking-key/siblings.jsonl", ["Two and two.", "Two and three.", "Two and four.", "Two and five.", "Two and six.",
                                         "Two and seven.", "I must call it."]),
     ("02-thinking-key/pairturns.jsonl", ["Two and two.", "Two and three.", "Two and four.", "Two and five.",
