@@ -28,7 +28,7 @@ from tuneloop.data.fit import Encode
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.parts import Found, Part, Sources
-from tuneloop.data.reading import formats
+from tuneloop.data.reading import formats, sides
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.stamps import Stamps, digest
 from tuneloop.data.version import write
@@ -138,7 +138,8 @@ def _find(recipe: Recipe) -> tuple[Found, list[tuple[str, str]]]:
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
     seen = [(file, formats.survey(file, names)) for file, _ in listed]
-    return [(file, one.sources) for file, one in seen], [pair for _, one in seen for pair in one.left_out]
+    found = sides.settled([(file, one.sources) for file, one in seen])
+    return found, [pair for _, one in seen for pair in one.left_out]
 
 
 def _nothing(made: list[Part]) -> DataError:

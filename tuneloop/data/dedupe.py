@@ -36,7 +36,8 @@ def squeezed(text: str) -> str:
 
 
 def key(record: Record) -> bytes:
-    """16 bytes of all that a record teaches, tools and label included, with every text squeezed."""
+    """16 bytes of all that a record teaches, tools and label included, to the last blank: `if x:` indented otherwise is
+    another program, and "US" is not "us"."""
     parts: list[Any] = [_turns(record.messages), record.tools]
     if record.kind != "chat":
         parts += [record.kind, record.label, _turns(record.rejected)]
@@ -55,10 +56,7 @@ def text_key(record: Record) -> bytes | None:
 
 
 def _turns(messages: Iterable[Message]) -> list[list[Any]]:
-    return [
-        [m.role, squeezed(m.content), squeezed(m.reasoning), m.tool_calls, *([] if m.trained else ["context"])]
-        for m in messages
-    ]
+    return [[m.role, m.content, m.reasoning, m.tool_calls, *([] if m.trained else ["context"])] for m in messages]
 
 
 def _digest(parts: list[Any]) -> bytes:
@@ -178,10 +176,11 @@ class Compared:
         self._labels: dict[tuple[str, str], int] = {}
         self._label_of = array("i")
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[Record], texts: Sequence[str] | None = None) -> None:
+        """`texts` are the records' `dialogue_text`, where they are known."""
         for at in range(0, len(records), BATCH):
             batch = records[at : at + BATCH]
-            self.sketches.add([dialogue_text(record) for record in batch])
+            self.sketches.add(texts[at : at + BATCH] if texts else [dialogue_text(record) for record in batch])
             self._label_of.extend(self._labels.setdefault((r.kind, r.label), len(self._labels)) for r in batch)
 
     def pairs(self, records: Sequence[Record], threshold: float) -> Pairs:

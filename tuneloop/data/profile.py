@@ -41,7 +41,7 @@ ORDER = (
     "system", "template", "length", "near", "split",
 )  # fmt: skip
 """The steps of a preparation in the order in which a row meets them."""
-_TOGETHER = frozenset({"nearly repeated", "held out elsewhere"})
+_TOGETHER = frozenset({"nearly repeated", "held out elsewhere", "holds a held-out row"})
 """Reasons of the step "dedupe" that are found when all rows are there: the later step "near"."""
 
 
@@ -209,8 +209,9 @@ def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict
 
     return {
         "mode": prepare["dedupe"], "threshold": prepare["near"], "exact": rows("repeated"),
-        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere"), "near_left": manifest.get("alike"),
-        "conflicting": rows("conflicting label"), "torn": rows("also in training"),
+        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere", "holds a held-out row"),
+        "near_left": manifest.get("alike"),
+        "conflicting": rows("conflicting label"), "torn": rows("also in training", "question also in training"),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from tuneloop.data.reading import (
     tables,
 )
 from tuneloop.data.reading.containers import Blob, resolved
-from tuneloop.data.reading.folders import Side
+from tuneloop.data.reading.folders import Side, side_of
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
 from tuneloop.data.reading.sniff import Guess, Wish, document, look, shown
@@ -133,14 +133,15 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         out.sources.append(_source(place, label, blob, wish))
         return
     if containers.is_workbook(blob, head):
-        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in sheets.names(blob)]
+        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), _either(side_of(name), place.side))
+                  for name in sheets.names(blob)]  # fmt: skip
         inside = inside if len(inside) > 1 else [(label, Blob(place.path, sheet=b.sheet), s) for _, b, s in inside]
     else:
         inside = []
         names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
         for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes):
             name = f"{label}!/{archives.title(leaf.name, place.path)}"
-            member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
+            member, side = Blob(place.path, leaf.name), _either(leaf.side, place.side)
             if leaf.left_out:
                 out.left_out.append((name, leaf.left_out))
             elif leaf.label:
@@ -149,6 +150,10 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
                 inside.append((name, member, side))
     if inside:
         _inside(place, inside, wish, out)
+
+
+def _either(told: Side, above: Side) -> Side:
+    return told if told != "auto" else above
 
 
 def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:
