@@ -35,12 +35,16 @@ _SAMPLES = 24
 _RUN, _FINE = (6, 12), (3, 5)
 _FREQUENT = 64
 """Rows that have a run before it counts as a set phrase."""
+_SURE = 6
+"""Rows from which on their number says how many others have the run."""
 _ALL = 12
 """Rows of a run that are all compared with each other; of more, each with those next to it."""
 _PARTNERS = 4
 """Rows that one is compared with, those that share most first."""
-_PAIRS, _CHARACTERS = 256, 1 << 19
+_PAIRS, _CHARACTERS = 1024, 1 << 17
 """Pairs whose texts are read at once, and about as many characters of them that are compared at once."""
+_SPARSE = 128
+"""Cells of a table of runs for each run in it."""
 
 
 class Fingerprints:
@@ -49,12 +53,14 @@ class Fingerprints:
     def __init__(self) -> None:
         self._hashes: list[NDArray[np.uint32]] = []
         self._counts: list[NDArray[np.int32]] = []
+        self._bounds: list[NDArray[np.float64]] = []
 
     def add(self, texts: Sequence[str]) -> None:
         for begin, end in chunks(texts):
-            hashes, counts = _drawn(_Letters(texts[begin:end]))
+            hashes, counts, bounds = _drawn(_Letters(texts[begin:end]))
             self._hashes.append(hashes)
             self._counts.append(counts)
+            self._bounds.append(bounds)
 
     def candidates(self, known: I64) -> tuple[I64, I64]:
         """Rows i < j that share at least two hashes and are not of one group already; `known` [rows] numbers those."""
@@ -63,7 +69,7 @@ class Fingerprints:
         counts = np.concatenate(self._counts)
         row = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
         keys = distinct((np.concatenate(self._hashes).astype(np.uint64) << np.uint64(32)) | row)
-        codes = np.sort(np.concatenate([np.zeros(0, np.uint64), *_met(keys)]))
+        codes = np.sort(np.concatenate([np.zeros(0, np.uint64), *_met(keys, np.sort(np.concatenate(self._bounds)))]))
         first = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])) if len(codes) else np.zeros(0, np.int64)
         shared = np.diff(np.append(first, len(codes)))
         j, i = (codes[first] >> np.uint64(32)).astype(np.int64), (codes[first] & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -76,12 +82,19 @@ class Fingerprints:
         return i[best], j[best]
 
 
-def _met(keys: U64) -> Iterator[U64]:
-    """j << 32 | i of the rows that meet at each hash; `keys` are hash << 32 | row, ascending."""
+def _met(keys: U64, bounds: NDArray[np.float64]) -> Iterator[U64]:
+    """j << 32 | i of the rows that meet at each hash; `keys` are hash << 32 | row; they and the rows' bounds ascend.
+
+    Rows with a lower bound may have the run too: the number of rows that have it is estimated from those that could
+    tell.
+    """
     new = np.append(True, (keys[1:] ^ keys[:-1]) > np.uint64(0xFFFFFFFF))
     sizes = np.diff(np.append(np.flatnonzero(new), len(keys)))
     row = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    few, many = (sizes > 1) & (sizes <= _ALL), (sizes > _ALL) & (sizes <= _FREQUENT)
+    hashes = (keys[new] >> np.uint64(32)).astype(np.float64)
+    able = len(bounds) - np.searchsorted(bounds, hashes, "right")
+    rare = sizes * len(bounds) <= _FREQUENT * np.maximum(able, 1)
+    few, many = (sizes > 1) & (sizes <= _ALL) & (rare | (sizes < _SURE)), (sizes > _ALL) & rare
     meetings = list(all_pairs(row[np.repeat(few, sizes)], sizes[few]))
     rows, own = row[np.repeat(many, sizes)], np.repeat(np.arange(int(many.sum())), sizes[many])
     for distance in (1, 2, 3):
@@ -135,15 +148,16 @@ class _Letters:
         return out, fits
 
 
-def _drawn(letters: _Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    """About `_SAMPLES` hashes of each text, one text after the other, and how many."""
+def _drawn(letters: _Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.float64]]:
+    """About `_SAMPLES` hashes of each text, one text after the other; how many, and the bound they are below."""
     runs, fits = letters.runs(_RUN)
     texts = len(letters.bounds) - 1
     count = np.bincount(letters.owner[fits], minlength=texts)
     bound = np.minimum(_SAMPLES / np.maximum(count, 1), 1) * 2.0**32
-    taken = np.flatnonzero(fits & ((runs & np.uint64(0xFFFFFFFF)) < bound.astype(np.uint64)[letters.owner]))
+    hashes = (runs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    taken = np.flatnonzero(fits & (hashes < bound[letters.owner]))
     counts = np.bincount(letters.owner[taken], minlength=texts).astype(np.int32)
-    return (runs[taken] >> np.uint64(32)).astype(np.uint32), counts
+    return hashes[taken], counts, bound
 
 
 def _related(letters: _Letters, i: I64, j: I64) -> Bools:
@@ -162,12 +176,13 @@ def _compared(letters: _Letters, runs: U64, fits: Bools, one: I64, other: I64) -
     """Of each row `one`, the share of its characters that lie in runs of `other`, and the most of them in one piece."""
     sizes, at = _places(letters.bounds, one)
     known_sizes, known_at = _places(letters.bounds, other)
-    pair = np.repeat(np.arange(len(one)), sizes)
-    keys = distinct(_of_pair(np.repeat(np.arange(len(one)), known_sizes), runs[known_at])[fits[known_at]])
-    if not len(keys) or not len(at):
-        return np.zeros(len(one)), np.zeros(len(one), np.int64)
-    wanted = _of_pair(pair, runs[at])
-    found = fits[at] & (keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted)
+    pair, known_pair = np.repeat(np.arange(len(one)), sizes), np.repeat(np.arange(len(one)), known_sizes)
+    room = (known_sizes * _SPARSE + 1).astype(np.uint64)  # one of so many cells is taken, so one in so many lies
+    begin = np.cumsum(room) - room
+    table = np.zeros(int(room.sum()), bool)
+    there = fits[known_at]
+    table[(begin[known_pair] + runs[known_at] % room[known_pair])[there]] = True
+    found = fits[at] & table[begin[pair] + runs[at] % room[pair]]
     ends = np.cumsum(sizes)
     start, place = (ends - sizes)[pair], np.arange(len(at))
     length = np.asarray(_FINE)[letters.spaced[one]][pair]
@@ -183,8 +198,3 @@ def _places(bounds: I64, rows: I64) -> tuple[I64, I64]:
     """Of each row how many characters it has, and the places of all of them."""
     sizes = np.diff(bounds)[rows]
     return sizes, np.arange(int(sizes.sum())) + np.repeat(bounds[rows] - (np.cumsum(sizes) - sizes), sizes)
-
-
-def _of_pair(pair: I64, runs: U64) -> U64:
-    """The pair's number above the upper bits of the run's: 256 pairs leave 56."""
-    return (pair.astype(np.uint64) << np.uint64(56)) | (runs >> np.uint64(8))

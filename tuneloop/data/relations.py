@@ -94,11 +94,14 @@ class Relations:
                     yield entry(self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin))
 
     def _texts(self, side: Side) -> TextOf:
-        some = self.some[side]
-        return lambda numbers: [dialogue_text(some[n]) for n in numbers.tolist()]
+        own = np.asarray(self.numbers[side], np.int64)
+        return lambda numbers: self._read(own[numbers])
+
+    def _read(self, numbers: I64) -> list[str]:
+        return [dialogue_text(record) for record in self.rows.several(numbers)]
 
     def pairs(self, side: Side, threshold: float) -> Pairs:
-        return self.compared[side].pairs(self.some[side], threshold)
+        return self.compared[side].pairs(self._texts(side), threshold)
 
     def repeated(self, side: Side, pairs: Pairs, threshold: float, gone: set[int]) -> list[LedgerEntry]:
         """The near repetitions inside a side go, all but the first of each."""
@@ -131,7 +134,7 @@ class Relations:
 
     def _tenths(self, known: I64) -> tuple[I64, I64]:
         i, j = self.prints.candidates(known)
-        same = related(i, j, lambda numbers: [dialogue_text(self.rows[n]) for n in numbers.tolist()])
+        same = related(i, j, self._read)
         return i[same], j[same]
 
     def _unchained(self, near: tuple[I64, I64], tenth: tuple[I64, I64]) -> tuple[I64, I64]:
