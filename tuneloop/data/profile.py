@@ -185,7 +185,7 @@ def _source(source: dict[str, Any], repeat: dict[str, int]) -> dict[str, Any]:
 
 
 def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int]]:
-    """Each action, step and reason of the ledger with its rows and first places; the lengths of what was too long."""
+    """Each action, step and reason of the ledger with its rows and first places; the lengths that were wrong."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     too_long: list[int] = []
     for e in entries(dataset.path / "ledger.jsonl"):
@@ -195,7 +195,7 @@ def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int]]:
         one["rows"] += 1
         if len(one["examples"]) < EXAMPLES:
             one["examples"].append({"file": shown(e.file), "line": e.line, "id": e.id, "detail": e.detail})
-        if (e.action, e.reason) == ("dropped", "too long") and (length := re.match(r"\d+", e.detail)):
+        if (e.action, e.step) == ("dropped", "length") and (length := re.match(r"\d+", e.detail)):
             too_long.append(int(length[0]))
     return sorted(found.values(), key=lambda one: -one["rows"]), too_long
 
