@@ -20,7 +20,7 @@ from tuneloop.language import t
 Side = Literal["auto", "train", "validation", "test"]
 _WORDS: dict[Side, str] = {
     "train": "train(?:ing)?|trn|训练",
-    "validation": "validation|validate|valid|val|dev|develop(?:ment)?|eval|evaluation|验证|开发|评估",
+    "validation": "validation|validate|valid|val|dev|development|eval|evaluation|验证|开发|评估",
     "test": "test(?:ing)?|tst|测试",
 }
 _SET = r"(?:[-_. ]?(?:set|data|dataset|split|集|数据集?))?"
