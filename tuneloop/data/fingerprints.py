@@ -39,7 +39,7 @@ _SURE = 6
 """Rows from which on their number says how many others have the run."""
 _ALL = 12
 """Rows of a run that are all compared with each other; of more, each with those next to it."""
-_PARTNERS = 4
+_PARTNERS = 2
 """Rows that one is compared with, those that share most first."""
 _PAIRS, _CHARACTERS = 1024, 1 << 17
 """Pairs whose texts are read at once, and about as many characters of them that are compared at once."""
