@@ -5,10 +5,10 @@ split that is not strict enough. One letter changed in every tenth word leaves a
 of its word pairs a half.
 
 Three stages, as there. `Fingerprints` keeps about 24 hashes of a text's character runs (6 characters of a script
-without blanks, else 12; blanks and case aside), those below a bound that depends on the text's length alone (Broder
-1997; Schleimer, Wilkerson & Aiken 2003, "Winnowing"). Rows that share at least two are looked at again: `related` are
-those each of which is covered by runs of the other (3 characters, else 5), and those that share `PASSAGE` in one
-piece. A run that many rows have is a set phrase and lets none meet.
+without blanks, else 9; of short texts also half of it; blanks and case aside), those below a bound that depends on the
+text's length alone (Broder 1997; Schleimer, Wilkerson & Aiken 2003, "Winnowing"). Rows that share at least two are
+looked at again: `related` are those each of which is covered by runs of the other (3 characters, else 5), and those
+that share `PASSAGE` in one piece. A run that many rows have is a set phrase and lets none meet.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from tuneloop.data.near import TextOf, all_pairs, distinct
 from tuneloop.data.shingles import BLANK, I64, LETTER, U64, chunks, looked_up, mixed, powers
 
 Bools = NDArray[np.bool_]
-COVERED = (0.8, 0.75)
+COVERED = (0.78, 0.7)
 """Share of each row's characters that lie in runs of the other one; here and below of scripts without blanks, and of
 others."""
 PASSAGE = (64, 220)
 """Characters, blanks aside, of a passage that two rows share: 64 tokens."""
-_SHORT = (20, 40)
+_SHORT = (8, 28)
 """Rows of fewer characters are told apart by fewer than a tenth of them."""
 _EVEN = 0.8
 """The shorter of two rows that are the same but for a tenth has so much of the longer one's length."""
 _SAMPLES = 24
-_RUN, _FINE = (6, 12), (3, 5)
+_RUN, _HALF, _FINE = (6, 9), (3, 5), (3, 5)
+_SMALL = (32, 80)
+"""Texts of fewer characters meet by runs of half the length as well."""
 _FREQUENT = 64
 """Rows that have a run before it counts as a set phrase."""
 _SURE = 6
@@ -70,7 +72,9 @@ class Fingerprints:
         row = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
         keys = distinct((np.concatenate(self._hashes).astype(np.uint64) << np.uint64(32)) | row)
         codes = np.sort(np.concatenate([np.zeros(0, np.uint64), *_met(keys, np.sort(np.concatenate(self._bounds)))]))
-        first = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])) if len(codes) else np.zeros(0, np.int64)
+        new = np.ones(len(codes), bool)
+        new[1:] = codes[1:] != codes[:-1]
+        first = np.flatnonzero(new)
         shared = np.diff(np.append(first, len(codes)))
         j, i = (codes[first] >> np.uint64(32)).astype(np.int64), (codes[first] & np.uint64(0xFFFFFFFF)).astype(np.int64)
         wanted = (shared >= 2) & (known[i] != known[j])
@@ -88,7 +92,8 @@ def _met(keys: U64, bounds: NDArray[np.float64]) -> Iterator[U64]:
     Rows with a lower bound may have the run too: the number of rows that have it is estimated from those that could
     tell.
     """
-    new = np.append(True, (keys[1:] ^ keys[:-1]) > np.uint64(0xFFFFFFFF))
+    new = np.ones(len(keys), bool)
+    new[1:] = (keys[1:] ^ keys[:-1]) > np.uint64(0xFFFFFFFF)
     sizes = np.diff(np.append(np.flatnonzero(new), len(keys)))
     row = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     hashes = (keys[new] >> np.uint64(32)).astype(np.float64)
@@ -135,33 +140,45 @@ class _Letters:
         words = np.bincount(self.owner[kinds[kept] == LETTER], minlength=len(texts))
         self.spaced: I64 = (3 * words >= np.diff(self.bounds)).astype(np.int64)
 
-    def runs(self, lengths: tuple[int, int]) -> tuple[U64, Bools]:
-        """A number for the run of characters that begins at each, and whether one of that length fits in its text."""
+    def runs(self, lengths: Sequence[int], kind: I64) -> tuple[U64, Bools]:
+        """A number for the run of characters that begins at each, and whether one of that length fits in its text;
+        `kind` [texts] is the place of each text's length in `lengths`."""
         power, inverse = powers(len(self.values))
         total = np.append(np.uint64(0), np.cumsum(self.values * power[: len(self.values)]))
         out, fits = np.zeros(len(self.values), np.uint64), np.zeros(len(self.values), bool)
-        spaced = self.spaced[self.owner]
-        for script, length in enumerate(lengths):
+        kinds = kind[self.owner]
+        for number, length in enumerate(lengths):
             n = max(len(self.values) - length + 1, 0)
-            mine = np.flatnonzero((spaced[:n] == script) & (np.arange(n) + length <= self.bounds[self.owner[:n] + 1]))
+            mine = np.flatnonzero((kinds[:n] == number) & (np.arange(n) + length <= self.bounds[self.owner[:n] + 1]))
             out[mine], fits[mine] = mixed((total[mine + length] - total[mine]) * inverse[mine]), True
         return out, fits
 
 
 def _drawn(letters: _Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.float64]]:
-    """About `_SAMPLES` hashes of each text, one text after the other; how many, and the bound they are below."""
-    runs, fits = letters.runs(_RUN)
+    """About `_SAMPLES` hashes of each text, one text after the other; how many, and the bound they are below. Of short
+    texts as many of shorter runs too."""
     texts = len(letters.bounds) - 1
-    count = np.bincount(letters.owner[fits], minlength=texts)
-    bound = np.minimum(_SAMPLES / np.maximum(count, 1), 1) * 2.0**32
-    hashes = (runs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    taken = np.flatnonzero(fits & (hashes < bound[letters.owner]))
-    counts = np.bincount(letters.owner[taken], minlength=texts).astype(np.int32)
-    return hashes[taken], counts, bound
+    small = np.diff(letters.bounds) < np.asarray(_SMALL)[letters.spaced]
+    owners, hashes, bounds = [], [], []
+    for lengths, those in ((_RUN, np.ones(texts, bool)), (_HALF, small)):
+        runs, fits = letters.runs(lengths, letters.spaced)
+        fits &= those[letters.owner]
+        bounds.append(
+            np.minimum(_SAMPLES / np.maximum(np.bincount(letters.owner[fits], minlength=texts), 1), 1) * 2.0**32
+        )
+        values = (runs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+        taken = np.flatnonzero(fits & (values < bounds[-1][letters.owner]))
+        owners.append(letters.owner[taken])
+        hashes.append(values[taken])
+        if not small.any():
+            break
+    owner = np.concatenate(owners)
+    counts = np.bincount(owner, minlength=texts).astype(np.int32)
+    return np.concatenate(hashes)[np.argsort(owner, kind="stable")], counts, bounds[0]
 
 
 def _related(letters: _Letters, i: I64, j: I64) -> Bools:
-    runs, fits = letters.runs(_FINE)
+    runs, fits = letters.runs(_FINE, letters.spaced)
     here, there = _compared(letters, runs, fits, i, j), _compared(letters, runs, fits, j, i)
     script = letters.spaced[i]
     sizes = np.sort(np.stack([np.diff(letters.bounds)[side] for side in (i, j)]), axis=0)
