@@ -449,7 +449,8 @@ def test_a_test_file_keeps_its_rows_and_training_rows_that_repeat_one_go(tmp_pat
     assert [e.line for e in gone] == [8, 15, 16]
     assert gone[0].detail.startswith("test.jsonl:1 0.9")
     assert made.manifest["counts"]["train"] + made.manifest["counts"]["validation"] == 56
-    assert {s["file"]: s["split"] for s in made.manifest["sources"]} == {"train.jsonl": "auto", "test.jsonl": "test"}
+    assert {s["file"]: s["split"] for s in made.manifest["sources"]} == {"train.jsonl": "train", "test.jsonl": "test"}
+    assert made.manifest["counts"]["validation"] == 6  # of the file that is only named like training data
 
 
 @pytest.mark.parametrize("dedupe", ["exact", "near", "off"])

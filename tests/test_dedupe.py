@@ -22,9 +22,13 @@ def test_first_one_wins_and_the_entry_names_it() -> None:
     assert [(e.action, e.reason, e.line, e.detail) for e in entries] == [("dropped", "repeated", 3, "f:1")]
 
 
-def test_case_and_blanks_do_not_make_a_difference() -> None:
-    kept, entries = dedupe([record("Hello  World", "Straße\n"), record(" hello world", "STRASSE")])
-    assert (len(kept), len(entries)) == (1, 1)
+def test_case_and_blanks_make_a_difference() -> None:
+    """They are what some rows are about: indentation is a program's meaning, `ls -L` is not `ls -l`."""
+    answers = ["for i in r:\n    print(i)", "for i in r:\n  print(i)", "for i in r:\n    PRINT(i)"]
+    rows = [record("Format it", answer) for answer in answers]
+    assert dedupe([*rows, *rows]) == (rows, dedupe(rows * 2)[1])
+    assert len(dedupe(rows * 2)[1]) == 3
+    assert len(dedupe([record("Say It", "a"), record("say it", "a"), record("say  it", "a")])[0]) == 3
 
 
 def test_everything_else_does() -> None:
@@ -69,7 +73,7 @@ NEARLY = LONG.replace("热情", "客气")
 def test_the_same_text_with_another_label_stays_and_is_marked() -> None:
     rows = [
         labelled(LONG, "good", 1),
-        labelled(f" {LONG}", "good", 2),
+        labelled(LONG, "good", 2),
         labelled(LONG, "bad", 3),
         labelled(LONG, "bad", 4),
     ]

@@ -34,12 +34,14 @@ def sniff(
 
     Examples: tuneloop data sniff chats.json | tuneloop data sniff folder/ reviews.zip --json | tuneloop data sniff -
     """
-    from tuneloop.data.reading import formats
+    from tuneloop.data.reading import formats, sides
     from tuneloop.errors import TuneloopError
     from tuneloop.recipe import make_recipe
 
     found: list[dict[str, Any]] = []
     refused: list[TuneloopError] = []
+    groups: list[sides.Group] = []
+    left_out: list[tuple[str, str]] = []
     for name in files:
         try:
             recipe, _ = make_recipe({"data": [{"path": name, "task": task, "encoding": encoding}]})
@@ -47,8 +49,10 @@ def sniff(
         except TuneloopError as error:
             refused.append(error)
             continue
-        found += [_row(source) for source in seen.sources]
-        found += [{"file": label, "left_out": why} for label, why in seen.left_out]
+        groups.append((recipe.data[0], seen.sources))
+        left_out += seen.left_out
+    found += [_row(source) for _, group in sides.settled(groups) for source in group]
+    found += [{"file": label, "left_out": why} for label, why in left_out]
     if json:
         show.as_json({"files": found, "refused": [one.as_dict() for one in refused]})
     else:
@@ -73,12 +77,13 @@ def _tables(found: list[dict[str, Any]]) -> None:
     read = _grouped([row for row in found if "left_out" not in row])
     left = [row for row in found if "left_out" in row]
     if read:
-        columns = [t("file"), t("container"), t("encoding"), t("shape"), t("kind"), t("roles"), t("looked at"),
-                   t("sure"), t("why")]  # fmt: skip
+        columns = [t("file"), t("side"), t("container"), t("encoding"), t("shape"), t("kind"), t("roles"),
+                   t("looked at"), t("sure"), t("why")]  # fmt: skip
         show.table(
             t("What the files are"), columns,
-            [(row["file"], ".".join(filter(None, (row["container"], row["compression"]))), row["encoding"] or "–",
-              row["shape"], row["kind"], "\n".join(f"{role}: {column}" for role, column in row["roles"].items()),
+            [(row["file"], row["side"], ".".join(filter(None, (row["container"], row["compression"]))),
+              row["encoding"] or "–", row["shape"], row["kind"],
+              "\n".join(f"{role}: {column}" for role, column in row["roles"].items()),
               row["rows_looked_at"], f"{100 * row['sure']:.0f} %", row["why"]) for row in read],
         )  # fmt: skip
     if left:

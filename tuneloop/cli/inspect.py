@@ -127,7 +127,7 @@ def _lengths(data: dict[str, Any]) -> None:
         if data["context"] and top // 2 < data["context"] <= top:
             limits.append(t("the model's context {n:,}", n=data["context"]))
         if over:
-            limits.append(t("{n:,} dropped as too long", n=over))
+            limits.append(t("{n:,} dropped for their length", n=over))
         bar = _bar(kept, most) + "░" * (len(_bar(kept + over, most)) - len(_bar(kept, most)))
         rows.append((f"≤ {top:,}", f"{kept:,}", bar, ", ".join(limits)))
     show.table(t("Length in tokens"), ["", t("rows"), "", ""], rows)

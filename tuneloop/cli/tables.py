@@ -20,12 +20,12 @@ def dataset(made: Dataset) -> None:
     """Sources, counts and what the ledger holds."""
     manifest = made.manifest
     rows = [
-        (s["file"], s["shape"], s["encoding"], s["rows"], f"{100 * s['sure']:.0f} %", s["why"])
+        (s["file"], s["split"], s["shape"], s["encoding"], s["rows"], f"{100 * s['sure']:.0f} %", s["why"])
         for s in manifest["sources"]
     ]
     table(
         t("Data: {name} {hash}", name=made.name, hash=made.hash),
-        [t("file"), t("shape"), t("encoding"), t("rows"), t("sure"), t("why")],
+        [t("file"), t("side"), t("shape"), t("encoding"), t("rows"), t("sure"), t("why")],
         rows,
     )
     counts_line(made)

@@ -28,7 +28,7 @@ from tuneloop.data.fit import Encode
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.parts import Found, Known, Part, Sources
-from tuneloop.data.reading import formats
+from tuneloop.data.reading import formats, sides
 from tuneloop.data.reading.sniff import shown
 from tuneloop.data.stamps import GRAIN, Stamps, digest, stamp
 from tuneloop.data.version import write
@@ -141,7 +141,7 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
     was = {path: stamp(path) for path in names if path.is_file()}
     verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
     seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
-    found = [(file, one.sources) for file, one in seen]
+    found = sides.settled([(file, one.sources) for file, one in seen])
     try:
         digests = stamps.digests({s.path for _, group in found for s in group})
         known = {path: (sha, stamp(path)) for path, sha in digests.items()}

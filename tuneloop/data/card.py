@@ -57,7 +57,9 @@ def _context(data: dict[str, Any]) -> dict[str, Any]:
         "language_bars": _shares([(tongues.name(code), n) for code, n in data["languages"]["found"]]),
         "label_bars": _labels(data["labels"]),
         "repeats": repeats(data["duplicates"]),
-        "stages": [{**s, "name": step_name(s["step"])} for s in data["steps"]],
+        "stages": [{**s, "name": step_name(s["step"]), "acted": acted(s)} for s in data["steps"]],
+        "idle": ("、" if current() == "zh" else ", ").join(step_name(s["step"]) for s in data["steps"] if not acted(s)),
+        "over": sum(n for _, n in lengths["too_long"]),
         "told": {action: told(data, action) for action in ledger.ACTIONS},
         "samples": [{**one, "parts": [{**part, "facts": part_facts(part)} for part in one["parts"]]}
                     for one in data["samples"]],
@@ -151,6 +153,11 @@ def repeats(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         "conflicting": (t("the same text with another label or answer"), t("kept and marked")),
     }
     return rows + [(what, f"{found[name]:,}", remark) for name, (what, remark) in more.items() if found[name]]
+
+
+def acted(step: dict[str, Any]) -> bool:
+    """Whether a step dropped, changed, marked or added a row."""
+    return any(step[action] for action in ledger.ACTIONS)
 
 
 def step_name(step: str) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuneloop.data.near import I32, Pairs, Sketches, contaminated, near_pairs, representative
-from tuneloop.data.shingles import I64, jaccard
+from tuneloop.data.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
+from tuneloop.data.shingles import jaccard
 from tuneloop.records import LedgerEntry, Message, Record
 
 Place = tuple[str, int]
@@ -36,7 +36,8 @@ def squeezed(text: str) -> str:
 
 
 def key(record: Record) -> bytes:
-    """16 bytes of all that a record teaches, tools and label included, with every text squeezed."""
+    """16 bytes of all that a record teaches, tools and label included, to the last blank: `if x:` indented otherwise is
+    another program, and "US" is not "us"."""
     parts: list[Any] = [_turns(record.messages), record.tools]
     if record.kind != "chat":
         parts += [record.kind, record.label, _turns(record.rejected)]
@@ -55,10 +56,7 @@ def text_key(record: Record) -> bytes | None:
 
 
 def _turns(messages: Iterable[Message]) -> list[list[Any]]:
-    return [
-        [m.role, squeezed(m.content), squeezed(m.reasoning), m.tool_calls, *([] if m.trained else ["context"])]
-        for m in messages
-    ]
+    return [[m.role, m.content, m.reasoning, m.tool_calls, *([] if m.trained else ["context"])] for m in messages]
 
 
 def _digest(parts: list[Any]) -> bytes:
@@ -151,7 +149,7 @@ def dedupe(records: Iterable[Record], near: float | None = None) -> tuple[list[R
     if near is not None:
         compared = Compared()
         compared.add(kept)
-        first, more = near_repeats(kept, compared.pairs(kept, near), near)
+        first, more = near_repeats(kept, compared.pairs(_texts_of(kept), near), near)
         kept = [record for row, record in enumerate(kept) if first[row] == row]
         entries += more
     return kept, entries
@@ -178,21 +176,22 @@ class Compared:
         self._labels: dict[tuple[str, str], int] = {}
         self._label_of = array("i")
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[Record], texts: Sequence[str] | None = None) -> None:
+        """`texts` are the records' `dialogue_text`, where they are known."""
         for at in range(0, len(records), BATCH):
             batch = records[at : at + BATCH]
-            self.sketches.add([dialogue_text(record) for record in batch])
+            self.sketches.add(texts[at : at + BATCH] if texts else [dialogue_text(record) for record in batch])
             self._label_of.extend(self._labels.setdefault((r.kind, r.label), len(self._labels)) for r in batch)
 
-    def pairs(self, records: Sequence[Record], threshold: float) -> Pairs:
-        """Near pairs of the records that were added; those named by number are read again.
+    def pairs(self, text_of: TextOf, threshold: float) -> Pairs:
+        """Near pairs of the records that were added; `text_of` reads those named by number again.
 
         Equal texts with different labels are pairs like any other; `groups` of them all keeps a split clean.
         """
-        return near_pairs(self.sketches, _texts_of(records), threshold, np.frombuffer(self._label_of, np.int32))
+        return near_pairs(self.sketches, text_of, threshold, np.frombuffer(self._label_of, np.int32))
 
 
-def _texts_of(records: Sequence[Record]) -> Callable[[I64], list[str]]:
+def _texts_of(records: Sequence[Record]) -> TextOf:
     return lambda rows: [dialogue_text(records[row]) for row in rows.tolist()]
 
 

@@ -1,8 +1,9 @@
 """What concerns all rows together: which of them go, and on which side the others stand.
 
 Three promises. A row of a file that is given as test or validation stays there, and nothing is added to it. No row is
-trained on that is held out, nor one that nearly repeats it. Where both cannot be had at once, because nearly all rows
-are alike, each held-out row that training nearly sees is marked in the ledger.
+trained on that is held out, nor a piece of it, nor one that holds it, nearly repeats it or asks the same
+(`relations.py`). Where hardly a row could be held out then, because nearly all are alike, pieces and dialogues that
+hold each other stay together all the same, and each other held-out row that training nearly sees is marked.
 """
 
 from __future__ import annotations
@@ -11,13 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tuneloop.data.dedupe import Compared, dialogue_text, near_repeats
-from tuneloop.data.kept import Kept, Some
-from tuneloop.data.ledger import Action
-from tuneloop.data.near import Pairs, TextOf, contaminated, groups
+from tuneloop.data.kept import Kept
+from tuneloop.data.relations import Families, Relations, entry
+from tuneloop.data.shingles import I64
 from tuneloop.data.split import SIDES, Side, rank, sides
 from tuneloop.records import LedgerEntry
 from tuneloop.sections import PreparePart
@@ -39,32 +36,36 @@ def choose(rows: Kept, part: PreparePart, seed: int) -> Choice:
     """What becomes of each row. All of them may be held out; the caller checks."""
     entries: list[LedgerEntry] = []
     gone: set[int] = set()
-    group: list[int] | None = None
-    if part.dedupe == "near" or part.validation or part.test or {"validation", "test"} & set(rows.given):
-        looked = _Looked(rows)
-        entries += looked.contaminated(part.near, gone)
-        pairs = {side: looked.pairs(side, part.near) for side in SIDES}
-        if part.dedupe == "near":
-            for side in SIDES:
-                entries += looked.repeated(side, pairs[side], part.near, gone)
-        group = looked.groups(pairs["train"])
+    split = bool(part.validation or part.test or {"validation", "test"} & set(rows.given))
+    if not split and part.dedupe != "near":
+        return Choice([side or "train" for side in rows.given], entries, None)
+    looked = Relations(rows, split=split)
+    entries += looked.contaminated(part.near, gone)
+    pairs = {side: looked.pairs(side, part.near) for side in SIDES}
+    if part.dedupe == "near":
+        for side in SIDES:
+            entries += looked.repeated(side, pairs[side], part.near, gone)
+    families = looked.families(pairs["train"])
     left = [at for at in range(len(rows)) if at not in gone]
-    chosen = _split(rows, left, part, seed, group)
-    if group is not None and 2 * _held(chosen) < _held(apart := _split(rows, left, part, seed, None)):
-        # Rows so alike that nearly all are one group: better a held-out set with near repetitions than none.
-        chosen = apart
-        entries += _torn(rows, left, group, apart)
+    *strict, certain = families.levels
+    chosen = apart = _split(rows, left, part, seed, certain, families.phrases)
+    for group in strict:
+        tried = _split(rows, left, part, seed, group, families.phrases)
+        if 2 * _held(tried) >= _held(apart):
+            chosen = tried
+            break  # else rows are so alike that nearly all are one group: better near repetitions held out than none
+    entries += _torn(rows, left, families, chosen)
     out = [""] * len(rows)
     for at, side in zip(left, chosen, strict=True):
         out[at] = side
-    return Choice(out, entries, None if group is None else len(left) - len({group[at] for at in left}))
+    return Choice(out, entries, len(left) - len({families.alike[at] for at in left}))
 
 
-def _split(rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: Sequence[int] | None) -> list[Side]:
+def _split(rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: I64, phrases: set[int]) -> list[Side]:
     ids = [rows.ids[at] for at in left]
     strata = [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left]
-    of = [group[at] for at in left] if group else None
-    fixed = [rows.given[at] for at in left]
+    of = group[left].tolist()
+    fixed = [rows.given[at] or ("train" if at in phrases else None) for at in left]
     chosen = sides(ids, strata, validation=part.validation, test=part.test, seed=seed, groups=of, fixed=fixed)
     return all_learnt(chosen, ids, [rows.labels[at] for at in left], strata, seed=seed, groups=of, fixed=fixed)
 
@@ -129,72 +130,13 @@ def _held(chosen: Sequence[Side]) -> int:
     return sum(side != "train" for side in chosen)
 
 
-def _torn(rows: Kept, left: list[int], group: Sequence[int], chosen: list[Side]) -> Iterator[LedgerEntry]:
-    """Held-out rows that training nearly sees: they could not be kept on one side."""
-    learnt = {group[at]: at for at, side in zip(left, chosen, strict=True) if side == "train"}
-    for at, side in zip(left, chosen, strict=True):
-        if side != "train" and (twin := learnt.get(group[at])) is not None:
-            yield _entry(rows, "marked", "split", "also in training", at, rows.place(twin))
-
-
-def _entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
-    return LedgerEntry(action, step, reason, rows.files[at], rows.lines[at], rows.ids[at], detail)
-
-
-class _Looked:
-    """The rows of each side by their numbers, and their sketches; a row whose side is not given counts as "train"."""
-
-    def __init__(self, rows: Kept) -> None:
-        self.rows = rows
-        self.numbers: dict[Side, list[int]] = {side: [] for side in SIDES}
-        for at, given in enumerate(rows.given):
-            self.numbers[given or "train"].append(at)
-        self.some = {side: Some(rows, numbers) for side, numbers in self.numbers.items()}
-        self.compared = {side: Compared() for side in SIDES}
-        at = 0
-        for batch in rows.batches():
-            for side in SIDES:
-                own = [r for r, given in zip(batch, rows.given[at : at + len(batch)], strict=True)
-                       if (given or "train") == side]  # fmt: skip
-                self.compared[side].add(own)
-            at += len(batch)
-
-    def contaminated(self, threshold: float, gone: set[int]) -> Iterator[LedgerEntry]:
-        """Rows that nearly repeat one of a file given as test go, from validation too; then those of validation."""
-        held: tuple[tuple[Side, Side], ...] = (("test", "validation"), ("test", "train"), ("validation", "train"))
-        for above, below in held:
-            if not self.numbers[above] or not self.numbers[below]:
-                continue
-            tables = self.compared[above].sketches, self.compared[below].sketches
-            pairs = contaminated(*tables, self._texts(above), self._texts(below), threshold)
-            for i, j, share in zip(pairs.i.tolist(), pairs.j.tolist(), pairs.jaccard.tolist(), strict=True):
-                at, twin = self.numbers[below][i], self.numbers[above][j]
-                if at not in gone:
-                    gone.add(at)
-                    detail = f"{self.rows.place(twin)} {share:.2f}"
-                    yield _entry(self.rows, "dropped", "dedupe", "held out elsewhere", at, detail)
-
-    def _texts(self, side: Side) -> TextOf:
-        some = self.some[side]
-        return lambda numbers: [dialogue_text(some[n]) for n in numbers.tolist()]
-
-    def pairs(self, side: Side, threshold: float) -> Pairs:
-        return self.compared[side].pairs(self.some[side], threshold)
-
-    def repeated(self, side: Side, pairs: Pairs, threshold: float, gone: set[int]) -> list[LedgerEntry]:
-        """The near repetitions inside a side go, all but the first of each."""
-        numbers = self.numbers[side]
-        there = np.asarray([at not in gone for at in numbers], bool)
-        both = there[pairs.i] & there[pairs.j]
-        pairs = Pairs(pairs.i[both], pairs.j[both], pairs.jaccard[both])
-        first, entries = near_repeats(self.some[side], pairs, threshold)
-        gone.update(numbers[n] for n in np.flatnonzero(first != np.arange(len(first))).tolist())
-        return entries
-
-    def groups(self, pairs: Pairs) -> list[int]:
-        """The group of each row; a row of a given held-out file has one of its own, and draws no other to its side."""
-        out: NDArray[np.int64] = np.arange(len(self.rows))
-        numbers = np.asarray(self.numbers["train"], np.int64)
-        if len(numbers):
-            out[numbers] = numbers[groups(pairs, len(numbers))]
-        return list(map(int, out))
+def _torn(rows: Kept, left: list[int], families: Families, chosen: Sequence[Side]) -> Iterator[LedgerEntry]:
+    """Held-out rows that training nearly sees, or whose question it sees: they could not be kept on one side."""
+    marked: set[int] = set()
+    for group, reason in ((families.close, "also in training"), (families.asked, "question also in training")):
+        learnt = {int(group[at]): at for at, side in zip(left, chosen, strict=True) if side == "train"}
+        for at, side in zip(left, chosen, strict=True):
+            twin = learnt.get(int(group[at]))
+            if side != "train" and twin is not None and at not in marked:
+                marked.add(at)
+                yield entry(rows, "marked", "split", reason, at, rows.place(twin))

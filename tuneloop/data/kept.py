@@ -53,6 +53,15 @@ class Kept(Sequence[Record]):
         part = int(np.searchsorted(self.starts, at, "right")) - 1
         return next(arrow.records(self.tables[part].slice(at - int(self.starts[part]), 1)))[0]
 
+    def several(self, numbers: NDArray[np.int64]) -> list[Record]:
+        """The rows of these numbers, ascending; many times faster than one by one."""
+        cuts = np.searchsorted(numbers, self.starts)
+        return [
+            record
+            for n, table in enumerate(self.tables) if cuts[n] < cuts[n + 1]
+            for record, _ in arrow.records(table.take(pa.array(numbers[cuts[n] : cuts[n + 1]] - self.starts[n])))
+        ]  # fmt: skip
+
     @property
     def read(self) -> Counter[str]:
         """File -> raw rows that were read from it."""

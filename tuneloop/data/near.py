@@ -230,7 +230,7 @@ def _candidates(slots: NDArray[np.uint8], rows: I64, threshold: float, tests_fro
                 i, j = i[across], j[across]
             alike = _alike(slots, i, j, least)
             new.append((j[alike].astype(np.uint64) << np.uint64(32)) | i[alike].astype(np.uint64))
-        found = _distinct(np.concatenate(new))
+        found = distinct(np.concatenate(new))
     return found
 
 
@@ -240,7 +240,7 @@ def _meetings(
     """Pairs i < j of one band: all of a small bucket; in a large one a head with those like it, then the next head."""
     rows, sizes = _buckets(slots, rows, columns)
     large = np.repeat(sizes > SMALL, sizes)
-    yield from _all_pairs(rows[~large], sizes[sizes <= SMALL])
+    yield from all_pairs(rows[~large], sizes[sizes <= SMALL])
     rows, sizes = rows[large], sizes[sizes > SMALL]
     for _ in range(_HEADS):
         if not len(rows):
@@ -270,7 +270,7 @@ def _buckets(slots: NDArray[np.uint8], rows: I64, columns: range) -> tuple[I64, 
     return (key[shared] & _LOWER).astype(np.int64), sizes[sizes > 1]
 
 
-def _all_pairs(rows: I64, sizes: I64) -> Iterator[tuple[I64, I64]]:
+def all_pairs(rows: I64, sizes: I64) -> Iterator[tuple[I64, I64]]:
     """Every pair of each bucket, by distance within it."""
     after = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(rows))  # rows from here to the bucket's end
     for distance in range(1, int(sizes.max(initial=0))):
@@ -328,13 +328,13 @@ def _sets(texts: Sequence[str]) -> tuple[U64, I64]:
     parts, counts = [], []
     for begin, end in chunks(texts):
         values, bounds = shingled(texts[begin:end])
-        tagged = _distinct(_tagged(np.repeat(np.arange(end - begin), np.diff(bounds)), values))
+        tagged = distinct(_tagged(np.repeat(np.arange(end - begin), np.diff(bounds)), values))
         counts.append(np.bincount((tagged >> np.uint64(64 - _ORDER_BITS)).astype(np.int64), minlength=end - begin))
         parts.append(tagged << np.uint64(_ORDER_BITS))
     return np.concatenate(parts), np.concatenate(([0], np.cumsum(np.concatenate(counts))))
 
 
-def _distinct(values: U64) -> U64:
+def distinct(values: U64) -> U64:
     """Sorted, each once; several times faster than np.unique, which hashes them first."""
     values = np.sort(values)
     new = np.ones(len(values), bool)

@@ -94,12 +94,20 @@ def side_of(file: DataFile, source: Source) -> Side | None:
     return None if source.side == "auto" else source.side
 
 
+def _given(file: DataFile, source: Source, validated: bool) -> Side | None:
+    """The side that rows must keep. What is only named like training data gives `prepare.validation` its share, unless
+    there is a file to validate with."""
+    side = side_of(file, source)
+    return None if side == "train" and file.split == "auto" and not validated else side
+
+
 def raw_rows(found: Found, seed: int) -> Iterator[Row]:
     """Every raw row. Files of a given side come first, so that of two equal rows the one in the test file stays.
 
     A slice or a sample counts through all files of its entry; there the files keep their order.
     """
     order: dict[Side | None, int] = {"test": 0, "validation": 1}
+    validated = any(side_of(file, source) == "validation" for file, sources in found for source in sources)
     entries: list[tuple[int, DataFile, list[Source]]] = []
     for file, sources in found:
         whole = file.sample or parted(file.path, file.rows)[1] is not None
@@ -107,7 +115,7 @@ def raw_rows(found: Found, seed: int) -> Iterator[Row]:
         groups = [sources] if whole else [[s for s, r in zip(sources, ranks, strict=True) if r == n] for n in range(3)]
         entries += [(min(order.get(side_of(file, s), 2) for s in group), file, group) for group in groups if group]
     for _, file, group in sorted(entries, key=lambda entry: entry[0]):
-        given = {source.label: side_of(file, source) for source in group}
+        given = {source.label: _given(file, source, validated) for source in group}
         for item in formats.read(file, group, seed):
             yield Row(item, given[item.file], file.repeat)
 

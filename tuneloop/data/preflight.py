@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,12 +180,12 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 def preflight(
     tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
-    room: int = 0, rows: int = 0,
+    room: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
 ) -> Preflight:  # fmt: skip
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
     `room` is the longest sequence that the model takes, `rows` how many tokens it has rows for; 0 where that is not
-    known, or does not matter.
+    known, or does not matter. `words` are what a model is taught to say for a label, where that is not the label.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
@@ -220,7 +220,7 @@ def preflight(
         tokens=every.tokens,
         label_tokens=int(every.labels.sum()),
         longest=longest,
-        sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records)],
+        sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records, words or {})],
         warnings=(
             *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, looked),
             *stray(tokenizer, looked), *thoughtless(tokenizer, looked), *unthought(tokenizer, every), *leaked(looked),
@@ -252,11 +252,13 @@ def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_
     return np.array([record.kind == "label" for record in records], np.bool_)[samples.row]
 
 
-def _label(samples: Samples, at: int, records: Sequence[Record]) -> list[tuple[str, bool]]:
+def _label(
+    samples: Samples, at: int, records: Sequence[Record], words: Mapping[str, Sequence[str]]
+) -> list[tuple[str, bool]]:
     """What a text is to be called, as a run of its own: it is what is trained."""
     row = int(samples.row[at])
     known = row < len(records) and records[row].kind == "label"
-    return [(f" → {records[row].label}", True)] if known else []
+    return [(f" → {' / '.join(words.get(records[row].label) or [records[row].label])}", True)] if known else []
 
 
 def _doubled(samples: Samples, lengths: NDArray[np.int32], first: int | None) -> NDArray[np.bool_]:

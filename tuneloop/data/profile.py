@@ -44,7 +44,7 @@ ORDER = (
     "dedupe", "system", "template", "length", "near", "split",
 )  # fmt: skip
 """The steps of a preparation in the order in which a row meets them."""
-_TOGETHER = frozenset({"nearly repeated", "held out elsewhere"})
+_TOGETHER = frozenset({"nearly repeated", "held out elsewhere", "holds a held-out row"})
 """Reasons of the step "dedupe" that are found when all rows are there: the later step "near"."""
 
 
@@ -214,7 +214,7 @@ def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
         one["rows"] += 1
         if len(one["examples"]) < EXAMPLES:
             one["examples"].append({"file": shown(e.file), "line": e.line, "id": e.id, "detail": e.detail})
-        if (e.action, e.reason) == ("dropped", "too long") and (length := re.match(r"\d+", e.detail)):
+        if (e.action, e.step) == ("dropped", "length") and (length := re.match(r"\d+", e.detail)):
             too_long.append(int(length[0]))
         if e.step == "template":
             unsaid.setdefault(e.reason if e.action == "marked" else "", set()).add((e.file, e.line))
@@ -232,8 +232,9 @@ def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict
 
     return {
         "mode": prepare["dedupe"], "threshold": prepare["near"], "exact": rows("repeated"),
-        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere"), "near_left": manifest.get("alike"),
-        "conflicting": rows("conflicting label"), "torn": rows("also in training"),
+        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere", "holds a held-out row"),
+        "near_left": manifest.get("alike"),
+        "conflicting": rows("conflicting label"), "torn": rows("also in training", "question also in training"),
     }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ _UNSPACED = (
     (0x0E00, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x19E0, 0x19FF), (0x2E80, 0xA4CF), (0xA960, 0xA97F),
     (0xAA60, 0xAA7F), (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0xFF66, 0xFFDC), (0x16FE0, 0x18DFF), (0x1AFF0, 0x1B2FF),
 )  # fmt: skip
-_BLANK, _LETTER, _ALONE = 0, 1, 2
+BLANK, LETTER, ALONE = 0, 1, 2
 _BASE = 0x9E6C63D0876A9A47
 """Of the polynomial that makes a word's number of its characters; odd, so that it has an inverse modulo 2**64."""
 _EDGE = 0xD1B54A32D192ED03
@@ -85,10 +85,10 @@ def shingled(texts: Sequence[str]) -> tuple[U64, I64]:
     joined = "\n".join(("", *texts, ""))
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     edges = np.concatenate(([0], np.cumsum(sizes + 1)))
-    values, kinds = _looked_up(codes)
-    values[edges], kinds[edges] = _EDGE, _ALONE
-    begins = kinds == _ALONE
-    letter = kinds == _LETTER
+    values, kinds = looked_up(codes)
+    values[edges], kinds[edges] = _EDGE, ALONE
+    begins = kinds == ALONE
+    letter = kinds == LETTER
     begins[1:] |= letter[1:] & ~letter[:-1]
     starts = np.flatnonzero(begins)
     units = _numbers(values, starts)
@@ -96,7 +96,7 @@ def shingled(texts: Sequence[str]) -> tuple[U64, I64]:
     return pairs, np.searchsorted(starts, edges)
 
 
-def _looked_up(codes: NDArray[np.uint32]) -> tuple[U64, NDArray[np.uint8]]:
+def looked_up(codes: NDArray[np.uint32]) -> tuple[U64, NDArray[np.uint8]]:
     """A random number for each character (0 for blanks), and its kind."""
     numbers, kinds = _tables()
     if not len(codes) or int(codes.max()) < _TABLE:
@@ -104,7 +104,7 @@ def _looked_up(codes: NDArray[np.uint32]) -> tuple[U64, NDArray[np.uint8]]:
     near = np.minimum(codes, _TABLE - 1)
     far = codes >= _TABLE
     values, found = numbers.take(near), kinds.take(near)
-    values[far], found[far] = mixed(codes[far].astype(np.uint64)), _ALONE
+    values[far], found[far] = mixed(codes[far].astype(np.uint64)), ALONE
     return values, found
 
 
@@ -113,8 +113,8 @@ def _numbers(values: U64, starts: I64) -> U64:
 
     Summed with places that count from the chunk's start, then divided by _BASE**start, all modulo 2**64.
     """
-    powers, inverses = _powers(max(len(values), CHUNK + 2))
-    total = np.cumsum(values * powers[: len(values)])
+    power, inverses = powers(max(len(values), CHUNK + 2))
+    total = np.cumsum(values * power[: len(values)])
     last = np.append(starts[1:] - 1, len(values) - 1)
     units = total[last]
     units[1:] -= total[last[:-1]]
@@ -131,7 +131,7 @@ def _tables() -> tuple[U64, NDArray[np.uint8]]:
         char = _single(char.casefold(), char)
         folded[code], kinds[code] = ord(char), _kind(char)
     numbers = mixed(folded * np.uint64(_BASE) + np.uint64(1))
-    numbers[kinds == _BLANK] = 0
+    numbers[kinds == BLANK] = 0
     return numbers, kinds
 
 
@@ -142,9 +142,9 @@ def _single(form: str, char: str) -> str:
 def _kind(char: str) -> int:
     category, code = unicodedata.category(char), ord(char)
     if category[0] == "Z" or category in ("Cc", "Cf") or 0xFE00 <= code <= 0xFE0F:
-        return _BLANK
+        return BLANK
     unspaced = code >= _TABLE or any(low <= code <= high for low, high in _UNSPACED)
-    return _LETTER if category[0] in "LMN" and not unspaced else _ALONE
+    return LETTER if category[0] in "LMN" and not unspaced else ALONE
 
 
 @cache
@@ -152,7 +152,7 @@ def _tabled_powers() -> tuple[U64, U64]:
     return _made_powers(CHUNK + 2)
 
 
-def _powers(size: int) -> tuple[U64, U64]:
+def powers(size: int) -> tuple[U64, U64]:
     """_BASE**k and its inverse for k below `size`."""
     return _tabled_powers() if size <= CHUNK + 2 else _made_powers(size)
 

@@ -17,6 +17,7 @@ from tuneloop.data.kept import Kept, Some
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.near import contaminated
 from tuneloop.data.parts import Part, Row, begun, finish
+from tuneloop.data.shared_turns import question
 from tuneloop.records import LedgerEntry, Record
 from tuneloop.sections import CleanPart, PreparePart, Recipe
 
@@ -39,7 +40,7 @@ def derived(
 
 
 class _Judge:
-    """Tells which derived rows may be trained on, and remembers those that nearly repeat a held-out row."""
+    """Tells which derived rows may be trained on, and remembers those too near to a held-out row."""
 
     def __init__(self, rows: Kept, choice: Choice, threshold: float) -> None:
         self.rows, self.threshold = rows, threshold
@@ -48,6 +49,7 @@ class _Judge:
         self.sketches = Compared()
         for at in range(0, len(self.held), 1024):
             self.sketches.add(self.held[at : at + 1024])
+        self.asked = {asked: n for n, record in enumerate(self.held) if (asked := question(record))}
         self.dropped: list[tuple[str, Record, LedgerEntry]] = []
         """Method, the derived row, and why it must go."""
 
@@ -57,6 +59,10 @@ class _Judge:
         for n, record in enumerate(records):
             out[n] = "nothing new" if record.id in self.known else ""
             self.known.add(record.id)
+        for n, record in enumerate(records):
+            if not out[n] and (twin := self.asked.get(question(record))) is not None:
+                self._drop(method, record, self.rows.place(self.held.numbers[twin]))
+                out[n] = "nearly a held-out row"
         own = Compared()
         own.add(records)
         pairs = contaminated(
@@ -66,10 +72,12 @@ class _Judge:
         for i, j, share in zip(pairs.i.tolist(), pairs.j.tolist(), pairs.jaccard.tolist(), strict=True):
             if not out[i]:
                 out[i] = "nearly a held-out row"
-                record, twin = records[i], self.rows.place(self.held.numbers[j])
-                where = (record.file, record.line, record.id, f"{twin} {share:.2f}")
-                self.dropped.append((method, record, LedgerEntry("dropped", "augment", out[i], *where)))
+                self._drop(method, records[i], f"{self.rows.place(self.held.numbers[j])} {share:.2f}")
         return out
+
+    def _drop(self, method: str, record: Record, twin: str) -> None:
+        where = (record.file, record.line, record.id, twin)
+        self.dropped.append((method, record, LedgerEntry("dropped", "augment", "nearly a held-out row", *where)))
 
 
 def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode: Encode) -> None:

@@ -18,11 +18,15 @@ from tuneloop.errors import DataError
 from tuneloop.language import t
 
 Side = Literal["auto", "train", "validation", "test"]
-_SIDES: dict[str, Side] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+_WORDS: dict[Side, str] = {
+    "train": "train(?:ing)?|trn|训练",
+    "validation": "validation|validate|valid|val|dev|development|eval|evaluation|验证|开发|评估",
+    "test": "test(?:ing)?|tst|测试",
 }
+_SET = r"(?:[-_. ]?(?:set|data|dataset|split|集|数据集?))?"
+_SHARD = r"(?:[-_. ]?(?:part|shard)?[-_. ]?(?:\d+|\(\d+\))(?:[-_. ]?of[-_. ]?\d+)?(?:-[0-9a-f]{8,})?)?"
+_SIDES = {side: re.compile(f"(?:{words}){_SET}{_SHARD}") for side, words in _WORDS.items()}
+_EXTENSION = re.compile(r"\.(?:jsonl?|ndjson|csv|tsv|txt|text|parquet|arrow|xlsx?|xlsm|gz|zst|bz2|xz|zip)$")
 _UNLABELLED = ("unsup", "unlabeled", "unlabelled")
 
 
@@ -37,16 +41,32 @@ class Leaf:
 
 
 def side_of(name: str) -> Side:
-    """The side that a relative name tells, or "auto".
+    """The side that a relative name tells, or "auto": that of a folder, or of the file, whose whole name it is.
 
-    >>> side_of("data/train-00000-of-00002.parquet"), side_of("dev.tsv"), side_of("chats.json"), side_of("test/a.json")
-    ('train', 'validation', 'auto', 'test')
+    >>> side_of("data/train-00000-of-00002.parquet"), side_of("dev.tsv.gz"), side_of("val2.csv"), side_of("test/a")
+    ('train', 'validation', 'validation', 'test')
+    >>> side_of("测试集.xlsx"), side_of("chats.json"), side_of("crash test.txt"), side_of("my dev setup.txt")
+    ('test', 'auto', 'auto', 'auto')
     """
-    for part in PurePosixPath(name.lower()).parts:
-        found = {_SIDES[word] for word in re.split(r"[^a-z]+", part) if word in _SIDES}
-        if len(found) == 1:
-            return found.pop()
-    return "auto"
+    path = PurePosixPath(name.lower())
+    stem = path.name
+    while found := _EXTENSION.search(stem):
+        stem = stem[: found.start()]
+    return next((side for part in (*path.parts[:-1], stem) if (side := _side_of(part)) != "auto"), "auto")
+
+
+def _side_of(part: str) -> Side:
+    return next((side for side, pattern in _SIDES.items() if pattern.fullmatch(part)), "auto")
+
+
+def declared(split: str) -> Side:
+    """The side of a split that a data set itself lists: one word of its name is enough.
+
+    >>> declared("train_sft"), declared("test"), declared("extra")
+    ('train', 'test', 'auto')
+    """
+    found = {side for word in re.split(r"[^a-z]+", split.lower()) if (side := _side_of(word)) != "auto"}
+    return found.pop() if len(found) == 1 else "auto"
 
 
 def listing(folder: Path) -> list[str]:
@@ -80,8 +100,8 @@ def classes(names: Sequence[str]) -> list[Leaf]:
     found: dict[str, tuple[Side, tuple[str, ...]]] = {}
     for name in names:
         parts = PurePosixPath(name).parts[:-1]
-        side = next((part for part in parts if part.lower() in _SIDES), "")
-        found[name] = (_SIDES.get(side.lower(), "auto"), tuple(part for part in parts if part != side))
+        side = next((part for part in parts if _side_of(part.lower()) != "auto"), "")
+        found[name] = (_side_of(side.lower()), tuple(part for part in parts if part != side))
     deepest = max((len(rest) for _, rest in found.values()), default=0)
     inside = {name: rest for name, (_, rest) in found.items() if rest and len(rest) == deepest}
     labels = {rest[-1] for rest in inside.values()} - set(_UNLABELLED)
@@ -102,7 +122,7 @@ def saved(folder: Path) -> list[tuple[Path, Side]]:
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _state(folder / "dataset_dict.json", "splits")
-        return [(path, side_of(name)) for name in splits for path, _ in saved(_inside(folder, name)) or _none(folder)]
+        return [(path, declared(name)) for name in splits for path, _ in saved(_inside(folder, name)) or _none(folder)]
     if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
         return []
     files = _state(folder / "state.json", "_data_files")

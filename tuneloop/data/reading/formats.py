@@ -33,7 +33,7 @@ from tuneloop.data.reading import (
     tables,
 )
 from tuneloop.data.reading.containers import Blob, resolved
-from tuneloop.data.reading.folders import Side
+from tuneloop.data.reading.folders import Side, side_of
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
@@ -142,9 +142,10 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         return
     if containers.is_workbook(blob, head):
         names = sheets.names(blob)
-        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), place.side) for name in names]
+        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), _either(side_of(name), place.side))
+                  for name in names]  # fmt: skip
         if len(inside) == 1 and not place.inside:
-            inside = [(label, inside[0][1], place.side)]
+            inside = [(label, *inside[0][1:])]
     else:
         names = [archives.title(name, place.path) for name in archives.members(place.path)]
         inside = _members(place, label, wish, out)
@@ -162,7 +163,7 @@ def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str
     names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
     for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes and not place.inside):
         name = f"{label}!/{archives.title(leaf.name, place.path)}"
-        member, side = Blob(place.path, leaf.name), leaf.side if leaf.side != "auto" else place.side
+        member, side = Blob(place.path, leaf.name), _either(leaf.side, place.side)
         if leaf.left_out:
             out.left_out.append((name, leaf.left_out))
         elif leaf.label:
@@ -170,6 +171,10 @@ def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str
         else:
             inside.append((name, member, side))
     return inside
+
+
+def _either(told: Side, above: Side) -> Side:
+    return told if told != "auto" else above
 
 
 def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:

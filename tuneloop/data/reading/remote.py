@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from tuneloop.data.reading.folders import Side, side_of
+from tuneloop.data.reading.folders import Side, declared, side_of
 from tuneloop.data.reading.reach import is_reachable
 from tuneloop.disk import require_room
 from tuneloop.environment import environment, quiet_libraries
@@ -111,7 +111,7 @@ def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) 
         raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=", ".join(known))
     out: dict[str, Side] = {}
     for side, pattern in _patterns(known[wanted]):
-        out |= {n: side_of(side) if side else side_of(n) for n in names if fnmatch.fnmatch(n, pattern)}
+        out |= {n: declared(side) if side else side_of(n) for n in names if fnmatch.fnmatch(n, pattern)}
     return out
 
 
