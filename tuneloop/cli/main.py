@@ -12,7 +12,6 @@ from tuneloop import __version__
 from tuneloop.cli import chat, compare, data, doctor, evaluate, explain, export, model, plan, prepare, run, serve, train
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.disk import output_is_full, refused
 from tuneloop.environment import environment
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
@@ -93,6 +92,8 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
+        from tuneloop.disk import output_is_full, refused  # not before a verb runs
+
         if told := refused(error):
             if not getattr(error, "filename", None) and output_is_full():
                 told.where = t("standard output")
