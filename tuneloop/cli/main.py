@@ -27,7 +27,6 @@ from tuneloop.cli import (
 )
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.disk import output_is_full, refused
 from tuneloop.environment import environment
 from tuneloop.errors import TuneloopError
 from tuneloop.language import t
@@ -108,6 +107,8 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
+        from tuneloop.disk import output_is_full, refused  # not before a verb runs
+
         if told := refused(error):
             if not getattr(error, "filename", None) and output_is_full():
                 told.where = t("standard output")
