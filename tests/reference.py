@@ -79,11 +79,11 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
         full += two[two.rindex(full[-16:]) + 16 :]
         if not any(end in full[len(context) :] for end in ends):
             return None
-    if not (message.content.rpartition("</think>")[2].strip() or message.tool_calls) or not said.strip():
+    *thoughts, answer = [message.content] if message.reasoning else message.content.split("</think>")
+    if not (answer.strip() or message.tool_calls) or not said.strip():
         return None
-    words = [message.reasoning.strip()]
-    words += [part.rpartition("<think>")[2].strip() for part in message.content.split("</think>")[:-1]]
-    words += [message.content.rpartition("</think>")[2].strip()] if message.tool_calls else []
+    words = [message.reasoning.strip(), *(part.rpartition("<think>")[2].strip() for part in thoughts)]
+    words += [answer.strip()] if message.tool_calls or "</think>" in message.content or message.reasoning else []
     if any(word not in said for word in words):
         return None
     rest = said

@@ -36,9 +36,18 @@ def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
+def test_where_the_model_sets_the_length_no_longer_one_is_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses.warn(made(tmp_path, gone("too long", 44, "9500 / 8192"), train=40), make_recipe({})[0])
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "would keep" not in said
+    assert "prepare.too_long" in said
+
+
 def test_many_rows_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lost = [*gone("too long", 44, "1500 / 1024"), *gone("too long", 2, "99999 / 1024"), *gone("other shape", 5)]
-    told = losses.warn(made(tmp_path, lost, train=40), make_recipe({})[0])
+    told = losses.warn(made(tmp_path, lost, train=40), make_recipe({"prepare": {"max_length": 1024}})[0])
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert "51 of 100 rows were dropped" in told[0]
     for words in ("longer than max_length (46)", f"{ledger.words()['other shape']} (5)",

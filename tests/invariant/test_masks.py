@@ -57,7 +57,8 @@ def chats() -> list[Record]:
 
 
 def spoken(message: Message) -> bool:
-    return bool(message.content.rpartition("</think>")[2].strip() or message.tool_calls)
+    answer = message.content if message.reasoning else message.content.rpartition("</think>")[2]
+    return bool(answer.strip() or message.tool_calls)
 
 
 def test_no_chat_file_is_missing() -> None:
@@ -113,8 +114,8 @@ def _r1(record: Record, at: int) -> str | None:
     message = record.messages[at]
     thought = (message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]).strip()
     answer = message.content.split("</think>")[-1].lstrip()
-    if message.tool_calls:
-        return None
+    if message.tool_calls or (message.reasoning and "</think>" in message.content):
+        return None  # the template takes what stands before </think> for a thought
     return f"{thought}\n</think>\n\n{answer}" if thought else answer
 
 

@@ -13,13 +13,13 @@ NO_THOUGHT = re.compile(r"\s*(?:[<\[][\w:|-]+[>\]]\s*)?[<\[]/[\w:|-]+[>\]]\s*")
 """A thought without words, or the end of one that the prompt has opened: `<think>`, nothing, `</think>`."""
 
 
-def spoken(content: str) -> str:
-    """The answer behind a thought that stands in the text.
+def spoken(message: Message) -> str:
+    """The answer of a turn, behind a thought that stands in its text; where the thought is apart, all of the text.
 
-    >>> spoken("<think>2 and 2</think>4"), spoken("4")
+    >>> spoken(Message("assistant", "<think>2 and 2</think>4")), spoken(Message("assistant", "4"))
     ('4', '4')
     """
-    return content.rpartition("</think>")[2]
+    return message.content if message.reasoning else message.content.rpartition("</think>")[2]
 
 
 def is_empty(message: Message) -> bool:
@@ -28,7 +28,7 @@ def is_empty(message: Message) -> bool:
     >>> is_empty(Message("assistant", "<think>hm</think> ")), is_empty(Message("assistant", "", "hm"))
     (True, True)
     """
-    text = spoken(message.content) if message.role == "assistant" else message.content
+    text = spoken(message) if message.role == "assistant" else message.content
     return not (text.strip() or message.tool_calls)
 
 
@@ -47,7 +47,7 @@ def unsaid(message: Message, written: str) -> tuple[str, ...]:
         lost = True
     else:
         lost = bool(message.tool_calls) and not _has_calls(message, written)
-        lost = lost or (thinks and any(one not in written for one in _thoughts(message)))
+        lost = lost or (thinks and not all(one in written for one in (*_thoughts(message), spoken(message).strip())))
     return carried(message) if lost else ()
 
 
@@ -60,6 +60,8 @@ def carried(message: Message) -> tuple[str, ...]:
 
 def _thoughts(message: Message) -> Iterator[str]:
     yield message.reasoning.strip()
+    if message.reasoning:
+        return
     for part in message.content.split("</think>")[:-1]:
         yield part.rpartition("<think>")[2].strip()
 
@@ -67,7 +69,7 @@ def _thoughts(message: Message) -> Iterator[str]:
 def _has_calls(message: Message, written: str) -> bool:
     """Whether all calls stand in a text, and the words beside them. Thought and words may name a tool without calling
     it, so they are taken out before the calls are looked for."""
-    words = spoken(message.content).strip()
+    words = spoken(message).strip()
     if words not in written:
         return False
     for one in (*_thoughts(message), words):

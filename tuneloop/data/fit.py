@@ -327,14 +327,13 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     return _shorter(record, len(head) if left else answers[-1], count, limit, left=left)
 
 
-def _answer_at(content: str) -> int:
+def _answer_at(message: Message) -> int:
     """Where the answer begins behind a thought that stands in the text.
 
-    >>> _answer_at("<think>hm</think> Yes"), _answer_at("Yes")
+    >>> _answer_at(Message("assistant", "<think>hm</think> Yes")), _answer_at(Message("assistant", "Yes"))
     (18, 0)
     """
-    rest = spoken(content).lstrip()
-    return len(content) - len(rest) if len(rest) < len(content) else 0
+    return len(message.content) - len(spoken(message).lstrip())
 
 
 def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -> list[Record]:
@@ -355,7 +354,7 @@ def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -
         return replace(record, messages=messages, rejected=rejected)
 
     shortened = (record.messages[at], *also)
-    least = 1 if left or record.kind in ("text", "label") else max(_answer_at(m.content) for m in shortened) + 1
+    least = 1 if left or record.kind in ("text", "label") else max(_answer_at(m) for m in shortened) + 1
     size = min(max(len(m.content) for m in shortened), limit * LONGEST_TOKEN)
     kept = _most(least, size, lambda n: count(cut(n)) <= limit)
     return [cut(kept)] if kept else []
