@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import results, table
+from benchmarks import busy, results, table
 from benchmarks.floor import Shape, flops
 from benchmarks.ratios import Found, Target, rate, targets
 
@@ -125,3 +125,20 @@ def test_both_pages_have_the_same_tables_and_name_what_failed(tmp_path: Path) ->
     assert all("dpo/trl" in page and "1.7000" in page for page in pages)
     assert "not measured" in pages[0]
     assert "未测" in pages[1]
+
+
+def test_a_step_beside_a_busy_core_is_the_best_of_its_kind() -> None:
+    """A process that had a bad moment at one step does not count there, and does elsewhere."""
+    assert busy.best([[1.0, 9.0, 3.0], [8.0, 2.0, 4.0]]) == 2.0
+    assert set(busy.WAYS) == {"before", "after"}
+    assert busy.WAYS["after"] == {}, "what tuneloop does by itself"
+
+
+def test_a_program_keeps_a_core_busy_and_ends() -> None:
+    import psutil
+
+    before = {one.pid for one in psutil.Process().children()}
+    with busy.busy():
+        (spinner,) = [one for one in psutil.Process().children() if one.pid not in before]
+        assert spinner.is_running()
+    assert not psutil.pid_exists(spinner.pid)
