@@ -16,6 +16,9 @@ from tuneloop.errors import MachineError
 from tuneloop.language import t
 
 if TYPE_CHECKING:
+    from tuneloop.data.dataset import Dataset
+    from tuneloop.data.preflight import Preflight
+    from tuneloop.plan.planner import Plan
     from tuneloop.runs import Run
     from tuneloop.sections import Recipe
 
@@ -52,12 +55,7 @@ def run(
     if ranks.leads():
         keep_recipe(targets, recipe)
         told = losses.warn(dataset, recipe)
-    try:
-        foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
-    except MachineError as error:
-        recipe = shorter(recipe, error, ask=not json)
-        dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
-        foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
+    recipe, dataset, foreseen, looked = planned(recipe, dataset, workspace, ask=not json)
     fresh = tuple(w for w in foreseen.warnings if w not in told)
     if not json:
         tables.dataset(dataset)
@@ -83,6 +81,18 @@ def run(
     tables.answers(evaluation)
     tables.changes(evaluation)
     _closing(made, version.ref, seconds, evaluation)
+
+
+def planned(recipe: Recipe, dataset: Dataset, workspace: Path, *, ask: bool) -> tuple[Recipe, Dataset, Plan, Preflight]:
+    """The plan of a run; where its longest rows do not fit, of the shorter ones that somebody at a terminal chooses."""
+    from tuneloop import pipeline
+
+    try:
+        return recipe, dataset, *pipeline.plan(recipe, dataset, workspace=workspace)
+    except MachineError as error:
+        recipe = shorter(recipe, error, ask=ask)
+    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+    return recipe, dataset, *pipeline.plan(recipe, dataset, workspace=workspace)
 
 
 def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
