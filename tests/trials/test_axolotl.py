@@ -31,9 +31,7 @@ def test_the_case() -> None:
     for name in ("thinking", "props"):
         recipe, _ = read_recipe(CASES / f"{name}.yaml")
         said[name] = [i for i in formats.read(recipe.data[0]) if isinstance(i, Record)]
-    assert [r.messages[-1].reasoning for r in said["thinking"]] == [
-        "Sechs mal sieben ist zweiundvierzig.", "La moitié de trente est quinze.",
-    ]  # fmt: skip
+    assert [r.messages[-1].reasoning[:10] for r in said["thinking"]] == ["Sechs mal ", "La moitié "]
     assert [[m.role for m in r.messages] for r in said["props"]] == [["user", "assistant"]] * 2
     assert said["props"][0].messages[0].content == "Where is my order?"
 

@@ -45,6 +45,9 @@ def test_a_pair_under_any_of_its_names(names: tuple[str, str], tmp_path: Path) -
     ]
     assert all(row(r, "label") == {"text_a": f"a{n}", "text_b": f"b{n}", "label": str(n % 2)}
                for n, r in enumerate(found))  # fmt: skip
+    assert all(len(r.messages) == 2 for r in records(jsonl(tmp_path / "h.jsonl", [
+        {names[0]: f"a{n}", names[1]: f"b{n}", "gold_label": n % 2} for n in range(20)
+    ])))  # fmt: skip
     # without a label they are no texts to go on writing
     with pytest.raises(DataError) as caught:
         records(jsonl(tmp_path / "g.jsonl", [{name: one[name] for name in names} for one in rows]))

@@ -23,9 +23,11 @@ class BadRow(ValueError):
         self.reason, self.detail = reason, detail
 
 
-SPEAKER = ("role", "from", "speaker", "sender", "角色", "说话人", "发言人", "发送者", "发送人", "身份")
+SPEAKER = ("role", "from", "speaker", "sender", "sender_role", "sender_type", "speaker_role", "角色", "说话人",
+           "发言人", "发送者", "发送人", "发送方", "身份")  # fmt: skip
 """Who says a turn."""
-SAID = ("content", "value", "text", "message", "utterance", "内容", "消息", "消息内容", "发言内容", "文本")
+SAID = ("content", "value", "text", "message", "utterance", "message_text", "msg", "内容", "消息", "消息内容",
+        "发言内容", "聊天内容", "对话内容", "发言", "文本")  # fmt: skip
 """What is said in it."""
 THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think", "cot", "chain_of_thought",
            "complex_cot", "analysis", "reasoning_details", "thinking_content", "reasoning_text", "thought_process",

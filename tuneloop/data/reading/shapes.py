@@ -87,7 +87,8 @@ TEXT_PAIRS = (
 DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_id", "thread_id", "conv_id",
             "conversationid", "dialogueid", "dialogid", "sessionid", "chatid", "threadid", "ticket_id",
             "conversation", "dialogue", "dialog", "session", "thread", "会话id", "会话编号", "会话", "对话id",
-            "对话编号", "对话", "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
+            "对话编号", "对话", "会话号", "聊天id", "聊天编号", "room_id", "chat_session_id",
+            "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
 """Where each row is one turn: the dialogue that it belongs to."""
 ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
          "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
@@ -238,10 +239,11 @@ def layout(keys: tuple[str, ...], kind: Kind | None = None) -> Shape:
     if kind == "judged" and dialogue.kind and verdict:
         return Shape("judged", "judged", {**dialogue.roles, "label": verdict})
     text, label = _find(keys, TEXT), _find(keys, LABEL)
+    label_of_two = label or _find(keys, ("is_duplicate", "gold_label"))
     first, second = next((two for names in TEXT_PAIRS if all(two := tuple(_find(keys, (n,)) for n in names))), ("", ""))
     if first and kind in (None, "label"):
-        roles = {"text": first, "text_pair": second, "label": label}
-        return Shape("labelled_pair", "label", roles) if label else UNKNOWN
+        roles = {"text": first, "text_pair": second, "label": label_of_two}
+        return Shape("labelled_pair", "label", roles) if label_of_two else UNKNOWN
     if text and label and kind in (None, "label"):
         return Shape("labelled", "label", {"text": text, "label": label})
     if text and kind in (None, "text"):

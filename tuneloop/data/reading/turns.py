@@ -14,9 +14,11 @@ from tuneloop.records import Message
 
 SPEAKERS = {
     **dict.fromkeys(("user", "human", "client", "customer", "patient", "visitor", "prompter", "用户", "客户", "顾客",
-                     "买家", "患者", "病人", "来访者", "求助者", "访客", "人类", "提问者", "学生"), "user"),
+                     "买家", "患者", "病人", "来访者", "求助者", "访客", "人类", "提问者", "学生", "消费者",
+                     "会员"), "user"),
     **dict.fromkeys(("assistant", "gpt", "counselor", "counsellor", "model", "bot", "chatgpt", "agent", "ai", "doctor",
-                     "therapist", "助手", "助理", "客服", "机器人", "卖家", "医生", "咨询师", "心理咨询师", "老师",
+                     "therapist", "助手", "助理", "客服", "坐席", "座席", "商家", "机器人",
+                     "卖家", "医生", "咨询师", "心理咨询师", "老师",
                      "模型"), "assistant"),
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("tool", "observation", "function", "tool_response", "工具"), "tool"),
