@@ -215,7 +215,6 @@ def _begun(recipe: Recipe, run: Run) -> Recipe:
     if not recipe.train.adapter:
         return recipe
     adapters.copied(Path(recipe.train.adapter), run.path / BEGUN)
-    run.write("begun.json", {"adapter": recipe.train.adapter, "into": BEGUN})
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": f"./{BEGUN}"})})
 
 

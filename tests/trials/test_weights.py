@@ -245,6 +245,7 @@ def test_a_moved_workspace_and_a_deleted_parent(rough: Path, tmp_path: Path) -> 
     a = made(old, rough, "a")
     m, c = made(old, rough, "m", merge=[str(a.path)]), made(old, rough, "c", adapter=str(a.path))
     before = {run.name: pipeline.evaluate(run) for run in (m, c)}
+    assert adapters.came_from(c.path / "begun") == str((a.path / "adapter").resolve())
     pipeline.register(m, workspace=old)
     new = tmp_path / "B"
     old.rename(new)

@@ -124,12 +124,22 @@ def held_alike(adapters: Sequence[Path]) -> QloraPart | None:
 
 
 def copied(adapter: Path, target: Path) -> Path:
-    """A copy of an adapter, without its tokenizer: weights, config, and what tuneloop knows of its base and labels."""
+    """A copy of an adapter, without its tokenizer: weights, config, and what tuneloop knows of its base and labels.
+    Beside it, in `target`.json, stands where it is from."""
     target.mkdir()
     for name in (CONFIG, WEIGHTS, BASE, LABELS):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, target / name)
+    write_json(target.with_suffix(".json"), {"adapter": str(adapter)})
     return target
+
+
+def came_from(adapter: Path) -> str:
+    """Where an adapter was copied from by `copied`; its own folder where it is no copy."""
+    try:
+        return str(json.loads(adapter.with_suffix(".json").read_text(encoding="utf-8"))["adapter"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return str(adapter)
 
 
 def described(part: QloraPart) -> str:

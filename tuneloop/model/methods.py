@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from peft import PeftModel
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tuneloop.language import t
 from tuneloop.model import quantize
+from tuneloop.model.adapters import came_from
 from tuneloop.model.anatomy import OLD_LABELS
 from tuneloop.model.freeze import freeze, tied_head
 from tuneloop.model.lora import LINEAR, linear_names, lora, stacked
@@ -85,7 +87,8 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
     if routers_off(base):
         out.append(t("output_router_logits: the loss that balances the experts' load is not trained."))
     if train.adapter:
-        out.append(t("Goes on from {adapter}; its own rank, targets and the like hold.", adapter=train.adapter))
+        out.append(t("Goes on from {adapter}; its own rank, targets and the like hold.",
+                     adapter=came_from(Path(train.adapter))))  # fmt: skip
     return out
 
 
