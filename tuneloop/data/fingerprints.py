@@ -27,7 +27,7 @@ COVERED = (0.78, 0.7)
 others."""
 PASSAGE = (64, 220)
 """Characters, blanks aside, of a passage that two rows share: 64 tokens."""
-_SHORT = (8, 28)
+_SHORT = (20, 40)
 """Rows of fewer characters are told apart by fewer than a tenth of them."""
 _EVEN = 0.8
 """The shorter of two rows that are the same but for a tenth has so much of the longer one's length."""
