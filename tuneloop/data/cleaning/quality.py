@@ -58,12 +58,12 @@ _PART = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]|[^\W_]+(?:['’.,][^\W_]+)*")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _TAIL = 2_000
 """Characters that are looked at: who loops does so at the end."""
-_SENTENCE = 10
-"""Words, or Chinese characters, that may not be said twice in a row."""
+_SENTENCE, _PHRASE = 10, 5
+"""Words, or Chinese characters, that may not be said twice in a row, and within a line: a heading may stand twice."""
 
 
 def loops(text: str) -> bool:
-    """Whether an answer says the same again and again without a break: a phrase three times, a sentence twice.
+    """Whether an answer says the same again and again without a break: a word three times, a phrase or sentence twice.
 
     A short word may come three times and a Chinese character five times, as laughter and emphasis do. Code is left out,
     and so are punctuation, case, and what is digits alone.
@@ -73,21 +73,28 @@ def loops(text: str) -> bool:
     >>> loops("哈哈哈，慢慢来，一步一步走。"), loops("1 | 1 | 1 | 1 | 1"), loops("It is very, very good.")
     (False, False, False)
     """
-    parts = _PART.findall(_CODE.sub("\n", text[-_TAIL:]).lower())
+    plain = _CODE.sub("\n", text[-_TAIL:]).lower()
+    return _recurring(_PART.findall(plain), _SENTENCE) or any(
+        _recurring(_PART.findall(line), _PHRASE) for line in plain.splitlines()
+    )
+
+
+def _recurring(parts: list[str], twice: int) -> bool:
+    """Whether words stand there in a row too often; from `twice` words on, twice is too often."""
     for period in range(1, len(parts) // 2 + 1):
         run = 0
         for at in range(period, len(parts)):
             run = run + 1 if parts[at] == parts[at - period] else 0
-            enough = run and run >= period * (_times(parts[at], period) - 1)
+            enough = run and run >= period * (_times(parts[at], period, twice) - 1)
             if enough and not all(part.isdigit() for part in parts[at - period + 1 : at + 1]):
                 return True
     return False
 
 
-def _times(word: str, period: int) -> int:
+def _times(word: str, period: int, twice: int) -> int:
     """How often a phrase of `period` words that ends in `word` is too often in a row."""
     if period > 1:
-        return 3 if period < _SENTENCE else 2
+        return 3 if period < twice else 2
     return 3 if len(word) >= 6 else 4 if word.isascii() or len(word) > 1 else 6
 
 
