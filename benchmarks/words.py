@@ -44,7 +44,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " layers, causal attention, the head on label tokens alone), and this machine multiplies float32 matrices of"
         " the model's shapes at {gflops} GFLOP/s, measured in the same session. That allows {rate} real tokens a"
         " second.",
-        "下限：这些数据需要 {tflop} TFLOP（所有线性层的前向和激活梯度、因果注意力、只在计入损失的 token 上计算输出层），"
+        "下限：这些数据需要 {tflop} TFLOP（所有线性层的前向和激活梯度、因果注意力、只在计入损失的 token 上算输出层），"
         "这台机器以模型的形状做 float32 矩阵乘法的速度是 {gflops} GFLOP/s（同一次测量）。也就是最多每秒 {rate} 个真实 "
         "token。",
     ),
