@@ -22,7 +22,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "targets_intro": (
         "What tuneloop set out to reach, and what it reached here. Losses are held-out losses; theirs are of the way"
         " whose steps hold the same rows.",
-        "tuneloop 想达到的目标，以及这次的结果。损失都是留出集损失；对比的是每步用同样多数据的那种做法。",
+        "tuneloop 想达到的目标，以及这次的结果。损失都是验证集损失；对比的是每步用同样多数据的那种做法。",
     ),
     "lora": ("LoRA", "LoRA"),
     "lora_intro": (
@@ -34,8 +34,8 @@ PAGE: dict[str, tuple[str, str]] = {
         " transformers' Trainer with every row padded to 512; it trains on questions as well, so its loss is of"
         " another thing.",
         "SmolLM2-135M-Instruct，float32，q_proj 和 v_proj 上 rank 8、alpha 32，每步 8 条，学习率从 2e-4 线性下降，"
-        "{rows} 条 Alpaca 数据，一轮。真实 token 不含填充。稳定速度是第一步之后各步的中位数。内存峰值是整个进程的，"
-        "包括导入；留出集损失是另外 {held} 条数据里回答 token 的平均损失，对所有做法都用同样的方式逐条测量，"
+        "{rows} 条 Alpaca 数据，训练一轮。真实 token 不含填充。稳定速度是第一步之后各步的中位数。内存峰值是整个进程的，"
+        "包括导入；验证集损失是另外 {held} 条数据里回答 token 的平均损失，对所有做法都用同样的方式逐条测量，"
         "tuneloop 的结果只用 PEFT 加载。TRL 关闭了 bf16，在不支持它的处理器上这样更快。教程做法是 transformers 的 "
         "Trainer，每条填充到 512；它连问题也训练，所以损失的含义不同。",
     ),
@@ -44,7 +44,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " layers, causal attention, the head on label tokens alone), and this machine multiplies float32 matrices of"
         " the model's shapes at {gflops} GFLOP/s, measured in the same session. That allows {rate} real tokens a"
         " second.",
-        "下限：这些数据需要 {tflop} TFLOP（所有线性层的前向和激活梯度、因果注意力、只在标签 token 上计算输出层），"
+        "下限：这些数据需要 {tflop} TFLOP（所有线性层的前向和激活梯度、因果注意力、只在计入损失的 token 上算输出层），"
         "这台机器以模型的形状做 float32 矩阵乘法的速度是 {gflops} GFLOP/s（同一次测量）。也就是最多每秒 {rate} 个真实 "
         "token。",
     ),
@@ -63,7 +63,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "freeze_intro": (
         "The same {rows} rows; the last two blocks learn, the others are frozen. Seconds of the training loop up to"
         " the end of an epoch, of one run.",
-        "同样的 {rows} 条数据；只训练最后两层，其余冻结。表中是同一次运行里，训练循环到某一轮结束所用的秒数。",
+        "同样的 {rows} 条数据；只训练最后两层，其余冻结。表中是同一次运行里，训练到某一轮结束所用的秒数。",
     ),
     "classify": ("Classification with a frozen encoder", "冻结编码器的分类"),
     "classify_intro": (
@@ -137,16 +137,16 @@ TARGETS: dict[str, tuple[str, str]] = {
     "full_loss": ("Full tuning, loss over TRL's", "全参数微调，损失与 TRL 之比"),
     "freeze_3": (
         "Last two blocks, 3 epochs, best peer's time over ours",
-        "最后两层，3 轮，最快的同类做法用时与 tuneloop 之比",
+        "最后两层，训练 3 轮，最快的同类做法用时与 tuneloop 之比",
     ),
     "freeze_10": (
         "Last two blocks, 10 epochs, best peer's time over ours",
-        "最后两层，10 轮，最快的同类做法用时与 tuneloop 之比",
+        "最后两层，训练 10 轮，最快的同类做法用时与 tuneloop 之比",
     ),
     "freeze_loss": ("Last two blocks, loss over LLaMA-Factory's", "最后两层，损失与 LLaMA-Factory 之比"),
     "classify": (
         "Frozen encoder, 5 epochs, Trainer's time over ours",
-        "冻结编码器，5 轮，Trainer 用时与 tuneloop 之比",
+        "冻结编码器，训练 5 轮，Trainer 用时与 tuneloop 之比",
     ),
     "classify_loss": ("Frozen encoder, loss over Trainer's", "冻结编码器，损失与 Trainer 之比"),
     "dpo": ("DPO, speed over TRL's best", "DPO，速度与 TRL 最快的设置之比"),
@@ -176,9 +176,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "wall": ("Whole, s", "全程，秒"),
     "cpu": ("Whole, CPU s", "全程 CPU，秒"),
     "peak": ("Peak, GB", "峰值，GB"),
-    "held": ("Held-out loss", "留出集损失"),
+    "held": ("Held-out loss", "验证集损失"),
     "accuracy": ("Right", "准确率"),
-    "epochs": ("{n} epochs, s", "{n} 轮，秒"),
+    "epochs": ("{n} epochs, s", "训练 {n} 轮，秒"),
     "target": ("Target", "目标"),
     "wanted": ("Wanted", "要求"),
     "reached": ("Reached", "达到"),

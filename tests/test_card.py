@@ -106,7 +106,7 @@ def test_in_chinese(run: Path, base: Path) -> None:
     assert "## How it was made" not in text
     assert re.search(r"[\u4e00-\u9fff]", text)
     assert front_matter(text)["license"] == "apache-2.0"
-    assert "留出集损失" in text
+    assert "验证集损失" in text
     assert not re.search(r"\|[^|]*(held-out|perplexity)[^|]*\|", text)
 
 

@@ -214,7 +214,7 @@ def test_no_file_is_documented_that_is_not_there(tongue: str, workspace: Path) -
 @pytest.mark.parametrize("tongue", LANGUAGES)
 def test_every_reason_of_the_ledger_is_documented(tongue: str) -> None:
     """What lacks is told as lines to put into the table."""
-    heading = {"en": "### The reasons in the ledger", "zh": "### 台账里的原因"}[tongue]
+    heading = {"en": "### The reasons in the ledger", "zh": "### 处理记录里的原因"}[tongue]
     part = page("files.md", tongue).split(heading)[1].split("\n## ")[0]
     language.use(tongue)
     wanted = [f"| `{reason}` | {words} |" for reason, words in ledger.words().items()]

@@ -663,7 +663,8 @@ class TestNearest:
          ("rank", "train.lora.rank"), ("train.cutoff_len", "prepare.max_length"), ("data.0.rowz", "data[].rows"),
          ("evaluate.probes.2.at_leas", "evaluate.probes[].at_least"), ("sead", "seed"), ("train.epoch", "train.epochs"),
          ("grad_accumulation_steps", "train.batch_size"), ("colour", ""), ("", ""), ("模型", "model"), ("train.轮数", "train.epochs"), ("学习率", "train.learning_rate"),
-         ("data.0.列", "data[].columns"), ("月亮", "")],
+         ("data.0.列", "data[].columns"), ("月亮", ""), ("数据增强", "prepare.augment"), ("prepare.敏感词", "prepare.clean.lexicon"),
+         ("train.过拟合", "train.early_stopping"), ("evaluate.检查题", "evaluate.probes"), ("对话轮次", "prepare.turns")],
     )  # fmt: skip
     def test_guesses(self, key: str, known: str) -> None:
         assert nearest(key) == known

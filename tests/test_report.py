@@ -296,7 +296,7 @@ def test_writing_twice_gives_the_same_file_and_no_rest(tmp_path: Path) -> None:
 def test_the_report_speaks_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {
         "Before and after": "训练前后对比",
-        "held-out loss": "留出集损失",
+        "held-out loss": "验证集损失",
         "{m} min {s} s": "{m} 分 {s} 秒",
         "{m} min": "{m} 分钟",
     }
@@ -305,7 +305,7 @@ def test_the_report_speaks_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = make_run(tmp_path)
     page = written(run)
     assert ("html", {"lang": "zh-CN"}) in page.tags
-    for word in ("训练前后对比", "留出集损失", "1 分 0 秒", "2 分钟"):
+    for word in ("训练前后对比", "验证集损失", "1 分 0 秒", "2 分钟"):
         assert word in page.text
 
 

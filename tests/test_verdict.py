@@ -65,9 +65,9 @@ def test_a_run_without_evaluation_says_how_far_it_came() -> None:
 
 def test_chinese_sentences_join_without_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {
-        "All {total} probes passed.": "{total} 个探针全部通过。",
-        "The held-out loss fell from {before} to {after}.": "留出集损失从 {before} 降到 {after}。",
+        "All {total} probes passed.": "{total} 组检查题全部通过。",
+        "The held-out loss fell from {before} to {after}.": "验证集损失从 {before} 降到 {after}。",
     }
     monkeypatch.setattr(language, "_catalogue", lambda chosen: words)
     language.use("zh")
-    assert verdict(evaluation(2.0, 1.5, True, True)).text == "2 个探针全部通过。留出集损失从 2.00 降到 1.50。"
+    assert verdict(evaluation(2.0, 1.5, True, True)).text == "2 组检查题全部通过。验证集损失从 2.00 降到 1.50。"

@@ -37,7 +37,8 @@ CHINESE = {
     "data[].encoding": "编码", "data[].columns": "列 列名 字段",
     "data[].speakers": "说话人 角色", "data[].repeat": "重复 重复次数 权重",
     "prepare": "准备 预处理 数据处理", "prepare.system": "系统 系统提示 系统提示词", "prepare.clean": "清洗",
-    "prepare.clean.pii": "隐私 脱敏 个人信息", "prepare.turns": "轮次 对话轮数",
+    "prepare.clean.pii": "隐私 脱敏 个人信息", "prepare.clean.lexicon": "敏感词 敏感词表 敏感词过滤",
+    "prepare.augment": "数据增强 增强 数据扩充", "prepare.turns": "轮次 对话轮次 对话轮数",
     "prepare.max_length": "最大长度 长度 最长 截断长度", "prepare.too_long": "超长 过长 截断",
     "prepare.dedupe": "去重", "prepare.validation": "验证 验证集 留出 留出集 验证比例", "prepare.test": "测试 测试集",
     "train": "训练", "train.method": "方法 训练方法 微调方法", "train.lora.rank": "秩",
@@ -46,8 +47,9 @@ CHINESE = {
     "train.packing": "打包", "train.learning_rate": "学习率", "train.schedule": "调度 学习率调度 调度器",
     "train.warmup_ratio": "预热 预热比例", "train.warmup_steps": "预热步数", "train.weight_decay": "权重衰减",
     "train.max_grad_norm": "梯度裁剪", "train.checkpointing": "梯度检查点", "train.logging_steps": "日志步数",
-    "train.save_steps": "保存步数", "train.eval_steps": "评估步数", "evaluate": "评估 评测 测评",
-    "evaluate.show": "展示 问题", "evaluate.probes": "探针", "evaluate.max_new_tokens": "最大生成长度",
+    "train.early_stopping": "早停 提前停止 过拟合", "train.save_steps": "保存步数",
+    "train.eval_steps": "评估步数", "evaluate": "评估 评测 测评",
+    "evaluate.show": "展示 问题", "evaluate.probes": "检查题 探针", "evaluate.max_new_tokens": "最大生成长度",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight
 from tuneloop.evaluate import compare
-from tuneloop.language import t
+from tuneloop.language import current, t
 from tuneloop.plan import planner
 from tuneloop.plan.cautions import nothing_held
 from tuneloop.plan.planner import Plan
@@ -52,7 +52,8 @@ def counts_line(made: Dataset) -> None:
     )  # fmt: skip
     more = {"test": t("for a test"), "marked": t("marked"), "added": t("added")}
     if any(counts[kind] for kind in more):
-        print(", ".join(f"{words}: {counts[kind]}" for kind, words in more.items() if counts[kind]))
+        told = [t("{what}: {n}", what=words, n=counts[kind]) for kind, words in more.items() if counts[kind]]
+        print(planner.COMMA[current()].join(told))
 
 
 def plan(foreseen: Plan, looked: Preflight) -> None:

@@ -79,7 +79,8 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str, str]]:
     out = [
         (t("rows read"), f"{counts['rows_in']:,}", t("{n:,} dropped", n=counts["dropped"])),
         (t("rows to train on"), f"{counts['train']:,}", ""),
-        (t("rows held out"), f"{counts['validation'] + counts['test']:,}", f"{held}, {test}" if test else ""),
+        (t("rows held out"), f"{counts['validation'] + counts['test']:,}",
+         t("{held}, {test}", held=held, test=test) if test else ""),
         (t("tokens"), f"{tokens['total']:,}",
          t("{mean:,} a row, {most:,} at most", mean=tokens["mean"], most=tokens["longest"])),
     ]  # fmt: skip

@@ -19,6 +19,7 @@ FEW = 20
 REASONS = 3
 SEMICOLON = {"en": "; ", "zh": "；"}
 BLANK = {"en": " ", "zh": ""}
+LISTED = {"en": ", ", "zh": "、"}
 
 
 def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], where: str) -> list[str]:
@@ -92,7 +93,7 @@ def foreign(model: str, dataset: Path) -> list[str]:
         return []
     said = t("{percent} % of the rows are in {language}, and {model} is an English model.", percent=round(100 * share),
              language=tongues.name(code), model=known.name)  # fmt: skip
-    able = ", ".join(name for name in CHINESE if find(name))
+    able = LISTED[current()].join(name for name in CHINESE if find(name))
     return [said + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
             if code == "zh" else said]  # fmt: skip
 
