@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,10 +10,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tuneloop.model import determinism
 from tuneloop.proof import subject, training
 from tuneloop.proof.training import Ground
+from tuneloop.train import session
 
 
 def degree() -> str:
@@ -78,6 +81,70 @@ def test_the_degree_is_put_back_when_a_pass_fails() -> None:
     with pytest.raises(ZeroDivisionError), determinism.backward():
         raise ZeroDivisionError
     assert degree() == "warn"
+
+
+class Unordered(torch.autograd.Function):
+    """An operation that torch refuses to run in a fixed order on its way back, as cumsum of floats on a card."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].clone().put_(torch.tensor([0]), grads[0].flatten()[:1])
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_cannot_be_strict_is_found_and_trained_without() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="put_"), determinism.backward():
+        Unordered.apply(x).sum().backward()
+    assert determinism.probe(lambda: Unordered.apply(x).sum()) == "put_"
+    assert passes(again=False) == ["warn", "warn"]
+    with pytest.raises(RuntimeError, match="another"):
+        determinism.probe(lambda: Failing.apply(x).sum())
+    assert determinism.probe(lambda: x.sum()) == ""
+    assert passes(again=False) == ["warn", "strict"]
+
+
+class Failing(torch.autograd.Function):
+    """Fails on its way back for another reason."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("another")
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("task", ["chat", "reward"])
+def test_a_model_that_cannot_be_strict_is_trained_and_says_so(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: Unordered.apply(own(self, x)))
+    monkeypatch.setattr(session, "install", lambda model: None)
+    ground = Ground(tmp_path, subject.model_folder(tmp_path / "llama"), longest=200)
+    assert "bit for bit" in training.combination(ground, "lora", task)
+    assert "put_ adds up in any order on this card" in capsys.readouterr().err
+
+
+def test_on_a_card_attention_without_a_fixed_order_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **more: asked.append((a, more)))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        with warnings.catch_warnings():
+            determinism.settle(torch.device("cuda"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert asked == [((True,), {"warn_only": True})]
 
 
 @pytest.mark.usefixtures("asked")

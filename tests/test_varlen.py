@@ -162,3 +162,25 @@ def test_what_the_kernels_are_handed(
 def test_this_torch_has_the_varlen_that_is_asked_for() -> None:
     """Its signature is what `attend` calls; the kernel itself needs a card."""
     assert varlen._varlen() is not None
+
+
+@pytest.mark.parametrize("where", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_flex_is_not_given_up_where_it_is_first_asked_without_gradients(
+    monkeypatch: pytest.MonkeyPatch, where: Any
+) -> None:
+    """A session asks first under no_grad (packs_exactly); a backward pass must be tried all the same."""
+    asked: list[tuple[bool, torch.dtype]] = []
+
+    def flex(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        out = query @ key.transpose(2, 3) @ value
+        asked.append((out.requires_grad, out.dtype))
+        return out
+
+    monkeypatch.setattr(varlen, "_compiled", lambda: flex)
+    varlen._compiles.cache_clear()
+    try:
+        with where():
+            assert varlen._compiles(torch.device("cpu"))
+    finally:
+        varlen._compiles.cache_clear()
+    assert asked == [(True, torch.float32)]

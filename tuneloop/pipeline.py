@@ -5,6 +5,7 @@ Seven functions, each one stage, each reading as its stage, and what belongs to 
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -248,6 +249,7 @@ def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outco
             outcome = session(run, recipe, found, resume=resume)
         if ranks.leads():
             chart.loss_curve(run.metrics, run.path / "loss_curve.png")
+    gc.collect()  # modules whose forward was replaced hold themselves; what is loaded next needs their memory
     return outcome
 
 

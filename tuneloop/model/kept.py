@@ -283,9 +283,10 @@ def _reached_by_gradient(frozen: Frozen) -> bool:
 
     hooks = [b.register_forward_pre_hook(look, with_kwargs=True) for b in frozen.blocks]
     device, frozen._reaching = frozen.base.device, True
+    cards = [device] if device.type == "cuda" else []  # of several, only the one that draws
     try:
         # NEFTune draws here as in training: what training draws later must not depend on it.
-        with torch.random.fork_rng(), torch.enable_grad(), computing(frozen.model, frozen.base.dtype):
+        with torch.random.fork_rng(cards), torch.enable_grad(), computing(frozen.model, frozen.base.dtype):
             states(frozen.model, torch.zeros(1, 2, dtype=torch.int64, device=device),
                    torch.arange(2, device=device)[None], (2,))  # fmt: skip
     except _Reached:

@@ -113,10 +113,14 @@ def card(device: torch.device) -> Card:
 
 @cache
 def _compiles(device: torch.device) -> bool:
-    """Whether flex_attention can be compiled here: Triton wants a C compiler, which a bare image may not have."""
-    key = torch.ones(1, 1, 128, 16, device=device, requires_grad=True)
+    """Whether flex_attention can be compiled here: Triton wants a C compiler, which a bare image may not have.
+
+    It is first asked where no gradient is: by the check of whether rows can be packed, or by a measurement.
+    """
     try:
-        by_flex(_compiled(), key, key, key, (100, 28), causal=True).sum().backward()
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            key = torch.ones(1, 1, 128, 16, device=device, requires_grad=True)
+            by_flex(_compiled(), key, key, key, (100, 28), causal=True).sum().backward()
     except Exception:  # a compiler, an assembler, a header: each fails in its own way
         return False
     return True

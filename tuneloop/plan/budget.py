@@ -89,7 +89,7 @@ def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], H
 
     Raises TL-MODEL-CONFIG when transformers cannot build it, and what a method says of a recipe that it cannot follow.
     """
-    with torch.device("meta"), torch.random.fork_rng():
+    with torch.device("meta"), torch.random.fork_rng([]):
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             head = head_of(config)

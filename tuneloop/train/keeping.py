@@ -144,7 +144,7 @@ def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
             with products("float32") if side == "validation" else contextlib.nullcontext():
                 below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([below.base.device] if below.base.device.type == "cuda" else []):
         if ranks.leads():  # the others find what the first one made
             if not keeping.folder.exists():
                 require_room(keeping.folder, size)

@@ -46,7 +46,7 @@ from tuneloop.train.callbacks import Due, HeldOut, Journal, Metrics, Saver, Scre
 from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.interrupt import Interrupt
 from tuneloop.train.keeping import Keeping, held_out, kept_blocks, measurements
-from tuneloop.train.loop import Callback, held_loss, train
+from tuneloop.train.loop import Callback, held_loss, to_device, train
 from tuneloop.train.material import Material
 from tuneloop.train.optim import optimizer_for, scheduler_for, total_steps
 from tuneloop.train.sampler import sampler_for
@@ -197,6 +197,24 @@ def _informed(task: Task, inner: nn.Module, items: Items, passes: Iterator[Packe
         return task.informed(inner, items, passes, keep)
 
 
+def _unordered(inner: nn.Module, items: Items) -> str:
+    """The operation for which this model's backward passes have no fixed order on a card, "" where they have one.
+
+    The shortest item tells; nothing is left of its pass.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return ""
+    shortest = int(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max).argmin())
+    row, was = to_device(pack_items(items, [shortest]), next(inner.parameters()).device), inner.training
+    try:
+        return determinism.probe(lambda: inner.train()(**row))
+    finally:
+        inner.train(was)
+        inner.zero_grad(set_to_none=True)
+        if isinstance(told := getattr(inner, "told", None), torch.Tensor):
+            told.zero_()
+
+
 def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = False) -> Outcome:
     """Train the items into runs/<name>-<n>/adapter (or model/).
 
@@ -211,6 +229,7 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
     if not precision.mixed(model, pick_dtype(recipe.model.dtype)):  # they are for one type throughout
         install(model)
     parts = _parts(run, recipe, model, material)
+    unordered = _unordered(parts.inner, parts.items)
     wrapped, optimizer = accelerator.prepare(parts.inner, parts.optimizer)
     state = _take_up(parts) if resume else _start(parts, material.task)
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
@@ -220,6 +239,9 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
         screen.say(line)
     if recipe.train.packing and not parts.batches.packing:
         screen.say(t("This model cannot be packed exactly: one dialogue a row."))
+    if unordered:
+        screen.say(t("{operation} adds up in any order on this card: a resumed run may differ by rounding.",
+                     operation=unordered))  # fmt: skip
     require_held_out(recipe.train, len(parts.held))
     guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, parts.metrics, parts.events, screen.say)
     watchers = _watchers(parts, screen, accelerator, guard, material) if accelerator.is_main_process else []
