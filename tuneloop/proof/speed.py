@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ def _most_gb(device: torch.device) -> float | None:
 
 
 def _forget(device: torch.device) -> None:
+    gc.collect()  # what was measured before may hold itself
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
