@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from tuneloop.environment import environment
 from tuneloop.errors import MachineError, known_words
@@ -163,14 +163,18 @@ def require_name(path: Path) -> None:
         raise MachineError("TL-MACHINE-NAME", where=_shown(whole), then="")
 
 
+def open_to_all(file: Path, wait: float = -1) -> BaseFileLock:
+    """A lock that another user of a shared folder can open, to see that it is held. Windows has no such modes."""
+    return FileLock(file, timeout=wait, mode=0o666) if hasattr(os, "fchmod") else FileLock(file, timeout=wait)
+
+
 @contextmanager
 def lock(file: Path, wait: float = -1) -> Iterator[None]:
     """Hold a lock that lies beside what it locks and is gone afterwards; it goes with the process, however that ends.
 
     Raises filelock's Timeout after `wait` seconds, if that is not negative.
     """
-    # Another user of a shared folder must be able to open it, to see that it is held.
-    with FileLock(file, timeout=wait, mode=0o666):
+    with open_to_all(file, wait):
         try:
             yield
         finally:

@@ -73,4 +73,4 @@ def test_one_column_for_two_roles_is_refused(tmp_path: Path, columns: dict[str, 
     with pytest.raises(DataError) as caught:
         list(formats.read(DataFile(path=str(path), columns=columns)))
     assert caught.value.code == "TL-DATA-COLUMNS"
-    assert "two roles" in caught.value.what
+    assert "at once" in caught.value.what

@@ -23,6 +23,7 @@ from tuneloop.data.dataset import Dataset
 from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries
 from tuneloop.data.relations import Relations
+from tuneloop.data.stamps import Stamps
 from tuneloop.records import Record
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -225,7 +226,7 @@ TRULY_ALIKE = {
 @pytest.mark.parametrize("name", SETS)
 def test_ordinary_rows_do_not_chain_into_one_group(name: str, tmp_path: Path) -> None:
     wanted = recipe(shared(name), max_length=100_000)
-    found, _ = builder._find(wanted)
+    found, _, _ = builder._find(wanted, Stamps(tmp_path / "stamps.json"))
     raw = parts.raw_rows(found, 42)
     made = parts.make(tmp_path, raw, wanted.prepare, steps(wanted.prepare.clean, None), characters, lambda n: None)
     rows = Kept(made)

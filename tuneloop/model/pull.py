@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from tuneloop.disk import require_room, size_text, writing
+from tuneloop.disk import open_to_all, require_room, size_text, writing
 from tuneloop.environment import environment
 from tuneloop.errors import ModelError
 from tuneloop.language import t
@@ -178,7 +178,7 @@ def _only_one(known: Known, say: Say) -> Iterator[None]:
     """Hold the model's lock; while another process has it, wait, and say so."""
     working = _working(known)
     working.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(working / "lock", mode=0o666)
+    lock = open_to_all(working / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
