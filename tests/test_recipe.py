@@ -885,3 +885,11 @@ class TestWords:
         for error in (caught.value, *caught.value.causes):
             assert not re.search(r"[{}]|\? |: \?", error.what), error.what
             assert error.do
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0])
+def test_a_share_beside_a_validation_file_outlives_a_change(share: float) -> None:
+    """Also where it is the usual one: a recipe that was read has what it asks for, --set changes nothing else."""
+    data = [{"path": "a.jsonl"}, {"path": "b.jsonl", "split": "validation"}]
+    recipe, _ = make_recipe({"name": "x", "model": "smollm2", "data": data, "prepare": {"validation": share}})
+    assert changed(recipe, ["train.epochs=2"]).prepare.validation == share

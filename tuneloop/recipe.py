@@ -360,6 +360,8 @@ def _unset(raw: dict[str, Any], written: dict[str, Any]) -> None:
 def _meant(raw: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
     """What was just written, and what stands in the place of a value that would follow from others."""
     kept = {s: dict.fromkeys(followers(raw, s).keys() & raw.get(s, {}).keys()) for s in FOLLOWS_FROM}
+    if any(file.get("split") == "validation" for file in raw.get("data") or ()):  # a share beside it was asked for
+        kept["prepare"] = {**kept.get("prepare", {}), "validation": None}
     return {**kept, **{k: {**kept.get(k, {}), **v} if isinstance(v, dict) else v for k, v in written.items()}}
 
 
