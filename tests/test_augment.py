@@ -248,11 +248,12 @@ def test_what_a_model_writes_is_cleaned_and_may_be_too_long(tmp_path: Path) -> N
             for n, (chat, text) in enumerate(zip(chats, answer(chats), strict=True))
         ]  # fmt: skip
 
-    made = build(with_augment(rows(tmp_path), methods=["follow_up"], share=0.5), tmp_path, Helpers(odd))
+    wanted = with_augment(rows(tmp_path), methods=["follow_up"], share=0.5, prepare={"max_length": 2048})
+    made = build(wanted, tmp_path, Helpers(odd))
     assert not children(made)
     counts = made.manifest["counts"]
     assert counts["added"] == counts["dropped"] == 24
-    assert {"repeats itself", "too long"} >= {s["reason"] for s in made.manifest["steps"] if s["dropped"]}
+    assert {"repeats itself", "too long"} == {s["reason"] for s in made.manifest["steps"] if s["dropped"]}
     assert made.manifest["augment"]["made"] == {"follow_up": 0}
 
 

@@ -226,11 +226,16 @@ def test_a_held_out_label_that_no_training_row_has_is_told(tmp_path: Path) -> No
 def test_a_text_longer_than_the_model_takes_is_told_before_training(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "rows.jsonl", [{"text": f"{w} " * 80, "label": w} for w in ("good", "bad") * 10])
     plan = recipe(encoders.folder(tmp_path / "bert", "bert"), data)
-    plan = plan.model_copy(update={"prepare": plan.prepare.model_copy(update={"dedupe": "off"})})
-    dataset = pipeline.prepare(plan, workspace=tmp_path)
+    part = plan.prepare.model_copy(update={"dedupe": "off"})
+    named = plan.model_copy(update={"prepare": part.model_copy(update={"max_length": 100})})
+    dataset = pipeline.prepare(named, workspace=tmp_path)
     with pytest.raises(DataError) as error:
-        pipeline.plan(plan, dataset)
+        pipeline.plan(named, dataset)
     assert [cause.code for cause in error.value.causes] == ["TL-DATA-CONTEXT"]
+    with pytest.raises(DataError) as error:  # left to the rows, such a row goes when it is prepared
+        pipeline.prepare(plan.model_copy(update={"prepare": part}), workspace=tmp_path)
+    assert error.value.code == "TL-DATA-NOTHING-LEFT"
+    assert "max_length: 20 (82 / 66)" in str(error.value)
 
 
 def test_a_server_names_the_label(tmp_path: Path, tiny_run: Path) -> None:

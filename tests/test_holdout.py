@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.made import build, jsonl, recipe
+from tests.made import build, characters, jsonl, recipe
+from tuneloop.data import builder
 from tuneloop.data.holdout import all_learnt
 from tuneloop.data.split import Side, sides
 
@@ -82,3 +83,29 @@ def test_a_version_has_each_label_in_training(dedupe: str, tmp_path: Path) -> No
     made = build(recipe(jsonl(tmp_path / "f.jsonl", rows), dedupe=dedupe, validation=0.4, seed=1), tmp_path)
     assert {r.label for r in made.records("train")} == set(RARE)
     assert made.manifest["counts"]["validation"] == 40
+
+
+def test_what_was_held_out_draws_what_belongs_to_it_but_never_most_rows(tmp_path: Path) -> None:
+    def row(n: int, answer: int) -> dict[str, str]:
+        return {"question": f"What is {hashlib.sha256(str(n).encode()).hexdigest()}?", "answer": str(answer) * 30}
+
+    old = jsonl(tmp_path / "old.jsonl", [row(n, n) for n in range(40)])
+    wanted = {"validation": 0.1, "test": 0.1, "dedupe": "off"}
+    first = build(recipe(old, **wanted), tmp_path)
+    sides_of: tuple[Side, ...] = ("validation", "test")
+    before = first.held_out()
+    (asked, *_) = first.records("validation")
+    for count in (3, 90):  # answers to a question that was held out
+        again = [{"question": asked.messages[0].content, "answer": str(n) * 30} for n in range(100, 100 + count)]
+        new = jsonl(tmp_path / f"new{count}.jsonl", [*again, *(row(n, n) for n in range(200, 240))])
+        made = builder.build(recipe(old, new, **wanted), tmp_path, characters, "characters", before=before)
+        for side in sides_of:
+            assert set(first.ids(side)) <= set(made.ids(side))
+        learnt_too = [r for r in made.records("train") if r.messages[0].content == asked.messages[0].content]
+        assert bool(learnt_too) == (count == 90)
+        assert made.manifest["counts"]["train"] >= 0.6 * (80 + count)
+        if count == 90:
+            told = {e["reason"] for e in made.manifest["steps"] if e["marked"]}
+            assert "question also in training" in told
+    plain = build(recipe(old, new, **wanted), tmp_path)
+    assert plain.hash != made.hash, "a version that was asked for otherwise is another one"

@@ -71,6 +71,19 @@ def test_rows_added_to_a_file_move_few() -> None:
     assert len(before & after) >= 85
 
 
+def test_rows_that_were_held_out_before_stay_so_and_count() -> None:
+    ids, more = names("a", 100), names("a", 300)
+    first = sides(ids, ["a"] * 100, validation=0.2, test=0.1)
+    before: list[Side | None] = [None if side == "train" else side for side in first] + [None] * 200
+    again = sides(more, ["a"] * 300, validation=0.2, test=0.1, before=before)
+    assert [a for a, b in zip(again, before, strict=False) if b] == [b for b in before if b]
+    assert Counter(again) == {"train": 210, "validation": 60, "test": 30}
+    groups = [n % 100 for n in range(300)]  # each row draws two new ones along
+    again = sides(more, ["a"] * 300, validation=0.2, test=0.1, before=before, groups=groups)
+    assert again == [side for _ in range(3) for side in first]
+    assert sides(more, ["a"] * 300, validation=5, before=before).count("validation") == 20, "more than the number"
+
+
 def test_rows_of_one_id_stay_on_one_side() -> None:
     ids = names("a", 40) * 3
     chosen = sides(ids, ["a"] * 120, validation=0.25, seed=3)

@@ -72,8 +72,11 @@ def _quiet(text: str) -> None:
     """Says nothing: the default of the Python API."""
 
 
-def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> Dataset:
-    """Raw files -> a dataset version with ledger and card under workspace/datasets."""
+def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, before: Dataset | None = None) -> Dataset:
+    """Raw files -> a dataset version with ledger and card under workspace/datasets.
+
+    What the version `before` holds out is held out again, with all that belongs to it.
+    """
     recipe = _labelled(recipe)
     words = words_of(recipe)
 
@@ -83,7 +86,16 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet) -> D
     # No process of a launcher needs its peers for this: the first one here holds a lock, the others find what it made.
     return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
                          helpers(recipe, words.folder, words.tokenizer, say, about),
-                         words.most_tokens(recipe))  # fmt: skip
+                         words.most_tokens(_found(recipe, workspace)),
+                         before.held_out() if before else None)  # fmt: skip
+
+
+def _found(recipe: Recipe, workspace: Path) -> Recipe:
+    """The recipe with the folders of its adapters; without them where they are not there yet: rows can be prepared."""
+    try:
+        return _with_adapters(recipe, workspace)
+    except TuneloopError:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": None})})
 
 
 def _labelled(recipe: Recipe) -> Recipe:
@@ -355,8 +367,8 @@ def improve(
 ) -> tuple[Run, Verdict]:
     """New files beside the old ones -> a new run, registered only if it is no worse on what the old one held out.
 
-    A dialogue's side of the split depends on its content, so what was held out mostly stays held out; a row that does
-    not is no witness any more and is left out of both scores.
+    What was held out stays so, and new rows that belong with it (that ask the same, or nearly repeat it) are held out
+    too. One that training needs, for its label, is no witness any more and is left out of both scores.
     """
     recipe = run_recipe(run.path)
     more = [DataFile(path=str(Path(f).resolve())) for f in files]
@@ -364,11 +376,12 @@ def improve(
     if grown.prepare.max_length == "auto":  # the pass was made as long as the old rows are
         usual = TrainPart().token_budget
         grown = grown.model_copy(update={"train": grown.train.model_copy(update={"token_budget": usual})})
-    dataset = prepare(grown, workspace=workspace, say=say)
+    old = _dataset(run)
+    dataset = prepare(grown, workspace=workspace, say=say, before=old)
     new = train(grown, dataset, workspace=workspace)
     if new.result() is None:
         return new, Verdict(False, None, None, ())
-    before = _dataset(run).records("validation")
+    before = old.records("validation")
     learned = set(dataset.ids("train"))
     held = [record for record in before if record.id not in learned]
     old_score = run.read("evaluation.json") if held == before else both(load_trained(run.path), held, say)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from tuneloop.data.ledger import entries, words
 from tuneloop.data.parts import Found, Known, Part, Sources
 from tuneloop.data.reading import formats, sides
 from tuneloop.data.reading.sniff import shown
+from tuneloop.data.split import Side
 from tuneloop.data.stamps import GRAIN, Stamps, digest, stamp
 from tuneloop.data.version import write
 from tuneloop.disk import lock, require_name, require_room, writing
@@ -47,11 +48,12 @@ def _quiet(rows: int) -> None:
 
 def build(
     recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet, view: View | None = None,
-    helpers: Helpers = NOBODY, most: int = 0,
+    helpers: Helpers = NOBODY, most: int = 0, before: Mapping[str, Side] | None = None,
 ) -> Dataset:  # fmt: skip
     """Read, clean, dedupe, fit and split the recipe's files; write the version, or find it if it is there.
 
     `most` is how many tokens the model takes, which is the limit of a row where prepare.max_length is auto; 0 for any.
+    `before` are the held-out rows of an earlier version, by id, which stay so (`holdout.choose`).
     `view` shows samples on the card as the model sees them; `helpers` make and judge the rows of `prepare.augment`.
 
     Raises DataError where a file cannot be used or nothing is left, MachineError where the disk has no room or refuses.
@@ -64,7 +66,7 @@ def build(
     found, left_out, known = _find(recipe, stamps)
     digests = {s.label: known[s.path][0] for _, group in found for s in group}
     most = most if recipe.prepare.max_length == "auto" else 0
-    made_from = _cache_key(recipe, found, digests, key, most)
+    made_from = _cache_key(recipe, found, digests, key, most, before or {})
     with writing(home):
         dataset = _remembered(home, made_from, stamps)
         if dataset is None:
@@ -74,7 +76,7 @@ def build(
                 if dataset is None:
                     work = home / f".work-{made_from[:12]}"
                     sources = Sources(found, digests, left_out, known)
-                    dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers, most)
+                    dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers, most, before)
                     _remember(home, made_from, dataset.hash)
                     shutil.rmtree(work, ignore_errors=True)
                     _tidy(home)
@@ -104,7 +106,7 @@ def _tidy(home: Path) -> None:
 
 def _build(
     home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say, view: View | None,
-    helpers: Helpers, most: int,
+    helpers: Helpers, most: int, before: Mapping[str, Side] | None,
 ) -> Dataset:  # fmt: skip
     part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
     require_room(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
@@ -119,7 +121,7 @@ def _build(
         if not len(rows):
             raise _nothing(made)
         _one_kind(rows)
-        choice = holdout.choose(rows, part, recipe.seed)
+        choice = holdout.choose(rows, part, recipe.seed, before)
         if "train" not in choice.sides:
             raise _nothing_to_train(recipe, choice.sides)
         if part.augment.methods:
@@ -196,7 +198,9 @@ def _one_kind(rows: Kept) -> None:
         raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
 
 
-def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int) -> str:
+def _cache_key(
+    recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int, before: Mapping[str, Side]
+) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, this room's code."""
     here = Path(__file__).parent
     code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
@@ -212,6 +216,7 @@ def _cache_key(recipe: Recipe, found: Found, digests: dict[str, str], key: str, 
         "seed": recipe.seed,
         "tokenizer": key,
         "most": most,
+        "before": dict(before),
         "code": [digest(path) for path in code if "__pycache__" not in path.parts],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -61,6 +61,11 @@ class Dataset:
         for batch in self.batches(side):
             yield from batch.column("id").to_pylist()
 
+    def held_out(self) -> dict[str, Side]:
+        """The side of each row that is not trained on, by id."""
+        sides: tuple[Side, ...] = ("validation", "test")
+        return {row: side for side in sides for row in self.ids(side)}
+
     def rows(self, *only: Side) -> Iterator[tuple[Record, Side, int]]:
         """Every row once: (record, side, repeat). Only training rows are repeated."""
         for side in only or SIDES:

@@ -9,7 +9,7 @@ hold each other stay together all the same, and each other held-out row that tra
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.data.kept import Kept
@@ -32,8 +32,12 @@ class Choice:
     alike: int | None
 
 
-def choose(rows: Kept, part: PreparePart, seed: int) -> Choice:
-    """What becomes of each row. All of them may be held out; the caller checks."""
+def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Side] | None = None) -> Choice:
+    """What becomes of each row. All of them may be held out; the caller checks.
+
+    `before` are the rows, by id, that an earlier version held out: they are held out again, with all that belongs to
+    them.
+    """
     entries: list[LedgerEntry] = []
     gone: set[int] = set()
     split = bool(part.validation or part.test or {"validation", "test"} & set(rows.given))
@@ -48,10 +52,10 @@ def choose(rows: Kept, part: PreparePart, seed: int) -> Choice:
     families = looked.families(pairs["train"])
     left = [at for at in range(len(rows)) if at not in gone]
     *strict, certain = families.levels
-    chosen = apart = _split(rows, left, part, seed, certain, families.phrases)
+    chosen = apart = _split(rows, left, part, seed, certain, families.phrases, before or {})
     for group in strict:
-        tried = _split(rows, left, part, seed, group, families.phrases)
-        if 2 * _held(tried) >= _held(apart):
+        tried = _split(rows, left, part, seed, group, families.phrases, before or {})
+        if _held(apart) <= 2 * _held(tried) and (not before or _held(tried) <= 2 * _held(apart)):
             chosen = tried
             break  # else rows are so alike that nearly all are one group: better near repetitions held out than none
     entries += _torn(rows, left, families, chosen)
@@ -61,12 +65,16 @@ def choose(rows: Kept, part: PreparePart, seed: int) -> Choice:
     return Choice(out, entries, len(left) - len({families.alike[at] for at in left}))
 
 
-def _split(rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: I64, phrases: set[int]) -> list[Side]:
+def _split(
+    rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: I64, phrases: set[int],
+    before: Mapping[str, Side],
+) -> list[Side]:  # fmt: skip
     ids = [rows.ids[at] for at in left]
     strata = [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left]
     of = group[left].tolist()
     fixed = [rows.given[at] or ("train" if at in phrases else None) for at in left]
-    chosen = sides(ids, strata, validation=part.validation, test=part.test, seed=seed, groups=of, fixed=fixed)
+    chosen = sides(ids, strata, validation=part.validation, test=part.test, seed=seed, groups=of, fixed=fixed,
+                   before=[before.get(one) for one in ids] if before else None)  # fmt: skip
     return all_learnt(chosen, ids, [rows.labels[at] for at in left], strata, seed=seed, groups=of, fixed=fixed)
 
 

@@ -31,33 +31,40 @@ def sides(
     seed: int = 42,
     groups: Sequence[int] | None = None,
     fixed: Sequence[Side | None] | None = None,
+    before: Sequence[Side | None] | None = None,
 ) -> list[Side]:
     """The side of each row. `strata` names what is held out from in proportion (a file, or a file and a label).
 
     `validation` and `test` below 1 are shares, taken from every stratum with ten rows or more and from all the smaller
     ones together; 1 and above are numbers of rows, shared out in proportion. Rows of equal id or equal `groups` number
     stay together. A row that is `fixed` stays on its side, and so does all of its group. Shares leave something
-    to train on; a number of rows may not: the caller checks.
+    to train on; a number of rows may not: the caller checks. So does a row whose side is told `before`, because it had
+    it in a split of fewer rows; but those count in what is wanted.
     """
     members = _units(ids, groups)
     chosen: dict[int, Side] = {}
+    again: dict[int, Side] = {}
     free: dict[str, list[int]] = {}
     for unit, rows in members.items():
         bound = [f for r in rows if fixed and (f := fixed[r])]
         if bound:
             chosen[unit] = max(bound, key=SIDES.index)
-        else:
-            free.setdefault(strata[rows[0]], []).append(unit)
+            continue
+        free.setdefault(strata[rows[0]], []).append(unit)
+        if had := [b for r in rows if before and (b := before[r])]:
+            again[unit] = max(had, key=SIDES.index)
     free = _joined(free, members)
     order = {u: rank(min(ids[r] for r in rows), seed) for u, rows in members.items() if u not in chosen}
     sizes = {name: sum(len(members[u]) for u in units) for name, units in free.items()}
+    chosen |= again
     tests, holds = _quota(sizes, test), _quota(sizes, validation)
     if max(test, validation) < 1:
         holds = {name: max(min(n, sizes[name] - tests[name] - 1), 0) for name, n in holds.items()}
     for side, quota in (("test", tests), ("validation", holds)):
         for name, units in free.items():
             waiting = sorted((u for u in units if u not in chosen), key=lambda u: order[u])
-            chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], quota[name]), cast(Side, side))
+            left = max(quota[name] - sum(len(members[u]) for u in units if again.get(u) == side), 0)
+            chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], left), cast(Side, side))
     out: list[Side] = ["train"] * len(ids)
     for unit, rows in members.items():
         for r in rows:

@@ -19,7 +19,7 @@ from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
-from tuneloop.errors import DataError, ModelError
+from tuneloop.errors import DataError, ModelError, RecipeError
 from tuneloop.language import t
 from tuneloop.model import adapters
 from tuneloop.model.load import (
@@ -36,7 +36,7 @@ from tuneloop.model.model_folder import context, vocabulary
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.presets import roomy, settled
-from tuneloop.records import Record
+from tuneloop.records import Message, Record
 from tuneloop.sections import Recipe, TrainPart
 
 
@@ -59,6 +59,21 @@ class Words:
         """How a dataset's card shows samples."""
         return View(lambda sample: marked(self.tokenizer, sample), self.context)
 
+    def _around(self, train: TrainPart) -> int:
+        """Tokens that a task's sample has beyond those of its row: a template around the text. 0 for a faulty
+        template, which is told before training."""
+        task = TASKS.get(train.task)
+        if task is None or self.alone:
+            return 0
+        records = [Record(tuple(Message("user", text) for text in texts), "", n, kind="label")
+                   for n, texts in enumerate((("a",), ("1.",), ("字",), ("a", "a")))]  # fmt: skip
+        rows = Rows(self.encode(records), lambda: records)
+        setting = Setting(train, self.tokenizer, masked=masked(self.folder, self.tokenizer))
+        try:
+            return max(0, int((task.samples(rows, setting).lengths - rows.samples.lengths).max()))
+        except RecipeError:
+            return 0
+
     @property
     def context(self) -> int:
         """The longest sequence that the model was made for; of a tokenizer alone, the one that it was made for."""
@@ -73,11 +88,12 @@ class Words:
     def most_tokens(self, recipe: Recipe) -> int:
         """The limit of a row where prepare.max_length is auto: what the model takes, 0 for any.
 
-        A train.token_budget that the recipe sets is a limit as well; the usual one is raised where rows need it.
+        Virtual tokens and what the task writes around a text need places, too. A train.token_budget that the recipe
+        sets is a limit as well; the usual one is raised where rows need it.
         """
         most, train = self.context, recipe.train
-        if most and METHODS[train.method].virtual:
-            most = max(16, most - train.virtual.tokens)
+        if most:
+            most = max(1, most - _virtual(train) - self._around(train))
         budget = train.token_budget
         return budget if budget != TrainPart().token_budget and budget < (most or budget + 1) else most
 
@@ -170,8 +186,12 @@ def room(recipe: Recipe, folder: Path, task: Task) -> int:
     most = context(folder)
     if not most or (task.writes and not numbered_places(folder)):
         return 0
-    train = recipe.train
+    return max(1, most - _virtual(recipe.train))
+
+
+def _virtual(train: TrainPart) -> int:
+    """Virtual tokens before each text: as many as the adapter has that is trained on, where there is one."""
     if not METHODS[train.method].virtual:
-        return most
+        return 0
     virtual = adapters.read_config(Path(train.adapter)).get("num_virtual_tokens") if train.adapter else None
-    return max(1, most - int(virtual or train.virtual.tokens))
+    return int(virtual or train.virtual.tokens)
