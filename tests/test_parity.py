@@ -99,6 +99,47 @@ def test_no_assistant_positions_are_no_proof(evidence: Evidence) -> None:
     assert not compare(dataclasses.replace(evidence, logits=()), dataclasses.replace(evidence, logits=())).passed
 
 
+ASKED = {"role": "user", "content": "Who are you?"}
+OMITS = (  # leaves turns without a text out, and what stands before </think>
+    "{% for m in messages %}{% set said = m.content.split('</think>')[-1] %}{% if said %}"
+    "{{ '<|im_start|>' + m.role + '\n' + said + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, OMITS])
+@pytest.mark.parametrize("answer", ["", "  \n", "<think>hm</think>", "<think>hm</think>I'm Pebble."])
+def test_where_no_answer_can_be_trained_the_question_is_compared(
+    answer: str, template: str | None, tiny_model: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    chats = [[ASKED, {"role": "assistant", "content": answer}]]
+    found = measure(load_model(tiny_model), tokenizer, chats)
+    assert [len(x) > 0 for x in found.logits] == [True]
+    assert compare(found, found).passed
+    model = load_model(tiny_model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0] += 0.1
+    other = compare(found, measure(model, tokenizer, chats))
+    assert EXACT < other.max_logit_difference < float("inf")
+    assert not other.passed
+
+
+def test_a_question_without_an_answer_does_not_hide_the_others(tiny_model: Path, evidence: Evidence) -> None:
+    silent = [ASKED, {"role": "assistant", "content": ""}]
+    found = measure(load_model(tiny_model), load_tokenizer(tiny_model), [silent, *CHATS])
+    assert len(found.logits) == len(evidence.logits) + 1
+    assert all(a.equal(b) for a, b in zip(found.logits[1:], evidence.logits, strict=True))
+
+
+def test_a_loss_that_only_one_model_has_is_no_proof(evidence: Evidence) -> None:
+    one = dataclasses.replace(evidence, loss=1.0)
+    assert compare(one, one).passed
+    assert not compare(one, evidence).passed
+    assert not compare(evidence, one).passed
+
+
 def test_long_dialogues_are_sampled_over_their_length(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "MOST_LOGITS", 3 * 2 * load_model(tiny_model).config.vocab_size)
     found = measure(load_model(tiny_model), load_tokenizer(tiny_model), CHATS)

@@ -48,6 +48,17 @@ def test_a_greeting_of_many_dialogues_joins_none() -> None:
     assert found.phrases.tolist() == [0]
 
 
+def test_rows_that_end_alike_are_no_set_phrases() -> None:
+    """A farewell, or one last line below many texts: the rows differ in all else, and may be held out."""
+    rng = random.Random(4)
+    for bye in (("谢谢", "不客气"), ("谢谢", text(rng, 70))):
+        found = looked(*(talk(text(rng, 40), text(rng, 40), *bye) for _ in range(20))).turns()
+        assert (found.i.size, found.phrases.size) == (0, 0)
+    documents = [talk(f"{text(rng, 40)}\n原文来自本站。", kind="text") for _ in range(20)]
+    found = looked(*documents).turns()
+    assert (found.i.size, found.phrases.size) == (0, 0)
+
+
 def test_which_rows_hold_another_whole() -> None:
     rng = random.Random(3)
     said = [text(rng, 40) for _ in range(8)]

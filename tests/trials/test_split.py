@@ -156,6 +156,17 @@ def test_a_greeting_joins_no_dialogues_and_is_not_held_out(tmp_path: Path) -> No
         assert ("f.jsonl", 1) in {(r.file, r.line) for r in made.records("train")}
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_rows_that_end_alike_can_be_held_out(kind: str, tmp_path: Path) -> None:
+    maker = Maker(4)
+    bye = [{"role": "user", "content": "谢谢"}, {"role": "assistant", "content": "不客气，再见！"}]
+    rows = [{"messages": [*maker.talk(3, 90), *bye]} for _ in range(50)]
+    if kind == "text":
+        rows = [{"text": f"{maker.text(300)}\n原文来自本站。"} for _ in range(50)]
+    made = build(recipe(jsonl(tmp_path / "f.jsonl", rows), validation=0.2), tmp_path)
+    assert made.manifest["counts"]["validation"] == 10
+
+
 def test_training_rows_that_hold_a_dialogue_of_a_test_file_go(tmp_path: Path) -> None:
     maker = Maker(2)
     talks = [maker.talk(4, 120) for _ in range(20)]

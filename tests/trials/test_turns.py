@@ -123,7 +123,9 @@ def test_a_result_keeps_its_call_and_its_name(key: str) -> None:
 
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m.role == 'assistant' %}"
-    "{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}{{ '<call>' + c.function | tojson + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 IDS = (
@@ -168,6 +170,20 @@ def test_thoughts_are_trained_under_all_their_names(name: str, thoughts: list[st
     texts = [one[0].split("</think>")[0] for one in trained(records, THINKING)]
     assert len(texts) == len(thoughts)
     assert all(text.startswith(f"<think>{thought}") for text, thought in zip(texts, thoughts, strict=True))
+
+
+def test_a_thought_in_front_of_a_call_is_trained_with_it_or_not_at_all() -> None:
+    records, _ = read("02-thinking-key/siblings.jsonl")
+    called, answered = trained(records[-1:], THINKING)[0]
+    assert called.startswith("<think>I must call it.</think><call>{")
+    assert called.endswith("}</call><|im_end|>")
+    assert '"weather"' in called
+    assert '"Bonn"' in called
+    assert answered == "3 degrees.<|im_end|>"
+    without_calls = THINKING.replace("m.tool_calls or []", "[]")
+    assert trained(records[-1:], without_calls) == [["3 degrees.<|im_end|>"]]
+    lost = tokenize(byte_tokenizer(without_calls, eos_token="<|im_end|>"), records[-1:]).unsaid
+    assert {(one.turn, one.what) for one in lost} == {(2, "call"), (2, "thought")}
 
 
 @pytest.mark.parametrize("template", [THINKING, IDS])

@@ -109,11 +109,10 @@ class SharedTurns:
         telling = whole & ~_set_phrases(run, _neighbours(key, row, end))
         telling &= _occurs_in_many(run, row)
         i, j = _with_first(run[telling], row[telling])
-        last = np.flatnonzero(np.append(row[1:] != row[:-1], True))
-        held = last[_occurs_in_many(key, row)[last]]
-        joined = np.zeros(len(counts), bool)
-        joined[i], joined[j] = True, True
-        return Shared(i, j, row[held][~joined[row[held]]])
+        own = row[~_occurs_in_many(key, row)]
+        phrases = counts > 0
+        phrases[own], phrases[i], phrases[j] = False, False, False
+        return Shared(i, j, np.flatnonzero(phrases))
 
     def inside(self, held: Sequence[int], others: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(row of `held`, row of `others`) where the second holds all exchanges of the first, one after the other."""

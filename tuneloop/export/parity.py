@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from tuneloop.data import dataset as datasets
 from tuneloop.data.templates import Chat, encode, render, stop_ids
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import RunError, TuneloopError
+from tuneloop.errors import DataError, RunError, TuneloopError
 from tuneloop.evaluate import preference
 from tuneloop.evaluate.both import held_out_loss
 from tuneloop.language import t
@@ -118,25 +118,25 @@ def questions(chat: Chat) -> Chat:
 @torch.no_grad()
 def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Sequence[Record] = ()) -> Evidence:
     """What `model` says to `chats`, each with at least one assistant turn, whose positions are looked at; and what it
-    loses on the rows `held`."""
+    loses on the rows `held`. Of a chat in which no answer can be trained, the positions of its question are looked at.
+    """
     model.eval()
     device = next(model.parameters()).device
-    records = [Record(tuple(Message(m["role"], m["content"]) for m in chat)) for chat in chats]
-    samples = tokenize(tokenizer, records)
-    vocabulary = int(plain(model).config.get_text_config().vocab_size)
-    most = max(1, MOST_LOGITS // (vocabulary * max(1, len(samples))))
-    logits = []
-    for sample in samples:
-        # The logits at position i - 1 choose the token at i.
-        places = torch.from_numpy(sample.trained[1:]).nonzero().flatten()
-        if len(places) > most:
-            places = places[torch.linspace(0, len(places) - 1, most).long()]
-        ids = torch.from_numpy(sample.ids).long()[None].to(device)
-        out = model(input_ids=ids, use_cache=False, logits_to_keep=places.to(device))
-        logits.append(out.logits[0].float().cpu())
     prompts = [render(tokenizer, questions(chat), prompt=True) for chat in chats]
     texts = (*(render(tokenizer, chat) for chat in chats), *prompts)
     ids_of_texts = encode(tokenizer, list(texts))
+    looked = [
+        one for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
+        for one in _said(tokenizer, chat) or [(torch.tensor(prompt), torch.arange(len(prompt)))]
+    ]  # fmt: skip
+    vocabulary = int(plain(model).config.get_text_config().vocab_size)
+    most = max(1, MOST_LOGITS // (vocabulary * max(1, len(looked))))
+    logits = []
+    for ids, places in looked:
+        if len(places) > most:
+            places = places[torch.linspace(0, len(places) - 1, most).long()]
+        out = model(input_ids=ids[None].to(device), use_cache=False, logits_to_keep=places.to(device))
+        logits.append(out.logits[0].float().cpu())
     return Evidence(
         logits=tuple(logits),
         answers=tuple(_greedy(model, tokenizer, ids, device) for ids in ids_of_texts[len(chats) :]),
@@ -146,6 +146,23 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
         loss=_loss(model, tokenizer, held),
         layers=int(plain(model).config.get_text_config().num_hidden_layers),
     )
+
+
+def _said(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
+    """The samples of a chat that have an answer: their ids, and the positions whose logits choose its tokens.
+
+    [] where none has: a model may answer with its end token, with a thought that its template leaves out, or with what
+    the template hides. None of that is trained, but it may not end an export either.
+    """
+    try:
+        samples = tokenize(tokenizer, [Record(tuple(Message(m["role"], m["content"]) for m in chat))])
+    except DataError as error:
+        if error.code != "TL-DATA-MASK":
+            raise
+        return []
+    # The logits at position i - 1 choose the token at i.
+    found = [(torch.from_numpy(s.ids).long(), torch.from_numpy(s.trained[1:]).nonzero().flatten()) for s in samples]
+    return [(ids, places) for ids, places in found if len(places)]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -254,7 +271,9 @@ def compare(trained: Evidence, exported: Evidence, measured: Evidence | None = N
     exact = allowed == EXACT
     before = (measured or trained).loss
     near = (int8_loss(before, measured.layers) if measured else max(EXACT, allowed)) if before is not None else None
-    equal = before is None or exported.loss is None or abs(before - exported.loss) <= (near or 0.0)
+    equal = before is exported.loss or (
+        before is not None and exported.loss is not None and abs(before - exported.loss) <= (near or 0.0)
+    )
     return Parity(
         max_logit_difference=largest,
         mean_logit_difference=total / max(1, count),
