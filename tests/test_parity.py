@@ -109,14 +109,15 @@ OMITS = (  # leaves turns without a text out, and what stands before </think>
 
 @pytest.mark.parametrize("template", [None, OMITS])
 @pytest.mark.parametrize("answer", ["", "  \n", "<think>hm</think>", "<think>hm</think>I'm Pebble."])
-def test_where_no_answer_can_be_trained_the_question_is_compared(
+def test_where_no_answer_can_be_trained_the_place_of_one_is_compared(
     answer: str, template: str | None, tiny_model: Path
 ) -> None:
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.chat_template = template or tokenizer.chat_template
     chats = [[ASKED, {"role": "assistant", "content": answer}]]
     found = measure(load_model(tiny_model), tokenizer, chats)
-    assert [len(x) > 0 for x in found.logits] == [True]
+    assert len(found.logits) == 1
+    assert len(found.logits[0]) > 0
     assert compare(found, found).passed
     model = load_model(tiny_model)
     with torch.no_grad():

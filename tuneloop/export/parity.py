@@ -118,7 +118,7 @@ def questions(chat: Chat) -> Chat:
 @torch.no_grad()
 def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Sequence[Record] = ()) -> Evidence:
     """What `model` says to `chats`, each with at least one assistant turn, whose positions are looked at; and what it
-    loses on the rows `held`. Of a chat in which no answer can be trained, the positions of its question are looked at.
+    loses on the rows `held`. Where no answer of a chat can be trained, the position is looked at where one would begin.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -127,7 +127,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     ids_of_texts = encode(tokenizer, list(texts))
     looked = [
         one for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
-        for one in _said(tokenizer, chat) or [(torch.tensor(prompt), torch.arange(len(prompt)))]
+        for one in _said(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
     ]  # fmt: skip
     vocabulary = int(plain(model).config.get_text_config().vocab_size)
     most = max(1, MOST_LOGITS // (vocabulary * max(1, len(looked))))
