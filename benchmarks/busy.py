@@ -1,7 +1,7 @@
 """A LoRA step beside another program: python -m benchmarks busy. About three minutes on two quiet cores.
 
 Each process trains the same few rows twice: on the machine as it is, then beside one program that keeps a core busy.
-Its threads wait as tuneloop has them wait (after: they sleep), or as before (GOMP_SPINCOUNT=20000: they spin). The
+Its threads wait as tuneloop has them wait (after: they soon sleep), or as before (GOMP_SPINCOUNT=20000: they spin). The
 processes of both kinds take turns, and of each step the best of its kind counts, so that a busy moment of the machine
 counts for neither. Wants: beside a busy core at most 2.2 times the quiet time, and quiet within 2% of before.
 """
@@ -26,7 +26,7 @@ from benchmarks.environments import home
 PAIRS, STEPS, BATCH = 2, 5, 2
 BUSY, QUIET = 2.2, 1.02
 WAYS = {"before": {"GOMP_SPINCOUNT": "20000"}, "after": {}}
-"""What the environment adds; without it tuneloop sets OMP_WAIT_POLICY=passive."""
+"""What the environment adds; without it tuneloop sets OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=3000."""
 LINE = "{:<8}{:>14}{:>14}{:>10}"
 
 

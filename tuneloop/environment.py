@@ -124,9 +124,13 @@ def quiet_libraries() -> None:
     # cuBLAS sums in the same order each time; it reads this when the first product is made on a card.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Threads of a product wait for the last of them. By default they spin meanwhile, and take the core that another
-    # program or the last thread itself needs: a step beside one busy program took 2 to 15 times as long. OpenMP reads
-    # both when torch is first imported; GOMP_SPINCOUNT, where somebody set it, goes before the policy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # program or the last thread itself needs: a step beside a busy program took 2 to 15 times as long. Sleeping at once
+    # costs a quiet machine 16 % (they wake late), spinning 2,500 times 5 %, 3,000 times 1 %; beside a busy core a step
+    # is then 2.2 times as long, and was 3.8 times with 20,000 (python -m benchmarks busy). OpenMP reads both when torch
+    # is first imported; GNU's goes by the count, others by the policy.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # OpenMP sees which cores a process is tied to, and not how much of them a container may use.
     if (usable := cores()) < _tied():
         os.environ.setdefault("OMP_NUM_THREADS", str(usable))
