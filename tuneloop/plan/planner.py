@@ -151,7 +151,7 @@ def make(
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=(_task(task, recipe, found), *_choices(recipe, machine, size, batches, steps, unkept)),
+        choices=(_task(task, found), *_choices(recipe, machine, size, batches, steps, unkept)),
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
@@ -317,11 +317,10 @@ def _frozen(size: Shape, unkept: str) -> list[Choice]:
     return [Choice(t("frozen blocks"), value, why)]
 
 
-def _task(task: Task, recipe: Recipe, manifest: Mapping[str, Any]) -> Choice:
-    name = next((name for name, one in TASKS.items() if one is task), recipe.train.task)
+def _task(task: Task, manifest: Mapping[str, Any]) -> Choice:
     kinds = ", ".join(manifest.get("kinds") or ())
     why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
-    return Choice(t("task"), name, why)
+    return Choice(t("task"), _name(task), why)
 
 
 def _choices(
