@@ -56,16 +56,28 @@ def test_how_a_claim_ends(raised: Exception, verdict: str, detail: str) -> None:
     assert lines.lines[1].verdict == ("failed" if verdict == "refused" else verdict)
 
 
+def test_an_error_that_nobody_expected_keeps_its_traceback(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    report.begin()
+    lines = Lines(lambda text: None, lambda line: report.line("x", line, 0.0))
+    lines.claim("x", "y", lambda: str(1 // 0))
+    lines.claim("x", "z", lambda: "fine")
+    assert "1 // 0" in report.entries()[0]["trace"]
+    assert report.entries()[1]["trace"] == ""
+    assert "Traceback" not in report.page.read_text(encoding="utf-8")
+
+
 def test_kernels_on_a_cpu() -> None:
     """Each type has the plain way and flex's twin, which agree; the kernels of cards are not run, and it says why."""
     lines = silent()
     kernels.prove(lines, torch.device("cpu"))
+    kernels.compiled(lines, torch.device("cpu"))
     chosen, each = lines.lines[: len(kernels.TYPES)], lines.lines[len(kernels.TYPES) :]
     assert {line.verdict for line in chosen} == {"passed"}
     assert all("7.5: segments" in line.detail for line in chosen)
     assert "8.0: torch_varlen" in chosen[1].detail
     assert len(each) == len(kernels.TYPES) * len(varlen.KERNELS)
-    assert [line.verdict for line in each] == ["not run", "not run", "passed", "passed"] * 3
+    assert [line.verdict for line in each] == ["not run"] * 6 + ["passed"] * 6
 
 
 def test_a_kernel_that_leaks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +88,8 @@ def test_a_kernel_that_leaks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(varlen, "by_flex", leaky)
     lines = silent()
-    kernels.prove(lines, torch.device("cpu"))
-    assert {line.verdict for line in lines.lines if "flex" in line.what} == {"failed"}
+    kernels.compiled(lines, torch.device("cpu"))
+    assert [line.verdict for line in lines.lines] == ["failed"] * 3
 
 
 def test_every_task_has_rows() -> None:

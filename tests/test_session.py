@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from tests.conftest import TALK, tiny_folder
 from tuneloop.data.items import Items
@@ -224,6 +225,21 @@ def test_a_model_whose_samples_see_each_other_is_not_packed(tmp_path: Path, fami
 def test_rounding_is_no_leak(tmp_path: Path, dtype: str) -> None:
     model = load_model(tiny_folder(tmp_path / "llama", "llama"), dtype)
     assert packs_exactly(LossModel(model), Items.of(samples()))
+
+
+@pytest.mark.parametrize(("family", "packs"), [("qwen2", True), ("bloom", False)])
+def test_rows_of_another_shape_may_round_otherwise(tmp_path: Path, family: str, packs: bool) -> None:
+    """On a card a product's rounding goes by how many rows it has; here each state's last bits go by the row's length."""
+    model = load_model(tiny_folder(tmp_path / family, family), "bfloat16")
+
+    def rounded(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        exact = output.float()
+        return (exact * (1 + 2**-8 * torch.sin(1e4 * exact * output.shape[-2]))).to(output.dtype)
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(rounded)
+    assert packs_exactly(LossModel(model), Items.of(samples())) == packs
 
 
 def test_a_model_that_cannot_be_packed_is_trained_one_dialogue_a_row(

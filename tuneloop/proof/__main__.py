@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tuneloop.language import t
-from tuneloop.proof.lines import Line, Lines
+from tuneloop.proof.lines import Line, Lines, broken
 from tuneloop.proof.report import Report, closing
 from tuneloop.proof.sections import SECTIONS
 from tuneloop.proof.wheels import with_the_parent
@@ -58,9 +58,7 @@ def _section(name: str, report: Report, began: float) -> None:
     except ModuleNotFoundError as error:
         lines.add(Line(name, t("this section"), "not run", t("the package {name} is not installed", name=error.name)))
     except Exception as error:  # a proof reports faults, whatever they are, and goes on
-        lines.add(
-            Line(name, t("this section"), "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        )
+        lines.add(broken(name, t("this section"), error))
 
 
 def _run(name: str, seconds: float, report: Report, began: float) -> None:

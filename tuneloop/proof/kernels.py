@@ -37,19 +37,31 @@ def _chosen(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def prove(lines: Lines, device: torch.device) -> None:
-    """A line a type: which kernel is chosen by which compute capability; and one a type and kernel."""
+    """A line a type: which kernel is chosen by which compute capability; and one a type and kernel but flex."""
     for dtype in TYPES:
-        name = str(dtype).removeprefix("torch.")
-        lines.claim(t("attention"), t("chosen in {dtype} by compute capability", dtype=name),
+        lines.claim(t("attention"), t("chosen in {dtype} by compute capability", dtype=_name(dtype)),
                     lambda d=dtype: _chosen(d, device))  # type: ignore[misc]  # fmt: skip
+    for kernel in varlen.KERNELS:
+        if kernel != "flex":
+            _every_type(lines, kernel, device)
+
+
+def compiled(lines: Lines, device: torch.device) -> None:
+    """A line a type for flex, which takes half a minute a type to compile on a card."""
+    _every_type(lines, "flex", device)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _every_type(lines: Lines, kernel: Kernel, device: torch.device) -> None:
     card = varlen.card(device)
     for dtype in TYPES:
-        name = str(dtype).removeprefix("torch.")
         chosen = varlen.choose(card, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))
-        for kernel in varlen.KERNELS:
-            mark = t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=name) if kernel == chosen else t(
-                "{kernel} in {dtype}", kernel=kernel, dtype=name)  # fmt: skip
-            lines.claim(t("attention"), mark, lambda k=kernel, d=dtype: _agrees(k, d, device))  # type: ignore[misc]
+        mark = t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=_name(dtype)) if kernel == chosen else t(
+            "{kernel} in {dtype}", kernel=kernel, dtype=_name(dtype))  # fmt: skip
+        lines.claim(t("attention"), mark, lambda d=dtype: _agrees(kernel, d, device))  # type: ignore[misc]
 
 
 def _missing(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str:

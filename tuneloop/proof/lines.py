@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -19,12 +20,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One claim. `group` says what it is about, `detail` holds the measured numbers or the reason."""
+    """One claim. `group` says what it is about, `detail` holds the measured numbers or the reason, `trace` where an
+    error that was not expected came from."""
 
     group: str
     what: str
     verdict: Verdict
     detail: str = ""
+    trace: str = ""
 
     def row(self) -> tuple[str, str, str]:
         """Verdict, claim and detail as a person reads them."""
@@ -82,6 +85,14 @@ def _line(group: str, what: str, look: Callable[[], str], may_refuse: bool) -> L
     except TuneloopError as error:
         told = "; ".join([f"{error.code} {error.what}", *(cause.what for cause in error.causes)])
         refused = may_refuse and not isinstance(error, RunError)
-        return Line(group, what, "refused" if refused else "failed", error.code if refused else told)
+        if refused:
+            return Line(group, what, "refused", error.code)
+        return Line(group, what, "failed", told, traceback.format_exc())
     except Exception as error:  # a proof reports faults, whatever they are, and goes on
-        return Line(group, what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return broken(group, what, error)
+
+
+def broken(group: str, what: str, error: Exception) -> Line:
+    """The line of an error that nobody expected, with its traceback. Called where it is caught."""
+    return Line(group, what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                traceback.format_exc())  # fmt: skip

@@ -18,7 +18,7 @@ from tuneloop.model.load import load_tokenizer, pick_dtype
 from tuneloop.model.methods import LINEAR
 from tuneloop.plan.budget import shape, step_flops
 from tuneloop.plan.hardware import product_rate
-from tuneloop.proof.lines import Lines, NotRunError
+from tuneloop.proof.lines import FailedError, Lines, NotRunError
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
 from tuneloop.train.callbacks import Journal
@@ -69,6 +69,8 @@ def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float
         token_budget=work.budget, lora={"rank": work.rank, "alpha": 2 * work.rank, "targets": work.targets},
     )  # fmt: skip
     run = ground.train(recipe, "chat")
+    if not any(event.get("packing") for event in Journal(run.events).lines()):
+        raise FailedError(t("its rows were not packed"))
     lines = list(Journal(run.metrics).lines())
     later = [line for line in lines if "loss" in line][1:]
     tokens, seconds = (sum(line["tokens"] for line in later), sum(line["clock"]["seconds"] for line in later))

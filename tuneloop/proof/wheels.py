@@ -74,7 +74,7 @@ class Wheel:
         """
         if not any(p == "any" or p.startswith("manylinux") for p in self.platforms):
             return False
-        if "py3" in self.pythons or f"cp3{minor}" in self.pythons:
+        if {"py3", f"py3{minor}", f"cp3{minor}"} & set(self.pythons):
             return True
         return "abi3" in self.abis and any(int(p[3:]) <= minor for p in self.pythons if p.startswith("cp3"))
 

@@ -73,20 +73,21 @@ def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
     items = _alone(items, shortest)
     first, *more = range(len(items))
     device = next(model.parameters()).device
-    # Half precision rounds as coarsely as a small leak is; but what the second sees of the first, it rounds to no more.
     coarse = next(model.parameters()).dtype != torch.float32
 
-    def loss(*rows: Packed) -> float:
-        return held_loss(model, rows, device)
+    def loss(items: Items, *rows: list[int]) -> float:
+        return held_loss(model, [pack_items(items, row) for row in rows], device)
 
-    apart, together = loss(*(pack_items(items, [k]) for k in (first, *more))), loss(pack_items(items, [first, *more]))
+    apart, together = loss(items, [first], *([k] for k in more)), loss(items, [first, *more])
     if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1.0, float(items.weights.sum())):
         return False
     if not more:
         return True
-    turned = _turned(items, first)
-    other = loss(pack_items(turned, [first, *more])) - loss(pack_items(turned, [first]))
-    leak = abs((together - loss(pack_items(items, [first]))) - other)
+    # Half precision rounds as coarsely as a small leak is, and a row of another shape rounds otherwise. So four rows of
+    # one shape: where neither item sees the other, what reversing one changes is the same beside either form of the other.
+    turned = _reversed(items, first)
+    beside = loss(turned, [first, *more]) - loss(_reversed(turned, *more), [first, *more])
+    leak = abs(together - loss(_reversed(items, *more), [first, *more]) - beside)
     return leak <= (1e-3 if coarse else 1e-4) * max(1.0, float(items.weights[more].sum()))
 
 
@@ -98,10 +99,10 @@ def _alone(items: Items, chosen: NDArray[np.integer[Any]]) -> Items:
     return Items(items.samples.take(members.ravel()), numbers, items.weights[chosen], columns)
 
 
-def _turned(items: Items, which: int) -> Items:
-    """The items with one that is read backwards."""
+def _reversed(items: Items, *which: int) -> Items:
+    """The items with these read backwards."""
     samples, ids = items.samples, items.samples.ids.copy()
-    for member in items.members[which].tolist():
+    for member in items.members[list(which)].ravel().tolist():
         own = slice(*samples.starts[member : member + 2].tolist())
         ids[own] = ids[own][::-1].copy()
     return replace(items, samples=replace(samples, ids=ids, folder=None))
