@@ -140,12 +140,12 @@ def expected(limit: str, verb: str) -> set[str]:
             limit, {"TL-MODEL-OFFLINE"}
         )
     if limit in {"full_home", "read_only_home"} or verb in ANYWHERE:
-        return {"TL-RUN-MISSING"} if verb == "serve" else {""}
+        return {"TL-RUN-NOTHING"} if verb == "serve" else {""}
     if limit == "others_private":
         return {"TL-MACHINE-FOLDER", "TL-DATA-UNREADABLE"}
     code = "TL-MACHINE-DISK" if limit == "full" else "TL-MACHINE-FOLDER"
     if verb == "serve":  # of a run that is not there, so that it ends; it looks among the versions first
-        return {"TL-RUN-MISSING", code}
+        return {"TL-RUN-NOTHING", code}
     return {code} if verb in WRITING else {""}
 
 
