@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tuneloop.data.batches import Step
+from tuneloop.journal import Journal
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
-from tuneloop.train.callbacks import Due, HeldOut, Journal, Metrics, Saver, Screen
+from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.train.loop import StepResult
 
 EVERY = Due("steps", 1, 10, 1000)

@@ -16,6 +16,7 @@ import pytest
 from tests import confined
 from tuneloop import language
 from tuneloop.evaluate import chart
+from tuneloop.journal import Journal
 
 
 def lines(steps: int) -> list[dict[str, Any]]:
@@ -64,19 +65,19 @@ def test_nothing_to_draw_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", ['{"step": 99, "lo', '{"step": 99, "loss": 1.2', "\x00\x00", "[1]", "null"])
 def test_a_half_written_line_is_passed_over(tmp_path: Path, cut: str) -> None:
     path = write(tmp_path / "metrics.jsonl", lines(5))
-    whole = chart.read_lines(path)
+    whole = list(Journal(path).lines())
     with path.open("a", encoding="utf-8") as file:
         file.write(cut)
-    assert chart.read_lines(path) == whole
+    assert list(Journal(path).lines()) == whole
     with path.open("a", encoding="utf-8") as file:
         file.write('\n{"step": 6, "loss": 1.0}\n')
-    assert chart.read_lines(path) == [*whole, {"step": 6, "loss": 1.0}]
+    assert list(Journal(path).lines()) == [*whole, {"step": 6, "loss": 1.0}]
 
 
 def test_a_character_cut_in_half_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + '{"event": "停'.encode()[:-1])
-    assert chart.read_lines(path) == [{"step": 1, "loss": 2.0}]
+    assert list(Journal(path).lines()) == [{"step": 1, "loss": 2.0}]
 
 
 def test_only_finite_numbers_are_drawn(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_only_finite_numbers_are_drawn(tmp_path: Path) -> None:
         {"loss": 1.0},
         {"step": 7, "loss": 1.0, "grad_norm": 0.0},
     ]
-    found = chart.curves(chart.read_lines(write(tmp_path / "m.jsonl", odd)))
+    found = chart.curves(list(Journal(write(tmp_path / "m.jsonl", odd)).lines()))
     assert found.loss == [(1, 2.0), (7, 1.0)]
     assert chart.loss_curve(tmp_path / "m.jsonl", tmp_path / "c.png")
     ElementTree.fromstring(chart.svg(odd))

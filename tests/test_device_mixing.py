@@ -13,11 +13,11 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from tests.oncard import CARD, Card, MixedError, OnCard
+from tuneloop.journal import Journal
 from tuneloop.proof import subject
 from tuneloop.proof.training import OF_METHOD, OF_TASK, Ground, kind_for
 from tuneloop.sections import EvaluatePart
 from tuneloop.train import ranks, session
-from tuneloop.train.callbacks import Journal
 
 
 @pytest.fixture

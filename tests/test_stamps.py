@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.files import sha256_of
 from tuneloop.data import stamps
-from tuneloop.data.stamps import Stamps, digest
+from tuneloop.data.stamps import Stamps
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(path: Path) -> str:
         out.append(path.name)
-        return digest(path)
+        return sha256_of(path)
 
-    monkeypatch.setattr(stamps, "digest", counted)
+    monkeypatch.setattr(stamps, "sha256_of", counted)
     return out
 
 
@@ -36,7 +37,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, seconds: float = 10) -> None:
 
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)
-    assert digest(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
 def test_a_file_is_read_once(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_a_file_is_read_once(tmp_path: Path, read: list[str], monkeypatch: pytes
     path, memory = tmp_path / "a", tmp_path / "new" / "stamps.json"
     path.write_text("one")
     first = Stamps(memory)
-    wanted = {path: digest(path)}
+    wanted = {path: sha256_of(path)}
     assert first.digests([path]) == wanted
     first.keep()
     assert first.digests([path]) == wanted
@@ -111,9 +112,9 @@ def test_a_broken_memory_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_text("one")
     memory.write_bytes(content.replace("PATH", os.path.realpath(path)).encode("utf-8", "surrogateescape"))
     known = Stamps(memory)
-    assert known.digests([path]) == {path: digest(path)}
+    assert known.digests([path]) == {path: sha256_of(path)}
     known.keep()
-    assert json.loads(memory.read_text("utf-8"))[os.path.realpath(path)][-1] == digest(path)
+    assert json.loads(memory.read_text("utf-8"))[os.path.realpath(path)][-1] == sha256_of(path)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

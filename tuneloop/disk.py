@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before a long write; and what the system refuses, told with a code, a place and a way on.
+"""What the system refuses, told with a code, a place and a way on; space on the disk, asked for before it is used.
 
 `refused` is the one place that knows what an operating system's error means for a person. Stages name the folder that
 they write (`writing`); the command line asks it about all that is left.
@@ -16,14 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock
-
+from tuneloop.base.files import KEEP_FREE, format_bytes, nearest_folder, printable
 from tuneloop.environment import environment
 from tuneloop.errors import MachineError, known_words
 from tuneloop.language import t
 
-_KEEP_FREE = 64 * 1024 * 1024
-"""What a machine needs to stay usable: a write may not take the last of it."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _RUST = re.compile(r"\(os error (\d+)\)")
@@ -32,15 +29,15 @@ _SHORT = re.compile(r"^\d+ requested and \d+ written$")
 """How numpy says that a disk is full."""
 
 
-def require_room(path: Path, need_bytes: int) -> None:
+def require_space(path: Path, need_bytes: int) -> None:
     """Raise TL-MACHINE-DISK unless `need_bytes` more bytes fit where `path` is or will be.
 
     64 MB beyond the need are kept free. It knows nothing of quotas that the system does not report.
     """
-    folder = _there(path)
+    folder = nearest_folder(path)
     free = shutil.disk_usage(folder).free
-    if free < need_bytes + _KEEP_FREE:
-        raise _full(folder, size_text(need_bytes + _KEEP_FREE))
+    if free < need_bytes + KEEP_FREE:
+        raise _full(folder, format_bytes(need_bytes + KEEP_FREE))
 
 
 @contextmanager
@@ -78,9 +75,9 @@ def refused(error: BaseException, folder: Path | None = None, *, needed: str = "
     name = getattr(error, "filename", None)
     place = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) and name else None
     if number in _FULL:
-        return _full(_there(place) if place else _fullest(folder), needed)
+        return _full(nearest_folder(place) if place else _fullest(folder), needed)
     if place and number in _CLOSED:
-        place = _there(place)
+        place = nearest_folder(place)
     where = place or folder
     return MachineError("TL-MACHINE-FOLDER", where=_shown(where) if where else "", error=known_words(number), then="")
 
@@ -98,7 +95,7 @@ def _number(error: BaseException) -> int | None:
 def _full(place: Path, needed: str) -> MachineError:
     free = "?"
     with suppress(OSError):
-        free = size_text(shutil.disk_usage(_there(place)).free)
+        free = format_bytes(shutil.disk_usage(nearest_folder(place)).free)
     return MachineError("TL-MACHINE-DISK", where=_shown(place), needed=needed or t("more"), free=free, then="")
 
 
@@ -108,17 +105,9 @@ def _fullest(folder: Path | None) -> Path:
     rooms = []
     for place in places:
         with suppress(OSError):
-            rooms.append((shutil.disk_usage(_there(place)).free, place))
+            rooms.append((shutil.disk_usage(nearest_folder(place)).free, place))
     least = min(free for free, _ in rooms)
     return next(place for free, place in rooms if free <= least + (1 << 20))
-
-
-def _there(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    while not os.path.exists(path) and path != path.parent:  # pathlib would raise where it may not look
-        path = path.parent
-    return path
 
 
 def _unwritable(error: UnicodeEncodeError, folder: Path | None) -> object:
@@ -136,8 +125,7 @@ def _is_odd(text: str) -> bool:
 
 def _shown(text: object) -> str:
     """A whole path that can be printed, whatever bytes are in it."""
-    text = text.absolute() if isinstance(text, Path) else text
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return printable(text.absolute() if isinstance(text, Path) else text)
 
 
 def require_writable(folder: Path) -> None:
@@ -163,26 +151,6 @@ def require_name(path: Path) -> None:
         raise MachineError("TL-MACHINE-NAME", where=_shown(whole), then="")
 
 
-def open_to_all(file: Path, wait: float = -1) -> BaseFileLock:
-    """A lock that another user of a shared folder can open, to see that it is held. Windows has no such modes."""
-    return FileLock(file, timeout=wait, mode=0o666) if hasattr(os, "fchmod") else FileLock(file, timeout=wait)
-
-
-@contextmanager
-def lock(file: Path, wait: float = -1) -> Iterator[None]:
-    """Hold a lock that lies beside what it locks and is gone afterwards; it goes with the process, however that ends.
-
-    Raises filelock's Timeout after `wait` seconds, if that is not negative.
-    """
-    with open_to_all(file, wait):
-        try:
-            yield
-        finally:
-            # While it is held: whoever waits for it sees that it is gone and makes it anew. Windows keeps open files.
-            with suppress(OSError):
-                file.unlink()
-
-
 def output_is_full() -> bool:
     """Whether what is printed goes to a disk without room; then no more is tried, else Python complains at its end."""
     try:
@@ -193,15 +161,3 @@ def output_is_full() -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for people, in powers of 1000 as drives and downloads are sold.
-
-    >>> size_text(538_090_408), size_text(1_072_419_256), size_text(512)
-    ('538 MB', '1.07 GB', '512 B')
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count / size < 999.5 else f"{count / size:.0f} {unit}"
-    return f"{count} B"

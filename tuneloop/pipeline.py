@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop import disk, registry
 from tuneloop import recipe as recipes
+from tuneloop.base.files import printable
 from tuneloop.continual.gate import Verdict, better
 from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
-from tuneloop.data.reading.sniff import shown
 from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluate.untrained import untrained
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model import adapters, checkpoint, quantize
 from tuneloop.model.assistants import helpers
@@ -52,7 +53,6 @@ from tuneloop.registry import Version
 from tuneloop.runs import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.sections import DataFile, Recipe, TrainPart
 from tuneloop.train import ranks
-from tuneloop.train.callbacks import Journal
 from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
 from tuneloop.train.session import Outcome, session
 
@@ -174,7 +174,7 @@ def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, nu
 
 def _described(run: Run, recipe: Recipe, dataset: Dataset, foreseen: Plan) -> Run:
     # What auto has found is written down: whoever reads the run later need not have its rows.
-    name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))
+    name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
     recipe = _begun(_stacked(_anywhere(recipe), run), run)
     run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
@@ -278,7 +278,7 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
     `held` are the rows to measure on; by default those the run's dataset held out.
     """
     began = time.perf_counter()
-    disk.require_room(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
+    disk.require_space(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
     disk.require_writable(run.path)
     trained = load_trained(run.path)
     if held is None:

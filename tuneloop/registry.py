@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from tuneloop import disk
+from tuneloop.base.files import sha256_of
 from tuneloop.errors import ModelError, RunError, nearby
 from tuneloop.language import t
 from tuneloop.model import sources
@@ -164,7 +165,7 @@ def materialise(version: Version, target: Path) -> Path:
         raise RunError("TL-RUN-EXISTS", where=str(target), path=target)
     blobs = {name: _blob(version.workspace, digest) for name, digest in version.files.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    disk.require_room(target.parent, sum(path.stat().st_size for path in blobs.values() if path.is_file()))
+    disk.require_space(target.parent, sum(path.stat().st_size for path in blobs.values() if path.is_file()))
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         for name, blob in blobs.items():
@@ -291,14 +292,14 @@ def _result_files(run: Path) -> list[tuple[str, Path]]:
 def _keep(path: Path, workspace: Path) -> str:
     """Bring a file's bytes into the blobs; returns their sha256. A copy, not a link: an editor must not reach it."""
     source = path.resolve()
-    digest = _sha256(source)
+    digest = sha256_of(source)
     blob = _blob(workspace, digest)
     if _is(blob, digest):
         return digest
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        disk.require_room(blob.parent, source.stat().st_size)
+        disk.require_space(blob.parent, source.stat().st_size)
         _copy(source, partial)
         os.replace(partial, blob)
     finally:
@@ -312,7 +313,7 @@ def _restore(blob: Path, target: Path, digest: str, version: Version) -> None:
         raise RunError("TL-RUN-BLOB", where=version.ref, path=blob)
     target.parent.mkdir(parents=True, exist_ok=True)
     _copy(blob, target)
-    if _sha256(target) != digest:
+    if sha256_of(target) != digest:
         raise RunError("TL-RUN-BLOB", where=version.ref, path=blob)
 
 
@@ -337,13 +338,8 @@ def _blob(workspace: Path, digest: str) -> Path:
     return workspace / "models" / "blobs" / "sha256" / digest
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and _sha256(path) == digest
+    return path.is_file() and sha256_of(path) == digest
 
 
 def _relative(run: Path, workspace: Path) -> str:

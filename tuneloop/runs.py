@@ -15,8 +15,10 @@ from typing import Any
 from filelock import Timeout
 
 from tuneloop import disk
+from tuneloop.base.files import write_atomic
 from tuneloop.errors import RunError
 from tuneloop.language import t
+from tuneloop.lock import lock
 from tuneloop.recipe import changed, read_recipe
 from tuneloop.sections import Recipe
 
@@ -93,12 +95,7 @@ class Run:
     def write(self, name: str, content: dict[str, Any]) -> Path:
         """Write a JSON file of the run, whole or not at all."""
         path = self.path / name
-        draft = self.path / f".{name}.draft"
-        try:
-            draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False))
         return path
 
 
@@ -197,7 +194,7 @@ def held_alone(run: Run) -> Iterator[None]:
     The lock lies in the run's folder, so it also counts for other users of a shared workspace.
     """
     try:
-        with disk.lock(run.path / ".lock", wait=0):
+        with lock(run.path / ".lock", wait=0):
             yield
     except Timeout as error:
         raise RunError("TL-RUN-BUSY", where=str(run.path)) from error

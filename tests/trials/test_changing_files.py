@@ -14,7 +14,7 @@ from tests.made import build, characters, lines, recipe
 from tuneloop.data import parts
 from tuneloop.data.reading import formats
 from tuneloop.errors import DataError
-from tuneloop.train.callbacks import Journal
+from tuneloop.journal import Journal
 
 
 def _grown(path: Path) -> None:

@@ -59,17 +59,11 @@ def inspect(
 
 
 def _write(page: Path, text: str) -> None:
-    import os
-
+    from tuneloop.base.files import write_atomic
     from tuneloop.disk import writing
 
-    draft = page.with_name(f".{page.name}.{os.getpid()}")
     with writing(page):
-        try:
-            draft.write_bytes(text.encode("utf-8", "backslashreplace"))
-            os.replace(draft, page)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomic(page, text.encode("utf-8", "backslashreplace"))
 
 
 def _head(data: dict[str, Any]) -> None:

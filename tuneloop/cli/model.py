@@ -26,7 +26,7 @@ def list_models(json: Json = False) -> None:
 
     Example: tuneloop model list
     """
-    from tuneloop.disk import size_text
+    from tuneloop.base.files import format_bytes
     from tuneloop.model.sources import listing
 
     found = listing()
@@ -39,8 +39,8 @@ def list_models(json: Json = False) -> None:
             r.name,
             "\n".join(r.aliases),
             r.kind,
-            size_text(r.size),
-            size_text(r.download),
+            format_bytes(r.size),
+            format_bytes(r.download),
             r.licence,
             "✓" if r.cached else "–",
         )

@@ -7,11 +7,11 @@ import difflib
 import json
 import os
 import re
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from tuneloop.base.files import write_atomic
 from tuneloop.cli.show import command, say
 from tuneloop.errors import RecipeError, nearest_path, os_words
 from tuneloop.language import t
@@ -139,7 +139,7 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
     text = recipes.dump(_beside(recipe))
     if not file.exists():
         try:
-            _write(file, text)
+            write_atomic(file, text)
         except (OSError, UnicodeEncodeError) as error:  # a folder that is not ours: the rows are prepared all the same
             say(t("The recipe was not kept in {file}: {error}.", file=file, error=os_words(error)))
             return
@@ -148,16 +148,6 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
     elif file.read_text(encoding="utf-8", errors="replace") != text:
         say(t("{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run it "
               "with: {command}", file=file, command=command("run", file)))  # fmt: skip
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, file)
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def _beside(recipe: Recipe) -> Recipe:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tuneloop.base.files import flush
 from tuneloop.records import Message, Record
 
 _TEXT = pa.string()
@@ -104,11 +105,9 @@ def _messages(column: pa.ListArray) -> Iterator[tuple[Message, ...]]:
 
 def spool(path: Path, one: pa.RecordBatch) -> None:
     """Write an Arrow file that can be memory-mapped; it is on the disk when this returns."""
-    with path.open("wb") as sink:
-        with pa.ipc.new_file(sink, one.schema) as writer:
-            writer.write_batch(one)
-        sink.flush()
-        os.fsync(sink.fileno())
+    with path.open("wb") as sink, pa.ipc.new_file(sink, one.schema) as writer:
+        writer.write_batch(one)
+    flush(path)
 
 
 def mapped(path: Path) -> pa.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from tuneloop.base.files import printable, sha256_of, write_atomic
 from tuneloop.data import holdout, parts
 from tuneloop.data.augmenting import derive
 from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
@@ -29,12 +29,12 @@ from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.parts import Found, Known, Part, Sources
 from tuneloop.data.reading import formats, sides
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.split import Side
-from tuneloop.data.stamps import GRAIN, Stamps, digest, stamp
+from tuneloop.data.stamps import GRAIN, Stamps, stamp
 from tuneloop.data.version import write
-from tuneloop.disk import lock, require_name, require_room, writing
+from tuneloop.disk import require_name, require_space, writing
 from tuneloop.errors import DataError, os_words
+from tuneloop.lock import lock
 from tuneloop.sections import Recipe
 
 Say = Callable[[int], None]
@@ -109,7 +109,7 @@ def _build(
     helpers: Helpers, most: int, before: Mapping[str, Side] | None,
 ) -> Dataset:  # fmt: skip
     part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
-    require_room(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
+    require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:
         check(part.augment, helpers)
         raw = parts.raw_rows(sources.found, recipe.seed)
@@ -148,10 +148,12 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
         digests = stamps.digests({s.path for _, group in found for s in group})
         known = {path: (sha, stamp(path)) for path, sha in digests.items()}
     except OSError as error:
-        raise DataError("TL-DATA-UNREADABLE", where=shown(error.filename or "data"), error=os_words(error)) from error
+        raise DataError(
+            "TL-DATA-UNREADABLE", where=printable(error.filename or "data"), error=os_words(error)
+        ) from error
     for path, (_, now) in known.items():
         if was.get(path, now) != now:
-            raise DataError("TL-DATA-CHANGED", where=shown(path))
+            raise DataError("TL-DATA-CHANGED", where=printable(path))
     return found, [pair for _, one in seen for pair in one.left_out], known
 
 
@@ -160,11 +162,11 @@ def _require_unchanged(known: Known) -> None:
     for path, (before, was) in known.items():
         try:
             quiet = stamp(path) == was and time.time_ns() - max(was[1:3]) > GRAIN
-            same = quiet or digest(path) == before
+            same = quiet or sha256_of(path) == before
         except OSError:
             same = False
         if not same:
-            raise DataError("TL-DATA-CHANGED", where=shown(path))
+            raise DataError("TL-DATA-CHANGED", where=printable(path))
 
 
 def _nothing(made: list[Part]) -> DataError:
@@ -211,13 +213,13 @@ def _cache_key(
             for s in group
         ],
         "prepare": recipe.prepare.model_dump(mode="json"),
-        "lexicons": [digest(Path(p)) for p in recipe.prepare.clean.lexicon_files if Path(p).is_file()],
+        "lexicons": [sha256_of(Path(p)) for p in recipe.prepare.clean.lexicon_files if Path(p).is_file()],
         "augment": _derived_from(recipe, here),
         "seed": recipe.seed,
         "tokenizer": key,
         "most": most,
         "before": dict(before),
-        "code": [digest(path) for path in code if "__pycache__" not in path.parts],
+        "code": [sha256_of(path) for path in code if "__pycache__" not in path.parts],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -228,7 +230,7 @@ def _derived_from(recipe: Recipe, here: Path) -> list[str]:
     if not part.methods:
         return []
     tables = [Path(part.synonyms_file)] if part.synonyms_file else sorted((here / "synonyms").iterdir())
-    return [recipe.model.model_dump_json(), *(digest(path) for path in tables if path.is_file())]
+    return [recipe.model.model_dump_json(), *(sha256_of(path) for path in tables if path.is_file())]
 
 
 def _known(home: Path) -> dict[str, str]:
@@ -251,8 +253,5 @@ def _remembered(home: Path, made_from: str, stamps: Stamps) -> Dataset | None:
 
 
 def _remember(home: Path, made_from: str, name: str) -> None:
-    draft = home / f".sources.{os.getpid()}"
-    text = json.dumps(_known(home) | {made_from: name}, indent=1) + "\n"
     with suppress(FileNotFoundError):
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, home / "sources.json")
+        write_atomic(home / "sources.json", json.dumps(_known(home) | {made_from: name}, indent=1) + "\n")

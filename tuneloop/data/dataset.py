@@ -20,12 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tuneloop.base.files import printable, sha256_of
 from tuneloop.data import arrow
 from tuneloop.data.fit import Encode
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples, open_samples, write
 from tuneloop.data.split import SIDES, Side
-from tuneloop.data.stamps import digest
 from tuneloop.errors import DataError
 from tuneloop.records import Record
 
@@ -97,11 +96,11 @@ def _encoded(batch: pa.RecordBatch, encode: Encode, often: bool) -> Samples:
     return encode([record for record, repeat in arrow.records(batch) for _ in range(repeat if often else 1)])
 
 
-def open_dataset(path: Path, digest_of: Callable[[Path], str] = digest) -> Dataset:
+def open_dataset(path: Path, digest_of: Callable[[Path], str] = sha256_of) -> Dataset:
     """The version in a folder. Raises TL-DATA-NO-DATASET where there is none, TL-DATA-DAMAGED where it is not whole."""
     file = path / "manifest.json"
     if not file.is_file():
-        raise DataError("TL-DATA-NO-DATASET", where=shown(path))
+        raise DataError("TL-DATA-NO-DATASET", where=printable(path))
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -111,4 +110,4 @@ def open_dataset(path: Path, digest_of: Callable[[Path], str] = digest) -> Datas
                 raise ValueError(f"{name}: sha256")
         return Dataset(path, manifest["name"], manifest["hash"], manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError("TL-DATA-DAMAGED", where=shown(path), error=str(error)) from error
+        raise DataError("TL-DATA-DAMAGED", where=printable(path), error=str(error)) from error

@@ -10,15 +10,14 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.files import draft_of, printable
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.reading.turns import without_nulls
 from tuneloop.disk import writing
 from tuneloop.errors import DataError
@@ -200,7 +199,7 @@ def _text(value: Any) -> str:
 
 
 def _unheld(record: Record, shape: str, lost: str) -> DataError:
-    where = f"{shown(record.file)}:{record.line}"
+    where = f"{printable(record.file)}:{record.line}"
     return DataError("TL-DATA-HOLD", where=where, shape=shape, kind=record.kind, lost=lost)
 
 
@@ -226,19 +225,12 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
     """
     writers = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if target.suffix not in writers or shape not in SHAPES:
-        raise DataError("TL-DATA-TARGET", where=shown(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
+        raise DataError("TL-DATA-TARGET", where=printable(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
     if target.exists():
-        raise DataError("TL-DATA-THERE", where=shown(target))
+        raise DataError("TL-DATA-THERE", where=printable(target))
     records = (record.whole() for record in records)
-    draft = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        with writing(target):
-            counts = writers[target.suffix](draft, records, shape)
-            os.replace(draft, target)
-    finally:
-        with suppress(OSError):
-            draft.unlink()
-    return counts
+    with writing(target), draft_of(target) as draft:
+        return writers[target.suffix](draft, records, shape)
 
 
 def _json_lines(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:

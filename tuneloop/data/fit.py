@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.files import printable
 from tuneloop.data.answers import spoken
 from tuneloop.data.ledger import Action, Ledger
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples, Unsaid
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Message, Record
@@ -137,7 +137,7 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
         return list(range(first, first + len(records))), encode(records) if records else Samples.of([])
     except DataError as error:
         if len(records) == 1:
-            detail = shown(error.facts.get("error", error.code))
+            detail = printable(error.facts.get("error", error.code))
             ledger.add(_entry("dropped", "template refuses", records[0], detail, step="template"))
             return [], Samples.of([])
     half = len(records) // 2

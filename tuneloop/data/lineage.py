@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tuneloop.base.files import printable
 from tuneloop.data import arrow
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries, words
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.split import SIDES, Side
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry, Record
@@ -39,7 +39,7 @@ def trace(dataset: Dataset, identity: str) -> Trace:
         now = _renamed(dataset, identity)
         found = {record.id: (record, side) for record, side in _rows(dataset, now.__contains__)}
     if len(found) != 1:
-        raise DataError("TL-DATA-NO-ROW", where=shown(identity), n=len(found))
+        raise DataError("TL-DATA-NO-ROW", where=printable(identity), n=len(found))
     record, side = next(iter(found.values()))
     source: dict[str, Any] = next((s for s in dataset.manifest["sources"] if s["file"] == record.file), {})
     parents: list[Record] = []
@@ -63,7 +63,7 @@ def _renamed(dataset: Dataset, identity: str) -> set[str]:
     if told and not now:
         last = next((e for e in told if e.action == "dropped"), told[-1])
         reason = words().get(last.reason, last.reason)
-        raise DataError("TL-DATA-ROW-GONE", where=f"{shown(last.file)}:{last.line}", reason=reason)
+        raise DataError("TL-DATA-ROW-GONE", where=f"{printable(last.file)}:{last.line}", reason=reason)
     return now
 
 

@@ -17,8 +17,6 @@ boilerplate a near pair is missed a little more easily than the formula says (re
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.files import folder_atomic
 from tuneloop.data.shingles import I64, U64, chunks, mixed, shingled
 from tuneloop.errors import DataError
 
@@ -100,19 +99,9 @@ class Sketches:
 
     def save(self, folder: Path) -> None:
         """Write one .npy file a column into a folder, which appears whole or not at all; an older one is replaced."""
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        old = folder.with_name(f"{draft.name}.old")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        try:
+        with folder_atomic(folder, alone=False) as draft:
             for name in _FIELDS:
                 np.save(draft / f"{name}.npy", getattr(self.table(), name), allow_pickle=False)
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> Sketches:

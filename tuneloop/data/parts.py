@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from tuneloop.base.files import write_atomic
 from tuneloop.data import arrow
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.step import Step
@@ -178,10 +179,7 @@ def finish(
     given = pa.array([row.given for row in rows], pa.string())
     arrow.spool(draft / "records.arrow", pa.RecordBatch.from_arrays([*batch.columns, given], schema=SCHEMA))
     samples.write(draft / "samples")
-    with (draft / "part.json").open("w", encoding="utf-8") as out:
-        out.write(json.dumps({**meta, "kept": len(records)}))
-        out.flush()
-        os.fsync(out.fileno())
+    write_atomic(draft / "part.json", json.dumps({**meta, "kept": len(records)}), sync=True)
     os.rename(draft, folder)
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tuneloop.base.files import printable
 from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View, excerpts, places
 from tuneloop.data.ledger import entries
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import open_samples
 from tuneloop.data.split import SIDES
 from tuneloop.data.tongues import script
@@ -213,7 +213,7 @@ def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
         one = found.setdefault((e.action, step, e.reason), fresh)
         one["rows"] += 1
         if len(one["examples"]) < EXAMPLES:
-            one["examples"].append({"file": shown(e.file), "line": e.line, "id": e.id, "detail": e.detail})
+            one["examples"].append({"file": printable(e.file), "line": e.line, "id": e.id, "detail": e.detail})
         if (e.action, e.step) == ("dropped", "length") and (length := re.match(r"\d+", e.detail)):
             too_long.append(int(length[0]))
         if e.step == "template":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.files import folder_atomic, write_atomic
 from tuneloop.errors import DataError
 from tuneloop.language import t
 
@@ -202,16 +201,8 @@ def write(folder: Path, parts: Iterable[Samples]) -> Samples:
     It is made beside its place and renamed: whatever was there stays until then, and is replaced.
     """
     folder = Path(os.path.abspath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (made / "new").mkdir()  # mkdtemp makes a folder that nobody else may read
-        _write_columns(made / "new", parts)
-        if folder.exists():
-            os.replace(folder, made / "old")
-        os.replace(made / "new", folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with folder_atomic(folder, alone=False) as draft:
+        _write_columns(draft, parts)
     return open_samples(folder)
 
 
@@ -243,10 +234,7 @@ def _write_columns(made: Path, parts: Iterable[Samples]) -> None:
         "format": FORMAT, "records": records, "samples": counts["labels"], "tokens": counts["ids"],
         "bytes": {name: (made / f"{name}.npy").stat().st_size for name in COLUMNS},
     }  # fmt: skip
-    with (made / META).open("w", encoding="utf-8", newline="\n") as out:
-        json.dump(meta, out, indent=2)
-        out.flush()
-        os.fsync(out.fileno())
+    write_atomic(made / META, json.dumps(meta, indent=2), sync=True)
 
 
 def _header(file: BinaryIO, name: str, length: int) -> None:

@@ -7,7 +7,6 @@ the next time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -15,14 +14,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from tuneloop.base.files import sha256_of, write_atomic
+
 GRAIN = 2_000_000_000
 """Nanoseconds."""
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, 64 hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def stamp(path: Path) -> list[int]:
@@ -54,7 +49,7 @@ class Stamps:
                 out[path] = str(known[4])
                 continue
             now = time.time_ns()
-            out[path] = digest(path)
+            out[path] = sha256_of(path)
             if now - max(now_is[1:3]) > GRAIN:
                 self._new[name] = [*now_is, out[path]]
         return out
@@ -65,8 +60,6 @@ class Stamps:
             return
         self._known |= self._new
         self._new = {}
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with suppress(OSError):  # no memory of it is no fault
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self._known), encoding="utf-8")
-            os.replace(draft, self.path)
+            write_atomic(self.path, json.dumps(self._known))

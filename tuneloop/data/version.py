@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tuneloop.base.files import flush, sha256_of
 from tuneloop.data import arrow, card, samples
 from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
 from tuneloop.data.excerpts import View
@@ -30,8 +31,7 @@ from tuneloop.data.parts import Sources, side_of
 from tuneloop.data.profile import histogram
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import SIDES, Side
-from tuneloop.data.stamps import digest
-from tuneloop.disk import require_room
+from tuneloop.disk import require_space
 from tuneloop.errors import DataError
 from tuneloop.records import LedgerEntry
 from tuneloop.sections import Recipe
@@ -54,7 +54,7 @@ def write(
     out = choice.sides
     name, size = _content_hash(rows, out)
     target = home / name
-    require_room(home, size + (1 << 20))
+    require_space(home, size + (1 << 20))
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "data").mkdir(parents=True)
     try:
@@ -68,7 +68,7 @@ def write(
         manifest["alike"] = choice.alike
         for told in (meta["augment"] for meta in rows.metas if "augment" in meta):
             manifest["augment"] = told
-        manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): digest(f) for f in made}}
+        manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): sha256_of(f) for f in made}}
         if (there := _same(target, manifest)) is not None:
             _keep_tokens(draft, there.path, key)
             return there
@@ -76,7 +76,7 @@ def write(
         text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
         (draft / "manifest.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         for path in (p for p in draft.rglob("*") if p.is_file()):
-            _sync(path)
+            flush(path)
         _move(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -225,8 +225,3 @@ def _move(draft: Path, target: Path) -> None:
             os.rename(target, old[-1])
     for one in old:
         shutil.rmtree(one, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as handle:
-        os.fsync(handle.fileno())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tuneloop.base.files import printable
 from tuneloop.data.dataset import Dataset, open_dataset
-from tuneloop.data.reading.sniff import shown
 from tuneloop.disk import require_readable
 from tuneloop.errors import DataError
 
@@ -27,8 +27,8 @@ def locate(workspace: Path, name: str) -> Dataset:
     meant = [path for path in every if digits and path.name.startswith(digits) and dataset in ("", path.parent.name)]
     if len(meant) != 1:
         require_readable(workspace / "datasets")
-        known = ", ".join(shown(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
-        raise DataError("TL-DATA-VERSION", where=shown(workspace), got=name, n=len(meant), known=known or "–")
+        known = ", ".join(printable(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
+        raise DataError("TL-DATA-VERSION", where=printable(workspace), got=name, n=len(meant), known=known or "–")
     return open_dataset(meant[0])
 
 

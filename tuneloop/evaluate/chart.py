@@ -5,15 +5,15 @@ Both are drawn from metrics.jsonl alone. No pyplot: its global state and choice 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.base.files import draft_of
+from tuneloop.journal import Journal
 from tuneloop.language import t
 
 if TYPE_CHECKING:
@@ -42,21 +42,6 @@ class Curves:
     @property
     def empty(self) -> bool:
         return not (self.loss or self.held)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; [] if there is none. A line cut by a crash is passed over."""
-    if not path.is_file():
-        return []
-    out = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            loaded = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(loaded, dict):
-            out.append(loaded)
-    return out
 
 
 def curves(lines: Sequence[dict[str, Any]]) -> Curves:
@@ -162,7 +147,7 @@ def loss_curve(metrics_path: Path, out_png: Path, evaluation: Mapping[str, Any] 
 
     With the run's `evaluation` the held-out loss begins at step 0, before training.
     """
-    found = curves(with_start(read_lines(metrics_path), evaluation or {}))
+    found = curves(with_start(list(Journal(metrics_path).lines()), evaluation or {}))
     if found.empty:
         return None
     from matplotlib import rc_context
@@ -182,12 +167,8 @@ def loss_curve(metrics_path: Path, out_png: Path, evaluation: Mapping[str, Any] 
         figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.1]), found, say)
-        half = out_png.with_name(f".{out_png.name}.{os.getpid()}")
-        try:
-            figure.savefig(half, format="png")
-            os.replace(half, out_png)
-        finally:
-            half.unlink(missing_ok=True)
+        with draft_of(out_png) as draft:
+            figure.savefig(draft, format="png")
     return out_png
 
 

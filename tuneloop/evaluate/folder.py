@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from tuneloop.errors import RunError
-from tuneloop.evaluate import chart
 from tuneloop.evaluate.verdict import STARTS
+from tuneloop.journal import Journal
 from tuneloop.plan.cautions import cautions, foreign
 from tuneloop.runs import Run
 
@@ -78,9 +78,9 @@ def read(run: Path) -> Folder:
         recipe_text=text,
         recipe=loaded if isinstance(loaded, dict) else {},
         plan=_json(run, "plan.json"),
-        events=chart.read_lines(run / "events.jsonl"),
-        metrics=chart.read_lines(run / "metrics.jsonl"),
-        samples=chart.read_lines(run / "samples.jsonl"),
+        events=list(Journal(run / "events.jsonl").lines()),
+        metrics=list(Journal(run / "metrics.jsonl").lines()),
+        samples=list(Journal(run / "samples.jsonl").lines()),
         evaluation=_json(run, "evaluation.json"),
         dataset=_json(run, "dataset.json"),
     )

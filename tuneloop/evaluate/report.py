@@ -21,10 +21,12 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from tuneloop.base.files import write_atomic
 from tuneloop.data import ledger
 from tuneloop.evaluate import chart, compare, faults, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
 from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
+from tuneloop.journal import Journal
 from tuneloop.language import current, is_passing, t
 from tuneloop.monitor.duration import about, duration
 from tuneloop.plan.cautions import nothing_held
@@ -39,9 +41,7 @@ def write(run: Path) -> Path:
     folder = read(run)
     html = _template().render(**_context(folder))
     target = run / "report.html"
-    half = run / f".report.html.{os.getpid()}"
-    half.write_bytes(html.encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
-    os.replace(half, target)
+    write_atomic(target, html.encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
     return target
 
 
@@ -244,7 +244,7 @@ def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
     path = folder.dataset_path
     if path is None:
         return []
-    lines = chart.read_lines(path / "ledger.jsonl")
+    lines = list(Journal(path / "ledger.jsonl").lines())
     counted = Counter((str(x.get("action", "")), str(x.get("step", "")), str(x.get("reason", ""))) for x in lines)
     actions, reasons, steps = terms.actions(), ledger.words(), ledger.steps()
     rows = [

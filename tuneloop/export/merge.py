@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneloop import disk
+from tuneloop.base.files import flush
 from tuneloop.data.templates import Chat, stop_ids
 from tuneloop.errors import RunError
 from tuneloop.export import card, parity
@@ -110,7 +110,7 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
         if again is not None:
             saved = replace(saved, evidence=again, measured=saved.evidence)
     assert isinstance(model, PreTrainedModel)
-    disk.require_room(folder.parent, _bytes(model) + TOKENIZER_ROOM)
+    disk.require_space(folder.parent, _bytes(model) + TOKENIZER_ROOM)
     quantize.forget(model)  # a model read from GGUF says it is quantised, too
     _stop_where_trained(model, tokenizer)
     model.save_pretrained(folder, safe_serialization=True)
@@ -236,5 +236,4 @@ def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod((folder / "config.json").stat().st_mode)
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
+            flush(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuneloop.base.files import folder_atomic
 from tuneloop.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.language import t
 from tuneloop.model.lora import adapter_state
@@ -278,9 +278,7 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
     """
     for adapter in adapters:
         require_same_base(adapter, base)
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with folder_atomic(target) as draft:
         whole = merged(model, adapters)
         said, kind = _answer(whole), type(whole)
         whole.save_pretrained(draft, safe_serialization=True)
@@ -292,9 +290,6 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
         back = kind.from_pretrained(draft, dtype=whole.dtype, local_files_only=True, use_safetensors=True,
                                     attn_implementation=whole.config._attn_implementation)  # fmt: skip
         require_same(said, _answer(back), whole.dtype, adapters[-1])
-        os.replace(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -12,7 +12,6 @@ whose manifest verifies. safetensors and JSON only: nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tuneloop.base.files import folder_atomic, sha256_of
 from tuneloop.errors import RunError
 
 
@@ -36,25 +36,6 @@ class State:
     """Where a run stands: `step` optimizer steps are done."""
 
     step: int = 0
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk; folders cannot be opened on Windows, where renames are flushed anyway."""
-    try:  # Windows flushes only what is open for writing
-        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    except PermissionError:
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -111,24 +92,14 @@ def save(
     target = folder / f"step-{state.step}"
     if target.exists() and verified(target):
         return target
-    draft = folder / f".draft-{state.step}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with folder_atomic(target, sync=True) as draft:
         _write(draft, state, model, optimizer, scheduler)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)  # it may be what fills the disk
-        raise
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(draft, target)
-    sync(folder)
     _prune(folder, keep, state.step, spare)
     return target
 
 
 def _write(draft: Path, state: State, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """The files of a checkpoint, on the disk before this returns; the manifest last."""
-    draft.mkdir()
+    """The files of a checkpoint; the manifest of all others last."""
     tensors, settings = _split_optimizer(model, optimizer)
     generators, python = _random_state()
     save_file(trained_weights(model), draft / "trained.safetensors")
@@ -139,16 +110,12 @@ def _write(draft: Path, state: State, model: nn.Module, optimizer: Optimizer, sc
         "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
     (draft / "state.json").write_text(json.dumps(content), encoding="utf-8")
-    manifest = {p.name: _digest(p) for p in sorted(draft.iterdir())}
-    for path in draft.iterdir():
-        sync(path)
+    manifest = {p.name: sha256_of(p) for p in sorted(draft.iterdir())}
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    sync(draft / "manifest.json")
-    sync(draft)
 
 
 def _prune(folder: Path, keep: int | None, step: int, spare: int | None) -> None:
-    for draft in folder.glob(".draft-*"):
+    for draft in folder.glob(".*draft*"):
         shutil.rmtree(draft, ignore_errors=True)
     if keep is not None:
         # One of a later step is broken, else the run would have gone on from it: it must not take a good one's place.
@@ -173,7 +140,7 @@ def verified(path: Path) -> bool:
     """Whether every file of the manifest is there with its sha256."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest) and all(_digest(path / name) == digest for name, digest in manifest.items())
+        return bool(manifest) and all(sha256_of(path / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
 

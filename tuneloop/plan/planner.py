@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.files import format_bytes
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches import BatchPlan, batch_plan
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
-from tuneloop.disk import size_text
 from tuneloop.errors import MachineError
 from tuneloop.language import current, t
 from tuneloop.model.fast.products import chosen
@@ -299,7 +299,9 @@ def _method(train: TrainPart, size: Shape) -> str:
     said = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
               all=f"{size.parameters:,}")]  # fmt: skip
     if METHODS[train.method].quantize:
-        said.append(t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=size_text(size.bytes_all)))
+        said.append(
+            t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=format_bytes(size.bytes_all))
+        )
     if size.virtual:
         said.append(t("virtual tokens before each text: {n}", n=size.virtual))
     if size.below:
@@ -337,7 +339,7 @@ def _choices(
         *shared_choices(recipe, batches, steps),
         Choice(
             t("optimizer"), train.optimizer,
-            t("its state: {size}", size=size_text(round(size.trainable * STATE[train.optimizer]))),
+            t("its state: {size}", size=format_bytes(round(size.trainable * STATE[train.optimizer]))),
         ),
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.files import write_atomic
 from tuneloop.language import t
 from tuneloop.proof.lines import VERDICTS, Line
 
@@ -85,9 +86,7 @@ class Report:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        draft = self.page.with_suffix(".draft")
-        draft.write_text(self._page(), encoding="utf-8")
-        os.replace(draft, self.page)
+        write_atomic(self.page, self._page())
 
     def entries(self) -> list[dict[str, Any]]:
         """What the journal holds; the last line may be half written."""

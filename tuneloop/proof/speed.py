@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tuneloop.data.tokens import Sample
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model.load import load_tokenizer, pick_dtype
 from tuneloop.model.methods import LINEAR
@@ -21,7 +22,6 @@ from tuneloop.plan.hardware import product_rate
 from tuneloop.proof.lines import FailedError, Lines, NotRunError
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
-from tuneloop.train.callbacks import Journal
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tuneloop import pipeline
 from tuneloop.data.dataset import Dataset
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_trained
@@ -26,7 +27,6 @@ from tuneloop.recipe import make_recipe
 from tuneloop.records import Kind
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe
-from tuneloop.train.callbacks import Journal
 
 STEPS = 4
 KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")

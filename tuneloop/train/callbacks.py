@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.duration import about
@@ -43,60 +42,6 @@ class Due:
         if self.strategy == "steps":
             return step % self.every == 0
         return self.strategy == "epoch" and step % self.steps_per_epoch == 0
-
-
-class Journal:
-    """A JSON-lines file that grows as things happen: metrics.jsonl, events.jsonl."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, entry: dict[str, Any]) -> None:
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-        with self.path.open("ab+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash cut the last line short: this one must not be lost with it
-                    line = b"\n" + line
-            file.write(line)
-
-    def event(self, name: str, **facts: Any) -> None:
-        self.write({"time": round(time.time(), 3), "event": name, **facts})
-
-    def sync(self) -> None:
-        """Flush to the disk: a checkpoint must not be newer than its metrics after a power cut."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """What was written, without lines that a crash cut short."""
-        for line in self._raw():
-            try:
-                entry = json.loads(line.decode("utf-8", "replace"))
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
-
-    def _raw(self) -> list[bytes]:
-        r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
-        return self.path.read_bytes().split(b"\n") if self.path.exists() else []
-
-    def rewind(self, step: int) -> None:
-        """Drop the lines after optimizer step `step`, and a last line cut short by a crash: they will come again."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self._raw():
-            try:
-                if json.loads(line.decode("utf-8", "replace"))["step"] <= step:
-                    kept.append(line + b"\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        draft = self.path.with_name(self.path.name + ".draft")
-        draft.write_bytes(b"".join(kept))
-        os.replace(draft, self.path)
 
 
 @dataclass(slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.errors import RunError
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model import checkpoint
 from tuneloop.sections import TrainPart
-from tuneloop.train.callbacks import Journal
 
 
 @dataclass(slots=True)

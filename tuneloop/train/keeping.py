@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from tuneloop.base.files import format_bytes
 from tuneloop.data.items import Items
-from tuneloop.disk import require_room, size_text
+from tuneloop.disk import require_space
 from tuneloop.errors import ModelError
 from tuneloop.language import t
 from tuneloop.model.blocks import blocks
@@ -67,7 +68,7 @@ def objection(train: TrainPart, asked: Question) -> str:
         return t("frozen blocks: {n} of {all} only", n=asked.below, all=asked.of)
     if asked.size > asked.free // 2:
         return t("{need} would be kept and {free} are free on the disk",
-                 need=size_text(asked.size), free=size_text(asked.free))  # fmt: skip
+                 need=format_bytes(asked.size), free=format_bytes(asked.free))  # fmt: skip
     return ""
 
 
@@ -147,7 +148,7 @@ def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
     with torch.random.fork_rng([below.base.device] if below.base.device.type == "cuda" else []):
         if ranks.leads():  # the others find what the first one made
             if not keeping.folder.exists():
-                require_room(keeping.folder, size)
+                require_space(keeping.folder, size)
             fill()
         ranks.world().wait_for_everyone()
         if not ranks.leads():

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.base.files import printable
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.items import Items
 from tuneloop.data.preflight import beyond
-from tuneloop.data.reading.sniff import shown
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
@@ -129,13 +129,13 @@ def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
     """The recipe with what its rows decide: the usual learning rate of their task, where none is written; and where
     their length is left to them, a pass that the longest has room in."""
     kinds = list(dataset.manifest["kinds"])
-    recipe = settled(recipe, task_name(recipe.train.task, kinds, shown(dataset.path)))[0]
+    recipe = settled(recipe, task_name(recipe.train.task, kinds, printable(dataset.path)))[0]
     return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), kinds)
 
 
 def setting_of(recipe: Recipe, dataset: Dataset, words: Words) -> tuple[Task, Setting]:
     """The task of a recipe, and what it is told: of its classes, those of the training rows."""
-    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), shown(dataset.path))]
+    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))]
     setting = Setting(recipe.train, words.tokenizer, masked=masked(words.folder, words.tokenizer))
     if task.classes is None:
         return task, setting

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import os
 import random
 import shutil
 import sys
@@ -22,11 +21,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tuneloop.base.files import folder_atomic, format_bytes
 from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
-from tuneloop.disk import require_room, size_text
+from tuneloop.disk import require_space
 from tuneloop.errors import RunError
+from tuneloop.journal import Journal
 from tuneloop.language import t
 from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.adapter_card import adapter_card
@@ -42,7 +43,7 @@ from tuneloop.monitor.meters import Meter
 from tuneloop.runs import Run
 from tuneloop.sections import Recipe, Strategy
 from tuneloop.train import device, ranks
-from tuneloop.train.callbacks import Due, HeldOut, Journal, Metrics, Saver, Screen
+from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.interrupt import Interrupt
 from tuneloop.train.keeping import Keeping, held_out, kept_blocks, measurements
@@ -84,7 +85,7 @@ def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
     if not more:
         return True
     # Half precision rounds as coarsely as a small leak is, and a row of another shape rounds otherwise. So four rows of
-    # one shape: where neither item sees the other, what reversing one changes is the same beside either form of the other.
+    # one shape: where neither item sees the other, reversing one changes as much beside either form of the other.
     turned = _reversed(items, first)
     beside = loss(turned, [first, *more]) - loss(_reversed(turned, *more), [first, *more])
     leak = abs(together - loss(_reversed(items, *more), [first, *more]) - beside)
@@ -147,7 +148,7 @@ def _room(run: Run, recipe: Recipe, model: nn.Module) -> None:
     """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more."""
     trained = parameters(model)[1]
     keep = (recipe.train.save_total_limit or 10) + 1
-    require_room(run.path, 4 * trained * (3 * keep + 1))
+    require_space(run.path, 4 * trained * (3 * keep + 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -288,7 +289,7 @@ def _keeping(parts: _Parts, state: checkpoint.State, screen: Screen) -> Keeping:
             parts.events.event("frozen_blocks", kept=kept, why=why, bytes=size, seconds=seconds)
         if kept:
             screen.say(t("The frozen blocks ran once for all epochs: {size} in {time}.",
-                         size=size_text(size), time=about(seconds)))  # fmt: skip
+                         size=format_bytes(size), time=about(seconds)))  # fmt: skip
 
     return Keeping(settings, parts.run.path / "trunk", sides, parts.total / per_epoch, parts.batches.packing,
                    decided, told)  # fmt: skip
@@ -382,18 +383,11 @@ def _close(
     if best is not None:
         checkpoint.restore_weights(best, parts.inner)
     target = parts.run.path / ("adapter" if isinstance(model, PeftModel) else "model")
-    draft = parts.run.path / f".{target.name}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    save_result(model, setting.tokenizer, folder, draft, parts.recipe.model, bits_of(parts.recipe.train))
-    write_classes(draft, setting)
-    if target.name == "adapter":  # in place of the empty form that PEFT leaves
-        (draft / "README.md").write_text(_card(parts, state, model, folder), encoding="utf-8")
-    for path in draft.iterdir():
-        checkpoint.sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(draft, target)
-    checkpoint.sync(parts.run.path)
+    with folder_atomic(target, sync=True) as draft:
+        save_result(model, setting.tokenizer, folder, draft, parts.recipe.model, bits_of(parts.recipe.train))
+        write_classes(draft, setting)
+        if target.name == "adapter":  # in place of the empty form that PEFT leaves
+            (draft / "README.md").write_text(_card(parts, state, model, folder), encoding="utf-8")
     shutil.rmtree(parts.run.path / "trunk", ignore_errors=True)  # nothing is left to resume
     meter = parts.meter
     parts.events.event(

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from tuneloop.base.files import printable
 from tuneloop.errors import DataError
 from tuneloop.language import t
 
@@ -20,11 +21,6 @@ FREE = 64 << 20
 """Unpacked bytes below which the ratio says nothing."""
 MEMBERS = 200_000
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def shown(text: object) -> str:
-    """A text that can be printed and written as UTF-8, whatever bytes were in a file name."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_zip(head: bytes) -> bool:
@@ -53,11 +49,11 @@ def is_workbook(file: Path) -> bool:
     if "[Content_Types].xml" in names:
         if any(name.startswith("xl/workbook") for name in names):
             return True
-        raise DataError("TL-DATA-BINARY", where=shown(file), kind="docx / pptx")
+        raise DataError("TL-DATA-BINARY", where=printable(file), kind="docx / pptx")
     if names[:1] == ["mimetype"]:
-        raise DataError("TL-DATA-BINARY", where=shown(file), kind="OpenDocument / EPUB")
+        raise DataError("TL-DATA-BINARY", where=printable(file), kind="OpenDocument / EPUB")
     if any(PurePosixPath(name).name == "data.pkl" for name in names):
-        raise DataError("TL-DATA-BINARY", where=shown(file), kind="pickle")
+        raise DataError("TL-DATA-BINARY", where=printable(file), kind="pickle")
     return False
 
 
@@ -73,18 +69,20 @@ def members(path: Path) -> list[str]:
     for info in infos:
         problem = _problem(info)
         if problem:
-            raise DataError("TL-DATA-MEMBER", where=shown(path), name=shown(info.orig_filename), problem=problem)
+            raise DataError(
+                "TL-DATA-MEMBER", where=printable(path), name=printable(info.orig_filename), problem=problem
+            )
         if info.flag_bits & 1:
-            raise DataError("TL-DATA-ARCHIVE", where=shown(path), error=t("it has a password"))
+            raise DataError("TL-DATA-ARCHIVE", where=printable(path), error=t("it has a password"))
         if not info.is_dir() and not is_ignored(info.filename):
             out.append(info.filename)
     if len(set(out)) != len(out):
         twice = next(name for name in out if out.count(name) > 1)
-        raise DataError("TL-DATA-MEMBER", where=shown(path), name=shown(twice), problem=t("it is there twice"))
+        raise DataError("TL-DATA-MEMBER", where=printable(path), name=printable(twice), problem=t("it is there twice"))
     total, size = sum(info.file_size for info in infos), path.stat().st_size
-    require_sane(shown(path), TOTAL + 1 if len(out) > MEMBERS else total, size)
+    require_sane(printable(path), TOTAL + 1 if len(out) > MEMBERS else total, size)
     if not out:
-        raise DataError("TL-DATA-EMPTY", where=shown(path))
+        raise DataError("TL-DATA-EMPTY", where=printable(path))
     return sorted(out)
 
 
@@ -110,11 +108,11 @@ def member(path: Path, name: str) -> BinaryIO:
 def title(name: str, path: Path) -> str:
     """A member's name as it was meant: names of Chinese Windows are GBK, and zip reads them as code page 437."""
     if name.isascii() or _kept(path, path.stat().st_mtime_ns, path.stat().st_size).getinfo(name).flag_bits & 0x800:
-        return shown(name)
+        return printable(name)
     try:
         return name.encode("cp437").decode("gb18030")
     except UnicodeError:
-        return shown(name)
+        return printable(name)
 
 
 @lru_cache(maxsize=1)
@@ -127,4 +125,4 @@ def _opened(file: Any) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, UnicodeError) as error:
-        raise DataError("TL-DATA-ARCHIVE", where=shown(file), error=str(error)) from error
+        raise DataError("TL-DATA-ARCHIVE", where=printable(file), error=str(error)) from error

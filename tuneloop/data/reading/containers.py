@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile
 
+from tuneloop.base.files import printable
 from tuneloop.data.reading import archives
-from tuneloop.data.reading.archives import shown
 from tuneloop.errors import DataError, nearby
 from tuneloop.language import t
 
@@ -45,7 +45,7 @@ class Blob:
     @property
     def where(self) -> str:
         """The name that errors give: a.zip!/member.csv."""
-        return "!/".join(shown(part) for part in (self.path, self.member, self.sheet) if part)
+        return "!/".join(printable(part) for part in (self.path, self.member, self.sheet) if part)
 
     @property
     def plain(self) -> bool:
@@ -126,11 +126,11 @@ def resolved(blob: Blob) -> tuple[Blob, bytes]:
     """
     path = blob.path
     if path.is_dir():
-        raise DataError("TL-DATA-FOLDER", where=shown(path))
+        raise DataError("TL-DATA-FOLDER", where=printable(path))
     if not path.exists() or "\0" in str(path):
-        raise DataError("TL-DATA-MISSING", where=shown(path), near=nearby(path) if "\0" not in str(path) else "")
+        raise DataError("TL-DATA-MISSING", where=printable(path), near=nearby(path) if "\0" not in str(path) else "")
     if not path.is_file():
-        raise DataError("TL-DATA-UNREADABLE", where=shown(path), error=t("not a regular file"))
+        raise DataError("TL-DATA-UNREADABLE", where=printable(path), error=t("not a regular file"))
     head = _head(blob)
     packed = next((name for mark, name in _PACKED if head.startswith(mark)), "")
     if packed and not blob.compression:

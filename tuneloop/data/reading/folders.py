@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from tuneloop.data.reading.archives import MEMBERS, is_ignored, shown
+from tuneloop.base.files import printable
+from tuneloop.data.reading.archives import MEMBERS, is_ignored
 from tuneloop.errors import DataError
 from tuneloop.language import t
 
@@ -80,9 +81,9 @@ def listing(folder: Path) -> list[str]:
         here = Path(place).relative_to(folder)
         out += [(here / name).as_posix() for name in files if not is_ignored(name) and (Path(place) / name).is_file()]
         if len(out) > MEMBERS:
-            raise DataError("TL-DATA-FOLDER-LARGE", where=shown(folder), n=MEMBERS)
+            raise DataError("TL-DATA-FOLDER-LARGE", where=printable(folder), n=MEMBERS)
     if not out:
-        raise DataError("TL-DATA-FOLDER-EMPTY", where=shown(folder))
+        raise DataError("TL-DATA-FOLDER-EMPTY", where=printable(folder))
     return sorted(out)
 
 
@@ -131,7 +132,7 @@ def saved(folder: Path) -> list[tuple[Path, Side]]:
 
 
 def _none(folder: Path) -> list[tuple[Path, Side]]:
-    raise DataError("TL-DATA-FOLDER-EMPTY", where=shown(folder))
+    raise DataError("TL-DATA-FOLDER-EMPTY", where=printable(folder))
 
 
 def _state(path: Path, key: str) -> list[Any]:
@@ -142,11 +143,13 @@ def _state(path: Path, key: str) -> list[Any]:
             raise TypeError(type(found).__name__)
         return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError("TL-DATA-SAVED", where=shown(path), error=str(error)) from error
+        raise DataError("TL-DATA-SAVED", where=printable(path), error=str(error)) from error
 
 
 def _inside(folder: Path, name: Any) -> Path:
     plain = isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
     if not plain or not (folder / name).exists():
-        raise DataError("TL-DATA-SAVED", where=shown(folder), error=t("there is no {name} in it", name=shown(name)))
+        raise DataError(
+            "TL-DATA-SAVED", where=printable(folder), error=t("there is no {name} in it", name=printable(name))
+        )
     return folder / str(name)

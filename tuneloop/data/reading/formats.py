@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.files import printable
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import (
     archives,
@@ -37,7 +38,7 @@ from tuneloop.data.reading.folders import Side, side_of
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
-from tuneloop.data.reading.sniff import Guess, Wish, document, look, shown
+from tuneloop.data.reading.sniff import Guess, Wish, document, look
 from tuneloop.errors import DataError, os_words
 from tuneloop.language import t
 from tuneloop.records import LedgerEntry, Record
@@ -107,7 +108,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
     out = Found([], [])
     first: DataError | None = None
     for place in found:
-        label = names.get(place.path) or shown(place.path.name)
+        label = names.get(place.path) or printable(place.path.name)
         if place.left_out:
             out.left_out.append((label, place.left_out))
             continue
@@ -120,7 +121,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
             out.left_out.append((label, error.what))
     _without_notes(out)
     if not out.sources:
-        raise first or DataError("TL-DATA-FOLDER-EMPTY", where=shown(file.path))
+        raise first or DataError("TL-DATA-FOLDER-EMPTY", where=printable(file.path))
     return out
 
 
@@ -137,7 +138,9 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
     blob, head = resolved(Blob(place.path))
     if not archives.is_zip(head):
         if place.inside:
-            raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=t("none"))
+            raise DataError(
+                "TL-DATA-INSIDE", where=printable(place.path), name=printable(place.inside), known=t("none")
+            )
         out.sources.append(_source(place, label, blob, wish))
         return
     if containers.is_workbook(blob, head):
@@ -150,8 +153,8 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         names = [archives.title(name, place.path) for name in archives.members(place.path)]
         inside = _members(place, label, wish, out)
     if place.inside and place.inside not in names:
-        near = ", ".join(shown(name) for name in names[:20]) or t("none")
-        raise DataError("TL-DATA-INSIDE", where=shown(place.path), name=shown(place.inside), known=near)
+        near = ", ".join(printable(name) for name in names[:20]) or t("none")
+        raise DataError("TL-DATA-INSIDE", where=printable(place.path), name=printable(place.inside), known=near)
     inside = [one for one in inside if place.inside in ("", one[0].removeprefix(f"{label}!/"))]
     if inside:
         _inside(place, inside, wish, out)
@@ -190,7 +193,7 @@ def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, 
             refused.append(error)
             out.left_out.append((name, error.what))
     if len(out.sources) == before:
-        raise refused[0] if refused else DataError("TL-DATA-EMPTY", where=shown(place.path))
+        raise refused[0] if refused else DataError("TL-DATA-EMPTY", where=printable(place.path))
 
 
 def _source(place: Place, label: str, blob: Blob, wish: Wish) -> Source:
@@ -230,10 +233,10 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
             if value not in known:
                 near = difflib.get_close_matches(value, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
-                problems.append(f"{shown(value)}{hint}")
+                problems.append(f"{printable(value)}{hint}")
     twice = Counter(columns.values())
     problems += [
-        t("{column} cannot be {roles} at once", column=shown(column),
+        t("{column} cannot be {roles} at once", column=printable(column),
           roles=", ".join(role for role, one in columns.items() if one == column))
         for column, times in twice.items() if times > 1
     ]  # fmt: skip
@@ -280,11 +283,11 @@ def read(file: DataFile, found: Sequence[Source] | None = None, seed: int = 42) 
             bad.setdefault(where, []).append(item) if count[where] <= 1000 else None
         yield item
     if not good and not bad:
-        raise DataError("TL-DATA-ROWS-NONE" if rows else "TL-DATA-EMPTY", where=shown(file.path), rows=rows)
+        raise DataError("TL-DATA-ROWS-NONE" if rows else "TL-DATA-EMPTY", where=printable(file.path), rows=rows)
     for where, entries in bad.items():
         reason = Counter(e.reason for e in entries).most_common(1)[0][0]
         first = next(e for e in entries if e.reason == reason)
-        path = next(s.blob.where if s.blob else shown(s.path) for s in found if s.label == where)
+        path = next(s.blob.where if s.blob else printable(s.path) for s in found if s.label == where)
         raise DataError("TL-DATA-ALL-BAD", where=f"{path}:{first.line}", n=count[where], reason=words()[reason],
                         detail=f" ({first.detail})" if first.detail else "")  # fmt: skip
 
@@ -298,14 +301,14 @@ def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | L
     if roles and source.guess.table is not None and isinstance(value, dict):
         broken = next((name for name in roles.values() if value.get(name) in cells.ERRORS), None)
         if broken is not None:
-            detail = shown(f"{broken}: {value[broken]}")[:200]
+            detail = printable(f"{broken}: {value[broken]}")[:200]
             return LedgerEntry("dropped", "read", "error cell", source.label, line, detail=detail)
     try:
         if source.guess.container != "chat log":
             value = grouping.renamed(value, file.columns, file.speakers)
         return convert(value, source.guess.kind or "chat", roles, source.label, line)
     except BadRow as bad:
-        return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=shown(bad.detail)[:200])
+        return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=printable(bad.detail)[:200])
 
 
 def _roles(source: Source, file: DataFile) -> dict[str, str] | None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tuneloop.base.files import printable
 from tuneloop.data.reading import folders, remote, slices
-from tuneloop.data.reading.archives import shown
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.folders import Leaf, Side
 from tuneloop.data.reading.sniff import look
@@ -52,7 +52,7 @@ def find(file: DataFile) -> list[Place]:
     if side in ("train", "validation", "test") and above:
         found = [place for place in _named(above, may_be_classes) if place.side == side]
     if not found:
-        raise DataError("TL-DATA-MISSING", where=shown(path), near=nearby(path))
+        raise DataError("TL-DATA-MISSING", where=printable(path), near=nearby(path))
     return found
 
 

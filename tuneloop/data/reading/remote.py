@@ -18,7 +18,7 @@ import yaml
 
 from tuneloop.data.reading.folders import Side, declared, side_of
 from tuneloop.data.reading.reach import is_reachable
-from tuneloop.disk import require_room
+from tuneloop.disk import require_space
 from tuneloop.environment import environment, quiet_libraries
 from tuneloop.errors import DataError, TuneloopError
 from tuneloop.language import t
@@ -162,7 +162,7 @@ def _look_before(where: Address, endpoint: str, cache: Path) -> None:
         raise DataError("TL-DATA-HUB-EMPTY", where=str(where))
     blobs = {blob.name for blob in (cache / f"datasets--{where.name.replace('/', '--')}" / "blobs").glob("*")}
     there = {f.rfilename for f in info.siblings or () if {f.blob_id, getattr(f.lfs, "sha256", None)} & blobs}
-    require_room(cache, sum(size for name, size in sizes.items() if is_wanted(name) and name not in there))
+    require_space(cache, sum(size for name, size in sizes.items() if is_wanted(name) and name not in there))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from tuneloop.data.reading.archives import shown
+from tuneloop.base.files import printable
 from tuneloop.errors import DataError
 
 Item = TypeVar("Item")
@@ -26,7 +26,7 @@ def row_slice(text: str) -> slice:
     match = re.fullmatch(rf"\s*{_SLICE}\s*", text)
     start, stop, step = (int(b) if b else None for b in (match.groups() if match else ("", "", "0")))
     if match is None or step == 0:
-        raise DataError("TL-DATA-ROWS", where="data.rows", got=shown(text))
+        raise DataError("TL-DATA-ROWS", where="data.rows", got=printable(text))
     return slice(start, stop, step)
 
 
@@ -42,7 +42,7 @@ def parted(path: str, rows: str | None) -> tuple[str, str | None]:
     if match is None or os.path.lexists(path):
         return path, rows
     if rows is not None:
-        raise DataError("TL-DATA-ROWS-TWICE", where=shown(path), rows=shown(rows))
+        raise DataError("TL-DATA-ROWS-TWICE", where=printable(path), rows=printable(rows))
     return match.group(1), match.group(2)
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneloop.base.files import printable
 from tuneloop.data.reading import (
     arrays,
     chatlog,
@@ -26,7 +27,6 @@ from tuneloop.data.reading import (
     sheets,
     tables,
 )
-from tuneloop.data.reading.archives import shown as shown
 from tuneloop.data.reading.containers import Blob, resolved
 from tuneloop.data.reading.keys import BadRow, Notes
 from tuneloop.data.reading.paragraphs import Unit
@@ -221,10 +221,12 @@ def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str,
     ours = [wish.columns["assistant"]] if "assistant" in wish.columns else chatlog.learner(speakers)
     if not ours:
         names = ", ".join(speakers[:8])
-        raise DataError("TL-DATA-CHAT", where=blob.where, speakers=shown(names), example=shown(speakers[-1]))
+        raise DataError("TL-DATA-CHAT", where=blob.where, speakers=printable(names), example=printable(speakers[-1]))
     rows = list(islice(chatlog.rows(blob, encoding, form, ours), SAMPLE))
-    seen = tuple(map(shown, speakers))
-    why = t("a chat of {speakers}; {ours} is the assistant", speakers=", ".join(seen[:8]), ours=shown(", ".join(ours)))
+    seen = tuple(map(printable, speakers))
+    why = t(
+        "a chat of {speakers}; {ours} is the assistant", speakers=", ".join(seen[:8]), ours=printable(", ".join(ours))
+    )
     kind: Kind | None = "chat" if set(wish.columns) <= {"assistant", "user"} else None
     roles = {"messages": "messages"}
     return Guess(
@@ -251,7 +253,7 @@ def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     if fits or not lists:
         return _judged("jsonl" if one_line else "object", encoding, _columns([value]), [value], wish)
     if len(lists) > 1:
-        raise DataError("TL-DATA-LISTS", where=blob.where, keys=shown(", ".join(lists)))
+        raise DataError("TL-DATA-LISTS", where=blob.where, keys=printable(", ".join(lists)))
     key, held = next(iter(lists.items()))
     return _judged("object", encoding, _columns(held[:SAMPLE]), held, wish, key=key)
 
@@ -274,12 +276,12 @@ def _judged(
 ) -> Guess:
     """The guess, with the reason in words. `more`: table, key, unit."""
     rows = [as_row(row) for row in rows[:SAMPLE]]
-    seen = tuple(shown(name) for name in names)
+    seen = tuple(printable(name) for name in names)
 
     def guessed(shape: str, kind: Kind | None, roles: Mapping[str, str], why: str, sure: float) -> Guess:
         unread, inside = _inside(rows, kind, roles, wish)
         if unread:
-            why += t("; keys of turns not used: {keys}", keys=shown(", ".join(unread)))
+            why += t("; keys of turns not used: {keys}", keys=printable(", ".join(unread)))
         return Guess(container, encoding, shape, seen, why, sure, roles, kind, len(rows), inside=inside, **more)
 
     if wish.columns:
@@ -302,10 +304,10 @@ def _judged(
         return guessed(shape.name, shape.kind, shape.roles, _by_turns(shape, rows, names), shape.share)
     used = ", ".join(dict.fromkeys(shape.roles.values()))
     n = round(shape.share * sum(isinstance(row, dict) for row in rows))
-    why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=shown(used))
+    why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=printable(used))
     left = shapes.unused(shape, names)
     if left:
-        why += t("; not used: {columns}", columns=shown(", ".join(left)))
+        why += t("; not used: {columns}", columns=printable(", ".join(left)))
     table = more.get("table")
     if table and table.above:
         why += t("; the table begins at line {line}", line=table.above + 1)
@@ -315,11 +317,11 @@ def _judged(
 def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) -> str:
     """Why rows of one turn each are read as they are; raises TL-DATA-TURNS where nothing says of which dialogue."""
     if column := shape.roles.get("conversation"):
-        return t("each row is one turn; {column} says of which dialogue", column=shown(column))
+        return t("each row is one turn; {column} says of which dialogue", column=printable(column))
     speaker = shape.roles["role"]
     said = [str(row.get(speaker)).strip().casefold() for row in rows if isinstance(row, dict)]
     if len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
-        raise DataError("TL-DATA-TURNS", where="", columns=shown(", ".join(names)))
+        raise DataError("TL-DATA-TURNS", where="", columns=printable(", ".join(names)))
     return t("each row is one turn, and no column says of which dialogue: all are one")
 
 

@@ -11,7 +11,6 @@ The reference is the model as training begins; what it finds is computed once, b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from tuneloop.base.files import draft_of
 from tuneloop.data.batches import Packed
 from tuneloop.data.items import Items
 from tuneloop.errors import DataError
@@ -236,12 +236,8 @@ def informed(inner: nn.Module, items: Items, rows: Iterable[Packed], keep: Path)
     found = _kept(keep, len(items.samples))
     if found is None:
         found = _measured(inner, items, rows)
-        draft = keep.with_name(f".{keep.name}.draft")
-        with draft.open("wb") as file:
-            np.save(file, found, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, keep)
+        with draft_of(keep, sync=True) as draft:
+            np.save(draft, found, allow_pickle=False)
     return replace(items, columns={**items.columns, "reference": found})
 
 
