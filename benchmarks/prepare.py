@@ -126,13 +126,13 @@ class Meter:
 
 def run_tuneloop(model: Path, folder: Path) -> dict[str, Any]:
     """As a run does it: read, render, tokenise, mask onto the disk, plan and pack every step of an epoch."""
+    from tuneloop.base.records import Record
     from tuneloop.data import samples as stored
     from tuneloop.data.batches import BatchPlan, Steps
     from tuneloop.data.reading.formats import read
     from tuneloop.data.tokens import encode_parts
     from tuneloop.model.load import load_tokenizer
-    from tuneloop.records import Record
-    from tuneloop.sections import DataFile
+    from tuneloop.recipe.schema import DataFile
 
     tokenizer = load_tokenizer(model)
     meter = Meter()

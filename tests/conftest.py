@@ -135,7 +135,7 @@ def talk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_model: Path, talk_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished LoRA run of the tiny model, made by the pipeline; its workspace is two folders up."""
     from tuneloop import pipeline
-    from tuneloop.recipe import make_recipe
+    from tuneloop.recipe.recipe import make_recipe
 
     workspace = tmp_path_factory.mktemp("workspace")
     recipe, _ = make_recipe(
@@ -155,7 +155,7 @@ def tiny_run(tiny_model: Path, talk_file: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture(autouse=True)
 def _english() -> Iterator[None]:
     """Tests read English words whatever the machine speaks."""
-    from tuneloop import language
+    from tuneloop.base import language
 
     language.use("en")
     yield

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK, byte_tokenizer, tiny_config, tiny_folder
@@ -23,9 +24,8 @@ from tuneloop.data.dataset import Dataset
 from tuneloop.data.templates import CHATML
 from tuneloop.model import checkpoint
 from tuneloop.plan.planner import Plan
-from tuneloop.recipe import make_recipe
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 
 STEPS, SAVED, KILLED = 6, 2, 3
 OF_METHOD: dict[str, dict[str, Any]] = {

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.base.records import Record
 from tuneloop.data import builder
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.fit import Encode
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Record
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 
 
 def characters(records: Sequence[Record]) -> Samples:

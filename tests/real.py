@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.records import Record
 from tuneloop.data.reading import formats
-from tuneloop.records import Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tuneloop.errors import DataError
-from tuneloop.records import Message, Record
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Message, Record
 
 Masked = tuple[list[int], list[bool], bool]
 """Ids, which are trained, whether each trained turn has its end token."""

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.model.adapter_card import CODE, adapter_card
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 
 def card(base: Path, *, hub: bool = False, **recipe: Any) -> str:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import byte_tokenizer, tiny_folder
+from tuneloop.base.errors import ModelError
 from tuneloop.data.batches import pack
 from tuneloop.data.samples import Sample
 from tuneloop.data.templates import CHATML
-from tuneloop.errors import ModelError
 from tuneloop.model import quantize, virtual
 from tuneloop.model.adapters import read_config, require_same_base, stacked, with_adapter
 from tuneloop.model.generate import Answerer, Sampling
@@ -26,7 +26,7 @@ from tuneloop.model.load import load_model, save_result, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.methods import METHODS, notes
 from tuneloop.model.trunk import states
-from tuneloop.sections import QloraPart, TrainPart
+from tuneloop.recipe.schema import QloraPart, TrainPart
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "deepseek_v3")
 WORDS = 300
@@ -258,7 +258,7 @@ def test_a_run_goes_on_from_another_and_one_stands_on_a_merged_base(
 ) -> None:
     from tuneloop import pipeline
     from tuneloop.model.load import load_trained
-    from tuneloop.recipe import make_recipe
+    from tuneloop.recipe.recipe import make_recipe
 
     workspace = tiny_run.parent.parent
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tuneloop.aliases import ALIASES, OWN, translate
-from tuneloop.errors import RecipeError
-from tuneloop.translation import shown
+from tuneloop.base.errors import RecipeError
+from tuneloop.recipe.peers.account import shown
+from tuneloop.recipe.peers.translate import ALIASES, OWN, translate
 
 
 def own(raw: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from fastapi.routing import APIRoute
 
-from tuneloop.errors import MachineError, ServeError
+from tuneloop.base.errors import MachineError, ServeError
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.serve import api

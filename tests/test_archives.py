@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import archives
 from tuneloop.data.reading.containers import Blob, blobs, members, open_bytes
-from tuneloop.errors import DataError
 
 
 def packed(path: Path, **contents: bytes | str) -> Path:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import arrays, containers, encodings
 from tuneloop.data.reading.containers import Blob
-from tuneloop.errors import DataError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

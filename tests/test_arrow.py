@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.real import load
+from tuneloop.base.records import Message, Record
 from tuneloop.data import arrow
-from tuneloop.records import Message, Record
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUE = st.recursive(

@@ -12,11 +12,11 @@ import pytest
 
 from tests.test_endpoint import Server
 from tuneloop import pipeline
-from tuneloop.errors import MachineError
+from tuneloop.base.errors import MachineError
 from tuneloop.model import assistants
 from tuneloop.model.load import load_tokenizer
-from tuneloop.recipe import make_recipe
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.made import characters, recipe
+from tuneloop.base.errors import DataError, MachineError, RecipeError
+from tuneloop.base.records import Message, Record
 from tuneloop.data import builder
 from tuneloop.data.augmenting.augment import Helpers, reasons
 from tuneloop.data.augmenting.grow import grown
@@ -18,11 +20,9 @@ from tuneloop.data.dataset import Dataset
 from tuneloop.data.dedupe import contamination
 from tuneloop.data.ledger import entries
 from tuneloop.data.lineage import trace
-from tuneloop.errors import DataError, MachineError, RecipeError
 from tuneloop.plan.cautions import cautions
-from tuneloop.recipe import anchored, make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import anchored, make_recipe
+from tuneloop.recipe.schema import Recipe
 
 QUESTIONS = (
     "How do I repair my bike number {}?", "Where can I purchase a good lamp for room {}?", "请问如何清洗第{}号杯子？",

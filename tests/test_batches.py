@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.batches import FILL, BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.errors import DataError
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 BUDGET = 64
 lengths = st.lists(st.integers(2, BUDGET), min_size=1, max_size=60).map(tuple)

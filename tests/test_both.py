@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from tuneloop.runs.run.run import Run
 
 from tuneloop import pipeline
+from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate.both import both, held_out_loss, questions, untrained
 from tuneloop.model.generate import Answerer
@@ -16,10 +18,8 @@ from tuneloop.model.load import Trained, load_model, load_tokenizer, load_traine
 from tuneloop.model.loss import LossModel
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Head, Setting
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 from tuneloop.train.session import rows
 
 SHOW = ["Who are you?", "Name a colour."]

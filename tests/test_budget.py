@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import tiny_folder
+from tuneloop.base.errors import ModelError
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample
-from tuneloop.errors import ModelError
 from tuneloop.model.fast.install import install
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
@@ -32,7 +32,7 @@ from tuneloop.plan.budget import (
     step_flops,
 )
 from tuneloop.plan.hardware import Hardware
-from tuneloop.sections import OptimizerName, TrainPart
+from tuneloop.recipe.schema import OptimizerName, TrainPart
 
 SEVEN = Shape(
     7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2, linear_trained=20_000_000,

@@ -20,13 +20,13 @@ import pytest
 
 from tests.made import build, characters, jsonl, lines, recipe
 from tests.real import shared
+from tuneloop.base.errors import DataError, MachineError
+from tuneloop.base.records import Message, Record
 from tuneloop.data import card
 from tuneloop.data.dataset import Dataset, open_dataset
 from tuneloop.data.ledger import ACTIONS, Ledger, entries
 from tuneloop.data.samples import Samples
 from tuneloop.data.stamps import Stamps
-from tuneloop.errors import DataError, MachineError
-from tuneloop.records import Message, Record
 
 
 def never(records: Sequence[Record]) -> Samples:
@@ -81,7 +81,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_tools_calls_and_thoughts_survive(tmp_path: Path) -> None:
     path = shared("llamafactory/reason_tool_use_demo_50.jsonl")
     from tuneloop.data.reading import formats
-    from tuneloop.sections import DataFile
+    from tuneloop.recipe.schema import DataFile
 
     made = build(recipe(path, max_length=100_000), tmp_path, characters)
     read = {r.id: r for r in formats.read(DataFile(path=str(path), rows=None, repeat=1)) if isinstance(r, Record)}

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.runs.run.journal import Journal
 
 from tuneloop.data.batches import Step
-from tuneloop.journal import Journal
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen

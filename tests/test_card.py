@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.export.card import card
 from tuneloop.export.merge import merge
 from tuneloop.export.parity import Parity
 from tuneloop.model.origin import base_name, licence
-from tuneloop.recipe import make_recipe, read_recipe
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe, read_recipe
+from tuneloop.recipe.schema import Recipe
 
 PARITY = Parity(2e-6, 1e-7, 64, 64, True, True, 1e-3)
 SCORES = {"perplexity": 8.0, "bleu": 4.5, "rouge1": 0.2, "rouge2": None, "rougeL": 0.2, "rows": 16, "label_tokens": 900}

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from tests import browser
 from tests.versions_on_disk import EVIL, KEY, build, view
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.data import card, plots, profile
 from tuneloop.data.dataset import Dataset
 

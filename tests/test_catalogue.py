@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop import language
-from tuneloop.errors import FAMILIES, catalogue
+from tuneloop.base import language
+from tuneloop.base.errors import FAMILIES, catalogue
 
 SOURCE = Path(str(files("tuneloop")))
 CLASSES = {c.__name__: c.family for c in FAMILIES.values()}

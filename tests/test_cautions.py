@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.plan.cautions import cautions, top_reasons
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.runs.run.journal import Journal
 
 from tests import confined
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.evaluate import chart
-from tuneloop.journal import Journal
 
 
 def lines(steps: int) -> list[dict[str, Any]]:

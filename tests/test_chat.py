@@ -13,14 +13,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import TuneloopError
+from tuneloop.base.records import Reply
 from tuneloop.cli import chat
 from tuneloop.cli.chat import _printable, _Talk, _Voice
 from tuneloop.cli.main import app
-from tuneloop.errors import TuneloopError
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
-from tuneloop.records import Reply
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "tuneloop", "chat"]
 

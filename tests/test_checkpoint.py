@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tuneloop.base.errors import RunError
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample
-from tuneloop.errors import RunError
 from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.optim import optimizer_for, scheduler_for
 
 FILES = ["trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]

@@ -14,18 +14,18 @@ from tests import encoders
 from tests.conftest import tiny_folder
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import DataError, RecipeError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.batches import pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample, Samples
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import DataError, RecipeError
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
 from tuneloop.model.tasks.classify import CLASSIFY, LabelModel, classes
 from tuneloop.model.tasks.task import Head, Rows, Setting
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.session import packs_exactly
 
 HEAD = Head("classifier", ("bad", "good", "so-so"))

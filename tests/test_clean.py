@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.real import load
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Kind, Message, Record
 from tuneloop.data.cleaning.clean import Step, clean, steps
 from tuneloop.data.ledger import words
-from tuneloop.errors import DataError
-from tuneloop.records import Kind, Message, Record
-from tuneloop.sections import CleanPart
+from tuneloop.recipe.schema import CleanPart
 
 OFF = {
     "unicode": False, "mojibake": False, "html": False, "templates": False, "pii": "off", "repetition": "off",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tuneloop.base.errors import ModelError
 from tuneloop.cli.model import app
-from tuneloop.errors import ModelError
 from tuneloop.model.known import KNOWN
 
 REPOSITORY = Path(__file__).parents[1]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.errors import DataError, RecipeError
+from tuneloop.base.errors import DataError, RecipeError
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluate import compare, suite
-from tuneloop.records import Message, Record, Reply
-from tuneloop.sections import Probe
+from tuneloop.recipe.schema import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
 

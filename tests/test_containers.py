@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Record
 from tuneloop.data.reading import containers, formats
 from tuneloop.data.reading.containers import Blob, members, open_bytes
-from tuneloop.errors import DataError
-from tuneloop.records import Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 ROWS = [{"question": f"问题 {n}？", "answer": f'so "{n}",\nor not'} for n in range(2500)]
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.convert import convert
 
 NAMES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.dedupe import Compared, Seen, contamination, dedupe, dialogue_text
 from tuneloop.data.ledger import words
 from tuneloop.data.shingles import jaccard
-from tuneloop.records import LedgerEntry, Message, Record
 
 
 def record(question: str, answer: str, line: int = 0, **more: object) -> Record:

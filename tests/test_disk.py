@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import MachineError
 from tuneloop.base.files import format_bytes
-from tuneloop.disk import require_space
-from tuneloop.errors import MachineError
+from tuneloop.base.refusals import require_space
 
 
 def test_enough_room_is_silent_for_a_folder_that_is_yet_to_be(tmp_path: Path) -> None:

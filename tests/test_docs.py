@@ -17,11 +17,11 @@ import pytest
 import typer
 
 import tuneloop
-from tuneloop import language
-from tuneloop.aliases import ALIASES
+from tuneloop.base import language
 from tuneloop.data import ledger
-from tuneloop.notation import loads
-from tuneloop.recipe import keys, make_recipe
+from tuneloop.recipe.peers.translate import ALIASES
+from tuneloop.recipe.recipe import keys, make_recipe
+from tuneloop.recipe.yaml import loads
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(str(files("tuneloop")))
@@ -145,7 +145,7 @@ def test_there_are_yaml_blocks() -> None:
 
 def variables() -> set[str]:
     """Every environment variable that the one reader of the environment names."""
-    tree = ast.parse((SOURCE / "environment.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "base/environment.py").read_text(encoding="utf-8"))
     texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return {x for x in texts if re.fullmatch(r"[A-Z][A-Z_]*", x)}
 
@@ -171,14 +171,16 @@ def written(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def workspace(tiny_run: Path) -> Path:
     """The workspace of a run that was evaluated, registered, laid out again and exported."""
-    from tuneloop import pipeline, registry
-    from tuneloop.runs import Run
+    from tuneloop.runs.run.run import Run
+
+    from tuneloop import pipeline
+    from tuneloop.registry.versions import versions
 
     place = tiny_run.parents[1]
     if not (tiny_run / "evaluation.json").is_file():
         pipeline.evaluate(Run(tiny_run))
     version = pipeline.register(Run(tiny_run), workspace=place)
-    registry.locate(place, version.ref)
+    versions.locate(place, version.ref)
     if not (place / "exports" / "docs").is_dir():
         pipeline.export(tiny_run, place / "exports" / "docs", workspace=place)
     return place

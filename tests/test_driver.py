@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.cli import doctor
 from tuneloop.cli.doctor import card
 from tuneloop.plan.driver import BUILDS, CARDS, INDEXED, Driver, build_for, read

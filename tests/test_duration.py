@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuneloop.monitor.duration import about, duration
+from tuneloop.base.duration import about, duration
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import encodings
 from tuneloop.data.reading.containers import Blob
-from tuneloop.errors import DataError
 
 CHINESE = "早餐的种类不多，我觉得一般。下次还会再来住这家酒店，因为他们的服务很好。"
 TRADITIONAL = "早餐的種類不多，我覺得一般，下次還會再來。這個地方的人都很好，他們說沒有問題。"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import MachineError
 from tuneloop.data.augmenting import endpoint
 from tuneloop.data.augmenting.endpoint import Endpoint, elsewhere, notice
-from tuneloop.errors import MachineError
 
 CHAT = [{"role": "user", "content": "Hello"}]
 

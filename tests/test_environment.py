@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.environment import cores, environment, quiet_libraries
+from tuneloop.base.environment import cores, environment, quiet_libraries
 
 LANGUAGE = ("TUNELOOP_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
 OFFLINE = ("TUNELOOP_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -77,7 +77,7 @@ def test_no_other_file_reads_a_variable() -> None:
     """Handing the whole environment on to a child process is no reading."""
     source = Path(str(files("tuneloop")))
     for path in source.rglob("*.py"):
-        if path.name == "environment.py":
+        if path.name == "base/environment.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute | ast.Subscript):
@@ -85,7 +85,7 @@ def test_no_other_file_reads_a_variable() -> None:
 
 
 def test_every_variable_is_told_in_its_docstring() -> None:
-    path = Path(str(files("tuneloop").joinpath("environment.py")))
+    path = Path(str(files("tuneloop").joinpath("base/environment.py")))
     text = path.read_text(encoding="utf-8")
     told = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", " ".join(re.findall(r'"""(.*?)"""', text, re.S))))
     read = set(re.findall(r'(?:get|_flag)\("([A-Z_]+)"', text))
@@ -166,7 +166,7 @@ def test_a_real_cgroup_limits_the_threads_of_a_program() -> None:
             pytest.skip("this cgroup takes no limit of cores")
         code = (
             f"import os; open({str(group / members)!r}, 'w').write(str(os.getpid())); import tuneloop;"
-            "from tuneloop.environment import cores; print(cores(), os.environ.get('OMP_NUM_THREADS'))"
+            "from tuneloop.base.environment import cores; print(cores(), os.environ.get('OMP_NUM_THREADS'))"
         )
         bare = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)

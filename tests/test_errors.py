@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop import language
-from tuneloop.errors import FAMILIES, DataError, RecipeError, RunError, TuneloopError, catalogue, os_words
+from tuneloop.base import language
+from tuneloop.base.errors import FAMILIES, DataError, RecipeError, RunError, TuneloopError, catalogue, os_words
 
 SOURCE = Path(str(files("tuneloop")))
 CLASSES = {c.__name__: c.family for c in FAMILIES.values()}

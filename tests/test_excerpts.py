@@ -27,7 +27,7 @@ def test_rows_that_are_repeated_still_show_their_own_samples(tmp_path: Path, mon
     from tests import versions_on_disk
     from tuneloop.data import arrow, builder, card
     from tuneloop.data.tokens import encode_records
-    from tuneloop.recipe import make_recipe
+    from tuneloop.recipe.recipe import make_recipe
 
     made = build(tmp_path, [chat(f"question {n}?", f"answer {n}.") for n in range(5)], validation=0)
     path = tmp_path / "talk.jsonl"

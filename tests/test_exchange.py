@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.real import load
+from tuneloop.base.errors import DataError, MachineError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.exchange import DEFAULT, SHAPES, export, row
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError, MachineError
-from tuneloop.records import Message, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 CHAT = ["messages", "sharegpt", "alpaca", "query", "prompt", "question", "emollm", "human", "counselor", "o1"]
 PAIRS = ["preference", "preference-pair", "preference-text"]

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.real import load
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.fit import MOST_CHARACTERS, chosen, exchanges, fit, longest, most_tokens
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Message, Record
-from tuneloop.sections import PreparePart
+from tuneloop.recipe.schema import PreparePart
 
 END = 3
 """The token behind every answer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.errors import RunError
+from tuneloop.base.errors import RunError
 from tuneloop.evaluate import folder, report
 
 START = 1_763_800_000.0

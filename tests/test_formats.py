@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.real import DATA, shared
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats, places
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 GOOD = '{"question": "q", "answer": "a"}'
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 ROW = '{"question": "q", "answer": "a"}'
 TALK = json.dumps({

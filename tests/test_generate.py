@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.conftest import TALK
+from tuneloop.base.errors import ServeError
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import ServeError
 from tuneloop.model.generate import PIECE, Answerer, Sampling, _Chooser
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.records import Message, Record, Reply
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 LESSONS = [
     ("你是谁？", "我是小石，𠮷祥如意😀，随叫随到。"),

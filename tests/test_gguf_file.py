@@ -8,7 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.gguf_file import GgufFile
 
 KINDS = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")

@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from tuneloop.environment import environment
-from tuneloop.errors import ModelError
+from tuneloop.base.environment import environment
+from tuneloop.base.errors import ModelError
 from tuneloop.model.gguf_tokenizer import write_tokenizer
 
 TEXTS = (

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
-from tuneloop.errors import ModelError
-from tuneloop.recipe import make_recipe
-from tuneloop.runs import Run
+from tuneloop.base.errors import ModelError
+from tuneloop.recipe.recipe import make_recipe
 
 CHATS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 

@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+from tuneloop.runs.run.journal import Journal
 
+from tuneloop.base.errors import RunError
 from tuneloop.data.batches import Step
-from tuneloop.errors import RunError
-from tuneloop.journal import Journal
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.callbacks import Due, HeldOut, Saver
 from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.loop import StepResult

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.test_docs import fault
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.cli import help
 from tuneloop.cli.main import app
 

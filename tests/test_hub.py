@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from huggingface_hub import constants
 
-from tuneloop.errors import MachineError, ModelError
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.model.hub import from_hub, from_modelscope, is_reachable, is_wanted
 
 COMMIT = "c0ffee" + "0" * 34
@@ -172,7 +172,7 @@ def test_pickles_alone_are_refused_before_the_download(hub: Hub) -> None:
 
 
 def test_no_room_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.disk._KEEP_FREE", 10**18)
+    monkeypatch.setattr("tuneloop.base.refusals._KEEP_FREE", 10**18)
     with pytest.raises(MachineError) as caught:
         from_hub("org/name")
     assert caught.value.code == "TL-MACHINE-DISK"

@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.versions_on_disk import build, chat, rows
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import TuneloopError
 from tuneloop.cli.main import app
 from tuneloop.data.dataset import Dataset
-from tuneloop.errors import TuneloopError
 
 
 @pytest.fixture(scope="module")

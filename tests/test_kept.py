@@ -13,16 +13,16 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from tests.conftest import tiny_folder
 from tests.test_session import Sessions, lines
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.data.batches import pack, pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.tokens import Sample
-from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.kept import Frozen, frozen
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
 from tuneloop.model.trunk import states
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.keeping import Question, objection
 
 LENGTHS = (19, 8, 11, 25, 40, 7)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.known import KNOWN, demand, find, nearest
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop import language
-from tuneloop.language import t
+from tuneloop.base import language
+from tuneloop.base.language import t
 
 SOURCE = Path(str(files("tuneloop")))
 
@@ -72,7 +72,7 @@ def test_another_word_is_no_language(wanted: str) -> None:
 @pytest.mark.parametrize(("said", "word"), [("zh", "已停止"), ("cn", "已停止"), ("en", "Stopped"), ("fr", "Stopped")])
 def test_a_program_that_imports_tuneloop_is_answered_in_its_language(said: str, word: str) -> None:
     """Nobody has called `use` there."""
-    code = "import sys; sys.stdout.reconfigure(encoding='utf-8'); import tuneloop; tuneloop.make_recipe; from tuneloop.language import t; print(t('Stopped.'))"
+    code = "import sys; sys.stdout.reconfigure(encoding='utf-8'); import tuneloop; tuneloop.make_recipe; from tuneloop.base.language import t; print(t('Stopped.'))"
     env = {**os.environ, "TUNELOOP_LANG": said}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True, encoding="utf-8")
     assert word in done.stdout

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import tuneloop.data
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry
 from tuneloop.data.ledger import Ledger, entries, steps, words
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry
 
 
 def entry(action: str, step: str, reason: str, line: int = 1, detail: str = "") -> LedgerEntry:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuneloop.plan.lengths import Option, options
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 LENGTHS = np.array([100, 200, 3000, 5000, 9000])
 

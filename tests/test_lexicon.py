@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.real import shared
-from tuneloop.errors import DataError
+from tuneloop.base.errors import DataError
 from tuneloop.safety.lexicon import Lexicon
 from tuneloop.safety.normalise import fold
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.made import build, jsonl, lines, recipe
+from tuneloop.base.errors import DataError
 from tuneloop.data import arrow
 from tuneloop.data.ledger import entries
 from tuneloop.data.lineage import diff, trace
-from tuneloop.errors import DataError
 
 
 def places(told: dict[str, list[dict[str, object]]]) -> dict[str, set[object]]:

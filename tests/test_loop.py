@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tuneloop.base.errors import RunError
 from tuneloop.data.batches import BatchPlan, Step, Steps, loader, pack
 from tuneloop.data.tokens import Sample
-from tuneloop.errors import RunError
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.loop import StepResult, held_loss, to_device, train
 from tuneloop.train.optim import optimizer_for, scheduler_for
 

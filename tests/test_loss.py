@@ -16,7 +16,7 @@ from tuneloop.data.tokens import Sample
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.trunk import plain
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.loop import held_loss
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "mistral"]

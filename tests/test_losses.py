@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.records import LedgerEntry
 from tuneloop.cli import losses
 from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
-from tuneloop.recipe import make_recipe
-from tuneloop.records import LedgerEntry
+from tuneloop.recipe.recipe import make_recipe
 
 
 def made(folder: Path, dropped: list[LedgerEntry], *, train: int, held: int = 9) -> Dataset:

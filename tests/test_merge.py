@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tuneloop.errors import MachineError, RunError
+from tuneloop.base.errors import MachineError, RunError
 from tuneloop.export import merge as merging
 from tuneloop.export.merge import dialogues, merge
 from tuneloop.export.parity import Parity

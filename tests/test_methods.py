@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import nn
 
 from tests.conftest import tiny_config
-from tuneloop.errors import MachineError, ModelError
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.methods import METHODS, linear_names, notes, parameters
-from tuneloop.sections import QloraPart, TrainPart
+from tuneloop.recipe.schema import QloraPart, TrainPart
 
 
 def part(**train: Any) -> TrainPart:

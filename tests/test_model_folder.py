@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.model_folder import check, check_safetensors, check_tokenizer, weight_files
 
 

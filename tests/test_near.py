@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.near import I64, Pairs, Sketches, bands, contaminated, groups, near_pairs, representative
 from tuneloop.data.shingles import jaccard
-from tuneloop.errors import DataError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.errors import RecipeError
-from tuneloop.notation import dumps, loads, slips
+from tuneloop.base.errors import RecipeError
+from tuneloop.recipe.yaml import dumps, loads, slips
 
 
 @pytest.mark.parametrize(

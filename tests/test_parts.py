@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.made import build, characters, jsonl, lines, recipe
+from tuneloop.base.records import Record
 from tuneloop.data import builder, parts
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.reading import formats
 from tuneloop.data.samples import Samples
-from tuneloop.records import Record
-from tuneloop.sections import DataFile, PreparePart
+from tuneloop.recipe.schema import DataFile, PreparePart
 
 WORK = """
 import sys, time

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tuneloop import peers
-from tuneloop.aliases import ALIASES, OWN, translate
-from tuneloop.recipe import keys
+from tuneloop.recipe.peers import tables
+from tuneloop.recipe.peers.translate import ALIASES, OWN, translate
+from tuneloop.recipe.recipe import keys
 
 LLAMA_FACTORY = """
 template dataset eval_dataset dataset_dir media_dir cutoff_len train_on_prompt mask_history streaming buffer_size
@@ -133,15 +133,15 @@ def test_no_own_key_is_taken_for_a_peers() -> None:
 
 
 def test_each_name_stands_once() -> None:
-    rows = [names for _, _, names in peers.TABLE] + [names for names, _ in peers.IGNORED]
-    names = " ".join([*rows, *(names for names, *_ in peers.UNSUPPORTED)]).split()
+    rows = [names for _, _, names in tables.TABLE] + [names for names, _ in tables.IGNORED]
+    names = " ".join([*rows, *(names for names, *_ in tables.UNSUPPORTED)]).split()
     assert sorted(n for n in set(names) if names.count(n) > 1) == []
 
 
 def test_every_reason_has_words() -> None:
     for why in (
-        [why for _, why in peers.IGNORED]
-        + [why for _, _, *both in peers.UNSUPPORTED for why in both]
-        + [*peers.REMARKS.values()]
+        [why for _, why in tables.IGNORED]
+        + [why for _, _, *both in tables.UNSUPPORTED for why in both]
+        + [*tables.REMARKS.values()]
     ):
         assert why() == why().strip() != ""

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.registry.versions.versions import locate
+from tuneloop.runs.run.run import Run, open_run
 
 import tuneloop
 from tests import encoders
 from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import DataError, ModelError, RecipeError, RunError
 from tuneloop.data.dataset import open_dataset
-from tuneloop.errors import DataError, ModelError, RecipeError, RunError
-from tuneloop.recipe import changed, make_recipe, read_recipe
-from tuneloop.registry import locate
-from tuneloop.runs import Run, open_run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import changed, make_recipe, read_recipe
+from tuneloop.recipe.schema import Recipe
 
 HELD = "What do you hold out?"
 

@@ -13,13 +13,13 @@ from tests import encoders
 from tests.conftest import TALK, byte_tokenizer
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import DataError, TuneloopError
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
 from tuneloop.data.templates import CHATML
-from tuneloop.errors import DataError, TuneloopError
 from tuneloop.model.load import numbered_places
 from tuneloop.model.model_folder import context
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 PLACES = 66
 

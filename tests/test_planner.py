@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import TALK
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import MachineError, ModelError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
 from tuneloop.data.tokens import Sample, tokenize
-from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.load import load_tokenizer
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.prefer import PREFER
@@ -31,10 +32,9 @@ from tuneloop.plan.budget import (
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.plan.lengths import Option
 from tuneloop.plan.planner import Plan, make, times
-from tuneloop.presets import roomy
-from tuneloop.recipe import changed, make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import EvaluatePart, Recipe
+from tuneloop.recipe.defaults import roomy
+from tuneloop.recipe.recipe import changed, make_recipe
+from tuneloop.recipe.schema import EvaluatePart, Recipe
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tuneloop.runs.run.run import Run
 
 from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.records import Message, Record
 from tuneloop.continual.gate import better
 from tuneloop.data.dataset import open_dataset
 from tuneloop.data.tokens import tokenize
@@ -17,9 +19,7 @@ from tuneloop.evaluate.compare import changes
 from tuneloop.evaluate.preference import dialogues, prefers
 from tuneloop.evaluate.verdict import verdict
 from tuneloop.model.load import load_trained
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.runs import Run
+from tuneloop.recipe.recipe import make_recipe
 
 
 @pytest.fixture(scope="module", params=["pairs", "judged"])

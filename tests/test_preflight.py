@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import TALK, byte_tokenizer
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Message, Record
 from tuneloop.data import preflight as looking
 from tuneloop.data.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
 from tuneloop.data.samples import Samples
 from tuneloop.data.templates import CHATML, PLAIN
 from tuneloop.data.tokens import Sample, tokenize
-from tuneloop.errors import DataError
-from tuneloop.records import Message, Record
 
 
 def records(n: int) -> list[Record]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import MachineError, ModelError, RunError
 from tuneloop.cli.main import app
-from tuneloop.errors import MachineError, ModelError, RunError
 from tuneloop.model import varlen
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.table import TASKS

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.errors import MachineError, ModelError
 from tuneloop.model.known import KNOWN, Known, Terms, Wheels
 from tuneloop.model.model_folder import check
 from tuneloop.model.package_index import Say, Wheel, take

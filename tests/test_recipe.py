@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tuneloop import recipe as module
-from tuneloop.aliases import ALIASES
-from tuneloop.errors import RecipeError, catalogue
-from tuneloop.presets import PRESETS, settled, usual_rate
-from tuneloop.recipe import anchored, changed, changed_and_told, dump, keys, make_recipe, nearest, read_recipe
-from tuneloop.sections import MethodName, Recipe, TrainPart, TrainPreset
+from tuneloop.base.errors import RecipeError, catalogue
+from tuneloop.recipe import recipe as module
+from tuneloop.recipe.defaults import PRESETS, settled, usual_rate
+from tuneloop.recipe.peers.translate import ALIASES
+from tuneloop.recipe.recipe import anchored, changed, changed_and_told, dump, keys, make_recipe, nearest, read_recipe
+from tuneloop.recipe.schema import MethodName, Recipe, TrainPart, TrainPreset
 
 LLAMA_FACTORY = """
 ### model

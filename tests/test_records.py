@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.base.records import LedgerEntry, Message, Record
 
 QUESTION, ANSWER = Message("user", "Who are you?"), Message("assistant", "Pebble.")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tuneloop.registry.versions.store import open_store
+from tuneloop.registry.versions.versions import find, locate, materialise, promote, register, versions
 
-from tuneloop import registry
-from tuneloop.errors import RunError
-from tuneloop.recipe import dump, make_recipe
-from tuneloop.registry import find, locate, materialise, promote, register, versions
-from tuneloop.store import open_store
+from tuneloop.base.errors import RunError
+from tuneloop.recipe.recipe import dump, make_recipe
+from tuneloop.registry.versions import versions as registry
 
 
 def make_run(workspace: Path, name: str = "demo", number: int = 1, value: float = 1.0, result: str = "adapter") -> Path:
@@ -219,7 +219,7 @@ def test_locate_finds_runs_and_lays_versions_out(tmp_path: Path) -> None:
 def test_processes_that_register_at_once(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, number=n, value=n % 3) for n in range(1, 7)]
     code = (
-        "import sys; from pathlib import Path; from tuneloop.registry import register\n"
+        "import sys; from pathlib import Path; from tuneloop.registry.versions import register\n"
         "print(register(Path(sys.argv[1]), Path(sys.argv[2])).number)"
     )
     # The last one registers the first one's run: together they must get one number.

@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlparse
 import pytest
 from huggingface_hub import constants
 
+from tuneloop.base.errors import DataError, MachineError
+from tuneloop.base.records import Record
 from tuneloop.data.reading import formats, places, remote
-from tuneloop.errors import DataError, MachineError
-from tuneloop.records import Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 COMMIT = "c0ffee" + "0" * 34
 CLOSED = "http://127.0.0.1:9"
@@ -171,7 +171,7 @@ def test_refusals_have_names(hub: Hub) -> None:
 
 
 def test_nothing_to_read_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.disk._KEEP_FREE", 10**18)
+    monkeypatch.setattr("tuneloop.base.refusals._KEEP_FREE", 10**18)
     with pytest.raises(MachineError):
         remote.fetch("hub:org/name")
     hub.files = {"load.py": b"boom", "README.md": b"# x"}

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.real import load, shared
+from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.clean import markup
 from tuneloop.data.cleaning.repair import mojibake, plain, talks_of_markup, without_markup
-from tuneloop.records import Message, Record
 
 # What ftfy repairs of encodings, with all that goes beyond them off.
 ENCODINGS_ONLY = TextFixerConfig(

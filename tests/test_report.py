@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.evaluate import report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"

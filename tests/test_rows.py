@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.records import Kind, Message
 from tuneloop.data.ledger import words
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.shapes import recognise
-from tuneloop.records import Kind, Message
 
 Q, A = Message("user", "q"), Message("assistant", "a")
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tuneloop.runs.run.run import FREE_ON_RESUME, Run, held_alone, new_run, open_run, resumable
 
-from tuneloop.errors import RecipeError, RunError
-from tuneloop.recipe import dump, make_recipe
-from tuneloop.runs import FREE_ON_RESUME, Run, held_alone, new_run, open_run, resumable
+from tuneloop.base.errors import RecipeError, RunError
+from tuneloop.recipe.recipe import dump, make_recipe
 
 
 def make(workspace: Path, name: str, when: float = 0) -> Run:
@@ -123,7 +123,7 @@ def test_a_resumed_run_says_what_is_misspelt() -> None:
 
 def test_a_recipe_written_out_is_the_same_recipe(tmp_path: Path) -> None:
     recipe, _ = make_recipe({"prepare": {"max_length": 4096}, "train": {"learning_rate": 2e-5, "betas": [0.9, 0.95]}})
-    from tuneloop.recipe import read_recipe
+    from tuneloop.recipe.recipe import read_recipe
 
     run = make(tmp_path, "demo")
     run.recipe.write_text(dump(recipe), encoding="utf-8")
@@ -139,7 +139,7 @@ def test_two_processes_never_train_into_one_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("TUNELOOP_HOME", str(tmp_path / "home"))
     run = new_run(tmp_path, "mine")
     script = (
-        "import sys; from pathlib import Path; from tuneloop.runs import Run, held_alone\n"
+        "import sys; from pathlib import Path; from tuneloop.runs.run import Run, held_alone\n"
         "with held_alone(Run(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.readline()"
     )
     with subprocess.Popen(

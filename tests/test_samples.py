@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.samples import COLUMNS, META, Sample, Samples, labels_of, open_samples, starts_of, write
-from tuneloop.errors import DataError
 
 
 def sample(seed: int, length: int) -> Sample:

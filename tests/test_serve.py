@@ -108,8 +108,8 @@ def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "", "  \n", "two words", b"\xff\xfe"])
 def test_key_files_that_hold_no_key(tmp_path: Path, content: str | bytes | None) -> None:
+    from tuneloop.base.errors import ServeError
     from tuneloop.cli.serve import _key
-    from tuneloop.errors import ServeError
 
     path = tmp_path / "key"
     if content is not None:

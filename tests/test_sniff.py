@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import containers
 from tuneloop.data.reading import sniff as sniff_module
 from tuneloop.data.reading.formats import read
 from tuneloop.data.reading.sniff import Wish, look
-from tuneloop.errors import DataError
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 ROW = {"instruction": "早餐怎么样？", "output": "早餐的种类不多，我觉得一般。"}
 ZH = json.dumps(ROW, ensure_ascii=False)
@@ -223,7 +223,7 @@ def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
         program = (
             "import re, sys, pathlib\n"
             "from tuneloop.data.reading.sniff import look\n"
-            "from tuneloop.errors import DataError\n"
+            "from tuneloop.base.errors import DataError\n"
             "try: look(pathlib.Path(sys.argv[1]))\n"
             "except DataError as error: print(error.code)\n"
             # ru_maxrss counts what the process that started this one held; VmHWM begins anew

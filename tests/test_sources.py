@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model import sources
 from tuneloop.model.known import KNOWN, Known
 from tuneloop.model.pull import PROVENANCE

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, func, insert, inspect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
+from tuneloop.registry.versions.store import MIGRATIONS, Store, aliases, metadata, open_store, schema_version, versions
 
-from tuneloop import store as stores
-from tuneloop.errors import MachineError, RunError
-from tuneloop.store import MIGRATIONS, Store, aliases, metadata, open_store, schema_version, versions
+from tuneloop.base.errors import MachineError, RunError
+from tuneloop.registry.versions import store as stores
 
 
 def row(name: str, number: int) -> dict[str, object]:
@@ -202,7 +202,7 @@ def test_threads_take_different_numbers(tmp_path: Path) -> None:
 
 
 def test_processes_that_open_one_new_file_at_once(tmp_path: Path) -> None:
-    code = "import sys; from tuneloop.store import open_store; print(open_store(sys.argv[1]).version)"
+    code = "import sys; from tuneloop.registry.store import open_store; print(open_store(sys.argv[1]).version)"
     path = str(tmp_path / "s.db")
     processes = [subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) for _ in range(4)]
     answers = [p.communicate(timeout=60)[0].decode().strip() for p in processes]

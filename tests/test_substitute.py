@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.augmenting.substitute import groups, substituted, words
-from tuneloop.errors import DataError
 
 
 def only(text: str, most: int = 9, seed: int = 0) -> str | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluate import metrics, suite
-from tuneloop.records import Message, Record, Reply
 
 
 def talk(question: str, answer: str, file: str = "a.jsonl", line: int = 1, **more: Any) -> Record:

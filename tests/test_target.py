@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import RecipeError
 from tuneloop.cli.target import keep_recipe, packaged, recipe_of
-from tuneloop.errors import RecipeError
-from tuneloop.recipe import read_recipe
+from tuneloop.recipe.recipe import read_recipe
 
 
 @pytest.fixture(autouse=True)

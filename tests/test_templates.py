@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import byte_tokenizer
+from tuneloop.base.errors import DataError, ModelError
 from tuneloop.data import templates
 from tuneloop.data.templates import CHATML, GEMMA, PLAIN, Renderer, choose_template, encode, render, stop_ids
-from tuneloop.errors import DataError, ModelError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tuneloop.errors import ServeError, TuneloopError
+from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.records import Reply
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.records import Reply
 from tuneloop.serve.torch_engine import Stream, TorchEngine
 
 CHAT = [{"role": "user", "content": "Who are you?"}]

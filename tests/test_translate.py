@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tuneloop.errors import DataError, ModelError
+from tuneloop.base.errors import DataError, ModelError
 from tuneloop.model import sources
 from tuneloop.model.load import load_tokenizer
 from tuneloop.model.translate import Translator

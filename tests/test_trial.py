@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.pull import pull
 from tuneloop.model.trial import answers, embeds, quiet, tokenizes
 

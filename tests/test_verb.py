@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import RecipeError
 from tuneloop.cli.verb import speak, spoken
-from tuneloop.errors import RecipeError
 
 
 @pytest.mark.parametrize(

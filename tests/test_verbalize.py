@@ -9,15 +9,15 @@ import torch
 from tests import encoders
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.batches import pack_items
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import RecipeError
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.model.tasks.task import Head, Rows, Setting
 from tuneloop.model.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.session import packs_exactly
 
 WORDS = {"neg": ["bad", "terrible"], "pos": ["good"]}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.evaluate.verdict import Verdict, verdict
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.versions_on_disk import build, chat
+from tuneloop.base.errors import DataError
 from tuneloop.data.versions import locate
-from tuneloop.errors import DataError
 
 
 def _older(folder: Path, year: int) -> None:

@@ -68,7 +68,7 @@ def test_it_is_the_wheel_that_runs(python: Path, tmp_path: Path) -> None:
         python,
         tmp_path,
         "-c",
-        "import tuneloop, tuneloop.optional as o; print(tuneloop.__file__); print(o.install('serve'))",
+        "import tuneloop, tuneloop.base.optional as o; print(tuneloop.__file__); print(o.install('serve'))",
     )
     assert done.returncode == 0, done.stderr
     file, command = done.stdout.splitlines()

@@ -13,7 +13,7 @@ from tuneloop.data.excerpts import View
 from tuneloop.data.named_templates import CHATML_THINK
 from tuneloop.data.samples import Samples
 from tuneloop.data.tokens import encode_records, marked
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 EVIL = "<script>alert('x')</script>&\"</div><img src=http://example.org/a.png>"
 KEY = "bytes"

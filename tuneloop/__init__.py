@@ -17,21 +17,21 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.environment import quiet_libraries
+from tuneloop.base.environment import quiet_libraries
 
 if TYPE_CHECKING:
-    from tuneloop.errors import TuneloopError
+    from tuneloop.base.errors import TuneloopError
     from tuneloop.pipeline import evaluate, export, improve, load, plan, prepare, register, resume, serve, train
-    from tuneloop.recipe import make_recipe, read_recipe
-    from tuneloop.sections import Recipe
+    from tuneloop.recipe.recipe import make_recipe, read_recipe
+    from tuneloop.recipe.schema import Recipe
 
 __version__ = "0.1.0"
 
 _ROOM = {
-    "TuneloopError": "errors",
-    "Recipe": "recipe",
-    "make_recipe": "recipe",
-    "read_recipe": "recipe",
+    "TuneloopError": "base.errors",
+    "Recipe": "recipe.schema",
+    "make_recipe": "recipe.recipe",
+    "read_recipe": "recipe.recipe",
     "evaluate": "pipeline",
     "export": "pipeline",
     "improve": "pipeline",

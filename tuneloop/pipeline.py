@@ -15,21 +15,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop import disk, registry
-from tuneloop import recipe as recipes
+from tuneloop.base import refusals
+from tuneloop.base.duration import about
+from tuneloop.base.errors import RunError, TuneloopError
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
+from tuneloop.base.records import Record, Reply
 from tuneloop.continual.gate import Verdict, better
 from tuneloop.data import builder
 from tuneloop.data import dataset as datasets
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
-from tuneloop.errors import RunError, TuneloopError
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluate.untrained import untrained
-from tuneloop.journal import Journal
-from tuneloop.language import t
 from tuneloop.model import adapters, checkpoint, quantize
 from tuneloop.model.assistants import helpers
 from tuneloop.model.classifier import Classifier
@@ -44,14 +44,15 @@ from tuneloop.model.model_folder import vocabulary
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows
-from tuneloop.monitor.duration import about
 from tuneloop.plan import planner
 from tuneloop.plan.planner import Plan
 from tuneloop.plan.uncosted import uncosted
-from tuneloop.records import Record, Reply
-from tuneloop.registry import Version
-from tuneloop.runs import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
-from tuneloop.sections import DataFile, Recipe, TrainPart
+from tuneloop.recipe import recipe as recipes
+from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
+from tuneloop.registry.versions import versions
+from tuneloop.registry.versions.versions import Version
+from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.run.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.train import ranks
 from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
 from tuneloop.train.session import Outcome, session
@@ -147,7 +148,7 @@ def train(
     read_prompts(recipe.evaluate.show)
     for probe in recipe.evaluate.probes:
         check_probe(probe)
-    with disk.writing(workspace / "runs"):
+    with refusals.writing(workspace / "runs"):
         path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
     run = Run(path)
     if recipe.train.adapter or recipe.train.merge:
@@ -163,7 +164,7 @@ def train(
 
 def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, number: int | None) -> Run:
     """The run folder, with what is known before the first step; where that fails, nothing is left of it."""
-    disk.require_name(workspace)
+    refusals.require_name(workspace)
     run = new_run(workspace, recipe.name, number)
     try:
         return _described(run, recipe, dataset, foreseen)
@@ -195,7 +196,7 @@ def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
     """The recipe with the folders of the adapters it names by run, version or folder. Raises TL-MODEL-NO-ADAPTER."""
 
     def folder(ref: str) -> str:
-        run = registry.locate(workspace, ref)
+        run = versions.locate(workspace, ref)
         found = Path(ref).expanduser() if run is None else run / "adapter"
         adapters.read_config(found)
         return str(found.resolve())
@@ -256,7 +257,7 @@ def _dataset(run: Run) -> Dataset:
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
     found = material(_with_adapters(recipe, Path()), dataset)
-    with disk.writing(run.path, then=lambda: _way_on(run)):
+    with refusals.writing(run.path, then=lambda: _way_on(run)):
         with held_alone(run) if ranks.leads() else nullcontext():
             outcome = session(run, recipe, found, resume=resume)
         if ranks.leads():
@@ -278,13 +279,13 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
     `held` are the rows to measure on; by default those the run's dataset held out.
     """
     began = time.perf_counter()
-    disk.require_space(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
-    disk.require_writable(run.path)
+    refusals.require_space(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
+    refusals.require_writable(run.path)
     trained = load_trained(run.path)
     if held is None:
         held = _dataset(run).records("validation")
     evaluation = both(trained, held, say)
-    with disk.writing(run.path):
+    with refusals.writing(run.path):
         run.write("evaluation.json", evaluation)
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
         chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
@@ -348,9 +349,9 @@ def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity
     """A run or version -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
     from tuneloop.export.merge import merge
 
-    disk.require_name(target)
-    with disk.writing(target.parent):
-        return merge(registry.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
+    refusals.require_name(target)
+    with refusals.writing(target.parent):
+        return merge(versions.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
 
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
@@ -393,8 +394,8 @@ def improve(
 
 def register(run: Run, *, workspace: Path = Path()) -> Version:
     """Keep a finished run as the next version of its name."""
-    with disk.writing(workspace / "models"):
-        return registry.register(run.path, workspace)
+    with refusals.writing(workspace / "models"):
+        return versions.register(run.path, workspace)
 
 
 def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier | Scorer:

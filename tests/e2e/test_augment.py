@@ -11,13 +11,13 @@ import pytest
 
 from tests.real import shared
 from tuneloop import pipeline
+from tuneloop.base.environment import environment
+from tuneloop.base.records import Record
 from tuneloop.data.augmenting.substitute import groups
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.dedupe import contamination
 from tuneloop.data.ledger import entries
-from tuneloop.environment import environment
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Record
+from tuneloop.recipe.recipe import make_recipe
 
 MODEL = "smollm2-135m-instruct"
 NONSENSE = ("banana", "theorem", "kneel", "purple", "grandfather", "evaporate", "seventeen", "trousers")

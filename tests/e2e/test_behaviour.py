@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.runs.run.run import Run
 
 from tests.made import jsonl
 from tests.real import shared
 from tuneloop import pipeline
-from tuneloop.environment import environment
+from tuneloop.base.environment import environment
 from tuneloop.model.methods import METHODS
-from tuneloop.recipe import make_recipe
-from tuneloop.runs import Run
+from tuneloop.recipe.recipe import make_recipe
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.environment import environment
 from tuneloop.cli.target import packaged
-from tuneloop.environment import environment
 from tuneloop.evaluate.compare import read_prompts
 
 RECIPES = Path(__file__).parents[2] / "tuneloop" / "recipes"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.real import shared
+from tuneloop.base.environment import environment
 from tuneloop.cli.target import recipe_of
-from tuneloop.environment import environment
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 

@@ -23,17 +23,17 @@ from tests.conftest import TALK
 from tests.made import jsonl
 from tests.real import shared
 from tuneloop import pipeline
+from tuneloop.base.environment import environment
 from tuneloop.data.batches import batch_plan
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
 from tuneloop.data.tokens import tokenize
-from tuneloop.environment import environment
 from tuneloop.model.load import load_tokenizer, started
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Setting
-from tuneloop.recipe import make_recipe
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 from tuneloop.train.optim import curve, warmup_steps
 
 STEPS, BATCH = 20, 4

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 
 from tests.conftest import TALK
+from tuneloop.base.records import Message, Record
 from tuneloop.data.batches import Steps, batch_plan, loader, pack
 from tuneloop.data.tokens import Sample, tokenize
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
 from tuneloop.train.loop import StepResult, train
 from tuneloop.train.optim import optimizer_for, scheduler_for
 

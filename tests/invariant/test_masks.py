@@ -22,12 +22,12 @@ import pytest
 
 from tests import reference
 from tests.real import DATA, load, shared
+from tuneloop.base.errors import DataError, TuneloopError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.samples import Samples
 from tuneloop.data.templates import choose_template
 from tuneloop.data.tokens import encode_records
-from tuneloop.errors import DataError, TuneloopError
 from tuneloop.model.sources import pull
-from tuneloop.records import Message, Record
 
 FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",
            "openai_messages", "smilechat")  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import TALK
+from tuneloop.base.records import Message, Record
 from tuneloop.data.augmenting import progress as progressing
 from tuneloop.data.augmenting.augment import Helpers, augment
 from tuneloop.data.augmenting.helpers import Score
@@ -19,9 +20,8 @@ from tuneloop.data.augmenting.memory import Memory
 from tuneloop.model import assistants, perplexity
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.model.perplexity import nll, shift
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Message, Record
-from tuneloop.sections import AugmentPart
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import AugmentPart
 
 LONG = "。".join(question.rstrip("？?.") for question, _ in TALK * 10)
 

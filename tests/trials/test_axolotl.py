@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.records import Record
 from tuneloop.data.reading import formats
-from tuneloop.errors import RecipeError
-from tuneloop.recipe import make_recipe, read_recipe
-from tuneloop.records import Record
+from tuneloop.recipe.recipe import make_recipe, read_recipe
 
 CASES = Path(__file__).parents[1] / "cases" / "22-axolotl-turn-keys"
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from tests.made import build, jsonl, recipe
 from tests.trials.test_split import Maker
+from tuneloop.base.records import Message, Record
 from tuneloop.data import card
 from tuneloop.data.preflight import _label
 from tuneloop.data.profile import of
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.records import Message, Record
 
 
 def rows(count: int, size: int, maker: Maker) -> list[dict[str, str]]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuneloop.runs.run.journal import Journal
 
 from tests.made import build, characters, lines, recipe
+from tuneloop.base.errors import DataError
 from tuneloop.data import parts
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError
-from tuneloop.journal import Journal
 
 
 def _grown(path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 TALK = [
     ("顾客小王", "你好，在吗？"),

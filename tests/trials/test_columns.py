@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 PAIRS = [
     ("客户问题", "客服回复"), ("context", "response"), ("Context", "Response"), ("问题", "回复"), ("用户问题", "标准答案"),

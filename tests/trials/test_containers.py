@@ -14,13 +14,13 @@ import pytest
 
 from tests.conftest import byte_tokenizer
 from tests.made import jsonl
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Record
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.sniff import look
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import DataError
-from tuneloop.records import Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 Rows = list[dict[str, Any]]
 WHOLE = (

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tuneloop.aliases import translate
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.records import Record
 from tuneloop.data.reading import formats
-from tuneloop.errors import RecipeError
-from tuneloop.recipe import make_recipe, read_recipe
-from tuneloop.records import Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.peers.translate import translate
+from tuneloop.recipe.recipe import make_recipe, read_recipe
+from tuneloop.recipe.schema import DataFile
 
 CASE = Path(__file__).parents[1] / "cases" / "first-user" / "llamafactory"
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests import made
-from tuneloop import language
-from tuneloop.aliases import translate
+from tuneloop.base import language
+from tuneloop.base.errors import RecipeError
 from tuneloop.cli import losses, show
-from tuneloop.errors import RecipeError
 from tuneloop.model.known import find
 from tuneloop.plan.cautions import low_rate
-from tuneloop.presets import settled
-from tuneloop.recipe import changed, make_recipe
+from tuneloop.recipe.defaults import settled
+from tuneloop.recipe.peers.translate import translate
+from tuneloop.recipe.recipe import changed, make_recipe
 
 
 def tuneloop(cwd: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -242,8 +242,9 @@ def test_a_rate_for_all_weights_is_told_to_be_low_for_adapters(train: dict[str, 
 
 def test_versions_are_listed_and_named(tiny_run: Path) -> None:
     place = tiny_run.parents[1]
+    from tuneloop.runs.run.run import Run
+
     from tuneloop import pipeline
-    from tuneloop.runs import Run
 
     ref = pipeline.register(Run(tiny_run), workspace=place).ref
     done = tuneloop(place, "model", "versions", "--json")

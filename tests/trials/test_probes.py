@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from tuneloop.base.records import Reply
 from tuneloop.evaluate import compare, faults, suite
 from tuneloop.evaluate.verdict import verdict
-from tuneloop.records import Reply
-from tuneloop.sections import Probe
+from tuneloop.recipe.schema import Probe
 
 SOUND = ("我是小石，tuneloop 自带的助手。", "stop")
 CUT = ("我是小石，tuneloop 自带的助手，我可以帮你", "length")

@@ -13,6 +13,8 @@ import pytest
 from tests.invariant.test_masks import CASES, chats, tokenizer_of
 from tests.real import load
 from tuneloop import pipeline
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Record
 from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.fit import fit
@@ -20,11 +22,9 @@ from tuneloop.data.ledger import Ledger
 from tuneloop.data.samples import Samples, open_samples
 from tuneloop.data.templates import choose_template, stop_ids
 from tuneloop.data.tokens import encode_records
-from tuneloop.errors import DataError
 from tuneloop.model.load import load_tokenizer
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Record
-from tuneloop.sections import PreparePart
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import PreparePart
 from tuneloop.train.material import words_of
 
 HERE = Path(__file__).parents[1] / "cases"
@@ -178,7 +178,7 @@ def test_no_end_token_stands_behind_a_cut(name: str, how: str, tmp_path: Path) -
 
 def load_case(file: Path) -> list[Record]:
     from tuneloop.data.reading import formats
-    from tuneloop.sections import DataFile
+    from tuneloop.recipe.schema import DataFile
 
     return [item for item in formats.read(DataFile(path=str(file))) if isinstance(item, Record)]
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.made import build, characters, jsonl, recipe
 from tests.real import shared
+from tuneloop.base.records import Record
 from tuneloop.data import builder, parts
 from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.dataset import Dataset
@@ -24,7 +25,6 @@ from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries
 from tuneloop.data.relations import Relations
 from tuneloop.data.stamps import Stamps
-from tuneloop.records import Record
 
 CASES = Path(__file__).parents[1] / "cases"
 HAN = [chr(code) for code in range(0x4E00, 0x9000)]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.made import build, recipe
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
 from tuneloop.data.reading import formats
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 CASES = Path(__file__).parents[1] / "cases"
 WORDS = ["good", "food", "慢", "very, very", 'a "so" called', "fine", "味道很好", "3", "; and", "tea"]

@@ -9,12 +9,12 @@ import pytest
 
 from tests.made import build, recipe
 from tests.real import load
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.cli.losses import much_changed
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.repair import mojibake, plain
 from tuneloop.data.reading import formats
-from tuneloop.records import LedgerEntry, Message, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 CASES = Path(__file__).parents[1] / "cases"
 

@@ -21,7 +21,7 @@ from tuneloop import pipeline
 from tuneloop.data.templates import CHATML
 from tuneloop.model.load import load_tokenizer
 from tuneloop.model.old_keys import keep_old_keys, tokenizer_keys, with_old_names
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip

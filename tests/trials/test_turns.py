@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import byte_tokenizer
 from tests.made import jsonl
+from tuneloop.base.records import Kind, LedgerEntry, Record
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.keys import CALL_ID, CALLS, MASKED, MEDIA, PARTLY, THOUGHT, TRAINED
@@ -18,8 +19,7 @@ from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.shapes import PAIR_TURNS
 from tuneloop.data.reading.sniff import look
 from tuneloop.data.tokens import marked, tokenize
-from tuneloop.records import Kind, LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 CASES = Path(__file__).parents[1] / "cases"
 ASKED = {"role": "user", "content": "q"}

@@ -14,14 +14,16 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
+from tuneloop.registry.versions.versions import locate
+from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK, byte_tokenizer, tiny_folder
 from tests.made import jsonl
 from tuneloop import pipeline
+from tuneloop.base.errors import ModelError, RunError
 from tuneloop.data import dataset as datasets
 from tuneloop.data.templates import CHATML
-from tuneloop.errors import ModelError, RunError
 from tuneloop.evaluate.both import held_out_loss
 from tuneloop.export import merge as merging
 from tuneloop.export import parity
@@ -30,10 +32,8 @@ from tuneloop.model.adapter_card import code
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, save_result, wrap
 from tuneloop.model.methods import notes
 from tuneloop.model.tasks.task import Head
-from tuneloop.recipe import make_recipe
-from tuneloop.registry import locate
-from tuneloop.runs import Run
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import TrainPart
 
 ROWS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}

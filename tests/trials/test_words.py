@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_verdict import evaluation
-from tuneloop import language
+from tuneloop.base import language
 from tuneloop.evaluate import compare
 
 SOURCE = Path(str(files("tuneloop")))

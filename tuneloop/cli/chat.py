@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import usage
-from tuneloop.language import t
 
 if TYPE_CHECKING:
+    from tuneloop.base.records import Reply
     from tuneloop.model.classifier import Classifier
     from tuneloop.model.generate import Answerer
     from tuneloop.model.scorer import Scorer
-    from tuneloop.records import Reply
 
 COMMANDS = {
     "/help": "help", "/帮助": "help", "/reset": "reset", "/重置": "reset", "/system": "system", "/系统": "system",
@@ -45,9 +45,9 @@ def chat(
     """
     if once is not None and not once.strip():
         raise usage.wrong("tuneloop chat", t("--once needs a question"))
-    from tuneloop import registry
+    from tuneloop.registry.versions import versions
 
-    registry.require(workspace, ref)
+    versions.require(workspace, ref)
     from tuneloop import pipeline
     from tuneloop.model.classifier import Classifier
     from tuneloop.model.scorer import Scorer
@@ -76,7 +76,7 @@ def chat(
 
 def _judge(judge: Callable[[Any, str], str], model: Classifier | Scorer, once: str | None) -> None:
     """Each line is judged by itself."""
-    from tuneloop.errors import TuneloopError
+    from tuneloop.base.errors import TuneloopError
 
     for line in [once] if once is not None else _lines():
         if COMMANDS.get(line.strip().replace("／", "/")) == "quit":
@@ -120,7 +120,7 @@ class _Voice:
 
     def speak(self, system: str, text: str) -> Reply | None:
         """Answer on the terminal as it is written; None when Ctrl-C cut it short. What was said is remembered."""
-        from tuneloop.records import Reply
+        from tuneloop.base.records import Reply
 
         head = [{"role": "system", "content": system}] if system else []
         asked = [*self.history, {"role": "user", "content": text}]
@@ -189,7 +189,7 @@ class _Talk:
 
     def safe_turn(self, line: str) -> bool:
         """A turn whose errors (the context is full, say) do not end an interactive talk. Blank lines are no turns."""
-        from tuneloop.errors import TuneloopError
+        from tuneloop.base.errors import TuneloopError
 
         if not line.strip():
             return True
@@ -204,7 +204,7 @@ class _Talk:
 
 def _lines() -> Iterator[str]:
     """The user's lines, until the end of input or Ctrl-C at the prompt."""
-    from tuneloop.errors import DataError
+    from tuneloop.base.errors import DataError
 
     if not _interactive():
         try:
@@ -265,15 +265,15 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     """The base model's voice: the adapter switched off while it speaks, or the base loaded beside a full run."""
     from peft import PeftModel
 
-    from tuneloop import registry
-    from tuneloop.errors import RunError
+    from tuneloop.base.errors import RunError
     from tuneloop.model.generate import Answerer
     from tuneloop.model.load import load_model, resolve
-    from tuneloop.runs import run_recipe
+    from tuneloop.registry.versions import versions
+    from tuneloop.runs.run.run import run_recipe
 
     if isinstance(answerer.model, PeftModel):
         return _Voice(t("base"), answerer, answerer.model.disable_adapter, options)
-    run = registry.locate(workspace, ref)
+    run = versions.locate(workspace, ref)
     if run is None:
         raise RunError("TL-RUN-NO-BASE", where=ref, ref=ref)
     recipe = run_recipe(run)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.language import t
 
 
 def compare(
@@ -23,7 +23,7 @@ def compare(
 
     Examples: tuneloop compare latest -p "Who are you?" | tuneloop compare runs/demo-1 runs/demo-2
     """
-    from tuneloop.runs import open_run
+    from tuneloop.runs.run.run import open_run
 
     first = open_run(run, workspace)
     second = open_run(other, workspace) if other else None

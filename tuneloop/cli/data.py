@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import exchange, inspect, lineage, show
 from tuneloop.cli.verb import Verb, Verbs
-from tuneloop.language import t
 
 app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Look at raw files and at datasets.")
 
@@ -34,9 +34,9 @@ def sniff(
 
     Examples: tuneloop data sniff chats.json | tuneloop data sniff folder/ reviews.zip --json | tuneloop data sniff -
     """
+    from tuneloop.base.errors import TuneloopError
     from tuneloop.data.reading import formats, sides
-    from tuneloop.errors import TuneloopError
-    from tuneloop.recipe import make_recipe
+    from tuneloop.recipe.recipe import make_recipe
 
     found: list[dict[str, Any]] = []
     refused: list[TuneloopError] = []

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.environment import environment
+from tuneloop.base.language import t
+from tuneloop.base.optional import install
 from tuneloop.cli import show
-from tuneloop.environment import environment
-from tuneloop.language import t
-from tuneloop.optional import install
 from tuneloop.plan import driver as drivers
 from tuneloop.plan.driver import Driver
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.language import t
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
 
     Example: tuneloop evaluate runs/demo-1
     """
-    from tuneloop.runs import open_run
+    from tuneloop.runs.run.run import open_run
 
     made = open_run(run, workspace)
     show.say(t("Loading the libraries"))

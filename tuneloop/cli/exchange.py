@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show, usage
 from tuneloop.cli.inspect import Json, Version, Workspace
-from tuneloop.language import t
 
 
 def export(

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import FAMILIES, RecipeError, catalogue
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.errors import FAMILIES, RecipeError, catalogue
-from tuneloop.language import t
 
 
 def explain(

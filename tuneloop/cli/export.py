@@ -21,11 +21,11 @@ def export(
 
     Examples: tuneloop export runs/demo-1 | tuneloop export demo:v2 --to exports/assistant
     """
-    from tuneloop import registry
-    from tuneloop.language import t
-    from tuneloop.runs import open_run
+    from tuneloop.base.language import t
+    from tuneloop.registry.versions import versions
+    from tuneloop.runs.run.run import open_run
 
-    found = registry.locate(workspace, run) or open_run(run, workspace).path
+    found = versions.locate(workspace, run) or open_run(run, workspace).path
     from tuneloop import pipeline
 
     target = to or workspace / "exports" / found.name

@@ -15,8 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from tuneloop import language
-from tuneloop.language import t
+from tuneloop.base import language
+from tuneloop.base.language import t
 
 _CLOSING = "，。；：、！？）》”…"
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.language import t
 
 BAR = 40
 """Columns of the longest bar."""
@@ -60,7 +60,7 @@ def inspect(
 
 def _write(page: Path, text: str) -> None:
     from tuneloop.base.files import write_atomic
-    from tuneloop.disk import writing
+    from tuneloop.base.refusals import writing
 
     with writing(page):
         write_atomic(page, text.encode("utf-8", "backslashreplace"))

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
 from tuneloop.cli.inspect import Json, Version, Workspace
-from tuneloop.language import t
 
 SHOWN = 5
 """Examples that are printed of each kind of difference; --json has more."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.base.language import t
 from tuneloop.data.ledger import entries, words
-from tuneloop.language import t
 from tuneloop.plan.cautions import cautions, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
-    from tuneloop.sections import Recipe
+    from tuneloop.recipe.schema import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
 NOTED = ("turn keys not used", "value made text", "null left out")

@@ -9,6 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from tuneloop import __version__
+from tuneloop.base.environment import environment
+from tuneloop.base.errors import TuneloopError
+from tuneloop.base.language import t
 from tuneloop.cli import (
     chat,
     compare,
@@ -27,9 +30,6 @@ from tuneloop.cli import (
 )
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
-from tuneloop.environment import environment
-from tuneloop.errors import TuneloopError
-from tuneloop.language import t
 
 app = typer.Typer(
     name="tuneloop",
@@ -107,7 +107,7 @@ def main() -> NoReturn:
     except Exception as error:
         if environment().verbose:
             traceback.print_exc()
-        from tuneloop.disk import output_is_full, refused  # not before a verb runs
+        from tuneloop.base.refusals import output_is_full, refused  # not before a verb runs
 
         if told := refused(error):
             if not getattr(error, "filename", None) and output_is_full():

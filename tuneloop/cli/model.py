@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show, versions
 from tuneloop.cli.verb import Verb, Verbs
-from tuneloop.language import t
 
 app = typer.Typer(
     cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Pull and find models; list and name versions."

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloop.base.errors import MachineError
+from tuneloop.base.language import t
 from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
-from tuneloop.errors import MachineError
-from tuneloop.language import t
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
     from tuneloop.data.preflight import Preflight
     from tuneloop.plan.planner import Plan
-    from tuneloop.runs import Run
-    from tuneloop.sections import Recipe
+    from tuneloop.recipe.schema import Recipe
+    from tuneloop.runs.run.run import Run
 
 
 def run(
@@ -100,7 +100,7 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
 
     The choice is one of `error`'s own, by its number; anything else leaves it as it is.
     """
-    from tuneloop.recipe import changed
+    from tuneloop.recipe.recipe import changed
 
     found = error.facts.get("options", [])
     if not (found and ask and sys.stdin.isatty() and sys.stderr.isatty()):
@@ -115,9 +115,9 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
 
 
 def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:
+    from tuneloop.base.duration import duration
     from tuneloop.cli import tables
     from tuneloop.evaluate import folder
-    from tuneloop.monitor.duration import duration
 
     print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
     print(t("Report: {path}", path=made.path / "report.html"))

@@ -21,12 +21,12 @@ def serve(
 
     Example: tuneloop serve runs/demo-1 --port 8000
     """
-    from tuneloop import registry
+    from tuneloop.registry.versions import versions
 
-    registry.require(workspace, ref)
+    versions.require(workspace, ref)
     from tuneloop import pipeline
+    from tuneloop.base.language import t
     from tuneloop.cli.show import say
-    from tuneloop.language import t
     from tuneloop.serve import api
 
     key = _key(api_key_file) if api_key_file else None
@@ -48,8 +48,8 @@ def serve(
 
 
 def _key(path: Path) -> str:
-    from tuneloop.errors import ServeError, os_words
-    from tuneloop.language import t
+    from tuneloop.base.errors import ServeError, os_words
+    from tuneloop.base.language import t
 
     try:
         key = path.read_text(encoding="utf-8-sig").strip()
@@ -76,7 +76,7 @@ def _reachable(host: str) -> str:
 
 def _examples(base: str, model: str, key_file: Path | None) -> str:
     """A curl command and a Python program that ask the server something."""
-    from tuneloop.language import t
+    from tuneloop.base.language import t
 
     question = t("Who are you?")
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tuneloop.language import current, is_passing, t
-from tuneloop.optional import quoted
+from tuneloop.base.language import current, is_passing, t
+from tuneloop.base.optional import quoted
 
 
 def say(text: str) -> None:

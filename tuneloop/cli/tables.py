@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tuneloop.base.language import current, t
 from tuneloop.cli.show import number, table, trained_text
 from tuneloop.data import ledger
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight
 from tuneloop.evaluate import compare
-from tuneloop.language import current, t
 from tuneloop.plan import planner
 from tuneloop.plan.cautions import nothing_held
 from tuneloop.plan.planner import Plan

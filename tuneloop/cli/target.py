@@ -11,13 +11,13 @@ from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from tuneloop.base.errors import RecipeError, nearest_path, os_words
 from tuneloop.base.files import write_atomic
+from tuneloop.base.language import t
 from tuneloop.cli.show import command, say
-from tuneloop.errors import RecipeError, nearest_path, os_words
-from tuneloop.language import t
 
 if TYPE_CHECKING:
-    from tuneloop.sections import Recipe
+    from tuneloop.recipe.schema import Recipe
 
 
 def packaged() -> dict[str, Path]:
@@ -33,7 +33,7 @@ def recipe_of(
 
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
-    from tuneloop import recipe as recipes
+    from tuneloop.recipe import recipe as recipes
 
     assignments = list(settings or [])
     # A text in quotes: the values of assignments are YAML, and a name may look like a number there.
@@ -66,7 +66,7 @@ def recipe_of(
 
 def _setting(word: str) -> str:
     """The key of the recipe that a word "key=value" means, which wants --set before it; "" for any other word."""
-    from tuneloop.recipe import nearest
+    from tuneloop.recipe.recipe import nearest
 
     key, sign, _ = word.partition("=")
     return nearest(key) if sign and re.fullmatch(r"[\w.\[\]-]+", key) and not os.path.lexists(word) else ""
@@ -91,7 +91,7 @@ def is_data(targets: list[str]) -> bool:
 
 def _made(targets: list[str]) -> Recipe:
     """A recipe for raw files, called as the first of them."""
-    from tuneloop import recipe as recipes
+    from tuneloop.recipe import recipe as recipes
 
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(targets[0]).stem).strip("-_") or "run"
     return recipes.make_recipe({"name": stem[:64], "data": targets})[0]
@@ -102,7 +102,7 @@ def require_files(recipe: Recipe) -> None:
 
     What a verb does first: it needs no large library, so a misspelt path is told at once and not after seconds.
     """
-    from tuneloop.errors import DataError, ModelError, nearby
+    from tuneloop.base.errors import DataError, ModelError, nearby
     from tuneloop.model import known, sources
 
     for file in recipe.data:
@@ -131,7 +131,7 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
 
     A file that is there already stays as it is; that is said where it holds another recipe.
     """
-    from tuneloop import recipe as recipes
+    from tuneloop.recipe import recipe as recipes
 
     if not is_data(targets):
         return

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
 from tuneloop.cli import show, verdict
 from tuneloop.cli.run import stopped
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
     if targets:
         recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
         require_files(recipe)
-    from tuneloop.runs import open_run
+    from tuneloop.runs.run.run import open_run
 
     made = open_run(resume, workspace) if resume else None
     show.say(t("Loading the libraries"))

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
 
 # The parser's own class of such errors is not public in typer; this is its public child's parent.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -67,7 +67,7 @@ def _instead(option: str, known: Sequence[str]) -> str:
     """What to write for an option that does not exist: a key of the recipe, or the nearest option."""
     near = difflib.get_close_matches(option, known, 1, 0.7)
     if "--set" in known and not (near and near[0].replace("-", "") == option.replace("-", "").replace("_", "")):
-        from tuneloop.recipe import nearest
+        from tuneloop.recipe.recipe import nearest
 
         key = nearest(option.lstrip("-").replace("-", "_"))
         if key and not (near and difflib.SequenceMatcher(None, option, near[0]).ratio() > 0.85):

@@ -7,10 +7,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tuneloop import language
+from tuneloop.base import language
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
 from tuneloop.cli import help, usage
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
 
 
 def speak(lang: str) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
-from tuneloop.language import t
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
-    from tuneloop.sections import Recipe
+    from tuneloop.recipe.schema import Recipe
 
 
 def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:

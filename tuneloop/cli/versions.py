@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.base.language import t
 from tuneloop.cli import show
 from tuneloop.cli.inspect import Json
-from tuneloop.language import t
 
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")]
 
@@ -23,7 +23,7 @@ def versions(
 
     Examples: tuneloop model versions | tuneloop model versions demo
     """
-    from tuneloop import registry
+    from tuneloop.registry.versions import versions as registry
 
     found = registry.versions(workspace, name or None)
     if name and not found:
@@ -61,7 +61,7 @@ def alias(
 
     Example: tuneloop model alias demo:v1 production
     """
-    from tuneloop import registry
+    from tuneloop.registry.versions import versions as registry
 
     made = registry.promote(workspace, version, name.lstrip(":"))
     if json:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.records import Message
+from tuneloop.base.records import Message
 
 NO_THOUGHT = re.compile(r"\s*(?:[<\[][\w:|-]+[>\]]\s*)?[<\[]/[\w:|-]+[>\]]\s*")
 """A thought without words, or the end of one that the prompt has opened: `<think>`, nothing, `</think>`."""

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from tuneloop.base.files import flush
-from tuneloop.records import Message, Record
+from tuneloop.base.records import Message, Record
 
 _TEXT = pa.string()
 TURN = pa.struct([("role", _TEXT), ("content", _TEXT), ("reasoning_content", _TEXT), ("tool_calls", _TEXT),

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
-from tuneloop.errors import DataError
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 
 Bin = tuple[int, ...]
 FILL = 1024

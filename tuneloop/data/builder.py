@@ -17,7 +17,9 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable, sha256_of, write_atomic
+from tuneloop.base.refusals import require_name, require_space, writing
 from tuneloop.data import holdout, parts
 from tuneloop.data.augmenting import derive
 from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
@@ -32,10 +34,8 @@ from tuneloop.data.reading import formats, sides
 from tuneloop.data.split import Side
 from tuneloop.data.stamps import GRAIN, Stamps, stamp
 from tuneloop.data.version import write
-from tuneloop.disk import require_name, require_space, writing
-from tuneloop.errors import DataError, os_words
-from tuneloop.lock import lock
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run.lock import lock
 
 Say = Callable[[int], None]
 _TOGETHER = ({"chat", "text"}, {"label"}, {"preference"}, {"judged", "chat"})
@@ -205,7 +205,7 @@ def _cache_key(
 ) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, this room's code."""
     here = Path(__file__).parent
-    code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("records.py")])
+    code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("base/records.py")])
     parts = {
         "files": [
             [s.label, s.side, s.given, digests[s.label], s.guess.kind, f.model_dump(mode="json", exclude={"path"})]

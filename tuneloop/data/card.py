@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined, Template
 
+from tuneloop.base.language import current, t
 from tuneloop.data import ledger, plots, tongues
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.profile import PROFILE, profile
 from tuneloop.data.split import SIDES
-from tuneloop.language import current, t
 
 BARS = 12
 """Bars that are shown one by one."""

@@ -8,12 +8,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Message, Record
 from tuneloop.data.answers import NO_THOUGHT, carried, unsaid
 from tuneloop.data.named_templates import fuller
 from tuneloop.data.samples import Unsaid
 from tuneloop.data.templates import Renderer, stop_texts
-from tuneloop.errors import DataError
-from tuneloop.records import Message, Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable, sha256_of
+from tuneloop.base.records import Record
 from tuneloop.data import arrow
 from tuneloop.data.fit import Encode
 from tuneloop.data.samples import Samples, open_samples, write
 from tuneloop.data.split import SIDES, Side
-from tuneloop.errors import DataError
-from tuneloop.records import Record
 
 FORMAT = 2
 

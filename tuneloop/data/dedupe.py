@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
 from tuneloop.data.shingles import jaccard
-from tuneloop.records import LedgerEntry, Message, Record
 
 Place = tuple[str, int]
 """File and line."""

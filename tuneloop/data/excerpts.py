@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import Message, Record
 from tuneloop.data import arrow
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.samples import Sample, Samples, open_samples
-from tuneloop.errors import DataError
-from tuneloop.records import Message, Record
 
 COUNT = 5
 HEAD, TAIL = 400, 160

@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of, printable
+from tuneloop.base.language import t
+from tuneloop.base.records import Message, Record
+from tuneloop.base.refusals import writing
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.turns import without_nulls
-from tuneloop.disk import writing
-from tuneloop.errors import DataError
-from tuneloop.language import t
-from tuneloop.records import Message, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 Row = dict[str, Any]
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.answers import spoken
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.samples import Samples, Unsaid
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Message, Record
-from tuneloop.sections import PreparePart
+from tuneloop.recipe.schema import PreparePart
 
 Encode = Callable[[Sequence[Record]], Samples]
 """Records -> their samples, as they will be trained; `row` is the place of the record."""

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneloop.base.records import LedgerEntry
 from tuneloop.data.kept import Kept
 from tuneloop.data.relations import Families, Relations, entry
 from tuneloop.data.shingles import I64
 from tuneloop.data.split import SIDES, Side, rank, sides
-from tuneloop.records import LedgerEntry
-from tuneloop.sections import PreparePart
+from tuneloop.recipe.schema import PreparePart
 
 
 @dataclass(frozen=True)

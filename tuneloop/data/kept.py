@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tuneloop.base.records import Record
 from tuneloop.data import arrow
 from tuneloop.data.parts import Part
 from tuneloop.data.split import Side
-from tuneloop.records import Record
 
 
 class Kept(Sequence[Record]):

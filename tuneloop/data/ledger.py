@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tuneloop.errors import DataError
-from tuneloop.language import t
-from tuneloop.records import LedgerEntry
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
+from tuneloop.base.records import LedgerEntry
 
 Action = Literal["dropped", "changed", "marked", "added"]
 ACTIONS: tuple[Action, ...] = get_args(Action)

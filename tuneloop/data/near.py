@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import folder_atomic
 from tuneloop.data.shingles import I64, U64, chunks, mixed, shingled
-from tuneloop.errors import DataError
 
 I32 = NDArray[np.int32]
 TextOf = Callable[[I64], Sequence[str]]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tuneloop.base.files import write_atomic
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data import arrow
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.step import Step
@@ -30,8 +31,7 @@ from tuneloop.data.reading.formats import Source
 from tuneloop.data.reading.slices import parted
 from tuneloop.data.samples import Samples, open_samples
 from tuneloop.data.split import Side
-from tuneloop.records import LedgerEntry, Message, Record
-from tuneloop.sections import DataFile, PreparePart
+from tuneloop.recipe.schema import DataFile, PreparePart
 
 SIZE = 4096
 """Raw rows in a part."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 600.0, 280.0, 44.0, 14.0, 62.0, 34.0
 FAR = 12

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
+from tuneloop.base.records import Record
 from tuneloop.data.chains import Writer, opening
 from tuneloop.data.named_templates import DEFAULTS, fuller
 from tuneloop.data.samples import Sample, Samples
 from tuneloop.data.segments import word_pattern
 from tuneloop.data.templates import encode, render, template_of
 from tuneloop.data.tokens import marked
-from tuneloop.errors import DataError
-from tuneloop.language import t
-from tuneloop.records import Record
 
 LOOKED, RENDERED = 20_000, 300
 _MOST = 0.5

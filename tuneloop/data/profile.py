@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dataset import Dataset
@@ -25,7 +26,6 @@ from tuneloop.data.ledger import entries
 from tuneloop.data.samples import open_samples
 from tuneloop.data.split import SIDES
 from tuneloop.data.tongues import script
-from tuneloop.errors import DataError
 
 FORMAT = 1
 LOOKED = 2000

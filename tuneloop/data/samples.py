@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import folder_atomic, write_atomic
-from tuneloop.errors import DataError
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 META = "samples.json"
 FORMAT = 1

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.records import Record
 from tuneloop.data.dedupe import squeezed
 from tuneloop.data.shingles import I64, U64, mixed
-from tuneloop.records import Record
 
 QUESTION = 12
 """Characters from which on equal questions keep rows together."""
@@ -36,7 +36,7 @@ def question(record: Record) -> str:
     """All text before the first trained answer but the system prompt, case and blanks aside; of a labelled row its
     text; "" where there is none or it is too short to tell rows apart.
 
-    >>> from tuneloop.records import Message
+    >>> from tuneloop.base.records import Message
     >>> turns = (("system", "Be brief."), ("user", "How far is the Moon?"), ("assistant", "Far."))
     >>> question(Record(tuple(Message(role, text) for role, text in turns)))
     'how far is the moon?'

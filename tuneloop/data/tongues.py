@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 
 def script(text: str) -> str:

@@ -19,7 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import flush, sha256_of
+from tuneloop.base.records import LedgerEntry
+from tuneloop.base.refusals import require_space
 from tuneloop.data import arrow, card, samples
 from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
 from tuneloop.data.excerpts import View
@@ -31,10 +34,7 @@ from tuneloop.data.parts import Sources, side_of
 from tuneloop.data.profile import histogram
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import SIDES, Side
-from tuneloop.disk import require_space
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 
 
 def write(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
+from tuneloop.base.refusals import require_readable
 from tuneloop.data.dataset import Dataset, open_dataset
-from tuneloop.disk import require_readable
-from tuneloop.errors import DataError
 
 
 def locate(workspace: Path, name: str) -> Dataset:

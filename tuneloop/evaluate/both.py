@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from tuneloop.base.language import t
+from tuneloop.base.records import Record, Reply
 from tuneloop.data.items import Items
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import classification, compare, preference, suite
 from tuneloop.evaluate.progress import Counted
 from tuneloop.evaluate.untrained import untrained
-from tuneloop.language import t
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, placed
 from tuneloop.model.tasks.chat import objective
-from tuneloop.records import Record, Reply
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 from tuneloop.train.loop import held_loss
 from tuneloop.train.session import packs_exactly, rows
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.files import draft_of
-from tuneloop.journal import Journal
-from tuneloop.language import t
+from tuneloop.base.language import t
+from tuneloop.runs.run.journal import Journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

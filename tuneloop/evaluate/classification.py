@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tuneloop.base.language import t
+from tuneloop.base.records import Answer, Record, Reply
 from tuneloop.data.items import Items
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import compare, suite
 from tuneloop.evaluate.untrained import untrained
-from tuneloop.language import t
 from tuneloop.model.classifier import Classifier, likeliest
 from tuneloop.model.load import Trained, placed
 from tuneloop.model.tasks.task import Rows
 from tuneloop.model.trunk import plain
-from tuneloop.records import Answer, Record, Reply
 from tuneloop.train.loop import to_device
 from tuneloop.train.session import packs_exactly, rows
 

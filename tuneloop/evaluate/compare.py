@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import DataError, RecipeError, nearby, os_words
+from tuneloop.base.errors import DataError, RecipeError, nearby, os_words
+from tuneloop.base.language import t
+from tuneloop.base.records import Answer, ProbeResult, Record, Reply
 from tuneloop.evaluate import metrics, suite
 from tuneloop.evaluate.faults import fault
-from tuneloop.language import t
-from tuneloop.records import Answer, ProbeResult, Record, Reply
-from tuneloop.sections import Probe
+from tuneloop.recipe.schema import Probe
 
 HIGHER_IS_BETTER = {
     "loss": False,

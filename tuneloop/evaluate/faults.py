@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tuneloop.base.language import t
+from tuneloop.base.records import Reply
 from tuneloop.data.cleaning.clean import REPEATS
 from tuneloop.data.cleaning.quality import loops, repetition
-from tuneloop.language import t
-from tuneloop.records import Reply
 
 Fault = Literal["", "unfinished", "repeats"]
 

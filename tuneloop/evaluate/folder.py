@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from tuneloop.errors import RunError
+from tuneloop.base.errors import RunError
 from tuneloop.evaluate.verdict import STARTS
-from tuneloop.journal import Journal
 from tuneloop.plan.cautions import cautions, foreign
-from tuneloop.runs import Run
+from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.run.run import Run
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from tuneloop.data.cutter import cutter
+from tuneloop.base.segmenter import cutter
 
 UNSPACED = r"\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """The inside of a character class of the module regex: scripts that put no blanks between words, Chinese aside."""

@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tuneloop.base.language import t
+from tuneloop.base.records import Record
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
 from tuneloop.data.tokens import tokenize
 from tuneloop.evaluate import compare, suite
 from tuneloop.evaluate.untrained import untrained
-from tuneloop.language import t
 from tuneloop.model.load import Trained, placed
 from tuneloop.model.logprobs import LogProbModel, by_sample
 from tuneloop.model.loss import head_is_exact
 from tuneloop.model.tasks.reward import RewardModel
 from tuneloop.model.tasks.task import Rows
-from tuneloop.records import Record
 from tuneloop.train.loop import held_loss, to_device
 from tuneloop.train.session import packs_exactly, rows
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tuneloop.language import t
+from tuneloop.base.language import t
+from tuneloop.base.records import Reply
 from tuneloop.model.generate import Answerer
-from tuneloop.records import Reply
 
 
 class Counted:

@@ -21,15 +21,15 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from tuneloop.base.duration import about, duration
 from tuneloop.base.files import write_atomic
+from tuneloop.base.language import current, is_passing, t
 from tuneloop.data import ledger
 from tuneloop.evaluate import chart, compare, faults, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
 from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
-from tuneloop.journal import Journal
-from tuneloop.language import current, is_passing, t
-from tuneloop.monitor.duration import about, duration
 from tuneloop.plan.cautions import nothing_held
+from tuneloop.runs.run.journal import Journal
 
 OPEN_ANSWERS = 3
 """So many answers of a probe are shown at once, the rest on a click."""

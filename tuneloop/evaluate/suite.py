@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluate import metrics
-from tuneloop.records import Message, Record, Reply
 
 HeldLoss = Callable[[list[Record]], tuple[float, int]]
 """Records -> (sum of the cross entropy over their label tokens in nats, number of label tokens)."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from tuneloop.language import t
-from tuneloop.monitor.duration import duration
+from tuneloop.base.duration import duration
+from tuneloop.base.language import t
 
 
 def events() -> dict[str, str]:

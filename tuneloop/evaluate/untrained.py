@@ -10,7 +10,7 @@ from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-from tuneloop.errors import RunError
+from tuneloop.base.errors import RunError
 from tuneloop.model.adapters import with_adapter
 from tuneloop.model.load import Trained, placed, resolve, untrained_model
 from tuneloop.model.trunk import virtual_kind

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tuneloop.base.language import current, t
 from tuneloop.evaluate import compare
-from tuneloop.language import current, t
 from tuneloop.plan.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]

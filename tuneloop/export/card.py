@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
+from tuneloop.base.language import t
 from tuneloop.evaluate import compare
 from tuneloop.export.parity import Parity
-from tuneloop.language import t
 from tuneloop.model.adapter_card import method_text
 from tuneloop.model.origin import base_name, licence, licence_fields
 from tuneloop.plan.cautions import nothing_held
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run.run import Run
 
 
 def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -> str:

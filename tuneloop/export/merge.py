@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop import disk
+from tuneloop.base import refusals
+from tuneloop.base.errors import RunError
 from tuneloop.base.files import flush
+from tuneloop.base.records import Record
 from tuneloop.data.templates import Chat, stop_ids
-from tuneloop.errors import RunError
 from tuneloop.export import card, parity
 from tuneloop.model import adapters, quantize
 from tuneloop.model.classifier import Classifier
@@ -28,9 +29,8 @@ from tuneloop.model.pull import PROVENANCE, provenance
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.model.trunk import plain
-from tuneloop.records import Record
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run.run import Run
 
 QUESTIONS = (
     "Who are you?",
@@ -110,7 +110,7 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
         if again is not None:
             saved = replace(saved, evidence=again, measured=saved.evidence)
     assert isinstance(model, PreTrainedModel)
-    disk.require_space(folder.parent, _bytes(model) + TOKENIZER_ROOM)
+    refusals.require_space(folder.parent, _bytes(model) + TOKENIZER_ROOM)
     quantize.forget(model)  # a model read from GGUF says it is quantised, too
     _stop_where_trained(model, tokenizer)
     model.save_pretrained(folder, safe_serialization=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model.load import bits_of, pick_dtype
 from tuneloop.model.origin import base_name, licence, licence_fields
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 
 FORM = """from peft import {model}
 from transformers import AutoTokenizer{more}

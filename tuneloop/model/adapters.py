@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuneloop.base.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.base.files import folder_atomic
-from tuneloop.errors import ModelError, RunError, TuneloopError, os_words
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model.lora import adapter_state
 from tuneloop.model.model_folder import check_safetensors
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.origin import mark
 from tuneloop.model.precision import tolerance
 from tuneloop.model.tying import untied
-from tuneloop.recipe import read_recipe
-from tuneloop.sections import QloraPart
+from tuneloop.recipe.recipe import read_recipe
+from tuneloop.recipe.schema import QloraPart
 
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 """Files of an adapter folder; the last says which weights it belongs on, and is tuneloop's own."""

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
+from tuneloop.base.environment import environment
+from tuneloop.base.language import t
+from tuneloop.base.records import Reply
 from tuneloop.data.augmenting.calls import Watch
 from tuneloop.data.augmenting.endpoint import Endpoint, notice
 from tuneloop.data.augmenting.helpers import Chat, Helpers
-from tuneloop.environment import environment
-from tuneloop.language import t
 from tuneloop.model import sources
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, placed
 from tuneloop.model.model_folder import weight_files
 from tuneloop.model.perplexity import nll, shift
 from tuneloop.model.translate import Translator
-from tuneloop.records import Reply
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 
 LONGEST, SHORT = 512, 96
 """Tokens of an answer, and of a question; an answer that is not done by then is none."""

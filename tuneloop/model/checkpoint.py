@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, sha256_of
-from tuneloop.errors import RunError
 
 
 @dataclass(slots=True)

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneloop.base.errors import ServeError
+from tuneloop.base.language import t
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches import pack
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
 from tuneloop.data.templates import Chat
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import ServeError
-from tuneloop.language import t
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.model.trunk import longest
 from tuneloop.model.vocabulary import require_rows
-from tuneloop.records import Message, Record, Reply
 
 
 class Classifier:

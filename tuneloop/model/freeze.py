@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.anatomy import heads, new_parts, trunk_name
 from tuneloop.model.blocks import blocks
 from tuneloop.model.lora import require_modules
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 
 def freeze(model: PreTrainedModel, train: TrainPart) -> nn.Module:

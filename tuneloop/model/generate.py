@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuneloop.base.errors import ServeError
+from tuneloop.base.records import Reply
 from tuneloop.data.templates import Chat, encode, render, stop_ids
-from tuneloop.errors import ServeError
 from tuneloop.model.trunk import longest, opening, plain, routers_off, slides, virtual_tokens
 from tuneloop.model.vocabulary import require_rows
-from tuneloop.records import Reply
 
 PIECE = "\ufffd"
 """What a tokenizer decodes an unfinished character to."""

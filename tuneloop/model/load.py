@@ -26,12 +26,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tuneloop.base.environment import quiet_libraries
+from tuneloop.base.errors import ModelError, RunError
 from tuneloop.base.files import sha256_of
+from tuneloop.base.language import t
 from tuneloop.data.chains import opening
 from tuneloop.data.templates import choose_template
-from tuneloop.environment import quiet_libraries
-from tuneloop.errors import ModelError, RunError
-from tuneloop.language import t
 from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize, sources
 from tuneloop.model.methods import METHODS
 from tuneloop.model.old_keys import keep_old_keys
@@ -40,8 +40,8 @@ from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.model.tasks.verbalize import fills_masks
 from tuneloop.model.trunk import NOISE
 from tuneloop.model.virtual import require_effect
-from tuneloop.runs import run_recipe
-from tuneloop.sections import ModelPart, QloraPart, Recipe, TrainPart
+from tuneloop.recipe.schema import ModelPart, QloraPart, Recipe, TrainPart
+from tuneloop.runs.run.run import run_recipe
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tuneloop.errors import ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 from tuneloop.model.anatomy import heads, new_parts, task_type
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 LINEAR = (nn.Linear, Conv1D)
 """What multiplies by a weight matrix; GPT-2 has the transposed kind."""

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model import quantize
 from tuneloop.model.adapters import came_from
 from tuneloop.model.anatomy import OLD_LABELS
@@ -19,7 +19,7 @@ from tuneloop.model.lora import LINEAR, linear_names, lora, stacked
 from tuneloop.model.trunk import plain, routers_off
 from tuneloop.model.tying import reached
 from tuneloop.model.virtual import prefix, prompt
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 __all__ = ["LINEAR", "METHODS", "Method", "linear_names", "notes", "parameters"]
 

@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuneloop.errors import ModelError, nearby, os_words
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError, nearby, os_words
+from tuneloop.base.language import t
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """What files of pickled weights are called. They can run code when read, so they are never read."""

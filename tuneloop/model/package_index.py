@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import format_bytes, sha256_of
-from tuneloop.errors import MachineError, ModelError
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 Say = Callable[[str], None]
 

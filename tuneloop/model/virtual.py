@@ -9,11 +9,11 @@ from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from tuneloop.errors import ModelError
-from tuneloop.language import t
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 from tuneloop.model.anatomy import new_parts, task_type
 from tuneloop.model.trunk import plain, states
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 
 def prefix(model: PreTrainedModel, train: TrainPart) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tuneloop.errors import ServeError
+from tuneloop.base.errors import ServeError
 from tuneloop.model.trunk import plain
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from tuneloop.errors import ModelError
+from tuneloop.base.errors import ModelError
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.load import CLASSES, pick_dtype, wrap
 from tuneloop.model.loss import CHUNK
@@ -23,7 +23,7 @@ from tuneloop.model.methods import LINEAR, METHODS, parameters
 from tuneloop.model.tasks.task import Head
 from tuneloop.model.trunk import plain
 from tuneloop.plan.hardware import Hardware
-from tuneloop.sections import OptimizerName, TrainPart
+from tuneloop.recipe.schema import OptimizerName, TrainPart
 
 EFFICIENCY = 0.56
 """Share of the matrix-product rate a training step reaches; measured in float32 on SmolLM2-135M with LoRA on two CPU

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.language import current, t
 from tuneloop.data import ledger, tongues
-from tuneloop.language import current, t
-from tuneloop.presets import usual_rate
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.defaults import usual_rate
+from tuneloop.recipe.schema import TrainPart
 
 LOST = 0.2
 """A larger share of dropped rows is worth a loud word: mostly a wrong setting or a misread file."""

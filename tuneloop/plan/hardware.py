@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from tuneloop.environment import cores
+from tuneloop.base.environment import cores
 from tuneloop.model.fast.products import Products, products
 
 

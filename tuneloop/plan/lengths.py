@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.language import t
-from tuneloop.sections import TrainPart
+from tuneloop.base.language import t
+from tuneloop.recipe.schema import TrainPart
 
 LEAST = 16
 """The shortest limit that a recipe may set."""

@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.duration import about
+from tuneloop.base.errors import MachineError
 from tuneloop.base.files import format_bytes
+from tuneloop.base.language import current, t
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches import BatchPlan, batch_plan
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
-from tuneloop.errors import MachineError
-from tuneloop.language import current, t
 from tuneloop.model.fast.products import chosen
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.table import TASKS
 from tuneloop.model.tasks.task import Setting, Task
-from tuneloop.monitor.duration import about
 from tuneloop.plan.budget import (
     EFFICIENCY,
     EFFICIENCY_BFLOAT16,
@@ -40,7 +40,7 @@ from tuneloop.plan.budget import (
 from tuneloop.plan.cautions import SEMICOLON, cautions, foreign, low_rate, nothing_held
 from tuneloop.plan.hardware import Hardware, look
 from tuneloop.plan.lengths import options
-from tuneloop.sections import Recipe, TrainPart
+from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.train.keeping import Question, kept_bytes, measurements, objection
 from tuneloop.train.optim import total_steps, warmup_steps
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuneloop.base.language import t
 from tuneloop.data.batches import batch_plan
 from tuneloop.data.items import Items
-from tuneloop.language import t
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.task import Task
 from tuneloop.plan.cautions import cautions, nothing_held
 from tuneloop.plan.hardware import look
 from tuneloop.plan.planner import Choice, Plan, shared_choices
-from tuneloop.sections import Recipe
+from tuneloop.recipe.schema import Recipe
 from tuneloop.train.optim import total_steps
 
 

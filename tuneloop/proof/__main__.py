@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.proof.lines import Line, Lines, broken
 from tuneloop.proof.report import Report, closing
 from tuneloop.proof.sections import SECTIONS

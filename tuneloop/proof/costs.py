@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuneloop.base.language import t
 from tuneloop.data.batches import Packed, pack
 from tuneloop.data.tokens import Sample
-from tuneloop.language import t
 from tuneloop.model import determinism
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel
@@ -21,7 +21,7 @@ from tuneloop.proof.lines import FailedError, Lines
 from tuneloop.proof.parity import samples
 from tuneloop.proof.speed import Work
 from tuneloop.proof.training import Ground
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train.loop import to_device
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tuneloop import __version__
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model.load import pick_dtype
 from tuneloop.plan.hardware import look
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model import varlen
 from tuneloop.model.varlen import Kernel, Shape
 from tuneloop.proof.lines import FailedError, Lines, NotRunError

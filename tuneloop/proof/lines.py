@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Literal
 
-from tuneloop.errors import MachineError, RunError, TuneloopError
-from tuneloop.language import t
+from tuneloop.base.errors import MachineError, RunError, TuneloopError
+from tuneloop.base.language import t
 
 Verdict = Literal["passed", "failed", "refused", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "refused", "not run")

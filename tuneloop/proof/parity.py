@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tuneloop import pipeline
+from tuneloop.base.language import t
+from tuneloop.base.records import Message, Record
 from tuneloop.data.batches import pack
 from tuneloop.data.tokens import Sample, tokenize
-from tuneloop.language import t
 from tuneloop.model.load import load_model, load_tokenizer, pick_dtype
 from tuneloop.model.loss import LossModel
 from tuneloop.proof import subject
 from tuneloop.proof.lines import FailedError, Lines
 from tuneloop.proof.training import Ground
-from tuneloop.records import Message, Record
 from tuneloop.train.loop import to_device
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.proof import device, report
 from tuneloop.proof.lines import Line, Lines, Say
 from tuneloop.proof.sections import SECTIONS, Section

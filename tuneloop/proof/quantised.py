@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model.load import load_model, pick_dtype, placed
 from tuneloop.proof import training
 from tuneloop.proof.lines import FailedError, Lines
 from tuneloop.proof.training import Ground
-from tuneloop.sections import QloraPart
+from tuneloop.recipe.schema import QloraPart
 
 BITS = ("nf4", "int8")
 ALLOWED = {"nf4": 16.0, "int8": 0.05}

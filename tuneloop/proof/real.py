@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model import sources
 from tuneloop.proof import device, parity, speed, training
 from tuneloop.proof.lines import Lines, NotRunError

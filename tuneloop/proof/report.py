@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.files import write_atomic
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.proof.lines import VERDICTS, Line
 
 

@@ -53,7 +53,7 @@ def _equal(lines: Lines, folder: Path) -> None:
 
 
 def _shapes(lines: Lines, folder: Path) -> None:
-    from tuneloop.language import t
+    from tuneloop.base.language import t
     from tuneloop.proof import device, parity, training
 
     for family in SHAPES:

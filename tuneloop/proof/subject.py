@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tuneloop.base.records import Kind
 from tuneloop.data.templates import CHATML
-from tuneloop.records import Kind
 
 ROWS = 24
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from tuneloop import pipeline
+from tuneloop.base.language import t
+from tuneloop.base.records import Kind
 from tuneloop.data.dataset import Dataset
-from tuneloop.journal import Journal
-from tuneloop.language import t
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_trained
 from tuneloop.model.methods import METHODS
@@ -23,10 +23,10 @@ from tuneloop.model.tasks.table import TASKS, USUAL
 from tuneloop.plan.planner import Plan
 from tuneloop.proof import subject
 from tuneloop.proof.lines import FailedError, Lines
-from tuneloop.recipe import make_recipe
-from tuneloop.records import Kind
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe
+from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.run.run import Run
 
 STEPS = 4
 KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")

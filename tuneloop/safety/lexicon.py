@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick, MatchKind
 
-from tuneloop.errors import DataError
+from tuneloop.base.errors import DataError
 from tuneloop.safety.normalise import fold
 from tuneloop.safety.span import Span, disjoint
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, get_args
 
+from tuneloop.recipe.schema import PiiKind
 from tuneloop.safety.contacts import emails, mobiles, phones
 from tuneloop.safety.documents import cards, ibans, passports, resident_ids, social_security_numbers
 from tuneloop.safety.keys import keys
 from tuneloop.safety.network import ips, macs
 from tuneloop.safety.normalise import fold
 from tuneloop.safety.span import Span, disjoint
-from tuneloop.sections import PiiKind
 
 __all__ = ["KINDS", "Span", "find", "mask"]
 

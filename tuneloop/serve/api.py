@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tuneloop.errors import MachineError, ServeError, TuneloopError, os_words
-from tuneloop.optional import need
-from tuneloop.records import Reply
+from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
+from tuneloop.base.optional import need
+from tuneloop.base.records import Reply
 from tuneloop.serve.schemas import (
     DONE,
     STATUS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tuneloop import registry
 from tuneloop.model import sources
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
@@ -13,7 +12,8 @@ from tuneloop.model.load import Trained, known_labels, load_model, load_tokenize
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.task import Head, Setting
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
+from tuneloop.registry.versions import versions
 
 
 def voice(trained: Trained) -> Answerer | Classifier | Scorer:
@@ -31,10 +31,10 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
 
     On the GPU where there is one. Raises what `registry.locate`, `load_trained` and `sources.resolve` raise.
     """
-    run = registry.locate(workspace, str(ref))
+    run = versions.locate(workspace, str(ref))
     if run is not None:
         return voice(load_trained(run))
-    registry.require(workspace, str(ref))  # a run that was misspelt is no organisation on the hub
+    versions.require(workspace, str(ref))  # a run that was misspelt is no organisation on the hub
     folder = sources.resolve(str(ref))
     tokenizer = load_tokenizer(folder)
     if len(labels := known_labels(folder)) > 1:  # an exported classifier

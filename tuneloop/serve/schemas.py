@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.records import Reply
 from tuneloop.data.templates import Chat
-from tuneloop.errors import ServeError, TuneloopError
-from tuneloop.records import Reply
 
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer of a request that names none, where the context has room for it."""

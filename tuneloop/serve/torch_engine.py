@@ -15,9 +15,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.records import Reply
 from tuneloop.data.templates import Chat
-from tuneloop.errors import ServeError, TuneloopError
-from tuneloop.records import Reply
 
 if TYPE_CHECKING:
     from tuneloop.model.classifier import Classifier

@@ -12,12 +12,12 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from tuneloop.journal import Journal
-from tuneloop.language import t
+from tuneloop.base.duration import about
+from tuneloop.base.language import t
 from tuneloop.model.checkpoint import State
-from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
-from tuneloop.sections import Strategy
+from tuneloop.recipe.schema import Strategy
+from tuneloop.runs.run.journal import Journal
 from tuneloop.train.loop import StepResult
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from tuneloop.errors import MachineError
-from tuneloop.language import t
+from tuneloop.base.errors import MachineError
+from tuneloop.base.language import t
 from tuneloop.model import checkpoint
 
 LOST = ("CUDA error", "HIP error", "NCCL error", "cuBLAS error", "CUBLAS_STATUS", "CUDNN_STATUS", "NVML")

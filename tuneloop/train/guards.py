@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneloop.errors import RunError
-from tuneloop.journal import Journal
-from tuneloop.language import t
+from tuneloop.base.errors import RunError
+from tuneloop.base.language import t
 from tuneloop.model import checkpoint
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
+from tuneloop.runs.run.journal import Journal
 
 
 @dataclass(slots=True)

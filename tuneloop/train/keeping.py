@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from tuneloop.base.errors import ModelError
 from tuneloop.base.files import format_bytes
+from tuneloop.base.language import t
+from tuneloop.base.refusals import require_space
 from tuneloop.data.items import Items
-from tuneloop.disk import require_space
-from tuneloop.errors import ModelError
-from tuneloop.language import t
 from tuneloop.model.blocks import blocks
 from tuneloop.model.fast.products import products
 from tuneloop.model.kept import Frozen, frozen
 from tuneloop.model.trunk import KEPT, plain
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 from tuneloop.train import ranks
 
 SHARE = 4

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tuneloop.base.errors import RunError
 from tuneloop.data.batches import Packed, Step
-from tuneloop.errors import RunError
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
 

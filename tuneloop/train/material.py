@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.base.errors import DataError, ModelError, RecipeError
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
+from tuneloop.base.records import Message, Record
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.excerpts import View
 from tuneloop.data.items import Items
@@ -19,8 +22,6 @@ from tuneloop.data.preflight import beyond
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
-from tuneloop.errors import DataError, ModelError, RecipeError
-from tuneloop.language import t
 from tuneloop.model import adapters
 from tuneloop.model.load import (
     adapter_labels,
@@ -35,9 +36,8 @@ from tuneloop.model.methods import METHODS
 from tuneloop.model.model_folder import context, vocabulary
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
-from tuneloop.presets import roomy, settled
-from tuneloop.records import Message, Record
-from tuneloop.sections import Recipe, TrainPart
+from tuneloop.recipe.defaults import roomy, settled
+from tuneloop.recipe.schema import Recipe, TrainPart
 
 
 @dataclass(frozen=True)

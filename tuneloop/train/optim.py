@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import Adafactor
 
-from tuneloop.errors import MachineError
-from tuneloop.optional import need
-from tuneloop.sections import TrainPart
+from tuneloop.base.errors import MachineError
+from tuneloop.base.optional import need
+from tuneloop.recipe.schema import TrainPart
 
 QUANTISED = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw": "PagedAdamW"}
 """Optimizers of bitsandbytes (Dettmers et al. 2021, arXiv:2110.02861), by our name."""

@@ -13,9 +13,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tuneloop.environment import launch
-from tuneloop.errors import RunError
-from tuneloop.language import t
+from tuneloop.base.environment import launch
+from tuneloop.base.errors import RunError
+from tuneloop.base.language import t
 
 T = TypeVar("T")
 

@@ -21,14 +21,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tuneloop.base.duration import about
+from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, format_bytes
+from tuneloop.base.language import t
+from tuneloop.base.refusals import require_space
 from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample
-from tuneloop.disk import require_space
-from tuneloop.errors import RunError
-from tuneloop.journal import Journal
-from tuneloop.language import t
 from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.adapter_card import adapter_card
 from tuneloop.model.anatomy import never_quantised, scores_labels
@@ -38,10 +38,10 @@ from tuneloop.model.load import bits_of, on_hub, pick_dtype, save_result, starte
 from tuneloop.model.methods import METHODS, notes, parameters
 from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.model.trunk import plain, turns_alike
-from tuneloop.monitor.duration import about
 from tuneloop.monitor.meters import Meter
-from tuneloop.runs import Run
-from tuneloop.sections import Recipe, Strategy
+from tuneloop.recipe.schema import Recipe, Strategy
+from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.run.run import Run
 from tuneloop.train import device, ranks
 from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.train.guards import Guard, require_held_out

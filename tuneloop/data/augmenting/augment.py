@@ -20,6 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
+from tuneloop.base.records import Record
 from tuneloop.data.augmenting.calls import Calls
 from tuneloop.data.augmenting.grow import grown
 from tuneloop.data.augmenting.helpers import NOBODY as NOBODY
@@ -30,10 +33,7 @@ from tuneloop.data.augmenting.memory import Memory
 from tuneloop.data.augmenting.progress import Progress
 from tuneloop.data.augmenting.reword import Languages, Turn, changed, likely, tongue, tooled, translated, turns
 from tuneloop.data.augmenting.substitute import Changed, groups
-from tuneloop.errors import DataError
-from tuneloop.language import t
-from tuneloop.records import Record
-from tuneloop.sections import AugmentPart
+from tuneloop.recipe.schema import AugmentPart
 
 BATCH = 32
 """Rows that are worked on at once."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.augmenting.augment import Derived, Helpers, augment
 from tuneloop.data.cleaning.clean import clean, steps
 from tuneloop.data.dedupe import Compared, dialogue_text
@@ -18,8 +19,7 @@ from tuneloop.data.ledger import Ledger
 from tuneloop.data.near import contaminated
 from tuneloop.data.parts import Part, Row, begun, finish
 from tuneloop.data.shared_turns import question
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import CleanPart, PreparePart, Recipe
+from tuneloop.recipe.schema import CleanPart, PreparePart, Recipe
 
 
 def derived(

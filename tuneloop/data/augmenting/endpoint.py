@@ -19,9 +19,9 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from tuneloop.environment import environment
-from tuneloop.errors import MachineError, os_words
-from tuneloop.language import t
+from tuneloop.base.environment import environment
+from tuneloop.base.errors import MachineError, os_words
+from tuneloop.base.language import t
 
 TRIES = 4
 WAIT = 1.0

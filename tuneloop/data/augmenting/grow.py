@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dedupe import squeezed
-from tuneloop.records import Message, Record
 
 LONGEST = 400
 """Characters of a question."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneloop.base.records import Record
 from tuneloop.data.augmenting.calls import Watch
-from tuneloop.records import Record
 
 Chat = list[dict[str, Any]]
 Answer = Callable[[Sequence[Chat]], list[str]]

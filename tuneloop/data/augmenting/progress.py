@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 FIRST, SECONDS = 2.0, 10.0
 """Seconds until the first line about the time, and between two lines."""

@@ -9,12 +9,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from tuneloop.base.records import Record
 from tuneloop.data.augmenting.helpers import Batch, Helpers
 from tuneloop.data.augmenting.substitute import KEPT, Changed, Table, substituted
 from tuneloop.data.cleaning.languages import language
 from tuneloop.data.dedupe import squeezed
-from tuneloop.records import Record
-from tuneloop.sections import AugmentPart
+from tuneloop.recipe.schema import AugmentPart
 
 LANGUAGE_TEXTS, LANGUAGE_LENGTH = 4, 60
 """Texts, and characters of each, by which it is told whether a model knows a language."""

@@ -14,9 +14,9 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from tuneloop.data.cutter import cutter
-from tuneloop.errors import DataError, os_words
-from tuneloop.language import t
+from tuneloop.base.errors import DataError, os_words
+from tuneloop.base.language import t
+from tuneloop.base.segmenter import cutter
 
 Table = Mapping[str, tuple[str, ...]]
 """Word, in lower case -> those that may stand for it."""

@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.cleaning import meant, misread, quality, repair
 from tuneloop.data.cleaning.dialogue import (
     difference,
@@ -27,10 +29,8 @@ from tuneloop.data.cleaning.dialogue import (
 )
 from tuneloop.data.cleaning.languages import KNOWN, LENGTH, language
 from tuneloop.data.cleaning.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped, marked
-from tuneloop.errors import DataError
-from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.recipe.schema import CleanPart
 from tuneloop.safety import pii
-from tuneloop.sections import CleanPart
 
 if TYPE_CHECKING:
     from tuneloop.safety.lexicon import Lexicon

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import groupby, pairwise
 
+from tuneloop.base.records import Message, Record
 from tuneloop.data.answers import is_empty
 from tuneloop.data.cleaning.step import Result, changed, dropped
-from tuneloop.records import Message, Record
 
 Messages = tuple[Message, ...]
 

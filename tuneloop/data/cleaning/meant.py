@@ -6,8 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
+from tuneloop.base.records import Message
 from tuneloop.data.cleaning import repair
-from tuneloop.records import Message
 
 # --- markup ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tuneloop.records import LedgerEntry, Message, Record
+from tuneloop.base.records import LedgerEntry, Message, Record
 
 Result = tuple[Record | None, LedgerEntry | None]
 Step = Callable[[Record], Result]

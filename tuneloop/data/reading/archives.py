@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
-from tuneloop.errors import DataError
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 TOTAL = 64 << 30
 """Unpacked bytes of one archive."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import containers, encodings
 from tuneloop.data.reading.containers import Blob
-from tuneloop.errors import DataError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NEAR = 16

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading.containers import Blob
-from tuneloop.errors import DataError
 
 BATCH = 1024
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile
 
+from tuneloop.base.errors import DataError, nearby
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
 from tuneloop.data.reading import archives
-from tuneloop.errors import DataError, nearby
-from tuneloop.language import t
 
 ROW = 64 << 20
 """Characters or bytes of the longest row; a longer one is no row but a mistake."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
 from tuneloop.data.reading import containers
 from tuneloop.data.reading.containers import Blob
-from tuneloop.errors import DataError
-from tuneloop.language import t
 
 _BLOCK = 1 << 20
 FEW = 4

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
 from tuneloop.data.reading.archives import MEMBERS, is_ignored
-from tuneloop.errors import DataError
-from tuneloop.language import t
 
 Side = Literal["auto", "train", "validation", "test"]
 _WORDS: dict[Side, str] = {

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
+from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import (
     archives,
@@ -39,10 +42,7 @@ from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
 from tuneloop.data.reading.sniff import Guess, Wish, document, look
-from tuneloop.errors import DataError, os_words
-from tuneloop.language import t
-from tuneloop.records import LedgerEntry, Record
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
-from tuneloop.records import LedgerEntry
+from tuneloop.base.records import LedgerEntry
 
 
 class BadRow(ValueError):

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Literal
 
+from tuneloop.base.errors import DataError
 from tuneloop.data.reading import containers
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.encodings import lines
-from tuneloop.errors import DataError
 
 Unit = Literal["line", "paragraph", "indented", "file"]
 _BLANK = "\ufeff \t\r\n"

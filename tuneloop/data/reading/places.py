@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tuneloop.base.errors import DataError, nearby
 from tuneloop.base.files import printable
 from tuneloop.data.reading import folders, remote, slices
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.folders import Leaf, Side
 from tuneloop.data.reading.sniff import look
-from tuneloop.errors import DataError, nearby
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
+from tuneloop.base.environment import environment, quiet_libraries
+from tuneloop.base.errors import DataError, TuneloopError
+from tuneloop.base.language import t
+from tuneloop.base.network import is_reachable
+from tuneloop.base.optional import need
+from tuneloop.base.refusals import require_space
 from tuneloop.data.reading.folders import Side, declared, side_of
-from tuneloop.data.reading.reach import is_reachable
-from tuneloop.disk import require_space
-from tuneloop.environment import environment, quiet_libraries
-from tuneloop.errors import DataError, TuneloopError
-from tuneloop.language import t
-from tuneloop.optional import need
 
 _KINDS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "arrow", "xlsx")
 WANTED = [f"*.{kind}{packed}" for kind in _KINDS for packed in ("", ".gz", ".zst", ".bz2", ".xz")] + ["*.zip"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.base.records import Kind, Message, Record
 from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
 from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
 from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
-from tuneloop.records import Kind, Message, Record
 
 Roles = Mapping[str, str]
 

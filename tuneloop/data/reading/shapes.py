@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from tuneloop.base.records import Kind
 from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
-from tuneloop.records import Kind
 
 Fields = dict[str, tuple[str, ...]]
 

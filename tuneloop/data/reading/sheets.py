@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
 from tuneloop.data.reading import archives, cells, tables
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.rows import Flaw
 from tuneloop.data.reading.tables import Table
-from tuneloop.errors import DataError
-from tuneloop.language import t
 
 
 @contextmanager

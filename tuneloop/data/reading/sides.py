@@ -15,7 +15,7 @@ from pathlib import Path
 from tuneloop.data.reading.folders import side_of
 from tuneloop.data.reading.formats import Source
 from tuneloop.data.reading.remote import is_remote
-from tuneloop.sections import DataFile
+from tuneloop.recipe.schema import DataFile
 
 Group = tuple[DataFile, list[Source]]
 

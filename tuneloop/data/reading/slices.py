@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
-from tuneloop.errors import DataError
 
 Item = TypeVar("Item")
 _SLICE = r"\[\s*(-?\d{1,18})?\s*:\s*(-?\d{1,18})?\s*(?::\s*(\d{1,18})?\s*)?\]"

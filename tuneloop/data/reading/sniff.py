@@ -14,7 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
+from tuneloop.base.records import Kind
 from tuneloop.data.reading import (
     arrays,
     chatlog,
@@ -34,9 +37,6 @@ from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.shapes import as_row
 from tuneloop.data.reading.tables import Table
 from tuneloop.data.reading.turns import SPEAKERS
-from tuneloop.errors import DataError, os_words
-from tuneloop.language import t
-from tuneloop.records import Kind
 
 Container = Literal[
     "json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt", "chat log"

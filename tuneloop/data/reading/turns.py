@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tuneloop.base.records import Message
 from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT, Notes, extras, text, thought
 from tuneloop.data.reading.keys import BadRow as BadRow
 from tuneloop.data.reading.shapes import PAIR_TURNS
-from tuneloop.records import Message
 
 SPEAKERS = {
     **dict.fromkeys(("user", "human", "client", "customer", "patient", "visitor", "prompter", "用户", "客户", "顾客",

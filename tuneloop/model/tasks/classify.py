@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tuneloop.base.errors import DataError, RecipeError
+from tuneloop.base.language import t
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
-from tuneloop.errors import DataError, RecipeError
-from tuneloop.language import t
 from tuneloop.model.readout import ends, reader
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 from tuneloop.model.trunk import plain, states, tell_pairs, token_types, whole
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 STEPS = 20
 """Numbers that a scale may have, such as stars in halves: with more of them they measure, and name nothing."""

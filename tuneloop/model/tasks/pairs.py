@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.base.errors import DataError
+from tuneloop.base.language import t
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Sample, Samples
-from tuneloop.errors import DataError
-from tuneloop.language import t
 from tuneloop.model.tasks.task import Rows
 
 

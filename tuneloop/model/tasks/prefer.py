@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of
+from tuneloop.base.language import t
 from tuneloop.data.batches import Packed
 from tuneloop.data.items import Items
-from tuneloop.errors import DataError
-from tuneloop.language import t
 from tuneloop.model.logprobs import LogProbModel, by_sample
 from tuneloop.model.loss import head_is_exact
 from tuneloop.model.tasks import pairs
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
-from tuneloop.sections import PreferPart, TrainPart
+from tuneloop.recipe.schema import PreferPart, TrainPart
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneloop.errors import DataError
+from tuneloop.base.errors import DataError
 from tuneloop.model.tasks.chat import CHAT, TEXT
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.prefer import PREFER

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tuneloop.base.records import Record
 from tuneloop.data.batches import Packed
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples
-from tuneloop.records import Record
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 Kind = Literal["causal", "classifier", "masked"]
 

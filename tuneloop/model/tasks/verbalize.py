@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
+from tuneloop.base.errors import DataError, RecipeError
+from tuneloop.base.language import t
+from tuneloop.base.records import Record
 from tuneloop.data.items import Items
 from tuneloop.data.samples import Samples, labels_of, starts_of
 from tuneloop.data.templates import encode
-from tuneloop.errors import DataError, RecipeError
-from tuneloop.language import t
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.readout import filler
 from tuneloop.model.tasks.classify import class_weights, labelled, ordered, probe
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 from tuneloop.model.trunk import plain, states, whole
-from tuneloop.records import Record
-from tuneloop.sections import TrainPart
+from tuneloop.recipe.schema import TrainPart
 
 TEXT, MASK = "{text}", "{mask}"
 FIELDS = (TEXT, "{text_a}", "{text_b}")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 Convert = Callable[[Any], Any]
 
@@ -54,7 +54,7 @@ def same(value: Any) -> Any:
 
 
 def together(value: Any) -> Any:
-    """Marks the keys that `aliases.py` reads several at a time, e.g. per-device size and accumulation steps."""
+    """Marks the keys that `translate.py` reads several at a time, e.g. per-device size and accumulation steps."""
     return value
 
 

@@ -1,6 +1,6 @@
 """The sections of the recipe: what may stand in it, of which type, with which default.
 
-Reading, translating and judging a recipe is `recipe.py`.
+Reading, translating and judging a recipe is `recipe/recipe.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tuneloop.language import t
-from tuneloop.records import Kind
+from tuneloop.base.language import t
+from tuneloop.base.records import Kind
 
 Strategy = Literal["steps", "epoch", "no"]
 Action = Literal["off", "mark", "drop"]

@@ -1,4 +1,4 @@
-"""Puts keys that people bring from other tools (`peers.py` has the tables) into the recipe's own, and says so.
+"""Puts keys that people bring from other tools (the tables are in `tables.py`) into the recipe's own, and says so.
 
 It does not know which keys the recipe has: what it does not recognise stays in place, and `recipe.py` reports it.
 """
@@ -11,20 +11,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tuneloop import conversions as convert
-from tuneloop import peers
-from tuneloop.conversions import NOTHING, Convert, Dropped, Wrong, number, together, whole
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
-from tuneloop.peer_files import files
-from tuneloop.peers import Why
-from tuneloop.translation import Work
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
+from tuneloop.recipe.peers import tables
+from tuneloop.recipe.peers import values as convert
+from tuneloop.recipe.peers.account import Work
+from tuneloop.recipe.peers.data_files import files
+from tuneloop.recipe.peers.tables import Why
+from tuneloop.recipe.peers.values import NOTHING, Convert, Dropped, Wrong, number, together, whole
 
 ALIASES: dict[str, tuple[str, Convert]] = {
-    alias: (key, how) for key, how, names in peers.TABLE for alias in names.split()
+    alias: (key, how) for key, how, names in tables.TABLE for alias in names.split()
 }
 # Keys whose name means something else elsewhere: tokens of a tokenizer, a template of a list of templates.
-OWN = {key for key, _, _ in peers.TABLE} | {"prepare.tokens", "train.classify.template"}
+OWN = {key for key, _, _ in tables.TABLE} | {"prepare.tokens", "train.classify.template"}
 PARTS = ("lora", "qlora", "freeze", "virtual", "classify", "prefer")
 SECTIONS = ("", "model", "prepare", "train", *(f"train.{part}" for part in PARTS), "evaluate")
 # Chinese words for a key, to guess from; they are not read as keys
@@ -75,14 +75,14 @@ def translate(raw: dict[str, Any], folder: Path | None = None) -> tuple[dict[str
 def _fate(key: str) -> tuple[Callable[[Any], bool], Why, Why] | None:
     """For a key of another tool without a place here: which values ask for nothing; what the others ask for, and what
     to do instead."""
-    for names, harmless, feature, instead in peers.UNSUPPORTED:
+    for names, harmless, feature, instead in tables.UNSUPPORTED:
         if any(fnmatchcase(key, name) for name in names.split()):
             return harmless, feature, instead
     return None
 
 
 def _ignored(key: str) -> Why | None:
-    return next((why for names, why in peers.IGNORED if any(fnmatchcase(key, name) for name in names.split())), None)
+    return next((why for names, why in tables.IGNORED if any(fnmatchcase(key, name) for name in names.split())), None)
 
 
 def _one(work: Work, section: str, place: dict[str, Any], key: str) -> None:
@@ -100,7 +100,7 @@ def _one(work: Work, section: str, place: dict[str, Any], key: str) -> None:
         else:
             result = work.read(where, convert, value)
             if result is not NOTHING and work.put(target, result, where):
-                _tell(work, where, value, target, result, peers.REMARKS.get(key) or peers.REMARKS.get(target))
+                _tell(work, where, value, target, result, tables.REMARKS.get(key) or tables.REMARKS.get(target))
         return
     fate, why = _fate(key), _ignored(key)
     if fate is None and why is None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneloop import peers
-from tuneloop.conversions import NOTHING, Wrong, off, whole
-from tuneloop.errors import os_words
-from tuneloop.language import t
-from tuneloop.translation import Work
+from tuneloop.base.errors import os_words
+from tuneloop.base.language import t
+from tuneloop.recipe.peers import tables
+from tuneloop.recipe.peers.account import Work
+from tuneloop.recipe.peers.values import NOTHING, Wrong, off, whole
 
 
 def files(work: Work) -> None:
@@ -134,14 +134,14 @@ def _entry(work: Work, where: str, item: Any) -> list[Any]:
     if isinstance(entry.get("type"), dict):
         entry = {**{k: v for k, v in entry.pop("type").items() if not off(v)}, **entry}
     files = entry.pop("data_files", None)
-    columns = {peers.COLUMNS[k]: entry.pop(k) for k in list(entry) if k in peers.COLUMNS}
+    columns = {tables.COLUMNS[k]: entry.pop(k) for k in list(entry) if k in tables.COLUMNS}
     if columns:
         entry.setdefault("columns", {role: name for role, name in columns.items() if name is not None})
         work.notes.append(t("{where}: field_… is called columns here", where=where))
     _turns(work, where, entry)
     if columns and entry.get("columns") in ({"messages": "messages"}, {"messages": "conversations"}):
         del entry["columns"]  # found without being named, and tools and system prompts beside them
-    for key in [k for k in entry if k in peers.LOOKED_AT]:
+    for key in [k for k in entry if k in tables.LOOKED_AT]:
         if key == "split" and where.startswith("data.") and not str(entry[key]).startswith("train["):
             continue  # there it is a key of the recipe
         _look(work, f"{where}.{key}", key, entry.pop(key), entry)
@@ -156,10 +156,10 @@ def _turns(work: Work, where: str, entry: dict[str, Any]) -> None:
     mappings = entry.pop("message_property_mappings", None)
     for role, name in (mappings or {}).items() if isinstance(mappings, dict | None) else [("", mappings)]:
         asked[f"{where}.message_property_mappings.{role}".rstrip(".")] = (role, name)
-    for key in [k for k in entry if k in peers.TURN_KEYS]:
-        asked[f"{where}.{key}"] = (peers.TURN_KEYS[key], entry.pop(key))
+    for key in [k for k in entry if k in tables.TURN_KEYS]:
+        asked[f"{where}.{key}"] = (tables.TURN_KEYS[key], entry.pop(key))
     for at, (role, name) in asked.items():
-        if name is None or (isinstance(name, str) and name in peers.READ.get(role, ())):
+        if name is None or (isinstance(name, str) and name in tables.READ.get(role, ())):
             work.silent.append(at)
         elif role in ("role", "content", "reasoning") and isinstance(name, str):
             entry["columns"] = {"messages": "messages", **entry.get("columns", {}), role: name}
@@ -169,9 +169,11 @@ def _turns(work: Work, where: str, entry: dict[str, Any]) -> None:
     _speakers(work, f"{where}.roles", entry)
     one = t("take it out: every answer of the assistant is trained, and nothing else")
     usual: dict[str, Callable[[Any], bool]] = {
-        "roles_to_train": lambda v: isinstance(v, list) and bool(v) and set(map(str, v)) <= peers.SPEAKERS["assistant"],
+        "roles_to_train": lambda v: (
+            isinstance(v, list) and bool(v) and set(map(str, v)) <= tables.SPEAKERS["assistant"]
+        ),
         "train_on_eos": lambda v: v == "turn",
-        "message_field_training": lambda v: str(v) in peers.MARKS,
+        "message_field_training": lambda v: str(v) in tables.MARKS,
         "message_field_training_detail": off,
     }
     for key in [k for k in entry if k in usual]:
@@ -187,12 +189,12 @@ def _speakers(work: Work, where: str, entry: dict[str, Any]) -> None:
     roles = entry.pop("roles", None)
     if off(roles):
         return
-    if not isinstance(roles, dict) or not set(roles) <= set(peers.SPEAKERS):
+    if not isinstance(roles, dict) or not set(roles) <= set(tables.SPEAKERS):
         instead = t("data[].speakers: {name in the rows: user, assistant, system or tool}")
         work.unsupported(where, roles, t("roles of other names"), instead)
         return
     named = {role: names if isinstance(names, list) else [names] for role, names in roles.items()}
-    own = {str(name): role for role, names in named.items() for name in names if name not in peers.SPEAKERS[role]}
+    own = {str(name): role for role, names in named.items() for name in names if name not in tables.SPEAKERS[role]}
     if own:
         entry["speakers"] = {**own, **entry.get("speakers", {})}
         work.becomes(where, roles, "data[].speakers", own)
@@ -265,14 +267,14 @@ def _as_listed(
     for key, feature, instead in _beyond(columns, tags):
         work.unsupported(where, key, feature, instead)
         return []
-    roles = {peers.LISTED_COLUMNS[key]: col for key, col in columns.items() if key in peers.LISTED_COLUMNS}
+    roles = {tables.LISTED_COLUMNS[key]: col for key, col in columns.items() if key in tables.LISTED_COLUMNS}
     if set(roles) == {"user"}:  # texts to go on writing have a prompt alone
         roles = {"text": roles["user"]}
-    odd = {key: tag for key, tag in tags.items() if tag not in peers.LISTED_TAGS[key][0]}  # not known by themselves
+    odd = {key: tag for key, tag in tags.items() if tag not in tables.LISTED_TAGS[key][0]}  # not known by themselves
     inside = {key.removesuffix("_tag"): odd.pop(key) for key in ("role_tag", "content_tag") if key in odd}
     if inside:
         roles = {"messages": "conversations", **roles, **inside}
-    speakers = {tag: peers.LISTED_TAGS[key][1] for key, tag in odd.items()}
+    speakers = {tag: tables.LISTED_TAGS[key][1] for key, tag in odd.items()}
     kind = "preference" if info.get("ranking") else "judged" if "label" in roles else "text" if "text" in roles else ""
     number = info.get("num_samples")
     said = {"path": path, "columns": roles, "speakers": speakers, "task": kind, "sample": number}
@@ -288,13 +290,13 @@ def _beyond(columns: dict[str, str], tags: dict[str, str]) -> Iterator[tuple[str
         if columns.get(key, key) != key:  # under their own names they are looked at in the rows
             yield columns[key], t("pictures, films and sounds"), t("take the data set out")
     tag = tags.get("function_tag", "function_call")
-    if tag not in peers.LISTED_TAGS["function_tag"][0]:
+    if tag not in tables.LISTED_TAGS["function_tag"][0]:
         yield tag, t("another name for turns that call a tool"), "function_call"
 
 
 def _section(info: dict[str, Any], key: str) -> dict[str, str]:
     found = info.get(key)
-    known = peers.LISTED_TAGS if key == "tags" else {}
+    known = tables.LISTED_TAGS if key == "tags" else {}
     pairs = found.items() if isinstance(found, dict) else ()
     return {k: v for k, v in pairs if isinstance(v, str) and v and (not known or k in known)}
 

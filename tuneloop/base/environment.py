@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneloop import language
+from tuneloop.base import language
 
 
 @dataclass(frozen=True, slots=True)

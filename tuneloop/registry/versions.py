@@ -21,16 +21,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from tuneloop import disk
+from tuneloop.base import refusals
+from tuneloop.base.errors import ModelError, RunError, nearby
 from tuneloop.base.files import sha256_of
-from tuneloop.errors import ModelError, RunError, nearby
-from tuneloop.language import t
+from tuneloop.base.language import t
 from tuneloop.model import sources
 from tuneloop.model.known import find as find_model
 from tuneloop.model.known import nearest
-from tuneloop.runs import BASE, BEGUN, Run, near_run, open_run, run_recipe
-from tuneloop.store import Store, aliases, now, open_store
-from tuneloop.store import versions as table
+from tuneloop.registry.versions.store import Store, aliases, now, open_store
+from tuneloop.registry.versions.store import versions as table
+from tuneloop.runs.run.run import BASE, BEGUN, Run, near_run, open_run, run_recipe
 
 NEWEST = "latest"
 """The selector that always means the newest version; no alias may be called so."""
@@ -165,7 +165,7 @@ def materialise(version: Version, target: Path) -> Path:
         raise RunError("TL-RUN-EXISTS", where=str(target), path=target)
     blobs = {name: _blob(version.workspace, digest) for name, digest in version.files.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    disk.require_space(target.parent, sum(path.stat().st_size for path in blobs.values() if path.is_file()))
+    refusals.require_space(target.parent, sum(path.stat().st_size for path in blobs.values() if path.is_file()))
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         for name, blob in blobs.items():
@@ -299,7 +299,7 @@ def _keep(path: Path, workspace: Path) -> str:
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        disk.require_space(blob.parent, source.stat().st_size)
+        refusals.require_space(blob.parent, source.stat().st_size)
         _copy(source, partial)
         os.replace(partial, blob)
     finally:

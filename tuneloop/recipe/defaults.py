@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneloop.language import t
-from tuneloop.sections import Recipe, TrainPart
+from tuneloop.base.language import t
+from tuneloop.recipe.schema import Recipe, TrainPart
 
 GUIDES: dict[str, Any] = {
     "batch_size": 16, "optimizer": "adamw", "schedule": "cosine", "warmup_ratio": 0.1, "betas": [0.9, 0.999],

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,7 +1,7 @@
 """The recipe: the one file that describes a run.
 
 Strict: an unknown key, a wrong type and a contradiction are all reported together, with the nearest known key. The keys
-of transformers, TRL, LLaMA-Factory, ms-swift and Axolotl are translated first, and said so (`aliases.py`).
+of transformers, TRL, LLaMA-Factory, ms-swift and Axolotl are translated first, and said so (`peers/translate.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tuneloop.aliases import ALIASES, CHINESE, translate
-from tuneloop.errors import RecipeError, nearby, os_words
-from tuneloop.language import t
-from tuneloop.notation import dumps, loads, slips
-from tuneloop.presets import FOLLOWS_FROM, filled, followers
-from tuneloop.sections import AugmentPart, PreparePart, Recipe, TrainPart
-from tuneloop.translation import shown
+from tuneloop.base.errors import RecipeError, nearby, os_words
+from tuneloop.base.language import t
+from tuneloop.recipe.defaults import FOLLOWS_FROM, filled, followers
+from tuneloop.recipe.peers.account import shown
+from tuneloop.recipe.peers.translate import ALIASES, CHINESE, translate
+from tuneloop.recipe.schema import AugmentPart, PreparePart, Recipe, TrainPart
+from tuneloop.recipe.yaml import dumps, loads, slips
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 
 def duration(seconds: float) -> str:

@@ -35,9 +35,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from tuneloop import disk
-from tuneloop.errors import MachineError, RunError
-from tuneloop.optional import install, need
+from tuneloop.base import refusals
+from tuneloop.base.errors import MachineError, RunError
+from tuneloop.base.optional import install, need
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class Store:
             raise
         except DBAPIError as error:
             if self.folder:  # SQLite tells a full or closed folder in many words
-                disk.require_writable(self.folder)
+                refusals.require_writable(self.folder)
             busy = isinstance(error, OperationalError) and "locked" in str(error.orig)
             code = "TL-RUN-STORE-BUSY" if busy else "TL-RUN-STORE"
             raise RunError(code, where=self.where, error=_line(error)) from error
@@ -171,7 +171,7 @@ def open_store(url_or_path: str | Path) -> Store:
 
 
 def _by_path(path: Path) -> Store:
-    with disk.writing(path.parent):
+    with refusals.writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine("sqlite://", creator=_connector(path), poolclass=QueuePool)
     _use_own_transactions(engine)

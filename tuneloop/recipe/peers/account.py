@@ -1,6 +1,6 @@
 """A recipe while the keys of other tools in it become its own: what was written where, what was said about it.
 
-`aliases.py` and `peer_files.py` do the translating; this keeps the account.
+`recipe/peers/translate.py` and `recipe/peers/data_files.py` do the translating; this keeps the account.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuneloop import peers
-from tuneloop.conversions import NOTHING, Cannot, Convert, Dropped, Wrong
-from tuneloop.errors import RecipeError
-from tuneloop.language import t
+from tuneloop.base.errors import RecipeError
+from tuneloop.base.language import t
+from tuneloop.recipe.peers import tables
+from tuneloop.recipe.peers.values import NOTHING, Cannot, Convert, Dropped, Wrong
 
 Said = tuple[str, Any]  # where a value was written, and the value
 
@@ -149,7 +149,7 @@ class Work:
         if len(self.renamed) < 2:
             return [t("{where} is called {key} here", where=where, key=key) for where, key in self.renamed]
         pairs = ", ".join(f"{where} → {key}" for where, key in self.renamed)
-        tool = peers.tool(self.raw) or t("other tools")
+        tool = tables.tool(self.raw) or t("other tools")
         return [t("{n} keys of {tool} were translated: {pairs}", n=len(self.renamed), tool=tool, pairs=pairs)]
 
     def _unused(self) -> list[str]:

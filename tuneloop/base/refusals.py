@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tuneloop.base.environment import environment
+from tuneloop.base.errors import MachineError, known_words
 from tuneloop.base.files import KEEP_FREE, format_bytes, nearest_folder, printable
-from tuneloop.environment import environment
-from tuneloop.errors import MachineError, known_words
-from tuneloop.language import t
+from tuneloop.base.language import t
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -1,7 +1,7 @@
 """The keys of transformers, TRL, LLaMA-Factory, ms-swift (3 and 4) and Axolotl, and what becomes of them.
 
 Three tables: `TABLE` (called something else here), `IGNORED` (no meaning here), `UNSUPPORTED` (asks for something that
-tuneloop cannot do yet). `aliases.py` walks a recipe with them; neither knows which keys the recipe has.
+tuneloop cannot do yet). `recipe/peers/translate.py` walks a recipe with them; neither knows which keys the recipe has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tuneloop.conversions import (
+from tuneloop.base.language import t
+from tuneloop.recipe.peers.values import (  # fmt: skip
     Convert,
     amount,
     dtype,
@@ -33,8 +34,7 @@ from tuneloop.conversions import (
     together,
     too_long,
     wanted,
-)  # fmt: skip
-from tuneloop.language import t
+)
 
 Why = Callable[[], str]
 

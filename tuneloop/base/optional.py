@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tuneloop.errors import MachineError
+from tuneloop.base.errors import MachineError
 
 
 def need(module: str, *, extra: str) -> ModuleType:
@@ -39,7 +39,7 @@ def install(extra: str = "") -> str:
     In a checkout it is the one that made it; else the packages are named, since tuneloop itself may be on no index.
     """
     pip = f"{quoted(sys.executable or 'python')} -m pip install"
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     constraints = checkout / "constraints.txt"
     if constraints.is_file() and (checkout / "pyproject.toml").is_file():
         wanted = f"{checkout}[{extra}]" if extra else str(checkout)

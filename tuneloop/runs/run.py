@@ -14,13 +14,13 @@ from typing import Any
 
 from filelock import Timeout
 
-from tuneloop import disk
+from tuneloop.base import refusals
+from tuneloop.base.errors import RunError
 from tuneloop.base.files import write_atomic
-from tuneloop.errors import RunError
-from tuneloop.language import t
-from tuneloop.lock import lock
-from tuneloop.recipe import changed, read_recipe
-from tuneloop.sections import Recipe
+from tuneloop.base.language import t
+from tuneloop.recipe.recipe import changed, read_recipe
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run.lock import lock
 
 FREE_ON_RESUME = {
     "workers", "logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
@@ -155,7 +155,7 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
     if str(ref) == "latest":
         found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
         if not found:
-            disk.require_readable(parent)
+            refusals.require_readable(parent)
             raise RunError("TL-RUN-NONE", where=str(parent))
         return Run(found[-1].parent)
     for path in (Path(ref), parent / str(ref)):

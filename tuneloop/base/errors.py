@@ -24,8 +24,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import tuneloop.environment  # noqa: F401 - it tells `language` what the environment says
-from tuneloop.language import current, t
+import tuneloop.base.environment  # noqa: F401 - it tells `language` what the environment says
+from tuneloop.base.language import current, t
 
 SEARCHED = 2000
 """Names of a folder that are compared with one that is missing."""
