@@ -332,7 +332,7 @@ def once(name: str, python: str, model: Path, folder: Path) -> dict[str, Any]:
 
 def measure(rows: int, tokenizers: list[str]) -> list[dict[str, Any]]:
     """What each way takes for each tokenizer, in turn."""
-    from tuneloop.model.sources import resolve
+    from tuneloop.hub.resolve import resolve
 
     data = Path(os.environ.get("TUNELOOP_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
     out = []

@@ -109,7 +109,7 @@ def environment(cold: Path | None = None) -> dict[str, str]:
 
 def model(name: str) -> str:
     """The folder of a model, pulled if need be."""
-    from tuneloop.model.sources import resolve
+    from tuneloop.hub.resolve import resolve
 
     return str(resolve(name))
 

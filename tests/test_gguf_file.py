@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model.gguf_file import GgufFile
+from tuneloop.gguf.file import GgufFile
 
 KINDS = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")
 

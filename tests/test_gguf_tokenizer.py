@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from tuneloop.base.environment import environment
 from tuneloop.base.errors import ModelError
-from tuneloop.model.gguf_tokenizer import write_tokenizer
+from tuneloop.gguf.tokenizer import write_tokenizer
 
 TEXTS = (
     "In 2024, 小石 costs 1,234.50.",

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from tuneloop.base.errors import MachineError, ModelError
-from tuneloop.model.hub import from_hub, from_modelscope, is_reachable, is_wanted
+from tuneloop.hub.hubs import from_hub, from_modelscope, is_reachable, is_wanted
 
 COMMIT = "c0ffee" + "0" * 34
 CLOSED = "http://127.0.0.1:9"

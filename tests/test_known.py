@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model.known import KNOWN, demand, find, nearest
+from tuneloop.hub.known import KNOWN, demand, find, nearest
 
 
 def test_names_and_aliases_are_unique_and_short() -> None:

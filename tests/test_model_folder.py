@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model.model_folder import check, check_safetensors, check_tokenizer, weight_files
+from tuneloop.hub.folder_check import check, check_safetensors, check_tokenizer, weight_files
 
 
 @pytest.fixture

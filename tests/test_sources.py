@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model import sources
-from tuneloop.model.known import KNOWN, Known
-from tuneloop.model.pull import PROVENANCE
-from tuneloop.model.sources import listing, resolve, where
+from tuneloop.hub import resolve as sources
+from tuneloop.hub.known import KNOWN, Known
+from tuneloop.hub.pull import PROVENANCE
+from tuneloop.hub.resolve import listing, resolve, where
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tuneloop.base.errors import DataError, ModelError
-from tuneloop.model import sources
+from tuneloop.hub import resolve
 from tuneloop.model.load import load_tokenizer
 from tuneloop.model.translate import Translator
 
@@ -110,7 +110,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_one_model_goes_both_ways(many: Path) -> None:
-    translator = Translator([sources.resolve(str(many))], "en")
+    translator = Translator([resolve.resolve(str(many))], "en")
     zh, en = [list(side) for side in zip(*PAIRS, strict=True)]
     assert translator.translate(zh, "zh", "en") == en
     assert translator.translate(en, "en", "zh") == zh
@@ -118,7 +118,7 @@ def test_one_model_goes_both_ways(many: Path) -> None:
 
 
 def test_two_models_each_their_way_whatever_the_home(two: list[Path]) -> None:
-    translator = Translator([sources.resolve(str(folder)) for folder in two], "en")
+    translator = Translator([resolve.resolve(str(folder)) for folder in two], "en")
     zh, en = [list(side) for side in zip(*PAIRS, strict=True)]
     assert translator.translate(translator.translate(zh, "zh", "en"), "en", "zh") == zh
     assert translator.translate(translator.translate(en, "en", "zh"), "zh", "en") == en

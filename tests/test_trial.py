@@ -11,8 +11,8 @@ import torch
 from transformers.utils import logging
 
 from tuneloop.base.errors import ModelError
-from tuneloop.model.pull import pull
-from tuneloop.model.trial import answers, embeds, quiet, tokenizes
+from tuneloop.hub.pull import pull
+from tuneloop.hub.smoke_test import answers, embeds, quiet, tokenizes
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ def test_the_real_tokenizer_is_right(smollm2: Path) -> None:
 
 @pytest.mark.real_model
 def test_the_real_folder_is_clean(smollm2: Path) -> None:
-    from tuneloop.model.pull import provenance
+    from tuneloop.hub.pull import provenance
 
     names = {p.name for p in smollm2.iterdir()}
     assert names == {

@@ -12,7 +12,7 @@ import pytest
 
 from tuneloop.cli.target import below
 from tuneloop.data.versions import parted
-from tuneloop.model.sources import is_path
+from tuneloop.hub.resolve import is_path
 from tuneloop.recipe.recipe import is_beside
 
 ROOT = Path(__file__).parents[1]

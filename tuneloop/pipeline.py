@@ -30,6 +30,7 @@ from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluate.untrained import untrained
+from tuneloop.hub.folder_check import vocabulary
 from tuneloop.model import adapters, checkpoint, quantize
 from tuneloop.model.assistants import helpers
 from tuneloop.model.classifier import Classifier
@@ -40,7 +41,6 @@ from tuneloop.model.load import (
     load_trained,
     resolve,
 )
-from tuneloop.model.model_folder import vocabulary
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.table import task_name
 from tuneloop.model.tasks.task import Rows

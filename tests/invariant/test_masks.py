@@ -27,7 +27,7 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.samples import Samples
 from tuneloop.data.templates import choose_template
 from tuneloop.data.tokens import encode_records
-from tuneloop.model.sources import pull
+from tuneloop.hub.resolve import pull
 
 FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",
            "openai_messages", "smilechat")  # fmt: skip

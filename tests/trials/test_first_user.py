@@ -16,7 +16,7 @@ from tests import made
 from tuneloop.base import language
 from tuneloop.base.errors import RecipeError
 from tuneloop.cli import losses, show
-from tuneloop.model.known import find
+from tuneloop.hub.known import find
 from tuneloop.plan.cautions import low_rate
 from tuneloop.recipe.defaults import settled
 from tuneloop.recipe.peers.translate import translate

@@ -9,9 +9,9 @@ import pytest
 from tuneloop.base import language
 from tuneloop.base.errors import ModelError
 from tuneloop.cli.target import packaged
-from tuneloop.model.known import KNOWN, demand
-from tuneloop.model.package_index import Wheel
-from tuneloop.model.pull import pull
+from tuneloop.hub.known import KNOWN, demand
+from tuneloop.hub.pull import pull
+from tuneloop.hub.pypi import Wheel
 from tuneloop.recipe.recipe import read_recipe
 
 

@@ -140,9 +140,9 @@ def _existing() -> str:
 
 
 def _models() -> list[Finding]:
-    from tuneloop.model import sources
+    from tuneloop.hub import resolve
 
-    cached = [m.name for m in sources.listing() if m.cached]
+    cached = [m.name for m in resolve.listing() if m.cached]
     hub = environment().hub_endpoint or t("the library's own")
     return [
         Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,

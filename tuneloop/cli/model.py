@@ -27,7 +27,7 @@ def list_models(json: Json = False) -> None:
     Example: tuneloop model list
     """
     from tuneloop.base.files import format_bytes
-    from tuneloop.model.sources import listing
+    from tuneloop.hub.resolve import listing
 
     found = listing()
     if json:
@@ -68,8 +68,8 @@ def pull_model(
 
     Examples: tuneloop model pull smollm2 | tuneloop model pull gemma-3-270m --accept-terms
     """
-    from tuneloop.model.pull import provenance
-    from tuneloop.model.sources import resolve
+    from tuneloop.hub.pull import provenance
+    from tuneloop.hub.resolve import resolve
 
     folder = resolve(name, revision, accept_terms=accept_terms, weights=False, progress=show.say)
     if json:
@@ -89,7 +89,7 @@ def where_model(
 
     Example: tuneloop model where smollm2
     """
-    from tuneloop.model.sources import where
+    from tuneloop.hub.resolve import where
 
     folder = where(name)
     if json:

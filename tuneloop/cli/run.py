@@ -45,10 +45,10 @@ def run(
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import losses, tables
-    from tuneloop.model import sources
+    from tuneloop.hub import resolve
     from tuneloop.train import ranks
 
-    sources.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
+    resolve.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
     dataset, recipe = verdict.prepared(recipe, workspace)
     told: list[str] = []

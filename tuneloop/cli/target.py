@@ -103,7 +103,7 @@ def require_files(recipe: Recipe) -> None:
     What a verb does first: it needs no large library, so a misspelt path is told at once and not after seconds.
     """
     from tuneloop.base.errors import DataError, ModelError, nearby
-    from tuneloop.model import known, sources
+    from tuneloop.hub import known, resolve
 
     for file in recipe.data:
         if not file.path.startswith(("hub:", "modelscope:", "-")) and not os.path.lexists(
@@ -120,7 +120,7 @@ def require_files(recipe: Recipe) -> None:
             raise DataError("TL-DATA-MISSING", where=path, near=nearby(path))
     if os.path.isdir(os.path.expanduser(model.name)) or known.find(model.name):
         return
-    if sources.is_path(model.name):
+    if resolve.is_path(model.name):
         raise ModelError("TL-MODEL-PATH", where=model.name, name=model.name, near=nearby(model.name))
     if "/" not in model.name:
         raise known.unknown(model.name)

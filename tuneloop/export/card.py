@@ -11,8 +11,8 @@ import yaml
 from tuneloop.base.language import t
 from tuneloop.evaluate import compare
 from tuneloop.export.parity import Parity
+from tuneloop.hub.provenance import base_name, licence, licence_fields
 from tuneloop.model.adapter_card import method_text
-from tuneloop.model.origin import base_name, licence, licence_fields
 from tuneloop.plan.cautions import nothing_held
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run.run import Run

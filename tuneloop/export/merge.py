@@ -18,14 +18,14 @@ from tuneloop.base.files import flush
 from tuneloop.base.records import Record
 from tuneloop.data.templates import Chat, stop_ids
 from tuneloop.export import card, parity
+from tuneloop.hub.provenance import base_name, licence
+from tuneloop.hub.pull import PROVENANCE, provenance
 from tuneloop.model import adapters, quantize
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import bits_of, load_model, load_tokenizer, load_trained, resolve, untrained_model
 from tuneloop.model.methods import METHODS
 from tuneloop.model.old_keys import keep_old_keys, write_json
-from tuneloop.model.origin import base_name, licence
-from tuneloop.model.pull import PROVENANCE, provenance
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.model.trunk import plain

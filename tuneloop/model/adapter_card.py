@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from tuneloop.base.language import t
+from tuneloop.hub.provenance import base_name, licence, licence_fields
 from tuneloop.model.load import bits_of, pick_dtype
-from tuneloop.model.origin import base_name, licence, licence_fields
 from tuneloop.recipe.schema import Recipe
 
 FORM = """from peft import {model}

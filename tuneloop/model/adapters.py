@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from tuneloop.base.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.base.files import folder_atomic
 from tuneloop.base.language import t
+from tuneloop.hub.folder_check import check_safetensors
+from tuneloop.hub.provenance import mark
 from tuneloop.model.lora import adapter_state
-from tuneloop.model.model_folder import check_safetensors
 from tuneloop.model.old_keys import keep_old_keys, write_json
-from tuneloop.model.origin import mark
 from tuneloop.model.precision import tolerance
 from tuneloop.model.tying import untied
 from tuneloop.recipe.recipe import read_recipe

@@ -16,10 +16,10 @@ from tuneloop.base.records import Reply
 from tuneloop.data.augmenting.calls import Watch
 from tuneloop.data.augmenting.endpoint import Endpoint, notice
 from tuneloop.data.augmenting.helpers import Chat, Helpers
-from tuneloop.model import sources
+from tuneloop.hub import resolve
+from tuneloop.hub.folder_check import weight_files
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import load_model, placed
-from tuneloop.model.model_folder import weight_files
 from tuneloop.model.perplexity import nll, shift
 from tuneloop.model.translate import Translator
 from tuneloop.recipe.schema import Recipe
@@ -92,7 +92,7 @@ class _Own:
     def _translator(self) -> Translator:
         self._say(t("Loading the translation model"))
         part = self._recipe.prepare.augment
-        return Translator([sources.resolve(name) for name in part.translator], part.via)
+        return Translator([resolve.resolve(name) for name in part.translator], part.via)
 
     def score(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         return nll(self._model, self._tokenizer, texts) if texts else []

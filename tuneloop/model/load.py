@@ -32,7 +32,8 @@ from tuneloop.base.files import sha256_of
 from tuneloop.base.language import t
 from tuneloop.data.chains import opening
 from tuneloop.data.templates import choose_template
-from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize, sources
+from tuneloop.hub import resolve as sources
+from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize
 from tuneloop.model.methods import METHODS
 from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.model.tasks.table import TASKS

@@ -75,7 +75,7 @@ def foreign(model: str, dataset: Path) -> list[str]:
 
     [] for any other model, and where the dataset's profile.json does not tell its languages.
     """
-    from tuneloop.model.known import find
+    from tuneloop.hub.known import find
 
     known = find(model)
     if known is None or known.name not in ENGLISH:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneloop.base.language import t
-from tuneloop.model import sources
+from tuneloop.hub import resolve
 from tuneloop.proof import device, parity, speed, training
 from tuneloop.proof.lines import Lines, NotRunError
 
 
 def prove(lines: Lines, folder: Path, name: str) -> None:
     """Its loss is transformers', its export answers as its run; and what training it costs."""
-    cached = {m.name: m.path for m in sources.listing() if m.cached}
+    cached = {m.name: m.path for m in resolve.listing() if m.cached}
     if name not in cached:
 
         def absent() -> str:

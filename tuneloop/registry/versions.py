@@ -25,9 +25,9 @@ from tuneloop.base import refusals
 from tuneloop.base.errors import ModelError, RunError, nearby
 from tuneloop.base.files import sha256_of
 from tuneloop.base.language import t
-from tuneloop.model import sources
-from tuneloop.model.known import find as find_model
-from tuneloop.model.known import nearest
+from tuneloop.hub import resolve
+from tuneloop.hub.known import find as find_model
+from tuneloop.hub.known import nearest
 from tuneloop.registry.versions.store import Store, aliases, now, open_store
 from tuneloop.registry.versions.store import versions as table
 from tuneloop.runs.run.run import BASE, BEGUN, Run, near_run, open_run, run_recipe
@@ -219,10 +219,10 @@ def require(workspace: Path, ref: str) -> None:
     if ref.partition(":")[0] in known:
         find(workspace, ref)
         return
-    if re.split(r"[/\\]", ref)[-2:-1] == ["runs"] or not (sources.is_path(ref) or "/" in ref or find_model(ref)):
+    if re.split(r"[/\\]", ref)[-2:-1] == ["runs"] or not (resolve.is_path(ref) or "/" in ref or find_model(ref)):
         near = near_run(ref, workspace) or near_names(ref, sorted(known))
         raise RunError("TL-RUN-NOTHING", where=ref, near=near, workspace=workspace.resolve())
-    if sources.is_path(ref):
+    if resolve.is_path(ref):
         raise ModelError("TL-MODEL-PATH", where=ref, name=ref, near=nearby(ref))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tuneloop.model import sources
+from tuneloop.hub import resolve
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, known_labels, load_model, load_tokenizer, load_trained, placed
@@ -35,7 +35,7 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
     if run is not None:
         return voice(load_trained(run))
     versions.require(workspace, str(ref))  # a run that was misspelt is no organisation on the hub
-    folder = sources.resolve(str(ref))
+    folder = resolve.resolve(str(ref))
     tokenizer = load_tokenizer(folder)
     if len(labels := known_labels(folder)) > 1:  # an exported classifier
         model = load_model(folder, head=Head("classifier", labels))

@@ -22,6 +22,7 @@ from tuneloop.data.preflight import beyond
 from tuneloop.data.samples import Samples
 from tuneloop.data.split import Side
 from tuneloop.data.tokens import encode_records, marked
+from tuneloop.hub.folder_check import context, vocabulary
 from tuneloop.model import adapters
 from tuneloop.model.load import (
     adapter_labels,
@@ -33,7 +34,6 @@ from tuneloop.model.load import (
     resolve,
 )
 from tuneloop.model.methods import METHODS
-from tuneloop.model.model_folder import context, vocabulary
 from tuneloop.model.tasks.table import TASKS, task_name
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.recipe.defaults import roomy, settled

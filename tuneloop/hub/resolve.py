@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tuneloop.base.errors import ModelError, nearby
 from tuneloop.base.language import t
-from tuneloop.model.hub import from_hub, from_modelscope
-from tuneloop.model.known import KNOWN, Kind, find, unknown
-from tuneloop.model.model_folder import check, is_tokenizer
-from tuneloop.model.package_index import Say
-from tuneloop.model.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
+from tuneloop.hub.folder_check import check, is_tokenizer
+from tuneloop.hub.hubs import from_hub, from_modelscope
+from tuneloop.hub.known import KNOWN, Kind, find, unknown
+from tuneloop.hub.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
+from tuneloop.hub.pypi import Say
 
 __all__ = ["Row", "check", "listing", "pull", "resolve", "where"]
 

@@ -19,7 +19,7 @@ from tuneloop.base.language import t
 from tuneloop.base.network import is_reachable
 from tuneloop.base.optional import need
 from tuneloop.base.refusals import require_space
-from tuneloop.model.model_folder import PICKLES, check
+from tuneloop.hub.folder_check import PICKLES, check
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt", "LICENSE*"]
 """Files that are fetched, of the top folder."""

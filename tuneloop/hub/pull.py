@@ -27,12 +27,12 @@ from tuneloop.base.errors import ModelError
 from tuneloop.base.files import flush, format_bytes, sha256_of, write_atomic
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space, writing
-from tuneloop.model.known import Known, demand
-from tuneloop.model.model_folder import check, check_tokenizer
-from tuneloop.model.npm_package import Tarball
-from tuneloop.model.npm_package import download as download_npm
-from tuneloop.model.package_index import Say, download, take
-from tuneloop.model.terms import plain_text
+from tuneloop.hub.folder_check import check, check_tokenizer
+from tuneloop.hub.known import Known, demand
+from tuneloop.hub.licence_text import plain_text
+from tuneloop.hub.npm import Tarball
+from tuneloop.hub.npm import download as download_npm
+from tuneloop.hub.pypi import Say, download, take
 from tuneloop.runs.run.lock import open_to_all
 
 TERMS_SHOWN = 40

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
-from tuneloop.model.gguf_file import GgufFile
-from tuneloop.model.gguf_tokenizer import write_tokenizer
+from tuneloop.gguf.file import GgufFile
+from tuneloop.gguf.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

