@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.near import Sketches, groups, near_pairs, representative
-from tuneloop.data.shingles import jaccard
+from tuneloop.data.dedupe.near import Sketches, groups, near_pairs, representative
+from tuneloop.data.dedupe.shingles import jaccard
 
 SIZES = ((1_000_000, 40), (100_000, 2_500))
 THRESHOLD, BATCH = 0.8, 10_000

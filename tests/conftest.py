@@ -101,7 +101,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tuneloop.data.templates import CHATML
+    from tuneloop.data.tokens.templates import CHATML
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK, byte_tokenizer, tiny_config, tiny_folder
 from tests.made import jsonl
 from tuneloop import pipeline
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens.templates import CHATML
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.model import checkpoint
 from tuneloop.plan.planner import Plan
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run
 
 STEPS, SAVED, KILLED = 6, 2, 3
 OF_METHOD: dict[str, dict[str, Any]] = {

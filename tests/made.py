@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tuneloop.base.records import Record
-from tuneloop.data import builder
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.fit import Encode
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.version import builder
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.lengths import Encode
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 

@@ -1,4 +1,4 @@
-"""The plain way to mask, written for the eye and not for speed: what tuneloop/data/tokens.py must agree with.
+"""The plain way to mask, written for the eye and not for speed: what tuneloop/data/tokens/encode.py must agree with.
 
 Every turn is rendered twice by the tokenizer's own method and every text is tokenised by the tokenizer's own call, once
 in pieces and once joined. No code is shared with what it proves. An answer of which something is missing in its text is

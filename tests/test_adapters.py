@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import byte_tokenizer, tiny_folder
 from tuneloop.base.errors import ModelError
-from tuneloop.data.batches import pack
-from tuneloop.data.samples import Sample
-from tuneloop.data.templates import CHATML
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.samples import Sample
+from tuneloop.data.tokens.templates import CHATML
 from tuneloop.model import quantize, virtual
 from tuneloop.model.adapters import read_config, require_same_base, stacked, with_adapter
 from tuneloop.model.generate import Answerer, Sampling

@@ -12,14 +12,14 @@ import pytest
 from tests.made import characters, recipe
 from tuneloop.base.errors import DataError, MachineError, RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data import builder
 from tuneloop.data.augmenting.augment import Helpers, reasons
 from tuneloop.data.augmenting.grow import grown
 from tuneloop.data.augmenting.substitute import groups
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.dedupe import contamination
+from tuneloop.data.dedupe.exact import contamination
 from tuneloop.data.ledger import entries
-from tuneloop.data.lineage import trace
+from tuneloop.data.version import builder
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.lineage import trace
 from tuneloop.plan.cautions import cautions
 from tuneloop.recipe.recipe import anchored, make_recipe
 from tuneloop.recipe.schema import Recipe

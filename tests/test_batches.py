@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.batches import FILL, BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.batches.plan import FILL, BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
+from tuneloop.data.tokens.samples import Sample, Samples
 from tuneloop.recipe.recipe import make_recipe
 
 BUDGET = 64

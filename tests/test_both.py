@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tuneloop.runs.run.run import Run
 
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluate.both import both, held_out_loss, questions, untrained
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
@@ -20,6 +19,7 @@ from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Head, Setting
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run
 from tuneloop.train.session import rows
 
 SHOW = ["Who are you?", "Name a colour."]
@@ -48,7 +48,7 @@ def made(
 
 
 def held(run: Run) -> list[Record]:
-    from tuneloop.data.dataset import open_dataset
+    from tuneloop.data.version.dataset import open_dataset
 
     return open_dataset(Path(run.read("dataset.json")["path"])).records("validation")
 

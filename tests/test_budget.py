@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import tiny_folder
 from tuneloop.base.errors import ModelError
-from tuneloop.data.batches import pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model.fast.install import install
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel

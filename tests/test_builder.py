@@ -22,11 +22,11 @@ from tests.made import build, characters, jsonl, lines, recipe
 from tests.real import shared
 from tuneloop.base.errors import DataError, MachineError
 from tuneloop.base.records import Message, Record
-from tuneloop.data import card
-from tuneloop.data.dataset import Dataset, open_dataset
+from tuneloop.data.card import page
 from tuneloop.data.ledger import ACTIONS, Ledger, entries
-from tuneloop.data.samples import Samples
-from tuneloop.data.stamps import Stamps
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.version.dataset import Dataset, open_dataset
+from tuneloop.data.version.digest_cache import Stamps
 
 
 def never(records: Sequence[Record]) -> Samples:
@@ -273,11 +273,11 @@ def test_a_failure_while_writing_leaves_no_version_and_the_work_is_not_done_agai
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    write = card.write
-    monkeypatch.setattr(card, "write", stop)
+    write = page.write
+    monkeypatch.setattr(page, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         build(recipe(path), tmp_path, characters)
-    monkeypatch.setattr(card, "write", write)
+    monkeypatch.setattr(page, "write", write)
     assert [name[:6] for name in folders(tmp_path)] == [".work-"]
     made = build(recipe(path), tmp_path, never)
     assert folders(tmp_path) == [made.hash]
@@ -286,8 +286,8 @@ def test_a_failure_while_writing_leaves_no_version_and_the_work_is_not_done_agai
 def test_several_processes_at_once_make_one_version(tmp_path: Path) -> None:
     path = lines(tmp_path, 200)
     code = (
-        "import sys; from pathlib import Path; from tuneloop.data.builder import build; "
-        "from tuneloop.data.samples import Samples; from tuneloop.recipe import make_recipe; import numpy as np; "
+        "import sys; from pathlib import Path; from tuneloop.data.version.builder import build; "
+        "from tuneloop.data.tokens.samples import Samples; from tuneloop.recipe import make_recipe; import numpy as np; "
         "recipe, _ = make_recipe({'name': 'demo', 'data': sys.argv[1]}); "
         "one = lambda rows: Samples(np.ones(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows) + 1), "
         "np.zeros(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows), dtype='i4'), "
@@ -561,7 +561,7 @@ def test_nothing_to_train_says_which_setting_it_was(tmp_path: Path) -> None:
 
 def test_the_digests_of_a_version_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version is hashed as a whole when it is looked at again, and the third time it is not."""
-    monkeypatch.setattr("tuneloop.data.stamps.GRAIN", -(10**12))
+    monkeypatch.setattr("tuneloop.data.version.digest_cache.GRAIN", -(10**12))
     path = lines(tmp_path, 20)
     made = build(recipe(path), tmp_path)
     build(recipe(path), tmp_path)
@@ -648,7 +648,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from tests.made import build, recipe
-from tuneloop.data.samples import Samples
+from tuneloop.data.tokens.samples import Samples
 def ones(rows):
     n = len(rows)
     return Samples(np.ones(n, "i4"), np.ones(n, bool), np.arange(n + 1), np.zeros(n, "i4"), np.ones(n, bool),

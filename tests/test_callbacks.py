@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.journal import Journal
 
-from tuneloop.data.batches import Step
+from tuneloop.data.batches.plan import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
+from tuneloop.runs.journal import Journal
 from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.train.loop import StepResult
 

@@ -16,8 +16,9 @@ from matplotlib.image import imread
 from tests import browser
 from tests.versions_on_disk import EVIL, KEY, build, view
 from tuneloop.base import language
-from tuneloop.data import card, plots, profile
-from tuneloop.data.dataset import Dataset
+from tuneloop.data.card import page as card
+from tuneloop.data.card import plots, profile
+from tuneloop.data.version.dataset import Dataset
 
 VOID = {"meta", "rect", "path", "br"}
 

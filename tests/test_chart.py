@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.journal import Journal
 
 from tests import confined
 from tuneloop.base import language
 from tuneloop.evaluate import chart
+from tuneloop.runs.journal import Journal
 
 
 def lines(steps: int) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches import pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap

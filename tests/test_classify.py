@@ -16,10 +16,10 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import pack_items
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample, Samples
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.samples import Sample, Samples
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
 from tuneloop.model.tasks.classify import CLASSIFY, LabelModel, classes

@@ -6,9 +6,9 @@ import sys
 from dataclasses import replace
 
 from tuneloop.base.records import LedgerEntry, Message, Record
-from tuneloop.data.dedupe import Compared, Seen, contamination, dedupe, dialogue_text
+from tuneloop.data.dedupe.exact import Compared, Seen, contamination, dedupe, dialogue_text
+from tuneloop.data.dedupe.shingles import jaccard
 from tuneloop.data.ledger import words
-from tuneloop.data.shingles import jaccard
 
 
 def record(question: str, answer: str, line: int = 0, **more: object) -> Record:

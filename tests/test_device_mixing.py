@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
-from tuneloop.runs.run.journal import Journal
 
 from tests.oncard import CARD, Card, MixedError, OnCard
 from tuneloop.proof import subject
 from tuneloop.proof.training import OF_METHOD, OF_TASK, Ground, kind_for
 from tuneloop.recipe.schema import EvaluatePart
+from tuneloop.runs.journal import Journal
 from tuneloop.train import ranks, session
 
 

@@ -171,10 +171,9 @@ def written(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def workspace(tiny_run: Path) -> Path:
     """The workspace of a run that was evaluated, registered, laid out again and exported."""
-    from tuneloop.runs.run.run import Run
-
     from tuneloop import pipeline
-    from tuneloop.registry.versions import versions
+    from tuneloop.registry import versions
+    from tuneloop.runs.run import Run
 
     place = tiny_run.parents[1]
     if not (tiny_run / "evaluation.json").is_file():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.versions_on_disk import KEY, build, chat, view
-from tuneloop.data import excerpts
+from tuneloop.data.card import excerpts
 
 
 def test_the_trained_tokens_are_those_that_the_training_marks(tmp_path: Path) -> None:
@@ -25,8 +25,10 @@ def test_the_trained_tokens_are_those_that_the_training_marks(tmp_path: Path) ->
 
 def test_rows_that_are_repeated_still_show_their_own_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests import versions_on_disk
-    from tuneloop.data import arrow, builder, card
-    from tuneloop.data.tokens import encode_records
+    from tuneloop.data import arrow
+    from tuneloop.data.card import page
+    from tuneloop.data.tokens.encode import encode_records
+    from tuneloop.data.version import builder
     from tuneloop.recipe.recipe import make_recipe
 
     made = build(tmp_path, [chat(f"question {n}?", f"answer {n}.") for n in range(5)], validation=0)
@@ -34,7 +36,7 @@ def test_rows_that_are_repeated_still_show_their_own_samples(tmp_path: Path, mon
     recipe, _ = make_recipe({"name": "often", "data": {"path": str(path), "repeat": 3}, "prepare": {"validation": 0}})
     tokenizer = versions_on_disk._tokenizer()
     made = builder.build(recipe, tmp_path, lambda records: encode_records(tokenizer, records), KEY)
-    card.write(made, KEY, view())
+    page.write(made, KEY, view())
     monkeypatch.setattr(arrow, "BATCH", 2)  # several batches
     shown = excerpts.excerpts(made, KEY, view())
     assert len(shown) == 5

@@ -13,8 +13,8 @@ import pytest
 from tests.real import load
 from tuneloop.base.errors import DataError, MachineError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.exchange import DEFAULT, SHAPES, export, row
 from tuneloop.data.reading import formats
+from tuneloop.data.version.export import DEFAULT, SHAPES, export, row
 from tuneloop.recipe.schema import DataFile
 
 CHAT = ["messages", "sharegpt", "alpaca", "query", "prompt", "question", "emollm", "human", "counselor", "o1"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches import pack
-from tuneloop.data.samples import Sample
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.fast import attend as attention
 from tuneloop.model.fast.attend import attend, cut_row
 from tuneloop.model.fast.install import install

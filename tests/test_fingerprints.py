@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tuneloop.data.fingerprints import Fingerprints, related
+from tuneloop.data.dedupe.fingerprints import Fingerprints, related
 
 HAN = [chr(code) for code in range(0x4E00, 0x9000)]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.real import load
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import LedgerEntry, Message, Record
-from tuneloop.data.fit import MOST_CHARACTERS, chosen, exchanges, fit, longest, most_tokens
 from tuneloop.data.ledger import Ledger
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.version.lengths import MOST_CHARACTERS, chosen, exchanges, fit, longest, most_tokens
 from tuneloop.recipe.schema import PreparePart
 
 END = 3

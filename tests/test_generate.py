@@ -11,8 +11,8 @@ import torch
 from tests.conftest import TALK
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches import pack
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.model.generate import PIECE, Answerer, Sampling, _Chooser
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK
@@ -14,6 +13,7 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import ModelError
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.runs.run import Run
 
 CHATS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 

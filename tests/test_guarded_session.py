@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tuneloop.runs.run.run import Run
 
 from tests.test_session import RECORDS, Sessions, lines, steps
 from tuneloop.base.errors import RunError
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
 from tuneloop.model import checkpoint
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Setting
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run
 from tuneloop.train.material import Material
 from tuneloop.train.session import Outcome, session
 

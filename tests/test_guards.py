@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
-from tuneloop.runs.run.journal import Journal
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches import Step
+from tuneloop.data.batches.plan import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.runs.journal import Journal
 from tuneloop.train.callbacks import Due, HeldOut, Saver
 from tuneloop.train.guards import Guard, require_held_out
 from tuneloop.train.loop import StepResult

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.made import build, characters, jsonl, recipe
-from tuneloop.data import builder
-from tuneloop.data.holdout import all_learnt
-from tuneloop.data.split import Side, sides
+from tuneloop.data.version import builder
+from tuneloop.data.version.holdout import all_learnt
+from tuneloop.data.version.split import Side, sides
 
 RARE = ["common"] * 60 + [f"rare{n // 2}" for n in range(40)]
 

@@ -172,7 +172,7 @@ def test_pickles_alone_are_refused_before_the_download(hub: Hub) -> None:
 
 
 def test_no_room_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.base.refusals._KEEP_FREE", 10**18)
+    monkeypatch.setattr("tuneloop.base.refusals.KEEP_FREE", 10**18)
     with pytest.raises(MachineError) as caught:
         from_hub("org/name")
     assert caught.value.code == "TL-MACHINE-DISK"

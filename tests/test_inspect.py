@@ -18,7 +18,7 @@ from tests.versions_on_disk import build, chat, rows
 from tuneloop.base import language
 from tuneloop.base.errors import TuneloopError
 from tuneloop.cli.main import app
-from tuneloop.data.dataset import Dataset
+from tuneloop.data.version.dataset import Dataset
 
 
 @pytest.fixture(scope="module")

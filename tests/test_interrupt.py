@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tuneloop.runs.run.run import Run
 
 from tuneloop import pipeline
 from tuneloop.model import checkpoint
 from tuneloop.recipe.recipe import dump, make_recipe
+from tuneloop.runs.run import Run
 from tuneloop.train.interrupt import Interrupt
 
 posix = pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself SIGINT there")

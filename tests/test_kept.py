@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from tests.conftest import tiny_folder
 from tests.test_session import Sessions, lines
 from tuneloop.base.errors import MachineError, ModelError
-from tuneloop.data.batches import pack, pack_items
-from tuneloop.data.items import Items
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack, pack_items
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.kept import Frozen, frozen
 from tuneloop.model.load import load_model, wrap

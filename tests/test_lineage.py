@@ -14,7 +14,7 @@ from tests.made import build, jsonl, lines, recipe
 from tuneloop.base.errors import DataError
 from tuneloop.data import arrow
 from tuneloop.data.ledger import entries
-from tuneloop.data.lineage import diff, trace
+from tuneloop.data.version.lineage import diff, trace
 
 
 def places(told: dict[str, list[dict[str, object]]]) -> dict[str, set[object]]:

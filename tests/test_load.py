@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny_folder
 from tuneloop.base.errors import ModelError, RunError
-from tuneloop.data.templates import CHATML, PLAIN
+from tuneloop.data.tokens.templates import CHATML, PLAIN
 from tuneloop.model.load import load_model, load_tokenizer, load_trained, pick_dtype, resolve, save_result, wrap
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import ModelPart, TrainPart

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches import pack
-from tuneloop.data.samples import Sample
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.samples import Sample
 from tuneloop.model import logprobs
 from tuneloop.model.load import load_model
 from tuneloop.model.logprobs import LogProbModel, by_sample

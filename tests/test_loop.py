@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches import BatchPlan, Step, Steps, loader, pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.plan import BatchPlan, Step, Steps, loader, pack
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel

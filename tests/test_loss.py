@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches import pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.trunk import plain

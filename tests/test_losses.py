@@ -11,7 +11,7 @@ import pytest
 from tuneloop.base.records import LedgerEntry
 from tuneloop.cli import losses
 from tuneloop.data import ledger
-from tuneloop.data.dataset import Dataset
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.recipe import make_recipe
 
 

@@ -14,8 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.near import I64, Pairs, Sketches, bands, contaminated, groups, near_pairs, representative
-from tuneloop.data.shingles import jaccard
+from tuneloop.data.dedupe.near import (
+    I64,
+    Pairs,
+    Sketches,
+    bands,
+    contaminated,
+    groups,
+    near_pairs,
+    representative,
+)
+from tuneloop.data.dedupe.shingles import jaccard
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -92,7 +101,7 @@ def test_real_reviews_against_all_pairs(name: str, threshold: float) -> None:
         texts = [row["review"] for row in csv.DictReader(file)]
     rng = random.Random(0)
     texts += [changed(rng, text, 1 + len(text) // 20) for text in texts[:300] if text]
-    from tuneloop.data.shingles import shingles
+    from tuneloop.data.dedupe.shingles import shingles
 
     sets = [set(shingles(text).tolist()) for text in texts]
     near = {

@@ -15,10 +15,10 @@ import pytest
 
 from tests.made import build, characters, jsonl, lines, recipe
 from tuneloop.base.records import Record
-from tuneloop.data import builder, parts
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.reading import formats
-from tuneloop.data.samples import Samples
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.version import builder, shards
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.schema import DataFile, PreparePart
 
 WORK = """
@@ -52,7 +52,7 @@ def same(a: Dataset, b: Dataset) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "SIZE", 100)
+    monkeypatch.setattr(shards, "SIZE", 100)
     path = jsonl(tmp_path / "f.jsonl", rows(1200))
     wanted = recipe(path, validation=0.2, max_length=64, too_long="split", overlap=0)
     straight = build(wanted, tmp_path / "straight")
@@ -100,7 +100,7 @@ def stop_after(calls: int) -> object:
 
 @pytest.mark.parametrize("done", [0, 1, 3, 7])
 def test_finished_parts_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
-    monkeypatch.setattr(parts, "SIZE", 100)
+    monkeypatch.setattr(shards, "SIZE", 100)
     path = jsonl(tmp_path / "f.jsonl", rows(800))
     straight = build(recipe(path), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_finished_parts_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_part_that_is_not_whole_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "SIZE", 100)
+    monkeypatch.setattr(shards, "SIZE", 100)
     path = jsonl(tmp_path / "f.jsonl", rows(400))
     straight = build(recipe(path), tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +124,7 @@ def test_a_part_that_is_not_whole_is_made_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_work_of_a_recipe_that_was_changed_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "SIZE", 100)
+    monkeypatch.setattr(shards, "SIZE", 100)
     path = jsonl(tmp_path / "f.jsonl", rows(400))
     with pytest.raises(KeyboardInterrupt):
         build(recipe(path), tmp_path, stop_after(2))  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def test_the_work_of_a_recipe_that_was_changed_does_not_stay(tmp_path: Path, mon
 
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "SIZE", 16)
+    monkeypatch.setattr(shards, "SIZE", 16)
     told: list[int] = []
     builder.build(recipe(lines(tmp_path, 40)), tmp_path, characters, "characters", told.append)
     assert told == [16, 32]  # a small file needs no word
@@ -147,8 +147,8 @@ def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_meta_of_a_part(tmp_path: Path) -> None:
     path = lines(tmp_path, 5)
     file = DataFile(path=str(path), rows=None, repeat=3, split="train")
-    raw = parts.raw_rows([(file, formats.sources(file))], 42)
-    (part,) = parts.make(tmp_path / "work", raw, PreparePart(), (), characters, lambda n: None)
+    raw = shards.raw_rows([(file, formats.sources(file))], 42)
+    (part,) = shards.make(tmp_path / "work", raw, PreparePart(), (), characters, lambda n: None)
     assert part.meta == {"rows": {"chats.jsonl": 5}, "counts": [], "kept": 5}
     assert part.table.column("given").to_pylist() == ["train"] * 5
     assert part.table.column("repeat").to_pylist() == [3] * 5
@@ -156,8 +156,8 @@ def test_meta_of_a_part(tmp_path: Path) -> None:
     assert part.ledger.read_text() == ""
 
 
-def order(found: parts.Found) -> list[tuple[str, str | None]]:
-    return list(dict.fromkeys((row.item.file, row.given) for row in parts.raw_rows(found, 42)))
+def order(found: shards.Found) -> list[tuple[str, str | None]]:
+    return list(dict.fromkeys((row.item.file, row.given) for row in shards.raw_rows(found, 42)))
 
 
 def entry(path: Path, **more: object) -> tuple[DataFile, list[formats.Source]]:
@@ -191,5 +191,5 @@ def test_the_sides_that_names_in_a_folder_tell(tmp_path: Path) -> None:
 
 def test_a_sample_is_drawn_with_the_seed_of_the_recipe(tmp_path: Path) -> None:
     found = [entry(lines(tmp_path, 200), sample=10)]
-    drawn = [[row.item.line for row in parts.raw_rows(found, seed)] for seed in (1, 1, 2)]
+    drawn = [[row.item.line for row in shards.raw_rows(found, seed)] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

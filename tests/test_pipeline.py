@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.registry.versions.versions import locate
-from tuneloop.runs.run.run import Run, open_run
 
 import tuneloop
 from tests import encoders
@@ -15,9 +13,11 @@ from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, ModelError, RecipeError, RunError
-from tuneloop.data.dataset import open_dataset
+from tuneloop.data.version.dataset import open_dataset
 from tuneloop.recipe.recipe import changed, make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.registry.versions import locate
+from tuneloop.runs.run import Run, open_run
 
 HELD = "What do you hold out?"
 

@@ -14,9 +14,9 @@ from tests.conftest import TALK, byte_tokenizer
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, TuneloopError
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
-from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens.templates import CHATML
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.hub.folder_check import context
 from tuneloop.model.load import numbered_places
 from tuneloop.recipe.recipe import make_recipe

@@ -12,9 +12,9 @@ from tests.conftest import TALK
 from tuneloop.base import language
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
-from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import Sample, tokenize
+from tuneloop.data.tokens.samples import Samples
 from tuneloop.model.load import load_tokenizer
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.prefer import PREFER

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests import test_prefer
 from tests.test_session import RECORDS, Sessions, lines
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
 from tuneloop.model import precision
 from tuneloop.model.load import load_model
 from tuneloop.model.tasks.chat import CHAT

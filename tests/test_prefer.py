@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tuneloop.runs.run.run import Run, new_run
 
 from tests.conftest import TALK
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import pack_items
-from tuneloop.data.items import Items
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.model.tasks.pairs import judged
@@ -24,6 +23,7 @@ from tuneloop.model.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, 
 from tuneloop.model.tasks.task import Rows, Setting
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import PreferPart, Recipe
+from tuneloop.runs.run import Run, new_run
 from tuneloop.train.loop import held_loss
 from tuneloop.train.material import Material
 from tuneloop.train.session import packs_exactly, rows, session

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from tuneloop.runs.run.run import Run
 
 from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
 from tuneloop.continual.gate import better
-from tuneloop.data.dataset import open_dataset
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluate.compare import changes
 from tuneloop.evaluate.preference import dialogues, prefers
 from tuneloop.evaluate.verdict import verdict
 from tuneloop.model.load import load_trained
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.runs.run import Run
 
 
 @pytest.fixture(scope="module", params=["pairs", "judged"])

@@ -12,9 +12,9 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data import preflight as looking
 from tuneloop.data.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
-from tuneloop.data.samples import Samples
-from tuneloop.data.templates import CHATML, PLAIN
-from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.data.tokens.encode import Sample, tokenize
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.templates import CHATML, PLAIN
 
 
 def records(n: int) -> list[Record]:
@@ -264,7 +264,7 @@ def test_a_template_that_is_not_the_models_own_is_told(tmp_path: Path) -> None:
 def test_a_base_model_is_told_which_template_it_gets(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from tuneloop.data.templates import choose_template
+    from tuneloop.data.tokens.templates import choose_template
 
     base = chatml()
     base.chat_template = None

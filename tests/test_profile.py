@@ -11,9 +11,9 @@ import pytest
 
 from tests.real import shared
 from tests.versions_on_disk import KEY, build, chat, rows, view
-from tuneloop.data import profile
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.samples import open_samples
+from tuneloop.data.card import profile
+from tuneloop.data.tokens.samples import open_samples
+from tuneloop.data.version.dataset import Dataset
 
 
 @pytest.fixture(scope="module")

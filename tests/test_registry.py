@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tuneloop.registry.versions.store import open_store
-from tuneloop.registry.versions.versions import find, locate, materialise, promote, register, versions
 
 from tuneloop.base.errors import RunError
 from tuneloop.recipe.recipe import dump, make_recipe
-from tuneloop.registry.versions import versions as registry
+from tuneloop.registry import versions
+from tuneloop.registry import versions as registry
+from tuneloop.registry.store import open_store
+from tuneloop.registry.versions import find, locate, materialise, promote, register
 
 
 def make_run(workspace: Path, name: str = "demo", number: int = 1, value: float = 1.0, result: str = "adapter") -> Path:

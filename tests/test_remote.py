@@ -171,7 +171,7 @@ def test_refusals_have_names(hub: Hub) -> None:
 
 
 def test_nothing_to_read_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.base.refusals._KEEP_FREE", 10**18)
+    monkeypatch.setattr("tuneloop.base.refusals.KEEP_FREE", 10**18)
     with pytest.raises(MachineError):
         remote.fetch("hub:org/name")
     hub.files = {"load.py": b"boom", "README.md": b"# x"}

@@ -8,16 +8,15 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
-from tuneloop.runs.run.run import Run
 
 from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import pack_items
-from tuneloop.data.dataset import open_dataset
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluate.compare import changes
 from tuneloop.evaluate.preference import prefers
 from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
@@ -26,6 +25,7 @@ from tuneloop.model.tasks.reward import REWARD, RewardModel
 from tuneloop.model.tasks.task import Head, Rows, Setting
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.runs.run import Run
 from tuneloop.serve.load import voice
 
 PAIRS = [

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tuneloop.runs.run.run import FREE_ON_RESUME, Run, held_alone, new_run, open_run, resumable
 
 from tuneloop.base.errors import RecipeError, RunError
 from tuneloop.recipe.recipe import dump, make_recipe
+from tuneloop.runs.run import FREE_ON_RESUME, Run, held_alone, new_run, open_run, resumable
 
 
 def make(workspace: Path, name: str, when: float = 0) -> Run:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
-from tuneloop.runs.run.journal import Journal
 
 from tuneloop.base.records import Message, Record
 from tuneloop.model.load import load_model, wrap
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.journal import Journal
 from tuneloop.train.optim import optimizer_for
 from tuneloop.train.sampler import Sampler, answerable, answering, sampler_for, spread
 

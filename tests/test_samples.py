@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.samples import COLUMNS, META, Sample, Samples, labels_of, open_samples, starts_of, write
+from tuneloop.data.tokens.samples import (
+    COLUMNS,
+    META,
+    Sample,
+    Samples,
+    labels_of,
+    open_samples,
+    starts_of,
+    write,
+)
 
 
 def sample(seed: int, length: int) -> Sample:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import TALK, byte_tokenizer
 from tests.test_tokens import pieced
-from tuneloop.data.segments import Cutter, Pool, word_pattern
-from tuneloop.data.templates import CHATML, encode
+from tuneloop.data.tokens.segments import Cutter, Pool, word_pattern
+from tuneloop.data.tokens.templates import CHATML, encode
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_end|><|im_start|>", "<think>")
 

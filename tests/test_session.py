@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tuneloop.runs.run.run import Run, new_run
 
 from tests.conftest import TALK, tiny_folder
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.items import Items
-from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_model, load_tokenizer, load_trained
 from tuneloop.model.loss import LossModel
@@ -25,6 +24,7 @@ from tuneloop.model.tasks.chat import CHAT, objective
 from tuneloop.model.tasks.task import Setting
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run, new_run
 from tuneloop.train.material import Material
 from tuneloop.train.session import Outcome, packs_exactly, rows, session
 
@@ -153,7 +153,7 @@ def test_a_run_that_diverges_stops_and_leaves_its_last_checkpoint(sessions: Sess
 
 
 def test_a_stopped_run_may_save_and_measure_otherwise_when_it_goes_on(sessions: Sessions) -> None:
-    from tuneloop.runs.run.run import resumable
+    from tuneloop.runs.run import resumable
 
     run, recipe = sessions.begin(epochs=2, save_strategy="steps", save_steps=3)
     whole = sessions.run(epochs=2, save_strategy="steps", save_steps=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from tuneloop.base.records import Message, Record
-from tuneloop.data.shared_turns import RUN, SharedTurns, exchanges, question
+from tuneloop.data.dedupe.shared_turns import RUN, SharedTurns, exchanges, question
 
 HAN = [chr(code) for code in range(0x4E00, 0x9000)]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data import shingles as module
-from tuneloop.data.shingles import chunks, jaccard, shingled, shingles
+from tuneloop.data.dedupe import shingles as module
+from tuneloop.data.dedupe.shingles import chunks, jaccard, shingled, shingles
 
 UNSPACED = (
     "CJK",

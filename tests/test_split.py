@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data.split import SIDES, Side, rank, sides
+from tuneloop.data.version.split import SIDES, Side, rank, sides
 
 
 def names(file: str, count: int, start: int = 0) -> list[str]:

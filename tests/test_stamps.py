@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base.files import sha256_of
-from tuneloop.data import stamps
-from tuneloop.data.stamps import Stamps
+from tuneloop.data.version import digest_cache
+from tuneloop.data.version.digest_cache import Stamps
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr(stamps, "sha256_of", counted)
+    monkeypatch.setattr(digest_cache, "sha256_of", counted)
     return out
 
 

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, func, insert, inspect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
-from tuneloop.registry.versions.store import MIGRATIONS, Store, aliases, metadata, open_store, schema_version, versions
 
 from tuneloop.base.errors import MachineError, RunError
-from tuneloop.registry.versions import store as stores
+from tuneloop.registry import store as stores
+from tuneloop.registry.store import MIGRATIONS, Store, aliases, metadata, open_store, schema_version, versions
 
 
 def row(name: str, number: int) -> dict[str, object]:

@@ -8,8 +8,17 @@ import pytest
 
 from tests.conftest import byte_tokenizer
 from tuneloop.base.errors import DataError, ModelError
-from tuneloop.data import templates
-from tuneloop.data.templates import CHATML, GEMMA, PLAIN, Renderer, choose_template, encode, render, stop_ids
+from tuneloop.data.tokens import templates
+from tuneloop.data.tokens.templates import (
+    CHATML,
+    GEMMA,
+    PLAIN,
+    Renderer,
+    choose_template,
+    encode,
+    render,
+    stop_ids,
+)
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -16,10 +16,10 @@ from tests import reference
 from tests.conftest import TALK, byte_tokenizer
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data import tokens
-from tuneloop.data.samples import write
-from tuneloop.data.templates import CHATML, GEMMA, PLAIN, encode, render, stop_ids
-from tuneloop.data.tokens import Sample, encode_parts, encode_records, lengths, marked, tokenize
+from tuneloop.data.tokens import encode as tokens
+from tuneloop.data.tokens.encode import Sample, encode_parts, encode_records, lengths, marked, tokenize
+from tuneloop.data.tokens.samples import write
+from tuneloop.data.tokens.templates import CHATML, GEMMA, PLAIN, encode, render, stop_ids
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "

@@ -11,8 +11,8 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import pack_items
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.model.load import load_model, load_tokenizer
 from tuneloop.model.tasks.task import Head, Rows, Setting
 from tuneloop.model.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids

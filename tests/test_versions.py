@@ -9,7 +9,7 @@ import pytest
 
 from tests.versions_on_disk import build, chat
 from tuneloop.base.errors import DataError
-from tuneloop.data.versions import locate
+from tuneloop.data.version.find import locate
 
 
 def _older(folder: Path, year: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from tuneloop.cli.target import below
-from tuneloop.data.versions import parted
+from tuneloop.data.version.find import parted
 from tuneloop.hub.resolve import is_path
 from tuneloop.recipe.recipe import is_beside
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import byte_tokenizer
-from tuneloop.data import builder, card
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.named_templates import CHATML_THINK
-from tuneloop.data.samples import Samples
-from tuneloop.data.tokens import encode_records, marked
+from tuneloop.data.card import page
+from tuneloop.data.card.excerpts import View
+from tuneloop.data.tokens.encode import encode_records, marked
+from tuneloop.data.tokens.named_templates import CHATML_THINK
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.version import builder
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.recipe import make_recipe
 
 EVIL = "<script>alert('x')</script>&\"</div><img src=http://example.org/a.png>"
@@ -76,5 +77,5 @@ def build(
         return encode_records(tokenizer, records)
 
     made = builder.build(recipe, workspace, encode, KEY)
-    card.write(made, KEY, view())
+    page.write(made, KEY, view())
     return made

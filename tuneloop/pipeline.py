@@ -22,10 +22,10 @@ from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
 from tuneloop.continual.gate import Verdict, better
-from tuneloop.data import builder
-from tuneloop.data import dataset as datasets
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight, preflight
+from tuneloop.data.version import builder
+from tuneloop.data.version import dataset as datasets
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluate import chart, report
 from tuneloop.evaluate.both import both, questions
 from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
@@ -49,10 +49,10 @@ from tuneloop.plan.planner import Plan
 from tuneloop.plan.uncosted import uncosted
 from tuneloop.recipe import recipe as recipes
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
-from tuneloop.registry.versions import versions
-from tuneloop.registry.versions.versions import Version
-from tuneloop.runs.run.journal import Journal
-from tuneloop.runs.run.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
+from tuneloop.registry import versions
+from tuneloop.registry.versions import Version
+from tuneloop.runs.journal import Journal
+from tuneloop.runs.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.train import ranks
 from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
 from tuneloop.train.session import Outcome, session

@@ -14,9 +14,9 @@ from tuneloop import pipeline
 from tuneloop.base.environment import environment
 from tuneloop.base.records import Record
 from tuneloop.data.augmenting.substitute import groups
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.dedupe import contamination
+from tuneloop.data.dedupe.exact import contamination
 from tuneloop.data.ledger import entries
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.recipe import make_recipe
 
 MODEL = "smollm2-135m-instruct"

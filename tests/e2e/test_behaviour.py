@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.run import Run
 
 from tests.made import jsonl
 from tests.real import shared
@@ -17,6 +16,7 @@ from tuneloop import pipeline
 from tuneloop.base.environment import environment
 from tuneloop.model.methods import METHODS
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.runs.run import Run
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.run import Run
 
 from tests.lives import assert_same, fork, wait
 from tuneloop import pipeline
-from tuneloop.data.dataset import Dataset
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.model import checkpoint
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run
 
 KILLS = int(os.environ.get("TUNELOOP_TEST_KILLS", "24"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from tuneloop.runs.run.run import Run
 
 from tests.lives import KIND, SAVED, Ground, Plain, assert_same, events, metrics, model_folder, resumed
 from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.cli.main import app
-from tuneloop.data.batches import pack_items
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.items import Items
-from tuneloop.data.templates import encode, render
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.templates import encode, render
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.model.load import Trained, load_trained
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Rows
+from tuneloop.runs.run import Run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tuneloop.runs.run.run import Run
 
 from tests.conftest import tiny_folder
 from tuneloop import pipeline
 from tuneloop.model import checkpoint
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import Run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo launcher there")
 

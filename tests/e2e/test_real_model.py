@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tuneloop.runs.run.run import Run
 
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.runs.run import Run
 
 DATA = Path(__file__).parents[2] / "tuneloop" / "recipes" / "data"
 MODEL = "smollm2-135m-instruct"

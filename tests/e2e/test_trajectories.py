@@ -24,11 +24,11 @@ from tests.made import jsonl
 from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
-from tuneloop.data.batches import batch_plan
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import batch_plan
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.samples import Sample
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.model.load import load_tokenizer, started
 from tuneloop.model.tasks.chat import CHAT
 from tuneloop.model.tasks.task import Setting

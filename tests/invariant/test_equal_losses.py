@@ -12,8 +12,8 @@ from accelerate import Accelerator
 
 from tests.conftest import TALK
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import Steps, batch_plan, loader, pack
-from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.data.batches.plan import Steps, batch_plan, loader, pack
+from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model, load_tokenizer, wrap
 from tuneloop.model.loss import LossModel

@@ -24,9 +24,9 @@ from tests import reference
 from tests.real import DATA, load, shared
 from tuneloop.base.errors import DataError, TuneloopError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.samples import Samples
-from tuneloop.data.templates import choose_template
-from tuneloop.data.tokens import encode_records
+from tuneloop.data.tokens.encode import encode_records
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.templates import choose_template
 from tuneloop.hub.resolve import pull
 
 FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",

@@ -10,10 +10,10 @@ import numpy as np
 from tests.made import build, jsonl, recipe
 from tests.trials.test_split import Maker
 from tuneloop.base.records import Message, Record
-from tuneloop.data import card
+from tuneloop.data.card import page as card
+from tuneloop.data.card.profile import of
 from tuneloop.data.preflight import _label
-from tuneloop.data.profile import of
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Samples
 
 
 def rows(count: int, size: int, maker: Maker) -> list[dict[str, str]]:

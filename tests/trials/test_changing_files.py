@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.runs.run.journal import Journal
 
 from tests.made import build, characters, lines, recipe
 from tuneloop.base.errors import DataError
-from tuneloop.data import parts
 from tuneloop.data.reading import formats
+from tuneloop.data.version import shards
+from tuneloop.runs.journal import Journal
 
 
 def _grown(path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_file_that_changes(
             changed.append(True)
             change(path)
 
-    place, name = (parts, "fit") if when.startswith("while") else (formats, "survey")
+    place, name = (shards, "fit") if when.startswith("while") else (formats, "survey")
     real = getattr(place, name)
 
     def then_changed(*args: Any, **more: Any) -> Any:

@@ -19,7 +19,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.sniff import look
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.recipe.schema import DataFile
 
 Rows = list[dict[str, Any]]

@@ -190,7 +190,7 @@ def test_a_limit_on_the_command_line_loses_no_files() -> None:
 
 
 def dataset(folder: Path, found: list[list[Any]]) -> Any:
-    from tuneloop.data.dataset import Dataset
+    from tuneloop.data.version.dataset import Dataset
 
     (folder / "profile.json").write_text(json.dumps({"languages": {"found": found}}), encoding="utf-8")
     (folder / "ledger.jsonl").write_text("", encoding="utf-8")
@@ -242,9 +242,8 @@ def test_a_rate_for_all_weights_is_told_to_be_low_for_adapters(train: dict[str, 
 
 def test_versions_are_listed_and_named(tiny_run: Path) -> None:
     place = tiny_run.parents[1]
-    from tuneloop.runs.run.run import Run
-
     from tuneloop import pipeline
+    from tuneloop.runs.run import Run
 
     ref = pipeline.register(Run(tiny_run), workspace=place).ref
     done = tuneloop(place, "model", "versions", "--json")

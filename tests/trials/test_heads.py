@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
-from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK, byte_tokenizer, tiny_folder
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, ServeError
-from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens.templates import CHATML
 from tuneloop.model.load import known_labels, load_model, load_tokenizer, load_trained, same_labels
 from tuneloop.model.tasks.classify import classes, ordered
 from tuneloop.model.tasks.task import Head
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.runs.run import Run
 
 CASES = Path(__file__).parents[1] / "cases"
 CHATS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tuneloop.runs.run.run import Run
 
 from tests import confined
 from tests.confined import Said
 from tuneloop import pipeline
+from tuneloop.runs.run import Run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -236,9 +236,8 @@ def steps(run: Path) -> list[dict[str, object]]:
 
 def test_what_others_have_begun_is_theirs(ground: Ground) -> None:
     """Two users of one workspace: a lock beside the run counts for both, whatever their homes are."""
-    from tuneloop.runs.run.run import held_alone
-
     from tuneloop.base.errors import RunError
+    from tuneloop.runs.run import held_alone
 
     work, home = ground.fresh()
     (work / "runs" / "tiny-1" / "adapter").rename(work / "adapter")  # an unfinished run

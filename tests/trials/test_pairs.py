@@ -16,9 +16,9 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Record
-from tuneloop.data.exchange import row
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.shapes import TEXT_PAIRS
+from tuneloop.data.version.export import row
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import DataFile, Recipe
 

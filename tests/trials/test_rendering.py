@@ -16,12 +16,12 @@ from tuneloop import pipeline
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Record
 from tuneloop.data import ledger
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.fit import fit
 from tuneloop.data.ledger import Ledger
-from tuneloop.data.samples import Samples, open_samples
-from tuneloop.data.templates import choose_template, stop_ids
-from tuneloop.data.tokens import encode_records
+from tuneloop.data.tokens.encode import encode_records
+from tuneloop.data.tokens.samples import Samples, open_samples
+from tuneloop.data.tokens.templates import choose_template, stop_ids
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.lengths import fit
 from tuneloop.model.load import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import PreparePart

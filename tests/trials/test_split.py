@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from tests.made import build, characters, jsonl, recipe
 from tests.real import shared
 from tuneloop.base.records import Record
-from tuneloop.data import builder, parts
 from tuneloop.data.cleaning.clean import steps
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.kept import Kept
+from tuneloop.data.dedupe.relations import Relations
 from tuneloop.data.ledger import entries
-from tuneloop.data.relations import Relations
-from tuneloop.data.stamps import Stamps
+from tuneloop.data.version import builder, shards
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.digest_cache import Stamps
+from tuneloop.data.version.rows import Kept
 
 CASES = Path(__file__).parents[1] / "cases"
 HAN = [chr(code) for code in range(0x4E00, 0x9000)]
@@ -238,8 +238,8 @@ TRULY_ALIKE = {
 def test_ordinary_rows_do_not_chain_into_one_group(name: str, tmp_path: Path) -> None:
     wanted = recipe(shared(name), max_length=100_000)
     found, _, _ = builder._find(wanted, Stamps(tmp_path / "stamps.json"))
-    raw = parts.raw_rows(found, 42)
-    made = parts.make(tmp_path, raw, wanted.prepare, steps(wanted.prepare.clean, None), characters, lambda n: None)
+    raw = shards.raw_rows(found, 42)
+    made = shards.make(tmp_path, raw, wanted.prepare, steps(wanted.prepare.clean, None), characters, lambda n: None)
     rows = Kept(made)
     looked = Relations(rows, split=True)
     families = looked.families(looked.pairs("train", 0.8))

@@ -12,9 +12,9 @@ import pytest
 from tests.made import build, recipe
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import LedgerEntry, Record
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries
 from tuneloop.data.reading import formats
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.schema import DataFile
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -18,7 +18,7 @@ from tuneloop.data.reading.keys import CALL_ID, CALLS, MASKED, MEDIA, PARTLY, TH
 from tuneloop.data.reading.rows import convert
 from tuneloop.data.reading.shapes import PAIR_TURNS
 from tuneloop.data.reading.sniff import look
-from tuneloop.data.tokens import marked, tokenize
+from tuneloop.data.tokens.encode import marked, tokenize
 from tuneloop.recipe.schema import DataFile
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -14,16 +14,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
-from tuneloop.registry.versions.versions import locate
-from tuneloop.runs.run.run import Run
 
 from tests import encoders
 from tests.conftest import TALK, byte_tokenizer, tiny_folder
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
-from tuneloop.data import dataset as datasets
-from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens.templates import CHATML
+from tuneloop.data.version import dataset as datasets
 from tuneloop.evaluate.both import held_out_loss
 from tuneloop.export import merge as merging
 from tuneloop.export import parity
@@ -34,6 +32,8 @@ from tuneloop.model.methods import notes
 from tuneloop.model.tasks.task import Head
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.registry.versions import locate
+from tuneloop.runs.run import Run
 
 ROWS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}

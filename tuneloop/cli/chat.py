@@ -45,7 +45,7 @@ def chat(
     """
     if once is not None and not once.strip():
         raise usage.wrong("tuneloop chat", t("--once needs a question"))
-    from tuneloop.registry.versions import versions
+    from tuneloop.registry import versions
 
     versions.require(workspace, ref)
     from tuneloop import pipeline
@@ -268,8 +268,8 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     from tuneloop.base.errors import RunError
     from tuneloop.model.generate import Answerer
     from tuneloop.model.load import load_model, resolve
-    from tuneloop.registry.versions import versions
-    from tuneloop.runs.run.run import run_recipe
+    from tuneloop.registry import versions
+    from tuneloop.runs.run import run_recipe
 
     if isinstance(answerer.model, PeftModel):
         return _Voice(t("base"), answerer, answerer.model.disable_adapter, options)

@@ -23,7 +23,7 @@ def compare(
 
     Examples: tuneloop compare latest -p "Who are you?" | tuneloop compare runs/demo-1 runs/demo-2
     """
-    from tuneloop.runs.run.run import open_run
+    from tuneloop.runs.run import open_run
 
     first = open_run(run, workspace)
     second = open_run(other, workspace) if other else None

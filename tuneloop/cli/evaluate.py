@@ -20,7 +20,7 @@ def evaluate(
 
     Example: tuneloop evaluate runs/demo-1
     """
-    from tuneloop.runs.run.run import open_run
+    from tuneloop.runs.run import open_run
 
     made = open_run(run, workspace)
     show.say(t("Loading the libraries"))

@@ -27,9 +27,9 @@ def export(
 
     Examples: tuneloop data export chats train.jsonl --side train | tuneloop data export chats a.json --shape sharegpt
     """
-    from tuneloop.data import exchange
-    from tuneloop.data.split import SIDES
-    from tuneloop.data.versions import locate
+    from tuneloop.data.version import export as exchange
+    from tuneloop.data.version.find import locate
+    from tuneloop.data.version.split import SIDES
 
     dataset = locate(workspace, version)
     kinds = [kind] if kind else list(dataset.manifest["kinds"])

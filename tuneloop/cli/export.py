@@ -22,8 +22,8 @@ def export(
     Examples: tuneloop export runs/demo-1 | tuneloop export demo:v2 --to exports/assistant
     """
     from tuneloop.base.language import t
-    from tuneloop.registry.versions import versions
-    from tuneloop.runs.run.run import open_run
+    from tuneloop.registry import versions
+    from tuneloop.runs.run import open_run
 
     found = versions.locate(workspace, run) or open_run(run, workspace).path
     from tuneloop import pipeline

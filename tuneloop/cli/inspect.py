@@ -37,8 +37,9 @@ def inspect(
 
     Examples: tuneloop data inspect chats | tuneloop data inspect chats --page card.html --lang zh
     """
-    from tuneloop.data import card, profile
-    from tuneloop.data.versions import locate
+    from tuneloop.data.card import page as card
+    from tuneloop.data.card import profile
+    from tuneloop.data.version.find import locate
 
     dataset = locate(workspace, version)
     data = profile.of(dataset)
@@ -67,7 +68,7 @@ def _write(page: Path, text: str) -> None:
 
 
 def _head(data: dict[str, Any]) -> None:
-    from tuneloop.data.card import facts, moment, tiles
+    from tuneloop.data.card.page import facts, moment, tiles
 
     made = t("Made {when}; tokens as {model} counts them.", when=moment(data["created"]), model=data["model"])
     rows = [*tiles(data), *((what, f"{n:,}", "") for what, n in facts(data))]
@@ -76,7 +77,7 @@ def _head(data: dict[str, Any]) -> None:
 
 
 def _steps(data: dict[str, Any]) -> None:
-    from tuneloop.data.card import step_name
+    from tuneloop.data.card.page import step_name
 
     names = [t("step"), t("rows before"), t("rows after"), t("dropped"), t("changed"), t("marked"), t("added")]
     keys = ("before", "after", "dropped", "changed", "marked", "added")
@@ -87,7 +88,7 @@ def _steps(data: dict[str, Any]) -> None:
 
 
 def _reasons(data: dict[str, Any]) -> None:
-    from tuneloop.data.card import told
+    from tuneloop.data.card.page import told
 
     titles = {"dropped": t("Why rows were dropped"), "changed": t("Changed rows"), "added": t("Added rows"),
               "marked": t("Marked rows: kept as they are, somebody should know")}  # fmt: skip
@@ -139,9 +140,9 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> None:
 
 
 def _rows(data: dict[str, Any]) -> None:
-    from tuneloop.data.card import turn_bars
-    from tuneloop.data.split import SIDES
-    from tuneloop.data.tongues import name
+    from tuneloop.data.card.language_names import name
+    from tuneloop.data.card.page import turn_bars
+    from tuneloop.data.version.split import SIDES
 
     _bars(t("Questions in a row"), turn_bars(data["turns"]))
     looked = data["languages"]
@@ -156,7 +157,7 @@ def _rows(data: dict[str, Any]) -> None:
 
 
 def _repeats(data: dict[str, Any]) -> None:
-    from tuneloop.data.card import repeats
+    from tuneloop.data.card.page import repeats
 
     show.table(t("Repetitions"), ["", t("rows"), ""], repeats(data["duplicates"]))
 
@@ -182,7 +183,7 @@ def _samples(samples: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from tuneloop.data.card import part_facts
+    from tuneloop.data.card.page import part_facts
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if not samples:

@@ -25,8 +25,8 @@ def diff(
 
     Example: tuneloop data diff chats/1f0c2a chats
     """
-    from tuneloop.data import lineage
-    from tuneloop.data.versions import locate
+    from tuneloop.data.version import lineage
+    from tuneloop.data.version.find import locate
 
     first, second = locate(workspace, a), locate(workspace, b)
     found = lineage.diff(first, second)
@@ -73,8 +73,8 @@ def trace(
 
     Example: tuneloop data trace chats 9f86d081
     """
-    from tuneloop.data import lineage
-    from tuneloop.data.versions import locate
+    from tuneloop.data.version import lineage
+    from tuneloop.data.version.find import locate
 
     found = lineage.trace(locate(workspace, version), id)
     if json:
@@ -97,8 +97,8 @@ def _as_dict(found: Any) -> dict[str, Any]:
 
 def _story(found: Any) -> None:
     from tuneloop.data import ledger
-    from tuneloop.data.card import step_name
-    from tuneloop.data.excerpts import visible
+    from tuneloop.data.card.excerpts import visible
+    from tuneloop.data.card.page import step_name
 
     record, source = found.record, found.source
     rows = [

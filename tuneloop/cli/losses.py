@@ -14,7 +14,7 @@ from tuneloop.data.ledger import entries, words
 from tuneloop.plan.cautions import cautions, foreign, nothing_held
 
 if TYPE_CHECKING:
-    from tuneloop.data.dataset import Dataset
+    from tuneloop.data.version.dataset import Dataset
     from tuneloop.recipe.schema import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")

@@ -16,11 +16,11 @@ from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 if TYPE_CHECKING:
-    from tuneloop.data.dataset import Dataset
     from tuneloop.data.preflight import Preflight
+    from tuneloop.data.version.dataset import Dataset
     from tuneloop.plan.planner import Plan
     from tuneloop.recipe.schema import Recipe
-    from tuneloop.runs.run.run import Run
+    from tuneloop.runs.run import Run
 
 
 def run(

@@ -21,7 +21,7 @@ def serve(
 
     Example: tuneloop serve runs/demo-1 --port 8000
     """
-    from tuneloop.registry.versions import versions
+    from tuneloop.registry import versions
 
     versions.require(workspace, ref)
     from tuneloop import pipeline

@@ -8,8 +8,8 @@ from typing import Any
 from tuneloop.base.language import current, t
 from tuneloop.cli.show import number, table, trained_text
 from tuneloop.data import ledger
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.preflight import Preflight
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluate import compare
 from tuneloop.plan import planner
 from tuneloop.plan.cautions import nothing_held

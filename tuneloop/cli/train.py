@@ -36,7 +36,7 @@ def train(
     if targets:
         recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
         require_files(recipe)
-    from tuneloop.runs.run.run import open_run
+    from tuneloop.runs.run import open_run
 
     made = open_run(resume, workspace) if resume else None
     show.say(t("Loading the libraries"))

@@ -15,7 +15,7 @@ from tuneloop.base.language import t
 from tuneloop.cli import show
 
 if TYPE_CHECKING:
-    from tuneloop.data.dataset import Dataset
+    from tuneloop.data.version.dataset import Dataset
     from tuneloop.recipe.schema import Recipe
 
 

@@ -23,7 +23,7 @@ def versions(
 
     Examples: tuneloop model versions | tuneloop model versions demo
     """
-    from tuneloop.registry.versions import versions as registry
+    from tuneloop.registry import versions as registry
 
     found = registry.versions(workspace, name or None)
     if name and not found:
@@ -61,7 +61,7 @@ def alias(
 
     Example: tuneloop model alias demo:v1 production
     """
-    from tuneloop.registry.versions import versions as registry
+    from tuneloop.registry import versions as registry
 
     made = registry.promote(workspace, version, name.lstrip(":"))
     if json:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.chains import Writer, opening
-from tuneloop.data.named_templates import DEFAULTS, fuller
-from tuneloop.data.samples import Sample, Samples
-from tuneloop.data.segments import word_pattern
-from tuneloop.data.templates import encode, render, template_of
-from tuneloop.data.tokens import marked
+from tuneloop.data.tokens.chains import Writer, opening
+from tuneloop.data.tokens.encode import marked
+from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
+from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.segments import word_pattern
+from tuneloop.data.tokens.templates import encode, render, template_of
 
 LOOKED, RENDERED = 20_000, 300
 _MOST = 0.5

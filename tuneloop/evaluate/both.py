@@ -9,8 +9,8 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
-from tuneloop.data.items import Items
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluate import classification, compare, preference, suite
 from tuneloop.evaluate.progress import Counted
 from tuneloop.evaluate.untrained import untrained

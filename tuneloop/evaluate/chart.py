@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

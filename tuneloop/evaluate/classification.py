@@ -13,8 +13,8 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Answer, Record, Reply
-from tuneloop.data.items import Items
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluate import compare, suite
 from tuneloop.evaluate.untrained import untrained
 from tuneloop.model.classifier import Classifier, likeliest

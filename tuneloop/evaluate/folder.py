@@ -13,8 +13,8 @@ import yaml
 from tuneloop.base.errors import RunError
 from tuneloop.evaluate.verdict import STARTS
 from tuneloop.plan.cautions import cautions, foreign
-from tuneloop.runs.run.journal import Journal
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.journal import Journal
+from tuneloop.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.samples import Samples
 from tuneloop.evaluate import compare, suite
 from tuneloop.evaluate.untrained import untrained
 from tuneloop.model.load import Trained, placed

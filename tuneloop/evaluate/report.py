@@ -29,7 +29,7 @@ from tuneloop.evaluate import chart, compare, faults, terms
 from tuneloop.evaluate.folder import Folder, clock, read, spent
 from tuneloop.evaluate.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
 from tuneloop.plan.cautions import nothing_held
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 
 OPEN_ANSWERS = 3
 """So many answers of a probe are shown at once, the rest on a click."""

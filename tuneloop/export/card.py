@@ -15,7 +15,7 @@ from tuneloop.hub.provenance import base_name, licence, licence_fields
 from tuneloop.model.adapter_card import method_text
 from tuneloop.plan.cautions import nothing_held
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.run import Run
 
 
 def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -> str:

@@ -16,7 +16,7 @@ from tuneloop.base import refusals
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import flush
 from tuneloop.base.records import Record
-from tuneloop.data.templates import Chat, stop_ids
+from tuneloop.data.tokens.templates import Chat, stop_ids
 from tuneloop.export import card, parity
 from tuneloop.hub.provenance import base_name, licence
 from tuneloop.hub.pull import PROVENANCE, provenance
@@ -30,7 +30,7 @@ from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.task import Head, Setting, Task
 from tuneloop.model.trunk import plain
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.run import Run
 
 QUESTIONS = (
     "Who are you?",

@@ -20,16 +20,16 @@ from transformers import GenerationConfig
 from tuneloop.base.errors import DataError, RunError, TuneloopError
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
-from tuneloop.data import dataset as datasets
-from tuneloop.data.templates import Chat, encode, render, stop_ids
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
+from tuneloop.data.version import dataset as datasets
 from tuneloop.evaluate import preference
 from tuneloop.evaluate.both import held_out_loss
 from tuneloop.model.classifier import Classifier
 from tuneloop.model.precision import EXACT, tolerance
 from tuneloop.model.scorer import Scorer
 from tuneloop.model.trunk import plain
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.run import Run
 
 NEW_TOKENS = 32
 """Tokens of each greedy answer that is compared."""

@@ -33,7 +33,7 @@ from tuneloop.hub.licence_text import plain_text
 from tuneloop.hub.npm import Tarball
 from tuneloop.hub.npm import download as download_npm
 from tuneloop.hub.pypi import Say, download, take
-from tuneloop.runs.run.lock import open_to_all
+from tuneloop.runs.lock import open_to_all
 
 TERMS_SHOWN = 40
 """Lines of terms of use that are shown before they are accepted; all of them are in a file."""

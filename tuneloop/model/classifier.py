@@ -12,11 +12,11 @@ from torch import nn
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches import pack
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
-from tuneloop.data.templates import Chat
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.templates import Chat
 from tuneloop.model.tasks.task import Rows, Setting, Task
 from tuneloop.model.trunk import longest
 from tuneloop.model.vocabulary import require_rows

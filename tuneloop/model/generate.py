@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Reply
-from tuneloop.data.templates import Chat, encode, render, stop_ids
+from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
 from tuneloop.model.trunk import longest, opening, plain, routers_off, slides, virtual_tokens
 from tuneloop.model.vocabulary import require_rows
 

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tuneloop.base.files import draft_of, sha256_of, write_atomic
-from tuneloop.data.batches import pack
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.samples import Samples
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.precision import computing
 from tuneloop.model.trunk import KEPT, plain, states

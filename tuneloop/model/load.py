@@ -30,8 +30,8 @@ from tuneloop.base.environment import quiet_libraries
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.base.files import sha256_of
 from tuneloop.base.language import t
-from tuneloop.data.chains import opening
-from tuneloop.data.templates import choose_template
+from tuneloop.data.tokens.chains import opening
+from tuneloop.data.tokens.templates import choose_template
 from tuneloop.hub import resolve as sources
 from tuneloop.model import adapters, anatomy, attention, determinism, precision, quantize
 from tuneloop.model.methods import METHODS
@@ -42,7 +42,7 @@ from tuneloop.model.tasks.verbalize import fills_masks
 from tuneloop.model.trunk import NOISE
 from tuneloop.model.virtual import require_effect
 from tuneloop.recipe.schema import ModelPart, QloraPart, Recipe, TrainPart
-from tuneloop.runs.run.run import run_recipe
+from tuneloop.runs.run import run_recipe
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -91,7 +91,7 @@ class _LinearLoss(torch.autograd.Function):
 class LossModel(nn.Module):
     """Trunk, head and loss in one forward: the module that accelerate wraps.
 
-    Forward takes a `Packed` row (data/batches.py) and returns the sum of the label tokens' losses, float32 [].
+    Forward takes a `Packed` row (data/batches/plan.py) and returns the sum of the label tokens' losses, float32 [].
     """
 
     def __init__(self, model: nn.Module, *, own_head: bool = False) -> None:

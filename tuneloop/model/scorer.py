@@ -11,10 +11,10 @@ from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches import pack
-from tuneloop.data.samples import Sample
-from tuneloop.data.templates import Chat
-from tuneloop.data.tokens import tokenize
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.samples import Sample
+from tuneloop.data.tokens.templates import Chat
 from tuneloop.model.tasks.classify import LabelModel
 from tuneloop.model.trunk import longest
 from tuneloop.model.vocabulary import require_rows

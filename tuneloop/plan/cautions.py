@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.language import current, t
-from tuneloop.data import ledger, tongues
+from tuneloop.data import ledger
+from tuneloop.data.card import language_names
 from tuneloop.recipe.defaults import usual_rate
 from tuneloop.recipe.schema import TrainPart
 
@@ -92,7 +93,7 @@ def foreign(model: str, dataset: Path) -> list[str]:
     if share < FOREIGN:
         return []
     said = t("{percent} % of the rows are in {language}, and {model} is an English model.", percent=round(100 * share),
-             language=tongues.name(code), model=known.name)  # fmt: skip
+             language=language_names.name(code), model=known.name)  # fmt: skip
     able = LISTED[current()].join(name for name in CHINESE if find(name))
     return [said + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
             if code == "zh" else said]  # fmt: skip

@@ -14,9 +14,9 @@ from tuneloop.base.errors import MachineError
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, t
 from tuneloop.data.augmenting.endpoint import notice
-from tuneloop.data.batches import BatchPlan, batch_plan
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import BatchPlan, batch_plan
+from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.fast.products import chosen
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.methods import METHODS

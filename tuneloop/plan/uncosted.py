@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.base.language import t
-from tuneloop.data.batches import batch_plan
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import batch_plan
 from tuneloop.model.methods import METHODS
 from tuneloop.model.tasks.task import Task
 from tuneloop.plan.cautions import cautions, nothing_held

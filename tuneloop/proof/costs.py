@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.base.language import t
-from tuneloop.data.batches import Packed, pack
-from tuneloop.data.tokens import Sample
+from tuneloop.data.batches.plan import Packed, pack
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model import determinism
 from tuneloop.model.load import load_model, wrap
 from tuneloop.model.loss import LossModel

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from tuneloop import pipeline
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches import pack
-from tuneloop.data.tokens import Sample, tokenize
+from tuneloop.data.batches.plan import pack
+from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.model.load import load_model, load_tokenizer, pick_dtype
 from tuneloop.model.loss import LossModel
 from tuneloop.proof import subject

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tuneloop.base.language import t
-from tuneloop.data.tokens import Sample
+from tuneloop.data.tokens.encode import Sample
 from tuneloop.model.load import load_tokenizer, pick_dtype
 from tuneloop.model.methods import LINEAR
 from tuneloop.plan.budget import shape, step_flops
@@ -21,7 +21,7 @@ from tuneloop.plan.hardware import product_rate
 from tuneloop.proof.lines import FailedError, Lines, NotRunError
 from tuneloop.proof.parity import padded, plainly, samples
 from tuneloop.proof.training import Ground
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)

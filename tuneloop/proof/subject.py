@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tuneloop.base.records import Kind
-from tuneloop.data.templates import CHATML
+from tuneloop.data.tokens.templates import CHATML
 
 ROWS = 24
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tuneloop import pipeline
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
-from tuneloop.data.dataset import Dataset
+from tuneloop.data.version.dataset import Dataset
 from tuneloop.model import checkpoint
 from tuneloop.model.load import load_trained
 from tuneloop.model.methods import METHODS
@@ -25,8 +25,8 @@ from tuneloop.proof import subject
 from tuneloop.proof.lines import FailedError, Lines
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.journal import Journal
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.journal import Journal
+from tuneloop.runs.run import Run
 
 STEPS = 4
 KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")

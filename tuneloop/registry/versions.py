@@ -28,9 +28,9 @@ from tuneloop.base.language import t
 from tuneloop.hub import resolve
 from tuneloop.hub.known import find as find_model
 from tuneloop.hub.known import nearest
-from tuneloop.registry.versions.store import Store, aliases, now, open_store
-from tuneloop.registry.versions.store import versions as table
-from tuneloop.runs.run.run import BASE, BEGUN, Run, near_run, open_run, run_recipe
+from tuneloop.registry.store import Store, aliases, now, open_store
+from tuneloop.registry.store import versions as table
+from tuneloop.runs.run import BASE, BEGUN, Run, near_run, open_run, run_recipe
 
 NEWEST = "latest"
 """The selector that always means the newest version; no alias may be called so."""

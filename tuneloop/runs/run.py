@@ -20,7 +20,7 @@ from tuneloop.base.files import write_atomic
 from tuneloop.base.language import t
 from tuneloop.recipe.recipe import changed, read_recipe
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.lock import lock
+from tuneloop.runs.lock import lock
 
 FREE_ON_RESUME = {
     "workers", "logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",

@@ -13,7 +13,7 @@ from tuneloop.model.scorer import Scorer
 from tuneloop.model.tasks.classify import CLASSIFY
 from tuneloop.model.tasks.task import Head, Setting
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.registry.versions import versions
+from tuneloop.registry import versions
 
 
 def voice(trained: Trained) -> Answerer | Classifier | Scorer:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.records import Reply
-from tuneloop.data.templates import Chat
+from tuneloop.data.tokens.templates import Chat
 
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer of a request that names none, where the context has room for it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.records import Reply
-from tuneloop.data.templates import Chat
+from tuneloop.data.tokens.templates import Chat
 
 if TYPE_CHECKING:
     from tuneloop.model.classifier import Classifier

@@ -17,7 +17,7 @@ from tuneloop.base.language import t
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import Strategy
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 from tuneloop.train.loop import StepResult
 
 

@@ -15,7 +15,7 @@ from tuneloop.base.errors import RunError
 from tuneloop.base.language import t
 from tuneloop.model import checkpoint
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from tuneloop.base.errors import ModelError
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
 from tuneloop.model.blocks import blocks
 from tuneloop.model.fast.products import products
 from tuneloop.model.kept import Frozen, frozen

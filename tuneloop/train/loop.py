@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches import Packed, Step
+from tuneloop.data.batches.plan import Packed, Step
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
 

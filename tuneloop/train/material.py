@@ -15,13 +15,13 @@ from tuneloop.base.errors import DataError, ModelError, RecipeError
 from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.card.excerpts import View
 from tuneloop.data.preflight import beyond
-from tuneloop.data.samples import Samples
-from tuneloop.data.split import Side
-from tuneloop.data.tokens import encode_records, marked
+from tuneloop.data.tokens.encode import encode_records, marked
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.split import Side
 from tuneloop.hub.folder_check import context, vocabulary
 from tuneloop.model import adapters
 from tuneloop.model.load import (

@@ -15,13 +15,13 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.chains import opening
-from tuneloop.data.templates import Chat
+from tuneloop.data.tokens.chains import opening
+from tuneloop.data.tokens.templates import Chat
 from tuneloop.model import precision
 from tuneloop.model.generate import Answerer
 from tuneloop.model.load import pick_dtype
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.journal import Journal
+from tuneloop.runs.journal import Journal
 
 SHOWN = 60
 """Characters of a question and of an answer in a line on the screen."""

@@ -26,9 +26,9 @@ from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, format_bytes
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
-from tuneloop.data.batches import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import BatchPlan, Packed, Steps, batch_plan, loader, pack_items
+from tuneloop.data.tokens.samples import Sample
 from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.adapter_card import adapter_card
 from tuneloop.model.anatomy import never_quantised, scores_labels
@@ -40,8 +40,8 @@ from tuneloop.model.tasks.task import Setting, Task
 from tuneloop.model.trunk import plain, turns_alike
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import Recipe, Strategy
-from tuneloop.runs.run.journal import Journal
-from tuneloop.runs.run.run import Run
+from tuneloop.runs.journal import Journal
+from tuneloop.runs.run import Run
 from tuneloop.train import device, ranks
 from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.train.guards import Guard, require_held_out

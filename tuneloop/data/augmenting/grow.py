@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.languages import language
-from tuneloop.data.dedupe import squeezed
+from tuneloop.data.dedupe.exact import squeezed
 
 LONGEST = 400
 """Characters of a question."""

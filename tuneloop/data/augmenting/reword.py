@@ -13,7 +13,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.augmenting.helpers import Batch, Helpers
 from tuneloop.data.augmenting.substitute import KEPT, Changed, Table, substituted
 from tuneloop.data.cleaning.languages import language
-from tuneloop.data.dedupe import squeezed
+from tuneloop.data.dedupe.exact import squeezed
 from tuneloop.recipe.schema import AugmentPart
 
 LANGUAGE_TEXTS, LANGUAGE_LENGTH = 4, 60

@@ -52,6 +52,12 @@ class Changed:
     after: str
 
 
+def synonym_tables() -> list[Path]:
+    """The packaged words, a file a language."""
+    folder = Path(str(resources.files("tuneloop.data.augmenting") / "synonyms"))
+    return [folder / name for name in ("zh.txt", "en.txt")]
+
+
 @lru_cache(maxsize=4)
 def groups(path: str | None = None) -> Table:
     """The words of the file `path`, by default of the packaged ones.
@@ -65,8 +71,7 @@ def groups(path: str | None = None) -> Table:
         except (OSError, UnicodeError) as error:
             raise DataError("TL-DATA-SYNONYMS", where=path, error=os_words(error)) from error
     else:
-        folder = resources.files("tuneloop") / "data" / "synonyms"
-        texts = [(folder / name).read_text(encoding="utf-8") for name in ("zh.txt", "en.txt")]
+        texts = [table.read_text(encoding="utf-8") for table in synonym_tables()]
     out: dict[str, tuple[str, ...]] = {}
     for line in "\n".join(texts).splitlines():
         left, arrow, right = ("" if line.startswith("#") else line.lower()).partition(">")

@@ -10,8 +10,8 @@ from dataclasses import replace
 from itertools import groupby, pairwise
 
 from tuneloop.base.records import Message, Record
-from tuneloop.data.answers import is_empty
 from tuneloop.data.cleaning.step import Result, changed, dropped
+from tuneloop.data.tokens.answers import is_empty
 
 Messages = tuple[Message, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.samples import Samples
 from tuneloop.model.readout import ends, reader
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task
 from tuneloop.model.trunk import plain, states, tell_pairs, token_types, whole

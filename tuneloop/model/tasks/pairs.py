@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.samples import Sample, Samples
 from tuneloop.model.tasks.task import Rows
 
 

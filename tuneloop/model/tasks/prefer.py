@@ -24,8 +24,8 @@ from torch.nn.functional import logsigmoid
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
-from tuneloop.data.batches import Packed
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import Packed
 from tuneloop.model.logprobs import LogProbModel, by_sample
 from tuneloop.model.loss import head_is_exact
 from tuneloop.model.tasks import pairs

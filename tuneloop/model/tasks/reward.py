@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from tuneloop.data.items import Items
+from tuneloop.data.batches.examples import Items
 from tuneloop.model.tasks import pairs
 from tuneloop.model.tasks.classify import LabelModel, probe
 from tuneloop.model.tasks.task import Head, Rows, Setting, Task

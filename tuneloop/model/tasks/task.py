@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 from tuneloop.base.records import Record
-from tuneloop.data.batches import Packed
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import Packed
+from tuneloop.data.tokens.samples import Samples
 from tuneloop.recipe.schema import TrainPart
 
 Kind = Literal["causal", "classifier", "masked"]

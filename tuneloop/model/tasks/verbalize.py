@@ -22,9 +22,9 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Samples, labels_of, starts_of
-from tuneloop.data.templates import encode
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.samples import Samples, labels_of, starts_of
+from tuneloop.data.tokens.templates import encode
 from tuneloop.model.loss import LossModel, head_is_exact
 from tuneloop.model.readout import filler
 from tuneloop.model.tasks.classify import class_weights, labelled, ordered, probe

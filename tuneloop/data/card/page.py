@@ -13,11 +13,12 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined, Template
 
 from tuneloop.base.language import current, t
-from tuneloop.data import ledger, plots, tongues
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.profile import PROFILE, profile
-from tuneloop.data.split import SIDES
+from tuneloop.data import ledger
+from tuneloop.data.card import language_names, plots
+from tuneloop.data.card.excerpts import View
+from tuneloop.data.card.profile import PROFILE, profile
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.split import SIDES
 
 BARS = 12
 """Bars that are shown one by one."""
@@ -40,7 +41,7 @@ def _template() -> Template:
     templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.globals["t"] = t
     templates.filters["n"] = lambda n: f"{n:,}"
-    return templates.from_string(files("tuneloop.data").joinpath("card.jinja").read_text(encoding="utf-8"))
+    return templates.from_string(files("tuneloop.data.card").joinpath("card.jinja").read_text(encoding="utf-8"))
 
 
 def _context(data: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _context(data: dict[str, Any]) -> dict[str, Any]:
         "facts": facts(data),
         "histogram": plots.lengths(lengths["kept"], lengths["too_long"], data["max_length"], data["context"]),
         "turn_bars": _shares(turn_bars(data["turns"])),
-        "language_bars": _shares([(tongues.name(code), n) for code, n in data["languages"]["found"]]),
+        "language_bars": _shares([(language_names.name(code), n) for code, n in data["languages"]["found"]]),
         "label_bars": _labels(data["labels"]),
         "repeats": repeats(data["duplicates"]),
         "stages": [{**s, "name": step_name(s["step"]), "acted": acted(s)} for s in data["steps"]],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.base.refusals import require_readable
-from tuneloop.data.dataset import Dataset, open_dataset
+from tuneloop.data.version.dataset import Dataset, open_dataset
 
 
 def locate(workspace: Path, name: str) -> Dataset:

@@ -11,14 +11,14 @@ from typing import Any
 from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.augmenting.augment import Derived, Helpers, augment
 from tuneloop.data.cleaning.clean import clean, steps
-from tuneloop.data.dedupe import Compared, dialogue_text
-from tuneloop.data.fit import Encode, fit
-from tuneloop.data.holdout import Choice
-from tuneloop.data.kept import Kept, Some
+from tuneloop.data.dedupe.exact import Compared, dialogue_text
+from tuneloop.data.dedupe.near import contaminated
+from tuneloop.data.dedupe.shared_turns import question
 from tuneloop.data.ledger import Ledger
-from tuneloop.data.near import contaminated
-from tuneloop.data.parts import Part, Row, begun, finish
-from tuneloop.data.shared_turns import question
+from tuneloop.data.version.holdout import Choice
+from tuneloop.data.version.lengths import Encode, fit
+from tuneloop.data.version.rows import Kept, Some
+from tuneloop.data.version.shards import Part, Row, begun, finish
 from tuneloop.recipe.schema import CleanPart, PreparePart, Recipe
 
 

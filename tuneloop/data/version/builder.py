@@ -20,24 +20,27 @@ from filelock import Timeout
 from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable, sha256_of, write_atomic
 from tuneloop.base.refusals import require_name, require_space, writing
-from tuneloop.data import holdout, parts
-from tuneloop.data.augmenting import derive
 from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
+from tuneloop.data.augmenting.substitute import synonym_tables
+from tuneloop.data.card.excerpts import View
 from tuneloop.data.cleaning.clean import steps
-from tuneloop.data.dataset import Dataset, open_dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.fit import Encode
-from tuneloop.data.kept import Kept
 from tuneloop.data.ledger import entries, words
-from tuneloop.data.parts import Found, Known, Part, Sources
 from tuneloop.data.reading import formats, sides
-from tuneloop.data.split import Side
-from tuneloop.data.stamps import GRAIN, Stamps, stamp
-from tuneloop.data.version import write
+from tuneloop.data.version import derive, holdout, write
+from tuneloop.data.version import shards as parts
+from tuneloop.data.version.dataset import Dataset, open_dataset
+from tuneloop.data.version.digest_cache import GRAIN, Stamps, stamp
+from tuneloop.data.version.lengths import Encode
+from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.shards import Found, Known, Part, Sources
+from tuneloop.data.version.split import Side
 from tuneloop.recipe.schema import Recipe
-from tuneloop.runs.run.lock import lock
+from tuneloop.runs.lock import lock
 
 Say = Callable[[int], None]
+PREPARE_FORMAT = 1
+"""To be raised with every change of what preparing makes of the same files, settings and tokenizer: a version made in
+another format is not taken for what would be made now. `tests/data/version/test_format.py` sees to it."""
 _TOGETHER = ({"chat", "text"}, {"label"}, {"preference"}, {"judged", "chat"})
 """Kinds that may stand in one version."""
 
@@ -203,9 +206,7 @@ def _one_kind(rows: Kept) -> None:
 def _cache_key(
     recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int, before: Mapping[str, Side]
 ) -> str:
-    """Digest of all that a version depends on: file contents, settings, tokenizer, this room's code."""
-    here = Path(__file__).parent
-    code = sorted([*here.rglob("*.py"), *here.with_name("safety").glob("**/*.*"), here.with_name("base/records.py")])
+    """Digest of all that a version depends on: file contents, settings, tokenizer, and what preparing makes of them."""
     parts = {
         "files": [
             [s.label, s.side, s.given, digests[s.label], s.guess.kind, f.model_dump(mode="json", exclude={"path"})]
@@ -214,22 +215,22 @@ def _cache_key(
         ],
         "prepare": recipe.prepare.model_dump(mode="json"),
         "lexicons": [sha256_of(Path(p)) for p in recipe.prepare.clean.lexicon_files if Path(p).is_file()],
-        "augment": _derived_from(recipe, here),
+        "augment": _derived_from(recipe),
         "seed": recipe.seed,
         "tokenizer": key,
         "most": most,
         "before": dict(before),
-        "code": [sha256_of(path) for path in code if "__pycache__" not in path.parts],
+        "format": PREPARE_FORMAT,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _derived_from(recipe: Recipe, here: Path) -> list[str]:
+def _derived_from(recipe: Recipe) -> list[str]:
     """What derived rows depend on beside the settings: the tables of words, and the model that judges and answers."""
     part = recipe.prepare.augment
     if not part.methods:
         return []
-    tables = [Path(part.synonyms_file)] if part.synonyms_file else sorted((here / "synonyms").iterdir())
+    tables = [Path(part.synonyms_file)] if part.synonyms_file else synonym_tables()
     return [recipe.model.model_dump_json(), *(sha256_of(path) for path in tables if path.is_file())]
 
 

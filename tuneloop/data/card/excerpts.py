@@ -15,8 +15,8 @@ import numpy as np
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data import arrow
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.samples import Sample, Samples, open_samples
+from tuneloop.data.tokens.samples import Sample, Samples, open_samples
+from tuneloop.data.version.dataset import Dataset
 
 COUNT = 5
 HEAD, TAIL = 400, 160

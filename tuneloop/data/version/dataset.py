@@ -24,9 +24,9 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable, sha256_of
 from tuneloop.base.records import Record
 from tuneloop.data import arrow
-from tuneloop.data.fit import Encode
-from tuneloop.data.samples import Samples, open_samples, write
-from tuneloop.data.split import SIDES, Side
+from tuneloop.data.tokens.samples import Samples, open_samples, write
+from tuneloop.data.version.lengths import Encode
+from tuneloop.data.version.split import SIDES, Side
 
 FORMAT = 2
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.samples import starts_of
-from tuneloop.data.templates import encode
+from tuneloop.data.tokens.samples import starts_of
+from tuneloop.data.tokens.templates import encode
 
 Key = str | tuple[int, ...]
 """A stretch of text, or the ids that stand for themselves."""

@@ -13,9 +13,9 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data import arrow
-from tuneloop.data.dataset import Dataset
 from tuneloop.data.ledger import entries, words
-from tuneloop.data.split import SIDES, Side
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.split import SIDES, Side
 
 
 @dataclass(frozen=True)

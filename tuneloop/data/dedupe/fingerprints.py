@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.near import TextOf, all_pairs, distinct
-from tuneloop.data.shingles import BLANK, I64, LETTER, U64, chunks, looked_up, mixed, powers
+from tuneloop.data.dedupe.near import TextOf, all_pairs, distinct
+from tuneloop.data.dedupe.shingles import BLANK, I64, LETTER, U64, chunks, looked_up, mixed, powers
 
 Bools = NDArray[np.bool_]
 COVERED = (0.78, 0.7)

@@ -10,10 +10,10 @@ from typing import Any
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.answers import NO_THOUGHT, carried, unsaid
-from tuneloop.data.named_templates import fuller
-from tuneloop.data.samples import Unsaid
-from tuneloop.data.templates import Renderer, stop_texts
+from tuneloop.data.tokens.answers import NO_THOUGHT, carried, unsaid
+from tuneloop.data.tokens.named_templates import fuller
+from tuneloop.data.tokens.samples import Unsaid
+from tuneloop.data.tokens.templates import Renderer, stop_texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.base.records import LedgerEntry
-from tuneloop.data.kept import Kept
-from tuneloop.data.relations import Families, Relations, entry
-from tuneloop.data.shingles import I64
-from tuneloop.data.split import SIDES, Side, rank, sides
+from tuneloop.data.dedupe.relations import Families, Relations, entry
+from tuneloop.data.dedupe.shingles import I64
+from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.split import SIDES, Side, rank, sides
 from tuneloop.recipe.schema import PreparePart
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
 from tuneloop.data import arrow
-from tuneloop.data.parts import Part
-from tuneloop.data.split import Side
+from tuneloop.data.version.shards import Part
+from tuneloop.data.version.split import Side
 
 
 class Kept(Sequence[Record]):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import DataError, ModelError
-from tuneloop.data.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
+from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
 
 __all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
            "stop_ids", "stop_texts", "template_of"]  # fmt: skip

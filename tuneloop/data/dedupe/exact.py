@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tuneloop.base.records import LedgerEntry, Message, Record
-from tuneloop.data.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
-from tuneloop.data.shingles import jaccard
+from tuneloop.data.dedupe.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
+from tuneloop.data.dedupe.shingles import jaccard
 
 Place = tuple[str, int]
 """File and line."""

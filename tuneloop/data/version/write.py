@@ -23,17 +23,19 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import flush, sha256_of
 from tuneloop.base.records import LedgerEntry
 from tuneloop.base.refusals import require_space
-from tuneloop.data import arrow, card, samples
-from tuneloop.data.dataset import FORMAT, Dataset, open_dataset
-from tuneloop.data.excerpts import View
-from tuneloop.data.fit import chosen, longest
-from tuneloop.data.holdout import Choice
-from tuneloop.data.kept import Kept
+from tuneloop.data import arrow
+from tuneloop.data.card import page
+from tuneloop.data.card.excerpts import View
+from tuneloop.data.card.profile import histogram
 from tuneloop.data.ledger import Ledger, entries
-from tuneloop.data.parts import Sources, side_of
-from tuneloop.data.profile import histogram
-from tuneloop.data.samples import Samples
-from tuneloop.data.split import SIDES, Side
+from tuneloop.data.tokens import samples
+from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.version.dataset import FORMAT, Dataset, open_dataset
+from tuneloop.data.version.holdout import Choice
+from tuneloop.data.version.lengths import chosen, longest
+from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.shards import Sources, side_of
+from tuneloop.data.version.split import SIDES, Side
 from tuneloop.recipe.schema import Recipe
 
 
@@ -72,7 +74,7 @@ def write(
         if (there := _same(target, manifest)) is not None:
             _keep_tokens(draft, there.path, key)
             return there
-        card.write(Dataset(draft, recipe.name, name, manifest), key, view)
+        page.write(Dataset(draft, recipe.name, name, manifest), key, view)
         text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
         (draft / "manifest.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         for path in (p for p in draft.rglob("*") if p.is_file()):

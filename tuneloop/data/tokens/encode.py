@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
-from tuneloop.data.chains import Chain, Writer, turn
-from tuneloop.data.samples import Sample, Samples, labels_of, starts_of
-from tuneloop.data.segments import Cutter, Pool
-from tuneloop.data.templates import encode, stop_ids
+from tuneloop.data.tokens.chains import Chain, Writer, turn
+from tuneloop.data.tokens.samples import Sample, Samples, labels_of, starts_of
+from tuneloop.data.tokens.segments import Cutter, Pool
+from tuneloop.data.tokens.templates import encode, stop_ids
 
 __all__ = ["Sample", "Samples", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
 

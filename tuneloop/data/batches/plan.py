@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.items import Items
-from tuneloop.data.samples import Sample
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.samples import Sample
 from tuneloop.recipe.schema import Recipe
 
 Bin = tuple[int, ...]

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuneloop.base.records import LedgerEntry
-from tuneloop.data.dedupe import Compared, dialogue_text, near_repeats
-from tuneloop.data.fingerprints import Fingerprints, related
-from tuneloop.data.kept import Kept, Some
+from tuneloop.data.dedupe.exact import Compared, dialogue_text, near_repeats
+from tuneloop.data.dedupe.fingerprints import Fingerprints, related
+from tuneloop.data.dedupe.near import Pairs, TextOf, contaminated, groups
+from tuneloop.data.dedupe.shared_turns import SharedTurns
+from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.ledger import Action
-from tuneloop.data.near import Pairs, TextOf, contaminated, groups
-from tuneloop.data.shared_turns import SharedTurns
-from tuneloop.data.shingles import I64
-from tuneloop.data.split import SIDES, Side
+from tuneloop.data.version.rows import Kept, Some
+from tuneloop.data.version.split import SIDES, Side
 
 CHAIN = 0.02
 """Share of all rows that rows which are the same but for a tenth may make up as one group; a longer chain of them leads

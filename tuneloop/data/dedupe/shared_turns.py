@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
-from tuneloop.data.dedupe import squeezed
-from tuneloop.data.shingles import I64, U64, mixed
+from tuneloop.data.dedupe.exact import squeezed
+from tuneloop.data.dedupe.shingles import I64, U64, mixed
 
 QUESTION = 12
 """Characters from which on equal questions keep rows together."""

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import folder_atomic
-from tuneloop.data.shingles import I64, U64, chunks, mixed, shingled
+from tuneloop.data.dedupe.shingles import I64, U64, chunks, mixed, shingled
 
 I32 = NDArray[np.int32]
 TextOf = Callable[[I64], Sequence[str]]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Message, Record
-from tuneloop.data.answers import spoken
 from tuneloop.data.ledger import Action, Ledger
-from tuneloop.data.samples import Samples, Unsaid
+from tuneloop.data.tokens.answers import spoken
+from tuneloop.data.tokens.samples import Samples, Unsaid
 from tuneloop.recipe.schema import PreparePart
 
 Encode = Callable[[Sequence[Record]], Samples]

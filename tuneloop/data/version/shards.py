@@ -23,14 +23,14 @@ from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data import arrow
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.step import Step
-from tuneloop.data.dedupe import Repeats
-from tuneloop.data.fit import Encode, fit
+from tuneloop.data.dedupe.exact import Repeats
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.formats import Source
 from tuneloop.data.reading.slices import parted
-from tuneloop.data.samples import Samples, open_samples
-from tuneloop.data.split import Side
+from tuneloop.data.tokens.samples import Samples, open_samples
+from tuneloop.data.version.lengths import Encode, fit
+from tuneloop.data.version.split import Side
 from tuneloop.recipe.schema import DataFile, PreparePart
 
 SIZE = 4096

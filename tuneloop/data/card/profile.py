@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
+from tuneloop.data.card.excerpts import View, excerpts, places
+from tuneloop.data.card.language_names import script
 from tuneloop.data.cleaning.languages import language
-from tuneloop.data.dataset import Dataset
-from tuneloop.data.excerpts import View, excerpts, places
 from tuneloop.data.ledger import entries
-from tuneloop.data.samples import open_samples
-from tuneloop.data.split import SIDES
-from tuneloop.data.tongues import script
+from tuneloop.data.tokens.samples import open_samples
+from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.split import SIDES
 
 FORMAT = 1
 LOOKED = 2000
