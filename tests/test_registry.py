@@ -15,10 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from tuneloop.base.errors import RunError
 from tuneloop.recipe.recipe import dump, make_recipe
-from tuneloop.registry import versions
 from tuneloop.registry import versions as registry
 from tuneloop.registry.store import open_store
-from tuneloop.registry.versions import find, locate, materialise, promote, register
+from tuneloop.registry.versions import find, locate, materialise, promote, register, versions
 
 
 def make_run(workspace: Path, name: str = "demo", number: int = 1, value: float = 1.0, result: str = "adapter") -> Path:

@@ -26,7 +26,7 @@ from tuneloop.data.card.excerpts import View
 from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.reading import formats, sides
-from tuneloop.data.version import derive, holdout, write
+from tuneloop.data.version import derive, holdout
 from tuneloop.data.version import shards as parts
 from tuneloop.data.version.dataset import Dataset, open_dataset
 from tuneloop.data.version.digest_cache import GRAIN, Stamps, stamp
@@ -34,6 +34,7 @@ from tuneloop.data.version.lengths import Encode
 from tuneloop.data.version.rows import Kept
 from tuneloop.data.version.shards import Found, Known, Part, Sources
 from tuneloop.data.version.split import Side
+from tuneloop.data.version.write import write
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 
