@@ -30,9 +30,10 @@ torch. Others add up in another order: with torch held to AVX2 or to SSE4 the la
 Tuneloop = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(OLD / "workspace", tmp_path_factory.mktemp("moved") / "workspace"))
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A copy, which the test may write into."""
+    return Path(shutil.copytree(OLD / "workspace", tmp_path / "moved" / "workspace"))
 
 
 @pytest.fixture
