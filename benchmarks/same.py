@@ -57,7 +57,7 @@ WAYS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "whole epochs": ("llama", "freeze", "prefer", {"max_steps": None, "epochs": 3, "keep_trunk": "on"}),
     "ipo": ("llama", "lora", "prefer", {"prefer": {"loss": "ipo"}}),
     "simpo": ("llama", "lora", "prefer", {"prefer": {"loss": "simpo", "beta": 2.0, "sft": 0.1}}),
-    "class weights": ("bert", "lora", "classify", {"classify": {"weights": "balanced"}}),
+    "class weights": ("bert", "lora", "classify", {"classify": {"weights": {"bad": 1.0, "good": 3.0}}}),
 }
 """Name of a way -> a family, method and task, and what else is set."""
 
@@ -82,10 +82,12 @@ def measure(out: Path, only: list[str], seed: int) -> None:
             found["demo"] = ground.demo()
             print(f"{'demo':<40} {digest(found['demo'])}", flush=True)
         found = {f"dataset {name}": told for name, told in ground.datasets.items()} | found
-    about = {"commit": commit(), "processor": tiny.processor(), "seconds": round(time.perf_counter() - began)}
+    about = {"commit": commit(), "processor": tiny.processor(), "seconds": round(time.perf_counter() - began),
+             "cpu_seconds": round(time.process_time())}  # fmt: skip
     text = json.dumps({"about": about, "digest": digest(found), "runs": found}, indent=1, ensure_ascii=False)
     out.write_text(text + "\n", encoding="utf-8")
-    print(f"{len(found)} in {about['seconds']} s, all together {digest(found)}: {out}")
+    print(f"{len(found)} runs and datasets in {about['seconds']} s ({about['cpu_seconds']} s of the processor), all "
+          f"together {digest(found)}: {out}")  # fmt: skip
 
 
 def chosen(name: str, only: list[str]) -> bool:
