@@ -101,6 +101,9 @@ def test_a_version_answers_by_its_alias(workspace: Path) -> None:
     model = tuneloop.load("whole:production", workspace=workspace)
     (reply,) = model.answer([[{"role": "user", "content": QUESTION}]], max_new_tokens=8)
     assert reply.text == RUNS["whole-1"]["answer"]
+    adapter = tuneloop.load("chat:v1", workspace=workspace)  # its base lies in the workspace, which has moved
+    (reply,) = adapter.answer([[{"role": "user", "content": QUESTION}]], max_new_tokens=8)
+    assert reply.text == RUNS["chat-1"]["answer"]
 
 
 @pytest.mark.parametrize("name", RUNS)
