@@ -84,7 +84,7 @@ def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
     if not more:
         return True
     # Half precision rounds as coarsely as a small leak is, and a row of another shape rounds otherwise. So four rows of
-    # one shape: where neither item sees the other, what reversing one changes is the same beside either form of the other.
+    # one shape: where neither item sees the other, reversing one changes as much beside either form of the other.
     turned = _reversed(items, first)
     beside = loss(turned, [first, *more]) - loss(_reversed(turned, *more), [first, *more])
     leak = abs(together - loss(_reversed(items, *more), [first, *more]) - beside)
