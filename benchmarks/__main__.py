@@ -5,6 +5,8 @@ python -m benchmarks prepare     from raw rows to packed batches (prepare.py)
 python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
+python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
+python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import busy, environments, near, prepare, results, rows, table, training
+from benchmarks import busy, environments, near, prepare, results, rows, same, table, training, walk
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
@@ -36,9 +38,16 @@ def everything(torch_args: list[str]) -> None:
 
 
 def main() -> None:
-    verbs = {"prepare": prepare.main, "train": training.main, "busy": busy.main, "table": table.main}
+    verbs = {
+        "prepare": prepare.main,
+        "train": training.main,
+        "busy": busy.main,
+        "table": table.main,
+        "same": same.main,
+        "walk": walk.main,
+    }
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if verb not in ("near", "table") and not rows.data().is_dir():
+    if verb not in ("near", "table", "same", "walk") and not rows.data().is_dir():
         raise SystemExit(
             f"{rows.data()} has the rows to measure on, and is not there; TUNELOOP_BENCH_DATA names another"
         )

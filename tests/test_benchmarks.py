@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import busy, results, table
+from benchmarks import busy, results, same, table, walk
 from benchmarks.floor import Shape, flops
 from benchmarks.ratios import Found, Target, rate, targets
 
@@ -142,3 +144,76 @@ def test_a_program_keeps_a_core_busy_and_ends() -> None:
         (spinner,) = [one for one in psutil.Process().children() if one.pid not in before]
         assert spinner.is_running()
     assert not psutil.pid_exists(spinner.pid)
+
+
+def told(path: Path, runs: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"about": {"commit": path.stem, "processor": "one"}, "runs": runs}), encoding="utf-8")
+    return path
+
+
+def test_two_commits_that_compute_the_same_differ_in_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"llama/lora/chat": {"metrics": [{"loss": (1.5).hex()}, {"loss": (1.25).hex()}], "export": {"passed": True}}}
+    assert same.compare(told(tmp_path / "a.json", runs), told(tmp_path / "b.json", runs), 10) == 0
+    assert capsys.readouterr().out.startswith("0 differences in 1 runs")
+
+
+def test_each_difference_of_two_commits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {
+        "demo": {"metrics": [{"loss": (1.5).hex()}, {"loss": (1.25).hex()}], "refused": "TL-MODEL-METHOD"},
+        "gone": {},
+    }
+    after = {"demo": {"metrics": [{"loss": (1.5).hex()}, {"loss": (1.125).hex()}, {"loss": (1.0).hex()}]}, "new": {}}
+    assert same.compare(told(tmp_path / "a.json", before), told(tmp_path / "b.json", after), 10) == 5
+    out = capsys.readouterr().out
+    for line in ("demo: metrics[1].loss: 0x1.4000000000000p+0 (1.25) -> 0x1.2000000000000p+0 (1.125)",
+                 "demo: metrics[2].loss: nothing -> 0x1.0000000000000p+0 (1)",
+                 'demo: refused: "TL-MODEL-METHOD" -> nothing', "gone: only in", "new: only in"):  # fmt: skip
+        assert line in out
+
+
+def test_passes_are_found_in_a_step_and_read_whatever_holds_them() -> None:
+    """A dict of tensors today, an object with fields of its own tomorrow: the same numbers are the same."""
+
+    @dataclass
+    class Pass:
+        input_ids: Any
+        position_ids: Any
+        positions: Any
+        targets: Any
+        segments: Any
+        members: Any
+
+    @dataclass
+    class Step:
+        number: int
+        micros: list[Any]
+
+    held = {"input_ids": torch.tensor([[5, 6]]), "position_ids": torch.tensor([[0, 1]]), "positions": torch.tensor([0]),
+            "targets": torch.tensor([6]), "segments": (2,), "members": (1,)}  # fmt: skip
+    names = np.array([b"aaaaaaaaaaaa", b"bbbbbbbbbbbb"])
+    (mapping,), (object_,) = (list(same.found_passes(Step(0, [one]))) for one in (held, Pass(**held)))
+    assert same.of_pass(mapping, names) == same.of_pass(object_, names)
+    assert same.of_pass(mapping, names)["rows"] == ["bbbbbbbbbbbb"]
+    other = same.of_pass({**held, "targets": torch.tensor([7])}, names)
+    assert {key for key, value in same.of_pass(mapping, names).items() if other[key] != value} == {"targets"}
+
+
+def test_a_way_that_opens_each_file_once_has_no_return() -> None:
+    assert walk.returns(["a", "a", "b", "c", "c"]) == 0
+    assert walk.returns(["a", "b", "b", "a", "c", "b", "b"]) == 2
+
+
+def test_a_function_is_handed_a_row_also_with_others_or_in_an_object_that_holds_it() -> None:
+    class Record:
+        pass
+
+    @dataclass
+    class Holder:
+        row: Any
+
+    Holder.__module__ = "tuneloop.somewhere"
+    route = walk.Route("row", walk.is_row)
+    assert all(map(route.has, (Record(), [Record()], (Record(), 1), Holder(Record()))))
+    assert not any(map(route.has, (1, "Record", [], [1], Holder(2), None)))

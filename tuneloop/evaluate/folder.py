@@ -33,7 +33,7 @@ class Folder:
 
     @property
     def workspace(self) -> Path:
-        return self.path.parent.parent
+        return Run(self.path).workspace
 
     @property
     def dataset_path(self) -> Path | None:

@@ -52,6 +52,12 @@ class Run:
         return self.path / "events.jsonl"
 
     @property
+    def workspace(self) -> Path:
+        """The folder that holds runs/<run>; or models/versions/<version>, a registered one laid out like a run."""
+        versions, models, *_ = above = self.path.absolute().parents
+        return above[2] if (models.name, versions.name) == ("models", "versions") else models
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -67,18 +73,18 @@ class Run:
         text = self.read("dataset.json").get("path")
         if not isinstance(text, str) or not text:
             return None
-        workspace, told = self.path.parent.parent, Path(text)
-        places = (workspace / told, workspace / "datasets" / told.parent.name / told.name)
+        told = Path(text)
+        places = (self.workspace / told, self.workspace / "datasets" / told.parent.name / told.name)
         return next((p for p in places if p.is_dir()), None)
 
     def found(self, told: str | Path) -> Path:
         """A path that the run's files tell, or where it lies now if the workspace has moved since with all that is in
         it; as it was told where it is nowhere."""
-        path, workspace = Path(told), self.path.absolute().parent.parent
+        path = Path(told)
         if path.exists() or not path.is_absolute():
             return path
         parts = path.parts
-        places = (workspace.joinpath(*parts[k:]) for k in range(1, len(parts) - 1))
+        places = (self.workspace.joinpath(*parts[k:]) for k in range(1, len(parts) - 1))
         return next((p for p in places if p.exists()), path)
 
     def read(self, name: str) -> dict[str, Any]:
