@@ -60,7 +60,7 @@ gpu-wheels:  ## WHEELS=DIR: what a machine without a network lacks for its proof
 	@test -n "$(WHEELS)" || { echo "make gpu-wheels WHEELS=DIR"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(INSTALL) --constraint constraints.txt packaging
-	@$(BIN)/python -m tuneloop.proof.wheels gather "$(WHEELS)"
+	@$(BIN)/python -m tuneloop.selftest.wheels gather "$(WHEELS)"
 
 ifeq ($(WHEELS),)
 gpu-proof: $(VENV)/.core  ## on your graphics card: every method, attention kernels, parity, speed; a report to post
@@ -68,7 +68,7 @@ gpu-proof: $(VENV)/.core  ## on your graphics card: every method, attention kern
 	@$(BIN)/tuneloop doctor --proof
 else
 gpu-proof:  ## WHEELS=DIR: the same with the torch that python3 has, no network, in under 8 minutes; OUT=DIR: the report
-	@$(PYTHON) -m tuneloop.proof.wheels run "$(WHEELS)" "$(OUT)" $(PROOF_ARGS)
+	@$(PYTHON) -m tuneloop.selftest.wheels run "$(WHEELS)" "$(OUT)" $(PROOF_ARGS)
 endif
 
 bench: $(VENV)/.dev  ## measure this machine beside the peers; installs them below .bench/, writes docs/*/benchmarks.md

@@ -131,7 +131,7 @@ def run_tuneloop(model: Path, folder: Path) -> dict[str, Any]:
     from tuneloop.data.reading.formats import read
     from tuneloop.data.tokens import samples as stored
     from tuneloop.data.tokens.encode import encode_parts
-    from tuneloop.model.load import load_tokenizer
+    from tuneloop.inference.tokenizer import load_tokenizer
     from tuneloop.recipe.schema import DataFile
 
     tokenizer = load_tokenizer(model)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.shared import report
-from tuneloop.model.fast.products import products
+from tuneloop.model.kernels.matmul import products
 
 TOKENS = 2048
 SHAPES = ((576, 1536), (1536, 576), (576, 576))

@@ -22,7 +22,7 @@ from tuneloop import pipeline
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.model import checkpoint
-from tuneloop.plan.planner import Plan
+from tuneloop.planning.planner import Plan
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
@@ -100,7 +100,7 @@ def wait(pid: int) -> int:
 
 def dying(step: int) -> None:
     """This process kills itself after step `step`, when its line is written and its checkpoint, if one is due."""
-    from tuneloop.train.callbacks import Saver
+    from tuneloop.training.callbacks import Saver
 
     inner = Saver.on_step
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tuneloop.base import language
-from tuneloop.model.adapter_card import CODE, adapter_card
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.training.adapter_card import CODE, adapter_card
 
 
 def card(base: Path, *, hub: bool = False, **recipe: Any) -> str:

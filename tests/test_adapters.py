@@ -19,14 +19,17 @@ from tuneloop.base.errors import ModelError
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.data.tokens.templates import CHATML
-from tuneloop.model import quantize, virtual
-from tuneloop.model.adapters import read_config, require_same_base, stacked, with_adapter
-from tuneloop.model.generate import Answerer, Sampling
-from tuneloop.model.load import load_model, save_result, wrap
-from tuneloop.model.loss import LossModel
-from tuneloop.model.methods import METHODS, notes
-from tuneloop.model.trunk import states
+from tuneloop.inference.generate import Answerer, Sampling
+from tuneloop.methods import virtual
+from tuneloop.methods.adapters import read_config, require_same_base, stacked, with_adapter
+from tuneloop.methods.table import METHODS, notes
+from tuneloop.methods.wrap import wrap
+from tuneloop.model import quantize
+from tuneloop.model.backbone import states
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import QloraPart, TrainPart
+from tuneloop.tasks.loss import LossModel
+from tuneloop.training.result import save_result
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "deepseek_v3")
 WORDS = 300
@@ -257,7 +260,7 @@ def test_a_run_goes_on_from_another_and_one_stands_on_a_merged_base(
     tiny_run: Path, tiny_model: Path, talk_file: Path
 ) -> None:
     from tuneloop import pipeline
-    from tuneloop.model.load import load_trained
+    from tuneloop.inference.trained import load_trained
     from tuneloop.recipe.recipe import make_recipe
 
     workspace = tiny_run.parent.parent

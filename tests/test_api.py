@@ -20,10 +20,11 @@ import uvicorn
 from fastapi.routing import APIRoute
 
 from tuneloop.base.errors import MachineError, ServeError
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.serve import api
-from tuneloop.serve.torch_engine import TorchEngine
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
+from tuneloop.serving import api
+from tuneloop.serving.torch_engine import TorchEngine
 
 NAME = "tiny:v1"
 KEY = "s3cret-ключ"

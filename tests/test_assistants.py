@@ -13,8 +13,8 @@ import pytest
 from tests.test_endpoint import Server
 from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
-from tuneloop.model import assistants
-from tuneloop.model.load import load_tokenizer
+from tuneloop.inference import assistants
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 

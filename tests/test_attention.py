@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import tiny_folder
-from tuneloop.model import attention
-from tuneloop.model.attention import packed_attention
+from tuneloop.model.kernels import packed as attention
+from tuneloop.model.kernels.packed import packed_attention
 from tuneloop.model.load import load_model
 
 SEGMENTS = (13, 1, 20, 6)

@@ -20,7 +20,7 @@ from tuneloop.data.ledger import entries
 from tuneloop.data.version import builder
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.lineage import trace
-from tuneloop.plan.cautions import cautions
+from tuneloop.planning.cautions import cautions
 from tuneloop.recipe.recipe import anchored, make_recipe
 from tuneloop.recipe.schema import Recipe
 

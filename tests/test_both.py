@@ -11,16 +11,19 @@ from peft import PeftModel
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.evaluate.both import both, held_out_loss, questions, untrained
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
-from tuneloop.model.loss import LossModel
-from tuneloop.model.tasks.chat import CHAT
-from tuneloop.model.tasks.task import Head, Setting
+from tuneloop.evaluation.before_after import both, held_out_loss, questions, untrained
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
-from tuneloop.train.session import rows
+from tuneloop.tasks.chat import CHAT
+from tuneloop.tasks.loss import LossModel
+from tuneloop.tasks.task import Setting
+from tuneloop.training.session import rows
 
 SHOW = ["Who are you?", "Name a colour."]
 PROBES = [

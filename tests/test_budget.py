@@ -13,12 +13,12 @@ from tests.conftest import tiny_folder
 from tuneloop.base.errors import ModelError
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.encode import Sample
-from tuneloop.model.fast.install import install
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel
-from tuneloop.model.methods import parameters
-from tuneloop.model.tasks.task import Head
-from tuneloop.plan.budget import (
+from tuneloop.methods.table import parameters
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.head import Head
+from tuneloop.model.kernels.install import install
+from tuneloop.model.load import load_model
+from tuneloop.planning.budget import (
     GENERATION,
     LAYER_SECONDS,
     PROCESS_GB,
@@ -31,8 +31,9 @@ from tuneloop.plan.budget import (
     shape,
     step_flops,
 )
-from tuneloop.plan.hardware import Hardware
+from tuneloop.planning.hardware import Hardware
 from tuneloop.recipe.schema import OptimizerName, TrainPart
+from tuneloop.tasks.loss import LossModel
 
 SEVEN = Shape(
     7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2, linear_trained=20_000_000,

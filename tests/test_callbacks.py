@@ -11,8 +11,8 @@ from tuneloop.data.batches.plan import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.runs.journal import Journal
-from tuneloop.train.callbacks import Due, HeldOut, Metrics, Saver, Screen
-from tuneloop.train.loop import StepResult
+from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
+from tuneloop.training.loop import StepResult
 
 EVERY = Due("steps", 1, 10, 1000)
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from tuneloop.base import language
-from tuneloop.export.card import card
-from tuneloop.export.merge import merge
-from tuneloop.export.parity import Parity
+from tuneloop.exports.card import card
+from tuneloop.exports.merge import merge
+from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence
 from tuneloop.recipe.recipe import make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe

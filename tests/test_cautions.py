@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base import language
-from tuneloop.plan.cautions import cautions, top_reasons
+from tuneloop.planning.cautions import cautions, top_reasons
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from tests import confined
 from tuneloop.base import language
-from tuneloop.evaluate import chart
+from tuneloop.report import chart
 from tuneloop.runs.journal import Journal
 
 

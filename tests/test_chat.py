@@ -19,8 +19,10 @@ from tuneloop.base.records import Reply
 from tuneloop.cli import chat
 from tuneloop.cli.chat import _printable, _Talk, _Voice
 from tuneloop.cli.main import app
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.model.load import load_model
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "tuneloop", "chat"]
 

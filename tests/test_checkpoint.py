@@ -15,12 +15,13 @@ from torch import nn
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.encode import Sample
+from tuneloop.methods.wrap import wrap
 from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.optim import optimizer_for, scheduler_for
+from tuneloop.tasks.loss import LossModel
+from tuneloop.training.optim import optimizer_for, scheduler_for
 
 FILES = ["trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]
 

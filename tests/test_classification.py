@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuneloop.evaluate import classification
-from tuneloop.evaluate.compare import changes, fresh, nothing_held
+from tuneloop.evaluation import classification
+from tuneloop.evaluation.compare import changes, fresh, nothing_held
 
 
 def test_the_figures_are_those_of_the_textbook() -> None:

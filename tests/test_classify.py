@@ -20,13 +20,16 @@ from tuneloop.data.batches.examples import Items
 from tuneloop.data.batches.plan import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample, Samples
-from tuneloop.model.classifier import Classifier
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
-from tuneloop.model.tasks.classify import CLASSIFY, LabelModel, classes
-from tuneloop.model.tasks.task import Head, Rows, Setting
+from tuneloop.inference.classifier import Classifier
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.session import packs_exactly
+from tuneloop.tasks.classify import CLASSIFY, LabelModel, classes
+from tuneloop.tasks.task import Rows, Setting
+from tuneloop.training.session import packs_exactly
 
 HEAD = Head("classifier", ("bad", "good", "so-so"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.evaluate import compare, suite
+from tuneloop.evaluation import compare, suite
 from tuneloop.recipe.schema import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
@@ -197,8 +197,9 @@ def test_nothing_measured_is_no_change() -> None:
 
 
 def test_a_real_model_is_asked(tiny_model: Path) -> None:
-    from tuneloop.model.generate import Answerer
-    from tuneloop.model.load import load_model, load_tokenizer
+    from tuneloop.inference.generate import Answerer
+    from tuneloop.inference.tokenizer import load_tokenizer
+    from tuneloop.model.load import load_model
 
     answerer = Answerer(load_model(tiny_model).eval(), load_tokenizer(tiny_model))
     prompts = ["Who are you?", "Name a colour.", "你是谁？"]

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tuneloop.model import determinism
-from tuneloop.proof import subject, training
-from tuneloop.proof.training import Ground
-from tuneloop.train import session
+from tuneloop.selftest import subject, training
+from tuneloop.selftest.training import Ground
+from tuneloop.training import session
 
 
 def degree() -> str:

@@ -13,17 +13,17 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from tests.oncard import CARD, Card, MixedError, OnCard
-from tuneloop.proof import subject
-from tuneloop.proof.training import OF_METHOD, OF_TASK, Ground, kind_for
 from tuneloop.recipe.schema import EvaluatePart
 from tuneloop.runs.journal import Journal
-from tuneloop.train import ranks, session
+from tuneloop.selftest import subject
+from tuneloop.selftest.training import OF_METHOD, OF_TASK, Ground, kind_for
+from tuneloop.training import distributed, session
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with the card; from where training places its model on, what is there must not be mixed."""
-    ranks.world()
+    distributed.world()
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cpu"))
     place = session._place
     tensor, autocasts = torch.tensor, torch.is_autocast_enabled

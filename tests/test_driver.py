@@ -9,7 +9,7 @@ import pytest
 from tuneloop.base import language
 from tuneloop.cli import doctor
 from tuneloop.cli.doctor import card
-from tuneloop.plan.driver import BUILDS, CARDS, INDEXED, Driver, build_for, read
+from tuneloop.planning.driver import BUILDS, CARDS, INDEXED, Driver, build_for, read
 
 # Recorded tables, cut to the lines that are read.
 HEAD = """+-----------------------------------------------------------------------------------------+

@@ -15,12 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.conftest import tiny_folder
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.samples import Sample
-from tuneloop.model.fast import attend as attention
-from tuneloop.model.fast.attend import attend, cut_row
-from tuneloop.model.fast.install import install
-from tuneloop.model.fast.products import chosen, matrix_units, products
+from tuneloop.model.kernels import tiles as attention
+from tuneloop.model.kernels.install import install
+from tuneloop.model.kernels.matmul import chosen, matrix_units, products
+from tuneloop.model.kernels.tiles import attend, cut_row
 from tuneloop.model.load import load_model
-from tuneloop.model.loss import LossModel
+from tuneloop.tasks.loss import LossModel
 
 OTHERS = ("olmo2", "olmo3", "stablelm", "gpt_oss", "glm4_moe", "seed_oss", "granite", "cohere", "gemma2", "ministral3")
 """Built of parts with the same names, which compute something else: partial rotations, norms over all heads, dropout."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base.errors import RunError
-from tuneloop.evaluate import folder, report
+from tuneloop.report import report, run_view
 
 START = 1_763_800_000.0
 
@@ -33,15 +33,15 @@ def test_time_of_a_resumed_run_leaves_out_the_pause(tmp_path: Path) -> None:
     events = [{"time": START + 9, "event": "started"}, {"time": START + 9_000, "event": "resumed"},
               {"time": START + 9_007, "event": "finished", "seconds": 6.0}]  # fmt: skip
     (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
-    assert folder.spent(folder.read(run)) == pytest.approx(4 + 6)
+    assert run_view.spent(run_view.read(run)) == pytest.approx(4 + 6)
 
 
 def test_time_of_a_run_in_one_go_is_what_training_said(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert folder.spent(folder.read(run)) == 0
+    assert run_view.spent(run_view.read(run)) == 0
     events = [{"time": START, "event": "started"}, {"time": START + 99, "event": "finished", "seconds": 59.5}]
     (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
-    assert folder.spent(folder.read(run)) == 59.5
+    assert run_view.spent(run_view.read(run)) == 59.5
 
 
 def test_readings_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
@@ -50,16 +50,16 @@ def test_readings_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
         {"step": 1, "clock": {"memory_gb": 2.0}}, {"step": 2, "clock": {"memory_gb": None}}, {"step": 3}
     ]  # fmt: skip
     (run / "metrics.jsonl").write_text(lines(metrics), encoding="utf-8")
-    assert folder.clock(folder.read(run), "memory_gb") == [2.0]
+    assert run_view.clock(run_view.read(run), "memory_gb") == [2.0]
 
 
 def test_the_dataset_is_found_from_the_workspace_or_not_at_all(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert folder.read(run).dataset_path is None
+    assert run_view.read(run).dataset_path is None
     (run / "dataset.json").write_text('{"path": "datasets/demo/0f3a"}', encoding="utf-8")
-    assert folder.read(run).dataset_path is None
+    assert run_view.read(run).dataset_path is None
     (tmp_path / "datasets/demo/0f3a").mkdir(parents=True)
-    assert folder.read(run).dataset_path == (tmp_path / "datasets/demo/0f3a").resolve()
+    assert run_view.read(run).dataset_path == (tmp_path / "datasets/demo/0f3a").resolve()
 
 
 def test_no_run_and_a_damaged_file_are_told(tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_no_run_and_a_damaged_file_are_told(tmp_path: Path) -> None:
 def test_the_dataset_of_a_moved_workspace_lies_where_it_lay(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (run / "dataset.json").write_text('{"path": "/gone/with/datasets/demo/0f3a"}', encoding="utf-8")
-    assert folder.read(run).dataset_path is None
-    assert folder.read(run).manifest == {}
+    assert run_view.read(run).dataset_path is None
+    assert run_view.read(run).manifest == {}
     place = tmp_path / "datasets/demo/0f3a"
     place.mkdir(parents=True)
-    assert folder.read(run).dataset_path == place.resolve()
+    assert run_view.read(run).dataset_path == place.resolve()
     (place / "manifest.json").write_text('{"counts": {"rows_in": 4, "train": 4}}', encoding="utf-8")
-    assert folder.read(run).cautions() == [
+    assert run_view.read(run).cautions() == [
         "Rows left to train on: 4, which is too few to learn more than these rows. Add data."
     ]

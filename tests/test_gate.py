@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.continual.gate import SLACK, better
+from tuneloop.evaluation.gate import SLACK, better
 
 
 def evaluation(loss: float | None, *probes: bool) -> dict[str, Any]:

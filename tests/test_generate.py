@@ -13,10 +13,12 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.model.generate import PIECE, Answerer, Sampling, _Chooser
-from tuneloop.model.load import load_model, load_tokenizer, wrap
-from tuneloop.model.loss import LossModel
+from tuneloop.inference.generate import PIECE, Answerer, Sampling, _Chooser
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.tasks.loss import LossModel
 
 LESSONS = [
     ("你是谁？", "我是小石，𠮷祥如意😀，随叫随到。"),

@@ -13,12 +13,12 @@ from tests.test_session import RECORDS, Sessions, lines, steps
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.examples import Items
 from tuneloop.model import checkpoint
-from tuneloop.model.tasks.chat import CHAT
-from tuneloop.model.tasks.task import Setting
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
-from tuneloop.train.material import Material
-from tuneloop.train.session import Outcome, session
+from tuneloop.tasks.chat import CHAT
+from tuneloop.tasks.task import Setting
+from tuneloop.training.input import Material
+from tuneloop.training.session import Outcome, session
 
 LATE = {"epochs": 12, "learning_rate": 0.05, "schedule": "constant", "eval_strategy": "steps", "eval_steps": 2,
         "keep_best": True, "early_stopping": 3, "save_strategy": "steps", "save_steps": 7, "save_total_limit": 1}  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_guarded_run_that_was_killed_ends_as_it_would_have(
 
 def test_killed_between_the_last_checkpoint_and_the_result(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = sessions.begin(**LATE)
-    module = sys.modules["tuneloop.train.session"]
+    module = sys.modules["tuneloop.training.session"]
 
     real = module.save_result
 

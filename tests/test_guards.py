@@ -12,9 +12,9 @@ from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.journal import Journal
-from tuneloop.train.callbacks import Due, HeldOut, Saver
-from tuneloop.train.guards import Guard, require_held_out
-from tuneloop.train.loop import StepResult
+from tuneloop.training.callbacks import Due, HeldOut, Saver
+from tuneloop.training.guards import Guard, require_held_out
+from tuneloop.training.loop import StepResult
 
 STEP = Step(number=0, micros=[], weight=1.0, label_tokens=1, tokens=1, samples=1, digest="")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tuneloop.base.environment import cores
-from tuneloop.plan.hardware import Hardware, look, product_rate, weights_rate
+from tuneloop.planning.hardware import Hardware, look, product_rate, weights_rate
 
 CARD = Hardware("Linux x86_64", "cpu", 8, 64.0, 50.0, "cuda", ("Card",), 22.5, 9000.0)
 

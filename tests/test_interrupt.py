@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.model import checkpoint
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.runs.run import Run
-from tuneloop.train.interrupt import Interrupt
+from tuneloop.training.interrupt import Interrupt
 
 posix = pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself SIGINT there")
 

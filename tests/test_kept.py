@@ -17,13 +17,14 @@ from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.data.batches.examples import Items
 from tuneloop.data.batches.plan import pack, pack_items
 from tuneloop.data.tokens.encode import Sample
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.backbone import states
 from tuneloop.model.blocks import blocks, lowest_trained
-from tuneloop.model.kept import Frozen, frozen
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel
-from tuneloop.model.trunk import states
+from tuneloop.model.frozen_cache import Frozen, frozen
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.keeping import Question, objection
+from tuneloop.tasks.loss import LossModel
+from tuneloop.training.frozen_policy import Question, objection
 
 LENGTHS = (19, 8, 11, 25, 40, 7)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuneloop.plan.lengths import Option, options
+from tuneloop.planning.lengths import Option, options
 from tuneloop.recipe.schema import TrainPart
 
 LENGTHS = np.array([100, 200, 3000, 5000, 9000])

@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_folder
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.data.tokens.templates import CHATML, PLAIN
-from tuneloop.model.load import load_model, load_tokenizer, load_trained, pick_dtype, resolve, save_result, wrap
+from tuneloop.hub.resolve import model_folder
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.load import load_model, pick_dtype
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import ModelPart, TrainPart
+from tuneloop.training.result import save_result
 
 IDS = torch.arange(3, 30)[None]
 
@@ -101,7 +106,7 @@ def test_a_cut_off_file_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert code(load_model, folder) == "TL-MODEL-CONFIG"
-    assert code(resolve, ModelPart(name=str(folder))) == "TL-MODEL-TRUNCATED"
+    assert code(model_folder, ModelPart(name=str(folder))) == "TL-MODEL-TRUNCATED"
 
 
 def test_pickled_weights_are_never_read(folder: Path) -> None:
@@ -109,7 +114,7 @@ def test_pickled_weights_are_never_read(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     assert code(load_model, folder) == "TL-MODEL-CONFIG"
-    assert code(resolve, ModelPart(name=str(folder))) == "TL-MODEL-PICKLE"
+    assert code(model_folder, ModelPart(name=str(folder))) == "TL-MODEL-PICKLE"
 
 
 def finished(tmp_path: Path, base: Path, method: str) -> tuple[Path, Any]:

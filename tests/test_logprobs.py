@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from tests.conftest import tiny_folder
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.samples import Sample
-from tuneloop.model import logprobs
 from tuneloop.model.load import load_model
-from tuneloop.model.logprobs import LogProbModel, by_sample
+from tuneloop.tasks import logprobs
+from tuneloop.tasks.logprobs import LogProbModel, by_sample
 
 FAMILIES = ["llama", "gemma2", "granite", "cohere"]
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.plan import BatchPlan, Step, Steps, loader, pack
 from tuneloop.data.tokens.encode import Sample
+from tuneloop.methods.wrap import wrap
 from tuneloop.model.checkpoint import State
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.loop import StepResult, held_loss, to_device, train
-from tuneloop.train.optim import optimizer_for, scheduler_for
+from tuneloop.tasks.loss import LossModel
+from tuneloop.training.loop import StepResult, held_loss, to_device, train
+from tuneloop.training.optim import optimizer_for, scheduler_for
 
 SETTINGS = TrainPart(learning_rate=0.01, schedule="constant", warmup_ratio=0)
 

@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from tests.conftest import tiny_folder
 from tuneloop.data.batches.plan import pack
 from tuneloop.data.tokens.encode import Sample
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.loss import LossModel, head_is_exact
-from tuneloop.model.trunk import plain
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.backbone import plain
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.loop import held_loss
+from tuneloop.tasks.loss import LossModel, head_is_exact
+from tuneloop.training.loop import held_loss
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "mistral"]
 LENGTHS = (13, 4, 20)
@@ -138,7 +139,7 @@ def test_micro_batches_add_up(tmp_path: Path) -> None:
 
 
 def test_evaluation_gives_the_same_number_and_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tuneloop.model import loss as module
+    from tuneloop.tasks import loss as module
 
     model = LossModel(load_model(tiny_folder(tmp_path / "m", "gemma2"), "float32"))
     trained = model(**pack(samples())).item()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tuneloop.proof import subject
-from tuneloop.proof.training import Ground
-from tuneloop.train import session
+from tuneloop.selftest import subject
+from tuneloop.selftest.training import Ground
+from tuneloop.training import session
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneloop.base.errors import MachineError, RunError
-from tuneloop.export import merge as merging
-from tuneloop.export.merge import dialogues, merge
-from tuneloop.export.parity import Parity
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
+from tuneloop.exports import merge as merging
+from tuneloop.exports.merge import dialogues, merge
+from tuneloop.exports.parity import Parity
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.model.load import load_model
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I'm Pebble."}]
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from tests.conftest import tiny_config
 from tuneloop.base.errors import MachineError, ModelError
-from tuneloop.model.load import load_model, wrap
-from tuneloop.model.methods import METHODS, linear_names, notes, parameters
+from tuneloop.methods.table import METHODS, linear_names, notes, parameters
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import QloraPart, TrainPart
 
 
@@ -246,7 +247,7 @@ def test_tied_embeddings_stay_tied_when_they_are_trained_whole(tiny_model: Path)
 
 
 def test_noise_on_the_embeddings_is_of_each_sample_alone_and_of_training_alone() -> None:
-    from tuneloop.model.trunk import entry
+    from tuneloop.model.backbone import entry
 
     model = wrap(tiny("llama"), part(lora={"rank": 2}, neftune_alpha=5), 0)
     ids, places, lengths = torch.arange(3, 23)[None], torch.tensor([[*range(4), *range(16)]]), (4, 16)
@@ -308,11 +309,11 @@ def bert_with(model: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning", "lora"])
 def test_an_encoder_scores_packed_texts_as_peft_does(method: str) -> None:
-    from tuneloop.model import attention
-    from tuneloop.model.tasks.classify import LabelModel
+    from tuneloop.model.kernels import packed
+    from tuneloop.tasks.classify import LabelModel
 
     model = bert()
-    model.set_attn_implementation(attention.register())
+    model.set_attn_implementation(packed.register())
     wrapped = wrap(model, part(method=method), 0).eval()
     objective, lengths = LabelModel(wrapped, torch.arange(5)[None]).eval(), (5, 7)
     ids, places = torch.arange(3, 15)[None], torch.tensor([[*range(5), *range(7)]])
@@ -330,7 +331,7 @@ def test_models_of_masked_words_take_no_virtual_tokens() -> None:
 
 
 def test_a_prompt_may_begin_as_a_text(tiny_model: Path) -> None:
-    from tuneloop.model.load import load_tokenizer
+    from tuneloop.inference.tokenizer import load_tokenizer
 
     model = load_model(tiny_model)
     words = load_tokenizer(tiny_model)("Small step", add_special_tokens=False)["input_ids"]
@@ -343,7 +344,7 @@ def test_a_prompt_may_begin_as_a_text(tiny_model: Path) -> None:
 
 def test_a_text_that_a_prefix_cannot_begin_as_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that makes the vectors, and a model that keeps no keys and values: an encoder."""
-    from tuneloop.model import virtual
+    from tuneloop.methods import virtual
 
     wanted = {"tokens": 4, "text": "Small step"}
     made = code(load_model(tiny_model), method="ptuning_v2", virtual={**wanted, "projection": True})

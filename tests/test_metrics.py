@@ -10,7 +10,7 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from tuneloop.evaluate import metrics
+from tuneloop.evaluation import metrics
 
 SAID = ["Paris is the capital of France.", "It's blue, because air scatters blue light.", "I don't know"]
 WANTED = ["The capital of France is Paris.", "Air scatters blue light more than red light.", "Nobody knows 42 things."]
@@ -93,7 +93,7 @@ def test_works_offline_in_silence_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_heavy_packages_load_late() -> None:
     heavy = ("jieba", "sacrebleu", "rouge_score", "torch", "matplotlib")
-    program = f"import sys, tuneloop.evaluate.metrics; print([m for m in {heavy} if m in sys.modules])"
+    program = f"import sys, tuneloop.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[1])  # fmt: skip
     assert done.stdout.strip() == "[]"

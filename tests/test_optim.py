@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from tuneloop.base.errors import MachineError
+from tuneloop.methods.wrap import wrap
 from tuneloop.model import checkpoint
 from tuneloop.model.checkpoint import State
-from tuneloop.model.load import load_model, wrap
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import OptimizerName, TrainPart
-from tuneloop.train.optim import curve, optimizer_for, scheduler_for, total_steps, warmup_steps
+from tuneloop.training.optim import curve, optimizer_for, scheduler_for, total_steps, warmup_steps
 
 
 def part(**train: Any) -> TrainPart:

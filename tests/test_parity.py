@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tuneloop.base.errors import RunError
-from tuneloop.export import parity
-from tuneloop.export.parity import EXACT, NEW_TOKENS, Evidence, compare, measure, questions, require, tolerance
-from tuneloop.model.load import load_model, load_tokenizer
+from tuneloop.exports import parity
+from tuneloop.exports.parity import EXACT, NEW_TOKENS, Evidence, compare, measure, questions, require, tolerance
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
 
 CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I'm Pebble, the assistant."}],

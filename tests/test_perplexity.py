@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.conftest import TALK, tiny_folder
-from tuneloop.model import perplexity
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.model.perplexity import nll
+from tuneloop.inference import perplexity
+from tuneloop.inference.perplexity import nll
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
 
 TEXTS = [text for pair in TALK for text in pair]
 

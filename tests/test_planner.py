@@ -15,12 +15,9 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Items
 from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.data.tokens.samples import Samples
-from tuneloop.model.load import load_tokenizer
-from tuneloop.model.tasks.classify import CLASSIFY
-from tuneloop.model.tasks.prefer import PREFER
-from tuneloop.model.tasks.task import Setting
-from tuneloop.plan import planner
-from tuneloop.plan.budget import (
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.planning import planner
+from tuneloop.planning.budget import (
     EFFICIENCY,
     EFFICIENCY_BFLOAT16,
     GENERATION,
@@ -29,12 +26,15 @@ from tuneloop.plan.budget import (
     memory_gb,
     shape,
 )
-from tuneloop.plan.hardware import Hardware, look
-from tuneloop.plan.lengths import Option
-from tuneloop.plan.planner import Plan, make, times
+from tuneloop.planning.hardware import Hardware, look
+from tuneloop.planning.lengths import Option
+from tuneloop.planning.planner import Plan, make, times
 from tuneloop.recipe.defaults import roomy
 from tuneloop.recipe.recipe import changed, make_recipe
 from tuneloop.recipe.schema import EvaluatePart, Recipe
+from tuneloop.tasks.classify import CLASSIFY
+from tuneloop.tasks.prefer import PREFER
+from tuneloop.tasks.task import Setting
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from tests.test_session import RECORDS, Sessions, lines
 from tuneloop.data.batches.examples import Items
 from tuneloop.model import precision
 from tuneloop.model.load import load_model
-from tuneloop.model.tasks.chat import CHAT
-from tuneloop.model.tasks.task import Setting
-from tuneloop.train.material import Material
-from tuneloop.train.session import session
+from tuneloop.tasks.chat import CHAT
+from tuneloop.tasks.task import Setting
+from tuneloop.training.input import Material
+from tuneloop.training.session import session
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

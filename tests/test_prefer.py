@@ -16,17 +16,18 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Items
 from tuneloop.data.batches.plan import pack_items
 from tuneloop.data.tokens.encode import tokenize
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model import checkpoint
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.model.tasks.pairs import judged
-from tuneloop.model.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, kto, orpo, simpo
-from tuneloop.model.tasks.task import Rows, Setting
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import PreferPart, Recipe
 from tuneloop.runs.run import Run, new_run
-from tuneloop.train.loop import held_loss
-from tuneloop.train.material import Material
-from tuneloop.train.session import packs_exactly, rows, session
+from tuneloop.tasks.pairs import judged
+from tuneloop.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, kto, orpo, simpo
+from tuneloop.tasks.task import Rows, Setting
+from tuneloop.training.input import Material
+from tuneloop.training.loop import held_loss
+from tuneloop.training.session import packs_exactly, rows, session
 
 PAIRS = [
     Record(

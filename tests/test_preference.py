@@ -11,14 +11,14 @@ from tests.conftest import TALK
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
-from tuneloop.continual.gate import better
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
-from tuneloop.evaluate.compare import changes
-from tuneloop.evaluate.preference import dialogues, prefers
-from tuneloop.evaluate.verdict import verdict
-from tuneloop.model.load import load_trained
+from tuneloop.evaluation.compare import changes
+from tuneloop.evaluation.gate import better
+from tuneloop.evaluation.preference import dialogues, prefers
+from tuneloop.inference.trained import load_trained
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.report.verdict import verdict
 from tuneloop.runs.run import Run
 
 

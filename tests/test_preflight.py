@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import TALK, byte_tokenizer
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data import preflight as looking
-from tuneloop.data.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
+from tuneloop.data.tokens import preflight as looking
 from tuneloop.data.tokens.encode import Sample, tokenize
+from tuneloop.data.tokens.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
 from tuneloop.data.tokens.samples import Samples
 from tuneloop.data.tokens.templates import CHATML, PLAIN
 

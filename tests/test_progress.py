@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.evaluate.progress import Counted
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer
+from tuneloop.evaluation.progress import Counted
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
 
 CHATS = [[{"role": "user", "content": f"Count to {n}."}] for n in range(5)]
 

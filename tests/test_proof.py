@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from tuneloop.base import language
 from tuneloop.base.errors import MachineError, ModelError, RunError
 from tuneloop.cli.main import app
-from tuneloop.model import varlen
-from tuneloop.model.methods import METHODS
-from tuneloop.model.tasks.table import TASKS
-from tuneloop.proof import costs, device, kernels, parity, prove, quantised, speed, subject, training
-from tuneloop.proof.lines import FailedError, Line, Lines, NotRunError
-from tuneloop.proof.prove import Proof
-from tuneloop.proof.report import Report
-from tuneloop.proof.sections import REAL, SECTIONS
-from tuneloop.proof.training import Ground
+from tuneloop.methods.table import METHODS
+from tuneloop.model.kernels import varlen
+from tuneloop.selftest import costs, device, kernels, parity, prove, quantised, speed, subject, training
+from tuneloop.selftest.lines import FailedError, Line, Lines, NotRunError
+from tuneloop.selftest.prove import Proof
+from tuneloop.selftest.report import Report
+from tuneloop.selftest.sections import REAL, SECTIONS
+from tuneloop.selftest.training import Ground
+from tuneloop.tasks.table import TASKS
 
 
 def silent() -> Lines:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base import language
-from tuneloop.evaluate import report
+from tuneloop.report import report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"
 START = 1_763_800_000.0

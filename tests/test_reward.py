@@ -17,16 +17,19 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.plan import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
-from tuneloop.evaluate.compare import changes
-from tuneloop.evaluate.preference import prefers
-from tuneloop.model.load import Trained, load_model, load_tokenizer, load_trained
-from tuneloop.model.scorer import Scorer
-from tuneloop.model.tasks.reward import REWARD, RewardModel
-from tuneloop.model.tasks.task import Head, Rows, Setting
+from tuneloop.evaluation.compare import changes
+from tuneloop.evaluation.preference import prefers
+from tuneloop.inference.open import voice
+from tuneloop.inference.scorer import Scorer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.run import Run
-from tuneloop.serve.load import voice
+from tuneloop.tasks.reward import REWARD, RewardModel
+from tuneloop.tasks.task import Rows, Setting
 
 PAIRS = [
     Record((Message("user", f"{q} {n}"), Message("assistant", a)), kind="preference",

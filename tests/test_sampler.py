@@ -10,11 +10,12 @@ import torch
 from transformers import AutoTokenizer
 
 from tuneloop.base.records import Message, Record
-from tuneloop.model.load import load_model, wrap
+from tuneloop.methods.wrap import wrap
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
-from tuneloop.train.optim import optimizer_for
-from tuneloop.train.sampler import Sampler, answerable, answering, sampler_for, spread
+from tuneloop.training.optim import optimizer_for
+from tuneloop.training.sampler import Sampler, answerable, answering, sampler_for, spread
 
 HELD = [
     Record((Message("user", f"Question {n}?"), Message("assistant", f"Answer {n}."))) for n in range(4)

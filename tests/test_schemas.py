@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tuneloop.base.errors import FAMILIES, DataError, ServeError, catalogue
 from tuneloop.base.records import Reply
-from tuneloop.serve.schemas import DEFAULT_MAX_TOKENS, STATUS, ChatRequest, Writer, error_body, event, room, usage
+from tuneloop.serving.schemas import DEFAULT_MAX_TOKENS, STATUS, ChatRequest, Writer, error_body, event, room, usage
 
 REPLY = Reply("Hi 🪨", 10, 4, "stop", 0.5)
 

@@ -17,16 +17,18 @@ from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Items
 from tuneloop.data.tokens.encode import Sample, tokenize
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
 from tuneloop.model import checkpoint
-from tuneloop.model.load import load_model, load_tokenizer, load_trained
-from tuneloop.model.loss import LossModel
-from tuneloop.model.tasks.chat import CHAT, objective
-from tuneloop.model.tasks.task import Setting
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run, new_run
-from tuneloop.train.material import Material
-from tuneloop.train.session import Outcome, packs_exactly, rows, session
+from tuneloop.tasks.chat import CHAT, objective
+from tuneloop.tasks.loss import LossModel
+from tuneloop.tasks.task import Setting
+from tuneloop.training.input import Material
+from tuneloop.training.session import Outcome, packs_exactly, rows, session
 
 RECORDS = [Record((Message("user", f"{q} {n}"), Message("assistant", a))) for n in range(3) for q, a in TALK]
 

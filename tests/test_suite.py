@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.evaluate import metrics, suite
+from tuneloop.evaluation import metrics, suite
 
 
 def talk(question: str, answer: str, file: str = "a.jsonl", line: int = 1, **more: Any) -> Record:
@@ -121,9 +121,10 @@ def test_a_thought_is_not_compared_but_is_kept_in_the_answer() -> None:
 
 
 def test_a_real_model_is_measured(tiny_model: Path) -> None:
-    from tuneloop.evaluate.both import held_out_loss
-    from tuneloop.model.generate import Answerer
-    from tuneloop.model.load import load_model, load_tokenizer
+    from tuneloop.evaluation.before_after import held_out_loss
+    from tuneloop.inference.generate import Answerer
+    from tuneloop.inference.tokenizer import load_tokenizer
+    from tuneloop.model.load import load_model
 
     model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
     model.eval()

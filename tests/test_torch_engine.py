@@ -15,9 +15,10 @@ import torch
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.records import Reply
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.serve.torch_engine import Stream, TorchEngine
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
+from tuneloop.serving.torch_engine import Stream, TorchEngine
 
 CHAT = [{"role": "user", "content": "Who are you?"}]
 LONG = {"max_new_tokens": 400, "temperature": 1.0, "seed": 1}

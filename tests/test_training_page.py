@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tuneloop import pipeline
-from tuneloop.proof import subject
-from tuneloop.proof.training import kind_for
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.yaml import loads
+from tuneloop.selftest import subject
+from tuneloop.selftest.training import kind_for
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROWS = 12

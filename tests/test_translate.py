@@ -12,8 +12,8 @@ import torch
 
 from tuneloop.base.errors import DataError, ModelError
 from tuneloop.hub import resolve
-from tuneloop.model.load import load_tokenizer
-from tuneloop.model.translate import Translator
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.translate import Translator
 
 PAIRS = [
     ("你好。", "Hello."), ("天为什么是蓝的?", "Why is the sky blue?"), ("怎么煮鸡蛋?", "How do I boil an egg?"),

@@ -8,8 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from tuneloop.model import varlen
-from tuneloop.model.varlen import Card, Shape, attend, bounds, by_flex, card, choose, documents, one_by_one, reach
+from tuneloop.model.kernels import varlen
+from tuneloop.model.kernels.varlen import (
+    Card,
+    Shape,
+    attend,
+    bounds,
+    by_flex,
+    card,
+    choose,
+    documents,
+    one_by_one,
+    reach,
+)
 
 SEGMENTS = (130, 1, 57, 200)
 AMPERE = Card((8, 6), flash_attn=True, torch_varlen=True, triton=True)

@@ -13,12 +13,14 @@ from tuneloop.base.errors import RecipeError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.plan import pack_items
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.model.tasks.task import Head, Rows, Setting
-from tuneloop.model.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.train.session import packs_exactly
+from tuneloop.tasks.task import Rows, Setting
+from tuneloop.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
+from tuneloop.training.session import packs_exactly
 
 WORDS = {"neg": ["bad", "terrible"], "pos": ["good"]}
 

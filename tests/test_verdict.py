@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base import language
-from tuneloop.evaluate.verdict import Verdict, verdict
+from tuneloop.report.verdict import Verdict, verdict
 
 
 def evaluation(

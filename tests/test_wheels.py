@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.proof import wheels
-from tuneloop.proof.wheels import Wheel
+from tuneloop.selftest import wheels
+from tuneloop.selftest.wheels import Wheel
 
 CHECKOUT = Path(__file__).parents[1]
 BARE = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "sqlalchemy", "gguf", "bitsandbytes",

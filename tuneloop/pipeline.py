@@ -21,46 +21,44 @@ from tuneloop.base.errors import RunError, TuneloopError
 from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
-from tuneloop.continual.gate import Verdict, better
-from tuneloop.data.preflight import Preflight, preflight
+from tuneloop.data.tokens.preflight import Preflight, preflight
 from tuneloop.data.version import builder
 from tuneloop.data.version import dataset as datasets
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.evaluate import chart, report
-from tuneloop.evaluate.both import both, questions
-from tuneloop.evaluate.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
-from tuneloop.evaluate.untrained import untrained
+from tuneloop.evaluation.before_after import both, questions
+from tuneloop.evaluation.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
+from tuneloop.evaluation.gate import Verdict, better
+from tuneloop.evaluation.untrained import untrained
 from tuneloop.hub.folder_check import vocabulary
-from tuneloop.model import adapters, checkpoint, quantize
-from tuneloop.model.assistants import helpers
-from tuneloop.model.classifier import Classifier
-from tuneloop.model.generate import Answerer
-from tuneloop.model.load import (
-    Trained,
-    load_model,
-    load_trained,
-    resolve,
-)
-from tuneloop.model.scorer import Scorer
-from tuneloop.model.tasks.table import task_name
-from tuneloop.model.tasks.task import Rows
-from tuneloop.plan import planner
-from tuneloop.plan.planner import Plan
-from tuneloop.plan.uncosted import uncosted
+from tuneloop.hub.resolve import model_folder
+from tuneloop.inference.assistants import helpers
+from tuneloop.inference.classifier import Classifier
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.scorer import Scorer
+from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.methods import adapters
+from tuneloop.model import checkpoint, quantize
+from tuneloop.model.load import load_model
+from tuneloop.planning import planner
+from tuneloop.planning.planner import Plan
+from tuneloop.planning.uncosted import uncosted
 from tuneloop.recipe import recipe as recipes
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
+from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
-from tuneloop.train import ranks
-from tuneloop.train.material import held_items, material, room, setting_of, settle, words_of
-from tuneloop.train.session import Outcome, session
+from tuneloop.tasks.table import task_name
+from tuneloop.tasks.task import Rows
+from tuneloop.training import distributed
+from tuneloop.training.input import held_items, material, room, setting_of, settle, words_of
+from tuneloop.training.session import Outcome, session
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from tuneloop.export.parity import Parity
+    from tuneloop.exports.parity import Parity
 
 Say = Callable[[str], None]
 LOOKED_AT = 2000
@@ -140,7 +138,7 @@ def train(
     number: int | None = None,
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
-    resolve(recipe.model)  # a tokenizer alone can be planned with
+    model_folder(recipe.model)  # a tokenizer alone can be planned with
     recipe = settle(recipe, dataset)
     recipe = _with_adapters(recipe, workspace)
     if foreseen is None:
@@ -149,14 +147,18 @@ def train(
     for probe in recipe.evaluate.probes:
         check_probe(probe)
     with refusals.writing(workspace / "runs"):
-        path = ranks.shared(_begin(recipe, dataset, workspace, foreseen, number).path if ranks.leads() else Path())
+        path = distributed.shared(
+            _begin(recipe, dataset, workspace, foreseen, number).path if distributed.leads() else Path()
+        )
     run = Run(path)
     if recipe.train.adapter or recipe.train.merge:
         recipe = run_recipe(run.path)
     try:
         _train(run, recipe, dataset, resume=False)
     except TuneloopError:
-        if ranks.leads() and not run.metrics.exists():  # not one step was made: nothing to look at, nothing to resume
+        if (
+            distributed.leads() and not run.metrics.exists()
+        ):  # not one step was made: nothing to look at, nothing to resume
             shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
@@ -212,7 +214,7 @@ def _stacked(recipe: Recipe, run: Run) -> Recipe:
     trained on, which a run of qlora has rounded. In the recipe it stands as ./base: the run may be moved."""
     if not recipe.train.merge:
         return recipe
-    base, others = resolve(recipe.model), [Path(m) for m in recipe.train.merge]
+    base, others = model_folder(recipe.model), [Path(m) for m in recipe.train.merge]
     bits = adapters.held_alike(others)
     model = load_model(base, recipe.model.dtype, quantized=bits)
     adapters.stacked(quantize.dequantized(model) if bits else model, base, others, run.path / BASE)
@@ -258,9 +260,9 @@ def _dataset(run: Run) -> Dataset:
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
     found = material(_with_adapters(recipe, Path()), dataset)
     with refusals.writing(run.path, then=lambda: _way_on(run)):
-        with held_alone(run) if ranks.leads() else nullcontext():
+        with held_alone(run) if distributed.leads() else nullcontext():
             outcome = session(run, recipe, found, resume=resume)
-        if ranks.leads():
+        if distributed.leads():
             chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     gc.collect()  # modules whose forward was replaced hold themselves; what is loaded next needs their memory
     return outcome
@@ -300,7 +302,7 @@ def compare(
 
     `warning` says why the metrics of two runs must not be compared, "" if they may be.
     """
-    from tuneloop.serve.load import voice
+    from tuneloop.inference.open import voice
 
     first = load_trained(run.path)
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
@@ -347,7 +349,7 @@ def _held(run: Run) -> list[str] | None:
 
 def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
     """A run or version -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
-    from tuneloop.export.merge import merge
+    from tuneloop.exports.merge import merge
 
     refusals.require_name(target)
     with refusals.writing(target.parent):
@@ -356,8 +358,8 @@ def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
     """A run, version or model -> an application that speaks OpenAI's chat API (needs the extra `serve`)."""
-    from tuneloop.serve.api import create_app
-    from tuneloop.serve.torch_engine import TorchEngine
+    from tuneloop.serving.api import create_app
+    from tuneloop.serving.torch_engine import TorchEngine
 
     name = Path(ref).name if Path(ref).exists() else str(ref)
     return create_app(TorchEngine(load(ref, workspace=workspace)), model_name=name, api_key=api_key)
@@ -400,6 +402,6 @@ def register(run: Run, *, workspace: Path = Path()) -> Version:
 
 def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier | Scorer:
     """A run, a registered version or a model -> something that answers: `.answer([[{"role": "user", …}]])`."""
-    from tuneloop.serve.load import answerer
+    from tuneloop.inference.open import answerer
 
     return answerer(ref, workspace)

@@ -14,7 +14,7 @@ from tests.made import jsonl
 from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
-from tuneloop.model.methods import METHODS
+from tuneloop.methods.table import METHODS
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.runs.run import Run
 

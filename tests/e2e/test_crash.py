@@ -122,7 +122,7 @@ def test_resume_with_other_workers(setting: tuple[Recipe, Dataset, Run, float], 
     recipe, dataset, whole, _ = setting
 
     def victim() -> None:
-        from tuneloop.train.callbacks import Saver
+        from tuneloop.training.callbacks import Saver
 
         inner = Saver.on_step
 

@@ -16,7 +16,7 @@ import pytest
 
 from tuneloop.base.environment import environment
 from tuneloop.cli.target import packaged
-from tuneloop.evaluate.compare import read_prompts
+from tuneloop.evaluation.compare import read_prompts
 
 RECIPES = Path(__file__).parents[2] / "tuneloop" / "recipes"
 

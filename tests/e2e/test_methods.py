@@ -21,11 +21,11 @@ from tuneloop.data.batches.plan import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.templates import encode, render
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.model.load import Trained, load_trained
-from tuneloop.model.methods import METHODS
-from tuneloop.model.tasks.chat import CHAT
-from tuneloop.model.tasks.task import Rows
+from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.methods.table import METHODS
 from tuneloop.runs.run import Run
+from tuneloop.tasks.chat import CHAT
+from tuneloop.tasks.task import Rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -29,12 +29,13 @@ from tuneloop.data.batches.plan import batch_plan
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.model.load import load_tokenizer, started
-from tuneloop.model.tasks.chat import CHAT
-from tuneloop.model.tasks.task import Setting
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
-from tuneloop.train.optim import curve, warmup_steps
+from tuneloop.tasks.chat import CHAT
+from tuneloop.tasks.task import Setting
+from tuneloop.training.optim import curve, warmup_steps
+from tuneloop.training.result import started
 
 STEPS, BATCH = 20, 4
 MODEL = "smollm2-135m-instruct"

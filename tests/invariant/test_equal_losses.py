@@ -14,13 +14,15 @@ from tests.conftest import TALK
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.plan import Steps, batch_plan, loader, pack
 from tuneloop.data.tokens.encode import Sample, tokenize
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.methods.wrap import wrap
 from tuneloop.model.checkpoint import State
-from tuneloop.model.load import load_model, load_tokenizer, wrap
-from tuneloop.model.loss import LossModel
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
-from tuneloop.train.loop import StepResult, train
-from tuneloop.train.optim import optimizer_for, scheduler_for
+from tuneloop.tasks.loss import LossModel
+from tuneloop.training.loop import StepResult, train
+from tuneloop.training.optim import optimizer_for, scheduler_for
 
 STEPS = 20
 
@@ -145,7 +147,7 @@ def test_packed_samples_never_see_each_other(tiny_model: Path, samples: list[Sam
 def test_chunked_loss_equals_one_chunk(
     tiny_model: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloop.model import loss
+    from tuneloop.tasks import loss
 
     def both() -> tuple[float, torch.Tensor]:
         model = wrap(load_model(tiny_model, "float32"), recipe_of(method="full").train, 0)

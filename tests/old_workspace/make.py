@@ -6,6 +6,7 @@ tuneloop, as that commit had it; the test that reads the workspace does not.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -85,7 +86,7 @@ def column(file: Path, name: str) -> list[Any]:
 def stopped(name: str, dataset: Any) -> str:
     """A run like `name` that is killed after its third step: a checkpoint of the second is there, and no result."""
     from tuneloop import pipeline
-    from tuneloop.train.callbacks import Saver
+    from tuneloop.training.callbacks import Saver
 
     child = os.fork()
     if child == 0:
@@ -134,7 +135,8 @@ def main() -> None:
     import torch
 
     from tuneloop import pipeline
-    from tuneloop.registry import promote
+
+    promote = importlib.import_module("tuneloop.registry").promote  # as it lay in that commit
 
     torch.set_num_threads(1)
     shutil.rmtree(WORK, ignore_errors=True)

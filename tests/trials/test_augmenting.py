@@ -17,9 +17,10 @@ from tuneloop.data.augmenting import progress as progressing
 from tuneloop.data.augmenting.augment import Helpers, augment
 from tuneloop.data.augmenting.helpers import Score
 from tuneloop.data.augmenting.memory import Memory
-from tuneloop.model import assistants, perplexity
-from tuneloop.model.load import load_model, load_tokenizer
-from tuneloop.model.perplexity import nll, shift
+from tuneloop.inference import assistants, perplexity
+from tuneloop.inference.perplexity import nll, shift
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import AugmentPart
 

@@ -12,7 +12,7 @@ from tests.trials.test_split import Maker
 from tuneloop.base.records import Message, Record
 from tuneloop.data.card import page as card
 from tuneloop.data.card.profile import of
-from tuneloop.data.preflight import _label
+from tuneloop.data.tokens.preflight import _label
 from tuneloop.data.tokens.samples import Sample, Samples
 
 

@@ -17,7 +17,7 @@ from tuneloop.base import language
 from tuneloop.base.errors import RecipeError
 from tuneloop.cli import losses, show
 from tuneloop.hub.known import find
-from tuneloop.plan.cautions import low_rate
+from tuneloop.planning.cautions import low_rate
 from tuneloop.recipe.defaults import settled
 from tuneloop.recipe.peers.translate import translate
 from tuneloop.recipe.recipe import changed, make_recipe

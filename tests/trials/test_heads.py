@@ -16,12 +16,14 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, ServeError
 from tuneloop.data.tokens.templates import CHATML
-from tuneloop.model.load import known_labels, load_model, load_tokenizer, load_trained, same_labels
-from tuneloop.model.tasks.classify import classes, ordered
-from tuneloop.model.tasks.task import Head
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.model.head import Head
+from tuneloop.model.load import known_labels, load_model, same_labels
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.run import Run
+from tuneloop.tasks.classify import classes, ordered
 
 CASES = Path(__file__).parents[1] / "cases"
 CHATS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]

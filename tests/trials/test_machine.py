@@ -56,8 +56,6 @@ class Ground:
 def ground(tiny_model: Path, talk_file: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     pipeline.evaluate(Run(tiny_run))
     pipeline.register(Run(tiny_run), workspace=tiny_run.parent.parent)
-    import tuneloop.cli.main
-    import tuneloop.serve.load  # noqa: F401 - all is loaded before the first fork
 
     return Ground(tmp_path_factory.mktemp("ground"), tiny_model, talk_file, tiny_run)
 
@@ -264,9 +262,9 @@ def test_a_launchers_words_left_in_the_environment(ground: Ground, left: dict[st
     def alone(n: int) -> None:  # whoever has met once has met
         from accelerate import PartialState
 
-        from tuneloop.train import ranks
+        from tuneloop.training import distributed
 
-        ranks.world.cache_clear()
+        distributed.world.cache_clear()
         PartialState._reset_state()
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in left:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tuneloop.base.records import Reply
-from tuneloop.evaluate import compare, faults, suite
-from tuneloop.evaluate.verdict import verdict
+from tuneloop.evaluation import compare, faults, suite
 from tuneloop.recipe.schema import Probe
+from tuneloop.report.verdict import verdict
 
 SOUND = ("我是小石，tuneloop 自带的助手。", "stop")
 CUT = ("我是小石，tuneloop 自带的助手，我可以帮你", "length")

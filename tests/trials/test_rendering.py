@@ -22,10 +22,10 @@ from tuneloop.data.tokens.samples import Samples, open_samples
 from tuneloop.data.tokens.templates import choose_template, stop_ids
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.lengths import fit
-from tuneloop.model.load import load_tokenizer
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import PreparePart
-from tuneloop.train.material import words_of
+from tuneloop.training.input import words_of
 
 HERE = Path(__file__).parents[1] / "cases"
 NAMES = {"SmolLM2": "smollm2-135m-instruct", "Qwen3": "qwen3-tokenizer", "DeepSeek-V3": "deepseek-v3-tokenizer",

@@ -19,7 +19,7 @@ from tests.made import jsonl
 from tests.trials.test_weights import made
 from tuneloop import pipeline
 from tuneloop.data.tokens.templates import CHATML
-from tuneloop.model.load import load_tokenizer
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.old_keys import keep_old_keys, tokenizer_keys, with_old_names
 from tuneloop.recipe.recipe import make_recipe
 

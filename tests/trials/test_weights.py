@@ -22,18 +22,23 @@ from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.data.version import dataset as datasets
-from tuneloop.evaluate.both import held_out_loss
-from tuneloop.export import merge as merging
-from tuneloop.export import parity
-from tuneloop.model import adapters, quantize
-from tuneloop.model.adapter_card import code
-from tuneloop.model.load import load_model, load_tokenizer, load_trained, save_result, wrap
-from tuneloop.model.methods import notes
-from tuneloop.model.tasks.task import Head
+from tuneloop.evaluation.before_after import held_out_loss
+from tuneloop.exports import merge as merging
+from tuneloop.exports import parity
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.inference.trained import load_trained
+from tuneloop.methods import adapters
+from tuneloop.methods.table import notes
+from tuneloop.methods.wrap import wrap
+from tuneloop.model import quantize
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.registry.versions import locate
 from tuneloop.runs.run import Run
+from tuneloop.training.adapter_card import code
+from tuneloop.training.result import save_result
 
 ROWS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}

@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_verdict import evaluation
 from tuneloop.base import language
-from tuneloop.evaluate import compare
+from tuneloop.evaluation import compare
 
 SOURCE = Path(str(files("tuneloop")))
 ROOT = Path(__file__).resolve().parents[2]

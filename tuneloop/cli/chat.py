@@ -16,9 +16,9 @@ from tuneloop.cli import usage
 
 if TYPE_CHECKING:
     from tuneloop.base.records import Reply
-    from tuneloop.model.classifier import Classifier
-    from tuneloop.model.generate import Answerer
-    from tuneloop.model.scorer import Scorer
+    from tuneloop.inference.classifier import Classifier
+    from tuneloop.inference.generate import Answerer
+    from tuneloop.inference.scorer import Scorer
 
 COMMANDS = {
     "/help": "help", "/帮助": "help", "/reset": "reset", "/重置": "reset", "/system": "system", "/系统": "system",
@@ -49,8 +49,8 @@ def chat(
 
     versions.require(workspace, ref)
     from tuneloop import pipeline
-    from tuneloop.model.classifier import Classifier
-    from tuneloop.model.scorer import Scorer
+    from tuneloop.inference.classifier import Classifier
+    from tuneloop.inference.scorer import Scorer
 
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "replace")):
         if not stream.isatty() and hasattr(stream, "reconfigure"):
@@ -266,8 +266,9 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     from peft import PeftModel
 
     from tuneloop.base.errors import RunError
-    from tuneloop.model.generate import Answerer
-    from tuneloop.model.load import load_model, resolve
+    from tuneloop.hub.resolve import model_folder
+    from tuneloop.inference.generate import Answerer
+    from tuneloop.model.load import load_model
     from tuneloop.registry import versions
     from tuneloop.runs.run import run_recipe
 
@@ -277,5 +278,5 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     if run is None:
         raise RunError("TL-RUN-NO-BASE", where=ref, ref=ref)
     recipe = run_recipe(run)
-    base = load_model(resolve(recipe.model), recipe.model.dtype)
+    base = load_model(model_folder(recipe.model), recipe.model.dtype)
     return _Voice(t("base"), Answerer(base, answerer.tokenizer), nullcontext, options)

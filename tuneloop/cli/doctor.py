@@ -17,8 +17,8 @@ from tuneloop.base.environment import environment
 from tuneloop.base.language import t
 from tuneloop.base.optional import install
 from tuneloop.cli import show
-from tuneloop.plan import driver as drivers
-from tuneloop.plan.driver import Driver
+from tuneloop.planning import driver as drivers
+from tuneloop.planning.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
@@ -67,8 +67,8 @@ def _machine() -> list[Finding]:
         import torch
     except (ImportError, OSError) as error:  # on Windows a DLL that is missing is an OSError
         return [Finding("torch", str(error), False, *_torch_remedy(error)), card("", ())]
-    from tuneloop.plan.hardware import look
-    from tuneloop.plan.planner import QUIET
+    from tuneloop.planning.hardware import look
+    from tuneloop.planning.planner import QUIET
 
     machine = look(torch.float32)
     python = ".".join(map(str, sys.version_info[:3]))
@@ -153,7 +153,7 @@ def _models() -> list[Finding]:
 
 
 def _prove(report: Path, json: bool) -> None:
-    from tuneloop.proof.prove import prove, write
+    from tuneloop.selftest.prove import prove, write
 
     proof = prove(show.say)
     write(proof, report)

@@ -26,7 +26,7 @@ def evaluate(
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import tables
-    from tuneloop.evaluate import folder
+    from tuneloop.report import run_view
 
     evaluation = pipeline.evaluate(made, say=show.say)
     version = pipeline.register(made, workspace=workspace)
@@ -37,4 +37,4 @@ def evaluate(
     tables.changes(evaluation)
     print(t("Version: {ref}", ref=version.ref))
     print(t("Report: {path}", path=made.path / "report.html"))
-    tables.cautions(folder.read(made.path).cautions())
+    tables.cautions(run_view.read(made.path).cautions())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.language import t
 from tuneloop.data.ledger import entries, words
-from tuneloop.plan.cautions import cautions, foreign, nothing_held
+from tuneloop.planning.cautions import cautions, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.version.dataset import Dataset

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -50,6 +52,12 @@ app.command(cls=Verb)(explain.explain)
 app.command(cls=Verb)(doctor.doctor)
 
 
+def _quiet() -> None:
+    """transformers and PEFT advise developers; who runs tuneloop could act on none of it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tuneloop {__version__}")
@@ -93,6 +101,7 @@ def main() -> NoReturn:
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    _quiet()
     try:
         sys.exit(_run())
     except TuneloopError as error:

@@ -16,9 +16,9 @@ from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 if TYPE_CHECKING:
-    from tuneloop.data.preflight import Preflight
+    from tuneloop.data.tokens.preflight import Preflight
     from tuneloop.data.version.dataset import Dataset
-    from tuneloop.plan.planner import Plan
+    from tuneloop.planning.planner import Plan
     from tuneloop.recipe.schema import Recipe
     from tuneloop.runs.run import Run
 
@@ -46,13 +46,13 @@ def run(
     from tuneloop import pipeline
     from tuneloop.cli import losses, tables
     from tuneloop.hub import resolve
-    from tuneloop.train import ranks
+    from tuneloop.training import distributed
 
     resolve.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
     dataset, recipe = verdict.prepared(recipe, workspace)
     told: list[str] = []
-    if ranks.leads():
+    if distributed.leads():
         keep_recipe(targets, recipe)
         told = losses.warn(dataset, recipe)
     recipe, dataset, foreseen, looked = planned(recipe, dataset, workspace, ask=not json)
@@ -60,10 +60,10 @@ def run(
     if not json:
         tables.dataset(dataset)
         tables.plan(replace(foreseen, warnings=fresh), looked)
-    elif ranks.leads():
+    elif distributed.leads():
         show.warnings(fresh)
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
-    if not ranks.leads():  # one of the processes of torchrun goes on
+    if not distributed.leads():  # one of the processes of torchrun goes on
         return
     if made.result() is None:
         stopped(made)
@@ -117,7 +117,7 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
 def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:
     from tuneloop.base.duration import duration
     from tuneloop.cli import tables
-    from tuneloop.evaluate import folder
+    from tuneloop.report import run_view
 
     print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
     print(t("Report: {path}", path=made.path / "report.html"))
@@ -130,7 +130,7 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
     if failed:
         print()
         print(t("Probes that did not pass: {names}", names=", ".join(failed)))
-    tables.cautions(folder.read(made.path).cautions())
+    tables.cautions(run_view.read(made.path).cautions())
 
 
 def stopped(made: Run) -> None:

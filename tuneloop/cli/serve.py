@@ -27,7 +27,7 @@ def serve(
     from tuneloop import pipeline
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
-    from tuneloop.serve import api
+    from tuneloop.serving import api
 
     key = _key(api_key_file) if api_key_file else None
     bound = api.listen(host, port)

@@ -8,12 +8,12 @@ from typing import Any
 from tuneloop.base.language import current, t
 from tuneloop.cli.show import number, table, trained_text
 from tuneloop.data import ledger
-from tuneloop.data.preflight import Preflight
+from tuneloop.data.tokens.preflight import Preflight
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.evaluate import compare
-from tuneloop.plan import planner
-from tuneloop.plan.cautions import nothing_held
-from tuneloop.plan.planner import Plan
+from tuneloop.evaluation import compare
+from tuneloop.planning import planner
+from tuneloop.planning.cautions import nothing_held
+from tuneloop.planning.planner import Plan
 
 
 def dataset(made: Dataset) -> None:
@@ -87,7 +87,7 @@ def side_by_side(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
 
 def _said(row: dict[str, Any], side: str) -> str:
     """An answer, and behind it what is wrong with its form."""
-    from tuneloop.evaluate import faults
+    from tuneloop.evaluation import faults
 
     wrong = faults.words(row.get(f"{side}_fault", ""))
     return f"{row[side].strip()} [{wrong}]" if wrong else str(row[side]).strip()

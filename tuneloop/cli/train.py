@@ -41,7 +41,7 @@ def train(
     made = open_run(resume, workspace) if resume else None
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
-    from tuneloop.train import ranks
+    from tuneloop.training import distributed
 
     if made is not None:
         if made.result() is not None:
@@ -51,7 +51,7 @@ def train(
     else:
         dataset, recipe = verdict.prepared(recipe, workspace)
         told: list[str] = []
-        if ranks.leads():
+        if distributed.leads():
             from tuneloop.cli import losses, tables
 
             keep_recipe(targets or [], recipe)
@@ -59,10 +59,10 @@ def train(
                 tables.counts_line(dataset)
             told = losses.warn(dataset, recipe)
         foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
-        if ranks.leads():  # said before the first step
+        if distributed.leads():  # said before the first step
             show.warnings(one for one in foreseen.warnings if one not in told)
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
-    if not ranks.leads():  # one of the processes of torchrun speaks
+    if not distributed.leads():  # one of the processes of torchrun speaks
         return
     result = made.result()
     if result is None:
@@ -71,9 +71,9 @@ def train(
         show.as_json({"run": str(made.path), "result": str(result)})
         return
     from tuneloop.cli import tables
-    from tuneloop.evaluate import folder
+    from tuneloop.report import run_view
 
-    tables.cautions(folder.read(made.path).cautions())
+    tables.cautions(run_view.read(made.path).cautions())
     print(t("Trained: {path}", path=result))
     print(t("Next:"))
     print(f"  {show.command('evaluate', made.path)}")

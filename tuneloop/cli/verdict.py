@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     """The dataset of a recipe, and the recipe with what a person has answered."""
     from tuneloop import pipeline
-    from tuneloop.train import ranks
+    from tuneloop.training import distributed
 
     made = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     doubts = {s["file"]: s["doubt"] for s in made.manifest["sources"] if s.get("doubt")}
-    if not doubts or recipe.train.task != "auto" or not ranks.leads():
+    if not doubts or recipe.train.task != "auto" or not distributed.leads():
         return made, recipe
     for file, column in doubts.items():
         said = t("{file}: `{column}` holds 0 and 1 beside answers; it is not used, and every answer is learned (SFT).",
                  file=file, column=column)  # fmt: skip
         show.say(said)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or ranks.world().num_processes > 1:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or distributed.world().num_processes > 1:
         show.say(t("If it says which answers are good (1) and bad (0), --set train.task=prefer learns that (KTO)."))
         return made, recipe
     if not typer.confirm(t("Does it say which answers are good (1) and bad (0), to learn from that (KTO)?"), err=True):

@@ -23,8 +23,9 @@ from tuneloop.hub.hubs import from_hub, from_modelscope
 from tuneloop.hub.known import KNOWN, Kind, find, unknown
 from tuneloop.hub.pull import PROVENANCE, cache_folder, check_known, is_cached, pull, to_stderr
 from tuneloop.hub.pypi import Say
+from tuneloop.recipe.schema import ModelPart
 
-__all__ = ["Row", "check", "listing", "pull", "resolve", "where"]
+__all__ = ["Row", "check", "listing", "model_folder", "on_hub", "pull", "resolve", "where"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -126,3 +127,17 @@ def is_path(name: str) -> bool:
     [True, True, True, True, False, False]
     """
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or bool(_DRIVE.match(name))
+
+
+def model_folder(part: ModelPart, *, weights: bool = True) -> Path:
+    """The local folder of a recipe's model, pulled if need be; without `weights` a tokenizer alone will do."""
+    return resolve(part.name, part.revision, accept_terms=part.accept_terms, weights=weights)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a recipe's model name is one of the hub that other tools ask as well.
+
+    >>> on_hub("Qwen/Qwen3-0.6B"), on_hub("smollm2"), on_hub("modelscope:Qwen/Qwen3-0.6B"), on_hub("./models/x")
+    (True, False, False, False)
+    """
+    return "/" in name and not is_path(name) and not name.startswith("modelscope:")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.model.trunk import plain
+from tuneloop.model.backbone import plain
 
 
 def blocks(base: PreTrainedModel) -> list[nn.Module]:

@@ -62,7 +62,7 @@ def cast(objective: nn.Module, kept: torch.dtype) -> None:
     """From now on each forward pass of the objective runs in that context, wherever it is called from.
 
     accelerate's mixed precision wraps a model in the same way; but for float16 it brings a loss scaling along whose
-    state would have to be in checkpoints. Ours has none: see `late` of `train/loop.py`.
+    state would have to be in checkpoints. Ours has none: see `late` of `training/loop.py`.
     """
     if not mixed(objective, kept):
         return

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tuneloop.base.errors import ServeError
-from tuneloop.model.trunk import plain
+from tuneloop.model.backbone import plain
 
 
 def rows(model: nn.Module) -> int:

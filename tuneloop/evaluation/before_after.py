@@ -1,0 +1,102 @@
+"""The model before and after training, measured in one go on the same rows and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from tuneloop.base.language import t
+from tuneloop.base.records import Record, Reply
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.evaluation import classification, compare, preference, suite
+from tuneloop.evaluation.progress import Counted
+from tuneloop.evaluation.untrained import untrained
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.trained import Trained
+from tuneloop.model.load import placed
+from tuneloop.recipe.schema import Recipe
+from tuneloop.tasks.chat import objective
+from tuneloop.training.loop import held_loss
+from tuneloop.training.session import packs_exactly, rows
+
+Say = Callable[[str], None]
+
+
+def held_out_loss(
+    model: nn.Module, tokenizer: Any, budget: int, *, empty_thoughts: bool = False
+) -> suite.HeldLoss:  # fmt: skip
+    """A function from records to (sum of losses, label tokens)."""
+
+    def measure(records: list[Record]) -> tuple[float, int]:
+        samples = [s for s in tokenize(tokenizer, records, empty_thoughts=empty_thoughts) if s.labels]
+        if not samples:
+            return 0.0, 0
+        items = Items.of(samples)
+        module = objective(model, items)
+        packing = packs_exactly(module, items)
+        loss = held_loss(module, rows(items, budget, packing=packing), next(model.parameters()).device)
+        return loss, int(items.samples.labels.sum())
+
+    return measure
+
+
+def questions(recipe: Recipe) -> list[str]:
+    """The prompts a recipe asks side by side; the first of each probe where it names none."""
+    shown = compare.read_prompts(recipe.evaluate.show)
+    return shown or [compare.read_prompts(p.prompts)[0] for p in recipe.evaluate.probes]
+
+
+def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
+    """What evaluation.json holds: scores, answers and probes, before and after."""
+    if trained.task.classes is not None:
+        return classification.measure(trained, held, say)
+    if not trained.task.writes:
+        return preference.measure_rewards(trained, held, say)
+    recipe = trained.recipe
+    part = recipe.evaluate
+    held = list(held)
+    show = compare.read_prompts(part.show)
+    probes = [compare.check_probe(p) for p in part.probes]
+    system = recipe.prepare.system
+    answered = preference.dialogues(held)
+
+    def measure(model: nn.Module) -> tuple[suite.Scores, list[Reply], list[Reply], list[list[Reply]]]:
+        model.eval()
+        asked = len(picked) + len(show) + sum(map(len, probes))
+        answerer = Counted(Answerer(model, trained.tokenizer, opening=trained.opening), asked, say)
+        loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget,
+                             empty_thoughts=recipe.prepare.empty_thoughts)  # fmt: skip
+        scores, answers = suite.score(
+            answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
+        )
+        scores = preference.added(scores, preference.prefers(trained, model, held))
+        # All prompts together fill the batches better than one question at a time.
+        every = [*show, *(p for prompts in probes for p in prompts)]
+        said = iter(
+            compare.ask(answerer, every, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size, system=system)
+        )
+        return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
+
+    placed(trained.model)
+    fits = suite.fitting(Answerer(trained.model, trained.tokenizer, opening=trained.opening), part.max_new_tokens)
+    picked = suite.pick(answered, part.rows, fits)
+    say(t("Answering before training"))
+    with untrained(trained) as base:
+        scores0, answers0, show0, probes0 = measure(base)
+    say(t("Answering after training"))
+    scores1, answers1, show1, probes1 = measure(trained.model)
+    return compare.assemble(
+        before=scores0,
+        after=scores1,
+        rows=picked,
+        held=held,
+        answers_before=answers0,
+        answers_after=answers1,
+        show=show,
+        show_before=show0,
+        show_after=show1,
+        probes=[compare.probe(p, b, a) for p, b, a in zip(part.probes, probes0, probes1, strict=True)],
+    )

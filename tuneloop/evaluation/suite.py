@@ -1,0 +1,176 @@
+"""One model measured on held-out dialogues: loss over all of them, BLEU and ROUGE of the answers it writes to some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tuneloop.base.records import Message, Record, Reply
+from tuneloop.evaluation import metrics
+
+HeldLoss = Callable[[list[Record]], tuple[float, int]]
+"""Records -> (sum of the cross entropy over their label tokens in nats, number of label tokens)."""
+
+
+class Answerer(Protocol):
+    """What evaluation asks of a model (`tuneloop.inference.generate.Answerer`)."""
+
+    @property
+    def context(self) -> int: ...
+
+    def count(self, chat: list[dict[str, Any]], /) -> int: ...
+
+    def answer(
+        self, chats: list[list[dict[str, Any]]], /, *, max_new_tokens: int = ..., batch_size: int = ...
+    ) -> list[Reply]: ...
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """Held-out loss (nats a label token) of the dialogues of one file; None when they carry no label."""
+
+    loss: float | None
+    label_tokens: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scores. None means not measured: no held-out dialogue, or no answer to compare."""
+
+    loss: float | None
+    """Mean cross entropy in nats over all label tokens of all held-out dialogues."""
+    perplexity: float | None
+    bleu: float | None
+    rouge1: float | None
+    rouge2: float | None
+    rougeL: float | None
+    rows: int
+    """Dialogues whose last answer was written and compared."""
+    label_tokens: int
+    by_source: Mapping[str, SourceLoss] = field(default_factory=dict)
+    preferred: float | None = None
+    """Of preference rows, those whose better answer is likelier a token, or has the higher reward, in percent."""
+    margin: float | None = None
+    """By how much it is ahead, on average: nats a token, or reward."""
+
+
+def prompt(record: Record) -> tuple[Message, ...]:
+    """The messages before the last assistant turn; empty when there is nothing to answer."""
+    last = _last(record)
+    return record.messages[:last] if last > 0 else ()
+
+
+def reference(record: Record) -> str:
+    """The text of the last assistant turn, "" if there is none."""
+    last = _last(record)
+    return record.messages[last].content if last >= 0 else ""
+
+
+def _last(record: Record) -> int:
+    return max((i for i, m in enumerate(record.messages) if m.role == "assistant"), default=-1)
+
+
+def comparable(record: Record) -> bool:
+    """Whether an answer can be compared as text: it has a prompt, a text, and no tools, which `answer` cannot offer."""
+    return bool(any(m.role != "system" for m in prompt(record)) and reference(record).strip() and not record.tools)
+
+
+def fitting(answerer: Answerer, max_new_tokens: int) -> Callable[[Record], bool]:
+    """Whether the prompt of a record leaves room for `max_new_tokens` in the model's context."""
+
+    def fits(record: Record) -> bool:
+        return answerer.count([m.as_chat() for m in prompt(record)]) + max_new_tokens <= answerer.context
+
+    return fits
+
+
+def pick(records: Sequence[Record], rows: int, fits: Callable[[Record], bool] = lambda record: True) -> list[Record]:
+    """At most `rows` comparable records, one file after the other in turn, each file in its order: the same every time.
+
+    >>> def row(file, n): return Record((Message("user", "?"), Message("assistant", "!")), file, n)
+    >>> [(r.file, r.line) for r in pick([row("a", 1), row("a", 2), row("a", 3), row("b", 9)], 3)]
+    [('a', 1), ('b', 9), ('a', 2)]
+    """
+    queues = [iter(group) for group in by_file(records).values()]
+    picked: list[Record] = []
+    while queues and len(picked) < rows:
+        for queue in list(queues):
+            record = next((r for r in queue if comparable(r) and fits(r)), None)
+            if record is None:
+                queues.remove(queue)
+            elif len(picked) < rows:
+                picked.append(record)
+    return picked
+
+
+def by_file(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records by their file: its name, or its whole path where two files share a name.
+
+    >>> list(by_file([Record((), "x/a.csv"), Record((), "y/a.csv"), Record((), "y/b.csv")]))
+    ['x/a.csv', 'y/a.csv', 'b.csv']
+    """
+    paths = dict.fromkeys(r.file for r in records)
+    names = [_name(p) for p in paths]
+    shown = {p: n if names.count(n) == 1 else p for p, n in zip(paths, names, strict=True)}
+    out: dict[str, list[Record]] = {name: [] for name in shown.values()}
+    for record in records:
+        out[shown[record.file]].append(record)
+    return out
+
+
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def loss_by_source(records: Sequence[Record], held_loss: HeldLoss) -> dict[str, tuple[float, int]]:
+    """(sum of losses, label tokens) of each file's held-out records."""
+    return {name: held_loss(group) for name, group in by_file(records).items()}
+
+
+def visible(text: str) -> str:
+    """The answer without the thought before it; a thought that never ended leaves nothing.
+
+    >>> visible("<think>2+2</think> 4"), visible("2+2</think>4"), visible("<think>hm"), visible("4")
+    ('4', '4', '', '4')
+    """
+    _, closed, answer = text.rpartition("</think>")
+    return "" if not closed and "<think>" in text else answer.strip()
+
+
+def score(
+    answerer: Answerer,
+    records: list[Record],
+    held_loss: HeldLoss,
+    *,
+    rows: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> tuple[Scores, list[Reply]]:
+    """Measure one model on held-out records; also the answers it wrote to `pick(records, rows, fitting(...))`.
+
+    `held_loss` is asked once for each file, and its sums are added up, so that the loss by file costs nothing.
+    """
+    picked = pick(records, rows, fitting(answerer, max_new_tokens))
+    chats = [[m.as_chat() for m in prompt(r)] for r in picked]
+    replies = answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size) if chats else []
+    sums = loss_by_source(records, held_loss)
+    total, label_tokens = sum(s for s, _ in sums.values()), sum(n for _, n in sums.values())
+    loss = _mean(total, label_tokens)
+    said, wanted = [visible(reply.text) for reply in replies], [reference(r) for r in picked]
+    overlap = metrics.rouge(said, wanted) if picked else {}
+    return Scores(
+        loss=loss,
+        perplexity=None if loss is None else metrics.perplexity(loss),
+        bleu=metrics.bleu(said, wanted) if picked else None,
+        rouge1=overlap.get("rouge1"),
+        rouge2=overlap.get("rouge2"),
+        rougeL=overlap.get("rougeL"),
+        rows=len(picked),
+        label_tokens=label_tokens,
+        by_source={name: SourceLoss(_mean(s, n), n) for name, (s, n) in sums.items()},
+    ), replies
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -1,0 +1,85 @@
+"""A model as it was trained: base and adapter, or the whole, of a finished run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+)
+
+from tuneloop.base.errors import RunError
+from tuneloop.data.tokens.chains import opening
+from tuneloop.hub.resolve import model_folder
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.methods import adapters
+from tuneloop.methods.table import METHODS
+from tuneloop.methods.wrap import bits_of
+from tuneloop.model.head import Head
+from tuneloop.model.load import load_model
+from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.run import run_recipe
+from tuneloop.tasks.labels_file import CLASSES_FILE, masked, read_classes
+from tuneloop.tasks.table import TASKS
+from tuneloop.tasks.task import Setting, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model as it was trained, ready to answer."""
+
+    model: nn.Module
+    tokenizer: Any
+    recipe: Recipe
+    task: Task
+    setting: Setting
+    head: Head
+    opening: str = ""
+    """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
+
+
+def load_trained(run: Path) -> Trained:
+    """Base and adapter (or the whole model) of a finished run, the base held as in training: in 4 or 8 bits with qlora.
+
+    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
+    adapter that lacks weights.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise RunError("TL-RUN-MISSING", where=str(run), path=run)
+    recipe = run_recipe(run)
+    result = run / ("adapter" if METHODS[recipe.train.method].adapter else "model")
+    if not result.is_dir():
+        raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
+    tokenizer = load_tokenizer(result)
+    task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
+    base = result if result.name == "model" else model_folder(recipe.model)
+    setting = Setting(recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(result / CLASSES_FILE))
+    head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+    model: nn.Module = untrained_model(base, recipe, head)
+    if result.name != "model":
+        assert isinstance(model, PreTrainedModel)
+        if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
+            adapters.require_same_base(result, base)
+        model = adapters.with_adapter(model, result)
+    return Trained(model, tokenizer, recipe, task, setting, head, _opening(run, recipe, tokenizer))
+
+
+def _opening(run: Path, recipe: Recipe, tokenizer: Any) -> str:
+    """The empty thought that answers begin behind, "" where the rows had thoughts or were trained to write it."""
+    try:
+        thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return "" if thoughts or recipe.prepare.empty_thoughts else opening(tokenizer)
+
+
+def untrained_model(folder: Path, recipe: Recipe, head: Head) -> PreTrainedModel:
+    """The model of a recipe as training found it: a new head is the one that training began with."""
+    torch.manual_seed(recipe.seed)
+    return load_model(folder, recipe.model.dtype, head, bits_of(recipe.train))

@@ -1,0 +1,39 @@
+"""A plan from a tokenizer alone: rows, tokens and steps are known; memory and time need a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.base.language import t
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.plan import batch_plan
+from tuneloop.methods.table import METHODS
+from tuneloop.planning.cautions import cautions, nothing_held
+from tuneloop.planning.hardware import look
+from tuneloop.planning.planner import Choice, Plan, shared_choices
+from tuneloop.recipe.schema import Recipe
+from tuneloop.tasks.task import Task
+from tuneloop.training.optim import total_steps
+
+
+def uncosted(recipe: Recipe, items: Items, manifest: Mapping[str, Any], *, ledger: str, task: Task) -> Plan:
+    """What training on `items` would be, without its cost."""
+    train = recipe.train
+    batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
+    steps = total_steps(train, batches.steps_per_epoch)
+    used = items.members.ravel()
+    labels = int(items.samples.labels[used].sum()) if task.writes else len(used)
+    counts = manifest["counts"]
+    said: Sequence[str] = [
+        t("{name} is a tokenizer alone: rows, tokens and steps are counted; memory and time need a model, and so does "
+          "training", name=recipe.model.name),
+        *cautions(counts, manifest["steps"], ledger), *([] if counts["validation"] else [nothing_held()]),
+    ]  # fmt: skip
+    none = {"seconds": 0.0, "answers": 0, "longest": recipe.evaluate.max_new_tokens, "tokens_per_second": 0.0}
+    return Plan(
+        machine=look(), model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
+        data={"dialogues": len(items), "tokens": sum(batches.lengths), "label_tokens": labels, "steps": steps},
+        choices=(Choice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
+        seconds=0.0, evaluation=none, memory_gb=0.0, warnings=tuple(said),
+    )  # fmt: skip

@@ -1,0 +1,55 @@
+"""The classes that a run tells apart, kept beside its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+)
+
+from tuneloop.base.errors import RunError
+from tuneloop.methods import adapters
+from tuneloop.tasks.task import Setting
+from tuneloop.tasks.verbalize import fills_masks
+
+CLASSES_FILE = adapters.LABELS
+
+
+def write_classes(folder: Path, setting: Setting) -> None:
+    """Keep the classes that a run tells apart beside its weights."""
+    if setting.labels:
+        content = {"labels": setting.labels, "weights": setting.weights}
+        (folder / CLASSES_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_classes(file: Path) -> dict[str, tuple[Any, ...]]:
+    """`labels` and `weights` of a file that `write_classes` wrote, {} where there is none. Raises TL-RUN-DAMAGED."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {"labels": tuple(map(str, found["labels"])), "weights": tuple(map(float, found["weights"]))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError("TL-RUN-DAMAGED", where=str(file), error=str(error)) from error
+
+
+def adapter_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of an adapter's head, in its order; () where it has none or nothing tells them."""
+    try:
+        found = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    labels = found.get("labels") if isinstance(found, dict) else found
+    return tuple(str(label) for label in labels or ())
+
+
+def masked(folder: Path, tokenizer: Any) -> bool | None:
+    """Whether the model in a folder fills masks; None for a tokenizer alone."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return fills_masks(config, tokenizer)

@@ -1,0 +1,196 @@
+"""What watches the loop: metrics on disk, checkpoints, the held-out loss, progress on the screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from tuneloop.base.duration import about
+from tuneloop.base.language import t
+from tuneloop.model.checkpoint import State
+from tuneloop.monitor.meters import Meter
+from tuneloop.recipe.schema import Strategy
+from tuneloop.runs.journal import Journal
+from tuneloop.training.loop import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When something is done: every `every` steps, at the end of each epoch, or not; and at the last step if `last`."""
+
+    strategy: Strategy
+    every: int
+    steps_per_epoch: int
+    total: int
+    last: bool = True
+
+    def __call__(self, step: int) -> bool:
+        """Whether it is due after optimizer step `step`, counted from 1.
+
+        >>> [k for k in range(1, 8) if Due("epoch", 1, 3, 7)(k)]
+        [3, 6, 7]
+        """
+        if step >= self.total:
+            return self.last
+        if self.strategy == "steps":
+            return step % self.every == 0
+        return self.strategy == "epoch" and step % self.steps_per_epoch == 0
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Writes a training line when due."""
+
+    journal: Journal
+    meter: Meter
+    due: Due
+    steps_per_epoch: int
+
+    def on_step(self, state: State, result: StepResult) -> None:
+        step = result.step
+        clock = self.meter.read(step.tokens)
+        if not self.due(state.step):
+            return
+        self.journal.write(
+            {
+                "step": state.step,
+                "epoch": round(state.step / self.steps_per_epoch, 4),
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "learning_rate": result.learning_rate,
+                **result.told,
+                "samples": step.samples,
+                "batch": step.digest,
+                "tokens": step.tokens,
+                "label_tokens": step.label_tokens,
+                "padding": 0,
+                "clock": clock,
+            }
+        )
+
+    def on_end(self, state: State) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """Measures the held-out loss when due and writes it as a line of its own; then tells those who want to know."""
+
+    journal: Journal
+    meter: Meter
+    due: Due
+    steps_per_epoch: int
+    measure: Callable[[], tuple[float, float]]
+    say: Callable[[str], None]
+    told: Sequence[Callable[[int, float], None]] = ()
+
+    def on_step(self, state: State, result: StepResult) -> None:
+        if not self.due(state.step):
+            return
+        began = time.perf_counter()
+        total, labels = self.measure()
+        if labels:
+            loss = total / labels
+            seconds = round(time.perf_counter() - began, 3)
+            epoch = round(state.step / self.steps_per_epoch, 4)
+            self.journal.write({"step": state.step, "epoch": epoch, "eval_loss": loss, "clock": {"seconds": seconds}})
+            self.say(t("step {step}: held-out loss {loss}", step=state.step, loss=f"{loss:.4f}"))
+            for tell in self.told:
+                tell(state.step, loss)
+        self.meter.pause()
+
+    def on_end(self, state: State) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Saver:
+    """Writes a checkpoint when due, and where the loop ends early."""
+
+    save: Callable[[State], Path]
+    journal: Journal
+    meter: Meter
+    due: Callable[[int], bool]
+    saved: int = -1
+
+    def on_step(self, state: State, result: StepResult) -> None:
+        if self.due(state.step):
+            self._save(state)
+
+    def on_end(self, state: State) -> None:
+        if self.saved != state.step and state.step:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
+        path = self.save(state)
+        self.saved = state.step
+        self.journal.event("checkpoint", step=state.step, path=path.name)
+        self.meter.pause()
+
+
+class Screen:
+    """A bar on a terminal; elsewhere a plain line now and then, for steps only whose metrics are logged as well."""
+
+    def __init__(
+        self,
+        total: int,
+        meter: Meter,
+        file: TextIO,
+        *,
+        first: int = 0,
+        interval: float = 10.0,
+        due: Callable[[int], bool] = lambda step: True,
+    ) -> None:
+        self.total, self.meter, self.interval, self.due = total, meter, interval, due
+        self.console = Console(file=file, highlight=False, soft_wrap=True)
+        self.last = -math.inf  # due at once; the clock may count from the start of the machine
+        self.began, self.first = time.perf_counter(), first
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn(t("training")), BarColumn(bar_width=None), TaskProgressColumn(),
+                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self.task = self.bar.add_task("", total=total, completed=first, numbers="")
+            self.bar.start()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def on_step(self, state: State, result: StepResult) -> None:
+        speed = result.step.tokens / max(1e-9, self.meter.last_seconds)
+        numbers = t(
+            "loss {loss}  grad {grad}  {speed} tok/s  {memory} GB",
+            loss=f"{result.loss:.3f}", grad=f"{result.grad_norm:.2f}", speed=f"{speed:.0f}",
+            memory=f"{self.meter.last_gb:.1f}",
+        )  # fmt: skip
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.step, numbers=numbers)
+        elif self.due(state.step) and (state.step == self.total or time.perf_counter() - self.last >= self.interval):
+            self.last = time.perf_counter()
+            done = state.step - self.first
+            left = (self.last - self.began) / max(1, done) * (self.total - state.step)
+            self.say(
+                t(
+                    "step {step}/{total}  {numbers}  {left} left",
+                    step=state.step,
+                    total=self.total,
+                    numbers=numbers,
+                    left=about(left),
+                )
+            )
+
+    def on_end(self, state: State) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

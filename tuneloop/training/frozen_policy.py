@@ -1,0 +1,174 @@
+"""Whether a run keeps what its frozen blocks compute, and for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tuneloop.base.errors import ModelError
+from tuneloop.base.files import format_bytes
+from tuneloop.base.language import t
+from tuneloop.base.refusals import require_space
+from tuneloop.data.batches.examples import Items
+from tuneloop.model.backbone import KEPT, plain
+from tuneloop.model.blocks import blocks
+from tuneloop.model.frozen_cache import Frozen, frozen
+from tuneloop.model.kernels.matmul import products
+from tuneloop.recipe.schema import TrainPart
+from tuneloop.training import distributed
+
+SHARE = 4
+"""auto keeps where at least one block in so many is frozen; less is not worth a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What decides. `below` of `of` blocks are frozen; `size` in bytes of what would be kept, `free` of the disk."""
+
+    below: int
+    of: int
+    size: int
+    free: int
+    epochs: float
+
+
+def objection(train: TrainPart, asked: Question) -> str:
+    """Why the frozen blocks' output is not kept, "" where it is.
+
+    Raises TL-MODEL-KEEP where the recipe asks for what cannot be.
+
+    >>> objection(TrainPart(), Question(28, 30, 10**8, 10**11, 3))
+    ''
+    >>> objection(TrainPart(), Question(28, 30, 10**8, 10**11, 1))
+    'there is one epoch'
+    """
+    if train.keep_trunk == "off":
+        return t("train.keep_trunk is off")
+    cannot = ""
+    if not asked.below:
+        cannot = t("training reaches the lowest block")
+    elif train.neftune_alpha:
+        cannot = t("NEFTune's noise makes the frozen blocks' output another one each time")
+    if cannot and train.keep_trunk == "on":
+        raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=cannot)
+    if cannot or train.keep_trunk == "on":
+        return cannot
+    if asked.epochs <= 1:
+        return t("there is one epoch")
+    if asked.below * SHARE < asked.of:
+        return t("frozen blocks: {n} of {all} only", n=asked.below, all=asked.of)
+    if asked.size > asked.free // 2:
+        return t("{need} would be kept and {free} are free on the disk",
+                 need=format_bytes(asked.size), free=format_bytes(asked.free))  # fmt: skip
+    return ""
+
+
+def measurements(train: TrainPart, steps: int, per_epoch: int) -> int:
+    """How often the held-out loss is measured during training.
+
+    >>> measurements(TrainPart(epochs=1.5), 15, 10), measurements(TrainPart(eval_strategy="no"), 15, 10)
+    (2, 0)
+    """
+    every = {"no": 0, "epoch": math.ceil(steps / per_epoch - 1e-9), "steps": math.ceil(steps / train.eval_steps)}
+    return every[train.eval_strategy]
+
+
+def kept_bytes(items: Items, width: int, itemsize: int) -> int:
+    """Bytes of the hidden states of all samples that the items use."""
+    return int(items.samples.lengths[np.unique(items.members)].sum()) * width * itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keeping:
+    """What keeping needs of a run. `sides` are the items by side, "train" first; `folder` is where states are kept.
+
+    `decided` is what the run decided when it began, None at its beginning: a resumed run must go on as it began.
+    `told` hears what was decided: whether, why not, the bytes kept, and the seconds that it took.
+    """
+
+    train: TrainPart
+    folder: Path
+    sides: dict[str, Items]
+    epochs: float
+    packing: bool
+    decided: bool | None
+    told: Callable[[bool, str, int, float], None]
+
+
+@contextlib.contextmanager
+def kept_blocks(model: nn.Module, keeping: Keeping) -> Iterator[None]:
+    """Inside, blocks that no training reaches run without gradient and dropout; where it pays, once in all.
+
+    Raises TL-MODEL-KEEP, TL-MACHINE-DISK.
+    """
+    below = frozen(model)
+    if below is None:
+        objection(keeping.train, Question(0, len(blocks(plain(model))), 0, 0, keeping.epochs))
+        yield
+        return
+    try:
+        _decide(below, keeping)
+        with below.of("train"):
+            yield
+    finally:
+        below.release()
+
+
+def _decide(below: Frozen, keeping: Keeping) -> None:
+    began, why = time.perf_counter(), ""
+    size = sum(kept_bytes(items, below.width, below.base.dtype.itemsize) for items in keeping.sides.values())
+    if keeping.decided is None:
+        free = shutil.disk_usage(keeping.folder.parent).free
+        asked = Question(len(below.blocks), len(blocks(below.base)), size, free, keeping.epochs)
+        why = distributed.shared(objection(keeping.train, asked))
+    if keeping.decided is not False and not why:
+        why = _keep(below, keeping, size)
+    if keeping.decided is None or keeping.decided:
+        keeping.told(not why, why, 0 if why else size, round(time.perf_counter() - began, 2))
+
+
+def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
+    """Fill the stores; why that is not possible, else ""."""
+
+    def fill() -> None:
+        for side, items in keeping.sides.items():
+            # What is held out is measured in float32, whatever training multiplies in.
+            with products("float32") if side == "validation" else contextlib.nullcontext():
+                below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
+
+    with torch.random.fork_rng([below.base.device] if below.base.device.type == "cuda" else []):
+        if distributed.leads():  # the others find what the first one made
+            if not keeping.folder.exists():
+                require_space(keeping.folder, size)
+            fill()
+        distributed.world().wait_for_everyone()
+        if not distributed.leads():
+            fill()
+        exact = distributed.shared(all(below.exact(side, items, packing=keeping.packing)
+                                 for side, items in keeping.sides.items() if len(items)))  # fmt: skip
+    if exact:
+        return ""
+    below.stores.clear()
+    why = t("its blocks hand on more than hidden states")
+    if keeping.train.keep_trunk == "on":
+        raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=why)
+    if distributed.leads():
+        shutil.rmtree(keeping.folder, ignore_errors=True)
+    return why
+
+
+@contextlib.contextmanager
+def held_out(objective: nn.Module) -> Iterator[None]:
+    """Inside, rows are made of held-out samples."""
+    below = next((found for m in objective.modules() if (found := vars(m).get(KEPT))), None)
+    with below.of("validation") if below is not None else contextlib.nullcontext():
+        yield
