@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_verdict import evaluation
+from tests.report.test_verdict import evaluation
 from tuneloop.base import language
 from tuneloop.evaluation import compare
 

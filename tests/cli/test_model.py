@@ -13,7 +13,7 @@ from tuneloop.base.errors import ModelError
 from tuneloop.cli.model import app
 from tuneloop.hub.known import KNOWN
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

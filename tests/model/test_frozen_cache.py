@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from tests.conftest import tiny_folder
-from tests.test_session import Sessions, lines
+from tests.training.test_session import Sessions, lines
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.data.batches.examples import Items
 from tuneloop.data.batches.plan import pack, pack_items

@@ -62,7 +62,7 @@ def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     chance = random.Random(5)
     kills = seen = 0
     for _ in range(20):
-        child = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=os.environ)
+        child = subprocess.Popen(command, cwd=Path(__file__).parents[3], env=os.environ)
         while child.poll() is None and len(list(home.glob(".work-*/part-*"))) <= seen:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.1)  # now it is in the middle of a later part

@@ -85,7 +85,7 @@ def test_works_offline_in_silence_and_leaves_no_file(tmp_path: Path) -> None:
     temporary.mkdir()
     env = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary), "PYTHONWARNINGS": "default"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env,
-                          cwd=Path(__file__).parents[1], check=False)  # fmt: skip
+                          cwd=Path(__file__).parents[2], check=False)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(temporary.iterdir()) == []
     assert not any(home.rglob("jieba*"))
@@ -95,5 +95,5 @@ def test_heavy_packages_load_late() -> None:
     heavy = ("jieba", "sacrebleu", "rouge_score", "torch", "matplotlib")
     program = f"import sys, tuneloop.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[1])  # fmt: skip
+                          cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.stdout.strip() == "[]"

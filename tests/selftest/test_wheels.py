@@ -18,7 +18,7 @@ import pytest
 from tuneloop.selftest import wheels
 from tuneloop.selftest.wheels import Wheel
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 BARE = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "sqlalchemy", "gguf", "bitsandbytes",
         "datasets", "jieba", "trl", "ftfy", "py3langid", "ahocorasick_rs", "openpyxl", "sacrebleu", "rouge_score",
         "tuneloop", "modelscope", "modelscope_hub")  # fmt: skip

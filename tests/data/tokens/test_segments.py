@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TALK, byte_tokenizer
-from tests.test_tokens import pieced
+from tests.data.tokens.test_encode import pieced
 from tuneloop.data.tokens.segments import Cutter, Pool, word_pattern
 from tuneloop.data.tokens.templates import CHATML, encode
 

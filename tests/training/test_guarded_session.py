@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_session import RECORDS, Sessions, lines, steps
+from tests.training.test_session import RECORDS, Sessions, lines, steps
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.examples import Items
 from tuneloop.model import checkpoint

@@ -671,7 +671,7 @@ def peak(tmp_path: Path, count: int) -> float:
     small, large = lines(tmp_path, 5000, "small.jsonl"), jsonl(tmp_path / "large.jsonl", rows)
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PEAK, str(small), str(large), str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     before, after, kept = map(int, done.stdout.split())
     assert kept == count

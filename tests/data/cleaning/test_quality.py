@@ -148,7 +148,7 @@ GOOD = [
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_rows_are_not_marked(name: str) -> None:
-    """None falsely; refusals in the Alpaca sets are real ones (tests/test_clean.py counts them)."""
+    """None falsely; refusals in the Alpaca sets are real ones (tests/data/cleaning/test_clean.py counts them)."""
     for record in load(name):
         for message in record.messages:
             assert lost(message.content) == ""

@@ -26,7 +26,7 @@ from tuneloop.data.dedupe.near import (
 )
 from tuneloop.data.dedupe.shingles import jaccard
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 def sketched(texts: Sequence[str]) -> Sketches:

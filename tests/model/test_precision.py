@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from tests import test_prefer
-from tests.test_session import RECORDS, Sessions, lines
+from tests.tasks import test_prefer
+from tests.training.test_session import RECORDS, Sessions, lines
 from tuneloop.data.batches.examples import Items
 from tuneloop.model import precision
 from tuneloop.model.load import load_model

@@ -21,7 +21,7 @@ from tuneloop.hub.known import KNOWN, Known, Terms, Wheels
 from tuneloop.hub.pull import PROVENANCE, cache_folder, is_cached, provenance, pull
 from tuneloop.hub.pypi import Say, Wheel, take
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 INFO = {"METADATA": "Metadata-Version: 2.1\nName: {n}\nVersion: 1.0\n", "RECORD": "",
         "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
 
@@ -272,7 +272,7 @@ def test_accepted_terms_are_noted(with_terms: Known) -> None:
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {here!r})
-from tests import test_pull as shared
+from tests.hub import test_pull as shared
 from tuneloop.hub.known import KNOWN, Known
 from tuneloop.hub.pypi import Wheel
 from tuneloop.base.files import sha256_of

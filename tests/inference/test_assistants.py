@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_endpoint import Server
+from tests.data.augmenting.test_endpoint import Server
 from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
 from tuneloop.inference import assistants
