@@ -14,7 +14,8 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, ModelError, RecipeError, RunError
 from tuneloop.data.version.dataset import open_dataset
-from tuneloop.recipe.recipe import changed, make_recipe, read_recipe
+from tuneloop.recipe.overrides import changed
+from tuneloop.recipe.recipe import make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.registry.versions import locate
 from tuneloop.runs.run import Run, open_run

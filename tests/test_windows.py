@@ -13,7 +13,7 @@ import pytest
 from tuneloop.cli.target import below
 from tuneloop.data.version.find import parted
 from tuneloop.hub.resolve import is_path
-from tuneloop.recipe.recipe import is_beside
+from tuneloop.recipe.paths import is_beside
 
 ROOT = Path(__file__).parents[1]
 

@@ -42,7 +42,8 @@ from tuneloop.model.load import load_model
 from tuneloop.planning import planner
 from tuneloop.planning.planner import Plan
 from tuneloop.planning.uncosted import uncosted
-from tuneloop.recipe import recipe as recipes
+from tuneloop.recipe.paths import anchored
+from tuneloop.recipe.recipe import dump
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
@@ -180,7 +181,7 @@ def _described(run: Run, recipe: Recipe, dataset: Dataset, foreseen: Plan) -> Ru
     name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
     recipe = _begun(_stacked(_anywhere(recipe), run), run)
-    run.recipe.write_text(recipes.dump(recipe), encoding="utf-8")
+    run.recipe.write_text(dump(recipe), encoding="utf-8")
     run.write("plan.json", foreseen.as_dict())
     run.write(
         "dataset.json",
@@ -236,7 +237,7 @@ def _begun(recipe: Recipe, run: Run) -> Recipe:
 
 def _anywhere(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths: read from its run folder it means the same, wherever the reader stands."""
-    recipe = recipes.anchored(recipe, Path.cwd())
+    recipe = anchored(recipe, Path.cwd())
     if not Path(recipe.model.name).is_dir():
         return recipe
     model = recipe.model.model_copy(update={"name": str(Path(recipe.model.name).resolve())})

@@ -30,7 +30,8 @@ from tuneloop.planning.hardware import Hardware, look
 from tuneloop.planning.lengths import Option
 from tuneloop.planning.planner import Plan, make, times
 from tuneloop.recipe.defaults import roomy
-from tuneloop.recipe.recipe import changed, make_recipe
+from tuneloop.recipe.overrides import changed
+from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import EvaluatePart, Recipe
 from tuneloop.tasks.classify import CLASSIFY
 from tuneloop.tasks.prefer import PREFER

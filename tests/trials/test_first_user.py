@@ -19,8 +19,9 @@ from tuneloop.cli import losses, show
 from tuneloop.hub.known import find
 from tuneloop.planning.cautions import low_rate
 from tuneloop.recipe.defaults import settled
+from tuneloop.recipe.overrides import changed
 from tuneloop.recipe.peers.translate import translate
-from tuneloop.recipe.recipe import changed, make_recipe
+from tuneloop.recipe.recipe import make_recipe
 
 
 def tuneloop(cwd: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

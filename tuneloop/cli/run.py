@@ -100,7 +100,7 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
 
     The choice is one of `error`'s own, by its number; anything else leaves it as it is.
     """
-    from tuneloop.recipe.recipe import changed
+    from tuneloop.recipe.overrides import changed
 
     found = error.facts.get("options", [])
     if not (found and ask and sys.stdin.isatty() and sys.stderr.isatty()):

@@ -33,7 +33,9 @@ def recipe_of(
 
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
-    from tuneloop.recipe import recipe as recipes
+    from tuneloop.recipe.overrides import changed_and_told
+    from tuneloop.recipe.paths import anchored
+    from tuneloop.recipe.recipe import read_recipe
 
     assignments = list(settings or [])
     # A text in quotes: the values of assignments are YAML, and a name may look like a number there.
@@ -48,7 +50,7 @@ def recipe_of(
             raise RecipeError("TL-RECIPE-ASSIGN", where=word, got=word, guess=key)
     known = packaged()
     if recipe_file := _recipe_file(targets[0]):
-        recipe, notes = recipes.read_recipe(recipe_file)
+        recipe, notes = read_recipe(recipe_file)
         if targets[1:]:
             assignments.insert(0, f"data={json.dumps(targets[1:], ensure_ascii=False)}")
     elif is_data(targets):
@@ -57,11 +59,11 @@ def recipe_of(
         near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
         raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
     if assignments:
-        recipe, more = recipes.changed_and_told(recipe, assignments)
+        recipe, more = changed_and_told(recipe, assignments)
         notes += more
     for note in notes:
         say(note)
-    return recipes.anchored(recipe, Path.cwd())
+    return anchored(recipe, Path.cwd())
 
 
 def _setting(word: str) -> str:
@@ -91,10 +93,10 @@ def is_data(targets: list[str]) -> bool:
 
 def _made(targets: list[str]) -> Recipe:
     """A recipe for raw files, called as the first of them."""
-    from tuneloop.recipe import recipe as recipes
+    from tuneloop.recipe.recipe import make_recipe
 
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(targets[0]).stem).strip("-_") or "run"
-    return recipes.make_recipe({"name": stem[:64], "data": targets})[0]
+    return make_recipe({"name": stem[:64], "data": targets})[0]
 
 
 def require_files(recipe: Recipe) -> None:
@@ -131,12 +133,12 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
 
     A file that is there already stays as it is; that is said where it holds another recipe.
     """
-    from tuneloop.recipe import recipe as recipes
+    from tuneloop.recipe.recipe import dump
 
     if not is_data(targets):
         return
     file = Path(f"{recipe.name}.yaml")
-    text = recipes.dump(_beside(recipe))
+    text = dump(_beside(recipe))
     if not file.exists():
         try:
             write_atomic(file, text)

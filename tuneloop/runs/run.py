@@ -18,7 +18,8 @@ from tuneloop.base import refusals
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import write_atomic
 from tuneloop.base.language import t
-from tuneloop.recipe.recipe import changed, read_recipe
+from tuneloop.recipe.overrides import changed
+from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 

@@ -21,7 +21,8 @@ from tuneloop.data.version import builder
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.lineage import trace
 from tuneloop.planning.cautions import cautions
-from tuneloop.recipe.recipe import anchored, make_recipe
+from tuneloop.recipe.paths import anchored
+from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 
 QUESTIONS = (
