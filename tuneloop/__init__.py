@@ -13,8 +13,6 @@ The names are imported when they are first used, so `import tuneloop` costs noth
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.environment import quiet_libraries
@@ -63,21 +61,14 @@ __all__ = [
 ]
 
 
-def _function(name: str) -> property:
-    def get(package: ModuleType) -> Any:
-        return getattr(importlib.import_module(f"tuneloop.{_ROOM[name]}"), name)
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tuneloop.{_ROOM[name]}"), name)
 
-    # Importing the room tuneloop/train/ makes Python set tuneloop.train to that module; the function keeps the name.
-    return property(get, lambda package, room: None)
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 quiet_libraries()  # before anybody imports torch through us
-
-
-class _Package(ModuleType):
-    """The package with its functions, though rooms of the same names lie in it."""
-
-
-for _name in _ROOM:
-    setattr(_Package, _name, _function(_name))
-sys.modules[__name__].__class__ = _Package
