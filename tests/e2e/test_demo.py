@@ -1,4 +1,4 @@
-"""`tuneloop run demo` and `demo-zh`, whole, with the real models: what the README promises of them. `make proof` runs it."""
+"""`tuneloop run demo` and `demo-zh`, whole, with the real models: what the README promises of them. `make test-slow` runs it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def promised(evaluation: dict[str, Any], general: str) -> None:
     assert loss["after"]["loss"] < loss["before"]["loss"] * 1.03
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_demo_keeps_its_promise_and_downloads_nothing_twice(tmp_path: Path) -> None:
     before = cached()
@@ -109,7 +109,7 @@ def test_the_demo_keeps_its_promise_and_downloads_nothing_twice(tmp_path: Path) 
     print(f"demo: {seconds:.0f} s")
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_chinese_demo_keeps_its_promise(tmp_path: Path) -> None:
     if not (environment().home / "models" / "qwen2.5-coder-0.5b-instruct").is_dir():

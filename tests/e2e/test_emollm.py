@@ -1,4 +1,4 @@
-"""The recipe emollm on forty real dialogues: a small model begins to answer as the counsellor. `make proof` runs it."""
+"""The recipe emollm on forty real dialogues: a small model begins to answer as the counsellor. `make test-slow` runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_recipe_takes_the_users_file(tmp_path: Path) -> None:
     assert len(json.loads(Path(shipped.path).read_text(encoding="utf-8"))) == 60
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_small_model_begins_to_answer_as_the_counsellor(tmp_path: Path) -> None:
     """The held-out loss falls by a tenth at least; answers are Chinese, and others than before."""

@@ -45,9 +45,9 @@ QUICK = {
     ("llama", "freeze", "reward"), ("llama", "prompt_tuning", "text"), ("qwen3", "full", "chat"),
     ("bert", "lora", "classify_prompt"),
 }  # fmt: skip
-"""A cross-section that the usual suite runs: each method, task and shape once; the others are for `make proof`."""
+"""A cross-section that the usual suite runs: each method, task and shape once; the others are for `make test-slow`."""
 QUESTION = "was it good ?"
-CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.proof) for case in ALL if case not in REFUSED]
+CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL if case not in REFUSED]
 
 
 @pytest.fixture(scope="module")

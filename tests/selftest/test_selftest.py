@@ -228,7 +228,7 @@ def test_the_exit_status(
     assert (tmp_path / "r.md").is_file()
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_the_whole_proof_holds_on_this_machine() -> None:
     """Every method and task as they stand in the tables, so that a new one is proven as it appears."""
     proof = prove.prove(print, [section for section in SECTIONS if section.name != "a real model"])

@@ -205,7 +205,7 @@ def test_what_is_missing_is_named(image: tuple[Path, Path], tmp_path: Path) -> N
     assert all("is not installed" in str(e["detail"]) for e in lines)
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_the_whole_proof_of_a_bare_python_ends_in_time(image: tuple[Path, Path], tmp_path: Path) -> None:
     began = time.monotonic()
     assert proving(image, tmp_path).wait(600) == 0, (tmp_path / "proof.md").read_text(encoding="utf-8")

@@ -163,7 +163,7 @@ def walk(ground: Ground, limit: str, verb: str) -> None:
         assert "--workspace" in said.err
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("limit", LIMITS)
 def test_every_verb_says_what_the_machine_would_not_do(ground: Ground, limit: str, verb: str) -> None:

@@ -222,7 +222,7 @@ def every(each: int) -> tuple[Record, ...]:
     return tuple([*chats()[::each], *texts[::each], *pairs[::each]])
 
 
-@pytest.mark.parametrize("each", [pytest.param(150, id="thin"), pytest.param(1, id="all", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("each", [pytest.param(150, id="thin"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["cut_right", "cut_left", "turns", "split"])
 @pytest.mark.parametrize("case", [*CASES])
 def test_over_all_data_no_cut_has_an_end_and_no_answer_is_empty(case: str, how: str, each: int, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def said(places: list[tuple[str, str | None]], python_path: str) -> dict[str, An
     return found
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_transformers_4_answers_as_5_does(old: Path, tmp_path: Path) -> None:
     places: list[tuple[str, str | None]] = []
     for name in FAMILIES:

@@ -1,6 +1,6 @@
 """Any bytes give rows or a coded error, whatever container they pretend to be; nothing else is ever raised.
 
-`make test` tries a few hundred; `make proof` 100,000.
+`make test` tries a few hundred; `make test-slow` 100,000.
 """
 
 from __future__ import annotations
@@ -171,13 +171,13 @@ def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> 
     must_be_told(_folder(tmp_path_factory), data)
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 def test_damaged_files_for_long(tmp_path: Path, name: str) -> None:
     _damage(tmp_path, name, 4500)
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @settings(max_examples=10_000, **QUIET)
 @given(st.sampled_from([b"", *(data[:12] for data in SEEDS.values())]), st.binary(max_size=400))
 def test_random_bytes_behind_real_beginnings(

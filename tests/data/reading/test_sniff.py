@@ -211,7 +211,7 @@ def test_a_row_without_end_is_refused_before_it_is_read(tmp_path: Path, monkeypa
         assert caught.value.code in ("TL-DATA-ROW-LONG", "TL-DATA-WHOLE")
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     """In a process of its own, whose address space is less than the line."""
     for head, code in ((b'{"question": "', "TL-DATA-WHOLE"), (b"question,answer\nq,", "TL-DATA-ROW-LONG")):

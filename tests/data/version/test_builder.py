@@ -678,7 +678,7 @@ def peak(tmp_path: Path, count: int) -> float:
     return (after - before) * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_two_hundred_thousand_rows_need_little_memory(tmp_path: Path) -> None:
     """1.5 kB a row beyond what a small preparation needs: their places, names, sketches and 128-byte neighbourhoods."""
     assert peak(tmp_path, 200_000) < 300
