@@ -2,6 +2,7 @@
 
 python -m benchmarks             everything: prepare, near, train, table; some hours with the peers
 python -m benchmarks prepare     from raw rows to packed batches (prepare.py)
+python -m benchmarks cleaning    what each step of cleaning costs a text (cleaning.py)
 python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import busy, environments, near, prepare, results, rows, same, table, training, walk
+from benchmarks import busy, cleaning, environments, near, prepare, results, rows, same, table, training, walk
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
@@ -42,6 +43,7 @@ def main() -> None:
         "prepare": prepare.main,
         "train": training.main,
         "busy": busy.main,
+        "cleaning": cleaning.main,
         "table": table.main,
         "same": same.main,
         "walk": walk.main,

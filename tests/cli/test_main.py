@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,18 +35,10 @@ def tuneloop(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def test_help_is_quick() -> None:
-    """The best of ten: what it costs, not what a busy machine adds."""
-    best = 9.0
-    for _ in range(10):
-        began = time.perf_counter()
-        done = tuneloop("--help")
-        best = min(best, time.perf_counter() - began)
-        assert done.returncode == 0
-        if best < 0.4:
-            break
+def test_help_names_every_verb() -> None:
+    done = tuneloop("--help")
+    assert done.returncode == 0
     assert all(verb in done.stdout for verb in VERBS)
-    assert best < 0.4
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -6,7 +6,6 @@ Over 400 lines: the mirror of one module, mostly tables of cases.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -503,19 +502,6 @@ def test_real_pairs(name: str) -> None:
     out = [clean(r)[0] for r in records]
     assert all(r is not None for r in out)
     assert all(r.rejected for r in out if r)
-
-
-def test_clean_dialogues_cost_little() -> None:
-    records = load("emollm/data.json")[:200]
-    size = sum(len(m.content.encode()) for r in records for m in r.messages) / len(records)
-    assert size > 1500  # bytes a dialogue
-    best = 9.0
-    for _ in range(3):
-        start = time.perf_counter()
-        for record in records:
-            clean(record)
-        best = min(best, time.perf_counter() - start)
-    assert best / len(records) < 600e-6  # about 120 µs on a quiet machine
 
 
 def test_cleaning_twice_changes_nothing_more() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import pytest
@@ -68,14 +67,3 @@ def test_wikipedia_in_three_languages() -> None:
     ):
         path = next(shared("messy/encodings").glob(f"sample-*{file}*"))
         assert language(path.read_bytes().decode(encoding, "replace")) == code
-
-
-def test_it_is_quick() -> None:
-    texts = [
-        r.messages[-1].content for name in ("alpaca_en", "alpaca_zh") for r in load(f"llamafactory/{name}_demo.json")
-    ]
-    language("The model is read by the first call.")
-    start = time.perf_counter()
-    for text in texts:
-        language(text)
-    assert (time.perf_counter() - start) / len(texts) < 800e-6  # about 150 µs on a quiet machine

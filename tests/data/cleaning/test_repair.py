@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 
 import pytest
 from ftfy import TextFixerConfig, fix_text
@@ -152,24 +150,6 @@ def test_the_cheap_look_misses_nothing_that_ftfy_repairs(text: str, encoding: st
         assert mojibake(broken) != broken
 
 
-def best(function: Callable[[str], str], texts: list[str]) -> float:
-    """Seconds a text, the best of three."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for text in texts:
-            function(text)
-        times.append((time.perf_counter() - start) / len(texts))
-    return min(times)
-
-
-@pytest.mark.parametrize("name", ["emollm/data.json", "llamafactory/alpaca_zh_demo.json", "huatuo_o1/sft_en.json"])
-def test_clean_text_costs_little(name: str) -> None:
-    texts = ["\n".join(m.content for m in r.messages) for r in load(name)][:100]
-    assert best(mojibake, texts) < 100e-6  # below 20 µs on a quiet machine
-    assert best(plain, texts) < 100e-6
-
-
 # --- markup ---
 
 
@@ -256,7 +236,7 @@ def test_only_real_left_overs_change(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["<!-- " * 20000, "<script> " * 20000, "<p>a " * 5000, "<a " * 20000, "&amp;" * 20000])
-def test_hostile_markup_is_quick(text: str) -> None:
-    start = time.perf_counter()
-    markup(Record((Message("user", text),), kind="label", label="x"))
-    assert time.perf_counter() - start < 5
+@pytest.mark.timeout(60)
+def test_hostile_markup_comes_to_an_end(text: str) -> None:
+    """A pattern that searched it in quadratic time would take minutes."""
+    assert markup(Record((Message("user", text),), kind="label", label="x"))[0] is not None
