@@ -47,8 +47,7 @@ def _null(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
 
 
 def stops(tokenizer: Any) -> set[int]:
@@ -65,12 +64,12 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
     chat, message = record.chat(), record.messages[at]
     context = render(tokenizer, chat[:at], True, record.tools)
     full = render(tokenizer, chat[: at + 1], False, record.tools)
-    if not full.startswith(context):
+    if full[: len(context)] != context:
         full = closed(context, full, message)
     if not full and message.tool_calls:
         return None
     if not full:
-        raise DataError("TL-DATA-MASK", where=f"{record.file}:{record.line}", turn=at + 1)
+        raise DataError("TL-DATA-MASK", turn=1 + at, where=":".join((record.file, str(record.line))))
     ends = [end for end in tokenizer.convert_ids_to_tokens(sorted(stops(tokenizer))) if end]
     said = re.split("|".join(map(re.escape, ends)) or "(?!)", full[len(context) :])[0]
     if message.tool_calls and ends and len(context) + len(said) == len(full):
@@ -120,13 +119,19 @@ def ways(word: str) -> set[str]:
 
 
 def closed(context: str, full: str, message: Message) -> str:
-    before, opened, blank = context.rpartition("<think>")
-    answer = full[len(before) :]
-    if not opened or blank.strip() or not full.startswith(before) or "<think>" in answer:
+    """Where the prompt opens a thought and the history has none: the thought, its end, and the answer; else ""."""
+    opening = re.search(r"<think>\s*\Z", context)
+    if opening is None or full[: opening.start()] != context[: opening.start()]:
         return ""
-    thought = message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]
-    line = "" if blank.endswith("\n") else "\n"
-    return f"{context}{line}{thought.strip()}\n</think>\n\n{answer.lstrip()}"
+    rest = full[opening.start() :]
+    if "<think>" in rest:
+        return ""
+    inline = re.search(r"(?s)\A(?:.*<think>)?(.*)</think>", message.content)
+    thought = message.reasoning or (inline[1] if inline else "")
+    pieces = [context, thought.strip(), "\n</think>\n\n", rest.lstrip()]
+    if not context.endswith("\n"):
+        pieces.insert(1, "\n")
+    return "".join(pieces)
 
 
 def masked(tokenizer: Any, record: Record) -> list[Masked]:

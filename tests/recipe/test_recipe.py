@@ -249,6 +249,18 @@ def need(raw: Any) -> str:
     return str(cause.facts["need"])
 
 
+def assert_holds(section: Any, raw: dict[str, Any]) -> None:
+    """Each value that was written is in the section; a switch stands for the value it is short for."""
+    for key, value in raw.items():
+        found = getattr(section, key)
+        if isinstance(value, dict):
+            assert_holds(found, value)
+        elif value is True:
+            assert found not in {False, None, "off"}
+        else:
+            assert found == value or list(found) == list(value), key
+
+
 class TestPeersFiles:
     def test_llama_factory(self, tmp_path: Path) -> None:
         recipe, notes = read_recipe(write(tmp_path, LLAMA_FACTORY))
@@ -489,7 +501,7 @@ class TestContradictions:
          {"validation": 50, "test": 0.9}, {"dedupe": True, "overlap": 64, "near": 0.8, "max_length": 32}],
     )  # fmt: skip
     def test_no_clash_of_prepare(self, prepare: dict[str, Any]) -> None:
-        make_recipe({"prepare": prepare})
+        assert_holds(make_recipe({"prepare": prepare})[0].prepare, prepare)
 
     def test_of_data(self) -> None:
         raw = {"path": "a", "rows": "[10:20]", "sample": 11, "repeat": 2, "split": "validation"}
@@ -514,7 +526,7 @@ class TestContradictions:
          {"save_strategy": "steps", "save_steps": 50}, {"micro_batch_size": 1, "packing": False}],
     )  # fmt: skip
     def test_no_clash(self, train: dict[str, Any]) -> None:
-        make_recipe({"train": train})
+        assert_holds(make_recipe({"train": train})[0].train, train)
 
     def test_steps_alone_mean_by_steps(self) -> None:
         recipe, notes = make_recipe({"train": {"save_steps": 50}})
@@ -654,7 +666,7 @@ class TestOnlyFor:
          {"method": "ptuning_v2", "virtual": {"tokens": 5}}, {"task": "classify_prompt", "classify": {"template": "{text} {mask}"}}],
     )  # fmt: skip
     def test_a_section_with_effect_is_none(self, train: dict[str, Any]) -> None:
-        make_recipe({"train": train})
+        assert_holds(make_recipe({"train": train})[0].train, train)
 
 
 class TestNearest:
@@ -854,9 +866,8 @@ def test_assignments_raise_nothing_but_a_recipe_error(pairs: list[tuple[str, Any
 class TestWords:
     def codes(self) -> set[str]:
         folder = Path(module.__file__).parent
-        names = ("recipe", "aliases", "translation", "peer_files", "notation")
-        sources = [folder / f"{name}.py" for name in names]
-        return {c for p in sources for c in re.findall(r"TL-RECIPE-[A-Z-]+[A-Z]", p.read_text(encoding="utf-8"))}
+        texts = [file.read_text(encoding="utf-8") for file in folder.rglob("*.py")]
+        return {code for text in texts for code in re.findall(r"TL-RECIPE-[A-Z]+", text)}
 
     @pytest.mark.parametrize("language", ["en", "zh"])
     def test_every_code_has_words(self, language: str) -> None:
