@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.shared import peak_gb, report
-from tuneloop.data.batches.plan import BatchPlan, Steps
+from tuneloop.data.batches.loader import Steps
+from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.data.tokens.samples import Samples, starts_of
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -127,7 +127,8 @@ class Meter:
 def run_tuneloop(model: Path, folder: Path) -> dict[str, Any]:
     """As a run does it: read, render, tokenise, mask onto the disk, plan and pack every step of an epoch."""
     from tuneloop.base.records import Record
-    from tuneloop.data.batches.plan import BatchPlan, Steps
+    from tuneloop.data.batches.loader import Steps
+    from tuneloop.data.batches.plan import BatchPlan
     from tuneloop.data.reading.formats import read
     from tuneloop.data.tokens import samples as stored
     from tuneloop.data.tokens.encode import encode_parts

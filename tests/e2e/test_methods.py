@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.cli.main import app
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.templates import encode, render
 from tuneloop.data.version.dataset import Dataset

@@ -23,7 +23,7 @@ from tuneloop.runs.run import Run
 from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.task import Setting
-from tuneloop.training.session import rows
+from tuneloop.training.packing import rows
 
 SHOW = ["Who are you?", "Name a colour."]
 PROBES = [

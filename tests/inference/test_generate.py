@@ -11,7 +11,7 @@ import torch
 from tests.conftest import TALK
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.generate import PIECE, Answerer, Sampling, _Chooser
 from tuneloop.inference.tokenizer import load_tokenizer

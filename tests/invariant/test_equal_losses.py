@@ -12,7 +12,9 @@ from accelerate import Accelerator
 
 from tests.conftest import TALK
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.plan import Steps, batch_plan, loader, pack
+from tuneloop.data.batches.loader import Steps, loader
+from tuneloop.data.batches.pack import pack
+from tuneloop.data.batches.plan import batch_plan
 from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import byte_tokenizer, tiny_folder
 from tuneloop.base.errors import ModelError
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.inference.generate import Answerer, Sampling

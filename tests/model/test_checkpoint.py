@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model import checkpoint

@@ -15,7 +15,7 @@ from tests.conftest import tiny_folder
 from tests.training.test_session import Sessions, lines
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack, pack_items
+from tuneloop.data.batches.pack import pack, pack_items
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.backbone import states

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import tiny_folder
 from tuneloop.base.errors import ModelError
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.table import parameters
 from tuneloop.methods.wrap import wrap

@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample, Samples
 from tuneloop.inference.classifier import Classifier
@@ -29,7 +29,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.classify import CLASSIFY, LabelModel, classes
 from tuneloop.tasks.task import Rows, Setting
-from tuneloop.training.session import packs_exactly
+from tuneloop.training.packing import packs_exactly
 
 HEAD = Head("classifier", ("bad", "good", "so-so"))
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.load import load_model
 from tuneloop.tasks import logprobs

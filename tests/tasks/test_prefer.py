@@ -14,7 +14,7 @@ from tests.conftest import TALK
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model import checkpoint
@@ -27,7 +27,8 @@ from tuneloop.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, kto, o
 from tuneloop.tasks.task import Rows, Setting
 from tuneloop.training.input import Material
 from tuneloop.training.loop import held_loss
-from tuneloop.training.session import packs_exactly, rows, session
+from tuneloop.training.packing import packs_exactly, rows
+from tuneloop.training.session import session
 
 PAIRS = [
     Record(

@@ -14,7 +14,7 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluation.compare import changes

@@ -11,7 +11,7 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.plan import pack_items
+from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.head import Head
@@ -20,7 +20,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.task import Rows, Setting
 from tuneloop.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
-from tuneloop.training.session import packs_exactly
+from tuneloop.training.packing import packs_exactly
 
 WORDS = {"neg": ["bad", "terrible"], "pos": ["good"]}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.data.batches.plan import Step
+from tuneloop.data.batches.loader import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.runs.journal import Journal

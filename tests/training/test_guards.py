@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches.plan import Step
+from tuneloop.data.batches.loader import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import TrainPart

@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches.plan import BatchPlan, Step, Steps, loader, pack
+from tuneloop.data.batches.loader import Step, Steps, loader
+from tuneloop.data.batches.pack import pack
+from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.checkpoint import State

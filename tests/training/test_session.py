@@ -28,7 +28,8 @@ from tuneloop.tasks.chat import CHAT, objective
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.task import Setting
 from tuneloop.training.input import Material
-from tuneloop.training.session import Outcome, packs_exactly, rows, session
+from tuneloop.training.packing import packs_exactly, rows
+from tuneloop.training.session import Outcome, session
 
 RECORDS = [Record((Message("user", f"{q} {n}"), Message("assistant", a))) for n in range(3) for q, a in TALK]
 

@@ -20,7 +20,7 @@ from tuneloop.model.load import placed
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import objective
 from tuneloop.training.loop import held_loss
-from tuneloop.training.session import packs_exactly, rows
+from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
 

@@ -23,7 +23,7 @@ from tuneloop.model.backbone import plain
 from tuneloop.model.load import placed
 from tuneloop.tasks.task import Rows
 from tuneloop.training.loop import to_device
-from tuneloop.training.session import packs_exactly, rows
+from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
 MISTAKES = 10

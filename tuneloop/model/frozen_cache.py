@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tuneloop.base.files import draft_of, sha256_of, write_atomic
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Samples
 from tuneloop.model.backbone import KEPT, plain, states
 from tuneloop.model.blocks import blocks, lowest_trained

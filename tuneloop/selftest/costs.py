@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.base.language import t
-from tuneloop.data.batches.plan import Packed, pack
+from tuneloop.data.batches.pack import Packed, pack
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model import determinism

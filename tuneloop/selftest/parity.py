@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tuneloop import pipeline
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.load import load_model, pick_dtype

@@ -25,7 +25,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import Packed
+from tuneloop.data.batches.pack import Packed
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import PreferPart, TrainPart
 from tuneloop.tasks import pairs

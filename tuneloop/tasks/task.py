@@ -11,7 +11,7 @@ from torch import nn
 
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Items
-from tuneloop.data.batches.plan import Packed
+from tuneloop.data.batches.pack import Packed
 from tuneloop.data.tokens.samples import Samples
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart

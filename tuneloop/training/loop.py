@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches.plan import Packed, Step
+from tuneloop.data.batches.loader import Step
+from tuneloop.data.batches.pack import Packed
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
 

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.batches.plan import FILL, BatchPlan, Packed, Step, Steps, batch_plan, loader, pack
+from tuneloop.data.batches.loader import Step, Steps, loader
+from tuneloop.data.batches.pack import Packed, pack
+from tuneloop.data.batches.plan import FILL, BatchPlan, batch_plan
 from tuneloop.data.tokens.samples import Sample, Samples
 from tuneloop.recipe.recipe import make_recipe
 

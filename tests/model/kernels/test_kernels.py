@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches.plan import pack
+from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.kernels import tiles as attention
 from tuneloop.model.kernels.install import install

@@ -1,0 +1,98 @@
+"""Steps of the batch plan, read by worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.pack import Packed, pack_items
+from tuneloop.data.batches.plan import BatchPlan
+from tuneloop.data.tokens.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step of one rank. All but `micros` is of the step on all ranks; the loss is divided by `weight`."""
+
+    number: int
+    micros: list[Packed]
+    weight: float
+    label_tokens: int
+    tokens: int
+    samples: int
+    digest: str
+
+
+class Steps(Dataset[Step]):
+    """Steps first … last-1 of a plan as one rank sees them: item i is step first + i."""
+
+    def __init__(
+        self, plan: BatchPlan, items: Items | Sequence[Sample], first: int, last: int, *, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.plan, self.items, self.first, self.last = plan, Items.of(items), first, last
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __getitem__(self, i: int) -> Step:
+        number = self.first + i
+        bins = self.plan.step(number)
+        mine = [pack_items(self.items, b) for b in bins[self.rank :: self.ranks]]
+        # Every rank makes the same number of passes, else gradient averaging would wait for ever.
+        while len(mine) < math.ceil(len(bins) / self.ranks):
+            mine.append(pack_items(self.items, [bins[0][0]], labelled=False))
+        chosen = sorted(k for b in bins for k in b)
+        members = self.items.members[chosen].ravel()
+        samples = self.items.samples
+        names = "/".join(name.decode() for name in samples.names[members].tolist())
+        return Step(
+            number=number,
+            micros=mine,
+            weight=float(self.items.weights[chosen].sum()),
+            label_tokens=int(samples.labels[members].sum()),
+            tokens=sum(self.plan.lengths[k] for k in chosen),
+            samples=len(members),
+            digest=f"{zlib.crc32(names.encode()):08x}",
+        )
+
+
+def loader(steps: Steps, workers: int) -> Iterator[Step]:
+    """The steps in order, prepared by `workers` processes (0: in this one). Any number gives the same steps."""
+    # A generator of its own: DataLoader would otherwise draw its seed from the global state that dropout uses, and a
+    # resumed run would see other dropout masks.
+    own = torch.Generator().manual_seed(0)
+    with _deaf() if workers else contextlib.nullcontext():
+        return iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                num_workers=workers,
+                generator=own,
+                prefetch_factor=4 if workers else None,
+                multiprocessing_context="spawn" if workers else None,
+            )
+        )
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C: a terminal sends it to them as well, and the run must outlive it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it starts with the first worker else, and lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
