@@ -86,7 +86,7 @@ def test_of_a_long_sentence_little_is_read_and_less_is_scored(
 def test_many_candidates_are_judged_in_one_call(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def counted(pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    def counted(pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
         asked.append(len(pairs))
         return [(0.0, 9) for _ in pairs]
 
@@ -122,7 +122,7 @@ def test_a_cpu_judges_in_float32(dtype: str, tiny_model: Path, monkeypatch: pyte
     recipe, _ = make_recipe({"model": model, "prepare": {"augment": {"methods": ["synonyms"]}}})
     made = assistants.helpers(recipe, tiny_model, load_tokenizer(tiny_model), print)
     assert made.shift is not None
-    ((more, tokens),) = made.shift([("How do I begin?", "How do I start?")])
+    ((more, tokens),) = made.shift([("How do I begin?", "How do I start?")], 0.3)
     assert more == more  # a number
     assert tokens > 0
     assert len(asked) == 1
@@ -132,7 +132,7 @@ def test_a_cpu_judges_in_float32(dtype: str, tiny_model: Path, monkeypatch: pyte
 
 def test_a_judgement_that_is_no_number_lets_nothing_pass(tmp_path: Path) -> None:
     part = AugmentPart(methods=["synonyms"], share=0.5)
-    helpers = Helpers(score=score, shift=lambda pairs: [(math.nan, 9) for _ in pairs])
+    helpers = Helpers(score=score, shift=lambda pairs, limit: [(math.nan, 9) for _ in pairs])
     found = augment(rows(20), part, helpers, 1, allowed=allowed, folder=tmp_path)
     assert not found.records
     assert found.rejected["synonyms"]["nonsense"] == 20

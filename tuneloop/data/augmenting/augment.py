@@ -150,7 +150,7 @@ def _remembering(helpers: Helpers, calls: Calls) -> Helpers:
     )
 
 
-def _shift(score: Score, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+def _shift(score: Score, pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
     scores = score([text for pair in pairs for text in pair])
     return [(now - was, tokens) for (was, tokens), (now, _) in zip(scores[::2], scores[1::2], strict=True)]
 
