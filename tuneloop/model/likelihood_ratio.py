@@ -1,9 +1,9 @@
-"""How much less likely a sentence becomes when some of its words change: a log-likelihood ratio, read where it can differ.
+"""How much less likely a sentence becomes when some of its words change: a log-likelihood ratio.
 
-Both sentences begin with the same tokens. These are read once, and both continuations go on from their keys and values;
-all sentences of a batch side by side. The first token that differs is predicted from one state for both. The head, which
-is most of a small model with a large vocabulary, sees the tokens near the change first; the others only where they could
-turn the verdict.
+Both sentences begin with the same tokens. These are read once, and both continuations go on from their keys and values,
+all sentences of a batch side by side. The first token that differs is predicted from one state for both. The head,
+which is most of a small model with a large vocabulary, sees the tokens near the change first; the others only where
+they could turn the verdict.
 """
 
 from __future__ import annotations
@@ -218,4 +218,5 @@ def _alone(model: nn.Module, change: _Change) -> float:
 def _own_logits(model: nn.Module, ids: list[int], last: int = 0) -> Tensor:
     """float32 [length, vocabulary], or of so many last tokens only."""
     row = torch.tensor([ids], device=next(model.parameters()).device)
-    return plain(model)(input_ids=row, use_cache=False, logits_to_keep=last).logits[0].float()
+    logits: Tensor = plain(model)(input_ids=row, use_cache=False, logits_to_keep=last).logits
+    return logits[0].float()

@@ -51,7 +51,9 @@ def _each(model: nn.Module, rows: Sequence[list[int]]) -> list[float]:
         few = torch.tensor([rows[order[0]][:PROBE]], device=next(model.parameters()).device)
         _own_head[model] = not head_is_exact(model, few)
     for batch in _batches([rows[n] for n in order]):
-        for n, total in zip(order[batch], _scored(model, [rows[n] for n in order[batch]], _own_head[model]), strict=True):
+        for n, total in zip(
+            order[batch], _scored(model, [rows[n] for n in order[batch]], _own_head[model]), strict=True
+        ):
             out[n] = total
     return out
 
