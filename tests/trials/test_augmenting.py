@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,27 @@ def test_the_time_left_is_said_before_and_while_it_runs(tmp_path: Path, monkeypa
         seconds = float(line.split("about ")[1].split(" s")[0])
         assert seconds == pytest.approx(200 - when, abs=120), line
     assert said[-1][1].startswith("branch: 10 of 10 rows")
+
+
+def test_the_time_left_counts_rows_that_no_word_can_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row in five can change: 32 of them, which are one batch, take 160 of 500 rows."""
+    clock = [0.0]
+    monkeypatch.setattr(progressing.time, "monotonic", lambda: clock[0])
+    said: list[tuple[float, str]] = []
+
+    def shift(pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
+        clock[0] += len(pairs)
+        return [(0.0, 9) for _ in pairs]
+
+    some = [row if n % 5 == 0 else replace(row, messages=(Message("user", f"{n}"), *row.messages[1:]))
+            for n, row in enumerate(rows(500))]  # fmt: skip
+    helpers = Helpers(score=score, shift=shift, say=lambda text: said.append((clock[0], text)))
+    augment(some, AugmentPart(methods=["synonyms"], share=0.9), helpers, 1, allowed=allowed, folder=tmp_path)
+    told = [(when, float(line.split("about ")[1].split(" s")[0])) for when, line in said if "left" in line]
+    assert clock[0] == 100
+    assert len(told) >= 4
+    for when, left in told:
+        assert left == pytest.approx(100 - when, rel=0.6, abs=8), (when, left)
 
 
 def test_a_model_that_grows_nothing_is_not_asked_for_ever(tmp_path: Path) -> None:
