@@ -82,7 +82,8 @@ SETS: dict[str, tuple[Rows, str, int]] = {
                  "chat", 4),
     "numbers": ([{"question": f"q{n}", "answer": n} for n in range(4)], "chat", 4),
     "0 and 1": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2} for n in range(4)], "chat", 4),
-    "true and false": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2 == 0} for n in range(4)], "judged", 4),
+    "true and false": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2 == 0} for n in range(4)], "chat", 4),
+    "TRL's KTO": ([{"prompt": f"q{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(4)], "judged", 4),
     "bare lists": ([{"messages": turns(f"q{n}", f"a{n}", "p", "b")} for n in range(4)], "chat", 4),
 }  # fmt: skip
 

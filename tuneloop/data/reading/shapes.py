@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
+from tuneloop.language import t
 from tuneloop.records import Kind
 
 Fields = dict[str, tuple[str, ...]]
@@ -70,8 +71,9 @@ CHOSEN = ("chosen", "chosen_messages", "chosen_response")
 REJECTED = ("rejected", "rejected_messages", "rejected_response")
 PROMPT = ("prompt", "instruction", "query", "question", "input")
 VERDICT = ("kto_tag", "label")
-"""Beside a dialogue, a column of yes and no says whether its answer is a good one. In `label` only true and false say
-so by themselves: 0 and 1 may mean anything."""
+"""Beside a dialogue, a column of yes and no may say whether its answer is a good one. `kto_tag` is there for nothing
+else; a `label` says so by itself only beside `prompt` and `completion`, in words (TRL's shape for KTO): beside other
+answers, and as 0 and 1, it may mean anything."""
 VERDICTS = {**dict.fromkeys(("true", "1", "1.0", "good", "desirable"), "good"),
             **dict.fromkeys(("false", "0", "0.0", "bad", "undesirable"), "bad")}  # fmt: skip
 TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content", "document", "tweet",
@@ -166,9 +168,17 @@ def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
 def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:
     """The shape with a verdict, where a column says yes or no of every row and of nothing else."""
     column, values = _verdicts(rows)
-    if values and all(value in VERDICTS for value in values) and (column != "label" or not set(values) <= NUMBERS):
-        return replace(shape, name="judged", kind="judged", roles={**shape.roles, "label": column})
-    return shape
+    if not values or not all(value in VERDICTS for value in values):
+        return shape
+    names = {role: shape.roles.get(role, "").casefold() for role in ("user", "assistant")}
+    if column == "label" and (names != TRL or set(values) <= NUMBERS):
+        return shape
+    return replace(shape, name=JUDGED, kind="judged", roles={**shape.roles, "label": column})
+
+
+JUDGED = "judged"
+"""The shape of answers beside a column that says by itself which of them are good."""
+TRL = {"user": "prompt", "assistant": "completion"}
 
 
 NUMBERS = {"0", "1", "0.0", "1.0"}
@@ -182,9 +192,23 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
 
 
 def doubtful_verdict(rows: Iterable[Any]) -> str:
-    """The column beside answers that may say which are good, and is not read so since its values are 0 and 1."""
+    """The column beside answers that may say which are good, and is not read so."""
     column, values = _verdicts([row for row in rows if isinstance(row, dict)])
-    return column if column == "label" and values and set(values) <= NUMBERS else ""
+    return column if column == "label" and values and all(value in VERDICTS for value in values) else ""
+
+
+def verdict_words(rows: Iterable[Any]) -> str:
+    """What a column of verdicts holds.
+
+    >>> verdict_words([{"label": 1}, {"label": 0}]), verdict_words([{"label": True}])
+    ('0 and 1', 'true and false')
+    """
+    _, values = _verdicts([row for row in rows if isinstance(row, dict)])
+    one, other = next((pair for pair in _WORDS if not set(pair).isdisjoint(values)), ("0", "1"))
+    return t("{one} and {other}", one=one, other=other)
+
+
+_WORDS = (("0", "1"), ("true", "false"), ("good", "bad"), ("desirable", "undesirable"))
 
 
 def _is_label(values: Sequence[Any]) -> bool:

@@ -73,7 +73,9 @@ class Guess:
     unit: Unit = "line"
     """What a record of plain text is."""
     doubt: str = ""
-    """A column of 0 and 1 beside answers: it may say which of them are good, and is not used."""
+    """A column of 0 and 1, or true and false, beside answers: it may say which are good, and is not used."""
+    holds: str = ""
+    """What that column holds, in words."""
     inside: tuple[str, ...] = ()
     """Keys of the turns in the rows looked at."""
 
@@ -293,23 +295,36 @@ def _judged(
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
             return guessed("labelled", "label", roles, t("two columns, one of them with few and short values"), 0.7)
-    if shape.kind is None and (n := shapes.many_labels(rows)):
-        why = t("{n} different labels in the first {total} rows: they hardly repeat", n=n, total=len(rows))
-        return guessed(shapes.MANY_LABELS, None, {}, why, 0.0)
     if shape.kind is None:
-        return guessed("unknown", None, {}, t("no known combination of columns"), 0.0)
+        return guessed(*_unknown(rows), 0.0)
     if shape.name == shapes.TURN_ROWS:
         return guessed(shape.name, shape.kind, shape.roles, _by_turns(shape, rows, names), shape.share)
-    used = ", ".join(dict.fromkeys(shape.roles.values()))
     n = round(shape.share * sum(isinstance(row, dict) for row in rows))
+    why = _by_columns(shape, n, rows, names, more.get("table"))
+    guess = guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
+    return replace(guess, doubt=doubt, holds=shapes.verdict_words(rows) if doubt else "")
+
+
+def _unknown(rows: Sequence[Any]) -> tuple[str, None, dict[str, str], str]:
+    """The name of rows that have no known shape, and why they have none."""
+    if n := shapes.many_labels(rows):
+        why = t("{n} different labels in the first {total} rows: they hardly repeat", n=n, total=len(rows))
+        return shapes.MANY_LABELS, None, {}, why
+    return "unknown", None, {}, t("no known combination of columns")
+
+
+def _by_columns(shape: shapes.Shape, n: int, rows: Sequence[Any], names: Sequence[str], table: Table | None) -> str:
+    """Why `n` of these rows have the shape, and what of them is not used."""
+    used = ", ".join(dict.fromkeys(shape.roles.values()))
     why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=shown(used))
     left = shapes.unused(shape, names)
     if left:
         why += t("; not used: {columns}", columns=shown(", ".join(left)))
-    table = more.get("table")
     if table and table.above:
         why += t("; the table begins at line {line}", line=table.above + 1)
-    return replace(guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2)), doubt=doubt)
+    if shape.name == shapes.JUDGED:
+        why += t("; {column} says which answers are good (KTO)", column=shape.roles["label"])
+    return why
 
 
 def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) -> str:
