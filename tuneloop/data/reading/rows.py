@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
 from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
+from tuneloop.data.reading.thoughts import spelled, spelled_after
 from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
 from tuneloop.records import Kind, Message, Record
 
@@ -53,6 +54,7 @@ def convert(
         messages, rejected = _preference(row, roles, kind, notes)
     else:
         messages = tuple(_dialogue(row, roles, notes))
+    messages, rejected = spelled(messages, notes), spelled_after(messages, rejected, notes)
     _check_marks((*messages, *rejected))
     if kind == "judged":
         label = _verdict(row, roles["label"])
