@@ -103,7 +103,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
     """
     found = places.find(file)
     names = names or labels(place.path for place in found)
-    wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts)
+    wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts, file.unit)
     out = Found([], [])
     first: DataError | None = None
     for place in found:

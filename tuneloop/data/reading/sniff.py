@@ -91,6 +91,8 @@ class Wish:
     header: int | None = None
     speakers: Mapping[str, str] = field(default_factory=dict)
     verdicts: bool = False
+    unit: Unit | None = None
+    """What one record of plain text is."""
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
@@ -201,21 +203,39 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
-    if wish.task in (None, "chat") and (log := chatlog.recognise(lines, wish.columns.get("assistant", ""))):
+    if (
+        wish.unit is None
+        and wish.task in (None, "chat")
+        and (log := chatlog.recognise(lines, wish.columns.get("assistant", "")))
+    ):
         return _chat(blob, encoding, wish, *log)
-    table = tables.recognise(lines, wish.columns, wish.header)
+    table = None if wish.unit else tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
         container: Container = "tsv" if table.delimiter == "\t" else "csv"
         return _judged(container, encoding, table.names, tables.sample(lines, table), wish, table=table)
     if len(lines) == 1 and _is_scalar(lines[0]):
         return Guess("txt", encoding, "unknown", (), t("a single JSON value"), 0.0, {})
-    unit = paragraphs.unit(lines)
+    unit = wish.unit or paragraphs.unit(lines, _size(blob, encoding))
     names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"),
-             "indented": t("indented lines belong together"), "file": ""}  # fmt: skip
+             "indented": t("indented lines belong together"), "file": t("the file is one text")}  # fmt: skip
     why = t("neither JSON nor a table: plain text, {unit}", unit=names[unit])
+    why += "" if wish.unit else t(" (else: `unit: {others}`)", others=" | ".join(x for x in _UNITS if x != unit))
     rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
     guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
     return guess if guess.shape != "text" else replace(guess, why=why, sure=0.8)
+
+
+_UNITS = ("line", "paragraph", "file")
+
+
+def _size(blob: Blob, encoding: str) -> int:
+    """The characters of a file, counted as far as it matters."""
+    size = 0
+    for piece in encodings.chunks(blob, encoding):
+        size += len(piece)
+        if size > paragraphs.LONGEST:
+            break
+    return size
 
 
 def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str, ...]) -> Guess:
