@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     """The dataset of a recipe, and the recipe with what a person has answered."""
     from tuneloop import pipeline
+    from tuneloop.data.reading import places
     from tuneloop.train import ranks
 
+    for said in (line for file in recipe.data for line in places.own(file)) if ranks.leads() else ():
+        show.say(said)
     made = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     doubts = {s["file"]: (s["doubt"], s.get("holds") or "0, 1") for s in made.manifest["sources"] if s.get("doubt")}
-    _told(made, recipe)
+    if ranks.leads():
+        _told(made, recipe)
     if not doubts or recipe.train.task != "auto" or not ranks.leads():
         return made, recipe
     for file, (column, values) in doubts.items():
