@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
@@ -92,6 +93,11 @@ DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_i
             "对话编号", "对话", "会话号", "聊天id", "聊天编号", "room_id", "chat_session_id",
             "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
 """Where each row is one turn: the dialogue that it belongs to."""
+MAY_BE_DIALOGUE = ("chat", "conv", "conversation_no", "dialogue_no", "dialog_no", "session_no", "chat_no", "thread_no",
+                   "topic_id", "topic", "ticket", "ticket_no", "case_id", "case", "call", "call_id", "episode",
+                   "episode_id", "interaction_id", "group_id", "dialogue_index", "dialog_index", "conversation_index",
+                   "工单", "聊天", "通话id", "通话编号", "案例id", "话题id", "对话序号", "会话序号")  # fmt: skip
+"""The same where neighbouring rows have the same in it; else these names may mean anything."""
 ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
          "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
          "序号", "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
@@ -162,7 +168,33 @@ def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
             values = [row[column] for row in rows if row.get(column) is not None]
             if values and len(set(map(str, values))) < len(values):
                 return {**roles, "conversation": column}
+        keys = {key: None for row in rows for key in row if key not in roles.values()}
+        for name in MAY_BE_DIALOGUE:
+            if (column := _find(keys, (name,))) and _groups([row.get(column) for row in rows], []):
+                return {**roles, "conversation": column}
     return dict(roles)
+
+
+def _groups(values: Sequence[Any], speakers: Sequence[Any]) -> bool:
+    """Whether a column holds the same id in neighbouring rows; of `speakers`, if given, most ids have several."""
+    if any(not isinstance(value, str | int) or isinstance(value, bool) or value == "" for value in values):
+        return False
+    runs = [key for key, _ in groupby(values)]
+    if speakers:
+        of: dict[Any, set[str]] = {}
+        for value, speaker in zip(values, speakers, strict=True):
+            of.setdefault(value, set()).add(str(speaker))
+        return 1 < len(of) == len(runs) and 2 * sum(len(names) > 1 for names in of.values()) > len(of)
+    return 2 * len(runs) <= len(values) + 1
+
+
+def like_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A column that none of the roles has and that divides rows of one turn each as the id of a dialogue would."""
+    speakers = [row.get(roles["role"]) for row in rows]
+    for column in {key: None for row in rows for key in row if key not in roles.values()}:
+        if not _find((column,), ORDER) and _groups([row.get(column) for row in rows], speakers):
+            return column
+    return ""
 
 
 def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:

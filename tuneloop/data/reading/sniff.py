@@ -352,9 +352,13 @@ def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) ->
     if column := shape.roles.get("conversation"):
         return t("each row is one turn; {column} says of which dialogue", column=shown(column))
     speaker = shape.roles["role"]
-    said = [str(row.get(speaker)).strip().casefold() for row in rows if isinstance(row, dict)]
-    if len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
-        raise DataError("TL-DATA-TURNS", where="", columns=shown(", ".join(names)))
+    held = [row for row in rows if isinstance(row, dict)]
+    said = [str(row.get(speaker)).strip().casefold() for row in held]
+    column = shapes.like_dialogue(shape.roles, held)
+    if column or len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
+        roles = {**{role: shape.roles[role] for role in shapes.INSIDE}, "conversation": column or "your_id"}
+        line = ", ".join(f"{role}: {name}" for role, name in roles.items())
+        raise DataError("TL-DATA-TURNS", where="", columns=shown(", ".join(names)), line=shown(line))
     return t("each row is one turn, and no column says of which dialogue: all are one")
 
 
