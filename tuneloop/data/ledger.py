@@ -110,6 +110,7 @@ def words() -> dict[str, str]:
         "turn keys not used": t("keys of turns that are not known and not used"),
         "value made text": t("a number, a truth value or a list made text"),
         "null left out": t("keys of tool calls that are null, left out"),
+        "merged cell": t("a merged cell: its value belongs to every row of it"),
         "inline thought": t("a thought in the text of an answer, read as one"),
         "open thought": t("a thought without its end: no answer follows it"),
         "no text": t("the text is empty"),

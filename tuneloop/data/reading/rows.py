@@ -26,6 +26,16 @@ class Flaw:
     detail: str
 
 
+class Filled(dict[str, str]):
+    """A row of a sheet with the values of merged cells that begin above it; `columns` are where they stand."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, row: Mapping[str, str], columns: Sequence[str]) -> None:
+        super().__init__(row)
+        self.columns = columns
+
+
 def convert(
     row: Any, kind: Kind = "chat", columns: Roles | None = None, file: str = "", line: int = 0,
     notes: Notes | None = None,
@@ -45,6 +55,8 @@ def convert(
     if not PICTURES.isdisjoint(row):
         _check_pictures(row, roles)
     notes = Notes() if notes is None else notes
+    if isinstance(row, Filled):
+        notes.filled |= {name: None for name in row.columns if name in roles.values()}
     if kind in ("text", "label"):
         return _labelled(row, roles, kind, file, line, notes)
     tools = tool_list(row.get(roles["tools"])) if "tools" in roles else ()
