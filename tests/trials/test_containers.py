@@ -318,3 +318,18 @@ def test_why_turns_are_put_together_is_told(tmp_path: Path) -> None:
     assert "all are one" in look(jsonl(tmp_path / "b", ONE)).why
     with pytest.raises(DataError, match="TL-DATA-COLUMNS"):
         formats.sources(DataFile(path=str(tmp_path / "b"), columns={"user": "content", "assistant": "content"}))
+
+
+LISTS = [["Hello there 0", "General answer 0"], ["Hello there 1", "General answer 1"]]
+
+
+@pytest.mark.parametrize("rows", [LISTS, [["a"], ["b"]], [[1, 2], [3, 4]], [["q", "a", "p", "b"], ["q", "a"]]])
+@pytest.mark.parametrize("lines", [True, False])
+def test_lists_of_plain_texts_are_called_what_they_are(lines: bool, rows: list[list[Any]], tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert (caught.value.code, caught.value.where) == ("TL-DATA-ARRAYS", str(path))
+    assert json.dumps(rows[0]) in caught.value.what
+    assert "question" in caught.value.do

@@ -311,3 +311,10 @@ def test_an_open_thought_beside_a_key_is_no_answer_either() -> None:
     turn = {"role": "assistant", "content": "<think>and so", "reasoning": "first"}
     answer = convert({"messages": [ASKED, turn]}).messages[-1]
     assert (answer.content, answer.reasoning) == ("", "first\nand so")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(["", "b"], "b"), (["a", " ", "b"], "a, b"), (["a", 2], "a, 2"), ([""], "")]
+)
+def test_a_list_as_an_answer_has_no_empty_parts(value: list[Any], said: str) -> None:
+    assert convert({"question": "q", "answer": value}).messages[-1].content == said

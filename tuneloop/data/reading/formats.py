@@ -124,7 +124,8 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
     return out
 
 
-_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS")
+_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS",
+            "TL-DATA-ARRAYS")  # fmt: skip
 """Codes of a file that lies among data and is none; a broken one is an error wherever it lies."""
 
 

@@ -99,8 +99,8 @@ def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> G
     """What a file (or a member, or a sheet) is.
 
     Raises DataError where there is no readable text: TL-DATA-MISSING, -FOLDER, -EMPTY, -UNREADABLE, -BINARY, -NESTED,
-    -ENCODING, -JSON, -LISTS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not known is
-    no error here.
+    -ENCODING, -JSON, -LISTS, -ARRAYS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not
+    known is no error here.
     """
     wish = wish if isinstance(wish, Wish) else Wish(wish or {})
     blob = source if isinstance(source, Blob) else Blob(source)
@@ -140,6 +140,7 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
         rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
             raise DataError("TL-DATA-EMPTY", where=blob.where)
+        _require_names(blob, rows)
         return _judged("json", encoding, _columns(rows), rows, wish)
     try:
         lines = list(_budgeted(islice((x for x in encodings.lines(blob, encoding) if x.strip()), SAMPLE)))
@@ -159,10 +160,21 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
 
 
 def _lists(blob: Blob, encoding: str) -> bool:
-    """Whether each line is a list of its own, of turns."""
+    """Whether each line is a list of its own, of turns. Raises TL-DATA-ARRAYS for lists of plain values."""
     head = next(iter(encodings.chunks(blob, encoding, HEAD)), "").lstrip("\ufeff \t\r\n")
     first, _, rest = head.partition("\n")
-    return rest.lstrip()[:1] == "[" and isinstance(_parsed(first), dict)
+    if rest.lstrip()[:1] != "[":
+        return False
+    with suppress(ValueError, RecursionError):
+        _require_names(blob, [json.loads(first)])
+    return isinstance(_parsed(first), dict)
+
+
+def _require_names(blob: Blob, rows: Sequence[Any]) -> None:
+    """Raise TL-DATA-ARRAYS where every row is a list of plain values."""
+    if all(isinstance(row, list) and row and not any(isinstance(one, dict | list) for one in row) for row in rows):
+        row = json.dumps(rows[0], ensure_ascii=False)
+        raise DataError("TL-DATA-ARRAYS", where=blob.where, row=shown(row if len(row) < 80 else f"{row[:79]}…"))
 
 
 def _first(blob: Blob, encoding: str) -> str:
