@@ -224,6 +224,40 @@ def test_a_header_in_the_middle_is_still_a_header_at_the_top(tmp_path: Path) -> 
     assert len(read(path)[0]) == 25
 
 
+THREE = [
+    ("id, text, label", [(f"r{7 * n % 40}", f"this is the text {n}", "pos" if n % 2 else "neg") for n in range(40)], 1),
+    ("text, text, label", [(f"how is it {n}", f"it is so {n}", str(n % 2)) for n in range(40)], 2),
+    ("label, text, text", [(str(n % 3), f"怎么退货{n}次", f"在订单里点{n}次") for n in range(40)], 2),
+    ("number, text, label", [(str(n), f"the text {n}", str(n % 2)) for n in range(40)], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"), [(rows, texts) for _, rows, texts in THREE], ids=[name for name, _, _ in THREE]
+)
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_three_columns_without_names(rows: list[tuple[str, ...]], texts: int, delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("".join(delimiter.join(row) + "\n" for row in rows), encoding="utf-8")
+    records, bad = read(path)
+    assert (len(records), bad) == (40, [])
+    assert {(r.kind, len(r.messages)) for r in records} == {("label", texts)}
+    assert [r.messages[0].content for r in records] == [next(cell for cell in row if "text" in cell or " " in cell or "退" in cell)
+                                                        for row in rows]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [
+    [(f"name{n}", f"city {n}", f"street {n}") for n in range(40)], [("a", f"some text {n}", "b") for n in range(40)],
+    [(str(n % 5), f"some text {n}", str(n % 2)) for n in range(40)],
+])  # fmt: skip
+def test_three_columns_that_may_mean_anything_are_refused(rows: list[tuple[str, ...]], tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.code == "TL-DATA-SHAPE"
+
+
 # --- Excel ---
 
 

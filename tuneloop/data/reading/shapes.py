@@ -83,7 +83,8 @@ LABEL = ("label", "labels", "sentiment", "class", "category", "rating", "stars",
 TEXT_PAIRS = (
     ("text_a", "text_b"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"),
     ("text1", "text2"), ("text_1", "text_2"), ("premise", "hypothesis"), ("question1", "question2"),
-    ("question_1", "question_2"), ("question", "sentence"), ("query1", "query2"), ("s1", "s2"), ("句子1", "句子2"),
+    ("question_1", "question_2"), ("question", "sentence"), ("query", "passage"),
+    ("question", "passage"), ("query", "document"), ("query1", "query2"), ("s1", "s2"), ("句子1", "句子2"),
     ("文本1", "文本2"), ("句子一", "句子二"), ("文本一", "文本二"), ("问题1", "问题2"), ("前提", "假设"),
 )  # fmt: skip
 """Two texts that a label is of."""

@@ -326,7 +326,10 @@ def _judged(
     if more.get("table") and shape.kind in (None, "text") and wish.task in (None, "label"):
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
-            return guessed("labelled", "label", roles, t("two columns, one of them with few and short values"), 0.7)
+            two = "text_pair" in roles
+            why = (t("three columns: two texts, and one with few and short values") if two
+                   else t("two columns, one of them with few and short values"))  # fmt: skip
+            return guessed("labelled_pair" if two else "labelled", "label", roles, why, 0.7)
     if shape.kind is None:
         return guessed(*_unknown(rows), 0.0)
     if shape.name == shapes.TURN_ROWS:
