@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tuneloop.sections import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
-NOTED = ("turn keys not used", "value made text", "null left out")
+NOTED = ("turn keys not used", "value made text", "null left out", "merged cell", "inline thought", "open thought")
 EXAMPLES = 8
 SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
 
