@@ -191,7 +191,7 @@ class _Index:
         self.anchor, self.begin, self.ways = np.unique(
             ways[:, 0].copy().view(np.uint64), return_index=True, return_counts=True
         )
-        bits = min(max(int(len(self.anchor)).bit_length() + 5, 8), 24)
+        bits = min(max(len(self.anchor).bit_length() + 5, 8), 24)
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(1 << bits, bool)
         self.table[self.anchor >> self.shift] = True

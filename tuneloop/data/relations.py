@@ -89,7 +89,8 @@ class Relations:
                     gone.add(at)
                     detail = f"{self.rows.place(twin)} {share:.2f}"
                     yield entry(self.rows, "dropped", "dedupe", "held out elsewhere", at, detail)
-            for twin, at in self.turns.inside(self.numbers[above], self.numbers[below], self.held):
+            holding = self.turns.inside(self.numbers[above], self.numbers[below], self.held)
+            for at, twin in sorted((at, twin) for twin, at in holding):
                 if at not in gone:
                     gone.add(at)
                     yield entry(self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin))

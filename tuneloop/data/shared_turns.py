@@ -36,6 +36,8 @@ FEW = 16
 """Rows that may always be one group."""
 BRANCHES = 8
 """Different exchanges that may follow or precede one before it counts as a set phrase."""
+_STEPS = (1, 2, 4, 8, 16, 32)
+"""How far from a run exchanges are looked at: a greeting, or the head of a document, may have many."""
 _CHUNK = 1 << 16
 """Exchanges that are looked at at once."""
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
@@ -126,7 +128,7 @@ class SharedTurns:
     def _long(self, key: U64, row: I64) -> tuple[I64, I64]:
         """Rows that share exchanges of `RUN` characters."""
         run, end, whole = _runs(key, np.frombuffer(self._sizes, np.int32), row)
-        telling = whole & ~_set_phrases(run, _neighbours(key, row, end))
+        telling = whole & ~_set_phrases(run, key, row, end)
         telling &= _occurs_in_many(run, row)
         return _with_first(run[telling], row[telling])
 
@@ -150,7 +152,7 @@ class SharedTurns:
     def inside(
         self, held: Sequence[int], others: Sequence[int], texts: Held | None = None
     ) -> Iterator[tuple[int, int]]:
-        """(row of `held`, row of `others`) where the second holds the first whole, unless that is a short set phrase."""
+        """(row of `held`, row of `others`) where the second holds the first whole, which is no short set phrase."""
         sizes, counts = np.frombuffer(self._sizes, np.int32), np.frombuffer(self._counts, np.int32)
         total = np.append(0, np.cumsum(sizes, dtype=np.int64))
         ends = np.cumsum(counts)
@@ -189,7 +191,7 @@ def _short(key: U64, row: I64, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
     lacking = ~own & ~phrases
     if not lacking.any():
         return row[:0], row[:0]
-    telling = ~_set_phrases(key, _neighbours(key, row, np.arange(len(key))))
+    telling = ~_set_phrases(key, key, row, np.arange(len(key)))
     telling &= np.isin(key, key[telling & lacking[row]]) & ~phrases[row]
     return _with_first(key[telling], row[telling])
 
@@ -211,27 +213,22 @@ def _runs(key: U64, sizes: NDArray[np.int32], row: I64) -> tuple[U64, I64, NDArr
     return run, end, total >= RUN
 
 
-def _neighbours(key: U64, row: I64, end: I64) -> tuple[U64, U64]:
-    """The exchange before each run and the one behind it, 0 where its row begins or ends."""
-    before, behind = np.zeros(len(key), np.uint64), np.zeros(len(key), np.uint64)
-    inside = np.flatnonzero(row[1:] == row[:-1])
-    before[inside + 1] = key[inside]
-    next_one = np.zeros(len(key), np.uint64)
-    next_one[inside] = key[inside + 1]
-    behind[:] = next_one[end]
-    return before, behind
-
-
-def _set_phrases(run: U64, neighbours: tuple[U64, U64]) -> NDArray[np.bool_]:
-    """Whether many different exchanges precede or follow a run."""
-    _, number = np.unique(run, return_inverse=True)
-    out = np.zeros(len(run), bool)
-    for beside in neighbours:
-        order = np.lexsort((beside, number))
-        new = np.ones(len(run), bool)
-        new[1:] = (number[order][1:] != number[order][:-1]) | (beside[order][1:] != beside[order][:-1])
-        out |= np.bincount(number[order[new]], minlength=len(run))[number] > BRANCHES
-    return out
+def _set_phrases(run: U64, key: U64, row: I64, end: I64) -> NDArray[np.bool_]:
+    """Whether many different exchanges precede or follow a run, next to it or further off; `end` is its last one."""
+    _, number, times = np.unique(run, return_inverse=True, return_counts=True)
+    out = np.zeros(len(times), bool)
+    often = np.flatnonzero(times[number] > BRANCHES)
+    if not len(often):
+        return out[number]
+    for step in _STEPS:
+        for at in (often - step, end[often] + step):
+            there = np.clip(at, 0, len(key) - 1)
+            beside = np.where((there == at) & (row[there] == row[often]), key[there], np.uint64(0))
+            order = np.lexsort((beside, number[often]))
+            own, beside = number[often][order], beside[order]
+            new = np.append(True, (own[1:] != own[:-1]) | (beside[1:] != beside[:-1]))
+            out |= np.bincount(own[new], minlength=len(out)) > BRANCHES
+    return out[number]
 
 
 def _occurs_in_many(key: U64, row: I64) -> NDArray[np.bool_]:

@@ -141,6 +141,7 @@ def few_held(counts: Mapping[str, Any], part: PreparePart) -> list[str]:
         return []
     return [
         t("Only {held} of the {wanted} rows asked for could be held out: rows that contain each other or come from one "
-          "row stay on one side of the split. Add other dialogues, or give a file of other rows with split: validation.",
+          "row stay on one side of the split. Add other dialogues, or give a file of other rows with "
+          "split: validation.",
           held=f"{held:,}", wanted=f"{wanted:,}")
     ]  # fmt: skip
