@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.ledger import entries, words
 from tuneloop.language import t
-from tuneloop.plan.cautions import cautions, foreign, nothing_held
+from tuneloop.plan.cautions import cautions, few_held, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.dataset import Dataset
@@ -31,7 +31,9 @@ def warn(made: Dataset, recipe: Recipe) -> list[str]:
         *much_changed(counts, made.manifest["steps"], str(file)),
         *foreign(recipe.model.name, made.path),
     ]
-    if not counts["validation"] and recipe.prepare.validation:
+    few = few_held(counts, recipe.prepare)
+    told += few
+    if not few and not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     told += _read_otherwise(made)
     unsaid = _unsaid(made)

@@ -156,6 +156,9 @@ def words() -> dict[str, str]:
         "conflicting label": t("the same text occurred before with another label, or with its answers exchanged"),
         "also in training": t("nearly the same dialogue is in the training data"),
         "question also in training": t("the same question is in the training data"),
+        "held by many rows": t(
+            "many different rows contain it whole, as they do a greeting: trained on, never held out"
+        ),
         "system prompt added": t("the recipe's system prompt added"),
         "too long": t("longer than max_length"),
         "too large": t("of so many characters that no length limit lets it in"),
