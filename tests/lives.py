@@ -72,7 +72,7 @@ def rows(folder: Path, kind: str) -> Path:
                 "label": {"text": " ".join(said), "label": ["bad", "good"][k % 2]},
                 "preference": {"prompt": asked["content"], "chosen": answer, "rejected": other},
                 "judged": {"messages": [asked, {"role": "assistant", "content": [other, answer][k % 2]}],
-                           "label": bool(k % 2)},
+                           "kto_tag": bool(k % 2)},
             }[kind])  # fmt: skip
     return jsonl(folder / f"{kind}.jsonl", made)
 

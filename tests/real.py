@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.base.records import Record
+from tuneloop.base.records import Kind, Record
 from tuneloop.data.reading import formats
 from tuneloop.recipe.schema import DataFile
 
+TASKS: dict[str, Kind] = {"llamafactory/kto_en_demo.json": "judged"}
+"""What a person says of a file: turns beside a `label` of true and false."""
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -28,4 +30,5 @@ def shared(name: str) -> Path:
 @cache
 def load(name: str) -> list[Record]:
     """The good rows of a shared file."""
-    return [item for item in formats.read(DataFile(path=str(shared(name)))) if isinstance(item, Record)]
+    file = DataFile(path=str(shared(name)), task=TASKS.get(name))
+    return [item for item in formats.read(file) if isinstance(item, Record)]

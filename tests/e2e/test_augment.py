@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,16 @@ from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
 from tuneloop.base.records import Record
-from tuneloop.data.augmenting.substitute import groups
+from tuneloop.data.augmenting.helpers import Helpers
+from tuneloop.data.augmenting.reword import Languages
+from tuneloop.data.augmenting.substitute import groups, substituted
 from tuneloop.data.dedupe.exact import contamination
 from tuneloop.data.ledger import entries
 from tuneloop.data.version.dataset import Dataset
+from tuneloop.inference.likelihood_ratio import log_ratios
+from tuneloop.inference.perplexity import nll
+from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 
 MODEL = "smollm2-135m-instruct"
@@ -74,6 +83,37 @@ def test_synonyms_of_real_questions(tmp_path: Path) -> None:
     passed, rejected = told["made"]["synonyms"], told["rejected"]["synonyms"]["nonsense"]
     assert rejected >= 20
     assert passed / (passed + rejected) < 0.1
+
+
+@pytest.mark.real_model
+def test_the_verdicts_are_those_of_whole_sentences() -> None:
+    """Nothing that is left out turns one, and the head sees a fraction of the tokens."""
+    folder, limit = environment().home / "models" / MODEL, math.log(1.3)
+    model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
+    rows = json.loads(shared("llamafactory/alpaca_en_demo.json").read_text(encoding="utf-8"))
+    found = (substituted(row["instruction"], groups(), random.Random(n)) for n, row in enumerate(rows))
+    pairs = [(new.before, new.after) for new in found if new][:60]
+    scores = nll(model, tokenizer, [text for pair in pairs for text in pair])
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda m, a: seen.append(a[0].flatten(0, -2).shape[0]))
+    ratios = log_ratios(model, tokenizer, pairs, limit)
+    whole = [now - was <= limit * tokens for (was, tokens), (now, _) in zip(scores[::2], scores[1::2], strict=True)]
+    assert len(pairs) == 60
+    assert 5 < sum(whole) < 60
+    assert sum((more <= limit * n) != one for (more, n), one in zip(ratios, whole, strict=True)) <= 1
+    assert sum(seen) < 0.6 * sum(tokens for _, tokens in scores)
+
+
+@pytest.mark.real_model
+def test_a_model_that_knows_chinese_judges_short_questions() -> None:
+    """The sentences of an examination paper are short and dense; by them alone Gemma would seem a foreigner."""
+    folder = environment().home / "models" / "gemma-3-270m"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("gemma-3-270m is not pulled")
+    model, tokenizer = load_model(folder, "float32"), load_tokenizer(folder)
+    rows = json.loads(shared("gaokao_zh/derived_cot_zh.json").read_text(encoding="utf-8"))
+    texts = [row["Question"] for row in rows if substituted(row["Question"], groups(), random.Random(0))]
+    assert Languages(Helpers(score=partial(nll, model, tokenizer))).known([("zh", text) for text in texts]) == {"zh"}
 
 
 @pytest.mark.real_model

@@ -93,8 +93,15 @@ def test_a_batch_answers_as_one_by_one(random_one: Answerer) -> None:
     assert len({r.prompt_tokens for r in together}) > 4
 
 
-def test_greedy_tokens_are_those_of_transformers(random_one: Answerer) -> None:
+@pytest.mark.parametrize("penalty", [None, 1.0, 1.1, 1.7, 0.8])
+def test_greedy_tokens_are_those_of_transformers(
+    random_one: Answerer, penalty: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model's own generation_config.json asks for a repetition penalty."""
     tokenizer, model = random_one.tokenizer, random_one.model
+    plainly = random_one.answer(CHATS, max_new_tokens=20)
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", penalty)
+    random_one = Answerer(model, tokenizer)
     first = random_one.answer(CHATS, max_new_tokens=20)
     # Some token that is often said becomes an end, so that rows end at different times.
     said = Counter(i for r in first for i in tokenizer(r.text)["input_ids"])
@@ -102,6 +109,7 @@ def test_greedy_tokens_are_those_of_transformers(random_one: Answerer) -> None:
     answerer.stops = frozenset({*random_one.stops, *(i for i, _ in said.most_common(12))})
     replies = answerer.answer(CHATS, max_new_tokens=20, batch_size=8)
     assert {r.finish for r in replies} == {"stop", "length"}
+    assert ([r.text for r in first] == [r.text for r in plainly]) == (penalty in {None, 1.0})
     for c, reply in zip(CHATS, replies, strict=True):
         prompt = torch.tensor([answerer.prompt(c)])
         out = model.generate(
@@ -214,7 +222,7 @@ def test_sampling_follows_the_chances() -> None:
     chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
     def shares(**how: Any) -> list[float]:
-        drawn = _Chooser(Sampling(seed=3, **how), torch.device("cpu"))(chances.log().expand(20_000, 4))
+        drawn = _Chooser(Sampling(seed=3, **how), torch.device("cpu"), 1.0, [])(chances.log().expand(20_000, 4))
         return (drawn.bincount(minlength=4) / 20_000).tolist()
 
     assert shares(temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.02)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -17,8 +19,11 @@ from tuneloop.data.augmenting import progress as progressing
 from tuneloop.data.augmenting.augment import Helpers, augment
 from tuneloop.data.augmenting.helpers import Score
 from tuneloop.data.augmenting.memory import Memory
-from tuneloop.inference import assistants, perplexity
-from tuneloop.inference.perplexity import nll, shift
+from tuneloop.data.augmenting.reword import LANGUAGE_LENGTH, Languages
+from tuneloop.inference import assistants
+from tuneloop.inference import likelihood_ratio as ratios
+from tuneloop.inference.likelihood_ratio import log_ratios
+from tuneloop.inference.perplexity import nll
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
@@ -52,42 +57,74 @@ def test_of_short_sentences_the_window_is_the_whole(loaded: tuple[Any, Any]) -> 
     model, tokenizer = loaded
     pairs = [("How do I boil an egg?", "How do I cook an egg?"), ("我该如何煮蛋？", "我该怎样煮蛋？"), ("big", "large"),
              ("same", "same"), ("", "new"), ("Begin now", "Begin now, please")]  # fmt: skip
-    found = shift(model, tokenizer, pairs)
-    for (old, new), (more, tokens) in zip(pairs, found, strict=True):
-        (was, count), (now, _) = nll(model, tokenizer, [old, new])
-        assert more == pytest.approx(now - was, abs=1e-3)
-        assert tokens == count
+    for limit in (0.3, math.nan):  # of what is no number all is scored
+        found = log_ratios(model, tokenizer, pairs, limit)
+        for (old, new), (more, tokens) in zip(pairs, found, strict=True):
+            (was, count), (now, _) = nll(model, tokenizer, [old, new])
+            assert more == pytest.approx(now - was, abs=1e-3 if math.isnan(limit) else ratios.DOUBT)
+            assert tokens == count
+            assert (more <= 0.3 * tokens) == (now - was <= 0.3 * tokens)
 
 
 def test_of_a_long_sentence_little_is_read_and_less_is_scored(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The common beginning is read once, up to BEFORE tokens of it; the head sees what is near the change."""
     model, tokenizer = loaded
     read: list[int] = []
     judged: list[int] = []
-    scored = perplexity._scored
-
-    def counted(model: Any, rows: Any, own: bool) -> list[float]:
-        read.extend(len(row) for row, _ in rows)
-        judged.extend(len(row) - begin for row, begin in rows)
-        return scored(model, rows, own)
-
-    monkeypatch.setattr(perplexity, "_scored", counted)
+    trunk, head = model.get_decoder(), model.get_output_embeddings()
+    trunk.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"].numel()), with_kwargs=True)
+    head.register_forward_pre_hook(lambda m, a: judged.append(a[0].flatten(0, -2).shape[0]))
     middle = len(LONG) // 2
     pairs = [(LONG, f"{LONG[:middle]}换一个词{LONG[middle + 3 :]}")]
-    ((more, tokens),) = shift(model, tokenizer, pairs)
+    log_ratios(model, tokenizer, pairs, 1e9)  # the first one compares with the model's own forward, too
+    read.clear()
+    judged.clear()
+    ((more, tokens),) = log_ratios(model, tokenizer, pairs, 1e9)
+    changed = 30  # tokens of a few characters, at most
     assert tokens > 400
-    assert max(read) < perplexity.BEFORE + perplexity.BEHIND + 30
-    assert max(judged) < perplexity.BEHIND + 30
-    monkeypatch.undo()
+    assert sum(read) <= ratios.BEFORE + 1 + 2 * (changed + ratios.BEHIND)
+    assert sum(judged) <= 1 + 2 * (changed + ratios.NEAR)
+    ((more, _),) = log_ratios(model, tokenizer, pairs, math.nan)
     (was, _), (now, _) = nll(model, tokenizer, [pairs[0][0], pairs[0][1]])
     assert more == pytest.approx(now - was, abs=2.0)
+
+
+def test_many_pairs_are_as_each_alone(loaded: tuple[Any, Any]) -> None:
+    """Padding in contexts and tails changes no sum."""
+    model, tokenizer = loaded
+    pairs = [
+        (question, question.replace(" ", " very ", 1) if " " in question else f"请{question}") for question, _ in TALK
+    ]
+    pairs += [(LONG[:n], f"{LONG[: n // 2]}一个{LONG[n // 2 : n]}") for n in range(20, 200, 20)]
+    for (more, tokens), pair in zip(log_ratios(model, tokenizer, pairs, math.nan), pairs, strict=True):
+        ((alone, count),) = log_ratios(model, tokenizer, [pair], math.nan)
+        assert (more, tokens) == (pytest.approx(alone, abs=1e-3), count)
+
+
+def test_a_model_whose_cache_does_not_fit_is_asked_itself(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    pairs = [("How do I boil an egg?", "How do I cook an egg?"), ("我该如何煮蛋？", "我该怎样煮蛋？")]
+    right = log_ratios(model, tokenizer, pairs, math.nan)
+    states = ratios._states
+
+    def wrong(model: Any, batch: Any) -> Any:
+        found, width = states(model, batch)
+        return found.flip(-1), width
+
+    monkeypatch.setattr(ratios, "_states", wrong)
+    monkeypatch.setattr(ratios, "_works", WeakKeyDictionary())
+    for (more, _), (known, _) in zip(log_ratios(model, tokenizer, pairs, math.nan), right, strict=True):
+        assert more == pytest.approx(known, abs=1e-3)
 
 
 def test_many_candidates_are_judged_in_one_call(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def counted(pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    def counted(pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
         asked.append(len(pairs))
         return [(0.0, 9) for _ in pairs]
 
@@ -110,8 +147,11 @@ def test_a_choice_does_not_depend_on_what_it_is_made_with(tmp_path: Path) -> Non
     assert many[: len(few)] == few
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16"])
-def test_a_cpu_judges_in_float32(dtype: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16", "float32"])
+def test_a_cpu_never_judges_in_float16(
+    units: bool, dtype: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
 
     def loading(folder: Path, dtype: str) -> Any:
@@ -119,21 +159,35 @@ def test_a_cpu_judges_in_float32(dtype: str, tiny_model: Path, monkeypatch: pyte
         return load_model(folder, dtype)
 
     monkeypatch.setattr(assistants, "load_model", loading)
+    monkeypatch.setattr(assistants, "bfloat16_units", lambda: units)
     model = {"name": str(tiny_model), "dtype": dtype}
     recipe, _ = make_recipe({"model": model, "prepare": {"augment": {"methods": ["synonyms"]}}})
     made = assistants.helpers(recipe, tiny_model, load_tokenizer(tiny_model), print)
     assert made.shift is not None
-    ((more, tokens),) = made.shift([("How do I begin?", "How do I start?")])
+    ((more, tokens),) = made.shift([("How do I begin?", "How do I start?")], 0.3)
     assert more == more  # a number
     assert tokens > 0
     assert len(asked) == 1
     if not torch.cuda.is_available():
-        assert asked == ["float32"]
+        assert asked == ["bfloat16" if units and dtype != "float32" else "float32"]
+
+
+def test_one_clear_turn_tells_that_a_model_knows_a_language() -> None:
+    asked: list[str] = []
+
+    def known(each: float) -> bool:
+        asked.clear()
+        helpers = Helpers(score=lambda texts: [(asked.append(x), (each * len(x.encode()), 9))[1] for x in texts])  # type: ignore[func-returns-value]
+        return "zh" in Languages(helpers).known([("zh", f"请问如何清洗第{n}号杯子？" * 9) for n in range(9)])
+
+    for each, knows, texts in ((0.8, True, 1), (1.3, True, 4), (1.6, False, 4), (math.nan, False, 1)):
+        assert (known(each), len(asked)) == (knows, texts)
+        assert max(map(len, asked)) == LANGUAGE_LENGTH
 
 
 def test_a_judgement_that_is_no_number_lets_nothing_pass(tmp_path: Path) -> None:
     part = AugmentPart(methods=["synonyms"], share=0.5)
-    helpers = Helpers(score=score, shift=lambda pairs: [(math.nan, 9) for _ in pairs])
+    helpers = Helpers(score=score, shift=lambda pairs, limit: [(math.nan, 9) for _ in pairs])
     found = augment(rows(20), part, helpers, 1, allowed=allowed, folder=tmp_path)
     assert not found.records
     assert found.rejected["synonyms"]["nonsense"] == 20
@@ -224,6 +278,27 @@ def test_the_time_left_is_said_before_and_while_it_runs(tmp_path: Path, monkeypa
         seconds = float(line.split("about ")[1].split(" s")[0])
         assert seconds == pytest.approx(200 - when, abs=120), line
     assert said[-1][1].startswith("branch: 10 of 10 rows")
+
+
+def test_the_time_left_counts_rows_that_no_word_can_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row in five can change: 32 of them, which are one batch, take 160 of 500 rows."""
+    clock = [0.0]
+    monkeypatch.setattr(progressing.time, "monotonic", lambda: clock[0])
+    said: list[tuple[float, str]] = []
+
+    def shift(pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
+        clock[0] += len(pairs)
+        return [(0.0, 9) for _ in pairs]
+
+    some = [row if n % 5 == 0 else replace(row, messages=(Message("user", f"{n}"), *row.messages[1:]))
+            for n, row in enumerate(rows(500))]  # fmt: skip
+    helpers = Helpers(score=score, shift=shift, say=lambda text: said.append((clock[0], text)))
+    augment(some, AugmentPart(methods=["synonyms"], share=0.9), helpers, 1, allowed=allowed, folder=tmp_path)
+    told = [(when, float(line.split("about ")[1].split(" s")[0])) for when, line in said if "left" in line]
+    assert clock[0] == 100
+    assert len(told) >= 4
+    for when, left in told:
+        assert left == pytest.approx(100 - when, rel=0.6, abs=8), (when, left)
 
 
 def test_a_model_that_grows_nothing_is_not_asked_for_ever(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ SETS: dict[str, tuple[Rows, str, int]] = {
                  "chat", 4),
     "numbers": ([{"question": f"q{n}", "answer": n} for n in range(4)], "chat", 4),
     "0 and 1": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2} for n in range(4)], "chat", 4),
-    "true and false": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2 == 0} for n in range(4)], "judged", 4),
+    "true and false": ([{"question": f"q{n}", "answer": f"a{n}", "label": n % 2 == 0} for n in range(4)], "chat", 4),
+    "TRL's KTO": ([{"prompt": f"q{n}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(4)], "judged", 4),
     "bare lists": ([{"messages": turns(f"q{n}", f"a{n}", "p", "b")} for n in range(4)], "chat", 4),
 }  # fmt: skip
 
@@ -263,8 +264,72 @@ def test_who_speaks_beside_content_is_never_a_text(row: dict[str, Any], tmp_path
     }
 
 
+ID_NAMES = ["conversation_id", "session", "dialog_id", "会话ID", "chat", "Chat", "chat_id", "thread", "thread_id", "conv", "conv_id",
+            "topic_id", "ticket", "对话编号", "工单", "case id", "id"]  # fmt: skip
+
+
+def talk(name: str, ids: list[Any]) -> Rows:
+    return [
+        {"role": role, "text": f"{role} {n} {k}", name: n} for n in ids for k, role in enumerate(("user", "assistant"))
+    ]
+
+
+@pytest.mark.parametrize("container", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", ID_NAMES)
+def test_the_id_of_a_dialogue_under_its_usual_names(name: str, container: str, tmp_path: Path) -> None:
+    CONTAINERS[container](tmp_path / "f", talk(name, [1, 2, 3, 4]))
+    assert [[m.content for m in r.messages] for r in read(tmp_path / "f")] == [
+        [f"user {n} 0", f"assistant {n} 1"] for n in (1, 2, 3, 4)
+    ]
+
+
+@pytest.mark.parametrize("name", ["chat", "topic", "case"])
+def test_such_a_name_without_repeated_ids_is_none(name: str, tmp_path: Path) -> None:
+    rows = [{**row, name: f"remark {n}"} for n, row in enumerate(talk("x", [1, 2]))]
+    for row in rows:
+        del row["x"]
+    assert [len(r.messages) for r in read(jsonl(tmp_path / "f", rows))] == [4]
+
+
+def test_a_column_that_looks_like_an_id_is_asked_about(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "f", talk("kundenkontakt", ["a", "b", "c"]))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.code == "TL-DATA-TURNS"
+    assert "columns: {role: role, content: text, conversation: kundenkontakt}" in caught.value.do
+    columns = {"role": "role", "content": "text", "conversation": "kundenkontakt"}
+    items = list(formats.read(DataFile(path=str(path), columns=columns)))
+    assert len(items) == 3
+    del columns["conversation"]
+    assert len(list(formats.read(DataFile(path=str(path), columns=columns)))) == 1
+
+
+@pytest.mark.parametrize("beside", [
+    {"lang": "en"}, {"mood": [1, 0, 1, 0]}, {"n": [1, 2, 3, 4]}, {"who": ["a", "b", "a", "b"]}, {"time": [1, 1, 2, 2]},
+])  # fmt: skip
+def test_other_columns_beside_turns_are_no_ids(beside: dict[str, Any], tmp_path: Path) -> None:
+    rows = turns("q", "a", "p", "b")
+    made = [{**row, **{k: v[n] if isinstance(v, list) else v for k, v in beside.items()}} for n, row in enumerate(rows)]
+    assert [len(r.messages) for r in read(jsonl(tmp_path / "f", made))] == [4]
+
+
 def test_why_turns_are_put_together_is_told(tmp_path: Path) -> None:
     assert "conversation_id says of which dialogue" in look(jsonl(tmp_path / "a", FLAT)).why
     assert "all are one" in look(jsonl(tmp_path / "b", ONE)).why
     with pytest.raises(DataError, match="TL-DATA-COLUMNS"):
         formats.sources(DataFile(path=str(tmp_path / "b"), columns={"user": "content", "assistant": "content"}))
+
+
+LISTS = [["Hello there 0", "General answer 0"], ["Hello there 1", "General answer 1"]]
+
+
+@pytest.mark.parametrize("rows", [LISTS, [["a"], ["b"]], [[1, 2], [3, 4]], [["q", "a", "p", "b"], ["q", "a"]]])
+@pytest.mark.parametrize("lines", [True, False])
+def test_lists_of_plain_texts_are_called_what_they_are(lines: bool, rows: list[list[Any]], tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert (caught.value.code, caught.value.where) == ("TL-DATA-ARRAYS", str(path))
+    assert json.dumps(rows[0]) in caught.value.what
+    assert "question" in caught.value.do

@@ -1,4 +1,4 @@
-"""Two texts under one label are both read; 0 and 1 beside answers is no verdict unless a person says so."""
+"""Two texts under one label are both read; a label beside answers is no verdict unless a person says so."""
 
 from __future__ import annotations
 
@@ -80,6 +80,50 @@ def test_an_encoder_is_trained_on_both_texts_and_plan_names_the_task(tmp_path: P
         [{"role": "user", "content": "the film was good"}, {"role": "user", "content": "i saw the"}],
     ))  # fmt: skip
     assert one != both
+
+
+def shaped(folder: Path, shape: str, yes: Any, no: Any) -> Path:
+    """Ten answers, each beside yes or no."""
+    asked = [(f"Which number is {n}?", f"It is {n}.", no if n % 2 else yes) for n in range(10)]
+    if shape == "csv":
+        path = folder / "rows.csv"
+        path.write_text("question,answer,label\n" + "".join(f"{q},{a},{v}\n" for q, a, v in asked), encoding="utf-8")
+        return path
+    make = {
+        "alpaca": lambda q, a: {"instruction": q, "output": a},
+        "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
+        "prompt": lambda q, a: {"prompt": q, "response": a},
+        "trl": lambda q, a: {"prompt": q, "completion": a},
+    }[shape]
+    return jsonl(folder / "rows.jsonl", [{**make(q, a), "label": v} for q, a, v in asked])
+
+
+@pytest.mark.parametrize(("yes", "no"), [(1, 0), (True, False), ("True", "False"), ("1", "0"), ("good", "bad")])
+@pytest.mark.parametrize("shape", ["alpaca", "csv", "messages", "prompt"])
+def test_a_label_beside_answers_of_any_shape_is_no_verdict(shape: str, yes: Any, no: Any, tmp_path: Path) -> None:
+    path = shaped(tmp_path, shape, yes, no)
+    source = formats.sources(DataFile(path=str(path)))[0]
+    one, other = {"1": "01", "true": ("true", "false"), "good": ("good", "bad")}[str(yes).casefold()]
+    assert (source.guess.kind, source.guess.doubt, source.guess.holds) == ("chat", "label", f"{one} and {other}")
+    assert {r.kind for r in records(path)} == {"chat"}
+    assert [r.label for r in records(path, task="judged")] == ["good", "bad"] * 5
+
+
+def test_answers_beside_true_and_false_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    def told(path: Path, *more: str) -> tuple[set[str], str]:
+        done = subprocess.run([sys.executable, "-m", "tuneloop", "prepare", str(path), "--model", str(tiny_model), "--json",
+                               *more], cwd=tmp_path, capture_output=True, text=True, check=True,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+        return set(json.loads(done.stdout)["kinds"]), done.stderr
+
+    kinds, said = told(shaped(tmp_path, "alpaca", True, False))
+    assert kinds == {"chat"}
+    assert "`label` holds true and false beside answers" in said
+    assert "--set train.task=prefer" in said
+    kinds, said = told(shaped(tmp_path, "trl", True, False))
+    assert kinds == {"judged"}
+    assert "that is learned (KTO)" in said
+    assert "`task: chat` beside the path" in said
 
 
 def test_answers_beside_0_and_1_are_trained_as_they_are(tiny_model: Path, tmp_path: Path) -> None:

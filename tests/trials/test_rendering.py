@@ -93,6 +93,21 @@ def test_a_call_is_trained_or_told(
         assert f"To train them: model.template: {better}" in panel
 
 
+@pytest.mark.parametrize("case", ["Qwen3", "SmolLM2"])
+def test_an_open_thought_is_not_trained_and_an_inline_one_is_a_thought(case: str, tmp_path: Path) -> None:
+    answers = ["<think>cut off", "<thinking>cut off", "<thinking>aha</thinking>ok", "<think>oho</think>fine", "plain"]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"instruction": f"Question {n}?", "output": a} for n, a in enumerate(answers)]))
+    dataset, tokenizer, key = prepare(file, case, tmp_path)
+    texts = [text for sample in trained(dataset, tokenizer, key) for text in sample]
+    assert not any("cut off" in text for text in texts)
+    assert [t.removesuffix("<|im_end|>").replace("\n", "") for t in sorted(texts)] == [
+        "<think>aha</think>ok", "<think>oho</think>fine", "plain",
+    ]  # fmt: skip
+    assert [reason for _, reason, _ in told(dataset)].count("open thought") == 2
+    assert sum(action == "dropped" for action, _, _ in told(dataset)) == 2
+
+
 THOUGHTS = [{"Question": f"What is {n} and {n}?", "Complex_CoT": f"I add {n} to itself.", "Response": str(2 * n)}
             for n in range(30)]  # fmt: skip
 

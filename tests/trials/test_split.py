@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.made import build, characters, jsonl, recipe
 from tests.real import shared
 from tuneloop.base.records import Record
+from tuneloop.cli.losses import warn
 from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.dedupe.relations import Relations
 from tuneloop.data.ledger import entries
@@ -25,6 +26,7 @@ from tuneloop.data.version import builder, shards
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.digest_cache import Stamps
 from tuneloop.data.version.rows import Kept
+from tuneloop.planning.cautions import few_held
 
 CASES = Path(__file__).parents[1] / "cases"
 HAN = [chr(code) for code in range(0x4E00, 0x9000)]
@@ -175,6 +177,134 @@ def test_training_rows_that_hold_a_dialogue_of_a_test_file_go(tmp_path: Path) ->
     made = build(recipe(train, {"path": test, "split": "test"}, validation=0), tmp_path)
     assert [(e.line, e.detail) for e in said(made, "holds a held-out row")] == [(n, f"b.jsonl:{n}") for n in (1, 2, 3)]
     assert made.manifest["counts"] | {"train": 17, "test": 3} == made.manifest["counts"]
+
+
+# --- rows that another holds, whatever their length and layout ---
+
+
+def _turns(talk: list[tuple[str, str]], roles: tuple[str, str] = ("user", "assistant")) -> list[tuple[str, str]]:
+    return [(roles[k], text) for pair in talk for k, text in enumerate(pair)]
+
+
+def _flat(talk: list[tuple[str, str]], layout: tuple[str, str, str]) -> tuple[str, str]:
+    """A dialogue in one field up to its last answer, and that."""
+    ask, answer, end = layout
+    before = "".join(f"{ask}{q}{end}{answer}{a}{end}" for q, a in talk[:-1])
+    return f"{before}{ask}{talk[-1][0]}{end}{answer}".rstrip(), talk[-1][1]
+
+
+LABELS = ("User: ", "Assistant: ", "\n")
+CHATML = ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n")
+LAYOUTS: dict[str, Any] = {
+    "history": lambda t: {"query": t[-1][0], "response": t[-1][1], "history": [list(pair) for pair in t[:-1]]},
+    "messages": lambda t: {"messages": [{"role": role, "content": text} for role, text in _turns(t)]},
+    "sharegpt": lambda t: {"conversations": [{"from": who, "value": x} for who, x in _turns(t, ("human", "gpt"))]},
+    "prompt": lambda t: dict(zip(("prompt", "completion"), _flat(t, LABELS), strict=True)),
+    "chatml": lambda t: dict(zip(("prompt", "completion"), _flat(t, CHATML), strict=True)),
+    "one line": lambda t: dict(zip(("instruction", "output"), _flat(t, ("问：", "答：", " ")), strict=True)),
+    "text": lambda t: {"text": " ".join(_flat(t, LABELS))},
+    "preference": lambda t: dict(zip(("prompt", "chosen"), _flat(t, LABELS), strict=True)) | {"rejected": "……"},
+    "judged": lambda t: dict(zip(("prompt", "completion"), _flat(t, LABELS), strict=True)) | {"label": len(t) % 2 == 0},
+    "label": lambda t: {"text": " ".join(_flat(t, LABELS)), "label": str(len(t) % 2)},
+}  # fmt: skip
+ORDERS = {
+    "zh": [("你好，{n}号订单发货了吗", "{n}号已发。"), ("{n}号什么时候到", "{n}号明天到。"),
+           ("能改{n}号的地址吗", "{n}号不能改了。"), ("谢谢，{n}号好评", "不客气，{n}号。")],
+    "en": [("Was order {n} sent?", "Order {n} was."), ("When does {n} come?", "{n} comes tomorrow."),
+           ("Another address for {n}?", "Too late for {n}."), ("Thanks for {n}", "Welcome, {n}.")],
+}  # fmt: skip
+
+
+def talks(words: str, maker: Maker) -> list[list[tuple[str, str]]]:
+    """Forty dialogues of four exchanges."""
+    if words in ORDERS:
+        return [[(q.format(n=n), a.format(n=n)) for q, a in ORDERS[words]] for n in range(100, 140)]
+    sizes = {"short": 8, "long": 90}
+    return [[(maker.text(sizes[words]), maker.text(sizes[words])) for _ in range(4)] for _ in range(40)]
+
+
+@pytest.mark.parametrize("words", ["zh", "en", "short", "long"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_histories_that_grow_stay_whole_and_the_wanted_number_is_held_out(
+    layout: str, words: str, tmp_path: Path
+) -> None:
+    maker = Maker(9)
+    rows = [LAYOUTS[layout](talk[:end]) for talk in talks(words, maker) for end in range(1, 5)]
+    own = {n + 1: n // 4 for n in range(len(rows))}
+    path = jsonl(tmp_path / "f.jsonl", rows)
+    for seed in range(3):
+        made = build(recipe(path, validation=0.2, dedupe="off", seed=seed), tmp_path)
+        sides: dict[int, set[str]] = defaultdict(set)
+        for record, side, _ in made.rows():
+            sides[own[record.line]].add(side)
+        assert {len(one) for one in sides.values()} == {1}
+        # the orders differ by their number alone, so two of them may nearly repeat each other and stay together
+        assert abs(made.manifest["counts"]["validation"] - 32) <= (4 if words in ORDERS else 0)
+        assert not said(made, "held by many rows")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(0, 10**6), st.sampled_from(sorted(set(LAYOUTS) - {"label", "judged"})), st.integers(5, 40),
+    st.booleans(), st.integers(10, 24),
+)  # fmt: skip
+def test_no_held_out_row_lies_in_a_training_row(seed: int, layout: str, size: int, greeted: bool, count: int) -> None:
+    """Beginnings, middles and ends of dialogues that may all begin with one greeting."""
+    maker = Maker(seed)
+    hello = [("你好呀", "您好，有什么可以帮您？")] if greeted else []
+    rows = []
+    for _ in range(count):
+        talk = hello + [(maker.text(size), maker.text(maker.rng.randint(5, size))) for _ in range(4)]
+        rows += [LAYOUTS[layout](talk[: maker.rng.randint(1, 4)]), LAYOUTS[layout](talk), LAYOUTS[layout](talk[2:4])]
+    maker.rng.shuffle(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        made = build(recipe(jsonl(Path(folder) / "f.jsonl", rows), validation=0.2, seed=seed), Path(folder))
+        texts = {
+            side: {r.id: "".join(spoken(r).split()) for r in made.records(side)} for side in ("train", "validation")
+        }
+        trained, phrases = texts["train"], {e.id for e in said(made, "held by many rows")}
+        assert len(texts["validation"]) >= len(rows) * 0.1
+        for text in texts["validation"].values():
+            assert not any(text in other for other in trained.values())
+            assert not any(other in text for identity, other in trained.items() if identity not in phrases)
+
+
+@pytest.mark.parametrize("layout", ["history", "prompt", "text"])
+def test_a_greeting_that_many_go_on_from_is_trained_counted_and_told(layout: str, tmp_path: Path) -> None:
+    maker = Maker(10)
+    hello = ("你好呀", "您好，有什么可以帮您？")
+    rows = [LAYOUTS[layout]([hello])]
+    for _ in range(100):
+        talk = [hello, *((maker.text(12), maker.text(12)) for _ in range(2))]
+        rows += [LAYOUTS[layout](talk[:2]), LAYOUTS[layout](talk)]
+    for seed in range(3):
+        made = build(recipe(jsonl(tmp_path / "f.jsonl", rows), validation=0.2, seed=seed), tmp_path)
+        assert made.manifest["counts"]["validation"] == 40
+        assert [(e.line, e.action, e.step) for e in said(made, "held by many rows")] == [(1, "marked", "split")]
+        side = {record.line: one for record, one, _ in made.rows()}
+        assert side[1] == "train"
+        assert all(side[n] == side[n + 1] for n in range(2, 202, 2))
+
+
+def test_one_dialogue_of_many_rows_holds_nothing_out_and_says_what_to_do(tmp_path: Path) -> None:
+    talk = [(one["content"], other["content"]) for one, other in zip(*[iter(Maker(11).talk(30, 9))] * 2, strict=True)]
+    path = jsonl(tmp_path / "f.jsonl", [LAYOUTS["history"](talk[:end]) for end in range(1, 31)])
+    wanted = recipe(path, validation=0.2)
+    made = build(wanted, tmp_path)
+    assert made.manifest["counts"]["validation"] == 0
+    (told,) = few_held(made.manifest["counts"], wanted.prepare)
+    assert told.startswith("Only 0 of the 6 rows")
+    assert told in warn(made, wanted)
+
+
+def test_training_rows_that_hold_a_short_or_flattened_test_row_go(tmp_path: Path) -> None:
+    maker = Maker(12)
+    for layout in ("history", "prompt"):
+        every = talks("zh", maker)
+        train = jsonl(tmp_path / layout / "a.jsonl", [LAYOUTS[layout](talk) for talk in every])
+        test = jsonl(tmp_path / layout / "b.jsonl", [LAYOUTS[layout](talk[:1]) for talk in every[:3]])
+        made = build(recipe(train, {"path": test, "split": "test"}, validation=0), tmp_path)
+        assert [e.line for e in said(made, "holds a held-out row")] == [1, 2, 3]
 
 
 # --- item 2: rows that are nearly equal, and rows that ask the same ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zipfile
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,40 @@ def test_a_header_in_the_middle_is_still_a_header_at_the_top(tmp_path: Path) -> 
     assert len(read(path)[0]) == 25
 
 
+THREE = [
+    ("id, text, label", [(f"r{7 * n % 40}", f"this is the text {n}", "pos" if n % 2 else "neg") for n in range(40)], 1),
+    ("text, text, label", [(f"how is it {n}", f"it is so {n}", str(n % 2)) for n in range(40)], 2),
+    ("label, text, text", [(str(n % 3), f"怎么退货{n}次", f"在订单里点{n}次") for n in range(40)], 2),
+    ("number, text, label", [(str(n), f"the text {n}", str(n % 2)) for n in range(40)], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"), [(rows, texts) for _, rows, texts in THREE], ids=[name for name, _, _ in THREE]
+)
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_three_columns_without_names(rows: list[tuple[str, ...]], texts: int, delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("".join(delimiter.join(row) + "\n" for row in rows), encoding="utf-8")
+    records, bad = read(path)
+    assert (len(records), bad) == (40, [])
+    assert {(r.kind, len(r.messages)) for r in records} == {("label", texts)}
+    assert [r.messages[0].content for r in records] == [next(cell for cell in row if "text" in cell or " " in cell or "退" in cell)
+                                                        for row in rows]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [
+    [(f"name{n}", f"city {n}", f"street {n}") for n in range(40)], [("a", f"some text {n}", "b") for n in range(40)],
+    [(str(n % 5), f"some text {n}", str(n % 2)) for n in range(40)],
+])  # fmt: skip
+def test_three_columns_that_may_mean_anything_are_refused(rows: list[tuple[str, ...]], tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.code == "TL-DATA-SHAPE"
+
+
 # --- Excel ---
 
 
@@ -239,6 +274,60 @@ def workbook(path: Path, *sheets: list[list[object]], formats_of: dict[str, str]
         book.worksheets[0][place].number_format = code
     book.save(path)
     return path
+
+
+@pytest.mark.parametrize(("value", "code", "shown"), [
+    (timedelta(hours=30), "[h]:mm", "30:00"), (timedelta(hours=30), "[h]:mm:ss", "30:00:00"),
+    (timedelta(hours=1, minutes=30), "[mm]:ss", "90:00"), (timedelta(minutes=-90), "[h]:mm", "-1:30"),
+    (1e-5, "0.00E+00", "1.00E-05"), (123456, "0.0E+0", "1.2E+5"), (-2500, "0.00E+00", "-2.50E+03"), (0, "0.00E+00", "0.00E+00"),
+    (9.999e9, "0.0E+00", "1.0E+10"), (0.5, "# ?/?", "1/2"), (1.75, "# ?/?", "1 3/4"), (2, "# ?/?", "2"), (-0.25, "# ?/?", "-1/4"),
+    (0.333, "# ??/??", "1/3"), (0.5, "# ?/8", "4/8"),
+])  # fmt: skip
+def test_lengths_of_time_powers_and_fractions_as_excel_shows_them(
+    value: object, code: str, shown: str, tmp_path: Path
+) -> None:
+    path = workbook(tmp_path / "f.xlsx", [["question", "answer"], ["q", value]], formats_of={"B2": code})
+    assert [r.messages[-1].content for r in read(path)[0]] == [shown]
+
+
+def merge(path: Path, *ranges: str) -> Path:
+    import openpyxl
+
+    book = openpyxl.load_workbook(path)
+    for one in ranges:
+        book.active.merge_cells(one)
+    book.save(path)
+    return path
+
+
+def test_a_merged_question_stands_in_each_of_its_rows(tmp_path: Path) -> None:
+    records, bad = read(CASES / "09-excel" / "merged_question.xlsx")
+    assert bad == []
+    assert [tuple(m.content for m in r.messages) for r in records] == [
+        ("How long?", "Four weeks."), ("How long?", "You may renew it twice."), ("Fees?", "None."),
+    ]  # fmt: skip
+    assert [[(n.action, n.reason, n.detail) for n in r.notes] for r in records] == [
+        [], [("changed", "merged cell", "question")], [],
+    ]  # fmt: skip
+    rows: list[list[object]] = [["question", "answer"], ["a", "one"], ["", "two"], ["", "three"], ["b", "same"], ["c", ""],
+                                ["", ""], ["d", "x"], ["", "y"]]  # fmt: skip
+    path = merge(workbook(tmp_path / "f.xlsx", rows), "A2:A4", "B5:B6", "A8:A9")
+    records, bad = read(path)
+    assert [(r.line, *(m.content for m in r.messages)) for r in records] == [
+        (2, "a", "one"), (3, "a", "two"), (4, "a", "three"), (5, "b", "same"), (6, "c", "same"), (8, "d", "x"),
+        (9, "d", "y"),
+    ]  # fmt: skip
+    assert bad == []
+
+
+def test_merged_names_and_titles_are_no_rows(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["question", "answer"], ["", ""], ["a", "one"], ["b", "two"]]
+    records, bad = read(merge(workbook(tmp_path / "f.xlsx", rows), "A1:A2", "B1:B2"))
+    assert [r.line for r in records] == [3, 4]
+    rows = [["Our questions", ""], ["question", "answer"], ["a", "one"], ["b", "two"]]
+    records, more = read(merge(workbook(tmp_path / "g.xlsx", rows), "A1:B1"))
+    assert [r.line for r in records] == [3, 4]
+    assert bad == more == []
 
 
 @pytest.mark.parametrize("name", ["cells.xlsx", "x000d.xlsx"])
@@ -261,7 +350,7 @@ def test_cells_as_excel_shows_them(tmp_path: Path, name: str) -> None:
         (0.125, "0.0%", "12.5%"), (1234567.5, "#,##0.00", "1,234,567.50"), (-3, "0.0", "-3.0"), (5, "General", "5"),
         (1999, "¥#,##0", "¥1,999"), (12, '[$€-407] #,##0.00', "€ 12.00"), (7, "000", "007"), (0.1 + 0.2, "General", "0.3"),
         (-5, "0;(0)", "(5)"), (0, '0;-0;"none"', "none"), (2.5, '0.0"℃"', "2.5℃"), (1500000, '0.0,,"M"', "1.5M"),
-        (13800138000, "0", "13800138000"), (1e-7, "0.00E+00", "1e-07"),
+        (13800138000, "0", "13800138000"), (1e-7, "0.00E+00", "1.00E-07"),
     ],
 )  # fmt: skip
 def test_numbers_as_excel_shows_them(tmp_path: Path, value: float, code: str, shown: str) -> None:

@@ -244,12 +244,46 @@ def test_code_keeps_its_indentation(tmp_path: Path) -> None:
     assert text == (CASES / "data" / "code.txt").read_text(encoding="utf-8").rstrip()
 
 
+METHOD = "class A:\n\n    def f(self):\n        return 1\n\n\ndef g():\n    return A().f()\n"
+PAGE = "# How to\n\nFirst do this.\n\n```\nx = 1\n\ny = 2\n```\n\nThen that,\nand that.\n"
+SONG = "A poem\nof lines\n\nand\nanother\n"
+
+
+@pytest.mark.parametrize(("name", "text", "unit", "records"), [
+    ("a.py", METHOD, None, [METHOD]), ("a.txt", METHOD, None, [METHOD]), ("b.md", PAGE, None, [PAGE]),
+    ("c.txt", SONG, None, ["A poem\nof lines", "and\nanother"]), ("c.txt", SONG, "file", [SONG]),
+    ("c.txt", SONG, "line", ["A poem", "of lines", "and", "another"]),
+    ("d.txt", "One.\nTwo.\n", None, ["One.", "Two."]), ("d.txt", "One.\n\nTwo.\n", None, ["One.", "Two."]),
+    ("d.txt", "One.\n\nTwo.\n", "file", ["One.\n\nTwo."]), ("e.txt", "#1 One.\n#tag Two.\n", None, ["#1 One.", "#tag Two."]),
+    ("a.py", METHOD, "paragraph", ["class A:", "    def f(self):\n        return 1", "def g():\n    return A().f()"]),
+])  # fmt: skip
+def test_what_one_text_is(name: str, text: str, unit: str | None, records: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    file = DataFile.model_validate({"path": str(tmp_path / name), "unit": unit})
+    got = [i for i in formats.read(file) if isinstance(i, Record)]
+    assert [r.messages[0].content for r in got] == [one.rstrip() for one in records]
+    assert ("unit: " in formats.sources(file)[0].guess.why) == (unit is None)
+
+
+def test_a_file_of_code_keeps_its_blank_lines_in_the_version(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(METHOD, encoding="utf-8")
+    made = build(recipe(tmp_path / "a.py", validation=0), tmp_path)
+    assert [r.messages[0].content for r in made.records("train")] == [METHOD.rstrip()]
+
+
+def test_a_file_of_code_that_is_too_long_for_one_text_ends_at_the_margin(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(METHOD * 20_000, encoding="utf-8")
+    records = formats.read(DataFile(path=str(tmp_path / "a.py")))
+    first = next(i for i in records if isinstance(i, Record))
+    assert first.messages[0].content == "class A:\n\n    def f(self):\n        return 1"
+
+
 def test_blank_lines_inside_code_and_first_blanks_of_a_line(tmp_path: Path) -> None:
     code = "def f():\n    a = 1\n\n    return a\n\n\ndef g():\n    return 2\n"
     (tmp_path / "code.txt").write_text(code, encoding="utf-8")
     got = [i for i in formats.read(DataFile(path=str(tmp_path / "code.txt"))) if isinstance(i, Record)]
     assert [(r.line, r.messages[0].content) for r in got] == [
-        (1, "def f():\n    a = 1\n\n    return a"), (7, "def g():\n    return 2"),
+        (1, code.rstrip()),
     ]  # fmt: skip
     (tmp_path / "prose.txt").write_text("  First.\n  Second.\n\n  Third.\n", encoding="utf-8")
     got = [i for i in formats.read(DataFile(path=str(tmp_path / "prose.txt"))) if isinstance(i, Record)]

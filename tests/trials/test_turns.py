@@ -262,3 +262,59 @@ def test_values_that_are_no_texts_become_texts_and_are_told(
     assert [r.messages[-1].content for r in records] == answers
     assert sum((e.action, e.reason) == ("changed", "value made text") for e in told) == changed
     assert sum(e.action == "dropped" for e in told) == dropped
+
+
+INLINE = [
+    ("<thinking>aha</thinking>ok", "<think>\naha\n</think>\n\nok", "inline thought"),
+    ("<Thought>\naha\n</Thought>\nok", "<think>\naha\n</think>\n\nok", "inline thought"),
+    *((f"<{key}>aha</{key}> ok", "<think>\naha\n</think>\n\nok", "inline thought") for key in THOUGHT if key != "think"),
+    ("[THINK]aha[/THINK]ok", "<think>\naha\n</think>\n\nok", "inline thought"),
+    ("◁think▷aha◁/think▷ok", "<think>\naha\n</think>\n\nok", "inline thought"),
+    ("<|begin_of_thought|>\naha\n<|end_of_thought|>\n<|begin_of_solution|>\nok\n<|end_of_solution|>",
+     "<think>\naha\n</think>\n\nok\n", "inline thought"),
+    ("<think>aha</think>ok", "<think>aha</think>ok", ""),
+    ("<think>cut off", "<think>\ncut off\n</think>", "open thought"),
+    ("\n<thinking>\ncut off", "<think>\ncut off\n</think>", "open thought"),
+    ("<think>one</think>\n<think>two", "<think>one</think><think>\ntwo\n</think>", "open thought"),
+    ("The tag <think> opens a thought.", "The tag <think> opens a thought.", ""),
+    ("<b>ok</b>", "<b>ok</b>", ""), ("[1] ok", "[1] ok", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "read_as", "reason"), INLINE)
+def test_a_thought_in_an_answer_is_read_as_one(written: str, read_as: str, reason: str) -> None:
+    said = {"role": "assistant", "content": written}
+    rows: list[tuple[Kind, dict[str, Any]]] = [
+        ("chat", {"messages": [ASKED, said]}), ("chat", {"instruction": "q", "output": written}),
+        ("judged", {"prompt": "q", "completion": written, "label": True}),
+        ("preference", {"prompt": "q", "chosen": written, "rejected": "b"}),
+        ("preference", {"prompt": "q", "chosen": "b", "rejected": written}),
+    ]  # fmt: skip
+    for kind, row in rows:
+        record = convert(row, kind)
+        found = [m.content for m in (*record.messages, *record.rejected) if m.role == "assistant" and m.content != "b"]
+        assert found == [read_as]
+        assert [note.reason for note in record.notes] == ([reason] if reason else [])
+    text = convert({"text": written}, "text")
+    assert (text.messages[0].content, text.notes) == (written, ())
+
+
+@pytest.mark.parametrize(("asked", "written"), [
+    ("What does <think> do?", "<think> opens a thought."), ("Use <thinking> and <answer>.", "<thinking>so</thinking>4"),
+])  # fmt: skip
+def test_a_tag_that_is_asked_for_is_the_answer(asked: str, written: str) -> None:
+    record = convert({"instruction": asked, "output": written})
+    assert (record.messages[-1].content, record.notes) == (written, ())
+
+
+def test_an_open_thought_beside_a_key_is_no_answer_either() -> None:
+    turn = {"role": "assistant", "content": "<think>and so", "reasoning": "first"}
+    answer = convert({"messages": [ASKED, turn]}).messages[-1]
+    assert (answer.content, answer.reasoning) == ("", "first\nand so")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(["", "b"], "b"), (["a", " ", "b"], "a, b"), (["a", 2], "a, 2"), ([""], "")]
+)
+def test_a_list_as_an_answer_has_no_empty_parts(value: list[Any], said: str) -> None:
+    assert convert({"question": "q", "answer": value}).messages[-1].content == said

@@ -96,7 +96,9 @@ def _full(place: Path, needed: str) -> MachineError:
     free = "?"
     with suppress(OSError):
         free = format_bytes(shutil.disk_usage(nearest_folder(place)).free)
-    return MachineError("TL-MACHINE-DISK", where=_shown(place), needed=needed or t("more"), free=free, then="")
+    return MachineError(
+        "TL-MACHINE-DISK", where=_shown(place), needed=needed or t("more than that"), free=free, then=""
+    )
 
 
 def _fullest(folder: Path | None) -> Path:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.language import t
 from tuneloop.data.ledger import entries, words
-from tuneloop.planning.cautions import cautions, foreign, nothing_held
+from tuneloop.planning.cautions import cautions, few_held, foreign, nothing_held
 
 if TYPE_CHECKING:
     from tuneloop.data.version.dataset import Dataset
     from tuneloop.recipe.schema import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
-NOTED = ("turn keys not used", "value made text", "null left out")
+NOTED = ("turn keys not used", "value made text", "null left out", "merged cell", "inline thought", "open thought")
 EXAMPLES = 8
 SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
 
@@ -31,7 +31,9 @@ def warn(made: Dataset, recipe: Recipe) -> list[str]:
         *much_changed(counts, made.manifest["steps"], str(file)),
         *foreign(recipe.model.name, made.path),
     ]
-    if not counts["validation"] and recipe.prepare.validation:
+    few = few_held(counts, recipe.prepare)
+    told += few
+    if not few and not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
     told += _read_otherwise(made)
     unsaid = _unsaid(made)

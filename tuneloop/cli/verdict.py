@@ -1,4 +1,4 @@
-"""A column of 0 and 1 beside answers: it may say which of them are good.
+"""A column of 0 and 1, or of true and false, beside answers: it may say which of them are good.
 
 On a terminal a person is asked; elsewhere it is said that every answer is learned, and which line decides otherwise.
 """
@@ -22,21 +22,38 @@ if TYPE_CHECKING:
 def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     """The dataset of a recipe, and the recipe with what a person has answered."""
     from tuneloop import pipeline
+    from tuneloop.data.reading import places
     from tuneloop.training import distributed
 
+    for said in (line for file in recipe.data for line in places.own(file)) if distributed.leads() else ():
+        show.say(said)
     made = pipeline.prepare(recipe, workspace=workspace, say=show.say)
-    doubts = {s["file"]: s["doubt"] for s in made.manifest["sources"] if s.get("doubt")}
+    doubts = {s["file"]: (s["doubt"], s.get("holds") or "0, 1") for s in made.manifest["sources"] if s.get("doubt")}
+    if distributed.leads():
+        _told(made, recipe)
     if not doubts or recipe.train.task != "auto" or not distributed.leads():
         return made, recipe
-    for file, column in doubts.items():
-        said = t("{file}: `{column}` holds 0 and 1 beside answers; it is not used, and every answer is learned (SFT).",
-                 file=file, column=column)  # fmt: skip
+    for file, (column, values) in doubts.items():
+        said = t("{file}: `{column}` holds {values} beside answers; it is not used, and every answer is learned (SFT).",
+                 file=file, column=column, values=values)  # fmt: skip
         show.say(said)
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or distributed.world().num_processes > 1:
-        show.say(t("If it says which answers are good (1) and bad (0), --set train.task=prefer learns that (KTO)."))
+        show.say(t("If it says which answers are good (1, true) and bad (0, false), "
+                   "--set train.task=prefer learns that (KTO)."))  # fmt: skip
         return made, recipe
-    if not typer.confirm(t("Does it say which answers are good (1) and bad (0), to learn from that (KTO)?"), err=True):
+    if not typer.confirm(
+        t("Does it say which answers are good (1, true) and bad (0, false), to learn from that (KTO)?"), err=True
+    ):
         return made, recipe
     train = recipe.train.model_copy(update={"task": "prefer"})
     recipe = recipe.model_copy(update={"train": train})
     return pipeline.prepare(recipe, workspace=workspace, say=show.say), recipe
+
+
+def _told(made: Dataset, recipe: Recipe) -> None:
+    """Say where a column has made judged answers of dialogues, and which line trains them all."""
+    if recipe.train.task != "auto" or recipe.train.prefer.loss != "auto":
+        return
+    for file in [s["file"] for s in made.manifest["sources"] if s.get("shape") == "judged"]:
+        show.say(t("{file}: a column says which answers are good and which are bad; that is learned (KTO). "
+                   "`task: chat` beside the path learns every answer instead (SFT).", file=file))  # fmt: skip

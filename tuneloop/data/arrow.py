@@ -103,6 +103,27 @@ def _messages(column: pa.ListArray) -> Iterator[tuple[Message, ...]]:
     return (tuple(islice(turns, size)) for size in column.value_lengths().to_pylist())
 
 
+def wholes(one: pa.RecordBatch) -> list[list[str]]:
+    """Of each row its whole text, without system prompt and thoughts; of a preference with the better answer and with
+    the worse one. Five times as fast as through records."""
+    out = []
+    for turns, rejected in zip(_said(one.column("messages")), _said(one.column("rejected")), strict=True):
+        texts = ["\n".join([content for role, content in turns if role != "system"])]
+        if rejected:
+            while turns and turns[-1][0] == "assistant":
+                turns.pop()
+            texts.append("\n".join([content for role, content in [*turns, *rejected] if role != "system"]))
+        out.append(texts)
+    return out
+
+
+def _said(column: pa.ListArray) -> Iterator[list[tuple[str, str]]]:
+    """(role, content) of each row's turns."""
+    roles, contents = (field.to_pylist() for field in column.flatten().flatten()[:2])
+    turns = zip(roles, contents, strict=True)
+    return (list(islice(turns, size)) for size in column.value_lengths().to_pylist())
+
+
 def spool(path: Path, one: pa.RecordBatch) -> None:
     """Write an Arrow file that can be memory-mapped; it is on the disk when this returns."""
     with path.open("wb") as sink, pa.ipc.new_file(sink, one.schema) as writer:

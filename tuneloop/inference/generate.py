@@ -34,8 +34,13 @@ class Sampling:
 
 
 class _Chooser:
-    def __init__(self, how: Sampling, device: torch.device) -> None:
-        self.how = how
+    """Chooses the next token of each row. `penalty` makes what a row holds already less likely (Keskar et al. 2019,
+    arXiv:1909.05858): its logit is divided by it, or multiplied where it is negative."""
+
+    def __init__(self, how: Sampling, device: torch.device, penalty: float, prompts: Sequence[Sequence[int]]) -> None:
+        self.how, self.penalty, self.prompts = how, penalty, prompts
+        self.seen: Tensor | None = None
+        """bool [batch, vocabulary]: the tokens of prompt and answer."""
         self.generator: torch.Generator | None = None
         if how.temperature > 0:
             # One of its own: answering must never move the generator that training draws from.
@@ -44,6 +49,19 @@ class _Chooser:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """logits float [batch, vocabulary] -> token ids [batch]."""
+        if self.penalty == 1:
+            return self._choose(logits)
+        if self.seen is None:
+            self.seen = torch.zeros_like(logits, dtype=torch.bool)
+            for row, prompt in zip(self.seen, self.prompts, strict=True):
+                row[list(prompt)] = True
+        logits = logits.float()
+        less = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
+        chosen = self._choose(torch.where(self.seen, less, logits))
+        self.seen.scatter_(1, chosen.unsqueeze(-1), True)
+        return chosen
+
+    def _choose(self, logits: Tensor) -> Tensor:
         if self.generator is None:
             return logits.argmax(-1)
         chance = torch.softmax(logits.float() / self.how.temperature, -1)
@@ -66,6 +84,7 @@ class Answerer:
         self.stops = stop_ids(tokenizer)
         self.alone = slides(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
+        self.penalty = _repetition_penalty(model)
         self.context = longest(model)
         """Longest prompt and answer together, in tokens."""
 
@@ -191,7 +210,7 @@ class Answerer:
         last = self.context - 1 + virtual_tokens(self.model)
         base = plain(self.model)
         quiet = routers_off(base)
-        choose = _Chooser(how, device)
+        choose = _Chooser(how, device, self.penalty, prompts)
         open_ = [True] * len(prompts)
         for written in range(1, max(room) + 1):
             out = base(**given, use_cache=True, logits_to_keep=1, **quiet)
@@ -204,6 +223,15 @@ class Answerer:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
             place = (place[:, -1:] + 1).clamp(max=last)  # a row that has ended goes along
             given = {"input_ids": ids, "attention_mask": mask, "position_ids": place, "past_key_values": cache}
+
+
+def _repetition_penalty(model: nn.Module) -> float:
+    """What the model's own generation_config.json asks for, as its publisher tuned it; 1 where it asks for none.
+
+    transformers and vLLM obey it too: what is measured here is what is served there.
+    """
+    config = getattr(plain(model), "generation_config", None)
+    return float(getattr(config, "repetition_penalty", None) or 1.0)
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:

@@ -10,8 +10,9 @@ from typing import Any
 from tuneloop.base.language import current, t
 from tuneloop.data import ledger
 from tuneloop.data.card import language_names
+from tuneloop.data.version.split import SIDES, SMALL
 from tuneloop.recipe.defaults import usual_rate
-from tuneloop.recipe.schema import TrainPart
+from tuneloop.recipe.schema import PreparePart, TrainPart
 
 LOST = 0.2
 """A larger share of dropped rows is worth a loud word: mostly a wrong setting or a misread file."""
@@ -125,3 +126,23 @@ def low_rate(train: TrainPart, task: str) -> list[str]:
 def nothing_held() -> str:
     """The sentence for a dataset without held-out rows."""
     return t("Nothing was held out, so there is no comparison of loss: raise prepare.validation or add rows.")
+
+
+def few_held(counts: Mapping[str, Any], part: PreparePart) -> list[str]:
+    """A sentence where rows belong together so much that less than half of what is asked for is held out.
+
+    >>> few_held({"train": 160, "validation": 0, "test": 0}, PreparePart(validation=0.2))[0][:50]
+    'Only 0 of the 32 rows asked for could be held out:'
+    >>> few_held({"train": 150, "validation": 10, "test": 0}, PreparePart(validation=10))
+    []
+    """
+    rows, held = sum(counts[side] for side in SIDES), counts["validation"] + counts["test"]
+    wanted = int(sum(share if share >= 1 else share * rows for share in (part.validation, part.test)) + 0.5)
+    if rows < SMALL or min(wanted, rows) <= 2 * held:
+        return []
+    return [
+        t("Only {held} of the {wanted} rows asked for could be held out: rows that contain each other or come from one "
+          "row stay on one side of the split. Add other dialogues, or give a file of other rows with "
+          "split: validation.",
+          held=f"{held:,}", wanted=f"{wanted:,}")
+    ]  # fmt: skip

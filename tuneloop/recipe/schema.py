@@ -54,6 +54,7 @@ class DataFile(Part):
     encoding: str | None = Field(None, description="The text's encoding, where looking is not enough.")
     columns: dict[str, str] = Field(default_factory=dict, description="Role -> column, where looking is not enough.")
     header: int | None = Field(None, ge=0, description="The line of a table's header; 0 where it has none.")
+    unit: Literal["line", "paragraph", "file"] | None = Field(None, description="What one record of plain text is.")
     speakers: dict[str, Literal["user", "assistant", "system", "tool"]] = Field(
         default_factory=dict, description="Name in the turns -> user, assistant, system or tool."
     )

@@ -16,7 +16,13 @@ from tuneloop.data.reading.shapes import layout, mapped, recognise
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference", "preference"),
         ({"chosen_messages": [], "rejected_messages": []}, "preference", "preference"),
         ({"messages": [], "rejected_response": "b"}, "preference", "preference"),
-        ({"messages": [{"role": "user", "content": "q"}], "label": True}, "judged", "judged"),
+        ({"messages": [{"role": "user", "content": "q"}], "label": True}, "messages", "chat"),
+        ({"messages": [{"role": "user", "content": "q"}], "kto_tag": True}, "judged", "judged"),
+        ({"prompt": "q", "completion": "a", "label": True}, "judged", "judged"),
+        ({"prompt": "q", "completion": "a", "label": "True"}, "judged", "judged"),
+        ({"prompt": "q", "completion": "a", "label": 1}, "prompt_completion", "chat"),
+        ({"prompt": "q", "response": "a", "label": True}, "prompt_completion", "chat"),
+        ({"instruction": "q", "output": "a", "label": False}, "alpaca", "chat"),
         ({"messages": [{"role": "user", "content": "q"}], "label": "maths"}, "messages", "chat"),
         ({"prompt": "q", "completion": "a", "kto_tag": False}, "judged", "judged"),
         ({"text": "t", "label": 1}, "labelled", "label"),
@@ -44,14 +50,16 @@ def test_null_columns_do_not_hide_the_filled_ones() -> None:
 
 
 def test_a_label_that_is_not_yes_or_no_everywhere_is_no_verdict() -> None:
-    rows = [{"question": "q", "answer": "a", "label": value} for value in (False, True, "maybe")]
+    rows = [{"prompt": "q", "completion": "a", "label": value} for value in (False, True, "maybe")]
     assert recognise(rows).kind == "chat"
     assert recognise(rows[:2]).kind == "judged"
     assert recognise([{**rows[0], "label": None}, rows[1]]).kind == "judged"
 
 
-@pytest.mark.parametrize("values", [(0, 1), ("0", "1"), (0.0, 1.0), (0, 0), (None, 1)])
-def test_a_label_of_0_and_1_beside_answers_is_a_verdict_only_where_the_recipe_says_so(
+@pytest.mark.parametrize("values", [
+    (0, 1), ("0", "1"), (0.0, 1.0), (0, 0), (None, 1), (True, False), ("True", "False"), (None, True), ("good", "bad"),
+])  # fmt: skip
+def test_a_verdict_beside_answers_is_one_only_where_the_recipe_says_so(
     values: tuple[object, ...],
 ) -> None:
     rows = [{"question": "q", "answer": "a", "label": value} for value in values]

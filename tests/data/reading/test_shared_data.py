@@ -96,9 +96,8 @@ FILES: dict[str, Told] = {
         "json", "preference", "preference", 80, {"system": 19, "user": 152, "assistant": 152},
         rejected={"assistant": 80},
     ),
-    "llamafactory/kto_en_demo.json": Told(
-        "json", "judged", "judged", 100, {"user": 163, "assistant": 163}, {"good": 49, "bad": 51}
-    ),
+    # turns beside a label of true and false: only its dataset_info.json says that they are judged
+    "llamafactory/kto_en_demo.json": chat("json", "messages", 100, 163, 163),
     "llamafactory/reason_tool_use_demo_50.jsonl": chat(
         "jsonl", "messages", 37, 51, 81, system=37, tool=30, calls=49, thoughts=37
     ),
@@ -191,6 +190,12 @@ def test_read_as_it_lies(name: str) -> None:
         assert Counter(r.label for r in records) == told.labels
     places = [(r.file, r.line) for r in records]
     assert len(set(places)) == len(places)
+
+
+def test_judged_turns_where_the_recipe_says_so() -> None:
+    records, bad, sources = read("llamafactory/kto_en_demo.json", task="judged")
+    assert (sources[0].guess.shape, {r.kind for r in records}, bad) == ("judged", {"judged"}, [])
+    assert Counter(r.label for r in records) == {"good": 49, "bad": 51}
 
 
 @pytest.mark.parametrize("name", REFUSED)

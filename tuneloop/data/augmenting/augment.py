@@ -41,8 +41,8 @@ ANSWERS, SCORES = 8, 16
 """Texts that a model writes, or judges, at a time; what a crash loses at most."""
 HOPELESS = 16
 """Dialogues in a row that a model grew no row from: then it is not asked any more."""
-CALLS = {"synonyms": 2, "back_translation": 3, "follow_up": 2, "branch": 2}
-"""How often a model is called for a batch."""
+CALLS = {"synonyms": 1, "back_translation": 3, "follow_up": 2, "branch": 2}
+"""How often a model is called for a batch, beside the few texts by which it is told which languages it knows."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ def reasons() -> dict[str, str]:
 
 def _told(method: str, made: int, quota: int, rejected: Counter[str]) -> str:
     line = t("{method}: {n} of {of} rows", method=method, n=made, of=quota)
-    why = ", ".join(f"{reasons()[reason]}: {n}" for reason, n in rejected.most_common(3))
+    why = ", ".join(f"{reasons()[reason]}: {n}" for reason, n in (+rejected).most_common(3))
     return t("{line} (parents without one: {why})", line=line, why=why) if why else line
 
 
@@ -150,7 +150,7 @@ def _remembering(helpers: Helpers, calls: Calls) -> Helpers:
     )
 
 
-def _shift(score: Score, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+def _shift(score: Score, pairs: Sequence[tuple[str, str]], limit: float) -> list[tuple[float, int]]:
     scores = score([text for pair in pairs for text in pair])
     return [(now - was, tokens) for (was, tokens), (now, _) in zip(scores[::2], scores[1::2], strict=True)]
 
@@ -170,8 +170,9 @@ class _Work:
     ) -> None:
         self.rows, self.part, self.seed, self.method = rows, part, seed, method
         self.progress = Progress(method, quota, len(rows), helpers.say, helpers.about)
-        self.helpers = _remembering(helpers, Calls(Memory(folder / f"{method}.jsonl"), self.progress, helpers.watch))
-        self.languages = Languages(self.helpers)
+        memory = Memory(folder / f"{method}.jsonl")
+        self.helpers = _remembering(helpers, Calls(memory, self.progress, helpers.watch))
+        self.languages = Languages(_remembering(helpers, Calls(memory, None, helpers.watch)))
         self.order = list(range(len(rows)))
         random.Random(f"{seed}/{method}").shuffle(self.order)
         self.at = self.dry = 0
@@ -205,7 +206,7 @@ class _Work:
             found: list[tuple[Turn, Changed]] = []
             while len(found) < need and self.at < len(self.order):
                 found += changed(*self._next(), groups(self.part.synonyms_file), out)
-            self.progress.batch(self.at - began, CALLS[self.method])
+            self.progress.batch(self.at - began, CALLS[self.method], len(found))
             made = likely(found, self.languages, self.part, self.helpers, out)
         else:
             parents = [self._next() for _ in range(min(need, len(self.order) - self.at))]

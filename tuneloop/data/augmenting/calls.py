@@ -26,20 +26,23 @@ class Calls:
     """What the models of one method were asked, and where a reader is told how far it is."""
 
     memory: Memory
-    progress: Progress
+    progress: Progress | None
+    """None where the calls are not worth telling."""
     watch: Watch
 
     def sliced(
         self, name: str, make: Callable[..., list[Any]], size: int, items: Sequence[Any], *more: Any
     ) -> list[Any]:
         """`make(items, *more)`, one result an item, asked `size` items at a time; a crash loses one slice at most."""
-        self.progress.call()
+        if self.progress is not None:
+            self.progress.call()
         out: list[Any] = []
         for at in range(0, len(items), size):
             part = list(items[at : at + size])
 
             def hear(share: float, begin: int = at, count: int = len(part)) -> None:
-                self.progress.within((begin + share * count) / len(items))
+                if self.progress is not None:
+                    self.progress.within((begin + share * count) / len(items))
 
             self.watch.hear = hear
             out += self.memory.call(name, [part, *more], lambda part=part: make(part, *more))  # type: ignore[misc]

@@ -15,8 +15,9 @@ Answer = Callable[[Sequence[Chat]], list[str]]
 """Chats -> the assistant's next turn of each; "" where there is none."""
 Score = Callable[[Sequence[str]], list[tuple[float, int]]]
 """Texts -> negative log-likelihood of each, in nats, and the tokens it is of."""
-Shift = Callable[[Sequence[tuple[str, str]]], list[tuple[float, int]]]
-"""(A sentence, the same with other words) -> how much less likely the second is, in nats, and tokens of the first."""
+Shift = Callable[[Sequence[tuple[str, str]], float], list[tuple[float, int]]]
+"""(A sentence, the same with other words), limit -> how much less likely the second is, in nats, and tokens of the
+first: as exact as it must be to tell on which side of so many nats a token of the first it is."""
 Translate = Callable[[Sequence[str], str, str], list[str]]
 """Texts, from language, to language -> texts; "" where one could not be translated whole."""
 

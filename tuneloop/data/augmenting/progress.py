@@ -19,14 +19,17 @@ class Progress:
     ) -> None:
         self.method, self.quota, self.parents, self._say, self._about = method, quota, parents, say, about
         self.made = self.tried = 0
-        self._batch, self._calls, self._call = 0, 1, 0
+        self._batch, self._calls, self._call, self._most = 0, 1, 0, 0
         self._began = self._last = time.monotonic()
         self._next = FIRST
         say(t("{method}: up to {n} rows, from {of} training rows", method=method, n=quota, of=parents))
 
-    def batch(self, parents: int, calls: int) -> None:
-        """So many parents are worked on now; a model is called so many times for it."""
-        self._batch, self._calls, self._call = parents, calls, -1
+    def batch(self, parents: int, calls: int, most: int = 0) -> None:
+        """So many parents are worked on now; a model is called so many times for it.
+
+        `most` is how many rows they may give, where that is known; 0 where it is not.
+        """
+        self._batch, self._calls, self._call, self._most = parents, calls, -1, most
 
     def call(self) -> None:
         """The next call begins."""
@@ -39,12 +42,14 @@ class Progress:
     def ended(self, made: int) -> None:
         """The batch is done and gave so many rows."""
         self.made, self.tried, self._batch = self.made + made, self.tried + self._batch, 0
+        self._most = 0
         self._tell(self.tried)
 
     def left(self, done: float) -> float:
         """Seconds until the quota is reached, or until there is no parent left, after `done` parents."""
-        gives = (self.made + 1) / (self.tried + 1)
-        wanted = min((self.quota - self.made) / gives, self.parents - self.tried)
+        batch = self._batch if self._most else 0
+        gives = (self.made + self._most + 1) / (self.tried + batch + 1)
+        wanted = min(max((self.quota - self.made) / gives, self._batch), self.parents - self.tried)
         return max(0.0, self.tried + wanted - done) * (time.monotonic() - self._began) / max(done, 1e-6)
 
     def _tell(self, done: float) -> None:

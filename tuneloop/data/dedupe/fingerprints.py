@@ -59,7 +59,7 @@ class Fingerprints:
 
     def add(self, texts: Sequence[str]) -> None:
         for begin, end in chunks(texts):
-            hashes, counts, bounds = _drawn(_Letters(texts[begin:end]))
+            hashes, counts, bounds = _drawn(Letters(texts[begin:end]))
             self._hashes.append(hashes)
             self._counts.append(counts)
             self._bounds.append(bounds)
@@ -120,12 +120,12 @@ def related(i: I64, j: I64, text_of: TextOf) -> Bools:
         work = np.cumsum(sizes[one] + sizes[other]) // _CHARACTERS
         for pairs in np.split(np.arange(len(one)), np.flatnonzero(np.diff(work)) + 1):
             used, own = np.unique(np.stack((one[pairs], other[pairs])), return_inverse=True)
-            letters = _Letters([texts[n] for n in used.tolist()])
+            letters = Letters([texts[n] for n in used.tolist()])
             out[at + pairs] = _related(letters, *own.reshape(2, -1))
     return out
 
 
-class _Letters:
+class Letters:
     """Texts as one array of numbers a character, case folded and without blanks; of each text whether its script has
     blanks between words (0 or 1: the place in a pair of settings)."""
 
@@ -154,7 +154,7 @@ class _Letters:
         return out, fits
 
 
-def _drawn(letters: _Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.float64]]:
+def _drawn(letters: Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.float64]]:
     """About `_SAMPLES` hashes of each text, one text after the other; how many, and the bound they are below. Of short
     texts as many of shorter runs too."""
     texts = len(letters.bounds) - 1
@@ -177,7 +177,7 @@ def _drawn(letters: _Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], ND
     return np.concatenate(hashes)[np.argsort(owner, kind="stable")], counts, bounds[0]
 
 
-def _related(letters: _Letters, i: I64, j: I64) -> Bools:
+def _related(letters: Letters, i: I64, j: I64) -> Bools:
     runs, fits = letters.runs(_FINE, letters.spaced)
     here, there = _compared(letters, runs, fits, i, j), _compared(letters, runs, fits, j, i)
     script = letters.spaced[i]
@@ -189,7 +189,7 @@ def _related(letters: _Letters, i: I64, j: I64) -> Bools:
     return result
 
 
-def _compared(letters: _Letters, runs: U64, fits: Bools, one: I64, other: I64) -> tuple[NDArray[np.float64], I64]:
+def _compared(letters: Letters, runs: U64, fits: Bools, one: I64, other: I64) -> tuple[NDArray[np.float64], I64]:
     """Of each row `one`, the share of its characters that lie in runs of `other`, and the most of them in one piece."""
     sizes, at = _places(letters.bounds, one)
     known_sizes, known_at = _places(letters.bounds, other)

@@ -1,7 +1,7 @@
 """Which rows belong together, so that a split must not tear them apart.
 
-Four ways, from the strictest on. All that was made from one source row, and dialogues that share exchanges (one lies in
-the other), are one group whatever it costs. So are rows that nearly repeat each other, those that are the same but for
+Four ways, from the strictest on. All that was made from one source row, and dialogues that share exchanges or lie in
+each other, are one group whatever it costs. So are rows that nearly repeat each other, those that are the same but for
 a tenth, and those that ask the same question, unless hardly a row could be held out then; `holdout.py` decides.
 """
 
@@ -9,24 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from tuneloop.base.records import LedgerEntry
+from tuneloop.data.dedupe.contained import Held, held_texts
 from tuneloop.data.dedupe.exact import Compared, dialogue_text, near_repeats
 from tuneloop.data.dedupe.fingerprints import Fingerprints, related
 from tuneloop.data.dedupe.near import Pairs, TextOf, contaminated, groups
-from tuneloop.data.dedupe.shared_turns import SharedTurns
+from tuneloop.data.dedupe.shared_turns import CHAIN, FEW, SharedTurns
 from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.ledger import Action
 from tuneloop.data.version.rows import Kept, Some
 from tuneloop.data.version.split import SIDES, Side
-
-CHAIN = 0.02
-"""Share of all rows that rows which are the same but for a tenth may make up as one group; a longer chain of them leads
-from one subject to the next, and falls apart."""
-_FEW = 16
-"""Rows that may always be one group."""
 
 
 def entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
@@ -73,6 +69,11 @@ class Relations:
                 self.prints.add(texts)
             at += len(batch)
 
+    @cached_property
+    def held(self) -> Held:
+        """Whose whole text lies in another row's."""
+        return held_texts(self.rows.wholes)
+
     def contaminated(self, threshold: float, gone: set[int]) -> Iterator[LedgerEntry]:
         """Rows that nearly repeat one of a file given as test go, from validation too; then those of validation. So do
         rows that hold a dialogue of such a file whole."""
@@ -88,7 +89,8 @@ class Relations:
                     gone.add(at)
                     detail = f"{self.rows.place(twin)} {share:.2f}"
                     yield entry(self.rows, "dropped", "dedupe", "held out elsewhere", at, detail)
-            for twin, at in self.turns.inside(self.numbers[above], self.numbers[below]):
+            holding = self.turns.inside(self.numbers[above], self.numbers[below], self.held)
+            for at, twin in sorted((at, twin) for twin, at in holding):
                 if at not in gone:
                     gone.add(at)
                     yield entry(self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin))
@@ -118,22 +120,26 @@ class Relations:
         train = np.asarray(self.numbers["train"], np.int64)
         alike = train[near.i], train[near.j]
         none = (train[:0], train[:0])
-        turns = self.turns.turns() if self.split else None
+        turns = self.turns.turns(self.held) if self.split else None
+        phrases = turns.phrases if turns else train[:0]
         asked = self.turns.questions() if self.split else none
+        telling = self.turns.questions(phrases) if self.split else none
         shared = (turns.i, turns.j) if turns else none
         certain = self._grouped(_sources(self.rows), shared)
         repeated = self._grouped((certain, np.arange(len(certain))), alike)
-        tenth = self._unchained(alike, self._tenths(repeated)) if self.split else none
+        tenth = self._unchained(alike, self._tenths(repeated, phrases)) if self.split else none
         close = self._grouped((repeated, np.arange(len(repeated))), tenth)
-        every = self._grouped((close, np.arange(len(close))), asked)
+        every = self._grouped((close, np.arange(len(close))), telling)
         return Families(
             [every, close, repeated, certain], self._grouped(alike),
             _grouped(len(close), (certain, np.arange(len(certain))), shared, alike, tenth), _grouped(len(close), asked),
-            set(turns.phrases.tolist()) if turns else set(),
+            set(phrases.tolist()),
         )  # fmt: skip
 
-    def _tenths(self, known: I64) -> tuple[I64, I64]:
+    def _tenths(self, known: I64, but: I64) -> tuple[I64, I64]:
         i, j = self.prints.candidates(known)
+        apart = ~(np.isin(i, but) | np.isin(j, but))
+        i, j = i[apart], j[apart]
         same = related(i, j, self._read)
         return i[same], j[same]
 
@@ -141,7 +147,7 @@ class Relations:
         """The second links without those of groups that both kinds make too large."""
         group = self._grouped(near, tenth)
         size = np.bincount(group, minlength=len(group))[group]
-        kept = size[tenth[0]] <= max(_FEW, CHAIN * len(group))
+        kept = size[tenth[0]] <= max(FEW, CHAIN * len(group))
         return tenth[0][kept], tenth[1][kept]
 
     def _grouped(self, *links: tuple[I64, I64]) -> I64:

@@ -1,11 +1,12 @@
 """What rows have in common word for word: the question they ask, and exchanges (a user's turn with what follows it).
 
-A dialogue lies in another where all its exchanges do: histories that grow row by row, windows that slide over one long
-dialogue, a dialogue that was cut in pieces. Such rows share an exchange, or several short ones in a row, and belong on
-one side of a split. Of a text to go on writing, a line stands for an exchange.
+Three things keep rows on one side of a split. One lies whole in the other, however short it is: histories that grow
+row by row, in turns or flattened into one field (`contained.py`). They share an exchange, or several short ones in a
+row, of some length: windows that slide over one long dialogue. They share a short one, and one of them has no exchange
+of its own. Of a text to go on writing, a line stands for an exchange.
 
-An exchange that many different ones follow or precede (a greeting, a farewell) joins nothing; a row that has nothing
-else is better trained on than held out, since others hold it.
+What many different exchanges follow or precede (a greeting, a farewell) joins nothing; a row that is nothing else is
+trained on, never held out, since others hold it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
+from tuneloop.data.dedupe.contained import Held, Sequences
 from tuneloop.data.dedupe.exact import squeezed
+from tuneloop.data.dedupe.near import Pairs, groups
 from tuneloop.data.dedupe.shingles import I64, U64, mixed
 
 QUESTION = 12
@@ -27,8 +30,16 @@ RUN = 64
 """Characters of exchanges that rows share word for word, from which on they belong together."""
 _LONGEST = 64
 """Exchanges of a run; shorter ones than a character each are none."""
-_BRANCHES = 8
+CHAIN = 0.02
+"""Share of all rows that one chain of weak relations may make up; a longer one leads from one subject to the next."""
+FEW = 16
+"""Rows that may always be one group."""
+BRANCHES = 8
 """Different exchanges that may follow or precede one before it counts as a set phrase."""
+_STEPS = (1, 2, 4, 8, 16, 32)
+"""How far from a run exchanges are looked at: a greeting, or the head of a document, may have many."""
+_CHUNK = 1 << 16
+"""Exchanges that are looked at at once."""
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -70,7 +81,7 @@ def exchanges(record: Record) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """Rows that belong together, i < j, both int64 [links]; and rows that others hold and nothing tells apart."""
+    """Rows that belong together, both int64 [links]; and rows of set phrases, which others hold whole."""
 
     i: I64
     j: I64
@@ -92,43 +103,97 @@ class SharedTurns:
             self._exchanges.extend(map(hash, own))
             self._sizes.extend(map(len, own))
 
-    def questions(self) -> tuple[I64, I64]:
-        """Rows that ask the same: each with the first one."""
+    def questions(self, but: I64 | None = None) -> tuple[I64, I64]:
+        """Rows that ask the same, `but` these: each with the first one."""
         keys = np.frombuffer(self._questions, np.int64)
-        asked = np.flatnonzero(keys)
+        wanted = keys != 0
+        if but is not None:
+            wanted[but] = False
+        asked = np.flatnonzero(wanted)
         return _with_first(keys[asked].view(np.uint64), asked)
 
-    def turns(self) -> Shared:
-        """Rows that share exchanges; see the head of this file."""
+    def turns(self, texts: Held | None = None) -> Shared:
+        """Rows that share exchanges, or hold each other; see the head of this file. `texts` are those held as texts."""
         counts = np.frombuffer(self._counts, np.int32)
+        if not len(counts):
+            return Shared(*(np.zeros(0, np.int64),) * 3)
+        i, j, phrases = _holding([self.held(), *([texts] if texts else [])], len(counts))
         row = np.repeat(np.arange(len(counts)), counts)
         key = np.frombuffer(self._exchanges, np.int64).view(np.uint64)
-        if not len(key):
-            return Shared(*(np.zeros(0, np.int64),) * 3)
-        run, end, whole = _runs(key, np.frombuffer(self._sizes, np.int32), row)
-        telling = whole & ~_set_phrases(run, _neighbours(key, row, end))
-        telling &= _occurs_in_many(run, row)
-        i, j = _with_first(run[telling], row[telling])
-        own = row[~_occurs_in_many(key, row)]
-        phrases = counts > 0
-        phrases[own], phrases[i], phrases[j] = False, False, False
-        return Shared(i, j, np.flatnonzero(phrases))
+        for one, other in (self._long(key, row), _short(key, row, phrases)) if len(key) else ():
+            i, j = np.concatenate((i, one)), np.concatenate((j, other))
+        apart = i != j
+        return Shared(i[apart], j[apart], np.flatnonzero(phrases))
 
-    def inside(self, held: Sequence[int], others: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(row of `held`, row of `others`) where the second holds all exchanges of the first, one after the other."""
-        keys, sizes = self._exchanges, np.frombuffer(self._sizes, np.int32)
-        ends = np.cumsum(np.frombuffer(self._counts, np.int32))
-        starts = ends - np.frombuffer(self._counts, np.int32)
-        last: dict[int, list[int]] = {}
-        for row in held:
-            if sizes[starts[row] : ends[row]].sum() >= RUN:
-                last.setdefault(keys[ends[row] - 1], []).append(row)
-        for row in others if last else ():
-            for end in range(starts[row] + 1, ends[row] + 1):
-                for one in last.get(keys[end - 1], ()):
-                    size = int(ends[one] - starts[one])
-                    if end - size >= starts[row] and keys[end - size : end] == keys[starts[one] : ends[one]]:
-                        yield one, row
+    def _long(self, key: U64, row: I64) -> tuple[I64, I64]:
+        """Rows that share exchanges of `RUN` characters."""
+        run, end, whole = _runs(key, np.frombuffer(self._sizes, np.int32), row)
+        telling = whole & ~_set_phrases(run, key, row, end)
+        telling &= _occurs_in_many(run, row)
+        return _with_first(run[telling], row[telling])
+
+    def held(self) -> Held:
+        """The rows whose exchanges are, one after the other, in another row; numbered over again at each call."""
+        out = Sequences(1, (1,))
+        for look in (out.add, out.look):
+            for values, bounds, rows in self._blocks():
+                look(values, bounds, rows)
+        return out.held()
+
+    def _blocks(self) -> Iterator[tuple[U64, I64, I64]]:
+        """The exchanges, about `_CHUNK` of them at a time, of whole rows."""
+        ends = np.append(0, np.cumsum(np.frombuffer(self._counts, np.int32), dtype=np.int64))
+        keys = np.frombuffer(self._exchanges, np.int64).view(np.uint64)
+        for rows in np.split(np.arange(len(ends) - 1), np.flatnonzero(np.diff(ends[:-1] // _CHUNK)) + 1):
+            if len(rows):
+                first, last = ends[rows[0]], ends[rows[-1] + 1]
+                yield keys[first:last], ends[rows[0] : rows[-1] + 2] - first, rows
+
+    def inside(
+        self, held: Sequence[int], others: Sequence[int], texts: Held | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """(row of `held`, row of `others`) where the second holds the first whole, which is no short set phrase."""
+        sizes, counts = np.frombuffer(self._sizes, np.int32), np.frombuffer(self._counts, np.int32)
+        total = np.append(0, np.cumsum(sizes, dtype=np.int64))
+        ends = np.cumsum(counts)
+        characters = total[ends] - total[ends - counts]
+        for one in (self.held(), *([texts] if texts else [])):
+            long = (characters[one.first()] if one is not texts else one.size) >= RUN
+            yield from one.inside(held, others, long | (one.branches <= BRANCHES))
+
+
+def _holding(every: Sequence[Held], rows: int) -> tuple[I64, I64, NDArray[np.bool_]]:
+    """Rows of which one holds the other, and [rows] those of set phrases. Where the first chain too many together,
+    fewer different dialogues make a phrase of what they have in common."""
+    phrases = [one.branches > BRANCHES for one in every]
+    most = BRANCHES
+    while True:
+        i, j = (np.concatenate(side) for side in zip(*map(Held.links, every, phrases), strict=True))
+        group = groups(Pairs(i.astype(np.int32), j.astype(np.int32), np.ones(len(i), np.float32)), rows)
+        large = np.bincount(group, minlength=rows)[group] > max(FEW, CHAIN * rows)
+        most //= 2
+        more = [(one.branches > most) & large[one.first()] & ~known for one, known in zip(every, phrases, strict=True)]
+        if not most or not any(one.any() for one in more):
+            break
+        phrases = [known | one for known, one in zip(phrases, more, strict=True)]
+    told = np.zeros(rows, bool)
+    for one, known in zip(every, phrases, strict=True):
+        told[one.row[known[one.number]]] = True
+    free = ~told
+    return i[free[i]], j[free[i]], told
+
+
+def _short(key: U64, row: I64, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
+    """Rows that have nothing of their own, and those with which they share an exchange that is no set phrase."""
+    own = np.ones(len(phrases), bool)
+    own[row] = False
+    own[row[~_occurs_in_many(key, row)]] = True
+    lacking = ~own & ~phrases
+    if not lacking.any():
+        return row[:0], row[:0]
+    telling = ~_set_phrases(key, key, row, np.arange(len(key)))
+    telling &= np.isin(key, key[telling & lacking[row]]) & ~phrases[row]
+    return _with_first(key[telling], row[telling])
 
 
 def _runs(key: U64, sizes: NDArray[np.int32], row: I64) -> tuple[U64, I64, NDArray[np.bool_]]:
@@ -148,27 +213,22 @@ def _runs(key: U64, sizes: NDArray[np.int32], row: I64) -> tuple[U64, I64, NDArr
     return run, end, total >= RUN
 
 
-def _neighbours(key: U64, row: I64, end: I64) -> tuple[U64, U64]:
-    """The exchange before each run and the one behind it, 0 where its row begins or ends."""
-    before, behind = np.zeros(len(key), np.uint64), np.zeros(len(key), np.uint64)
-    inside = np.flatnonzero(row[1:] == row[:-1])
-    before[inside + 1] = key[inside]
-    next_one = np.zeros(len(key), np.uint64)
-    next_one[inside] = key[inside + 1]
-    behind[:] = next_one[end]
-    return before, behind
-
-
-def _set_phrases(run: U64, neighbours: tuple[U64, U64]) -> NDArray[np.bool_]:
-    """Whether many different exchanges precede or follow a run."""
-    _, number = np.unique(run, return_inverse=True)
-    out = np.zeros(len(run), bool)
-    for beside in neighbours:
-        order = np.lexsort((beside, number))
-        new = np.ones(len(run), bool)
-        new[1:] = (number[order][1:] != number[order][:-1]) | (beside[order][1:] != beside[order][:-1])
-        out |= np.bincount(number[order[new]], minlength=len(run))[number] > _BRANCHES
-    return out
+def _set_phrases(run: U64, key: U64, row: I64, end: I64) -> NDArray[np.bool_]:
+    """Whether many different exchanges precede or follow a run, next to it or further off; `end` is its last one."""
+    _, number, times = np.unique(run, return_inverse=True, return_counts=True)
+    out = np.zeros(len(times), bool)
+    often = np.flatnonzero(times[number] > BRANCHES)
+    if not len(often):
+        return out[number]
+    for step in _STEPS:
+        for at in (often - step, end[often] + step):
+            there = np.clip(at, 0, len(key) - 1)
+            beside = np.where((there == at) & (row[there] == row[often]), key[there], np.uint64(0))
+            order = np.lexsort((beside, number[often]))
+            own, beside = number[often][order], beside[order]
+            new = np.append(True, (own[1:] != own[:-1]) | (beside[1:] != beside[:-1]))
+            out |= np.bincount(own[new], minlength=len(out)) > BRANCHES
+    return out[number]
 
 
 def _occurs_in_many(key: U64, row: I64) -> NDArray[np.bool_]:

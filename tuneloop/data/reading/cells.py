@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, time, timedelta
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +40,7 @@ def shown(value: Any, code: str = "General") -> str:
     if isinstance(value, datetime | date | time):
         return _moment(value, "" if code in _LOCAL or "[$-F" in code else _sections(code)[0])
     if isinstance(value, timedelta):
-        return _span(value)
+        return _span(value, _sections(code)[0])
     if isinstance(value, int | float):
         return _number(value, code) or _plain(value)
     return str(value)
@@ -78,13 +79,16 @@ _PIECE = re.compile(r'"([^"]*)"|\\(.)|_.|\*.|([0#?.,]*[0#?][0#?.,]*)|([^0#?"\\_*
 
 
 def _number(value: int | float, code: str) -> str:
-    """A number in a format of digits; nothing where the format is another one (General, fractions, powers of ten)."""
+    """A number in a format of digits, powers of ten or fractions; nothing where the format is another one (General)."""
     parts = _sections(code)
     negative = value < 0
     part = parts[1] if negative and len(parts) > 1 else parts[2] if value == 0 and len(parts) > 2 else parts[0]
     outside = re.sub(r'"[^"]*"|\\.', "", part)
     if part and not outside.strip():
         return re.sub(r'["\\]', "", part)
+    if special := _POWER.fullmatch(part) or _FRACTION.fullmatch(part):
+        text = (_power if special.re is _POWER else _fraction)(abs(value), special)
+        return ("-" if negative and len(parts) < 2 else "") + text
     if not re.search("[0#]", outside) or re.search(r"[Ee][+-]|/|General|@", outside):
         return ""
     try:
@@ -103,6 +107,47 @@ def _number(value: int | float, code: str) -> str:
             out += text or escaped or sign or ""
     sign = "-" if negative and len(parts) < 2 and any(c in "123456789" for c in out) else ""
     return sign + out.strip()
+
+
+_POWER = re.compile(r"([0#]+)(?:\.([0#]*))?[Ee]([+-])(0+)")
+_FRACTION = re.compile(r"(?:([#0?]+) +)?([#0?]+) ?/ ?([#0?]+|[1-9]\d*)")
+
+
+def _power(value: int | float, form: re.Match[str]) -> str:
+    """A number in powers of ten; as many digits before the point as the format has give steps of that many.
+
+    >>> shown(1e-5, "0.00E+00"), shown(12345.0, "##0.0E+0"), shown(-0.5, "0E-0")
+    ('1.00E-05', '12.3E+3', '-5E-1')
+    """
+    step, places = len(form[1]), len(form[2] or "")
+    power = 0 if not value else Decimal(repr(value)).adjusted() // step * step
+    amount = Decimal(repr(value)).scaleb(-power)
+    rounded = amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+    if rounded >= Decimal(10) ** step:
+        power, rounded = power + step, rounded.scaleb(-step).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+    sign = "-" if power < 0 else "+" if form[3] == "+" else ""
+    return f"{rounded:f}E{sign}{abs(power):0{len(form[4])}}"
+
+
+def _fraction(value: int | float, form: re.Match[str]) -> str:
+    """A number as a fraction, with the whole part apart where the format has one.
+
+    >>> [shown(n, "# ?/?") for n in (0.5, 2.25, 3.0, 0.0)], shown(1.5, "?/?"), shown(0.5, "# ?/8")
+    (['1/2', '2 1/4', '3', '0'], '3/2', '4/8')
+    """
+    exact, below = Fraction(repr(value)), form[3]
+    if below.isdecimal() and below.strip("0"):
+        last = int(below)
+        over = int(exact * last + Fraction(1, 2))
+    else:
+        near = exact.limit_denominator(10 ** len(below) - 1)
+        over, last = near.numerator, near.denominator
+    if not form[1]:
+        return f"{over}/{last}"
+    whole, over = divmod(over, last)
+    if not over:
+        return str(whole)
+    return f"{whole} {over}/{last}" if whole or "0" in form[1] else f"{over}/{last}"
 
 
 def _digits(amount: Decimal, pattern: str) -> str:
@@ -175,6 +220,27 @@ def _part(day: datetime, token: str, minutes: bool, half: bool) -> str:
     return f"{number:02}" if size > 1 else str(number)
 
 
-def _span(value: timedelta) -> str:
-    minutes, seconds = divmod(round(value.total_seconds()), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+_PASSED = re.compile(r'"([^"]*)"|\\(.)|_.|(\[[hms]+\]|h+|m+|s+)|(.)', re.IGNORECASE)
+
+
+def _span(value: timedelta, code: str) -> str:
+    """A length of time in its format: what stands in brackets counts on beyond a day, an hour or a minute.
+
+    >>> _span(timedelta(hours=30), "[h]:mm"), _span(timedelta(hours=30), "[mm]:ss"), _span(timedelta(hours=30), "")
+    ('30:00', '1800:00', '30:00:00')
+    """
+    total = round(value.total_seconds())
+    sign, total = ("-", -total) if total < 0 else ("", total)
+    pieces = [found.groups() for found in _PASSED.finditer(code)]
+    if not any(token and token[0] == "[" for _, _, token, _ in pieces):
+        return f"{sign}{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"
+    out = ""
+    for text, escaped, token, other in pieces:
+        if not token:
+            out += text or escaped or other or ""
+            continue
+        letter, size = token.strip("[]")[0].lower(), len(token.strip("[]"))
+        number = total // {"h": 3600, "m": 60, "s": 1}[letter]
+        number = number if token[0] == "[" else number % (24 if letter == "h" else 60)
+        out += f"{number:0{size}}"
+    return sign + out.strip()

@@ -104,7 +104,7 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
     """
     found = places.find(file)
     names = names or labels(place.path for place in found)
-    wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts)
+    wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts, file.unit)
     out = Found([], [])
     first: DataError | None = None
     for place in found:
@@ -125,7 +125,8 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
     return out
 
 
-_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS")
+_NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS",
+            "TL-DATA-ARRAYS")  # fmt: skip
 """Codes of a file that lies among data and is none; a broken one is an error wherever it lies."""
 
 

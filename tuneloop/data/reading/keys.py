@@ -6,7 +6,7 @@ No key is passed over in silence: one that is not known and not empty is noted, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
@@ -64,14 +64,21 @@ class Notes:
     """Values that were no texts and became one: "answer: int"."""
     nulls: dict[str, None] = field(default_factory=dict)
     """Keys of tool calls that were null and are left out."""
+    filled: dict[str, None] = field(default_factory=dict)
+    """Columns whose cell is merged with the one above."""
+    thoughts: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Thoughts in the text of an answer: "open" or "", and the mark that begins them."""
 
     def entries(self, file: str, line: int) -> tuple[LedgerEntry, ...]:
-        if not (self.unread or self.made or self.nulls):
+        if not (self.unread or self.made or self.nulls or self.thoughts or self.filled):
             return ()
-        told: tuple[tuple[Any, str, dict[str, None]], ...] = (
+        told: tuple[tuple[Any, str, Iterable[str]], ...] = (
             ("marked", "turn keys not used", self.unread),
             ("changed", "value made text", self.made),
             ("changed", "null left out", self.nulls),
+            ("changed", "merged cell", self.filled),
+            ("changed", "inline thought", [mark for state, mark in self.thoughts if not state]),
+            ("changed", "open thought", [mark for state, mark in self.thoughts if state]),
         )
         return tuple(
             LedgerEntry(action, "read", reason, file, line, detail=", ".join(found)[:200])

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tuneloop.base.errors import DataError, nearby
 from tuneloop.base.files import printable
-from tuneloop.data.reading import folders, remote, slices
+from tuneloop.base.language import t
+from tuneloop.data.reading import folders, ours, remote, slices
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.folders import Leaf, Side
 from tuneloop.data.reading.sniff import look
@@ -35,6 +36,8 @@ class Place:
     named: bool = True
     left_out: str = ""
     inside: str = ""
+    ours: bool = False
+    """Whether it stands for what tuneloop wrote."""
 
 
 def find(file: DataFile) -> list[Place]:
@@ -54,6 +57,13 @@ def find(file: DataFile) -> list[Place]:
     if not found:
         raise DataError("TL-DATA-MISSING", where=printable(path), near=nearby(path))
     return found
+
+
+def own(file: DataFile) -> list[str]:
+    """What of a folder or glob on this machine is not read, since tuneloop wrote it: at most one sentence."""
+    if file.path == "-" or remote.is_remote(file.path):
+        return []
+    return [t("Not read: {what}", what=place.left_out) for place in find(file) if place.ours]
 
 
 def _named(path: str, may_be_classes: bool) -> list[Place]:
@@ -76,7 +86,27 @@ def _named(path: str, may_be_classes: bool) -> list[Place]:
     if not glob.has_magic(str(pattern)):
         return []
     found = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))
-    return [Place(Path(p)) for p in found]
+    wrote = ours.written(map(Path, found), _fixed(pattern))
+    return [Place(Path(p)) for p in found if Path(p) not in wrote] + _left_out(_fixed(pattern), wrote)
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder that a glob begins in.
+
+    >>> _fixed(Path("a/b/*/c.json")).as_posix()
+    'a/b'
+    """
+    parts = pattern.parts
+    return Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
+
+
+def _left_out(folder: Path, wrote: set[Path]) -> list[Place]:
+    """One place for all that tuneloop wrote there."""
+    if not wrote:
+        return []
+    kept = sorted({path.relative_to(folder).parts[0] for path in wrote})
+    why = t("{n} files that tuneloop wrote: {names}", n=len(wrote), names=printable(", ".join(kept[:6])))
+    return [Place(folder / kept[0], named=False, left_out=why, ours=True)]
 
 
 @lru_cache(maxsize=8)
@@ -100,10 +130,12 @@ def _folder(folder: Path, may_be_classes: bool) -> list[Place]:
     if kept:
         return [Place(path, side) for path, side in kept]
     names = folders.listing(folder)
+    wrote = ours.written([folder / name for name in names], folder)
+    names = [name for name in names if folder / name not in wrote]
     return [
         Place(folder / leaf.name, leaf.side, leaf.label, named=False, left_out=leaf.left_out)
         for leaf in arranged(names, lambda name: Blob(folder / name), may_be_classes)
-    ]
+    ] + _left_out(folder, wrote)
 
 
 def arranged(names: list[str], blob: Callable[[str], Blob], may_be_classes: bool) -> list[Leaf]:

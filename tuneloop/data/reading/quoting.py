@@ -91,10 +91,9 @@ def records(
 
 
 def _given_up(lines: _Lines, number: int, error: str) -> str:
-    """Give back all lines but the first; the detail for the ledger."""
-    last = number + len(lines.taken) - 1
+    """Give back all lines but the first, which alone is lost; the detail for the ledger."""
     lines.back.extendleft(reversed(lines.taken[1:]))
-    return f"{number}-{last}: {error}" if last > number else f"{number}: {error}"
+    return f"{number}: {error}"
 
 
 class _Seen:

@@ -12,6 +12,7 @@ from typing import Any
 from tuneloop.base.records import Kind, Message, Record
 from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
 from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
+from tuneloop.data.reading.thoughts import spelled, spelled_after
 from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
 
 Roles = Mapping[str, str]
@@ -23,6 +24,16 @@ class Flaw:
 
     reason: str
     detail: str
+
+
+class Filled(dict[str, str]):
+    """A row of a sheet with the values of merged cells that begin above it; `columns` are where they stand."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, row: Mapping[str, str], columns: Sequence[str]) -> None:
+        super().__init__(row)
+        self.columns = columns
 
 
 def convert(
@@ -44,6 +55,8 @@ def convert(
     if not PICTURES.isdisjoint(row):
         _check_pictures(row, roles)
     notes = Notes() if notes is None else notes
+    if isinstance(row, Filled):
+        notes.filled |= {name: None for name in row.columns if name in roles.values()}
     if kind in ("text", "label"):
         return _labelled(row, roles, kind, file, line, notes)
     tools = tool_list(row.get(roles["tools"])) if "tools" in roles else ()
@@ -53,6 +66,7 @@ def convert(
         messages, rejected = _preference(row, roles, kind, notes)
     else:
         messages = tuple(_dialogue(row, roles, notes))
+    messages, rejected = spelled(messages, notes), spelled_after(messages, rejected, notes)
     _check_marks((*messages, *rejected))
     if kind == "judged":
         label = _verdict(row, roles["label"])

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
+from tuneloop.base.language import t
 from tuneloop.base.records import Kind
 from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
 
@@ -70,8 +72,9 @@ CHOSEN = ("chosen", "chosen_messages", "chosen_response")
 REJECTED = ("rejected", "rejected_messages", "rejected_response")
 PROMPT = ("prompt", "instruction", "query", "question", "input")
 VERDICT = ("kto_tag", "label")
-"""Beside a dialogue, a column of yes and no says whether its answer is a good one. In `label` only true and false say
-so by themselves: 0 and 1 may mean anything."""
+"""Beside a dialogue, a column of yes and no may say whether its answer is a good one. `kto_tag` is there for nothing
+else; a `label` says so by itself only beside `prompt` and `completion`, in words (TRL's shape for KTO): beside other
+answers, and as 0 and 1, it may mean anything."""
 VERDICTS = {**dict.fromkeys(("true", "1", "1.0", "good", "desirable"), "good"),
             **dict.fromkeys(("false", "0", "0.0", "bad", "undesirable"), "bad")}  # fmt: skip
 TEXT = ("text", "text_a", "review", "sentence", "content", "comment", "raw_content", "document", "tweet",
@@ -80,7 +83,8 @@ LABEL = ("label", "labels", "sentiment", "class", "category", "rating", "stars",
 TEXT_PAIRS = (
     ("text_a", "text_b"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"),
     ("text1", "text2"), ("text_1", "text_2"), ("premise", "hypothesis"), ("question1", "question2"),
-    ("question_1", "question_2"), ("question", "sentence"), ("query1", "query2"), ("s1", "s2"), ("句子1", "句子2"),
+    ("question_1", "question_2"), ("question", "sentence"), ("query", "passage"),
+    ("question", "passage"), ("query", "document"), ("query1", "query2"), ("s1", "s2"), ("句子1", "句子2"),
     ("文本1", "文本2"), ("句子一", "句子二"), ("文本一", "文本二"), ("问题1", "问题2"), ("前提", "假设"),
 )  # fmt: skip
 """Two texts that a label is of."""
@@ -90,6 +94,11 @@ DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_i
             "对话编号", "对话", "会话号", "聊天id", "聊天编号", "room_id", "chat_session_id",
             "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
 """Where each row is one turn: the dialogue that it belongs to."""
+MAY_BE_DIALOGUE = ("chat", "conv", "conversation_no", "dialogue_no", "dialog_no", "session_no", "chat_no", "thread_no",
+                   "topic_id", "topic", "ticket", "ticket_no", "case_id", "case", "call", "call_id", "episode",
+                   "episode_id", "interaction_id", "group_id", "dialogue_index", "dialog_index", "conversation_index",
+                   "工单", "聊天", "通话id", "通话编号", "案例id", "话题id", "对话序号", "会话序号")  # fmt: skip
+"""The same where neighbouring rows have the same in it; else these names may mean anything."""
 ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
          "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
          "序号", "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
@@ -160,15 +169,49 @@ def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
             values = [row[column] for row in rows if row.get(column) is not None]
             if values and len(set(map(str, values))) < len(values):
                 return {**roles, "conversation": column}
+        keys = {key: None for row in rows for key in row if key not in roles.values()}
+        for name in MAY_BE_DIALOGUE:
+            if (column := _find(keys, (name,))) and _groups([row.get(column) for row in rows], []):
+                return {**roles, "conversation": column}
     return dict(roles)
+
+
+def _groups(values: Sequence[Any], speakers: Sequence[Any]) -> bool:
+    """Whether a column holds the same id in neighbouring rows; of `speakers`, if given, most ids have several."""
+    if any(not isinstance(value, str | int) or isinstance(value, bool) or value == "" for value in values):
+        return False
+    runs = [key for key, _ in groupby(values)]
+    if speakers:
+        of: dict[Any, set[str]] = {}
+        for value, speaker in zip(values, speakers, strict=True):
+            of.setdefault(value, set()).add(str(speaker))
+        return 1 < len(of) == len(runs) and 2 * sum(len(names) > 1 for names in of.values()) > len(of)
+    return 2 * len(runs) <= len(values) + 1
+
+
+def like_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A column that none of the roles has and that divides rows of one turn each as the id of a dialogue would."""
+    speakers = [row.get(roles["role"]) for row in rows]
+    for column in {key: None for row in rows for key in row if key not in roles.values()}:
+        if not _find((column,), ORDER) and _groups([row.get(column) for row in rows], speakers):
+            return column
+    return ""
 
 
 def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:
     """The shape with a verdict, where a column says yes or no of every row and of nothing else."""
     column, values = _verdicts(rows)
-    if values and all(value in VERDICTS for value in values) and (column != "label" or not set(values) <= NUMBERS):
-        return replace(shape, name="judged", kind="judged", roles={**shape.roles, "label": column})
-    return shape
+    if not values or not all(value in VERDICTS for value in values):
+        return shape
+    names = {role: shape.roles.get(role, "").casefold() for role in ("user", "assistant")}
+    if column == "label" and (names != TRL or set(values) <= NUMBERS):
+        return shape
+    return replace(shape, name=JUDGED, kind="judged", roles={**shape.roles, "label": column})
+
+
+JUDGED = "judged"
+"""The shape of answers beside a column that says by itself which of them are good."""
+TRL = {"user": "prompt", "assistant": "completion"}
 
 
 NUMBERS = {"0", "1", "0.0", "1.0"}
@@ -182,9 +225,23 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
 
 
 def doubtful_verdict(rows: Iterable[Any]) -> str:
-    """The column beside answers that may say which are good, and is not read so since its values are 0 and 1."""
+    """The column beside answers that may say which are good, and is not read so."""
     column, values = _verdicts([row for row in rows if isinstance(row, dict)])
-    return column if column == "label" and values and set(values) <= NUMBERS else ""
+    return column if column == "label" and values and all(value in VERDICTS for value in values) else ""
+
+
+def verdict_words(rows: Iterable[Any]) -> str:
+    """What a column of verdicts holds.
+
+    >>> verdict_words([{"label": 1}, {"label": 0}]), verdict_words([{"label": True}])
+    ('0 and 1', 'true and false')
+    """
+    _, values = _verdicts([row for row in rows if isinstance(row, dict)])
+    one, other = next((pair for pair in _WORDS if not set(pair).isdisjoint(values)), ("0", "1"))
+    return t("{one} and {other}", one=one, other=other)
+
+
+_WORDS = (("0", "1"), ("true", "false"), ("good", "bad"), ("desirable", "undesirable"))
 
 
 def _is_label(values: Sequence[Any]) -> bool:

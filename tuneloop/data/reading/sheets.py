@@ -14,7 +14,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.data.reading import archives, cells, tables
 from tuneloop.data.reading.containers import Blob
-from tuneloop.data.reading.rows import Flaw
+from tuneloop.data.reading.rows import Filled, Flaw
 from tuneloop.data.reading.tables import Table
 
 
@@ -70,7 +70,10 @@ def _below(lines: Iterator[tuple[int, list[str]]], table: Table) -> Iterator[tup
         if header_due:
             header_due = False
             continue
-        yield number, tables.fitted(_padded(row, table), table.names)
+        made: dict[str, str] | Flaw = tables.fitted(_padded(row, table), table.names)
+        if isinstance(row, _Row) and isinstance(made, dict):
+            made = Filled(made, [table.names[at] for at in row.filled if at < len(table.names)])
+        yield number, made
 
 
 def _sheet(book: Any, blob: Blob) -> Any:
@@ -120,12 +123,68 @@ def _text(cell: Any) -> str:
     return cells.shown(cell.value, cell.number_format) if cell.value is not None else ""
 
 
+class _Row(list[str]):
+    """The cells of a row; those at the places `filled` have the value of a merged cell that begins above."""
+
+    filled: list[int]
+
+
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="([A-Z]+)(\d+):[A-Z]+(\d+)"')
+_PIECE = 1 << 20
+
+
+def _merged(sheet: Any) -> dict[int, list[tuple[int, int]]]:
+    """By column, from 0: the first and the last row of each cell that is merged over several rows."""
+    from openpyxl.utils import column_index_from_string
+
+    out: dict[int, list[tuple[int, int]]] = {}
+    with sheet.parent._archive.open(sheet._worksheet_path) as part:  # a sheet that is read as a stream does not tell
+        rest = b""
+        while piece := part.read(_PIECE):
+            window = rest + piece
+            for column, first, last in _MERGED.findall(window):
+                if int(last) > int(first):
+                    out.setdefault(column_index_from_string(column.decode()) - 1, []).append((int(first), int(last)))
+            rest = window[max(window.rfind(b"<"), 0) :]
+    return out
+
+
+class _Merged:
+    """The values of a sheet's merged cells, for the rows of them below the first."""
+
+    def __init__(self, sheet: Any) -> None:
+        ranges = _merged(sheet)
+        self.begins = {(first, at): last for at, found in ranges.items() for first, last in found}
+        self.columns = list(ranges)
+        self.open: dict[int, tuple[int, str]] = {}
+
+    def filled(self, number: int, texts: list[str], *, header: bool) -> list[str]:
+        """The cells of a row that is not empty; a cell merged in the first row is a name, and its value stays there."""
+        places = []
+        for at in self.columns:
+            text = texts[at] if at < len(texts) else ""
+            last, value = self.open.get(at, (0, ""))
+            if (number, at) in self.begins and not header:
+                self.open[at] = (self.begins[number, at], text)
+            elif number <= last and value and not text:
+                texts += [""] * (at + 1 - len(texts))
+                texts[at] = value
+                places.append(at)
+        if not places:
+            return texts
+        row = _Row(texts)
+        row.filled = places
+        return row
+
+
 def _lines(sheet: Any) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not empty, with their number; empty cells at the end are no cells."""
     sheet.reset_dimensions()  # what a file says of its size is often wrong
+    merged, header = _Merged(sheet), True
     for number, row in enumerate(sheet.iter_rows(), 1):
         texts = [_text(cell) for cell in row]
         while texts and not texts[-1]:
             texts.pop()
         if any(text.strip() for text in texts):
-            yield number, texts
+            yield number, merged.filled(number, texts, header=header) if merged.columns else texts
+            header = False

@@ -73,7 +73,9 @@ class Guess:
     unit: Unit = "line"
     """What a record of plain text is."""
     doubt: str = ""
-    """A column of 0 and 1 beside answers: it may say which of them are good, and is not used."""
+    """A column of 0 and 1, or true and false, beside answers: it may say which are good, and is not used."""
+    holds: str = ""
+    """What that column holds, in words."""
     inside: tuple[str, ...] = ()
     """Keys of the turns in the rows looked at."""
 
@@ -89,14 +91,16 @@ class Wish:
     header: int | None = None
     speakers: Mapping[str, str] = field(default_factory=dict)
     verdicts: bool = False
+    unit: Unit | None = None
+    """What one record of plain text is."""
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
     """What a file (or a member, or a sheet) is.
 
     Raises DataError where there is no readable text: TL-DATA-MISSING, -FOLDER, -EMPTY, -UNREADABLE, -BINARY, -NESTED,
-    -ENCODING, -JSON, -LISTS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not known is
-    no error here.
+    -ENCODING, -JSON, -LISTS, -ARRAYS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not
+    known is no error here.
     """
     wish = wish if isinstance(wish, Wish) else Wish(wish or {})
     blob = source if isinstance(source, Blob) else Blob(source)
@@ -136,6 +140,7 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
         rows = list(islice(arrays.elements(blob, encoding), SAMPLE))
         if not rows:
             raise DataError("TL-DATA-EMPTY", where=blob.where)
+        _require_names(blob, rows)
         return _judged("json", encoding, _columns(rows), rows, wish)
     try:
         lines = list(_budgeted(islice((x for x in encodings.lines(blob, encoding) if x.strip()), SAMPLE)))
@@ -155,10 +160,21 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
 
 
 def _lists(blob: Blob, encoding: str) -> bool:
-    """Whether each line is a list of its own, of turns."""
+    """Whether each line is a list of its own, of turns. Raises TL-DATA-ARRAYS for lists of plain values."""
     head = next(iter(encodings.chunks(blob, encoding, HEAD)), "").lstrip("\ufeff \t\r\n")
     first, _, rest = head.partition("\n")
-    return rest.lstrip()[:1] == "[" and isinstance(_parsed(first), dict)
+    if rest.lstrip()[:1] != "[":
+        return False
+    with suppress(ValueError, RecursionError):
+        _require_names(blob, [json.loads(first)])
+    return isinstance(_parsed(first), dict)
+
+
+def _require_names(blob: Blob, rows: Sequence[Any]) -> None:
+    """Raise TL-DATA-ARRAYS where every row is a list of plain values."""
+    if all(isinstance(row, list) and row and not any(isinstance(one, dict | list) for one in row) for row in rows):
+        row = json.dumps(rows[0], ensure_ascii=False)
+        raise DataError("TL-DATA-ARRAYS", where=blob.where, row=printable(row if len(row) < 80 else f"{row[:79]}…"))
 
 
 def _first(blob: Blob, encoding: str) -> str:
@@ -199,21 +215,39 @@ def _budgeted(lines: Iterable[str]) -> Iterator[str]:
 
 def _table_or_prose(blob: Blob, encoding: str, wish: Wish) -> Guess:
     lines = list(_budgeted(islice(encodings.lines(blob, encoding, ""), LINES)))
-    if wish.task in (None, "chat") and (log := chatlog.recognise(lines, wish.columns.get("assistant", ""))):
+    if (
+        wish.unit is None
+        and wish.task in (None, "chat")
+        and (log := chatlog.recognise(lines, wish.columns.get("assistant", "")))
+    ):
         return _chat(blob, encoding, wish, *log)
-    table = tables.recognise(lines, wish.columns, wish.header)
+    table = None if wish.unit else tables.recognise(lines, wish.columns, wish.header)
     if table is not None:
         container: Container = "tsv" if table.delimiter == "\t" else "csv"
         return _judged(container, encoding, table.names, tables.sample(lines, table), wish, table=table)
     if len(lines) == 1 and _is_scalar(lines[0]):
         return Guess("txt", encoding, "unknown", (), t("a single JSON value"), 0.0, {})
-    unit = paragraphs.unit(lines)
+    unit = wish.unit or paragraphs.unit(lines, _size(blob, encoding))
     names = {"line": t("each line is a text"), "paragraph": t("texts with blank lines between them"),
-             "indented": t("indented lines belong together"), "file": ""}  # fmt: skip
+             "indented": t("indented lines belong together"), "file": t("the file is one text")}  # fmt: skip
     why = t("neither JSON nor a table: plain text, {unit}", unit=names[unit])
+    why += "" if wish.unit else t(" (else: `unit: {others}`)", others=" | ".join(x for x in _UNITS if x != unit))
     rows = [{"text": line} for line in lines if line.strip()][:SAMPLE]
     guess = _judged("txt", encoding, ("text",), rows, wish, unit=unit)
     return guess if guess.shape != "text" else replace(guess, why=why, sure=0.8)
+
+
+_UNITS = ("line", "paragraph", "file")
+
+
+def _size(blob: Blob, encoding: str) -> int:
+    """The characters of a file, counted as far as it matters."""
+    size = 0
+    for piece in encodings.chunks(blob, encoding):
+        size += len(piece)
+        if size > paragraphs.LONGEST:
+            break
+    return size
 
 
 def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str, ...]) -> Guess:
@@ -294,24 +328,40 @@ def _judged(
     if more.get("table") and shape.kind in (None, "text") and wish.task in (None, "label"):
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
-            return guessed("labelled", "label", roles, t("two columns, one of them with few and short values"), 0.7)
-    if shape.kind is None and (n := shapes.many_labels(rows)):
-        why = t("{n} different labels in the first {total} rows: they hardly repeat", n=n, total=len(rows))
-        return guessed(shapes.MANY_LABELS, None, {}, why, 0.0)
+            two = "text_pair" in roles
+            why = (t("three columns: two texts, and one with few and short values") if two
+                   else t("two columns, one of them with few and short values"))  # fmt: skip
+            return guessed("labelled_pair" if two else "labelled", "label", roles, why, 0.7)
     if shape.kind is None:
-        return guessed("unknown", None, {}, t("no known combination of columns"), 0.0)
+        return guessed(*_unknown(rows), 0.0)
     if shape.name == shapes.TURN_ROWS:
         return guessed(shape.name, shape.kind, shape.roles, _by_turns(shape, rows, names), shape.share)
-    used = ", ".join(dict.fromkeys(shape.roles.values()))
     n = round(shape.share * sum(isinstance(row, dict) for row in rows))
+    why = _by_columns(shape, n, rows, names, more.get("table"))
+    guess = guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2))
+    return replace(guess, doubt=doubt, holds=shapes.verdict_words(rows) if doubt else "")
+
+
+def _unknown(rows: Sequence[Any]) -> tuple[str, None, dict[str, str], str]:
+    """The name of rows that have no known shape, and why they have none."""
+    if n := shapes.many_labels(rows):
+        why = t("{n} different labels in the first {total} rows: they hardly repeat", n=n, total=len(rows))
+        return shapes.MANY_LABELS, None, {}, why
+    return "unknown", None, {}, t("no known combination of columns")
+
+
+def _by_columns(shape: shapes.Shape, n: int, rows: Sequence[Any], names: Sequence[str], table: Table | None) -> str:
+    """Why `n` of these rows have the shape, and what of them is not used."""
+    used = ", ".join(dict.fromkeys(shape.roles.values()))
     why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=printable(used))
     left = shapes.unused(shape, names)
     if left:
         why += t("; not used: {columns}", columns=printable(", ".join(left)))
-    table = more.get("table")
     if table and table.above:
         why += t("; the table begins at line {line}", line=table.above + 1)
-    return replace(guessed(shape.name, shape.kind, shape.roles, why, round(n / max(len(rows), 1), 2)), doubt=doubt)
+    if shape.name == shapes.JUDGED:
+        why += t("; {column} says which answers are good (KTO)", column=shape.roles["label"])
+    return why
 
 
 def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) -> str:
@@ -319,9 +369,13 @@ def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) ->
     if column := shape.roles.get("conversation"):
         return t("each row is one turn; {column} says of which dialogue", column=printable(column))
     speaker = shape.roles["role"]
-    said = [str(row.get(speaker)).strip().casefold() for row in rows if isinstance(row, dict)]
-    if len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
-        raise DataError("TL-DATA-TURNS", where="", columns=printable(", ".join(names)))
+    held = [row for row in rows if isinstance(row, dict)]
+    said = [str(row.get(speaker)).strip().casefold() for row in held]
+    column = shapes.like_dialogue(shape.roles, held)
+    if column or len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
+        roles = {**{role: shape.roles[role] for role in shapes.INSIDE}, "conversation": column or "your_id"}
+        line = ", ".join(f"{role}: {name}" for role, name in roles.items())
+        raise DataError("TL-DATA-TURNS", where="", columns=printable(", ".join(names)), line=printable(line))
     return t("each row is one turn, and no column says of which dialogue: all are one")
 
 

@@ -246,26 +246,42 @@ def sample(lines: list[str], table: Table) -> list[dict[str, str]]:
 
 
 def labels(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Text and label of a table of two columns, one of which has few and short values; else nothing.
-
-    A column that counts the rows is none of the two.
+    """Text and label of a table of two columns, one of which has few and short values; of three, two texts and their
+    label; else nothing. A column that counts or names the rows is none of them.
 
     >>> labels([{"a": "so good" * n, "b": str(n % 2)} for n in range(20)])
     {'text': 'a', 'label': 'b'}
+    >>> labels([{"a": f"is it {n}", "b": f"it is {n}", "c": str(n % 2)} for n in range(20)])
+    {'text': 'a', 'text_pair': 'b', 'label': 'c'}
     """
-    columns = [name for name in (rows[0] if rows else ()) if not _counts_up([row.get(name, "") for row in rows])]
-    if len(rows) < 10 or len(columns) != 2 or any(len(row) != len(rows[0]) for row in rows):
+    columns = [name for name in (rows[0] if rows else ()) if not _names_rows([row.get(name, "") for row in rows])]
+    if len(rows) < 10 or len(columns) not in (2, 3) or any(len(row) != len(rows[0]) for row in rows):
         return {}
     found: dict[str, int] = {}
     for column in columns:
         values = [row[column].strip() for row in rows]
         if len(set(values)) <= len(rows) / 5 and all(len(value) <= 20 for value in values):
             found[column] = sum(map(len, values))
-    if not found:
+    if not found or (len(columns) == 3 and len(found) != 1):
         return {}
     label = min(found, key=lambda column: found[column])
-    text = next(column for column in columns if column != label)
-    return {"text": text, "label": label}
+    texts = [column for column in columns if column != label]
+    if len(texts) == 2 and not all(_has_words([row[column] for row in rows]) for column in texts):
+        return {}
+    return {**dict(zip(("text", "text_pair"), texts, strict=False)), "label": label}
+
+
+def _names_rows(column: Sequence[str]) -> bool:
+    """Whether the cells count the rows, or are a short name of each: r17, 4f2a."""
+    if _counts_up(column):
+        return True
+    short = all(len(cell) <= 36 and cell.isascii() and re.fullmatch(r"[\w.-]*\d[\w.-]*", cell) for cell in column)
+    return short and len(set(column)) == len(column)
+
+
+def _has_words(column: Sequence[str]) -> bool:
+    """Whether most cells are texts of several words, or of several signs where words have no blanks between them."""
+    return 2 * sum(" " in cell.strip() or (len(cell) > 3 and not cell.isascii()) for cell in column) > len(column)
 
 
 def _records(lines: list[str], delimiter: str, quoted: bool) -> list[list[str]]:

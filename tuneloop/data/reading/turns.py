@@ -30,7 +30,7 @@ def answer(value: Any, what: str, notes: Notes) -> str:
     """The text of an answer; several in a list are one text, with commas between. Raises BadRow."""
     if isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
         notes.made[f"{what}: list"] = None
-        return ", ".join(text(one, what, Notes()) for one in value)
+        return ", ".join(said for one in value if (said := text(one, what, Notes())).strip())
     return text(value, what, notes)
 
 

@@ -142,7 +142,7 @@ def _preference_text(r: Record) -> Row:
 
 
 def _judged(r: Record) -> Row:
-    return {**_messages(r), "label": r.label == "good"}
+    return {**_messages(r), "kto_tag": r.label == "good"}
 
 
 def _label(r: Record) -> Row:

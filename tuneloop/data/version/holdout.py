@@ -59,6 +59,11 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Side] 
             chosen = tried
             break  # else rows are so alike that nearly all are one group: better near repetitions held out than none
     entries += _torn(rows, left, families, chosen)
+    entries += [
+        entry(rows, "marked", "split", "held by many rows", at, "")
+        for at in left
+        if split and at in families.phrases and not rows.given[at]
+    ]
     out = [""] * len(rows)
     for at, side in zip(left, chosen, strict=True):
         out[at] = side

@@ -84,6 +84,12 @@ class Kept(Sequence[Record]):
             for at in range(0, table.num_rows, arrow.BATCH):
                 yield [record for record, _ in arrow.records(table.slice(at, arrow.BATCH))]
 
+    def wholes(self) -> Iterator[list[list[str]]]:
+        """The texts of every row, a thousand rows at a time; see `arrow.wholes`."""
+        for table in self.tables:
+            for one in table.to_batches(max_chunksize=arrow.BATCH):
+                yield arrow.wholes(one)
+
 
 class Some(Sequence[Record]):
     """Those of the rows that `numbers` names, in that order."""

@@ -160,7 +160,7 @@ def _manifest(
         s.label: {
             "file": s.label, "sha256": sources.digests[s.label], "rows": read[s.label], "container": s.guess.container,
             "encoding": s.guess.encoding, "shape": s.guess.shape, "kind": s.guess.kind, "sure": s.guess.sure,
-            "why": s.guess.why, "doubt": s.guess.doubt, "split": side_of(file, s) or "auto",
+            "why": s.guess.why, "doubt": s.guess.doubt, "holds": s.guess.holds, "split": side_of(file, s) or "auto",
         }
         for file, group in found for s in group
     }  # fmt: skip

@@ -21,6 +21,14 @@ def matrix_units() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported())
 
 
+def bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 weights faster than float32 ones: AMX, or AVX-512's instructions."""
+    return bool(
+        torch.backends.mkldnn.is_available()
+        and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    )
+
+
 def chosen(wanted: str, *, exact: bool = False) -> Products:
     """What `train.matmul` means here. `exact` where a loss compares two nearly equal numbers: never less by itself."""
     if wanted == "auto":

@@ -1,0 +1,217 @@
+"""Which rows lie whole in another one: sequences in longer sequences, exactly, without comparing all with all.
+
+A sequence is a row's exchanges, or the characters of its whole text (prompt and answer, blanks and letter case aside):
+so a dialogue is also found in one that has it as a history inside a single field, and a document in a longer one.
+
+Of each sequence four short runs are remembered, its anchors, and the one that fewest others have is looked for in all
+rows. Where it stands, the sequence would begin and end at known places, and one comparison of hashes tells whether it
+does (Karp & Rabin 1987). That is linear in the characters, and needs each row twice: for its anchors, and to look.
+
+What many different ones follow or precede (a greeting, a farewell) is a set phrase: `branches` counts them. Growing
+histories go on from their beginning in one way, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.data.dedupe.fingerprints import Letters
+from tuneloop.data.dedupe.shingles import I64, U64, chunks, mixed, powers
+
+LEAST = 12
+"""Characters, blanks aside, of a text that is looked for in others; shorter ones are found by their exchanges alone."""
+_BESIDE = (3, 8, 24, 64)
+"""Characters beside a text by which those that follow it, or precede it, are told apart."""
+_ANCHORS = 4
+_EXPANDED = 1 << 18
+"""Places that are compared at once."""
+_HALF = np.uint64(32)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Sequences that lie in other rows. Equal sequences have one number, below `branches`' length.
+
+    `number` and `row` [sequences]: each row's own, ascending by row; a preference has two. `inner` (a number) and
+    `outer` (the row it lies in) [pairs], both int64. `size` and `branches` [numbers]: characters or exchanges, and how
+    many different ones follow it or precede it, whichever are more.
+    """
+
+    number: I64
+    row: I64
+    inner: I64
+    outer: I64
+    size: I64
+    branches: I64
+
+    def links(self, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
+        """Rows that belong together: with the first row of each number the equal ones, and those that hold it, but of
+        numbers that are `phrases`."""
+        first = self.first()
+        told = ~phrases[self.inner]
+        return (
+            np.concatenate((first[self.number], first[self.inner[told]])),
+            np.concatenate((self.row, self.outer[told])),
+        )
+
+    def first(self) -> I64:
+        """[numbers]: the first row of each."""
+        out = np.zeros(len(self.size), np.int64)
+        out[self.number[::-1]] = self.row[::-1]
+        return out
+
+    def inside(
+        self, held: Sequence[int], others: Sequence[int], wanted: NDArray[np.bool_]
+    ) -> Iterator[tuple[int, int]]:
+        """(row of `held`, row of `others`) where the second holds the first, of the `wanted` numbers."""
+        own = np.isin(self.row, held) & wanted[self.number]
+        of = np.full(len(self.size), -1, np.int64)
+        of[self.number[own][::-1]] = self.row[own][::-1]
+        there = (of[self.inner] >= 0) & np.isin(self.outer, others)
+        yield from zip(of[self.inner[there]].tolist(), self.outer[there].tolist(), strict=True)
+
+
+class Sequences:
+    """Sequences of numbers in two passes: `add` all of them, then `look` at the same ones again, then `held`.
+
+    `run` numbers make an anchor, and a shorter sequence is looked for nowhere; `beside` are the lengths of what stands
+    before and behind, by which set phrases are told. 60 bytes a sequence.
+    """
+
+    def __init__(self, run: int, beside: Sequence[int]) -> None:
+        self.run, self.beside = run, beside
+        self._own: list[tuple[I64, I64, U64, U64]] = []
+        self._index: _Index | None = None
+        self._pairs: list[U64] = []
+        self._sides: list[U64] = []
+
+    def add(self, values: U64, bounds: I64, rows: I64) -> None:
+        """Sequence n of row `rows[n]` is `values[bounds[n]:bounds[n + 1]]`; rows ascend from call to call."""
+        sums = _Sums(values)
+        begin, size = bounds[:-1], np.diff(bounds)
+        long = size >= self.run
+        begin, size = begin[long], size[long]
+        steps = np.arange(_ANCHORS)
+        at = begin[:, None] + (size[:, None] - self.run) * steps // (_ANCHORS - 1)
+        anchors = sums.run(at, at + self.run)
+        self._own.append((rows[long], size, sums.run(begin, begin + size), anchors))
+
+    def look(self, values: U64, bounds: I64, rows: I64) -> None:
+        """Find what lies in these sequences; all must have been added before."""
+        index = self._index = self._index or _Index(self._own, self.run)
+        if len(values) < self.run or not len(index.whole):
+            return
+        sums = _Sums(values)
+        place = np.arange(len(values) - self.run + 1)
+        anchors = sums.run(place, place + self.run)
+        met = np.flatnonzero(index.table[anchors >> index.shift])
+        slot = np.minimum(np.searchsorted(index.anchor, anchors[met]), len(index.anchor) - 1)
+        same = index.anchor[slot] == anchors[met]
+        met, slot = met[same], slot[same]
+        own = np.searchsorted(bounds, met, "right") - 1
+        ways = np.cumsum(index.ways[slot])
+        for part in np.split(np.arange(len(met)), np.flatnonzero(np.diff(ways // _EXPANDED)) + 1):
+            self._found(index, sums, (met[part], slot[part], own[part]), bounds, rows)
+
+    def _found(self, index: _Index, sums: _Sums, met: tuple[I64, I64, I64], bounds: I64, rows: I64) -> None:
+        ways = index.ways[met[1]]
+        at, slot, own = (np.repeat(one, ways) for one in met)
+        way = index.begin[slot] + np.arange(len(at)) - np.repeat(np.cumsum(ways) - ways, ways)
+        start = at - index.offset[way]
+        end = start + index.length[way]
+        low, high = bounds[own], bounds[own + 1]
+        fits = (start >= low) & (end <= high) & (end - start < high - low)
+        start, end, low, high, own = start[fits], end[fits], low[fits], high[fits], own[fits]
+        keys = sums.run(start, end)
+        number = np.minimum(np.searchsorted(index.whole, keys), len(index.whole) - 1)
+        same = (index.whole[number] == keys) & (index.size[number] == end - start)
+        number, start, end, low, high, own = (one[same] for one in (number, start, end, low, high, own))
+        self._pairs.append(np.unique((number.astype(np.uint64) << _HALF) | rows[own].astype(np.uint64)))
+        codes = []
+        for level, length in enumerate(self.beside):
+            behind, before = end + length <= high, start - length >= low
+            for side, (those, first) in enumerate(((behind, end), (before, start - length))):
+                run = mixed(sums.run(first[those], first[those] + length)) >> _HALF
+                code = number[those] * (2 * len(self.beside)) + 2 * level + side
+                codes.append((code.astype(np.uint64) << _HALF) | run)
+        self._sides.append(np.unique(np.concatenate(codes)))
+
+    def held(self) -> Held:
+        index = self._index or _Index(self._own, self.run)
+        pairs = _unique(self._pairs)
+        inner, outer = (pairs >> _HALF).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        kinds = 2 * len(self.beside)
+        sides = (_unique(self._sides) >> _HALF).astype(np.int64)
+        count = np.bincount(sides, minlength=kinds * len(index.whole)).reshape(-1, kinds)
+        branches = count.max(axis=1) if len(count) else np.zeros(0, np.int64)
+        return Held(index.number, index.row, inner, outer, index.size, branches)
+
+
+class _Sums:
+    """Sums of values by which a run of any length is hashed at once."""
+
+    def __init__(self, values: U64) -> None:
+        power, self._inverse = powers(len(values) + 1)
+        self._total = np.append(np.uint64(0), np.cumsum(values * power[: len(values)]))
+
+    def run(self, start: I64, end: I64) -> U64:
+        out: U64 = (self._total[end] - self._total[start]) * self._inverse[start]
+        return out
+
+
+class _Index:
+    """The sequences by their hashes (`whole`, sorted; their `size`), and by their rarest anchors: at place `slot` of
+    `anchor`, sorted, `ways[slot]` from `begin[slot]` on of where a sequence begins before it and how long it is."""
+
+    def __init__(self, own: Sequence[tuple[I64, I64, U64, U64]], run: int) -> None:
+        none = (
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.uint64),
+            np.zeros((0, _ANCHORS), np.uint64),
+        )
+        self.row, size, keys, anchors = (np.concatenate(one) for one in zip(*(own or [none]), strict=True))
+        self.whole, first, self.number = np.unique(keys, return_index=True, return_inverse=True)
+        self.size, anchors = size[first], anchors[first]
+        _, at, count = np.unique(anchors, return_inverse=True, return_counts=True)
+        best = count[at.reshape(anchors.shape)].argmin(axis=1)
+        ways = np.stack((
+            np.take_along_axis(anchors, best[:, None], 1)[:, 0].view(np.int64),
+            (self.size - run) * best // (_ANCHORS - 1), self.size,
+        ), axis=1)  # fmt: skip
+        order = np.lexsort((ways[:, 2], ways[:, 1], ways[:, 0].view(np.uint64)))
+        ways = ways[order]
+        ways = ways[np.append(np.ones(min(len(ways), 1), bool), (ways[1:] != ways[:-1]).any(axis=1))]
+        self.offset, self.length = ways[:, 1], ways[:, 2]
+        self.anchor, self.begin, self.ways = np.unique(
+            ways[:, 0].copy().view(np.uint64), return_index=True, return_counts=True
+        )
+        bits = min(max(len(self.anchor).bit_length() + 5, 8), 24)
+        self.shift = np.uint64(64 - bits)
+        self.table = np.zeros(1 << bits, bool)
+        self.table[self.anchor >> self.shift] = True
+
+
+def held_texts(read: Callable[[], Iterator[list[list[str]]]]) -> Held:
+    """Rows whose whole text lies in another row's. `read` gives the texts of all rows (a preference has two), many rows
+    at a time, and is called twice."""
+    out = Sequences(LEAST, _BESIDE)
+    for look in (out.add, out.look):
+        at = 0
+        for batch in read():
+            rows = np.repeat(np.arange(at, at + len(batch)), np.fromiter(map(len, batch), np.int64, len(batch)))
+            texts = list(chain.from_iterable(batch))
+            for begin, end in chunks(texts):
+                letters = Letters(texts[begin:end])
+                look(letters.values, letters.bounds, rows[begin:end])
+            at += len(batch)
+    return out.held()
+
+
+def _unique(parts: Sequence[U64]) -> U64:
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
