@@ -286,6 +286,23 @@ def test_a_greeting_that_many_go_on_from_is_trained_counted_and_told(layout: str
         assert all(side[n] == side[n + 1] for n in range(2, 202, 2))
 
 
+def test_dialogues_of_ready_made_answers_do_not_chain(tmp_path: Path) -> None:
+    """Each exchange stands in several dialogues, and most of them in a row of their own."""
+    maker = Maker(13)
+    pool = [(maker.text(8), maker.text(8)) for _ in range(200)]
+    every = [maker.rng.sample(pool, 4) for _ in range(300)]
+    for rows in (
+        [talk[:end] for talk in every for end in range(1, 5)],
+        [*([pair] for pair in pool), *every],
+    ):
+        path = jsonl(tmp_path / f"{len(rows)}.jsonl", [LAYOUTS["messages"](row) for row in rows])
+        wanted = recipe(path, validation=0.1)
+        made = build(wanted, tmp_path)
+        assert not few_held(made.manifest["counts"], wanted.prepare)
+        held = [spoken(record) for record in made.records("validation")]
+        assert not any(one in spoken(record) for record in made.records("train") for one in held)
+
+
 def test_one_dialogue_of_many_rows_holds_nothing_out_and_says_what_to_do(tmp_path: Path) -> None:
     talk = [(one["content"], other["content"]) for one, other in zip(*[iter(Maker(11).talk(30, 9))] * 2, strict=True)]
     path = jsonl(tmp_path / "f.jsonl", [LAYOUTS["history"](talk[:end]) for end in range(1, 31)])

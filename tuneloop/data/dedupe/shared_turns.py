@@ -120,8 +120,12 @@ class SharedTurns:
         i, j, phrases = _holding([self.held(), *([texts] if texts else [])], len(counts))
         row = np.repeat(np.arange(len(counts)), counts)
         key = np.frombuffer(self._exchanges, np.int64).view(np.uint64)
-        for one, other in (self._long(key, row), _short(key, row, phrases)) if len(key) else ():
+        if len(key):
+            one, other = self._long(key, row)
             i, j = np.concatenate((i, one)), np.concatenate((j, other))
+            one, other = _short(key, row, phrases)
+            kept = ~_large(np.concatenate((i, one)), np.concatenate((j, other)), len(counts))[one]
+            i, j = np.concatenate((i, one[kept])), np.concatenate((j, other[kept]))
         apart = i != j
         return Shared(i[apart], j[apart], np.flatnonzero(phrases))
 
@@ -169,8 +173,7 @@ def _holding(every: Sequence[Held], rows: int) -> tuple[I64, I64, NDArray[np.boo
     most = BRANCHES
     while True:
         i, j = (np.concatenate(side) for side in zip(*map(Held.links, every, phrases), strict=True))
-        group = groups(Pairs(i.astype(np.int32), j.astype(np.int32), np.ones(len(i), np.float32)), rows)
-        large = np.bincount(group, minlength=rows)[group] > max(FEW, CHAIN * rows)
+        large = _large(i, j, rows)
         most //= 2
         more = [(one.branches > most) & large[one.first()] & ~known for one, known in zip(every, phrases, strict=True)]
         if not most or not any(one.any() for one in more):
@@ -181,6 +184,13 @@ def _holding(every: Sequence[Held], rows: int) -> tuple[I64, I64, NDArray[np.boo
         told[one.row[known[one.number]]] = True
     free = ~told
     return i[free[i]], j[free[i]], told
+
+
+def _large(i: I64, j: I64, rows: int) -> NDArray[np.bool_]:
+    """[rows]: whether these links chain too many rows together with it."""
+    group = groups(Pairs(i.astype(np.int32), j.astype(np.int32), np.ones(len(i), np.float32)), rows)
+    large: NDArray[np.bool_] = np.bincount(group, minlength=rows)[group] > max(FEW, CHAIN * rows)
+    return large
 
 
 def _short(key: U64, row: I64, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
