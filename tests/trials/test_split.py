@@ -314,6 +314,14 @@ def test_one_dialogue_of_many_rows_holds_nothing_out_and_says_what_to_do(tmp_pat
     assert told in warn(made, wanted)
 
 
+def test_a_text_does_not_lie_in_one_that_goes_on_within_its_last_word(tmp_path: Path) -> None:
+    rows = [{"text": f"A review of the hotel, number {n}", "label": str(n % 2)} for n in range(40)]
+    path = jsonl(tmp_path / "f.jsonl", rows)
+    made = build(recipe(path, validation=0.2), tmp_path)
+    assert made.manifest["counts"]["validation"] == 8
+    assert not said(made, "held by many rows")
+
+
 def test_training_rows_that_hold_a_short_or_flattened_test_row_go(tmp_path: Path) -> None:
     maker = Maker(12)
     for layout in ("history", "prompt"):

@@ -101,8 +101,9 @@ class Sequences:
         anchors = sums.run(at, at + self.run)
         self._own.append((rows[long], size, sums.run(begin, begin + size), anchors))
 
-    def look(self, values: U64, bounds: I64, rows: I64) -> None:
-        """Find what lies in these sequences; all must have been added before."""
+    def look(self, values: U64, bounds: I64, rows: I64, begins: NDArray[np.bool_] | None = None) -> None:
+        """Find what lies in these sequences; all must have been added before. `begins` [values]: where one may begin,
+        and behind which one may end."""
         index = self._index = self._index or _Index(self._own, self.run)
         if len(values) < self.run or not len(index.whole):
             return
@@ -116,9 +117,12 @@ class Sequences:
         own = np.searchsorted(bounds, met, "right") - 1
         ways = np.cumsum(index.ways[slot])
         for part in np.split(np.arange(len(met)), np.flatnonzero(np.diff(ways // _EXPANDED)) + 1):
-            self._found(index, sums, (met[part], slot[part], own[part]), bounds, rows)
+            self._found(index, sums, (met[part], slot[part], own[part]), bounds, rows, begins)
 
-    def _found(self, index: _Index, sums: _Sums, met: tuple[I64, I64, I64], bounds: I64, rows: I64) -> None:
+    def _found(
+        self, index: _Index, sums: _Sums, met: tuple[I64, I64, I64], bounds: I64, rows: I64,
+        begins: NDArray[np.bool_] | None,
+    ) -> None:  # fmt: skip
         ways = index.ways[met[1]]
         at, slot, own = (np.repeat(one, ways) for one in met)
         way = index.begin[slot] + np.arange(len(at)) - np.repeat(np.cumsum(ways) - ways, ways)
@@ -126,6 +130,8 @@ class Sequences:
         end = start + index.length[way]
         low, high = bounds[own], bounds[own + 1]
         fits = (start >= low) & (end <= high) & (end - start < high - low)
+        if begins is not None:  # "order 1" is not in "order 10"
+            fits[fits] = begins[start[fits]] & ((end == high)[fits] | begins[np.minimum(end[fits], len(begins) - 1)])
         start, end, low, high, own = start[fits], end[fits], low[fits], high[fits], own[fits]
         keys = sums.run(start, end)
         number = np.minimum(np.searchsorted(index.whole, keys), len(index.whole) - 1)
@@ -201,14 +207,17 @@ def held_texts(read: Callable[[], Iterator[list[list[str]]]]) -> Held:
     """Rows whose whole text lies in another row's. `read` gives the texts of all rows (a preference has two), many rows
     at a time, and is called twice."""
     out = Sequences(LEAST, _BESIDE)
-    for look in (out.add, out.look):
+    for second in (False, True):
         at = 0
         for batch in read():
             rows = np.repeat(np.arange(at, at + len(batch)), np.fromiter(map(len, batch), np.int64, len(batch)))
             texts = list(chain.from_iterable(batch))
             for begin, end in chunks(texts):
                 letters = Letters(texts[begin:end])
-                look(letters.values, letters.bounds, rows[begin:end])
+                if second:
+                    out.look(letters.values, letters.bounds, rows[begin:end], letters.begins())
+                else:
+                    out.add(letters.values, letters.bounds, rows[begin:end])
             at += len(batch)
     return out.held()
 

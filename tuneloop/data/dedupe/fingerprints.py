@@ -135,10 +135,18 @@ class Letters:
         values, kinds = looked_up(codes)
         kept = kinds != BLANK
         self.values: U64 = values[kept]
+        self._letter, self._kept = kinds == LETTER, kept
         self.owner: I64 = np.repeat(np.arange(len(texts)), sizes + 1)[kept]
         self.bounds: I64 = np.searchsorted(self.owner, np.arange(len(texts) + 1))
         words = np.bincount(self.owner[kinds[kept] == LETTER], minlength=len(texts))
         self.spaced: I64 = (3 * words >= np.diff(self.bounds)).astype(np.int64)
+
+    def begins(self) -> Bools:
+        """Whether a word, or a character that stands for itself, begins at each."""
+        inside = np.zeros(len(self._kept), bool)
+        inside[1:] = self._letter[1:] & self._letter[:-1]
+        result: Bools = ~inside[self._kept]
+        return result
 
     def runs(self, lengths: Sequence[int], kind: I64) -> tuple[U64, Bools]:
         """A number for the run of characters that begins at each, and whether one of that length fits in its text;
