@@ -76,7 +76,7 @@ def console() -> dict[str, str]:
 def test_the_scan_finds_texts_in_python_and_in_templates() -> None:
     found = {text: where for where, text in said()}
     assert found["This machine"].startswith("cli/doctor.py:")
-    assert found["Before and after"].startswith("evaluate/report.html.jinja:")
+    assert found["Before and after"].startswith("report/report.html.jinja:")
     assert any(text and len(text) > 100 for text in found)  # neighbouring literals count as one
 
 

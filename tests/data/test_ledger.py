@@ -83,11 +83,11 @@ def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.code == "TL-DATA-DAMAGED"
 
 
-ROOM = {path.stem: path.read_text("utf-8") for path in Path(str(tuneloop.data.__file__)).parent.rglob("*.py")}
-CODE = "".join(text for name, text in ROOM.items() if name != "ledger")
+ROOM = [(path.stem, path.read_text("utf-8")) for path in Path(str(tuneloop.data.__file__)).parent.rglob("*.py")]
+CODE = "".join(text for name, text in ROOM if name != "ledger")
 CALLS = {
     "LedgerEntry": (1, 2), "dropped": (1, 2), "marked": (1, 2), "changed": (2, 3), "judged": (2, 3),
-    "BadRow": (None, 0), "Flaw": (None, 0), "_as_list": (None, 1), "fit._entry": (None, 1), "entry": (2, 3),
+    "BadRow": (None, 0), "Flaw": (None, 0), "_as_list": (None, 1), "lengths._entry": (None, 1), "entry": (2, 3),
 }  # fmt: skip
 """Function -> which of its arguments are a step and a reason."""
 
@@ -95,7 +95,7 @@ CALLS = {
 def said() -> tuple[set[str], set[str]]:
     """The steps and the reasons that stand in the code where rows are dropped, changed, marked or added."""
     out: tuple[set[str], set[str]] = set(), set()
-    for module, text in ROOM.items():
+    for module, text in ROOM:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 places = CALLS.get(f"{module}.{node.func.id}", CALLS.get(node.func.id, (None, None)))
@@ -114,7 +114,7 @@ def test_every_step_and_reason_in_the_code_has_words() -> None:
 
 
 def test_no_words_are_left_over() -> None:
-    sides = {f"cut on the {side}" for side in ("left", "right")}  # put together in fit.py
+    sides = {f"cut on the {side}" for side in ("left", "right")}  # put together in lengths.py
     assert 'f"cut on the {how[4:]}"' in CODE
     assert not [reason for reason in words() if f'"{reason}"' not in CODE and reason not in sides]
     assert not [step for step in steps() if f'"{step}"' not in CODE]

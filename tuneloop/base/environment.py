@@ -111,6 +111,11 @@ def _quota(group: Path) -> float:
         return 0.0
 
 
+def quiet_console() -> None:
+    """For a command line, before transformers is imported: it tells errors only, unless its variable is set."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def quiet_libraries() -> None:
     """Set what the libraries below us read from the environment, unless it is set: no telemetry, advice or spinning.
 

