@@ -76,7 +76,7 @@ def test_works_offline_in_silence_and_leaves_no_file(tmp_path: Path) -> None:
         "class Refused(socket.socket):\n"
         "    def __init__(self, *a, **k): raise AssertionError('a socket')\n"
         "socket.socket = Refused\n"
-        "from tuneloop.evaluate import metrics\n"
+        "from tuneloop.evaluation import metrics\n"
         "assert metrics.bleu(['今天天气很好'], ['今天天气好']) > 0\n"
         "assert metrics.rouge(['今天天气很好'], ['今天天气好'])['rouge1'] > 0\n"
     )

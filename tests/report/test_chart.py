@@ -188,8 +188,8 @@ font.save(path)
 DRAW = """
 import sys
 from pathlib import Path
-from tuneloop import language
-from tuneloop.evaluate import chart
+from tuneloop.base import language
+from tuneloop.report import chart
 
 language.use("zh")
 print(chart.cjk_font("".join(chart.words().values())))

@@ -330,7 +330,7 @@ def test_a_base_with_a_chinese_name_whatever_the_locale(rough: Path, tmp_path: P
     config = run.path / "adapter" / "adapter_config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    ours = "import sys; from pathlib import Path; from tuneloop.model.load import load_trained; load_trained(Path(sys.argv[1]))"
+    ours = "import sys; from pathlib import Path; from tuneloop.inference.trained import load_trained; load_trained(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ours, str(run.path)], capture_output=True, text=True,
                           encoding="utf-8", errors="replace", env={**os.environ, **gbk}, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -24,9 +24,9 @@ from tuneloop.recipe.schema import DataFile, PreparePart
 WORK = """
 import sys, time
 from pathlib import Path
-from tuneloop.data import parts
+from tuneloop.data.version import shards
 from tests.made import build, characters, recipe
-parts.SIZE = 100
+shards.SIZE = 100
 def slow(records):
     time.sleep(0.02)
     return characters(records)
