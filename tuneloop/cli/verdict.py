@@ -23,21 +23,20 @@ def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     """The dataset of a recipe, and the recipe with what a person has answered."""
     from tuneloop import pipeline
     from tuneloop.data.reading import places
-    from tuneloop.training import distributed
 
-    for said in (line for file in recipe.data for line in places.own(file)) if distributed.leads() else ():
-        show.say(said)
+    own = [line for file in recipe.data for line in places.own(file)]
+    if own and _rank()[1]:
+        show.say("\n".join(own))
     made = pipeline.prepare(recipe, workspace=workspace, say=show.say)
     doubts = {s["file"]: (s["doubt"], s.get("holds") or "0, 1") for s in made.manifest["sources"] if s.get("doubt")}
-    if distributed.leads():
-        _told(made, recipe)
-    if not doubts or recipe.train.task != "auto" or not distributed.leads():
+    _told(made, recipe)
+    if not doubts or recipe.train.task != "auto" or not _rank()[1]:
         return made, recipe
     for file, (column, values) in doubts.items():
         said = t("{file}: `{column}` holds {values} beside answers; it is not used, and every answer is learned (SFT).",
                  file=file, column=column, values=values)  # fmt: skip
         show.say(said)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or distributed.world().num_processes > 1:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _rank()[0]:
         show.say(t("If it says which answers are good (1, true) and bad (0, false), "
                    "--set train.task=prefer learns that (KTO)."))  # fmt: skip
         return made, recipe
@@ -50,10 +49,22 @@ def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     return pipeline.prepare(recipe, workspace=workspace, say=show.say), recipe
 
 
+def _rank() -> tuple[bool, bool]:
+    """Whether this process is the only one, and whether it leads; rows need no peers, so it may wait for none."""
+    from tuneloop.base.errors import TuneloopError
+    from tuneloop.training import distributed
+
+    try:
+        return distributed.world().num_processes == 1, distributed.leads()
+    except TuneloopError:
+        return True, True
+
+
 def _told(made: Dataset, recipe: Recipe) -> None:
     """Say where a column has made judged answers of dialogues, and which line trains them all."""
-    if recipe.train.task != "auto" or recipe.train.prefer.loss != "auto":
+    if recipe.train.task != "auto" or recipe.train.prefer.loss != "auto" or all(file.task for file in recipe.data):
         return
-    for file in [s["file"] for s in made.manifest["sources"] if s.get("shape") == "judged"]:
+    judged = [s["file"] for s in made.manifest["sources"] if s.get("shape") == "judged"]
+    for file in judged if judged and _rank()[1] else ():
         show.say(t("{file}: a column says which answers are good and which are bad; that is learned (KTO). "
                    "`task: chat` beside the path learns every answer instead (SFT).", file=file))  # fmt: skip
