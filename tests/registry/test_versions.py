@@ -255,6 +255,6 @@ def test_a_damaged_evaluation_is_said(tmp_path: Path) -> None:
 def test_the_disk_is_asked_before_a_version_is_laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = register(make_run(tmp_path), tmp_path)
     asked: list[int] = []
-    monkeypatch.setattr(registry.disk, "require_space", lambda path, size: asked.append(size))
+    monkeypatch.setattr(registry.refusals, "require_space", lambda path, size: asked.append(size))
     materialise(version, tmp_path / "copy")
     assert asked[0] == sum((tmp_path / "copy" / n).stat().st_size for n in version.files)

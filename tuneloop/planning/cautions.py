@@ -136,7 +136,8 @@ def few_held(counts: Mapping[str, Any], part: PreparePart) -> list[str]:
     >>> few_held({"train": 150, "validation": 10, "test": 0}, PreparePart(validation=10))
     []
     """
-    rows, held = sum(counts[side] for side in SIDES), counts["validation"] + counts["test"]
+    of = {side: counts.get(side, 0) for side in SIDES}  # profiles of earlier versions name those alone that have rows
+    rows, held = sum(of.values()), of["validation"] + of["test"]
     wanted = int(sum(share if share >= 1 else share * rows for share in (part.validation, part.test)) + 0.5)
     if rows < SMALL or min(wanted, rows) <= 2 * held:
         return []
