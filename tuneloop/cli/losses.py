@@ -31,10 +31,9 @@ def warn(made: Dataset, recipe: Recipe) -> list[str]:
         *much_changed(counts, made.manifest["steps"], str(file)),
         *foreign(recipe.model.name, made.path),
     ]
-    few = few_held(counts, recipe.prepare)
-    told += few
-    if not few and not counts["validation"] and recipe.prepare.validation:
+    if not counts["validation"] and recipe.prepare.validation:
         told.append(nothing_held())
+    told += few_held(counts, recipe.prepare)
     told += _read_otherwise(made)
     unsaid = _unsaid(made)
     if told or unsaid:
