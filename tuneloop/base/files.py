@@ -45,13 +45,15 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> Non
 def folder_atomic(target: Path, *, sync: bool = False, alone: bool = True) -> Iterator[Path]:
     """An empty folder beside `target` to fill; at the end of the block it takes that name, in place of what was there.
 
-    Where the block raises, nothing is left of it and `target` is as it was. With `sync` all of it is on the disk first.
+    Where the block or the renaming fails, nothing is left of it and `target` is as it was; so it is again where an
+    earlier process ended between the two renames. With `sync` all of it is on the disk first.
     `alone`: no other process makes the same folder, so what one that crashed has left is removed; otherwise each has a
     draft of its own name.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft" + ("" if alone else f"-{uuid.uuid4().hex[:8]}"))
     old = draft.with_name(f"{draft.name}-old")
+    _put_back(old, target)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
@@ -64,8 +66,15 @@ def folder_atomic(target: Path, *, sync: bool = False, alone: bool = True) -> It
         if sync:
             flush(target.parent)
     finally:
+        _put_back(old, target)
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """What was moved out of the way takes its name again where nothing has taken it; else it is removed."""
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -79,7 +88,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has nothing to flush
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # a file system that has nothing to flush
             raise
     finally:
         os.close(handle)
