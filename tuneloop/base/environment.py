@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneloop.base import language
+_NAMES = {
+    "en": {"en", "eng", "english", "英文", "英语"},
+    "zh": {"zh", "cn", "zho", "chi", "chs", "cht", "hans", "hant", "chinese", "zhongwen", "中文", "汉语", "简体中文"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,23 @@ def _flag(name: str) -> bool:
     return os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
-def _language() -> str:
+def named(text: str) -> str:
+    """The language that a word means, in any case and with any region or encoding behind it; "" for none of ours.
+
+    >>> [named(word) for word in ("zh", "zh_CN.UTF-8", "CN", "Chinese", "en-GB", "fr", "")]
+    ['zh', 'zh', 'zh', 'zh', 'en', '', '']
+    """
+    word = re.split(r"[-_.@]", text.strip().lower())[0]
+    return next((language for language, names in _NAMES.items() if word in names), "")
+
+
+def spoken() -> str:
+    """The language that the environment asks for; what TUNELOOP_LANG says where that is none of ours."""
     get = os.environ.get
     own = get("TUNELOOP_LANG", "").strip()
     if own:  # a wrong word there was meant for us, so it is kept, to be told
-        return language.named(own) or own
-    return language.named(get("LC_ALL") or get("LC_MESSAGES") or get("LANG") or "") or "en"
+        return named(own) or own
+    return named(get("LC_ALL") or get("LC_MESSAGES") or get("LANG") or "") or "en"
 
 
 def environment() -> Environment:
@@ -46,15 +61,12 @@ def environment() -> Environment:
     get = os.environ.get
     return Environment(
         home=Path(get("TUNELOOP_HOME") or Path.home() / ".cache" / "tuneloop").expanduser(),
-        language=_language(),
+        language=spoken(),
         offline=_flag("TUNELOOP_OFFLINE") or _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
         hub_endpoint=get("HF_ENDPOINT", ""),
         endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
-
-
-language.default(_language)
 
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

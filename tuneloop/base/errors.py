@@ -24,7 +24,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import tuneloop.base.environment  # noqa: F401 - it tells `language` what the environment says
 from tuneloop.base.language import current, t
 
 SEARCHED = 2000

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tuneloop.base import language
+from tuneloop.base.environment import named
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
 from tuneloop.cli import help, usage
@@ -15,7 +16,7 @@ from tuneloop.cli import help, usage
 
 def speak(lang: str) -> None:
     """Choose the language by one of its names. Raises TL-RECIPE-LANGUAGE for any other word."""
-    if not language.named(lang):
+    if not named(lang):
         raise RecipeError("TL-RECIPE-LANGUAGE", got=lang)
     language.use(lang)
 
