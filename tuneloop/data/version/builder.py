@@ -26,8 +26,7 @@ from tuneloop.data.card.excerpts import View
 from tuneloop.data.cleaning.clean import steps
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.reading import formats, sides
-from tuneloop.data.version import derive, holdout
-from tuneloop.data.version import shards as parts
+from tuneloop.data.version import derive, holdout, shards
 from tuneloop.data.version.dataset import Dataset, open_dataset
 from tuneloop.data.version.digest_cache import GRAIN, Stamps, stamp
 from tuneloop.data.version.lengths import Encode
@@ -116,9 +115,9 @@ def _build(
     require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:
         check(part.augment, helpers)
-        raw = parts.raw_rows(sources.found, recipe.seed)
+        raw = shards.raw_rows(sources.found, recipe.seed)
         try:
-            made = parts.make(work, raw, part, steps(part.clean, part.turns), encode, say)
+            made = shards.make(work, raw, part, steps(part.clean, part.turns), encode, say)
         finally:  # a fault in the rows may come from it, too
             _require_unchanged(sources.known)
         rows = Kept(made)
