@@ -126,7 +126,7 @@ def test_the_next_command_asks_for_the_language_again(place: Path, words: list[s
 
 
 def test_a_command_is_written_as_a_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_default", lambda: "en")
+    monkeypatch.setenv("TUNELOOP_LANG", "en")
     assert show.command("chat", Path("runs/对话-1")) == f"tuneloop chat {Path('runs/对话-1')}"
     assert show.command("run", "my chats.yaml") == 'tuneloop run "my chats.yaml"'
     language.use("zh")
