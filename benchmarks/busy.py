@@ -1,7 +1,8 @@
 """A LoRA step beside another program: python -m benchmarks busy. About three minutes on two quiet cores.
 
 Each process trains the same few rows twice: on the machine as it is, then beside one program that keeps a core busy.
-Its threads wait as tuneloop has them wait (after: they soon sleep), or as before (GOMP_SPINCOUNT=20000: they spin). The
+It waits and gives way as tuneloop does (after: threads soon sleep, and there is one for each free core), or as before
+(GOMP_SPINCOUNT=20000, so that they spin, and two threads whatever else runs). The
 processes of both kinds take turns, and of each step the best of its kind counts, so that a busy moment of the machine
 counts for neither. Wants: beside a busy core at most 2.2 times the quiet time, and quiet within 2% of before.
 """
@@ -42,10 +43,13 @@ def busy() -> Iterator[None]:
         spinner.wait()
 
 
-def once(folder: Path, model: str, steps: int) -> dict[str, list[float]]:
+def once(folder: Path, model: str, steps: int, way: str) -> dict[str, list[float]]:
     """Seconds of each step, quiet and busy, of two runs in this process."""
     import tuneloop
+    from tuneloop.training import threads
 
+    if way == "before":
+        threads.INTERVAL = float("inf")
     recipe, _ = tuneloop.make_recipe({
         "name": "busy", "model": {"name": model, "dtype": "float32"}, "data": str(folder / "rows.json"),
         "prepare": {"max_length": 256, "too_long": "cut_right", "validation": 0, "dedupe": "off"},
@@ -87,7 +91,7 @@ def measure(pairs: int, steps: int) -> dict[str, dict[str, list[list[float]]]]:
             (folder / "rows.json").write_text(json.dumps(chats), encoding="utf-8")
             code = (
                 "import json; from pathlib import Path; from benchmarks.busy import once;"
-                f"print('RESULT', json.dumps(once(Path({str(folder)!r}), {model!r}, {steps})))"
+                f"print('RESULT', json.dumps(once(Path({str(folder)!r}), {model!r}, {steps}, {way!r})))"
             )
             told = training.measured([sys.executable, "-c", code], bare | WAYS[way])
             for state, seconds in told.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -14,6 +17,39 @@ def memory_gb() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
     return float(psutil.Process().memory_info().rss) / 1e9
+
+
+class OtherPrograms:
+    """What other programs take of the processor from when this is made. What this one and its workers take is its own.
+
+    Not counted is what a virtual machine's host keeps for itself: fewer threads would get no more of it.
+    """
+
+    def __init__(self) -> None:
+        self.began, self.all, self.own = time.perf_counter(), self._all(), self._own()
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was made."""
+        return time.perf_counter() - self.began
+
+    def cores(self) -> float:
+        """The cores that they have kept busy, on average."""
+        return max(0.0, (self._all() - self.all) - (self._own() - self.own)) / max(self.seconds, 1e-9)
+
+    @staticmethod
+    def _all() -> float:
+        times = psutil.cpu_times()._asdict()
+        return float(sum(times.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")))
+
+    @staticmethod
+    def _own() -> float:
+        seconds = 0.0
+        for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):  # they read batches
+            with contextlib.suppress(psutil.Error):
+                used = psutil.Process(pid).cpu_times()
+                seconds += used.user + used.system
+        return seconds
 
 
 @dataclass(slots=True)

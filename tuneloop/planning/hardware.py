@@ -14,6 +14,7 @@ import torch
 
 from tuneloop.base.environment import cores
 from tuneloop.model.kernels.matmul import Products, products
+from tuneloop.monitor.meters import OtherPrograms
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +115,6 @@ def layer_rate(dtype: torch.dtype, tokens: int = 128, width: int = 512, inner: i
     return 4 * tokens * width * inner / best / 1e9
 
 
-class _Others:
-    """CPU seconds that other programs take from when this is made, as cores that they keep busy."""
-
-    def __init__(self) -> None:
-        self.began, self.all, self.own = time.perf_counter(), self._all(), self._own()
-
-    def cores(self) -> float:
-        seconds = time.perf_counter() - self.began
-        return max(0.0, (self._all() - self.all) - (self._own() - self.own)) / max(seconds, 1e-9)
-
-    @staticmethod
-    def _all() -> float:
-        times = psutil.cpu_times()._asdict()
-        return float(sum(times.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))
-
-    @staticmethod
-    def _own() -> float:
-        own = psutil.Process().cpu_times()
-        return float(own.user + own.system)
-
-
 def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 0, seconds: float = 0.15) -> float:
     """GB a second of a weight matrix larger than the caches, in products with `rows` rows: a step of generation."""
     width = width or (16384 if device == "cuda" else 4096)
@@ -159,7 +139,7 @@ def look(dtype: torch.dtype | None = None, rows: int = 1, training: Products = "
     memory = psutil.virtual_memory()
     cards = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     room = torch.cuda.mem_get_info()[0] / 1e9 if cards else 0.0
-    others, rates = _Others(), _rates(dtype, device, training)
+    others, rates = OtherPrograms(), _rates(dtype, device, training)
     weights = weights_rate(dtype, device, rows) if dtype is not None else 0.0
     return Hardware(
         system=f"{platform.system()} {platform.machine()}",

@@ -43,7 +43,7 @@ from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.labels_file import write_classes
 from tuneloop.tasks.task import Setting, Task
-from tuneloop.training import device, distributed
+from tuneloop.training import device, distributed, threads
 from tuneloop.training.adapter_card import adapter_card
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.frozen_policy import Keeping, held_out, kept_blocks, measurements
@@ -195,7 +195,8 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
     )  # fmt: skip
     frozen = kept_blocks(model, _keeping(parts, state, screen))
     asked = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
-    with products(_products(recipe, material.task)), device.watched(run.checkpoints), frozen, asked as interrupt:
+    multiplying = products(_products(recipe, material.task))
+    with multiplying, device.watched(run.checkpoints), frozen, threads.restored(), asked as interrupt:
         try:
             if not distributed.shared(
                 guard.asked
@@ -274,11 +275,13 @@ def _watchers(
     sampler = sampler_for(parts.model, material.setting.tokenizer, parts.recipe, material.questions, samples,
                           screen.say)  # fmt: skip
     told = [guard.measured, *([sampler.measured] if sampler else [])]
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
     return [
         Metrics(parts.metrics, parts.meter, due(settings.logging_strategy, settings.logging_steps), per_epoch),
         screen,
         HeldOut(parts.metrics, parts.meter, evaluated, per_epoch, measure, screen.say, told),
         Saver(save, parts.events, parts.meter, lambda step: saved(step) or guard.saves(step)),
+        *([threads.Threads(parts.events, screen.say)] if alone and torch.get_num_threads() > 1 else []),
     ]
 
 
