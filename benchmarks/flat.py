@@ -15,25 +15,25 @@ import numpy as np
 from benchmarks.peers.shared import peak_gb, report
 from tuneloop.data.batches.loader import Steps
 from tuneloop.data.batches.plan import BatchPlan
-from tuneloop.data.tokens.samples import Samples, starts_of
+from tuneloop.data.tokens.samples import Sequences, starts_of
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 STEPS, TIMES = 125, 5
 
 
-def made(count: int, folder: Path) -> Samples:
+def made(count: int, folder: Path) -> Sequences:
     """Random samples of 20 to 180 tokens, half of them answers."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 181, count)
     tokens = int(lengths.sum())
-    return Samples(
+    return Sequences(
         ids=rng.integers(0, 49_000, tokens, np.int32), trained=np.arange(tokens) % 2 == 1, starts=starts_of(lengths),
         labels=(lengths // 2).astype(np.int32), ended=np.ones(count, np.bool_), row=np.arange(count, dtype=np.int32),
         names=np.char.mod("%010d", np.arange(count)).astype("S12"), records=count,
     ).write(folder)  # fmt: skip
 
 
-def cost(samples: Samples, seed: int) -> tuple[float, float]:
+def cost(samples: Sequences, seed: int) -> tuple[float, float]:
     """Nanoseconds of processor a token: (plan and order, steps)."""
     began = time.process_time()
     plan = BatchPlan(samples.lengths, 8, 2048, seed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.shared import report
-from tuneloop.model.kernels.matmul import products
+from tuneloop.model.kernels.matmul import matmul_precision
 
 TOKENS = 2048
 SHAPES = ((576, 1536), (1536, 576), (576, 576))
@@ -53,7 +53,7 @@ def main() -> None:
             return torch.mm(x, weight.t())
 
         rows, exact = quantised(x)[0], plain()
-        with products("bfloat16"):
+        with matmul_precision("bfloat16"):
             coarse, reduced = plain(), best(plain)
         found.append(
             {

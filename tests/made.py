@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.data.version import builder
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.lengths import Encode
@@ -18,10 +18,10 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 
 
-def characters(records: Sequence[Record]) -> Samples:
+def characters(records: Sequence[Record]) -> Sequences:
     """One token a character: the code points of all turns."""
     texts = [np.array([ord(c) for m in r.messages for c in m.content], np.int32) for r in records]
-    return Samples.of([Sample(x, np.ones(len(x), bool), r.id, True) for x, r in zip(texts, records, strict=True)])
+    return Sequences.of([Sample(x, np.ones(len(x), bool), r.id, True) for x, r in zip(texts, records, strict=True)])
 
 
 def build(recipe: Recipe, workspace: Path, encode: Encode = characters, key: str = "characters") -> Dataset:

@@ -11,7 +11,7 @@ from tuneloop.data.card import page
 from tuneloop.data.card.excerpts import View
 from tuneloop.data.tokens.encode import encode_records, marked
 from tuneloop.data.tokens.named_templates import CHATML_THINK
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version import builder
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.recipe import make_recipe
@@ -73,7 +73,7 @@ def build(
     recipe, _ = make_recipe({"name": name, "data": str(path), "prepare": wanted})
     tokenizer = _tokenizer()
 
-    def encode(records: Any) -> Samples:
+    def encode(records: Any) -> Sequences:
         return encode_records(tokenizer, records)
 
     made = builder.build(recipe, workspace, encode, KEY)

@@ -25,7 +25,7 @@ from tuneloop.data.tokens.preflight import Preflight, preflight
 from tuneloop.data.version import builder
 from tuneloop.data.version import dataset as datasets
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.evaluation.before_after import both, questions
+from tuneloop.evaluation.before_after import measure_before_after, questions
 from tuneloop.evaluation.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.untrained import untrained
@@ -51,9 +51,9 @@ from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
 from tuneloop.tasks.table import task_name
-from tuneloop.tasks.task import Rows
+from tuneloop.tasks.task import SplitView
 from tuneloop.training import distributed
-from tuneloop.training.input import held_items, material, room, setting_of, settle, words_of
+from tuneloop.training.input import assemble, held_items, max_sequence_length, setting_of, settle, tokenizer_bundle
 from tuneloop.training.session import Outcome, session
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, befo
     What the version `before` holds out is held out again, with all that belongs to it.
     """
     recipe = _labelled(recipe)
-    words = words_of(recipe)
+    words = tokenizer_bundle(recipe)
 
     def progress(rows: int) -> None:
         say(t("{n} rows read", n=rows))
@@ -112,13 +112,13 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     Of a tokenizer alone, what it can count. Raises TL-DATA-PREFLIGHT, TL-MACHINE-MEMORY or TL-MACHINE-LENGTH rather
     than let a run start that must fail.
     """
-    recipe, words = _with_adapters(settle(recipe, dataset), workspace), words_of(recipe)
+    recipe, words = _with_adapters(settle(recipe, dataset), workspace), tokenizer_bundle(recipe)
     task, setting = setting_of(recipe, dataset, words)
-    rows = Rows(words.samples(dataset, "train"), lambda: dataset.records("train"))
+    rows = SplitView(words.samples(dataset, "train"), lambda: dataset.records("train"))
     samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
     looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=room(recipe, words.folder, task), rows=vocabulary(words.folder),
+                       room=max_sequence_length(recipe, words.folder, task), rows=vocabulary(words.folder),
                        words=recipe.train.classify.words)  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
@@ -259,7 +259,7 @@ def _dataset(run: Run) -> Dataset:
 
 
 def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
-    found = material(_with_adapters(recipe, Path()), dataset)
+    found = assemble(_with_adapters(recipe, Path()), dataset)
     with refusals.writing(run.path, then=lambda: _way_on(run)):
         with held_alone(run) if distributed.leads() else nullcontext():
             outcome = session(run, recipe, found, resume=resume)
@@ -287,7 +287,7 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
     trained = load_trained(run.path)
     if held is None:
         held = _dataset(run).records("validation")
-    evaluation = both(trained, held, say)
+    evaluation = measure_before_after(trained, held, say)
     with refusals.writing(run.path):
         run.write("evaluation.json", evaluation)
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
@@ -303,14 +303,14 @@ def compare(
 
     `warning` says why the metrics of two runs must not be compared, "" if they may be.
     """
-    from tuneloop.inference.open import voice
+    from tuneloop.inference.open import make_answerer
 
     first = load_trained(run.path)
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
     asked = list(prompts) or questions(first.recipe) or answered
 
     def answers(of: Trained, model: Any) -> list[Reply]:
-        return ask(voice(replace(of, model=model)), asked, max_new_tokens=max_new_tokens, batch_size=8,
+        return ask(make_answerer(replace(of, model=model)), asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
     mine = run.read("evaluation.json")
@@ -388,7 +388,9 @@ def improve(
     before = old.records("validation")
     learned = set(dataset.ids("train"))
     held = [record for record in before if record.id not in learned]
-    old_score = run.read("evaluation.json") if held == before else both(load_trained(run.path), held, say)
+    old_score = (
+        run.read("evaluation.json") if held == before else measure_before_after(load_trained(run.path), held, say)
+    )
     verdict = better(old_score or evaluate(run, held=held, say=say), evaluate(new, held=held, say=say))
     if verdict.better:
         register(new, workspace=workspace)

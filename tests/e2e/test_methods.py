@@ -16,7 +16,7 @@ from tests.lives import KIND, SAVED, Ground, Plain, assert_same, events, metrics
 from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.cli.main import app
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.templates import encode, render
@@ -25,7 +25,7 @@ from tuneloop.inference.trained import Trained, load_trained
 from tuneloop.methods.table import METHODS
 from tuneloop.runs.run import Run
 from tuneloop.tasks.chat import CHAT
-from tuneloop.tasks.task import Rows
+from tuneloop.tasks.task import SplitView
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -70,17 +70,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
     reader.close()
 
 
-def held(trained: Trained, dataset: Dataset) -> Items:
+def held(trained: Trained, dataset: Dataset) -> Examples:
     """The held-out rows as the run's task sees them."""
     records = dataset.records("validation")
-    return trained.task.items(Rows(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
+    return trained.task.items(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
 
 
 @torch.no_grad()
-def ours(trained: Trained, items: Items) -> list[torch.Tensor]:
+def ours(trained: Trained, items: Examples) -> list[torch.Tensor]:
     """What the task makes of each sample in our packed way: its loss, its scores, or the scores of its labels."""
-    writes = trained.task.writes
-    samples = Items.of(items.samples) if writes else items
+    writes = trained.task.generates
+    samples = Examples.of(items.samples) if writes else items
     module = (CHAT if writes else trained.task).objective(trained.model, samples, trained.setting)
     module.eval()
     row = pack_items(samples, range(len(samples)))
@@ -90,7 +90,7 @@ def ours(trained: Trained, items: Items) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def theirs(trained: Trained, items: Items, logits: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def theirs(trained: Trained, items: Examples, logits: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The same from the logits of plain transformers and PEFT."""
     samples, out = items.samples, []
     for k in range(len(samples)):
@@ -98,7 +98,7 @@ def theirs(trained: Trained, items: Items, logits: dict[str, torch.Tensor]) -> l
         said = said[-len(one.ids) :] if said.ndim == 2 else said  # PEFT gives the logits of a prompt's vectors as well
         if trained.head.kind == "classifier":
             out.append(said)
-        elif not trained.task.writes:
+        elif not trained.task.generates:
             module: Any = trained.task.objective(trained.model, items, trained.setting)
             out.append(said[module.place, module.columns] @ module.share)
         else:
@@ -127,7 +127,7 @@ def answers(
     trained: Trained, ref: Path, logits: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     """In `tuneloop chat` a model that writes says what plain generation says; another one names labels, or a score."""
-    scores = not trained.task.writes and trained.task.classes is None
+    scores = not trained.task.generates and trained.task.classes is None
     answer = asked(ref, capsys, "was it good ?\tPut it into boiling water." if scores else QUESTION)
     if trained.task.classes is not None:
         assert sorted(word for word in answer.split() if word in trained.setting.labels) == ["bad", "good"]
@@ -163,7 +163,7 @@ def test_a_life(
     close(theirs(trained, items, read), ours(trained, items))
     answers(trained, run.path, read, capsys)
 
-    if not trained.task.writes:
+    if not trained.task.generates:
         measured = pipeline.evaluate(run)
         assert measured["before"]["loss"] != measured["after"]["loss"]
 

@@ -24,7 +24,7 @@ from tests.made import jsonl
 from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample
@@ -33,9 +33,9 @@ from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import CHAT
-from tuneloop.tasks.task import Setting
+from tuneloop.tasks.task import TaskContext
+from tuneloop.training.model_folder import started
 from tuneloop.training.optim import curve, warmup_steps
-from tuneloop.training.result import started
 
 STEPS, BATCH = 20, 4
 MODEL = "smollm2-135m-instruct"
@@ -59,7 +59,7 @@ class Course:
     @cached_property
     def batches(self) -> list[list[Sample]]:
         tokenizer = load_tokenizer(self.model)
-        items = Items.of(tokenize(tokenizer, self.dataset.records("train")))
+        items = Examples.of(tokenize(tokenizer, self.dataset.records("train")))
         plan = batch_plan(self.recipe, items)
         return [[items.samples[k] for one in plan.step(n) for k in sorted(one)] for n in range(STEPS)]
 
@@ -71,7 +71,7 @@ class Course:
         config = LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=LORA["targets"],
                             task_type="CAUSAL_LM")  # fmt: skip
         model = get_peft_model(model, config)  # type: ignore[arg-type]
-        begun = started(self.recipe, self.model, CHAT, Setting(self.recipe.train, load_tokenizer(self.model)))
+        begun = started(self.recipe, self.model, CHAT, TaskContext(self.recipe.train, load_tokenizer(self.model)))
         set_peft_model_state_dict(model, get_peft_model_state_dict(begun))
         return model
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.evaluation.before_after import both, held_out_loss, questions, untrained
+from tuneloop.evaluation.before_after import held_out_loss, measure_before_after, questions, untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import Trained, load_trained
@@ -22,7 +22,7 @@ from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
 from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.loss import LossModel
-from tuneloop.tasks.task import Setting
+from tuneloop.tasks.task import TaskContext
 from tuneloop.training.packing import rows
 
 SHOW = ["Who are you?", "Name a colour."]
@@ -70,7 +70,7 @@ def loss_of(model: Any, tokenizer: Any, records: list[Record]) -> float:
 
 def test_before_is_the_base_and_after_is_what_was_trained(made: Run, tiny_model: Path) -> None:
     spoken: list[str] = []
-    found = both(load_trained(made.path), held(made), spoken.append)
+    found = measure_before_after(load_trained(made.path), held(made), spoken.append)
     assert len(spoken) == 2
     assert json.loads(json.dumps(found)) == found
     base, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
@@ -93,7 +93,7 @@ def test_before_is_the_base_and_after_is_what_was_trained(made: Run, tiny_model:
 
 def test_twice_the_same(made: Run) -> None:
     trained = load_trained(made.path)
-    one, two = (both(trained, held(made), lambda text: None) for _ in range(2))
+    one, two = (measure_before_after(trained, held(made), lambda text: None) for _ in range(2))
     assert one == two
     assert not any(m.training for m in trained.model.modules())
 
@@ -134,8 +134,8 @@ def test_the_questions_of_a_recipe() -> None:
 def test_no_rows_and_no_prompts_are_an_evaluation_too(tiny_model: Path) -> None:
     recipe, _ = make_recipe({"model": str(tiny_model), "train": {"method": "full"}})
     tokenizer = load_tokenizer(tiny_model)
-    setting = Setting(recipe.train, tokenizer)
+    setting = TaskContext(recipe.train, tokenizer)
     trained = Trained(load_model(tiny_model), tokenizer, recipe, CHAT, setting, Head())
-    found = both(trained, [], lambda text: None)
+    found = measure_before_after(trained, [], lambda text: None)
     assert found["before"]["loss"] is found["after"]["loss"] is None
     assert found["answers"] == found["show"] == found["probes"] == []

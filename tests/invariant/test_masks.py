@@ -25,7 +25,7 @@ from tests.real import DATA, load, shared
 from tuneloop.base.errors import DataError, TuneloopError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import encode_records
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.tokens.templates import choose_template
 from tuneloop.hub.resolve import pull
 
@@ -158,11 +158,11 @@ def tokenizer_of(case: str) -> Any:
 
 
 @cache
-def made(case: str, each: int) -> Samples:
+def made(case: str, each: int) -> Sequences:
     return encode_records(tokenizer_of(case), chats()[::each])
 
 
-def runs(samples: Samples) -> list[tuple[int, int, int, int]]:
+def runs(samples: Sequences) -> list[tuple[int, int, int, int]]:
     """(record, start of its sample, begin, end) of each trained stretch, in tokens of all samples."""
     edge = np.zeros(samples.tokens + 1, np.int8)
     edge[:-1] = samples.trained

@@ -29,7 +29,7 @@ from tuneloop.model.backbone import states
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import QloraPart, TrainPart
 from tuneloop.tasks.loss import LossModel
-from tuneloop.training.result import save_result
+from tuneloop.training.model_folder import save_result
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "deepseek_v3")
 WORDS = 300

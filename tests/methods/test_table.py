@@ -247,23 +247,23 @@ def test_tied_embeddings_stay_tied_when_they_are_trained_whole(tiny_model: Path)
 
 
 def test_noise_on_the_embeddings_is_of_each_sample_alone_and_of_training_alone() -> None:
-    from tuneloop.model.backbone import entry
+    from tuneloop.model.backbone import packed_inputs
 
     model = wrap(tiny("llama"), part(lora={"rank": 2}, neftune_alpha=5), 0)
     ids, places, lengths = torch.arange(3, 23)[None], torch.tensor([[*range(4), *range(16)]]), (4, 16)
     plain_ = model.get_base_model().get_input_embeddings()(ids)  # type: ignore[operator,union-attr]
     model.train()
     torch.manual_seed(7)
-    noise = (entry(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs()
+    noise = (packed_inputs(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs()
     for piece, length in zip(noise.split(lengths), lengths, strict=True):
         most = 5 / (length * 32) ** 0.5
         assert 0.9 * most < float(piece.max()) <= most
     torch.manual_seed(7)
-    assert torch.equal((entry(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs(), noise)
+    assert torch.equal((packed_inputs(model, ids, places, lengths).inputs["inputs_embeds"] - plain_)[0].abs(), noise)
     model.eval()
-    assert "input_ids" in entry(model, ids, places, lengths).inputs
+    assert "input_ids" in packed_inputs(model, ids, places, lengths).inputs
     with torch.no_grad():
-        assert "input_ids" in entry(model.train(), ids, places, lengths).inputs
+        assert "input_ids" in packed_inputs(model.train(), ids, places, lengths).inputs
 
 
 def bert(words: bool = False) -> Any:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from tests.conftest import tiny_folder
 from tests.training.test_session import Sessions, lines
 from tuneloop.base.errors import MachineError, ModelError
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack, pack_items
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
@@ -29,9 +29,9 @@ from tuneloop.training.frozen_policy import Question, objection
 LENGTHS = (19, 8, 11, 25, 40, 7)
 
 
-def items() -> Items:
+def items() -> Examples:
     rng = np.random.default_rng(0)
-    return Items.of(
+    return Examples.of(
         [Sample(rng.integers(3, 128, n, dtype=np.int32), np.arange(n) > n // 3, f"r{n}", True) for n in LENGTHS]
     )
 

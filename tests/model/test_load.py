@@ -20,7 +20,7 @@ from tuneloop.methods.wrap import wrap
 from tuneloop.model.load import load_model, pick_dtype
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import ModelPart, TrainPart
-from tuneloop.training.result import save_result
+from tuneloop.training.model_folder import save_result
 
 IDS = torch.arange(3, 30)[None]
 

@@ -12,9 +12,9 @@ from tests.conftest import TALK
 from tuneloop.base import language
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import Sample, tokenize
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.planning import planner
 from tuneloop.planning.budget import (
@@ -35,7 +35,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import EvaluatePart, Recipe
 from tuneloop.tasks.classify import CLASSIFY
 from tuneloop.tasks.prefer import PREFER
-from tuneloop.tasks.task import Setting
+from tuneloop.tasks.task import TaskContext
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_plan_says_what_a_method_does(
 
 def test_a_task_that_does_not_write_has_no_answers(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
     recipe = recipe_of(tiny_model)
-    setting = Setting(recipe.train, load_tokenizer(tiny_model), ("no", "yes"), (1.0, 1.0))
+    setting = TaskContext(recipe.train, load_tokenizer(tiny_model), ("no", "yes"), (1.0, 1.0))
     made = make(recipe, tiny_model, samples, MANIFEST, prompts=3, task=CLASSIFY, setting=setting)
     assert (made.evaluation["answers"], made.evaluation["tokens_per_second"]) == (0, 0.0)
     assert make(recipe, tiny_model, samples, MANIFEST, prompts=3).evaluation["answers"] == 13
@@ -263,8 +263,8 @@ def test_a_reference_is_measured_once(
     tiny_model: Path, samples: list[Sample], machine: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_machine(monkeypatch, machine)
-    every = Samples.of(samples)
-    pairs = Items(every, np.arange(len(every)).reshape(-1, 2), np.ones(len(every) // 2))
+    every = Sequences.of(samples)
+    pairs = Examples(every, np.arange(len(every)).reshape(-1, 2), np.ones(len(every) // 2))
 
     def seconds(loss: str) -> float:
         recipe = recipe_of(tiny_model, prefer={"loss": loss})
@@ -296,7 +296,7 @@ def test_lengths_that_would_fit_are_offered(
     """Where the recipe leaves the length to the rows: the largest that fit, what each costs, and the line to write."""
     base = make_recipe({"model": str(tiny_model), "train": {"epochs": 1, "packing": False}})[0]
     long = Record((Message("user", "q"), Message("assistant", "so " * 20_000)))
-    rows = Samples.concatenate([Samples.of(samples), tokenize(load_tokenizer(tiny_model), [long])])
+    rows = Sequences.concatenate([Sequences.of(samples), tokenize(load_tokenizer(tiny_model), [long])])
     recipe = roomy(base, int(rows.lengths.max()))
     assert recipe.train.token_budget == int(rows.lengths.max()) > 20_000
     size = shape(tiny_model, recipe.train, "float32")

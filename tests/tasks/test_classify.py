@@ -16,10 +16,10 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import load_trained
@@ -28,21 +28,21 @@ from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.classify import CLASSIFY, LabelModel, classes
-from tuneloop.tasks.task import Rows, Setting
+from tuneloop.tasks.task import SplitView, TaskContext
 from tuneloop.training.packing import packs_exactly
 
 HEAD = Head("classifier", ("bad", "good", "so-so"))
 
 
-def items(lengths: list[int], vocabulary: int) -> Items:
+def items(lengths: list[int], vocabulary: int) -> Examples:
     drawn = np.random.default_rng(0)
-    samples = Samples.of([
+    samples = Sequences.of([
         Sample(drawn.integers(5, vocabulary, n).astype(np.int32), np.zeros(n, np.bool_), f"{n}", True) for n in lengths
     ])  # fmt: skip
     label = np.arange(len(lengths)) % 3
     weight = np.array([0.5, 2.0, 1.0], np.float32)[label]
     columns: dict[str, Any] = {"label": label, "weight": weight}
-    return Items(samples, np.arange(len(lengths))[:, None], weight.astype(np.float64), columns)
+    return Examples(samples, np.arange(len(lengths))[:, None], weight.astype(np.float64), columns)
 
 
 @pytest.mark.parametrize("family", [*encoders.FAMILIES, "llama"])
@@ -76,8 +76,8 @@ def test_two_texts_are_the_pair_input_of_the_tokenizer(family: str, tmp_path: Pa
     torch.manual_seed(1)
     model, tokenizer = load_model(folder, head=HEAD), load_tokenizer(folder)
     records = [Record(tuple(Message("user", text) for text in pair), kind="label", label="good") for pair in PAIRS]
-    told = Setting(TrainPart(), tokenizer, HEAD.labels, (1.0, 1.0, 1.0))
-    found = CLASSIFY.items(Rows(tokenize(tokenizer, records), lambda: records), told)
+    told = TaskContext(TrainPart(), tokenizer, HEAD.labels, (1.0, 1.0, 1.0))
+    found = CLASSIFY.items(SplitView(tokenize(tokenizer, records), lambda: records), told)
     module = CLASSIFY.objective(model, found, told)
     row = pack_items(found, [0, 1, 2])
     with torch.no_grad():

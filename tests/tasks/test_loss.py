@@ -14,7 +14,7 @@ from tests.conftest import tiny_folder
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.loss import LossModel, head_is_exact
@@ -161,8 +161,8 @@ def test_only_positions_with_a_label_see_the_head(tmp_path: Path) -> None:
 
 def test_the_plain_model_is_inside_its_adapter(tiny_model: Path) -> None:
     base = load_model(tiny_model)
-    assert plain(base) is base
-    assert plain(wrap(base, TrainPart(), 0)) is base
+    assert unwrap(base) is base
+    assert unwrap(wrap(base, TrainPart(), 0)) is base
 
 
 def test_bfloat16_is_summed_in_float32(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from tests.conftest import TALK
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack_items
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
@@ -24,8 +24,8 @@ from tuneloop.recipe.schema import PreferPart, Recipe
 from tuneloop.runs.run import Run, new_run
 from tuneloop.tasks.pairs import judged
 from tuneloop.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, kto, orpo, simpo
-from tuneloop.tasks.task import Rows, Setting
-from tuneloop.training.input import Material
+from tuneloop.tasks.task import SplitView, TaskContext
+from tuneloop.training.input import TrainingInput
 from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 from tuneloop.training.session import session
@@ -102,8 +102,8 @@ class Sessions:
         self.folder, self.workspace, self.records = folder, workspace, records
         self.tokenizer = load_tokenizer(folder)
 
-    def rows(self, part: slice) -> Rows:
-        return Rows(tokenize(self.tokenizer, self.records[part]), lambda: self.records[part])
+    def rows(self, part: slice) -> SplitView:
+        return SplitView(tokenize(self.tokenizer, self.records[part]), lambda: self.records[part])
 
     def recipe(self, loss: str, **train: Any) -> Recipe:
         settings = {"epochs": 1, "batch_size": 4, "learning_rate": 5e-3, "lora": {"rank": 2}, "task": "prefer",
@@ -120,9 +120,9 @@ class Sessions:
         return run, recipe
 
     def go(self, run: Run, recipe: Recipe, **options: Any) -> None:
-        setting = Setting(recipe.train, self.tokenizer)
+        setting = TaskContext(recipe.train, self.tokenizer)
         items, held = (PREFER.items(self.rows(part), setting) for part in (slice(20), slice(20, None)))
-        session(run, recipe, Material(self.folder, PREFER, setting, items, held), **options)
+        session(run, recipe, TrainingInput(self.folder, PREFER, setting, items, held), **options)
 
     def run(self, loss: str, **train: Any) -> Run:
         run, recipe = self.begin(loss, **train)
@@ -172,14 +172,14 @@ def test_kto_learns_from_judged_answers(tiny_model: Path, tmp_path: Path) -> Non
 def test_a_bin_loses_what_its_pairs_lose_alone(sessions: Sessions) -> None:
     for loss in ("dpo", "orpo", "kto"):
         recipe = sessions.recipe(loss)
-        setting = Setting(recipe.train, sessions.tokenizer)
+        setting = TaskContext(recipe.train, sessions.tokenizer)
         model = load_model(sessions.folder)
         items = PREFER.items(sessions.rows(slice(6)), setting)
         inner = PREFER.objective(model, items, setting)
         assert packs_exactly(inner, items)
-        assert PREFER.informed is not None
+        assert PREFER.precompute_reference is not None
         keep = sessions.workspace / f"{loss}.npy"
-        known = PREFER.informed(inner, items, rows(items, 512), keep)
+        known = PREFER.precompute_reference(inner, items, rows(items, 512), keep)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -192,11 +192,11 @@ def test_a_bin_loses_what_its_pairs_lose_alone(sessions: Sessions) -> None:
 
 def test_only_the_policy_has_a_gradient_and_z0_is_the_steps(tiny_model: Path, tmp_path: Path) -> None:
     made = Sessions(tiny_model, tmp_path, JUDGED)
-    setting = Setting(made.recipe("kto").train, made.tokenizer)
+    setting = TaskContext(made.recipe("kto").train, made.tokenizer)
     items = PREFER.items(made.rows(slice(6)), setting)
     inner = PREFER.objective(load_model(tiny_model), items, setting)
     assert isinstance(inner, PreferModel)
-    row = pack_items(Items(items.samples, items.members, items.weights,
+    row = pack_items(Examples(items.samples, items.members, items.weights,
                            {**items.columns, "reference": np.full(len(items.samples), -500, np.float32)}),
                      range(6))  # fmt: skip
     inner.train()
@@ -243,7 +243,7 @@ def test_the_last_answer_is_what_was_judged(tiny_model: Path) -> None:
         (Message("user", "3"), Message("assistant", "Four")),
     )
     records = [Record((*first, *second), kind="judged", label="good"), Record(first, kind="judged", label="bad")]
-    items = judged(Rows(tokenize(tokenizer, records), lambda: records), 512)
+    items = judged(SplitView(tokenize(tokenizer, records), lambda: records), 512)
     own, other = (items.samples[k] for k in items.members[0].tolist())
     assert tokenizer.decode(own.ids[own.trained]) == "Four<|im_end|>"
     assert tokenizer.decode(other.ids[other.trained]) == "Two<|im_end|>"
@@ -263,7 +263,7 @@ def test_pairs_taken_apart_never_meet_their_own_prompt(sessions: Sessions) -> No
 def test_what_cannot_be_compared_is_said_before_the_first_step(sessions: Sessions, tiny_model: Path) -> None:
     def refused(loss: str, records: list[Record], code: str = "TL-DATA-PAIR", **train: Any) -> DataError:
         made = Sessions(tiny_model, sessions.workspace, records)
-        setting = Setting(made.recipe(loss, **train).train, made.tokenizer)
+        setting = TaskContext(made.recipe(loss, **train).train, made.tokenizer)
 
         def begin() -> None:
             PREFER.objective(load_model(tiny_model), PREFER.items(made.rows(slice(None)), setting), setting)

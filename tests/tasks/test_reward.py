@@ -19,7 +19,7 @@ from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluation.compare import changes
 from tuneloop.evaluation.preference import prefers
-from tuneloop.inference.open import voice
+from tuneloop.inference.open import make_answerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import Trained, load_trained
@@ -29,7 +29,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.run import Run
 from tuneloop.tasks.reward import REWARD, RewardModel
-from tuneloop.tasks.task import Rows, Setting
+from tuneloop.tasks.task import SplitView, TaskContext
 
 PAIRS = [
     Record((Message("user", f"{q} {n}"), Message("assistant", a)), kind="preference",
@@ -38,11 +38,11 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def objective(folder: Path) -> tuple[RewardModel, Setting]:
+def objective(folder: Path) -> tuple[RewardModel, TaskContext]:
     torch.manual_seed(1)
-    setting = Setting(TrainPart(), load_tokenizer(folder))
+    setting = TaskContext(TrainPart(), load_tokenizer(folder))
     model = load_model(folder, head=REWARD.head(setting, None))
-    items = REWARD.items(Rows(tokenize(setting.tokenizer, PAIRS), lambda: PAIRS), setting)
+    items = REWARD.items(SplitView(tokenize(setting.tokenizer, PAIRS), lambda: PAIRS), setting)
     inner = REWARD.objective(model, items, setting)
     assert isinstance(inner, RewardModel)
     return inner, setting
@@ -51,7 +51,7 @@ def objective(folder: Path) -> tuple[RewardModel, Setting]:
 def test_the_loss_is_bradley_terrys_of_plain_scores(tiny_model: Path) -> None:
     inner, setting = objective(tiny_model)
     samples = tokenize(setting.tokenizer, PAIRS[:3])
-    items = REWARD.items(Rows(samples, lambda: PAIRS[:3]), setting)
+    items = REWARD.items(SplitView(samples, lambda: PAIRS[:3]), setting)
     scores = [inner.model(torch.tensor(s.ids.tolist())[None]).logits.item() for s in samples]
     wanted = sum(np.log1p(np.exp(-(b - w))) for b, w in zip(scores[::2], scores[1::2], strict=True))
     assert inner(**pack_items(items, range(3))).item() == pytest.approx(wanted, abs=1e-5)
@@ -102,14 +102,14 @@ def plainly(run: Run, method: str) -> None:
 
 
 def test_its_head_has_one_label() -> None:
-    assert REWARD.head(Setting(TrainPart(), None), None) == Head("classifier", ("reward",))
+    assert REWARD.head(TaskContext(TrainPart(), None), None) == Head("classifier", ("reward",))
 
 
 def test_it_scores_answers_and_writes_none(tiny_model: Path) -> None:
     inner, setting = objective(tiny_model)
     recipe, _ = make_recipe({"model": str(tiny_model), "train": {"task": "reward"}})
     head = REWARD.head(setting, None)
-    scorer = voice(Trained(inner.model, setting.tokenizer, recipe, REWARD, setting, head))
+    scorer = make_answerer(Trained(inner.model, setting.tokenizer, recipe, REWARD, setting, head))
     assert isinstance(scorer, Scorer)
     samples = tokenize(setting.tokenizer, PAIRS[:1])
     alone = [inner.model(torch.tensor(s.ids.tolist())[None]).logits.item() for s in samples]

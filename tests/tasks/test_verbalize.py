@@ -18,25 +18,25 @@ from tuneloop.model.head import Head
 from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.tasks.task import Rows, Setting
+from tuneloop.tasks.task import SplitView, TaskContext
 from tuneloop.tasks.verbalize import CLASSIFY_PROMPT, classes, parts, word_ids
 from tuneloop.training.packing import packs_exactly
 
 WORDS = {"neg": ["bad", "terrible"], "pos": ["good"]}
 
 
-def setting(tokenizer: Any, template: str | None, words: dict[str, list[str]] | None = None) -> Setting:
+def setting(tokenizer: Any, template: str | None, words: dict[str, list[str]] | None = None) -> TaskContext:
     train = TrainPart.model_validate({"classify": {"template": template, "words": words or WORDS}})
-    return Setting(train, tokenizer, ("neg", "pos"), (1.0, 1.0))
+    return TaskContext(train, tokenizer, ("neg", "pos"), (1.0, 1.0))
 
 
 def records(*texts: str) -> list[Record]:
     return [Record((Message("user", text),), kind="label", label=("neg", "pos")[k % 2]) for k, text in enumerate(texts)]
 
 
-def rows(tokenizer: Any, *texts: str) -> Rows:
+def rows(tokenizer: Any, *texts: str) -> SplitView:
     made = records(*texts)
-    return Rows(tokenize(tokenizer, made), lambda: made)
+    return SplitView(tokenize(tokenizer, made), lambda: made)
 
 
 @pytest.mark.parametrize("template", ["{text} it was {mask} .", "{mask} film : {text}", "a {text} {mask}"])
@@ -70,7 +70,7 @@ def test_both_texts_of_a_pair_stand_in_the_template(template: str, tmp_path: Pat
     pairs = [("the film was good", "i saw the end"), ("a", "the plot was dull and bad .")]
     made = [Record(tuple(Message("user", text) for text in pair), kind="label", label="neg") for pair in pairs]
     told = setting(tokenizer, template)
-    items = CLASSIFY_PROMPT.items(Rows(tokenize(tokenizer, made), lambda: made), told)
+    items = CLASSIFY_PROMPT.items(SplitView(tokenize(tokenizer, made), lambda: made), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
     row = pack_items(items, [0, 1])
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.conftest import TALK, tiny_folder
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import load_trained
@@ -26,8 +26,8 @@ from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run, new_run
 from tuneloop.tasks.chat import CHAT, objective
 from tuneloop.tasks.loss import LossModel
-from tuneloop.tasks.task import Setting
-from tuneloop.training.input import Material
+from tuneloop.tasks.task import TaskContext
+from tuneloop.training.input import TrainingInput
 from tuneloop.training.packing import packs_exactly, rows
 from tuneloop.training.session import Outcome, session
 
@@ -53,9 +53,9 @@ class Sessions:
         return run, recipe
 
     def go(self, run: Run, recipe: Recipe, **options: Any) -> Outcome:
-        setting = Setting(recipe.train, self.tokenizer)
-        items, held = Items.of(self.samples), Items.of(self.held)
-        return session(run, recipe, Material(self.folder, CHAT, setting, items, held), **options)
+        setting = TaskContext(recipe.train, self.tokenizer)
+        items, held = Examples.of(self.samples), Examples.of(self.held)
+        return session(run, recipe, TrainingInput(self.folder, CHAT, setting, items, held), **options)
 
     def run(self, **train: Any) -> Run:
         run, recipe = self.begin(**train)
@@ -122,7 +122,7 @@ def test_a_run_learns_and_its_result_is_what_it_measured(sessions: Sessions, met
         ["recipe.yaml", "metrics.jsonl", "events.jsonl", "checkpoints", "adapter" if method == "lora" else "model"]
     )
     trained = load_trained(run.path)
-    model = objective(trained.model, Items.of(sessions.held))
+    model = objective(trained.model, Examples.of(sessions.held))
     with torch.no_grad():
         total = sum(model(**row).item() for row in rows(sessions.held, 2048))
     assert total / sum(s.labels for s in sessions.held) == pytest.approx(losses[-1], abs=1e-5)
@@ -219,15 +219,15 @@ def samples() -> list[Sample]:
 )  # fmt: skip
 def test_a_model_whose_samples_see_each_other_is_not_packed(tmp_path: Path, family: str, packs: bool) -> None:
     """Recurrent states run through a row, and distances of bloom do not begin anew."""
-    model = objective(load_model(tiny_folder(tmp_path / family, family), "float32"), Items.of(samples()))
-    assert packs_exactly(model, Items.of(samples())) == packs
-    assert packs_exactly(model, Items.of(samples()[:1])), "one sample is alone in any row"
+    model = objective(load_model(tiny_folder(tmp_path / family, family), "float32"), Examples.of(samples()))
+    assert packs_exactly(model, Examples.of(samples())) == packs
+    assert packs_exactly(model, Examples.of(samples()[:1])), "one sample is alone in any row"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_no_leak(tmp_path: Path, dtype: str) -> None:
     model = load_model(tiny_folder(tmp_path / "llama", "llama"), dtype)
-    assert packs_exactly(LossModel(model), Items.of(samples()))
+    assert packs_exactly(LossModel(model), Examples.of(samples()))
 
 
 @pytest.mark.parametrize(("family", "packs"), [("qwen2", True), ("bloom", False)])
@@ -242,7 +242,7 @@ def test_rows_of_another_shape_may_round_otherwise(tmp_path: Path, family: str, 
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(rounded)
-    assert packs_exactly(LossModel(model), Items.of(samples())) == packs
+    assert packs_exactly(LossModel(model), Examples.of(samples())) == packs
 
 
 def test_a_model_that_cannot_be_packed_is_trained_one_dialogue_a_row(
@@ -274,8 +274,10 @@ def test_rows_that_turn_by_their_longest_sample_are_not_packed(tmp_path: Path) -
         load_model(tiny_folder(tmp_path / "m", "llama", rope_parameters=rope, max_position_embeddings=16))
     )
 
-    def of(*lengths: int) -> Items:
-        return Items.of([Sample(np.arange(3, 3 + n, dtype=np.int32), np.ones(n, np.bool_), "", True) for n in lengths])
+    def of(*lengths: int) -> Examples:
+        return Examples.of(
+            [Sample(np.arange(3, 3 + n, dtype=np.int32), np.ones(n, np.bool_), "", True) for n in lengths]
+        )
 
     assert packs_exactly(model, of(9, 7, 16))
     assert not packs_exactly(model, of(9, 7, 40))

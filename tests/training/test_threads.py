@@ -15,7 +15,7 @@ import torch
 from tuneloop.data.batches.loader import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.model.kernels.install import install
-from tuneloop.model.kernels.matmul import Products, products
+from tuneloop.model.kernels.matmul import MatmulPrecision, matmul_precision
 from tuneloop.monitor.meters import OtherPrograms
 from tuneloop.runs.journal import Journal
 from tuneloop.tasks.loss import LossModel
@@ -95,7 +95,7 @@ def test_the_number_is_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def step_bits(count: int, method: str, how: Products) -> list[bytes]:
+def step_bits(count: int, method: str, how: MatmulPrecision) -> list[bytes]:
     """Loss and gradients of one packed row, of a model large enough that its products are shared out."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -112,7 +112,7 @@ def step_bits(count: int, method: str, how: Products) -> list[bytes]:
     ids = torch.randint(0, 8192, (1, 1024))
     places = torch.cat([torch.arange(n) for n in segments])[None]
     at = torch.arange(1, 1023)
-    with products(how):
+    with matmul_precision(how):
         loss = objective(input_ids=ids, position_ids=places, positions=at, targets=ids[0, at + 1], segments=segments)
         loss.backward()
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
@@ -123,5 +123,5 @@ def step_bits(count: int, method: str, how: Products) -> list[bytes]:
 @pytest.mark.usefixtures("two")
 @pytest.mark.parametrize("how", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_any_number_of_threads_computes_the_same_bits(method: str, how: Products) -> None:
+def test_any_number_of_threads_computes_the_same_bits(method: str, how: MatmulPrecision) -> None:
     assert step_bits(2, method, how) == step_bits(1, method, how)

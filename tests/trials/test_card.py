@@ -13,7 +13,7 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.card import page as card
 from tuneloop.data.card.profile import of
 from tuneloop.data.tokens.preflight import _label
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 
 
 def rows(count: int, size: int, maker: Maker) -> list[dict[str, str]]:
@@ -52,6 +52,6 @@ def test_every_dropped_row_is_in_the_lengths_or_told_beside_them(tmp_path: Path)
 
 def test_the_sample_of_a_prompt_shows_the_word_that_is_trained() -> None:
     record = Record((Message("user", "Fine."),), kind="label", label="positive")
-    samples = Samples.of([Sample(np.array([1], np.int32), np.array([False]), record.id, True)])
+    samples = Sequences.of([Sample(np.array([1], np.int32), np.array([False]), record.id, True)])
     assert _label(samples, 0, [record], {"positive": ["good", "great"]}) == [(" → good / great", True)]
     assert _label(samples, 0, [record], {}) == [(" → positive", True)]

@@ -18,14 +18,14 @@ from tuneloop.base.records import Record
 from tuneloop.data import ledger
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.tokens.encode import encode_records
-from tuneloop.data.tokens.samples import Samples, open_samples
+from tuneloop.data.tokens.samples import Sequences, open_samples
 from tuneloop.data.tokens.templates import choose_template, stop_ids
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.data.version.lengths import fit
+from tuneloop.data.version.lengths import fit_lengths
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import PreparePart
-from tuneloop.training.input import words_of
+from tuneloop.training.input import tokenizer_bundle
 
 HERE = Path(__file__).parents[1] / "cases"
 NAMES = {"SmolLM2": "smollm2-135m-instruct", "Qwen3": "qwen3-tokenizer", "DeepSeek-V3": "deepseek-v3-tokenizer",
@@ -38,7 +38,7 @@ def prepare(file: Path, case: str, folder: Path, template: str | None = None, **
     model = {"name": NAMES[case], "template": template}
     recipe, _ = make_recipe({"name": "c", "model": model, "data": str(file), "prepare": {"validation": 0, **more}})
     dataset = pipeline.prepare(recipe, workspace=folder)
-    words = words_of(recipe)
+    words = tokenizer_bundle(recipe)
     return dataset, words.tokenizer, words.key
 
 
@@ -244,12 +244,12 @@ def test_over_all_data_no_cut_has_an_end_and_no_answer_is_empty(case: str, how: 
     tokenizer = tokenizer_of(case)
     stops = np.array(sorted(stop_ids(tokenizer)))
 
-    def encode(records: Any) -> Samples:
+    def encode(records: Any) -> Sequences:
         return encode_records(tokenizer, records)
 
     part = PreparePart.model_validate({"max_length": 200, "too_long": how})
     with Ledger(tmp_path / "ledger.jsonl") as book:
-        kept, _, samples = fit(list(every(each)), encode, part, book)
+        kept, _, samples = fit_lengths(list(every(each)), encode, part, book)
     assert len(kept) > 8
     assert samples.ended.all()
     last: dict[int, bool] = {}

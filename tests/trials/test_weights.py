@@ -38,7 +38,7 @@ from tuneloop.recipe.schema import TrainPart
 from tuneloop.registry.versions import locate
 from tuneloop.runs.run import Run
 from tuneloop.training.adapter_card import code
-from tuneloop.training.result import save_result
+from tuneloop.training.model_folder import save_result
 
 ROWS = [{"prompt": f"{q} {n}", "completion": a} for n in range(4) for q, a in TALK]
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @cache
-def cutter() -> Any:
+def segmenter() -> Any:
     """A jieba tokenizer, read from its own dictionary; the first call takes a second.
 
     Its usual start is noisy, and it loads a cache file by a fixed name in the shared temporary folder, where anybody

@@ -9,7 +9,7 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
 from tuneloop.evaluation.progress import Counted
@@ -34,7 +34,7 @@ def held_out_loss(
         samples = [s for s in tokenize(tokenizer, records, empty_thoughts=empty_thoughts) if s.labels]
         if not samples:
             return 0.0, 0
-        items = Items.of(samples)
+        items = Examples.of(samples)
         module = objective(model, items)
         packing = packs_exactly(module, items)
         loss = held_loss(module, rows(items, budget, packing=packing), next(model.parameters()).device)
@@ -49,11 +49,11 @@ def questions(recipe: Recipe) -> list[str]:
     return shown or [compare.read_prompts(p.prompts)[0] for p in recipe.evaluate.probes]
 
 
-def both(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
+def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
     """What evaluation.json holds: scores, answers and probes, before and after."""
     if trained.task.classes is not None:
         return classification.measure(trained, held, say)
-    if not trained.task.writes:
+    if not trained.task.generates:
         return preference.measure_rewards(trained, held, say)
     recipe = trained.recipe
     part = recipe.evaluate

@@ -13,15 +13,15 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Answer, Record, Reply
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.classifier import Classifier, likeliest
 from tuneloop.inference.trained import Trained
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.load import placed
-from tuneloop.tasks.task import Rows
+from tuneloop.tasks.task import SplitView
 from tuneloop.training.loop import to_device
 from tuneloop.training.packing import packs_exactly, rows
 
@@ -81,7 +81,7 @@ def macro_f1(matrix: Sequence[Sequence[int]]) -> float | None:
 
 
 @torch.no_grad()
-def scores(module: nn.Module, items: Items, budget: int) -> NDArray[np.float32]:
+def scores(module: nn.Module, items: Examples, budget: int) -> NDArray[np.float32]:
     """What an objective with `scores` says to each item, float32 [n, classes]."""
     module.eval()
     device = next(module.parameters()).device
@@ -107,7 +107,7 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any
     held = list(held)
     part = trained.recipe.evaluate
     show, probes = compare.read_prompts(part.show), [compare.check_probe(p) for p in part.probes]
-    found = Rows(tokenize(trained.tokenizer, held), lambda: held)
+    found = SplitView(tokenize(trained.tokenizer, held), lambda: held)
     items = trained.task.items(found, trained.setting) if held else None
 
     def ask(model: nn.Module) -> tuple[NDArray[np.float32] | None, list[str], list[list[Reply]]]:
@@ -122,7 +122,7 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any
     say(t("Measuring before training"))
     with untrained(trained) as base:
         before, show0, probes0 = ask(base)
-        fresh = bool(getattr(plain(base), "new_weights", ()))
+        fresh = bool(getattr(unwrap(base), "new_weights", ()))
     say(t("Measuring after training"))
     after, show1, probes1 = ask(trained.model)
     sides = {"before": before, "after": after}
@@ -149,7 +149,7 @@ def _shown(classifier: Classifier, prompts: Sequence[str]) -> list[str]:
     return [f"{likeliest(of)}  {100 * max(of.values()):.0f} %" for of in classifier.classify(prompts)]
 
 
-def losses(items: Items, got: NDArray[np.float32]) -> NDArray[np.float64]:
+def losses(items: Examples, got: NDArray[np.float32]) -> NDArray[np.float64]:
     """Cross entropy of each text in nats, times the weight of its class, float64 [n]."""
     label = items.columns["label"]
     right = chances(got)[np.arange(len(label)), label]
@@ -158,7 +158,7 @@ def losses(items: Items, got: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _mean_loss(
-    items: Items | None, got: NDArray[np.float32] | None, index: Sequence[int] | None = None
+    items: Examples | None, got: NDArray[np.float32] | None, index: Sequence[int] | None = None
 ) -> float | None:
     if items is None or got is None or not np.isfinite(got).all():
         return None
@@ -168,7 +168,7 @@ def _mean_loss(
 
 
 def _scores(
-    items: Items | None, label: NDArray[np.int64], got: NDArray[np.float32] | None, labels: Sequence[str]
+    items: Examples | None, label: NDArray[np.int64], got: NDArray[np.float32] | None, labels: Sequence[str]
 ) -> dict[str, Any]:
     matrix = confusion(label.tolist(), _said(got), len(labels))
     return {"loss": _mean_loss(items, got), "accuracy": accuracy(matrix), "macro_f1": macro_f1(matrix),
@@ -186,7 +186,7 @@ def _classes(label: NDArray[np.int64], got: NDArray[np.float32] | None, labels: 
 
 
 def _by_source(
-    held: Sequence[Record], items: Items | None, sides: dict[str, NDArray[np.float32] | None]
+    held: Sequence[Record], items: Examples | None, sides: dict[str, NDArray[np.float32] | None]
 ) -> dict[str, Any]:
     if items is None:
         return {}

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from tuneloop.base.segmenter import cutter
+from tuneloop.base.segmenter import segmenter
 
 UNSPACED = r"\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """The inside of a character class of the module regex: scripts that put no blanks between words, Chinese aside."""
@@ -67,7 +67,7 @@ def words(text: str) -> list[str]:
     out: list[str] = []
     # NFC: a letter and its accent are the same word whether they are one character or two.
     for chinese, character, word in piece.findall(unicodedata.normalize("NFC", text)):
-        out += cutter().lcut(chinese) if chinese else [character or word.lower()]
+        out += segmenter().lcut(chinese) if chinese else [character or word.lower()]
     return out
 
 

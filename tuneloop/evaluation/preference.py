@@ -13,9 +13,9 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.trained import Trained
@@ -23,7 +23,7 @@ from tuneloop.model.load import placed
 from tuneloop.tasks.logprobs import LogProbModel, by_sample
 from tuneloop.tasks.loss import head_is_exact
 from tuneloop.tasks.reward import RewardModel
-from tuneloop.tasks.task import Rows
+from tuneloop.tasks.task import SplitView
 from tuneloop.training.loop import held_loss, to_device
 from tuneloop.training.packing import packs_exactly, rows
 
@@ -69,7 +69,7 @@ def prefers(trained: Trained, model: nn.Module, held: Sequence[Record]) -> Prefe
     if not records:
         return Preference()
     samples = tokenize(trained.tokenizer, records, empty_thoughts=trained.recipe.prepare.empty_thoughts)
-    scores = (_likelihoods if trained.task.writes else _rewards)(trained, model, samples, records)
+    scores = (_likelihoods if trained.task.generates else _rewards)(trained, model, samples, records)
     last = np.cumsum(np.bincount(samples.row, minlength=len(records))) - 1
     if records[0].kind == "preference":
         lead = scores[last - 1] - scores[last]
@@ -105,16 +105,16 @@ def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str
     return {"task": trained.recipe.train.task, **compare.assemble(before=before, after=after, held=held)}
 
 
-def _items(trained: Trained, held: Sequence[Record]) -> Items:
+def _items(trained: Trained, held: Sequence[Record]) -> Examples:
     records = [r for r in held if r.kind == "preference"]
-    return trained.task.items(Rows(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
+    return trained.task.items(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
 
 
 def _likelihoods(
-    trained: Trained, model: nn.Module, samples: Samples, records: Sequence[Record]
+    trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
 ) -> NDArray[np.float64]:  # fmt: skip
     """Log-probability of each sample's labels, a token."""
-    items = Items.of(samples)
+    items = Examples.of(samples)
     shortest = torch.tensor(samples[int(samples.lengths.argmin())].ids.tolist(), device=_device(model))[None]
     module = LogProbModel(model, own_head=not head_is_exact(model, shortest))
     packing = packs_exactly(module, items)
@@ -129,10 +129,10 @@ def _likelihoods(
 
 
 def _rewards(
-    trained: Trained, model: nn.Module, samples: Samples, records: Sequence[Record]
+    trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
 ) -> NDArray[np.float64]:  # fmt: skip
     """The reward of each sample."""
-    pairs = trained.task.items(Rows(samples, lambda: records), trained.setting)
+    pairs = trained.task.items(SplitView(samples, lambda: records), trained.setting)
     module = trained.task.objective(model, pairs, trained.setting)
     assert isinstance(module, RewardModel)
     packing = packs_exactly(module, pairs)

@@ -30,13 +30,13 @@ from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
 from tuneloop.methods.wrap import bits_of
 from tuneloop.model import quantize
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.head import Head
 from tuneloop.model.load import load_model
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
-from tuneloop.tasks.task import Setting, Task
+from tuneloop.tasks.task import Task, TaskContext
 
 QUESTIONS = (
     "Who are you?",
@@ -81,7 +81,7 @@ class _Saved:
 
     recipe: Recipe
     task: Task
-    setting: Setting
+    setting: TaskContext
     head: Head
     chats: list[Chat]
     texts: list[str]
@@ -102,14 +102,14 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     if adapter and not METHODS[recipe.train.method].mergeable:
         raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=recipe.train.method)
     texts = classified(run) if task.classes is not None else []
-    asked = scored() if task.classes is None and not task.writes else []
-    held = parity.held_rows(run, tokenizer) if task.writes else []
-    if task.writes:
+    asked = scored() if task.classes is None and not task.generates else []
+    held = parity.held_rows(run, tokenizer) if task.generates else []
+    if task.generates:
         asked = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
         asked = asked or [[{"role": "user", "content": q}] for q in QUESTIONS]
         asked = _answered(Answerer(model, tokenizer), asked)
     saved = _Saved(recipe, task, setting, head, asked, texts, held, _evidence(model, tokenizer, task, setting, asked,
-                   texts, held), None, str(plain(model).dtype).removeprefix("torch."))  # fmt: skip
+                   texts, held), None, str(unwrap(model).dtype).removeprefix("torch."))  # fmt: skip
     if adapter:
         del model
         model, again = _whole(run, saved, tokenizer)
@@ -143,13 +143,13 @@ def _whole(run: Path, saved: _Saved, tokenizer: Any) -> tuple[PreTrainedModel, p
 
 
 def _evidence(
-    model: nn.Module, tokenizer: Any, task: Task, setting: Setting, chats: Sequence[Chat], texts: Sequence[str],
+    model: nn.Module, tokenizer: Any, task: Task, setting: TaskContext, chats: Sequence[Chat], texts: Sequence[str],
     held: Sequence[Record],
 ) -> parity.Evidence:  # fmt: skip
     """What a model says, by what its task has to say."""
     if task.classes is not None:
         return parity.measure_labels(Classifier(model, tokenizer, task, replace(setting, tokenizer=tokenizer)), texts)
-    if not task.writes:
+    if not task.generates:
         return parity.measure_scores(Scorer(model, tokenizer), chats)
     return parity.measure(model, tokenizer, chats, held)
 

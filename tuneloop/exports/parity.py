@@ -27,7 +27,7 @@ from tuneloop.evaluation import preference
 from tuneloop.evaluation.before_after import held_out_loss
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.scorer import Scorer
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.precision import EXACT, tolerance
 from tuneloop.runs.run import Run
 
@@ -129,7 +129,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
         one for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
         for one in _said(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
     ]  # fmt: skip
-    vocabulary = int(plain(model).config.get_text_config().vocab_size)
+    vocabulary = int(unwrap(model).config.get_text_config().vocab_size)
     most = max(1, MOST_LOGITS // (vocabulary * max(1, len(looked))))
     logits = []
     for ids, places in looked:
@@ -144,7 +144,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
         ids=tuple(tuple(ids) for ids in ids_of_texts),
         dtype=_dtype(model),
         loss=_loss(model, tokenizer, held),
-        layers=int(plain(model).config.get_text_config().num_hidden_layers),
+        layers=int(unwrap(model).config.get_text_config().num_hidden_layers),
     )
 
 
@@ -167,7 +167,7 @@ def _said(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     """The type that the model computes in; bitsandbytes' weights are bytes."""
-    return next(p.dtype for p in plain(model).parameters() if p.is_floating_point())
+    return next(p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
 
 
 def _loss(model: nn.Module, tokenizer: Any, held: Sequence[Record]) -> float | None:

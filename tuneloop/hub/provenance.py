@@ -48,7 +48,7 @@ def licence_fields(terms: str) -> dict[str, str]:
     return {"license": "other", "license_name": terms} if terms else {}
 
 
-def mark(folder: Path) -> str:
+def provenance_note(folder: Path) -> str:
     """12 hex digits that tell a model's weights from others: of each file its size, its header, and samples of it.
 
     "" for a folder without safetensors. Reading all of it would take a minute for a large model.

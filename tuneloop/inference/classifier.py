@@ -12,14 +12,14 @@ from torch import nn
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.model.backbone import longest
 from tuneloop.model.vocabulary import require_rows
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
 class Classifier:
@@ -29,17 +29,17 @@ class Classifier:
     label: so what can talk to a model that writes can talk to this one.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, task: Task, setting: Setting) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, task: Task, setting: TaskContext) -> None:
         self.model, self.tokenizer, self.labels = model, tokenizer, setting.labels
         self._task, self._setting = task, setting
-        self._module = task.objective(model, Items.of(self._samples(["."])), setting)
+        self._module = task.objective(model, Examples.of(self._samples(["."])), setting)
         self.context = longest(model)
         """Longest text in tokens."""
 
-    def _samples(self, texts: Sequence[str | tuple[str, ...]]) -> Samples:
+    def _samples(self, texts: Sequence[str | tuple[str, ...]]) -> Sequences:
         pairs = [(text,) if isinstance(text, str) else text for text in texts]
         records = [Record(tuple(Message("user", text) for text in pair), kind="label") for pair in pairs]
-        return self._task.samples(Rows(tokenize(self.tokenizer, records), lambda: records), self._setting)
+        return self._task.samples(SplitView(tokenize(self.tokenizer, records), lambda: records), self._setting)
 
     @torch.no_grad()
     def classify(self, texts: Sequence[str | tuple[str, ...]]) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Reply
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
-from tuneloop.model.backbone import longest, opening, plain, routers_off, slides, virtual_tokens
+from tuneloop.model.backbone import has_sliding_window, longest, prefill_inputs, routers_off, unwrap, virtual_tokens
 from tuneloop.model.vocabulary import require_rows
 
 PIECE = "\ufffd"
@@ -82,7 +82,7 @@ class Answerer:
         """
         self.model, self.tokenizer, self.system, self.opening = model, tokenizer, system, opening
         self.stops = stop_ids(tokenizer)
-        self.alone = slides(model)
+        self.alone = has_sliding_window(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
         self.penalty = _repetition_penalty(model)
         self.context = longest(model)
@@ -205,10 +205,10 @@ class Answerer:
         ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         place = (mask.cumsum(-1) - 1).clamp(min=0)
-        given = opening(self.model, ids, mask, place)
+        given = prefill_inputs(self.model, ids, mask, place)
         cache, mask, place = given["past_key_values"], given["attention_mask"], given["position_ids"]
         last = self.context - 1 + virtual_tokens(self.model)
-        base = plain(self.model)
+        base = unwrap(self.model)
         quiet = routers_off(base)
         choose = _Chooser(how, device, self.penalty, prompts)
         open_ = [True] * len(prompts)
@@ -230,7 +230,7 @@ def _repetition_penalty(model: nn.Module) -> float:
 
     transformers and vLLM obey it too: what is measured here is what is served there.
     """
-    config = getattr(plain(model), "generation_config", None)
+    config = getattr(unwrap(model), "generation_config", None)
     return float(getattr(config, "repetition_penalty", None) or 1.0)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tuneloop.inference.perplexity import nll, token_ids
-from tuneloop.model.backbone import longest, plain
+from tuneloop.model.backbone import longest, unwrap
 from tuneloop.model.precision import tolerance
 from tuneloop.tasks.loss import CHUNK, LossModel
 
@@ -127,7 +127,7 @@ class _Scores:
 
     def __init__(self, model: nn.Module, batch: Sequence[_Change]) -> None:
         self._head = LossModel(model).head
-        self._rows = max(1, CHUNK // int(plain(model).config.get_text_config().vocab_size))
+        self._rows = max(1, CHUNK // int(unwrap(model).config.get_text_config().vocab_size))
         self._tails = [tail for change in batch for tail in change.tails]
         self._states, self._width = _states(model, batch)
 
@@ -164,7 +164,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
 
     Padding stands behind what it fills up: behind a context it is masked, behind a tail no token sees it.
     """
-    base = plain(model)
+    base = unwrap(model)
     trunk = getattr(base, base.base_model_prefix)
     device = next(model.parameters()).device
     lengths = torch.tensor([len(change.context) for change in batch], device=device)
@@ -202,7 +202,7 @@ def _agrees(model: nn.Module, batch: Sequence[_Change], scores: _Scores) -> bool
     tail = batch[n].tails[side]
     logits = _own_logits(model, batch[n].context + tail[:last], 1)[0]
     own = float(logits.logsumexp(-1) - logits[tail[last]])
-    return abs(own - ours) <= tolerance(plain(model).dtype, float(logits.abs().max()))
+    return abs(own - ours) <= tolerance(unwrap(model).dtype, float(logits.abs().max()))
 
 
 def _alone(model: nn.Module, change: _Change) -> float:
@@ -218,5 +218,5 @@ def _alone(model: nn.Module, change: _Change) -> float:
 def _own_logits(model: nn.Module, ids: list[int], last: int = 0) -> Tensor:
     """float32 [length, vocabulary], or of so many last tokens only."""
     row = torch.tensor([ids], device=next(model.parameters()).device)
-    logits: Tensor = plain(model)(input_ids=row, use_cache=False, logits_to_keep=last).logits
+    logits: Tensor = unwrap(model)(input_ids=row, use_cache=False, logits_to_keep=last).logits
     return logits[0].float()

@@ -16,15 +16,15 @@ from tuneloop.model.load import known_labels, load_model, placed
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.registry import versions
 from tuneloop.tasks.classify import CLASSIFY
-from tuneloop.tasks.task import Setting
+from tuneloop.tasks.task import TaskContext
 
 
-def voice(trained: Trained) -> Answerer | Classifier | Scorer:
+def make_answerer(trained: Trained) -> Answerer | Classifier | Scorer:
     """What answers for a trained model: one that writes, one that names labels, or one that scores answers."""
     if trained.task.classes is not None:
         return Classifier(placed(trained.model), trained.tokenizer, trained.task, trained.setting)
     model, system = placed(trained.model), trained.recipe.prepare.system
-    if not trained.task.writes:
+    if not trained.task.generates:
         return Scorer(model, trained.tokenizer, system)
     return Answerer(model, trained.tokenizer, system, trained.opening)
 
@@ -36,13 +36,13 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
     """
     run = versions.locate(workspace, str(ref))
     if run is not None:
-        return voice(load_trained(run))
+        return make_answerer(load_trained(run))
     versions.require(workspace, str(ref))  # a run that was misspelt is no organisation on the hub
     folder = resolve.resolve(str(ref))
     tokenizer = load_tokenizer(folder)
     if len(labels := known_labels(folder)) > 1:  # an exported classifier
         model = load_model(folder, head=Head("classifier", labels))
-        return Classifier(placed(model), tokenizer, CLASSIFY, Setting(TrainPart(), tokenizer, labels))
+        return Classifier(placed(model), tokenizer, CLASSIFY, TaskContext(TrainPart(), tokenizer, labels))
     if labels:  # an exported reward model
         return Scorer(placed(load_model(folder, head=Head("classifier", labels))), tokenizer, _system(folder))
     return Answerer(placed(load_model(folder)), tokenizer, _system(folder))

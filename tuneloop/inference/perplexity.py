@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.backbone import longest, plain
+from tuneloop.model.backbone import longest, unwrap
 from tuneloop.tasks.loss import CHUNK, LossModel, head_is_exact
 
 TOKENS = 2048
@@ -77,7 +77,7 @@ def _batches(rows: Sequence[Sequence[int]]) -> list[slice]:
 
 def _scored(model: nn.Module, rows: Sequence[Sequence[int]], own: bool) -> list[float]:
     """Summed loss of each row's tokens behind its first. Padding stands behind, where no token sees it."""
-    base = plain(model)
+    base = unwrap(model)
     device = next(model.parameters()).device
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)

@@ -27,7 +27,7 @@ from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import run_recipe
 from tuneloop.tasks.labels_file import CLASSES_FILE, masked, read_classes
 from tuneloop.tasks.table import TASKS
-from tuneloop.tasks.task import Setting, Task
+from tuneloop.tasks.task import Task, TaskContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Trained:
     tokenizer: Any
     recipe: Recipe
     task: Task
-    setting: Setting
+    setting: TaskContext
     head: Head
     opening: str = ""
     """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
@@ -59,7 +59,9 @@ def load_trained(run: Path) -> Trained:
     tokenizer = load_tokenizer(result)
     task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
     base = result if result.name == "model" else model_folder(recipe.model)
-    setting = Setting(recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(result / CLASSES_FILE))
+    setting = TaskContext(
+        recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(result / CLASSES_FILE)
+    )
     head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
     model: nn.Module = untrained_model(base, recipe, head)
     if result.name != "model":

@@ -20,7 +20,7 @@ from tuneloop.base.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.base.files import folder_atomic
 from tuneloop.base.language import t
 from tuneloop.hub.folder_check import check_safetensors
-from tuneloop.hub.provenance import mark
+from tuneloop.hub.provenance import provenance_note
 from tuneloop.methods.lora import adapter_state
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.precision import tolerance
@@ -212,7 +212,7 @@ def require_same_base(adapter: Path, base: Path) -> None:
     An adapter made elsewhere says no more than a name, and then its shapes decide when it is loaded.
     """
     known = known_base(adapter).get("mark")
-    if known is not None and known != mark(base):
+    if known is not None and known != provenance_note(base):
         named = str(read_config(adapter).get("base_model_name_or_path") or "?")
         reason = t("it was trained on {base}, whose weights are others", base=named)
         raise ModelError("TL-MODEL-ADAPTER-BASE", where=str(adapter), reason=reason)
@@ -308,5 +308,5 @@ def save_adapter(
     if any(state[n] is not before[n] for n in state):
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
     write_json(target / CONFIG, config | named)
-    write_json(target / BASE, {"mark": mark(base), **({"bits": bits.bits, "double": bits.double} if bits else
+    write_json(target / BASE, {"mark": provenance_note(base), **({"bits": bits.bits, "double": bits.double} if bits else
                                                       {"bits": WHOLE})})  # fmt: skip

@@ -17,7 +17,7 @@ from tuneloop.methods.lora import LINEAR, linear_names, lora, stacked
 from tuneloop.methods.virtual import prefix, prompt
 from tuneloop.model import quantize
 from tuneloop.model.anatomy import OLD_LABELS
-from tuneloop.model.backbone import plain, routers_off
+from tuneloop.model.backbone import routers_off, unwrap
 from tuneloop.model.tying import reached
 from tuneloop.recipe.schema import TrainPart
 
@@ -71,7 +71,7 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 
 def notes(model: nn.Module, train: TrainPart) -> list[str]:
     """What a user should know about a wrapped model before it is trained."""
-    base, out = plain(model), []
+    base, out = unwrap(model), []
     method = METHODS[train.method]
     if not isinstance(model, PeftModel) and any(not p.requires_grad for p in base.parameters()) and tied_head(base):
         out.append(t("Head and embeddings are one tensor in this model: training the head trains both."))

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
 from tuneloop.model.anatomy import new_parts, task_type
-from tuneloop.model.backbone import plain, states
+from tuneloop.model.backbone import states, unwrap
 from tuneloop.recipe.schema import TrainPart
 
 
@@ -123,7 +123,7 @@ def require_effect(model: PeftModel, method: str) -> None:
     Heads of different widths for keys and values (DeepSeek's latent attention) leave no place for a prefix, and a model
     that makes no use of a cache of keys and values would drop it without a word.
     """
-    base = plain(model)
+    base = unwrap(model)
     ids = torch.arange(3, device=base.device)[None]
     trained = [p for p in model.prompt_encoder.parameters() if p.requires_grad]
     was = model.training

@@ -26,7 +26,7 @@ PAIRS = "pair_mark"
 """Attribute of a transformers model: the id that stands between two texts, where token types tell them apart (BERT)."""
 
 
-def plain(model: nn.Module) -> PreTrainedModel:
+def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside an adapter's wrapper (adapters that are injected stay in it)."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
@@ -55,10 +55,10 @@ def virtual_kind(model: nn.Module) -> str:
     return "layers" if model.active_peft_config.peft_type == "PREFIX_TUNING" else "input"
 
 
-def whole(model: nn.Module) -> nn.Module:
+def callable_model(model: nn.Module) -> nn.Module:
     """What to call for the model's own forward: the model inside, where virtual tokens have been set aside."""
     aside = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning and not virtual_kind(model)
-    return plain(model) if aside else model
+    return unwrap(model) if aside else model
 
 
 def virtual_tokens(model: nn.Module) -> int:
@@ -77,7 +77,7 @@ def tell_pairs(model: nn.Module, tokenizer: Any) -> None:
 
     The id between them is known by where the types change.
     """
-    base = plain(model)
+    base = unwrap(model)
     pair = tokenizer("a", "a")
     types = list(pair.get("token_type_ids") or ())
     if 1 in types and types.index(1) and int(getattr(base.config, "type_vocab_size", 0) or 0) > 1:
@@ -89,7 +89,7 @@ def token_types(model: nn.Module, ids: Tensor, segments: tuple[int, ...] | None 
 
     Empty where the model has no such types.
     """
-    mark = getattr(plain(model), PAIRS, None)
+    mark = getattr(unwrap(model), PAIRS, None)
     if mark is None:
         return {}
     found = (ids[0] == mark).long()
@@ -99,12 +99,12 @@ def token_types(model: nn.Module, ids: Tensor, segments: tuple[int, ...] | None 
     return {"token_type_ids": (before > torch.repeat_interleave(first, sizes)).long()[None]}
 
 
-def entry(
+def packed_inputs(
     model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...] | None = None
 ) -> Entry:  # fmt: skip
     """A packed row, ids and positions int64 [1, length], as the model's own forward takes it: with the virtual tokens
     before each sample, and in training with NEFTune's noise."""
-    base = plain(model)
+    base = unwrap(model)
     first = first_position(base)
     position_ids = position_ids + first
     kind, lengths = virtual_kind(model), segments or (input_ids.shape[1],)
@@ -142,12 +142,12 @@ def entry(
 
 def longest(model: nn.Module) -> int:
     """Tokens of the longest text that the model takes beside virtual ones; 2**20 where its config does not say."""
-    base = plain(model)
+    base = unwrap(model)
     most = int(getattr(base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
     return most - first_position(base) - virtual_tokens(model)
 
 
-def turns_alike(module: nn.Module) -> int | None:
+def rope_packing_limit(module: nn.Module) -> int | None:
     """Up to which length of a row all positions turn alike in the model inside; None where they do at any length.
 
     Rotary positions of the kinds dynamic and longrope go by the longest sample of a row, for all of its samples.
@@ -171,17 +171,17 @@ def routers_off(base: PreTrainedModel) -> dict[str, Any]:
     return {"output_router_logits": False} if asked else {}
 
 
-def slides(model: nn.Module) -> bool:
+def has_sliding_window(model: nn.Module) -> bool:
     """Whether virtual tokens stand before layers that look back only so far."""
-    config = plain(model).config.get_text_config()
+    config = unwrap(model).config.get_text_config()
     windows = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None) and "sliding_attention"]
     return virtual_kind(model) == "layers" and "sliding_attention" in windows
 
 
-def opening(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor) -> dict[str, Any]:
+def prefill_inputs(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor) -> dict[str, Any]:
     """What the model's own forward is called with to begin answers: ids, mask and positions [batch, length], padded on
     the left, with a cache that holds the virtual tokens or will. Mask and positions come back with them counted in."""
-    base, n = plain(model), virtual_tokens(model)
+    base, n = unwrap(model), virtual_tokens(model)
     given = {"attention_mask": mask, "position_ids": place}
     if not n:
         return {"input_ids": ids, "past_key_values": DynamicCache(config=base.config), **given}
@@ -226,9 +226,9 @@ def states(
 
     `members` are the samples in it: where they are in the frozen cache, the frozen blocks are not run again.
     """
-    base = plain(model)
+    base = unwrap(model)
     trunk = getattr(base, base.base_model_prefix)
-    given = entry(model, input_ids, position_ids, segments)
+    given = packed_inputs(model, input_ids, position_ids, segments)
     kept = vars(base).get(KEPT)
     with kept.row(members) if kept is not None else nullcontext():
         hidden: Tensor = trunk(**given.inputs).last_hidden_state[0]

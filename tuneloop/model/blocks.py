@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 
 
 def blocks(base: PreTrainedModel) -> list[nn.Module]:
@@ -22,7 +22,7 @@ def lowest_trained(model: nn.Module) -> int:
     0 where embeddings, the lowest block, or anything outside of the model itself (a prompt's vectors) are trained; all
     of them where only what stands behind them is (norm, pooler, head).
     """
-    base = plain(model)
+    base = unwrap(model)
     stack = blocks(base)
     own = {id(p) for p in base.parameters()}
     if any(p.requires_grad and id(p) not in own for p in model.parameters()):

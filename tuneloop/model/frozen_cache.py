@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tuneloop.base.files import draft_of, sha256_of, write_atomic
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack
-from tuneloop.data.tokens.samples import Samples
-from tuneloop.model.backbone import KEPT, plain, states
+from tuneloop.data.tokens.samples import Sequences
+from tuneloop.model.backbone import KEPT, states, unwrap
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.precision import computing
 
@@ -66,7 +66,7 @@ class Frozen:
     """
 
     def __init__(self, model: nn.Module, count: int) -> None:
-        self.model, self.base = model, plain(model)
+        self.model, self.base = model, unwrap(model)
         self.blocks = blocks(self.base)[:count]
         self.stores: dict[str, Store] = {}
         self._current: Store | None = None
@@ -143,7 +143,7 @@ class Frozen:
             self._given = None
 
     @torch.no_grad()
-    def _reach(self, samples: Samples, chosen: Sequence[int]) -> Tensor:
+    def _reach(self, samples: Sequences, chosen: Sequence[int]) -> Tensor:
         """The hidden states [length, width] of these samples in front of the lowest trained block, on the CPU."""
         row, device = pack([samples[m] for m in chosen]), self.base.device
         self._reaching = True
@@ -156,7 +156,7 @@ class Frozen:
             self._reaching = False
         raise AssertionError("the frozen blocks were not run")
 
-    def keep(self, side: str, items: Items, folder: Path, budget: int, *, packing: bool = True) -> None:
+    def keep(self, side: str, items: Examples, folder: Path, budget: int, *, packing: bool = True) -> None:
         """Compute the states of the items' samples into folder/<side>.states, unless they are there and whole."""
         samples = items.samples
         used = np.unique(items.members)
@@ -178,14 +178,14 @@ class Frozen:
     def width(self) -> int:
         return int(self.base.config.get_text_config().hidden_size)
 
-    def _key(self, samples: Samples, used: NDArray[np.int64], budget: int, packing: bool) -> str:
+    def _key(self, samples: Sequences, used: NDArray[np.int64], budget: int, packing: bool) -> str:
         facts = [FORMAT, len(self.blocks), str(self.base.dtype), self.width, budget, packing]
         whole = hashlib.sha256(json.dumps(facts).encode())
         for m in used.tolist():
             whole.update(samples[m].ids.tobytes() + b"|")
         return whole.hexdigest()
 
-    def _fill(self, path: Path, note: Path, key: str, samples: Samples, rows: Iterator[list[int]]) -> None:
+    def _fill(self, path: Path, note: Path, key: str, samples: Sequences, rows: Iterator[list[int]]) -> None:
         note.unlink(missing_ok=True)
         whole, size, was = hashlib.sha256(), 0, self.model.training
         self.model.eval()
@@ -202,7 +202,7 @@ class Frozen:
         write_atomic(note, json.dumps(content))
 
     @torch.no_grad()
-    def exact(self, side: str, items: Items, *, packing: bool = True) -> bool:
+    def exact(self, side: str, items: Examples, *, packing: bool = True) -> bool:
         """Whether the model's last states of two kept samples are what it computes for them without keeping.
 
         They are not where a block takes more from those below than hidden states.

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from tuneloop.base.errors import ServeError
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 
 
 def rows(model: nn.Module) -> int:
     """Rows of a model's embeddings: the ids from 0 on that it can read."""
-    weight: Any = plain(model).get_input_embeddings().weight
+    weight: Any = unwrap(model).get_input_embeddings().weight
     return int(weight.shape[0])
 
 

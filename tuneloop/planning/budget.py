@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from tuneloop.base.errors import ModelError
 from tuneloop.methods.table import LINEAR, METHODS, parameters
 from tuneloop.methods.wrap import wrap
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.head import Head
 from tuneloop.model.load import CLASSES, pick_dtype
@@ -102,7 +102,7 @@ def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], H
         model.name_or_path = str(folder)
         wrapped = wrap(model, train, 0)
     total, trainable = parameters(wrapped)
-    base = plain(wrapped)
+    base = unwrap(wrapped)
     text = base.config.get_text_config()
     bytes_each = pick_dtype(dtype).itemsize
     bits = _held_bytes(train) if METHODS[train.method].quantize else None

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from tuneloop.base.environment import cores
-from tuneloop.model.kernels.matmul import Products, products
+from tuneloop.model.kernels.matmul import MatmulPrecision, matmul_precision
 from tuneloop.monitor.meters import OtherPrograms
 
 
@@ -130,7 +130,7 @@ def weights_rate(dtype: torch.dtype, device: str, rows: int, width: int = 0, sec
     return weight.numel() * weight.itemsize / best / 1e9
 
 
-def look(dtype: torch.dtype | None = None, rows: int = 1, training: Products = "float32") -> Hardware:
+def look(dtype: torch.dtype | None = None, rows: int = 1, training: MatmulPrecision = "float32") -> Hardware:
     """Read this machine; with a type, measure its rates as well (under a second), for `rows` answers at once.
 
     `training` is how training multiplies float32 matrices on a CPU.
@@ -158,7 +158,7 @@ def look(dtype: torch.dtype | None = None, rows: int = 1, training: Products = "
     )
 
 
-def _rates(dtype: torch.dtype | None, device: str, training: Products) -> dict[str, float]:
+def _rates(dtype: torch.dtype | None, device: str, training: MatmulPrecision) -> dict[str, float]:
     """The rates of products that a plan needs, GFLOP/s by the field of Hardware."""
     if dtype is None:
         return {"gflops": 0.0}
@@ -167,6 +167,6 @@ def _rates(dtype: torch.dtype | None, device: str, training: Products) -> dict[s
     else:
         rates = {"gflops": layer_rate(dtype), "float32_gflops": product_rate(torch.float32, device)}
     if training == "bfloat16" and dtype == torch.float32 and device == "cpu":
-        with products(training):
+        with matmul_precision(training):
             rates["bfloat16_gflops"] = product_rate(dtype, device)
     return rates

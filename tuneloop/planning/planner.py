@@ -14,7 +14,7 @@ from tuneloop.base.errors import MachineError
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, t
 from tuneloop.data.augmenting.endpoint import notice
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import BatchPlan, batch_plan
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.methods.table import METHODS
@@ -40,7 +40,7 @@ from tuneloop.planning.lengths import options
 from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.table import TASKS
-from tuneloop.tasks.task import Setting, Task
+from tuneloop.tasks.task import Task, TaskContext
 from tuneloop.training.frozen_policy import Question, kept_bytes, measurements, objection
 from tuneloop.training.optim import total_steps, warmup_steps
 
@@ -102,32 +102,32 @@ class Held:
 
 
 def make(
-    recipe: Recipe, folder: Path, items: Items | Sequence[Sample], manifest: Mapping[str, Any] | None = None, *,
-    prompts: int = 0, ledger: str = "ledger.jsonl", task: Task = CHAT, setting: Setting | None = None,
+    recipe: Recipe, folder: Path, items: Examples | Sequence[Sample], manifest: Mapping[str, Any] | None = None, *,
+    prompts: int = 0, ledger: str = "ledger.jsonl", task: Task = CHAT, setting: TaskContext | None = None,
 ) -> Plan:  # fmt: skip
     """Foresee a run on `items` of the dataset with this `manifest`, evaluated on `prompts` prompts beside its rows.
 
     Raises TL-MACHINE-MEMORY when it will not fit, and what a method says of a recipe that it cannot follow.
     """
     train = recipe.train
-    told = setting or Setting(train, None)
+    told = setting or TaskContext(train, None)
     size = shape(folder, train, recipe.model.dtype, lambda config: task.head(told, config))
     machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size,
-                   chosen(train.matmul, exact=task.informed is not None))  # fmt: skip
-    items = Items.of(items)
+                   chosen(train.matmul, exact=task.precompute_reference is not None))  # fmt: skip
+    items = Examples.of(items)
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     epochs = steps / batches.steps_per_epoch
     used = items.members.ravel()
     tokens = sum(batches.lengths)
-    labels = int(items.samples.labels[used].sum()) if task.writes else len(used)
+    labels = int(items.samples.labels[used].sum()) if task.generates else len(used)
     passed = tokens + (len(used) * size.virtual if METHODS[train.method].virtual else 0)
     unkept = _unkept(recipe, size, items, manifest, steps, batches.steps_per_epoch, Path(ledger).parent)
     work = step_flops(size, passed, labels, train, kept=not unkept) * epochs
     if not unkept:
         work += kept_flops(size, passed)
     seconds = work / _rate(machine, size, train, training=True)
-    if task.informed is not None and (task.asks is None or task.asks(items, train)):
+    if task.precompute_reference is not None and (task.needs_reference is None or task.needs_reference(items, train)):
         seconds += forward_flops(size, passed, labels) / _rate(machine, size, train)
     fullest = min(train.token_budget, _fullest(batches))
     most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
@@ -155,7 +155,7 @@ def make(
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
-            writes=task.writes,
+            writes=task.generates,
         ),
         memory_gb=round(memory, 2),
         warnings=tuple(said),
@@ -166,7 +166,9 @@ def _name(task: Task) -> str:
     return next((name for name, one in TASKS.items() if one is task), "chat")
 
 
-def _too_much(recipe: Recipe, machine: Hardware, size: Shape, items: Items, memory: float, most: int) -> MachineError:
+def _too_much(
+    recipe: Recipe, machine: Hardware, size: Shape, items: Examples, memory: float, most: int
+) -> MachineError:
     """The error of a run that does not fit. Where the recipe left the length to the rows, with the lengths that would.
 
     `most` items share a pass, each with its virtual tokens.
@@ -236,7 +238,7 @@ def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
 
 
 def _unkept(
-    recipe: Recipe, size: Shape, items: Items, manifest: Mapping[str, Any] | None, steps: int, per_epoch: int,
+    recipe: Recipe, size: Shape, items: Examples, manifest: Mapping[str, Any] | None, steps: int, per_epoch: int,
     folder: Path,
 ) -> str:  # fmt: skip
     """Why the output of the frozen blocks is not kept over the epochs, "" where it is. Raises TL-MODEL-KEEP."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.base.language import t
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.planning.cautions import cautions, nothing_held
@@ -17,13 +17,13 @@ from tuneloop.tasks.task import Task
 from tuneloop.training.optim import total_steps
 
 
-def uncosted(recipe: Recipe, items: Items, manifest: Mapping[str, Any], *, ledger: str, task: Task) -> Plan:
+def uncosted(recipe: Recipe, items: Examples, manifest: Mapping[str, Any], *, ledger: str, task: Task) -> Plan:
     """What training on `items` would be, without its cost."""
     train = recipe.train
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     used = items.members.ravel()
-    labels = int(items.samples.labels[used].sum()) if task.writes else len(used)
+    labels = int(items.samples.labels[used].sum()) if task.generates else len(used)
     counts = manifest["counts"]
     said: Sequence[str] = [
         t("{name} is a tokenizer alone: rows, tokens and steps are counted; memory and time need a model, and so does "

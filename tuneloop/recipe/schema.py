@@ -27,13 +27,13 @@ TrainPreset = Literal["domain", "general", "quick"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A section of the recipe: frozen, and no key that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class ModelPart(Part):
+class ModelPart(Section):
     """Which model, and how it is loaded."""
 
     name: str = Field("smollm2-135m-instruct", description="A pulled name, a folder, a hub id, or modelscope:org/name.")
@@ -43,7 +43,7 @@ class ModelPart(Part):
     accept_terms: bool = Field(False, description="You have read and accept the terms of a model that has some.")
 
 
-class DataFile(Part):
+class DataFile(Section):
     """One file to read, as it lies."""
 
     path: str = Field(description="A file, folder or glob, - for stdin, hub:org/name or modelscope:org/name.")
@@ -61,7 +61,7 @@ class DataFile(Part):
     repeat: int = Field(1, ge=1, le=100, description="Use each row of this file so many times an epoch.")
 
 
-class CleanPart(Part):
+class CleanPart(Section):
     """The cleaning steps. off: not looked for; mark: counted and written to the ledger, the row stays as it is."""
 
     unicode: bool = Field(True, description="Line ends, control characters, composed characters (NFC).")
@@ -84,7 +84,7 @@ class CleanPart(Part):
         return "off" if value is False else value  # YAML reads a bare off as false
 
 
-class AugmentPart(Part):
+class AugmentPart(Section):
     """Rows derived from training rows, and never from held-out ones."""
 
     methods: list[AugmentMethod] = Field(default_factory=list, description="How rows are derived; none by default.")
@@ -116,7 +116,7 @@ class AugmentPart(Part):
         return value
 
 
-class PreparePart(Part):
+class PreparePart(Section):
     """Raw files -> dataset version."""
 
     preset: Literal["guide"] | None = Field(None, description="Limits the guides ask for: 3-8 turns, 512-4096 tokens.")
@@ -156,7 +156,7 @@ class PreparePart(Part):
         return {True: "exact", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-class LoraPart(Part):
+class LoraPart(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(8, ge=1, description="Rank r of the update.")
@@ -170,14 +170,14 @@ class LoraPart(Part):
     train_also: list[str] = Field(default_factory=list, description="Modules trained whole beside the adapters.")
 
 
-class QloraPart(Part):
+class QloraPart(Section):
     """How the frozen weights are held under method qlora (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     bits: Literal["nf4", "int8"] = Field("nf4", description="4-bit NormalFloat, or 8-bit integers.")
     double: bool = Field(True, description="nf4: the scales are quantised as well.")
 
 
-class FreezePart(Part):
+class FreezePart(Section):
     """What method freeze trains; all else stays as it is."""
 
     layers: int = Field(2, ge=0, description="The last so many blocks, with the norm behind them.")
@@ -185,7 +185,7 @@ class FreezePart(Part):
     head: bool = Field(False, description="The head as well; with layers: 0 the head alone.")
 
 
-class VirtualPart(Part):
+class VirtualPart(Section):
     """Trained vectors in place of prompt text, for ptuning_v2 (in every layer) and prompt_tuning (at the input)."""
 
     tokens: int = Field(20, ge=1, description="How many.")
@@ -193,7 +193,7 @@ class VirtualPart(Part):
     text: str | None = Field(None, description="They begin as this text; else as words of the vocabulary.")
 
 
-class ClassifyPart(Part):
+class ClassifyPart(Section):
     """Tasks classify and classify_prompt."""
 
     weights: Literal["none", "balanced"] | dict[str, float] = Field("none", description="Weight of each class.")
@@ -203,7 +203,7 @@ class ClassifyPart(Part):
     words: dict[str, list[str]] = Field(default_factory=dict, description="classify_prompt: label -> its words.")
 
 
-class PreferPart(Part):
+class PreferPart(Section):
     """Task prefer: which loss, and how far the model may go from where it began."""
 
     loss: Literal["auto", "dpo", "ipo", "orpo", "simpo", "kto"] = Field("auto", description="dpo; kto on judged rows.")
@@ -213,7 +213,7 @@ class PreferPart(Part):
     sft: float = Field(0.0, ge=0, description="Weight of the better answer's own loss, added.")
 
 
-class TrainPart(Part):
+class TrainPart(Section):
     """How the weights are changed."""
 
     preset: TrainPreset | None = Field(None, description="Values the guides recommend, where nothing else is said.")
@@ -268,7 +268,7 @@ class TrainPart(Part):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # and a bare on as true
 
 
-class Probe(Part):
+class Probe(Section):
     """Prompts whose answers are searched for a pattern, before and after."""
 
     name: str = Field(description="How the probe is called in reports.")
@@ -278,7 +278,7 @@ class Probe(Part):
     at_most: int | None = Field(None, ge=0, description="More answers that match after training fail the probe.")
 
 
-class EvaluatePart(Part):
+class EvaluatePart(Section):
     """What is measured before and after."""
 
     rows: int = Field(16, ge=0, description="Held-out dialogues whose last answer is generated and scored.")
@@ -288,7 +288,7 @@ class EvaluatePart(Part):
     probes: list[Probe] = Field(default_factory=list, description="Questions of fact about the change.")
 
 
-class Recipe(Part):
+class Recipe(Section):
     """One run, from raw files to a registered version."""
 
     name: str = Field("run", pattern=r"^[\w][\w.-]{0,63}$", description="Names the dataset, the run and the version.")

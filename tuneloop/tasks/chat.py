@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.model.head import Head
 from tuneloop.tasks.loss import LossModel, head_is_exact
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
-def objective(model: nn.Module, items: Items, setting: Setting | None = None) -> LossModel:
+def objective(model: nn.Module, items: Examples, setting: TaskContext | None = None) -> LossModel:
     """The loss around a model, with the model's own head where ours would differ."""
     first = items.members[:, 0]
     shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
@@ -19,8 +19,8 @@ def objective(model: nn.Module, items: Items, setting: Setting | None = None) ->
     return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
 
 
-def _items(rows: Rows, setting: Setting) -> Items:
-    return Items.of(rows.samples)
+def _items(rows: SplitView, setting: TaskContext) -> Examples:
+    return Examples.of(rows.samples)
 
 
 CHAT = Task(

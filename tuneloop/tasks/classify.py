@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
-from tuneloop.data.batches.examples import Items
-from tuneloop.data.tokens.samples import Samples
-from tuneloop.model.backbone import plain, states, tell_pairs, token_types, whole
+from tuneloop.data.batches.examples import Examples
+from tuneloop.data.tokens.samples import Sequences
+from tuneloop.model.backbone import callable_model, states, tell_pairs, token_types, unwrap
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.heads import ends, reader
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 STEPS = 20
 """Numbers that a scale may have, such as stars in halves: with more of them they measure, and name nothing."""
@@ -52,10 +52,10 @@ class LabelModel(nn.Module):
         members: tuple[int, ...] = (),
     ) -> Tensor:
         """Scores (before the softmax) of the texts of a packed row, float32 [n, labels]."""
-        base = plain(self.model)
+        base = unwrap(self.model)
         if self.read is None:
             own = [
-                whole(self.model)(input_ids=ids, **token_types(self.model, ids)).logits[0]
+                callable_model(self.model)(input_ids=ids, **token_types(self.model, ids)).logits[0]
                 for ids in input_ids.split(segments, 1)
             ]
             return torch.stack(own).float()
@@ -160,8 +160,10 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
     return tuple(float(wanted[label]) for label in counts)
 
 
-def labelled(samples: Samples, rows: Rows, setting: Setting, more: dict[str, NDArray[Any]] | None = None) -> Items:
-    """Items of one text each, with class and weight of each. Raises TL-DATA-LABEL for a label that no class is of."""
+def labelled(
+    samples: Sequences, rows: SplitView, setting: TaskContext, more: dict[str, NDArray[Any]] | None = None
+) -> Examples:
+    """Examples of one text each, with class and weight of each. Raises TL-DATA-LABEL for a label that no class is of."""
     number = {label: k for k, label in enumerate(setting.labels)}
     names = [record.label for record in rows.records()]
     unknown = sorted(set(names) - set(number))
@@ -171,28 +173,28 @@ def labelled(samples: Samples, rows: Rows, setting: Setting, more: dict[str, NDA
     label = np.array([number[name] for name in names], np.int64)[samples.row]
     weights = np.array(setting.weights or [1.0] * len(number), np.float32)[label]
     columns: dict[str, NDArray[Any]] = {"label": label, "weight": weights, **(more or {})}
-    return Items(samples, np.arange(len(samples))[:, None], weights.astype(np.float64), columns)
+    return Examples(samples, np.arange(len(samples))[:, None], weights.astype(np.float64), columns)
 
 
-def probe(items: Items, model: nn.Module) -> Tensor:
+def probe(items: Examples, model: nn.Module) -> Tensor:
     """The shortest text, int64 [1, length]."""
     shortest = items.samples[int(items.samples.lengths.argmin())]
     return torch.tensor(shortest.ids.tolist(), device=next(model.parameters()).device)[None]
 
 
-def _head(setting: Setting, config: Any) -> Head:
+def _head(setting: TaskContext, config: Any) -> Head:
     return Head("classifier", setting.labels)
 
 
-def _items(rows: Rows, setting: Setting) -> Items:
+def _items(rows: SplitView, setting: TaskContext) -> Examples:
     return labelled(rows.samples, rows, setting)
 
 
-def _objective(model: nn.Module, items: Items, setting: Setting) -> LabelModel:
+def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> LabelModel:
     tell_pairs(model, setting.tokenizer)
     return LabelModel(model, probe(items, model))
 
 
 CLASSIFY = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, writes=False, classes=classes,
+    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
 )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneloop.model.backbone import plain, states, token_types
+from tuneloop.model.backbone import states, token_types, unwrap
 
 Read = Callable[[Any, Tensor, Tensor], Tensor]
 """(model, first states [n, width], last states [n, width]) -> scores [n, labels]."""
@@ -56,7 +56,7 @@ FILLS: tuple[Fill, ...] = (
 @torch.no_grad()
 def reader(model: nn.Module, ids: Tensor) -> Read | None:
     """How this model's head names a label, proven on `ids` int64 [1, length]; None where no way known gives its own."""
-    base = plain(model)
+    base = unwrap(model)
     wanted = base(input_ids=ids, **token_types(base, ids)).logits.float()
     hidden = _hidden(base, ids)
     if hidden is None:
@@ -68,7 +68,7 @@ def reader(model: nn.Module, ids: Tensor) -> Read | None:
 @torch.no_grad()
 def filler(model: nn.Module, ids: Tensor) -> Fill | None:
     """How this model's head fills a mask, proven on `ids` int64 [1, length]; None where no way known gives its own."""
-    base = plain(model)
+    base = unwrap(model)
     wanted = base(input_ids=ids).logits[0].float()
     hidden = _hidden(base, ids)
     if hidden is None:

@@ -12,13 +12,13 @@ from transformers import (
 
 from tuneloop.base.errors import RunError
 from tuneloop.methods import adapters
-from tuneloop.tasks.task import Setting
+from tuneloop.tasks.task import TaskContext
 from tuneloop.tasks.verbalize import fills_masks
 
 CLASSES_FILE = adapters.LABELS
 
 
-def write_classes(folder: Path, setting: Setting) -> None:
+def write_classes(folder: Path, setting: TaskContext) -> None:
     """Keep the classes that a run tells apart beside its weights."""
     if setting.labels:
         content = {"labels": setting.labels, "weights": setting.weights}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.backbone import entry, plain, states
+from tuneloop.model.backbone import packed_inputs, states, unwrap
 from tuneloop.tasks.loss import CHUNK, LossModel
 
 
@@ -105,9 +105,9 @@ class LogProbModel(LossModel):
         members: tuple[int, ...] = (),
     ) -> Tensor:  # fmt: skip
         """Log-probability of each label of a `Packed` row, float32 [labels]."""
-        base = plain(self.model)
+        base = unwrap(self.model)
         if self.own_head:
-            given = entry(self.model, input_ids, position_ids, segments)
+            given = packed_inputs(self.model, input_ids, position_ids, segments)
             own = base(**given.inputs, logits_to_keep=given.tokens(positions))
             return -cross_entropy(own.logits[0].float(), targets, reduction="none")
         hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, positions)
@@ -121,7 +121,7 @@ class LogProbModel(LossModel):
     def idle(self, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...]) -> Tensor:
         """No loss, but a graph that reaches every trained weight: the pass of a rank that has nothing to do."""
         every = states(self.model, input_ids, position_ids, segments)
-        return touched(every, plain(self.model).get_output_embeddings())
+        return touched(every, unwrap(self.model).get_output_embeddings())
 
 
 def touched(every: Tensor, head: nn.Module) -> Tensor:

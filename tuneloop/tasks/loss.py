@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.backbone import entry, plain, states
+from tuneloop.model.backbone import packed_inputs, states, unwrap
 
 CHUNK = 1 << 24
 """Logits (label positions x vocabulary) that may exist at a time: 64 MiB in fp32."""
@@ -106,7 +106,7 @@ class LossModel(nn.Module):
 
         Gemma 2 and 3 cap (final_logit_softcapping), Granite divides (logits_scaling), Cohere multiplies (logit_scale).
         """
-        base = plain(self.model)
+        base = unwrap(self.model)
         config = base.config.get_text_config()
         logits: Tensor = base.get_output_embeddings()(hidden)
         if scale := getattr(config, "logit_scale", None):
@@ -119,7 +119,7 @@ class LossModel(nn.Module):
 
     def _bare(self, head: nn.Module) -> bool:
         """Whether the logits are one float32 product on a CPU, and nothing else: no bias, no adapter, no scaling."""
-        config = plain(self.model).config.get_text_config()
+        config = unwrap(self.model).config.get_text_config()
         scaled = any(getattr(config, k, None) for k in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
         plainly = type(head) is nn.Linear and head.bias is None and not scaled and not head._forward_hooks
         return plainly and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
@@ -134,9 +134,9 @@ class LossModel(nn.Module):
         columns: dict[str, Tensor] | None = None,
         members: tuple[int, ...] = (),
     ) -> Tensor:
-        base = plain(self.model)
+        base = unwrap(self.model)
         if self.own_head and len(targets):
-            given = entry(self.model, input_ids, position_ids, segments)
+            given = packed_inputs(self.model, input_ids, position_ids, segments)
             own = base(**given.inputs, logits_to_keep=given.tokens(positions))
             whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
             return whole
@@ -159,7 +159,7 @@ class LossModel(nn.Module):
 
 def head_is_exact(model: nn.Module, ids: Tensor, tolerance: float = 1e-4) -> bool:
     """Whether our head gives the logits of the model's own forward, for ids int64 [1, length]."""
-    base = plain(model)
+    base = unwrap(model)
     with torch.no_grad():
         own = base(input_ids=ids, use_cache=False).logits[0].float()
         hidden = getattr(base, base.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state[0]

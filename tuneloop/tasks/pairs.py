@@ -1,4 +1,4 @@
-"""Items of preference rows: the two answers of a pair share a forward pass, and a step counts pairs."""
+"""Examples of preference rows: the two answers of a pair share a forward pass, and a step counts pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
-from tuneloop.data.batches.examples import Items
-from tuneloop.data.tokens.samples import Sample, Samples
-from tuneloop.tasks.task import Rows
+from tuneloop.data.batches.examples import Examples
+from tuneloop.data.tokens.samples import Sample, Sequences
+from tuneloop.tasks.task import SplitView
 
 
-def pairs(rows: Rows, budget: int) -> Items:
+def pairs(rows: SplitView, budget: int) -> Examples:
     """One item a pair, the better answer first, each of weight 1.
 
     Raises TL-DATA-PAIR where a pair is not two samples, or is longer than a forward pass takes.
@@ -24,7 +24,7 @@ def pairs(rows: Rows, budget: int) -> Items:
     return within(_paired(rows.samples), budget)
 
 
-def _paired(samples: Samples) -> Items:
+def _paired(samples: Sequences) -> Examples:
     n = samples.records
     counts = np.bincount(samples.row, minlength=n)
     if (counts != 2).any():
@@ -33,10 +33,10 @@ def _paired(samples: Samples) -> Items:
         error = t("its two answers make {n} samples, since this tokenizer cuts them into turns", n=int(counts[at]))
         raise DataError("TL-DATA-PAIR", where=names[0].decode() if len(names) else str(at + 1), error=error)
     # A stable sort: samples of a record stay in their order, the better answer first.
-    return Items(samples, np.argsort(samples.row, kind="stable").reshape(n, 2), np.ones(n))
+    return Examples(samples, np.argsort(samples.row, kind="stable").reshape(n, 2), np.ones(n))
 
 
-def within(items: Items, budget: int) -> Items:
+def within(items: Examples, budget: int) -> Examples:
     """The items, if a forward pass of `budget` tokens takes each of them. Raises TL-DATA-PAIR."""
     if (items.lengths > budget).any():
         at = int(items.lengths.argmax())
@@ -47,7 +47,7 @@ def within(items: Items, budget: int) -> Items:
     return items
 
 
-def judged(rows: Rows, budget: int) -> Items:
+def judged(rows: SplitView, budget: int) -> Examples:
     """One item an answer that was judged, or for each answer of a pair; columns: good, float32 [samples], 1 or 0.
 
     An item's second sample is the prompt with another row's answer: what KTO measures its distance from the reference
@@ -71,9 +71,9 @@ def judged(rows: Rows, budget: int) -> Items:
     partners = _partners([s.record for s in own])
     other = [_answered(s, own[k], longest) for s, k in zip(own, partners, strict=True)]
     n = len(own)
-    both = replace(Samples.of([*own, *other]), records=2 * n)
+    both = replace(Sequences.of([*own, *other]), records=2 * n)
     column = np.array([*good.values()] * 2, np.float32)
-    return within(Items(both, np.arange(2 * n).reshape(2, n).T.copy(), np.ones(n), {"good": column}), budget)
+    return within(Examples(both, np.arange(2 * n).reshape(2, n).T.copy(), np.ones(n), {"good": column}), budget)
 
 
 def _last_answer(sample: Sample) -> Sample:

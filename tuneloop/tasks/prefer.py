@@ -24,14 +24,14 @@ from torch.nn.functional import logsigmoid
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Packed
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import PreferPart, TrainPart
 from tuneloop.tasks import pairs
 from tuneloop.tasks.logprobs import LogProbModel, by_sample
 from tuneloop.tasks.loss import head_is_exact
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def loss_name(part: PreferPart, *, paired: bool) -> str:
     return part.loss if part.loss != "auto" else "dpo" if paired else "kto"
 
 
-def _items(rows: Rows, setting: Setting) -> Items:
+def _items(rows: SplitView, setting: TaskContext) -> Examples:
     train = setting.train
     # A pair is two samples, a judged dialogue mostly one; the rows themselves know.
     single = next((r for r in rows.records() if r.kind != "preference"), None)
@@ -214,7 +214,7 @@ def _items(rows: Rows, setting: Setting) -> Items:
     return pairs.pairs(rows, train.token_budget)
 
 
-def objective(model: nn.Module, items: Items, setting: Setting) -> PreferModel:
+def objective(model: nn.Module, items: Examples, setting: TaskContext) -> PreferModel:
     """The loss around a model. Raises TL-DATA-KTO where KTO has but one row to learn from."""
     first = items.members[:, 0]
     shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
@@ -226,7 +226,7 @@ def objective(model: nn.Module, items: Items, setting: Setting) -> PreferModel:
     return PreferModel(model, setting.train.prefer, loss, own_head=not exact)
 
 
-def informed(inner: nn.Module, items: Items, rows: Iterable[Packed], keep: Path) -> Items:
+def precompute_reference(inner: nn.Module, items: Examples, rows: Iterable[Packed], keep: Path) -> Examples:
     """The items with what the model finds of each of their samples now, before its first step: column reference.
 
     Kept in the file `keep`, so that a run that is resumed goes on from the same numbers to the last bit.
@@ -251,7 +251,7 @@ def _kept(keep: Path, samples: int) -> np.ndarray[Any, np.dtype[np.float32]] | N
 
 
 @torch.no_grad()
-def _measured(inner: PreferModel, items: Items, rows: Iterable[Packed]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _measured(inner: PreferModel, items: Examples, rows: Iterable[Packed]) -> np.ndarray[Any, np.dtype[np.float32]]:
     found = np.zeros(len(items.samples), np.float32)
     was = inner.training
     inner.eval()
@@ -263,11 +263,11 @@ def _measured(inner: PreferModel, items: Items, rows: Iterable[Packed]) -> np.nd
     return found
 
 
-def _asks(items: Items, train: TrainPart) -> bool:
+def _needs_reference(items: Examples, train: TrainPart) -> bool:
     return loss_name(train.prefer, paired="good" not in items.columns) in REFERENCED
 
 
 PREFER = Task(
     kinds=frozenset({"preference", "judged"}), head=lambda setting, config: Head(), items=_items, objective=objective,
-    informed=informed, asks=_asks,
+    precompute_reference=precompute_reference, needs_reference=_needs_reference,
 )  # fmt: skip

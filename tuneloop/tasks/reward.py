@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.model.head import Head
 from tuneloop.tasks import pairs
 from tuneloop.tasks.classify import LabelModel, probe
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
 class RewardModel(LabelModel):
@@ -51,17 +51,17 @@ class RewardModel(LabelModel):
         return -logsigmoid(margin).sum()
 
 
-def _head(setting: Setting, config: Any) -> Head:
+def _head(setting: TaskContext, config: Any) -> Head:
     return Head("classifier", ("reward",))
 
 
-def _items(rows: Rows, setting: Setting) -> Items:
+def _items(rows: SplitView, setting: TaskContext) -> Examples:
     return pairs.pairs(rows, setting.train.token_budget)
 
 
-def objective(model: nn.Module, items: Items, setting: Setting) -> RewardModel:
+def objective(model: nn.Module, items: Examples, setting: TaskContext) -> RewardModel:
     """The loss around a model."""
     return RewardModel(model, probe(items, model))
 
 
-REWARD = Task(kinds=frozenset({"preference"}), head=_head, items=_items, objective=objective, writes=False)
+REWARD = Task(kinds=frozenset({"preference"}), head=_head, items=_items, objective=objective, generates=False)

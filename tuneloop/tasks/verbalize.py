@@ -22,16 +22,16 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.batches.examples import Items
-from tuneloop.data.tokens.samples import Samples, labels_of, starts_of
+from tuneloop.data.batches.examples import Examples
+from tuneloop.data.tokens.samples import Sequences, labels_of, starts_of
 from tuneloop.data.tokens.templates import encode
-from tuneloop.model.backbone import plain, states, whole
+from tuneloop.model.backbone import callable_model, states, unwrap
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.classify import class_weights, labelled, ordered, probe
 from tuneloop.tasks.heads import filler
 from tuneloop.tasks.loss import LossModel, head_is_exact
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 TEXT, MASK = "{text}", "{mask}"
 FIELDS = (TEXT, "{text_a}", "{text_b}")
@@ -71,14 +71,14 @@ def fills_masks(config: Any, tokenizer: Any) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def is_masked(setting: Setting) -> bool:
+def is_masked(setting: TaskContext) -> bool:
     """Whether the model of a task fills masks; where nobody has asked its head, its tokenizer tells."""
     if setting.masked is not None:
         return setting.masked
     return getattr(setting.tokenizer, "mask_token_id", None) is not None
 
 
-def parts(setting: Setting) -> tuple[str, str]:
+def parts(setting: TaskContext) -> tuple[str, str]:
     """The template before and behind the mask; behind is "" where the next token is asked for.
 
     Raises TL-RECIPE-PROMPT.
@@ -123,7 +123,7 @@ def _filled(part: str, texts: Sequence[str]) -> str:
 _FIELD = re.compile("|".join(map(re.escape, FIELDS)))
 
 
-def word_ids(setting: Setting) -> list[list[list[int]]]:
+def word_ids(setting: TaskContext) -> list[list[list[int]]]:
     """Label -> word -> its token ids, as they follow the template.
 
     Raises TL-RECIPE-WORDS where a label has no word, or a word is unknown to the model or stands for two labels.
@@ -182,7 +182,7 @@ def _texts(record: Record) -> list[str]:
     return [m.content for m in record.messages]
 
 
-def samples(rows: Rows, setting: Setting) -> Samples:
+def samples(rows: SplitView, setting: TaskContext) -> Sequences:
     """The rows in the template, tokenised; the last token, or the mask, is where the word is asked for."""
     before, behind = parts(setting)
     tokenizer = setting.tokenizer
@@ -200,7 +200,7 @@ def samples(rows: Rows, setting: Setting) -> Samples:
     n, trained = len(ids), np.zeros(len(flat), np.bool_)
     names = np.zeros(n, "S12")
     names[:] = [record.id for record in rows.records()]
-    return Samples(flat, trained, starts, labels_of(trained, starts), np.ones(n, np.bool_),
+    return Sequences(flat, trained, starts, labels_of(trained, starts), np.ones(n, np.bool_),
                    np.arange(n, dtype=np.int32), names, n)  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at + len(inner) :]
 
 
-def _place(setting: Setting) -> int | None:
+def _place(setting: TaskContext) -> int | None:
     """Where the word is asked for, counted from the side without a text: from a sample's start, below 0 from its end.
 
     None where a text stands on both sides of the mask.
@@ -233,7 +233,7 @@ class PromptModel(nn.Module):
     Forward takes a `Packed` row and returns the sum of the losses of its texts, float32 [], as `LabelModel` does.
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, setting: Setting) -> None:
+    def __init__(self, model: nn.Module, ids: Tensor, setting: TaskContext) -> None:
         """`ids` int64 [1, length] is a text on which the way to the head is proven."""
         super().__init__()
         self.model = model
@@ -276,12 +276,12 @@ class PromptModel(nn.Module):
             texts = input_ids.split(segments, 1)
             places = [self._at((ids.shape[1],), ids)[0] for ids in texts]
             logits = torch.stack(
-                [whole(self.model)(input_ids=ids).logits[0, at] for ids, at in zip(texts, places, strict=True)]
+                [callable_model(self.model)(input_ids=ids).logits[0, at] for ids, at in zip(texts, places, strict=True)]
             )
         else:
             at = torch.tensor(self._at(segments, input_ids), device=input_ids.device)
             hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, at)
-            base = plain(self.model)
+            base = unwrap(self.model)
             logits = LossModel(self.model).head(hidden) if self.fill is None else self.fill(base, hidden)
         return logits[:, self.columns].float() @ self.share.to(logits.device)
 
@@ -301,12 +301,12 @@ class PromptModel(nn.Module):
         return (cross_entropy(scores, columns["label"], reduction="none") * columns["weight"]).sum()
 
 
-def _head(setting: Setting, config: Any) -> Head:
+def _head(setting: TaskContext, config: Any) -> Head:
     masked = fills_masks(config, setting.tokenizer)
     return Head("masked" if masked else "causal")
 
 
-def _items(rows: Rows, setting: Setting) -> Items:
+def _items(rows: SplitView, setting: TaskContext) -> Examples:
     made = samples(rows, setting)
     budget = setting.train.token_budget
     if len(made) and (longest := int(made.lengths.max())) > budget:
@@ -314,11 +314,11 @@ def _items(rows: Rows, setting: Setting) -> Items:
     return labelled(made, rows, setting)
 
 
-def _objective(model: nn.Module, items: Items, setting: Setting) -> PromptModel:
+def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> PromptModel:
     return PromptModel(model, probe(items, model), setting)
 
 
 CLASSIFY_PROMPT = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, writes=False, classes=classes,
+    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
     samples=samples,
 )  # fmt: skip

@@ -18,11 +18,11 @@ from tuneloop.base.errors import ModelError
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
-from tuneloop.data.batches.examples import Items
-from tuneloop.model.backbone import KEPT, plain
+from tuneloop.data.batches.examples import Examples
+from tuneloop.model.backbone import KEPT, unwrap
 from tuneloop.model.blocks import blocks
 from tuneloop.model.frozen_cache import Frozen, frozen
-from tuneloop.model.kernels.matmul import products
+from tuneloop.model.kernels.matmul import matmul_precision
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.training import distributed
 
@@ -82,7 +82,7 @@ def measurements(train: TrainPart, steps: int, per_epoch: int) -> int:
     return every[train.eval_strategy]
 
 
-def kept_bytes(items: Items, width: int, itemsize: int) -> int:
+def kept_bytes(items: Examples, width: int, itemsize: int) -> int:
     """Bytes of the hidden states of all samples that the items use."""
     return int(items.samples.lengths[np.unique(items.members)].sum()) * width * itemsize
 
@@ -97,7 +97,7 @@ class Keeping:
 
     train: TrainPart
     folder: Path
-    sides: dict[str, Items]
+    sides: dict[str, Examples]
     epochs: float
     packing: bool
     decided: bool | None
@@ -112,7 +112,7 @@ def kept_blocks(model: nn.Module, keeping: Keeping) -> Iterator[None]:
     """
     below = frozen(model)
     if below is None:
-        objection(keeping.train, Question(0, len(blocks(plain(model))), 0, 0, keeping.epochs))
+        objection(keeping.train, Question(0, len(blocks(unwrap(model))), 0, 0, keeping.epochs))
         yield
         return
     try:
@@ -142,7 +142,7 @@ def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
     def fill() -> None:
         for side, items in keeping.sides.items():
             # What is held out is measured in float32, whatever training multiplies in.
-            with products("float32") if side == "validation" else contextlib.nullcontext():
+            with matmul_precision("float32") if side == "validation" else contextlib.nullcontext():
                 below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
 
     with torch.random.fork_rng([below.base.device] if below.base.device.type == "cuda" else []):

@@ -15,13 +15,13 @@ from tuneloop.base.errors import DataError, ModelError, RecipeError
 from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.card.excerpts import View
 from tuneloop.data.tokens.encode import encode_records, marked
 from tuneloop.data.tokens.preflight import beyond
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.data.version.split import Side
+from tuneloop.data.version.split import Split
 from tuneloop.hub.folder_check import context, vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.tokenizer import fingerprint, load_tokenizer
@@ -32,11 +32,11 @@ from tuneloop.recipe.defaults import roomy, settled
 from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.tasks.labels_file import adapter_labels, masked
 from tuneloop.tasks.table import TASKS, task_name
-from tuneloop.tasks.task import Rows, Setting, Task
+from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenizerBundle:
     """A recipe's model folder and tokenizer, and the samples that they make."""
 
     folder: Path
@@ -44,10 +44,10 @@ class Words:
     key: str
     empty_thoughts: bool = False
 
-    def samples(self, dataset: Dataset, side: Side) -> Samples:
+    def samples(self, dataset: Dataset, side: Split) -> Sequences:
         return dataset.samples(side, self.key, self.encode)
 
-    def encode(self, records: Sequence[Record]) -> Samples:
+    def encode(self, records: Sequence[Record]) -> Sequences:
         return encode_records(self.tokenizer, records, empty_thoughts=self.empty_thoughts)
 
     def view(self) -> View:
@@ -62,8 +62,8 @@ class Words:
             return 0
         records = [Record(tuple(Message("user", text) for text in texts), "", n, kind="label")
                    for n, texts in enumerate((("a",), ("1.",), ("字",), ("a", "a")))]  # fmt: skip
-        rows = Rows(self.encode(records), lambda: records)
-        setting = Setting(train, self.tokenizer, masked=masked(self.folder, self.tokenizer))
+        rows = SplitView(self.encode(records), lambda: records)
+        setting = TaskContext(train, self.tokenizer, masked=masked(self.folder, self.tokenizer))
         try:
             return max(0, int((task.samples(rows, setting).lengths - rows.samples.lengths).max()))
         except RecipeError:
@@ -97,25 +97,25 @@ _NO_CONTEXT = 10_000_000
 """From here on a tokenizer's model_max_length means that it knows none."""
 
 
-def words_of(recipe: Recipe) -> Words:
+def tokenizer_bundle(recipe: Recipe) -> TokenizerBundle:
     """The words of a recipe's model; a tokenizer alone has them as well."""
     folder = model_folder(recipe.model, weights=False)
     tokenizer = load_tokenizer(folder, recipe.model.template)
     key = fingerprint(folder, tokenizer)
     if recipe.prepare.empty_thoughts:
         key = sha256(f"{key} empty thoughts".encode()).hexdigest()[:12]
-    return Words(folder, tokenizer, key, recipe.prepare.empty_thoughts)
+    return TokenizerBundle(folder, tokenizer, key, recipe.prepare.empty_thoughts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
+class TrainingInput:
     """What a session works on: a model folder, the task, and its items to train on and to hold out."""
 
     folder: Path
     task: Task
-    setting: Setting
-    items: Items
-    held: Items
+    setting: TaskContext
+    items: Examples
+    held: Examples
     questions: Sequence[Record] = ()
     """Held-out rows that may be answered while training (train.sample_answers)."""
 
@@ -128,10 +128,10 @@ def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
     return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), kinds)
 
 
-def setting_of(recipe: Recipe, dataset: Dataset, words: Words) -> tuple[Task, Setting]:
+def setting_of(recipe: Recipe, dataset: Dataset, words: TokenizerBundle) -> tuple[Task, TaskContext]:
     """The task of a recipe, and what it is told: of its classes, those of the training rows."""
     task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))]
-    setting = Setting(recipe.train, words.tokenizer, masked=masked(words.folder, words.tokenizer))
+    setting = TaskContext(recipe.train, words.tokenizer, masked=masked(words.folder, words.tokenizer))
     if task.classes is None:
         return task, setting
     counts = Counter(record.label for record, _, _ in dataset.rows("train"))
@@ -146,24 +146,24 @@ def setting_of(recipe: Recipe, dataset: Dataset, words: Words) -> tuple[Task, Se
     return task, replace(setting, labels=labels, weights=weights)
 
 
-def material(recipe: Recipe, dataset: Dataset) -> Material:
+def assemble(recipe: Recipe, dataset: Dataset) -> TrainingInput:
     """What a session trains on and measures: the rows of a dataset as the recipe's task sees them."""
-    words = words_of(recipe)
+    words = tokenizer_bundle(recipe)
     task, setting = setting_of(recipe, dataset, words)
 
-    def items(side: Side) -> Items:
-        return task.items(Rows(words.samples(dataset, side), lambda: dataset.records(side)), setting)
+    def items(side: Split) -> Examples:
+        return task.items(SplitView(words.samples(dataset, side), lambda: dataset.records(side)), setting)
 
     held = held_items(recipe, dataset, words, task, setting)
-    asked = dataset.records("validation") if recipe.train.sample_answers and task.writes else ()
-    return Material(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
+    asked = dataset.records("validation") if recipe.train.sample_answers and task.generates else ()
+    return TrainingInput(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
 
 
-def held_items(recipe: Recipe, dataset: Dataset, words: Words, task: Task, setting: Setting) -> Items:
+def held_items(recipe: Recipe, dataset: Dataset, words: TokenizerBundle, task: Task, setting: TaskContext) -> Examples:
     """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one,
     TL-DATA-VOCABULARY where it has no row for a token."""
-    held = task.items(Rows(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
-    most, lengths = room(recipe, words.folder, task), held.samples.lengths
+    held = task.items(SplitView(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
+    most, lengths = max_sequence_length(recipe, words.folder, task), held.samples.lengths
     if most and (long := np.flatnonzero(lengths > most)).size:
         raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=most,
                         length=int(lengths.max()), example=held.samples.names[long[0]].decode())  # fmt: skip
@@ -176,10 +176,10 @@ def held_items(recipe: Recipe, dataset: Dataset, words: Words, task: Task, setti
     return held
 
 
-def room(recipe: Recipe, folder: Path, task: Task) -> int:
+def max_sequence_length(recipe: Recipe, folder: Path, task: Task) -> int:
     """The longest sample that the model has places for beside the virtual tokens; 0 where any length has."""
     most = context(folder)
-    if not most or (task.writes and not numbered_places(folder)):
+    if not most or (task.generates and not numbered_places(folder)):
         return 0
     return max(1, most - _virtual(recipe.train))
 

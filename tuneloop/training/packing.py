@@ -11,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Packed, pack_items
 from tuneloop.data.tokens.samples import Sample
-from tuneloop.model.backbone import turns_alike
+from tuneloop.model.backbone import rope_packing_limit
 from tuneloop.training.loop import held_loss
 
 
-def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
+def packs_exactly(model: nn.Module, items: Examples, *others: Examples) -> bool:
     """Whether two items in one row lose exactly what they lose alone; if not, the model must not be packed.
 
     The two shortest items tell. `others` are rows that will be packed as well.
     """
-    limit = turns_alike(model)
+    limit = rope_packing_limit(model)
     if limit is not None and max(int(side.samples.lengths.max(initial=0)) for side in (items, *others)) > limit:
         return False
     shortest = np.argsort(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max), kind="stable")[:2]
@@ -32,7 +32,7 @@ def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
     device = next(model.parameters()).device
     coarse = next(model.parameters()).dtype != torch.float32
 
-    def loss(items: Items, *rows: list[int]) -> float:
+    def loss(items: Examples, *rows: list[int]) -> float:
         return held_loss(model, [pack_items(items, row) for row in rows], device)
 
     apart, together = loss(items, [first], *([k] for k in more)), loss(items, [first, *more])
@@ -48,15 +48,15 @@ def packs_exactly(model: nn.Module, items: Items, *others: Items) -> bool:
     return leak <= (1e-3 if coarse else 1e-4) * max(1.0, float(items.weights[more].sum()))
 
 
-def _alone(items: Items, chosen: NDArray[np.integer[Any]]) -> Items:
+def _alone(items: Examples, chosen: NDArray[np.integer[Any]]) -> Examples:
     """The chosen items, over their own samples."""
     members = items.members[chosen]
     columns = {name: column[members.ravel()] for name, column in items.columns.items()}
     numbers = np.arange(members.size).reshape(members.shape)
-    return Items(items.samples.take(members.ravel()), numbers, items.weights[chosen], columns)
+    return Examples(items.samples.take(members.ravel()), numbers, items.weights[chosen], columns)
 
 
-def _reversed(items: Items, *which: int) -> Items:
+def _reversed(items: Examples, *which: int) -> Examples:
     """The items with these read backwards."""
     samples, ids = items.samples, items.samples.ids.copy()
     for member in items.members[list(which)].ravel().tolist():
@@ -65,9 +65,9 @@ def _reversed(items: Items, *which: int) -> Items:
     return replace(items, samples=replace(samples, ids=ids, folder=None))
 
 
-def rows(items: Items | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
+def rows(items: Examples | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
     """Held-out items as rows of at most `budget` tokens, in order."""
-    items = Items.of(items)
+    items = Examples.of(items)
     held: list[int] = []
     tokens = 0
     for k, length in enumerate(items.lengths.tolist()):

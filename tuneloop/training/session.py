@@ -24,7 +24,7 @@ from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, format_bytes
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.loader import Steps, loader
 from tuneloop.data.batches.pack import Packed, pack_items
 from tuneloop.data.batches.plan import BatchPlan, batch_plan
@@ -33,27 +33,27 @@ from tuneloop.methods.table import METHODS, notes, parameters
 from tuneloop.methods.wrap import bits_of
 from tuneloop.model import checkpoint, determinism, precision
 from tuneloop.model.anatomy import never_quantised, scores_labels
-from tuneloop.model.backbone import plain
+from tuneloop.model.backbone import unwrap
 from tuneloop.model.kernels.install import install
-from tuneloop.model.kernels.matmul import Products, chosen, products
+from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
 from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import Recipe, Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.labels_file import write_classes
-from tuneloop.tasks.task import Setting, Task
+from tuneloop.tasks.task import Task, TaskContext
 from tuneloop.training import device, distributed, threads
 from tuneloop.training.adapter_card import adapter_card
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.frozen_policy import Keeping, held_out, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
-from tuneloop.training.input import Material
+from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import Callback, held_loss, to_device, train
+from tuneloop.training.model_folder import save_result, started
 from tuneloop.training.optim import optimizer_for, scheduler_for, total_steps
 from tuneloop.training.packing import packs_exactly, rows
-from tuneloop.training.result import save_result, started
 from tuneloop.training.sampler import sampler_for
 
 
@@ -94,15 +94,15 @@ def _room(run: Run, recipe: Recipe, model: nn.Module) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parts:
+class TrainState:
     """What a session is made of."""
 
     run: Run
     recipe: Recipe
     model: nn.Module
     inner: nn.Module
-    items: Items
-    held: Items
+    items: Examples
+    held: Examples
     batches: BatchPlan
     total: int
     optimizer: Optimizer
@@ -112,7 +112,7 @@ class _Parts:
     meter: Meter
 
 
-def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _Parts:
+def _parts(run: Run, recipe: Recipe, model: nn.Module, material: TrainingInput) -> TrainState:
     task, setting, items, held = material.task, material.setting, material.items, material.held
     kept = pick_dtype(recipe.model.dtype)
     with precision.computing(model, kept):
@@ -127,21 +127,21 @@ def _parts(run: Run, recipe: Recipe, model: nn.Module, material: Material) -> _P
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(inner, recipe.train)
     scheduler = scheduler_for(optimizer, recipe.train, total)
-    return _Parts(run, recipe, model, inner, items, held, batches, total, optimizer, scheduler, Journal(run.metrics),
-                  Journal(run.events), Meter())  # fmt: skip
+    return TrainState(run, recipe, model, inner, items, held, batches, total, optimizer, scheduler,
+                      Journal(run.metrics), Journal(run.events), Meter())  # fmt: skip
 
 
-def _informed(task: Task, inner: nn.Module, items: Items, passes: Iterator[Packed], keep: Path) -> Items:
+def _informed(task: Task, inner: nn.Module, items: Examples, passes: Iterator[Packed], keep: Path) -> Examples:
     """The items with what must be known of the model before its first step; on the same machine it is found once."""
-    if task.informed is None:
+    if task.precompute_reference is None:
         return items
     if next(inner.parameters()).device.type != distributed.world().device.type:
         inner.to(distributed.world().device)
     with distributed.world().local_main_process_first():
-        return task.informed(inner, items, passes, keep)
+        return task.precompute_reference(inner, items, passes, keep)
 
 
-def _unordered(inner: nn.Module, items: Items) -> str:
+def _unordered(inner: nn.Module, items: Examples) -> str:
     """The operation for which this model's backward passes have no fixed order on a card, "" where they have one.
 
     The shortest item tells; nothing is left of its pass.
@@ -159,7 +159,7 @@ def _unordered(inner: nn.Module, items: Items) -> str:
             told.zero_()
 
 
-def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = False) -> Outcome:
+def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool = False) -> Outcome:
     """Train the items into runs/<name>-<n>/adapter (or model/).
 
     With `resume` the newest checkpoint that verifies is taken up; the rest of the run is then bit for bit what it would
@@ -195,7 +195,7 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
     )  # fmt: skip
     frozen = kept_blocks(model, _keeping(parts, state, screen))
     asked = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
-    multiplying = products(_products(recipe, material.task))
+    multiplying = matmul_precision(_products(recipe, material.task))
     with multiplying, device.watched(run.checkpoints), frozen, threads.restored(), asked as interrupt:
         try:
             if not distributed.shared(
@@ -215,12 +215,12 @@ def session(run: Run, recipe: Recipe, material: Material, *, resume: bool = Fals
     return Outcome(state.step >= parts.total or distributed.shared(guard.asked), state.step, parts.total)
 
 
-def _products(recipe: Recipe, task: Task) -> Products:
+def _products(recipe: Recipe, task: Task) -> MatmulPrecision:
     """A loss that compares the model with what it was is too fine for coarse products, unless they are asked for."""
-    return chosen(recipe.train.matmul, exact=task.informed is not None)
+    return chosen(recipe.train.matmul, exact=task.precompute_reference is not None)
 
 
-def _keeping(parts: _Parts, state: checkpoint.State, screen: Screen) -> Keeping:
+def _keeping(parts: TrainState, state: checkpoint.State, screen: Screen) -> Keeping:
     """What the output of frozen blocks is kept for, and who hears of it."""
     settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
     sides = {"train": parts.items}
@@ -241,7 +241,7 @@ def _keeping(parts: _Parts, state: checkpoint.State, screen: Screen) -> Keeping:
 
 
 def _watchers(
-    parts: _Parts, screen: Screen, accelerator: Accelerator, guard: Guard, material: Material
+    parts: TrainState, screen: Screen, accelerator: Accelerator, guard: Guard, material: TrainingInput
 ) -> list[Callback]:
     """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
     settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
@@ -253,7 +253,7 @@ def _watchers(
     def measure() -> tuple[float, float]:
         # Not the wrapped model: its forward would wait for the other processes, which do not measure.
         # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
-        with products("float32"), held_out(parts.inner):
+        with matmul_precision("float32"), held_out(parts.inner):
             total = held_loss(parts.inner, rows(parts.held, budget, packing=packing), accelerator.device)
         return total, float(parts.held.weights.sum())
 
@@ -285,7 +285,7 @@ def _watchers(
     ]
 
 
-def _start(parts: _Parts, task: Task) -> checkpoint.State:
+def _start(parts: TrainState, task: Task) -> checkpoint.State:
     # Dropout starts from here, whatever was drawn while the model was made.
     torch.manual_seed(parts.recipe.seed)
     random.seed(parts.recipe.seed)
@@ -297,7 +297,7 @@ def _start(parts: _Parts, task: Task) -> checkpoint.State:
     return checkpoint.State()
 
 
-def _take_up(parts: _Parts) -> checkpoint.State:
+def _take_up(parts: TrainState) -> checkpoint.State:
     path = checkpoint.newest(parts.run.checkpoints)
     if path is None:
         raise RunError("TL-RUN-NO-CHECKPOINT", where=str(parts.run.checkpoints))
@@ -310,17 +310,17 @@ def _take_up(parts: _Parts) -> checkpoint.State:
     return state
 
 
-def _card(parts: _Parts, state: checkpoint.State, model: nn.Module, base: Path) -> str:
+def _card(parts: TrainState, state: checkpoint.State, model: nn.Module, base: Path) -> str:
     dataset = str(parts.run.read("dataset.json").get("hash") or "")
     hub = on_hub(parts.recipe.model.name)
-    base_model = plain(model)
+    base_model = unwrap(model)
     scores = int(base_model.config.num_labels or 0) if scores_labels(base_model) else 0
     return adapter_card(parts.run.path, parts.recipe, base, steps=state.step, dataset=dataset, hub=hub, scores=scores,
                         skipped=never_quantised(base_model) if scores else ())  # fmt: skip
 
 
 def _close(
-    parts: _Parts, state: checkpoint.State, model: nn.Module, setting: Setting, folder: Path, guard: Guard
+    parts: TrainState, state: checkpoint.State, model: nn.Module, setting: TaskContext, folder: Path, guard: Guard
 ) -> None:
     """Write the result into a temporary sibling, then give it its name; or note that the run stopped early."""
     if state.step < parts.total and not guard.asked:

@@ -13,7 +13,7 @@ from tests.made import characters, recipe
 from tuneloop.base.errors import DataError, MachineError, RecipeError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.augmenting.augment import Helpers, reasons
-from tuneloop.data.augmenting.grow import grown
+from tuneloop.data.augmenting.dialogue_growth import grown
 from tuneloop.data.augmenting.substitute import groups
 from tuneloop.data.dedupe.exact import contamination
 from tuneloop.data.ledger import entries

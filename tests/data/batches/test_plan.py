@@ -17,7 +17,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.data.batches.loader import Step, Steps, loader
 from tuneloop.data.batches.pack import Packed, pack
 from tuneloop.data.batches.plan import FILL, BatchPlan, batch_plan
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.recipe.recipe import make_recipe
 
 BUDGET = 64
@@ -266,7 +266,7 @@ def test_lengths_may_be_an_array_and_are_plain_ints() -> None:
 def test_samples_in_arrays_give_the_steps_of_a_list(tmp_path: Path) -> None:
     plan = BatchPlan(tuple(5 + 7 * n % 50 for n in range(30)), 4, BUDGET, seed=5)
     every = samples_of(plan)
-    held = Samples.of(every)
+    held = Sequences.of(every)
     recipe, _ = make_recipe(
         {"seed": 5, "train": {"batch_size": 4, "token_budget": BUDGET}, "prepare": {"max_length": 60}}
     )
@@ -278,7 +278,7 @@ def test_samples_in_arrays_give_the_steps_of_a_list(tmp_path: Path) -> None:
 
 def test_mapped_samples_go_to_workers_by_name(tmp_path: Path) -> None:
     plan = BatchPlan((60,) * 500, 4, BUDGET, seed=5)
-    mapped = Samples.of(samples_of(plan)).write(tmp_path / "s")
+    mapped = Sequences.of(samples_of(plan)).write(tmp_path / "s")
     steps = Steps(plan, mapped, 0, 6)
     assert len(pickle.dumps(steps)) < 4000 < mapped.ids.nbytes
     expected = list(loader(Steps(plan, samples_of(plan), 0, 6), 0))

@@ -13,7 +13,7 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens import preflight as looking
 from tuneloop.data.tokens.encode import Sample, tokenize
 from tuneloop.data.tokens.preflight import leaked, other_template, preflight, stray, thoughtless, unrendered
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.tokens.templates import CHATML, PLAIN
 
 
@@ -146,7 +146,7 @@ def test_a_thought_behind_a_prompt_that_opens_one_is_not_left_out() -> None:
 def test_samples_on_the_disk_are_looked_at_as_those_in_a_list(tmp_path: Path) -> None:
     tokenizer = chatml()
     samples = tokenize(tokenizer, records(8))
-    assert isinstance(samples, Samples)
+    assert isinstance(samples, Sequences)
     looked = preflight(tokenizer, samples, 500)
     assert preflight(tokenizer, list(samples), 500) == looked
     assert preflight(tokenizer, samples.write(tmp_path / "s"), 500) == looked

@@ -19,7 +19,7 @@ from tuneloop.data.tokens.samples import (
     COLUMNS,
     META,
     Sample,
-    Samples,
+    Sequences,
     labels_of,
     open_samples,
     starts_of,
@@ -38,7 +38,7 @@ def some(*lengths: int) -> list[Sample]:
     return [sample(n, length) for n, length in enumerate(lengths)]
 
 
-def same(one: Samples, other: Samples | list[Sample]) -> bool:
+def same(one: Sequences, other: Sequences | list[Sample]) -> bool:
     return len(one) == len(other) and all(
         (a.ids.tolist(), a.trained.tolist(), a.record, a.ended, a.labels)
         == (b.ids.tolist(), b.trained.tolist(), b.record, b.ended, b.labels)
@@ -52,20 +52,20 @@ LENGTHS = st.lists(st.integers(0, 9), max_size=12)
 @given(LENGTHS)
 def test_samples_come_back_as_they_went_in(lengths: list[int]) -> None:
     every = some(*lengths)
-    held = Samples.of(every)
+    held = Sequences.of(every)
     assert same(held, every)
     assert held.lengths.tolist() == lengths
     assert held.tokens == sum(lengths)
     assert held.labels.tolist() == [s.labels for s in every]
     assert {name: getattr(held, name).dtype.str for name in COLUMNS} == COLUMNS
-    assert Samples.of(held) is held
+    assert Sequences.of(held) is held
 
 
 @given(LENGTHS, st.data())
 def test_taking_is_choosing(lengths: list[int], data: st.DataObject) -> None:
     every = some(*lengths)
     index = data.draw(st.lists(st.integers(0, len(lengths) - 1)) if lengths else st.just([]))
-    taken = Samples.of(every).take(np.array(index))
+    taken = Sequences.of(every).take(np.array(index))
     assert same(taken, [every[k] for k in index])
     assert taken.row.tolist() == index
     assert taken.records == len(every)
@@ -75,8 +75,8 @@ def test_taking_is_choosing(lengths: list[int], data: st.DataObject) -> None:
 def test_parts_are_one_whole(parts: list[list[int]]) -> None:
     every = [sample(100 * k + n, length) for k, own in enumerate(parts) for n, length in enumerate(own)]
     split = iter(every)
-    held = [Samples.of([next(split) for _ in own]) for own in parts]
-    joined = Samples.concatenate(held)
+    held = [Sequences.of([next(split) for _ in own]) for own in parts]
+    joined = Sequences.concatenate(held)
     assert same(joined, every)
     assert joined.row.tolist() == list(range(len(every)))
     assert joined.records == len(every)
@@ -84,7 +84,7 @@ def test_parts_are_one_whole(parts: list[list[int]]) -> None:
 
 
 def test_a_sample_is_a_view_and_a_slice_are_samples() -> None:
-    held = Samples.of(some(3, 0, 5))
+    held = Sequences.of(some(3, 0, 5))
     assert np.shares_memory(held[2].ids, held.ids)
     assert held[-1].record == held[2].record
     assert same(held[1:], some(3, 0, 5)[1:])
@@ -97,7 +97,7 @@ def test_a_sample_is_a_view_and_a_slice_are_samples() -> None:
 def test_what_is_written_is_read(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     every = some(*lengths)
     folder = tmp_path / "deep" / "samples"
-    held = Samples.of(every).write(folder)
+    held = Sequences.of(every).write(folder)
     assert held.folder == folder
     assert same(held, every)
     assert same(open_samples(folder), every)
@@ -108,7 +108,7 @@ def test_what_is_written_is_read(tmp_path: Path, lengths: tuple[int, ...]) -> No
 
 
 def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
-    parts = [Samples.of(some(2, 3)), Samples.of([]), Samples.of(some(0, 4, 1))]
+    parts = [Sequences.of(some(2, 3)), Sequences.of([]), Sequences.of(some(0, 4, 1))]
     held = write(tmp_path / "s", iter(parts))
     assert same(held, [s for part in parts for s in part])
     assert held.row.tolist() == [0, 1, 2, 3, 4]
@@ -116,7 +116,7 @@ def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_writing_holds_one_part_in_memory(tmp_path: Path) -> None:
-    part = Samples.of([sample(n, 1000) for n in range(100)])
+    part = Sequences.of([sample(n, 1000) for n in range(100)])
     tracemalloc.start()
     write(tmp_path / "s", (part for _ in range(40)))
     peak = tracemalloc.get_traced_memory()[1]
@@ -125,16 +125,16 @@ def test_writing_holds_one_part_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_second_write_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    Samples.of(some(5, 6)).write(tmp_path / "s")
-    assert same(Samples.of(some(1)).write(tmp_path / "s"), some(1))
+    Sequences.of(some(5, 6)).write(tmp_path / "s")
+    assert same(Sequences.of(some(1)).write(tmp_path / "s"), some(1))
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    Samples.of(some(5, 6)).write(tmp_path / "s")
+    Sequences.of(some(5, 6)).write(tmp_path / "s")
 
     def broken() -> object:
-        yield Samples.of(some(1))
+        yield Sequences.of(some(1))
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError):
@@ -156,7 +156,7 @@ def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
     refused(tmp_path)
     for name in (*(f"{column}.npy" for column in COLUMNS), META):
         folder = tmp_path / name
-        Samples.of(some(5, 6)).write(folder)
+        Sequences.of(some(5, 6)).write(folder)
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-1])
         said = refused(folder)
@@ -167,10 +167,10 @@ def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    Samples.of(some(5, 6)).write(folder)
+    Sequences.of(some(5, 6)).write(folder)
     np.save(folder / "starts.npy", np.array([0, 8, 11], np.int64)[::-1].copy())
     assert "starts.npy" in refused(folder)
-    Samples.of(some(5, 6)).write(folder)
+    Sequences.of(some(5, 6)).write(folder)
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     (folder / META).write_text(json.dumps(meta | {"format": 99}), encoding="utf-8")
     assert "99" in refused(folder)
@@ -178,7 +178,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    Samples.of(some(5, 6)).write(folder)
+    Sequences.of(some(5, 6)).write(folder)
     np.save(folder / "ids.npy", np.array([{"evil": 1}], dtype=object), allow_pickle=True)
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     meta["bytes"]["ids"] = (folder / "ids.npy").stat().st_size
@@ -187,7 +187,7 @@ def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
 
 
 def test_mapped_samples_go_to_a_worker_by_name(tmp_path: Path) -> None:
-    held = Samples.of([sample(n, 500) for n in range(200)])
+    held = Sequences.of([sample(n, 500) for n in range(200)])
     assert same(pickle.loads(pickle.dumps(held)), held)
     mapped = held.write(tmp_path / "s")
     sent = pickle.dumps(mapped)

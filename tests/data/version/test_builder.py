@@ -24,12 +24,12 @@ from tuneloop.base.errors import DataError, MachineError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.card import page
 from tuneloop.data.ledger import ACTIONS, Ledger, entries
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import Dataset, open_dataset
 from tuneloop.data.version.digest_cache import Stamps
 
 
-def never(records: Sequence[Record]) -> Samples:
+def never(records: Sequence[Record]) -> Sequences:
     raise AssertionError("tokens were counted again")
 
 
@@ -352,7 +352,7 @@ def test_one_file_in_two_slices(tmp_path: Path) -> None:
 
 
 def test_what_the_template_refuses_is_dropped_by_name(tmp_path: Path) -> None:
-    def strict(records: Sequence[Record]) -> Samples:
+    def strict(records: Sequence[Record]) -> Sequences:
         if any(r.messages[0].content == "question 3" for r in records):
             raise DataError("TL-DATA-TEMPLATE", error="no such role")
         return characters(records)
@@ -361,7 +361,7 @@ def test_what_the_template_refuses_is_dropped_by_name(tmp_path: Path) -> None:
     told = [(e.line, e.reason, e.detail) for e in entries(made.path / "ledger.jsonl")]
     assert told == [(4, "template refuses", "no such role")]
 
-    def refuse(records: Sequence[Record]) -> Samples:
+    def refuse(records: Sequence[Record]) -> Sequences:
         raise DataError("TL-DATA-TEMPLATE", error="no such role")
 
     with pytest.raises(DataError) as caught:

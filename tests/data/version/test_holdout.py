@@ -12,7 +12,7 @@ import pytest
 from tests.made import build, characters, jsonl, recipe
 from tuneloop.data.version import builder
 from tuneloop.data.version.holdout import all_learnt
-from tuneloop.data.version.split import Side, sides
+from tuneloop.data.version.split import Split, sides
 
 RARE = ["common"] * 60 + [f"rare{n // 2}" for n in range(40)]
 
@@ -23,15 +23,15 @@ def names(count: int) -> list[str]:
 
 def both(
     labels: Sequence[str], seed: int, *, validation: float = 0.3, test: float = 0.3,
-    groups: Sequence[int] | None = None, fixed: Sequence[Side | None] | None = None, strata: Sequence[str] | None = None,
-) -> tuple[list[Side], list[Side]]:  # fmt: skip
+    groups: Sequence[int] | None = None, fixed: Sequence[Split | None] | None = None, strata: Sequence[str] | None = None,
+) -> tuple[list[Split], list[Split]]:  # fmt: skip
     """The split as it is drawn, and as it is kept."""
     ids, strata = names(len(labels)), strata or ["f"] * len(labels)
     drawn = sides(ids, strata, validation=validation, test=test, seed=seed, groups=groups, fixed=fixed)
     return drawn, all_learnt(drawn, ids, labels, strata, seed=seed, groups=groups, fixed=fixed)
 
 
-def learnt(chosen: Sequence[Side], labels: Sequence[str]) -> set[str]:
+def learnt(chosen: Sequence[Split], labels: Sequence[str]) -> set[str]:
     return {label for label, side in zip(labels, chosen, strict=True) if side == "train"}
 
 
@@ -63,7 +63,7 @@ def test_the_test_set_is_the_same_with_any_validation() -> None:
 def test_groups_stay_together_and_given_rows_where_they_are() -> None:
     labels = [*RARE, "only"]  # of the test file alone: training cannot have it
     groups = [r // 2 for r in range(100)] + [100]  # each rare label is one group
-    fixed: list[Side | None] = [*[None] * 100, "test"]
+    fixed: list[Split | None] = [*[None] * 100, "test"]
     for seed in range(10):
         drawn, kept = both(labels, seed, validation=0.2, test=0.2, groups=groups, fixed=fixed)
         assert learnt(drawn, labels) < learnt(kept, labels) == set(RARE)
@@ -92,7 +92,7 @@ def test_what_was_held_out_draws_what_belongs_to_it_but_never_most_rows(tmp_path
     old = jsonl(tmp_path / "old.jsonl", [row(n, n) for n in range(40)])
     wanted = {"validation": 0.1, "test": 0.1, "dedupe": "off"}
     first = build(recipe(old, **wanted), tmp_path)
-    sides_of: tuple[Side, ...] = ("validation", "test")
+    sides_of: tuple[Split, ...] = ("validation", "test")
     before = first.held_out()
     (asked, *_) = first.records("validation")
     for count in (3, 90):  # answers to a question that was held out

@@ -15,8 +15,8 @@ from tests.real import load
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.ledger import Ledger
-from tuneloop.data.tokens.samples import Sample, Samples
-from tuneloop.data.version.lengths import MOST_CHARACTERS, chosen, exchanges, fit, longest, most_tokens
+from tuneloop.data.tokens.samples import Sample, Sequences
+from tuneloop.data.version.lengths import MOST_CHARACTERS, chosen, exchanges, fit_lengths, longest, most_tokens
 from tuneloop.recipe.schema import PreparePart
 
 END = 3
@@ -35,14 +35,14 @@ class Told(Ledger):
         self.entries += entries
 
 
-def encode(records: Sequence[Record]) -> Samples:
+def encode(records: Sequence[Record]) -> Sequences:
     """A token a character, END behind each turn of the assistant; a preference pair is two samples of one row."""
     parts = []
     for record in records:
         rows = [record.messages, *([(*record.prompt, *record.rejected)] if record.rejected else [])]
-        samples = Samples.of([_sample(messages, record.id) for messages in rows])
+        samples = Sequences.of([_sample(messages, record.id) for messages in rows])
         parts.append(_one_row(samples))
-    return Samples.concatenate(parts) if parts else Samples.of([])
+    return Sequences.concatenate(parts) if parts else Sequences.of([])
 
 
 def _sample(messages: Sequence[Message], name: str) -> Sample:
@@ -56,15 +56,17 @@ def _sample(messages: Sequence[Message], name: str) -> Sample:
     return Sample(np.array(ids, np.int32), np.array(trained, bool), name, True)
 
 
-def _one_row(samples: Samples) -> Samples:
+def _one_row(samples: Sequences) -> Sequences:
     arrays = (samples.ids, samples.trained, samples.starts, samples.labels, samples.ended)
-    return Samples(*arrays, np.zeros(len(samples), np.int32), samples.names, 1)
+    return Sequences(*arrays, np.zeros(len(samples), np.int32), samples.names, 1)
 
 
-def run(records: Sequence[Record], encode: Any = encode, **part: Any) -> tuple[list[Record], list[int], Samples, Told]:
+def run(
+    records: Sequence[Record], encode: Any = encode, **part: Any
+) -> tuple[list[Record], list[int], Sequences, Told]:
     ledger = Told()
     wanted = PreparePart.model_construct(**{**PreparePart().model_dump(), **part})
-    kept, origins, samples = fit(records, encode, wanted, ledger)
+    kept, origins, samples = fit_lengths(records, encode, wanted, ledger)
     ledger.balance(len(records), len(kept))
     assert len(origins) == len(kept) == samples.records
     assert np.array_equal(longest(samples), longest(encode(kept)))
@@ -203,12 +205,12 @@ def test_a_chinese_text_is_split_behind_a_sentence() -> None:
 def test_a_text_whose_shorter_piece_has_more_tokens() -> None:
     """Byte pair encoding is not monotonic: a text that is cut at a better place may have more tokens."""
 
-    def odd(records: Sequence[Record]) -> Samples:
+    def odd(records: Sequence[Record]) -> Sequences:
         lengths = [len(r.messages[0].content) + 9 * r.messages[0].content.endswith(" ") for r in records]
         samples = [
             Sample(np.zeros(n, np.int32), np.ones(n, bool), r.id, True) for n, r in zip(lengths, records, strict=True)
         ]
-        return Samples.of(samples)
+        return Sequences.of(samples)
 
     kept, *_ = run([text(WORDS)], odd, max_length=20, too_long="split", overlap=0)
     assert "".join(r.messages[0].content for r in kept) == WORDS
@@ -313,7 +315,7 @@ def test_what_the_template_refuses_costs_only_itself() -> None:
 
 
 def test_a_template_that_refuses_a_piece_does_not_stop_the_rest() -> None:
-    def refuses_short(records: Sequence[Record]) -> Samples:
+    def refuses_short(records: Sequence[Record]) -> Sequences:
         if any(len(r.messages) < 5 for r in records):
             raise DataError("TL-DATA-TEMPLATE", error="too few turns")
         return encode(records)
@@ -421,9 +423,9 @@ def test_without_a_limit_any_length_is_kept() -> None:
 def test_a_row_of_far_too_many_characters_is_never_tokenised_whole(how: str, limit: Any, at: int) -> None:
     seen = []
 
-    def measured(records: Sequence[Record]) -> Samples:
+    def measured(records: Sequence[Record]) -> Sequences:
         seen.extend(len(m.content) for r in records for m in r.messages)
-        return encode(records) if max(seen) < 100_000 else Samples.of([])
+        return encode(records) if max(seen) < 100_000 else Sequences.of([])
 
     most = MOST_CHARACTERS if limit == "auto" else 300 * 64
     rows = [chat("q", "a"), chat("q2", "a2")]
@@ -432,7 +434,7 @@ def test_a_row_of_far_too_many_characters_is_never_tokenised_whole(how: str, lim
         return  # then a part of it is wanted, as long as there is no limit
     ledger = Told()
     wanted = PreparePart.model_construct(**{**PreparePart().model_dump(), "max_length": limit, "too_long": how})
-    kept, _, _ = fit(rows, measured, wanted, ledger)
+    kept, _, _ = fit_lengths(rows, measured, wanted, ledger)
     assert max(seen) <= most
     assert len(kept) == 3 if how == "cut_right" else kept == [row for row in rows if len(row.messages[1].content) < 9]
     (entry,) = ledger.entries

@@ -16,7 +16,7 @@ import pytest
 from tests.made import build, characters, jsonl, lines, recipe
 from tuneloop.base.records import Record
 from tuneloop.data.reading import formats
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version import builder, shards
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.recipe.schema import DataFile, PreparePart
@@ -77,7 +77,7 @@ def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert child.returncode == 0 or not list(home.glob("[0-9a-f]*"))
     encoded: list[int] = []
 
-    def counted(records: Sequence[Record]) -> Samples:
+    def counted(records: Sequence[Record]) -> Sequences:
         encoded.append(len(records))
         return characters(records)
 
@@ -88,7 +88,7 @@ def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def stop_after(calls: int) -> object:
-    def encode(records: Sequence[Record]) -> Samples:
+    def encode(records: Sequence[Record]) -> Sequences:
         nonlocal calls
         calls -= 1
         if calls < 0:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data.version.split import SIDES, Side, rank, sides
+from tuneloop.data.version.split import SIDES, Split, rank, sides
 
 
 def names(file: str, count: int, start: int = 0) -> list[str]:
@@ -74,7 +74,7 @@ def test_rows_added_to_a_file_move_few() -> None:
 def test_rows_that_were_held_out_before_stay_so_and_count() -> None:
     ids, more = names("a", 100), names("a", 300)
     first = sides(ids, ["a"] * 100, validation=0.2, test=0.1)
-    before: list[Side | None] = [None if side == "train" else side for side in first] + [None] * 200
+    before: list[Split | None] = [None if side == "train" else side for side in first] + [None] * 200
     again = sides(more, ["a"] * 300, validation=0.2, test=0.1, before=before)
     assert [a for a, b in zip(again, before, strict=False) if b] == [b for b in before if b]
     assert Counter(again) == {"train": 210, "validation": 60, "test": 30}
@@ -137,7 +137,7 @@ def test_all_rows_in_one_group_are_trained_on() -> None:
 
 
 def test_a_given_side_stays_and_takes_its_group_with_it() -> None:
-    fixed: list[Side | None] = [None] * 40
+    fixed: list[Split | None] = [None] * 40
     fixed[0], fixed[1], fixed[2] = "test", "validation", "train"
     groups = list(range(40))
     groups[10] = 0

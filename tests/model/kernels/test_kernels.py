@@ -17,7 +17,7 @@ from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.kernels import tiles as attention
 from tuneloop.model.kernels.install import install
-from tuneloop.model.kernels.matmul import chosen, matrix_units, products
+from tuneloop.model.kernels.matmul import chosen, matmul_precision, matrix_units
 from tuneloop.model.kernels.tiles import attend, cut_row
 from tuneloop.model.load import load_model
 from tuneloop.tasks.loss import LossModel
@@ -230,7 +230,7 @@ def test_a_head_without_extras_loses_and_learns_the_same_in_one_place(tmp_path: 
 def test_products_are_float32_again_behind_the_block() -> None:
     settings: Any = torch.backends.mkldnn
     before = settings.matmul.fp32_precision
-    with products("bfloat16"):
+    with matmul_precision("bfloat16"):
         assert settings.matmul.fp32_precision == "bf16"
     assert settings.matmul.fp32_precision == before
     assert chosen("float32") == "float32"
@@ -243,6 +243,6 @@ def test_products_are_float32_again_behind_the_block() -> None:
 def test_coarse_products_are_near_and_not_equal() -> None:
     a, b = torch.randn(64, 256), torch.randn(256, 64)
     exact = a @ b
-    with products("bfloat16"):
+    with matmul_precision("bfloat16"):
         coarse = a @ b
     assert 1e-4 < float((exact - coarse).norm() / exact.norm()) < 1e-2

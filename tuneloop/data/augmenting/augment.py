@@ -24,7 +24,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.augmenting.calls import Calls
-from tuneloop.data.augmenting.grow import grown
+from tuneloop.data.augmenting.dialogue_growth import grown
 from tuneloop.data.augmenting.helpers import NOBODY as NOBODY
 from tuneloop.data.augmenting.helpers import Batch, Score
 from tuneloop.data.augmenting.helpers import Chat as Chat

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.language import t
-from tuneloop.base.segmenter import cutter
+from tuneloop.base.segmenter import segmenter
 
 Table = Mapping[str, tuple[str, ...]]
 """Word, in lower case -> those that may stand for it."""
@@ -92,7 +92,7 @@ def words(text: str) -> list[str]:
     """
     out: list[str] = []
     for run in _RUN.findall(text):
-        out += cutter().lcut(run, HMM=False) if "\u4e00" <= run[0] <= "\u9fff" else [run]
+        out += segmenter().lcut(run, HMM=False) if "\u4e00" <= run[0] <= "\u9fff" else [run]
     return out
 
 

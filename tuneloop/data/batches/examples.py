@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Items:
+class Examples:
     """n items over samples. `columns` are what the objective is told of each sample beside its tokens.
 
     members int64 [n, k]: the samples of each item, which share a forward pass. columns: name -> array [samples], one
@@ -21,7 +21,7 @@ class Items:
     of a step's loss; for language modelling its label tokens.
     """
 
-    samples: Samples
+    samples: Sequences
     members: NDArray[np.int64]
     weights: NDArray[np.float64]
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Items:
         return lengths
 
     @staticmethod
-    def of(samples: Items | Sequence[Sample]) -> Items:
-        """One item a sample, weighed by its label tokens. Items come back as they are."""
-        if isinstance(samples, Items):
+    def of(samples: Examples | Sequence[Sample]) -> Examples:
+        """One item a sample, weighed by its label tokens. Examples come back as they are."""
+        if isinstance(samples, Examples):
             return samples
-        every = Samples.of(samples)
-        return Items(every, np.arange(len(every))[:, None], every.labels.astype(np.float64))
+        every = Sequences.of(samples)
+        return Examples(every, np.arange(len(every))[:, None], every.labels.astype(np.float64))
 
-    def take(self, index: Sequence[int] | NDArray[np.integer[Any]]) -> Items:
+    def take(self, index: Sequence[int] | NDArray[np.integer[Any]]) -> Examples:
         """The items at `index`, over the same samples."""
         at = np.asarray(index, np.int64)
         return replace(self, members=self.members[at], weights=self.weights[at])
@@ -51,8 +51,8 @@ class Items:
     def __reduce__(self) -> tuple[Any, ...]:
         """One sample an item is what its samples tell; mapped samples go to another process by name alone."""
         if not self.columns and self._plain():
-            return Items.of, (self.samples,)
-        return Items, (self.samples, self.members, self.weights, self.columns)
+            return Examples.of, (self.samples,)
+        return Examples, (self.samples, self.members, self.weights, self.columns)
 
     def _plain(self) -> bool:
         alone = np.array_equal(self.members, np.arange(len(self.samples))[:, None])

@@ -13,7 +13,7 @@ from multiprocessing import resource_tracker
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Packed, pack_items
 from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.data.tokens.samples import Sample
@@ -36,9 +36,16 @@ class Steps(Dataset[Step]):
     """Steps first … last-1 of a plan as one rank sees them: item i is step first + i."""
 
     def __init__(
-        self, plan: BatchPlan, items: Items | Sequence[Sample], first: int, last: int, *, rank: int = 0, ranks: int = 1
+        self,
+        plan: BatchPlan,
+        items: Examples | Sequence[Sample],
+        first: int,
+        last: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self.plan, self.items, self.first, self.last = plan, Items.of(items), first, last
+        self.plan, self.items, self.first, self.last = plan, Examples.of(items), first, last
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:

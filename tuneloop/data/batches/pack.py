@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.samples import Sample
 
 
@@ -19,7 +19,7 @@ class Packed(TypedDict, total=False):
 
     input_ids and position_ids int64 [1, length]; positions int64 [labels], where the label is predicted from; targets
     int64 [labels]; segments: the samples' lengths, which add up to length; columns: name -> tensor [samples], what
-    the objective is told of each sample (`Items.columns`); members: which samples they are, counted in the dataset.
+    the objective is told of each sample (`Examples.columns`); members: which samples they are, counted in the dataset.
     """
 
     input_ids: Tensor
@@ -57,7 +57,7 @@ def pack(
     return row
 
 
-def pack_items(items: Items, chosen: Sequence[int], *, labelled: bool = True) -> Packed:
+def pack_items(items: Examples, chosen: Sequence[int], *, labelled: bool = True) -> Packed:
     """The samples of the chosen items in one row, with their columns; an idle rank's pass is told nothing."""
     members = items.members[list(chosen)].ravel().tolist()
     told = items.told(members) if labelled else {}

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tuneloop.base.errors import DataError
-from tuneloop.data.batches.examples import Items
+from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.recipe.schema import Recipe
 
@@ -88,11 +88,11 @@ class BatchPlan:
         yield from (tuple(b) for b in bins)
 
 
-def batch_plan(recipe: Recipe, items: Items | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
+def batch_plan(recipe: Recipe, items: Examples | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
     """The batch plan of a recipe. `packing` false where the model cannot pack."""
     train = recipe.train
     return BatchPlan(
-        lengths=Items.of(items).lengths,
+        lengths=Examples.of(items).lengths,
         batch_size=train.batch_size,
         token_budget=train.token_budget,
         seed=recipe.seed,

@@ -15,7 +15,7 @@ import numpy as np
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data import arrow
-from tuneloop.data.tokens.samples import Sample, Samples, open_samples
+from tuneloop.data.tokens.samples import Sample, Sequences, open_samples
 from tuneloop.data.version.dataset import Dataset
 
 COUNT = 5
@@ -75,7 +75,7 @@ def excerpts(dataset: Dataset, key: str = "", view: View | None = None, count: i
     return out
 
 
-def _samples(dataset: Dataset, key: str) -> Samples | None:
+def _samples(dataset: Dataset, key: str) -> Sequences | None:
     try:
         return open_samples(dataset.path / "tokens" / key / "train")
     except DataError:
@@ -95,7 +95,7 @@ def _rows(dataset: Dataset, wanted: Sequence[int]) -> Iterator[tuple[Record, int
         before += int(repeats.sum())
 
 
-def _as_trained(record: Record, at: int, samples: Samples, view: View) -> list[dict[str, Any]]:
+def _as_trained(record: Record, at: int, samples: Sequences, view: View) -> list[dict[str, Any]]:
     own = np.flatnonzero(samples.row == at)
     names = ("better", "worse") if record.kind == "preference" else ("",) * PARTS
     parts = []

@@ -76,7 +76,7 @@ class Held:
         yield from zip(of[self.inner[there]].tolist(), self.outer[there].tolist(), strict=True)
 
 
-class Sequences:
+class SharedRuns:
     """Sequences of numbers in two passes: `add` all of them, then `look` at the same ones again, then `held`.
 
     `run` numbers make an anchor, and a shorter sequence is looked for nowhere; `beside` are the lengths of what stands
@@ -206,7 +206,7 @@ class _Index:
 def held_texts(read: Callable[[], Iterator[list[list[str]]]]) -> Held:
     """Rows whose whole text lies in another row's. `read` gives the texts of all rows (a preference has two), many rows
     at a time, and is called twice."""
-    out = Sequences(LEAST, _BESIDE)
+    out = SharedRuns(LEAST, _BESIDE)
     for second in (False, True):
         at = 0
         for batch in read():

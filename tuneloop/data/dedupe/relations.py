@@ -22,7 +22,7 @@ from tuneloop.data.dedupe.shared_turns import CHAIN, FEW, SharedTurns
 from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.ledger import Action
 from tuneloop.data.version.rows import Kept, Some
-from tuneloop.data.version.split import SIDES, Side
+from tuneloop.data.version.split import SIDES, Split
 
 
 def entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
@@ -52,7 +52,7 @@ class Relations:
 
     def __init__(self, rows: Kept, *, split: bool) -> None:
         self.rows, self.split = rows, split
-        self.numbers: dict[Side, list[int]] = {side: [] for side in SIDES}
+        self.numbers: dict[Split, list[int]] = {side: [] for side in SIDES}
         for at, given in enumerate(rows.given):
             self.numbers[given or "train"].append(at)
         self.some = {side: Some(rows, numbers) for side, numbers in self.numbers.items()}
@@ -77,7 +77,7 @@ class Relations:
     def contaminated(self, threshold: float, gone: set[int]) -> Iterator[LedgerEntry]:
         """Rows that nearly repeat one of a file given as test go, from validation too; then those of validation. So do
         rows that hold a dialogue of such a file whole."""
-        held: tuple[tuple[Side, Side], ...] = (("test", "validation"), ("test", "train"), ("validation", "train"))
+        held: tuple[tuple[Split, Split], ...] = (("test", "validation"), ("test", "train"), ("validation", "train"))
         for above, below in held:
             if not self.numbers[above] or not self.numbers[below]:
                 continue
@@ -95,17 +95,17 @@ class Relations:
                     gone.add(at)
                     yield entry(self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin))
 
-    def _texts(self, side: Side) -> TextOf:
+    def _texts(self, side: Split) -> TextOf:
         own = np.asarray(self.numbers[side], np.int64)
         return lambda numbers: self._read(own[numbers])
 
     def _read(self, numbers: I64) -> list[str]:
         return [dialogue_text(record) for record in self.rows.several(numbers)]
 
-    def pairs(self, side: Side, threshold: float) -> Pairs:
+    def pairs(self, side: Split, threshold: float) -> Pairs:
         return self.compared[side].pairs(self._texts(side), threshold)
 
-    def repeated(self, side: Side, pairs: Pairs, threshold: float, gone: set[int]) -> list[LedgerEntry]:
+    def repeated(self, side: Split, pairs: Pairs, threshold: float, gone: set[int]) -> list[LedgerEntry]:
         """The near repetitions inside a side go, all but the first of each."""
         numbers = self.numbers[side]
         there = np.asarray([at not in gone for at in numbers], bool)

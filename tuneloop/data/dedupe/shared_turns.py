@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
-from tuneloop.data.dedupe.contained import Held, Sequences
+from tuneloop.data.dedupe.contained import Held, SharedRuns
 from tuneloop.data.dedupe.exact import squeezed
 from tuneloop.data.dedupe.near import Pairs, groups
 from tuneloop.data.dedupe.shingles import I64, U64, mixed
@@ -138,7 +138,7 @@ class SharedTurns:
 
     def held(self) -> Held:
         """The rows whose exchanges are, one after the other, in another row; numbered over again at each call."""
-        out = Sequences(1, (1,))
+        out = SharedRuns(1, (1,))
         for look in (out.add, out.look):
             for values, bounds, rows in self._blocks():
                 look(values, bounds, rows)

@@ -18,8 +18,8 @@ from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.data.reading.archives import MEMBERS, is_ignored
 
-Side = Literal["auto", "train", "validation", "test"]
-_WORDS: dict[Side, str] = {
+FolderSide = Literal["auto", "train", "validation", "test"]
+_WORDS: dict[FolderSide, str] = {
     "train": "train(?:ing)?|trn|训练",
     "validation": "validation|validate|valid|val|dev|development|eval|evaluation|验证|开发|评估",
     "test": "test(?:ing)?|tst|测试",
@@ -36,12 +36,12 @@ class Leaf:
     """A file below a folder: the side that its name tells, the class that its folder does, why it is left out."""
 
     name: str
-    side: Side = "auto"
+    side: FolderSide = "auto"
     label: str = ""
     left_out: str = ""
 
 
-def side_of(name: str) -> Side:
+def side_of(name: str) -> FolderSide:
     """The side that a relative name tells, or "auto": that of a folder, or of the file, whose whole name it is.
 
     >>> side_of("data/train-00000-of-00002.parquet"), side_of("dev.tsv.gz"), side_of("val2.csv"), side_of("test/a")
@@ -56,11 +56,11 @@ def side_of(name: str) -> Side:
     return next((side for part in (*path.parts[:-1], stem) if (side := _side_of(part)) != "auto"), "auto")
 
 
-def _side_of(part: str) -> Side:
+def _side_of(part: str) -> FolderSide:
     return next((side for side, pattern in _SIDES.items() if pattern.fullmatch(part)), "auto")
 
 
-def declared(split: str) -> Side:
+def declared(split: str) -> FolderSide:
     """The side of a split that a data set itself lists: one word of its name is enough.
 
     >>> declared("train_sft"), declared("test"), declared("extra")
@@ -98,7 +98,7 @@ def classes(names: Sequence[str]) -> list[Leaf]:
     >>> [(leaf.side, leaf.label) for leaf in classes(["train/neg/1.txt", "train/pos/2.txt"])]
     [('train', 'neg'), ('train', 'pos')]
     """
-    found: dict[str, tuple[Side, tuple[str, ...]]] = {}
+    found: dict[str, tuple[FolderSide, tuple[str, ...]]] = {}
     for name in names:
         parts = PurePosixPath(name).parts[:-1]
         side = next((part for part in parts if _side_of(part.lower()) != "auto"), "")
@@ -116,7 +116,7 @@ def classes(names: Sequence[str]) -> list[Leaf]:
     return out
 
 
-def saved(folder: Path) -> list[tuple[Path, Side]]:
+def saved(folder: Path) -> list[tuple[Path, FolderSide]]:
     """The Arrow files of a data set that `datasets` saved, with their sides; nothing for another folder.
 
     Raises TL-DATA-SAVED where the folder's own list names files that are not there, or not in it.
@@ -131,7 +131,7 @@ def saved(folder: Path) -> list[tuple[Path, Side]]:
     return [(_inside(folder, name), "auto") for name in names] or _none(folder)
 
 
-def _none(folder: Path) -> list[tuple[Path, Side]]:
+def _none(folder: Path) -> list[tuple[Path, FolderSide]]:
     raise DataError("TL-DATA-FOLDER-EMPTY", where=printable(folder))
 
 

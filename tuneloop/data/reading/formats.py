@@ -37,7 +37,7 @@ from tuneloop.data.reading import (
     tables,
 )
 from tuneloop.data.reading.containers import Blob, resolved
-from tuneloop.data.reading.folders import Side, side_of
+from tuneloop.data.reading.folders import FolderSide, side_of
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
 from tuneloop.data.reading.rows import Flaw, convert
@@ -55,7 +55,7 @@ class Source:
     path: Path
     label: str
     guess: Guess
-    side: Side = "auto"
+    side: FolderSide = "auto"
     blob: Blob | None = None
     given: str = ""
     """The class that its folder's name gives it."""
@@ -161,7 +161,7 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         _inside(place, inside, wish, out)
 
 
-def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str, Blob, Side]]:
+def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str, Blob, FolderSide]]:
     """The members of a zip that are looked at; those in folders of classes, and what is left out, go to `out`."""
     inside = []
     names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
@@ -177,11 +177,11 @@ def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str
     return inside
 
 
-def _either(told: Side, above: Side) -> Side:
+def _either(told: FolderSide, above: FolderSide) -> FolderSide:
     return told if told != "auto" else above
 
 
-def _inside(place: Place, inside: Sequence[tuple[str, Blob, Side]], wish: Wish, out: Found) -> None:
+def _inside(place: Place, inside: Sequence[tuple[str, Blob, FolderSide]], wish: Wish, out: Found) -> None:
     """Members and sheets: what is no data is left out, unless there is nothing else."""
     before = len(out.sources)
     refused: list[DataError] = []

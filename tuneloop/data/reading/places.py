@@ -18,7 +18,7 @@ from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.data.reading import folders, ours, remote, slices
 from tuneloop.data.reading.containers import Blob
-from tuneloop.data.reading.folders import Leaf, Side
+from tuneloop.data.reading.folders import FolderSide, Leaf
 from tuneloop.data.reading.sniff import look
 from tuneloop.recipe.schema import DataFile
 
@@ -31,7 +31,7 @@ class Place:
     """
 
     path: Path
-    side: Side = "auto"
+    side: FolderSide = "auto"
     label: str = ""
     named: bool = True
     left_out: str = ""

@@ -22,7 +22,7 @@ from tuneloop.base.language import t
 from tuneloop.base.network import is_reachable
 from tuneloop.base.optional import need
 from tuneloop.base.refusals import require_space
-from tuneloop.data.reading.folders import Side, declared, side_of
+from tuneloop.data.reading.folders import FolderSide, declared, side_of
 
 _KINDS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "arrow", "xlsx")
 WANTED = [f"*.{kind}{packed}" for kind in _KINDS for packed in ("", ".gz", ".zst", ".bz2", ".xz")] + ["*.zip"]
@@ -62,7 +62,7 @@ def address(path: str) -> Address:
     return Address(hub, match["name"], match["config"] or "")
 
 
-def fetch(path: str) -> list[tuple[Path, Side]]:
+def fetch(path: str) -> list[tuple[Path, FolderSide]]:
     """The files of a data set on this machine, with the side that each is of.
 
     Raises TL-DATA-HUB, -HUB-OFFLINE, -HUB-MISSING, -HUB-GATED, -HUB-CONFIG, -HUB-EMPTY, and TL-MACHINE-DISK.
@@ -96,7 +96,7 @@ def _card(folder: Path) -> list[Mapping[str, Any]]:
     return []
 
 
-def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) -> dict[str, Side]:
+def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) -> dict[str, FolderSide]:
     """The files of the wanted configuration, or of the only or the default one."""
     if not configs:
         inside = [n for n in names if where.config in (n.split("/")[:-1] or [re.split(r"[.-]", n)[0]])]
@@ -109,7 +109,7 @@ def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) 
     wanted = where.config or default or (next(iter(known)) if len(known) == 1 else "")
     if wanted not in known:
         raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=", ".join(known))
-    out: dict[str, Side] = {}
+    out: dict[str, FolderSide] = {}
     for side, pattern in _patterns(known[wanted]):
         out |= {n: declared(side) if side else side_of(n) for n in names if fnmatch.fnmatch(n, pattern)}
     return out

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
 from tuneloop.data.tokens.chains import Chain, Writer, turn
-from tuneloop.data.tokens.samples import Sample, Samples, labels_of, starts_of
+from tuneloop.data.tokens.samples import Sample, Sequences, labels_of, starts_of
 from tuneloop.data.tokens.segments import Cutter, Pool
 from tuneloop.data.tokens.templates import encode, stop_ids
 
-__all__ = ["Sample", "Samples", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
+__all__ = ["Sample", "Sequences", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
 
 BATCH = 1000
 """Records that are rendered and tokenised at a time: what is in memory beside the result."""
 
 
-def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Iterator[Samples]:
+def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Iterator[Sequences]:
     """Samples of all records, in order, a part at a time; for `samples.write`, which holds one part in memory.
 
     chat, judged: each answer that is trained, in its context. text: every token, and the end token behind it. label:
@@ -47,12 +47,12 @@ def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: b
         yield _whole(encoder, batch, [record.id for record in batch])
 
 
-def encode_records(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Samples:
+def encode_records(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Sequences:
     """Samples of all records, in order, in memory. See `encode_parts`."""
-    return Samples.concatenate(encode_parts(tokenizer, records, empty_thoughts=empty_thoughts))
+    return Sequences.concatenate(encode_parts(tokenizer, records, empty_thoughts=empty_thoughts))
 
 
-def tokenize(tokenizer: Any, records: Sequence[Record], *, empty_thoughts: bool = False) -> Samples:
+def tokenize(tokenizer: Any, records: Sequence[Record], *, empty_thoughts: bool = False) -> Sequences:
     """Samples of all records, in order. See `encode_parts`."""
     return encode_records(tokenizer, records, empty_thoughts=empty_thoughts)
 
@@ -80,7 +80,7 @@ def _encoder_of(tokenizer: Any, state: tuple[Any, ...], empty_thoughts: bool) ->
     return _Encoder(tokenizer, empty_thoughts)
 
 
-def _whole(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Samples:
+def _whole(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Sequences:
     """One batch, with Python's search for cycles put off: it would look at many new lists again and again, in vain."""
     was = gc.isenabled()
     gc.disable()
@@ -109,7 +109,7 @@ class _Encoder:
         self._cutter = Cutter(tokenizer)
         self._stops = stop_ids(tokenizer)
 
-    def samples(self, records: Sequence[Record], names: Sequence[str] = ()) -> Samples:
+    def samples(self, records: Sequence[Record], names: Sequence[str] = ()) -> Sequences:
         """The samples of one batch; without `names` they carry none."""
         written, unsaid = self._writer.write(records)
         chains = [chain for own in written for chain in own]
@@ -120,11 +120,11 @@ class _Encoder:
         else:
             each = [self._by_text(chain) for chain in chains]
         if each is not None:
-            made, row = Samples.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
+            made, row = Sequences.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
         called = np.array([names[k] for k in row.tolist()] if names else np.zeros(len(row)), "S12")
         return replace(made, row=row, names=called, records=len(records), unsaid=unsaid)
 
-    def _each(self, chains: Sequence[Chain], made: Samples, sure: NDArray[np.bool_]) -> list[list[Sample]]:
+    def _each(self, chains: Sequence[Chain], made: Sequences, sure: NDArray[np.bool_]) -> list[list[Sample]]:
         """The samples of each chain: as made where that is sure, else what `_by_text` gives, many at a time."""
         each = [[sample] for sample in made]
         doubtful = np.flatnonzero(~sure).tolist()
@@ -143,7 +143,7 @@ class _Encoder:
             each[k].append(alone[n] if sure[n] else next(pieces))
         return each
 
-    def _at_once(self, chains: Sequence[Chain], *, joined: bool = True) -> tuple[Samples, NDArray[np.bool_]]:
+    def _at_once(self, chains: Sequence[Chain], *, joined: bool = True) -> tuple[Sequences, NDArray[np.bool_]]:
         """A sample of each chain, and whether its contexts are what serving makes of them.
 
         With `joined` false each piece is tokenised by itself, whatever stands beside it.
@@ -175,7 +175,7 @@ class _Encoder:
             if chain.cut:
                 ended[k] = True
         none = np.zeros(len(chains))
-        made = Samples(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
+        made = Sequences(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
                        none.astype("S12"), len(chains))  # fmt: skip
         return made, sure
 

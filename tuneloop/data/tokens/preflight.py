@@ -22,7 +22,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.tokens.chains import Writer, opening
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
-from tuneloop.data.tokens.samples import Sample, Samples
+from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.data.tokens.segments import word_pattern
 from tuneloop.data.tokens.templates import encode, render, template_of
 
@@ -109,7 +109,7 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
               "at has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
 
 
-def unthought(tokenizer: Any, samples: Samples) -> list[str]:
+def unthought(tokenizer: Any, samples: Sequences) -> list[str]:
     """A warning that counts the answers before which the template puts a thought without words."""
     empty = opening(tokenizer)
     if not empty:
@@ -191,7 +191,7 @@ def preflight(
     """
     if not samples:
         raise DataError("TL-DATA-NOTHING-LEFT", rows=0, reasons=t("no dialogue has an answer"))
-    every = Samples.of(samples)
+    every = Sequences.of(samples)
     lengths = every.lengths
     found: list[DataError] = []
 
@@ -228,7 +228,7 @@ def preflight(
     )  # fmt: skip
 
 
-def beyond(samples: Samples, rows: int) -> NDArray[np.bool_]:
+def beyond(samples: Sequences, rows: int) -> NDArray[np.bool_]:
     """Which samples have a token whose id is `rows` or above."""
     bad = np.zeros(len(samples), np.bool_)
     at = np.flatnonzero(samples.ids >= rows)
@@ -245,7 +245,7 @@ def unused_tokens(tokenizer: Any, rows: int) -> list[str]:
               tokens=tokens, rows=rows)]  # fmt: skip
 
 
-def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_]:
+def _unlabelled(samples: Sequences, records: Sequence[Record]) -> NDArray[np.bool_]:
     """Which samples are of records that teach by their label alone, and so need no trained token."""
     if samples.records != len(records):  # of many records the first are here; those with labels stand alone
         return np.full(len(samples), bool(records) and records[0].kind == "label")
@@ -253,7 +253,7 @@ def _unlabelled(samples: Samples, records: Sequence[Record]) -> NDArray[np.bool_
 
 
 def _label(
-    samples: Samples, at: int, records: Sequence[Record], words: Mapping[str, Sequence[str]]
+    samples: Sequences, at: int, records: Sequence[Record], words: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, bool]]:
     """What a text is to be called, as a run of its own: it is what is trained."""
     row = int(samples.row[at])
@@ -261,7 +261,7 @@ def _label(
     return [(f" → {' / '.join(words.get(records[row].label) or [records[row].label])}", True)] if known else []
 
 
-def _doubled(samples: Samples, lengths: NDArray[np.int32], first: int | None) -> NDArray[np.bool_]:
+def _doubled(samples: Sequences, lengths: NDArray[np.int32], first: int | None) -> NDArray[np.bool_]:
     """Which samples begin with their first token twice."""
     bad = lengths >= 2
     if first is None:

@@ -62,7 +62,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Samples(Sequence[Sample]):
+class Sequences(Sequence[Sample]):
     """Samples behind each other. Of n samples with `tokens` tokens in all:
 
     ids int32 [tokens]; trained bool [tokens]; starts int64 [n + 1], sample k is ids[starts[k] : starts[k + 1]]; labels
@@ -98,8 +98,8 @@ class Samples(Sequence[Sample]):
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> Samples: ...
-    def __getitem__(self, index: int | slice) -> Sample | Samples:
+    def __getitem__(self, index: slice) -> Sequences: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequences:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
@@ -111,14 +111,14 @@ class Samples(Sequence[Sample]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
             return open_samples, (self.folder,)
-        return Samples, (*(getattr(self, name) for name in COLUMNS), self.records)
+        return Sequences, (*(getattr(self, name) for name in COLUMNS), self.records)
 
-    def take(self, index: NDArray[np.integer[Any]]) -> Samples:
+    def take(self, index: NDArray[np.integer[Any]]) -> Sequences:
         """The samples at `index`, int [m], in that order and in memory. `row` still counts the same records."""
         index = np.asarray(index, np.int64)
         begins, ends = self.starts[index].tolist(), self.starts[index + 1].tolist()
         parts = list(zip(begins, ends, strict=True))
-        return Samples(
+        return Sequences(
             ids=np.concatenate([self.ids[:0], *(self.ids[a:b] for a, b in parts)]),
             trained=np.concatenate([self.trained[:0], *(self.trained[a:b] for a, b in parts)]),
             starts=starts_of(self.lengths[index]), labels=self.labels[index], ended=self.ended[index],
@@ -126,14 +126,14 @@ class Samples(Sequence[Sample]):
         )  # fmt: skip
 
     @staticmethod
-    def concatenate(parts: Iterable[Samples]) -> Samples:
+    def concatenate(parts: Iterable[Sequences]) -> Sequences:
         """The samples of all parts, as if their records had come in one batch."""
         every = list(parts)
         if len(every) == 1:
             return every[0]
         shifts = np.cumsum([0, *(p.records for p in every)])
         none = _empty()
-        return Samples(
+        return Sequences(
             ids=np.concatenate([none.ids, *(p.ids for p in every)]),
             trained=np.concatenate([none.trained, *(p.trained for p in every)]),
             starts=starts_of(np.concatenate([none.labels, *(p.lengths for p in every)])),
@@ -146,21 +146,21 @@ class Samples(Sequence[Sample]):
         )
 
     @staticmethod
-    def of(samples: Sequence[Sample]) -> Samples:
+    def of(samples: Sequence[Sample]) -> Sequences:
         """The same samples in arrays; each stands for a record of its own. Samples come back as they are."""
-        if isinstance(samples, Samples):
+        if isinstance(samples, Sequences):
             return samples
         none = _empty()
         trained = np.concatenate([none.trained, *(s.trained for s in samples)])
         starts = starts_of(np.array([len(s.ids) for s in samples], np.int64))
-        return Samples(
+        return Sequences(
             ids=np.concatenate([none.ids, *(s.ids for s in samples)]), trained=trained, starts=starts,
             labels=labels_of(trained, starts), ended=np.array([s.ended for s in samples], np.bool_),
             row=np.arange(len(samples), dtype=np.int32), names=np.array([s.record for s in samples], "S12"),
             records=len(samples),
         )  # fmt: skip
 
-    def write(self, folder: Path) -> Samples:
+    def write(self, folder: Path) -> Sequences:
         """Write them to `folder` and give them back mapped from there. See `write`."""
         return write(folder, [self])
 
@@ -190,12 +190,12 @@ def labels_of(trained: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[
     return (before[starts[1:]] - before[starts[:-1]] - first).astype(np.int32)
 
 
-def _empty() -> Samples:
+def _empty() -> Sequences:
     arrays: dict[str, Any] = {name: np.zeros(1 if name == "starts" else 0, kind) for name, kind in COLUMNS.items()}
-    return Samples(**arrays, records=0)
+    return Sequences(**arrays, records=0)
 
 
-def write(folder: Path, parts: Iterable[Samples]) -> Samples:
+def write(folder: Path, parts: Iterable[Sequences]) -> Sequences:
     """Write parts behind each other to `folder`, one part in memory at a time; the whole, mapped, comes back.
 
     It is made beside its place and renamed: whatever was there stays until then, and is replaced.
@@ -206,7 +206,7 @@ def write(folder: Path, parts: Iterable[Samples]) -> Samples:
     return open_samples(folder)
 
 
-def _write_columns(made: Path, parts: Iterable[Samples]) -> None:
+def _write_columns(made: Path, parts: Iterable[Sequences]) -> None:
     files = {name: (made / f"{name}.npy").open("w+b") for name in COLUMNS}
     counts = dict.fromkeys(COLUMNS, 0)
     records = 0
@@ -241,7 +241,7 @@ def _header(file: BinaryIO, name: str, length: int) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": COLUMNS[name], "fortran_order": False, "shape": (length,)})
 
 
-def open_samples(folder: Path) -> Samples:
+def open_samples(folder: Path) -> Sequences:
     """The samples of a folder that `write` made, mapped into memory.
 
     Raises TL-DATA-SAMPLES where the folder is none, of another format, or not as long as it was written.
@@ -258,7 +258,7 @@ def open_samples(folder: Path) -> Samples:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise DataError("TL-DATA-SAMPLES", where=str(folder), error=words) from error
-    return Samples(**arrays, records=int(meta["records"]), folder=folder)
+    return Sequences(**arrays, records=int(meta["records"]), folder=folder)
 
 
 def _mapped(file: Path, name: str, meta: dict[str, Any]) -> NDArray[Any]:

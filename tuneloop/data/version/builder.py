@@ -31,8 +31,8 @@ from tuneloop.data.version.dataset import Dataset, open_dataset
 from tuneloop.data.version.digest_cache import GRAIN, Stamps, stamp
 from tuneloop.data.version.lengths import Encode
 from tuneloop.data.version.rows import Kept
-from tuneloop.data.version.shards import Found, Known, Part, Sources
-from tuneloop.data.version.split import Side
+from tuneloop.data.version.shards import Found, Known, Shard, Sources
+from tuneloop.data.version.split import Split
 from tuneloop.data.version.write import write
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
@@ -51,7 +51,7 @@ def _quiet(rows: int) -> None:
 
 def build(
     recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet, view: View | None = None,
-    helpers: Helpers = NOBODY, most: int = 0, before: Mapping[str, Side] | None = None,
+    helpers: Helpers = NOBODY, most: int = 0, before: Mapping[str, Split] | None = None,
 ) -> Dataset:  # fmt: skip
     """Read, clean, dedupe, fit and split the recipe's files; write the version, or find it if it is there.
 
@@ -109,7 +109,7 @@ def _tidy(home: Path) -> None:
 
 def _build(
     home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say, view: View | None,
-    helpers: Helpers, most: int, before: Mapping[str, Side] | None,
+    helpers: Helpers, most: int, before: Mapping[str, Split] | None,
 ) -> Dataset:  # fmt: skip
     part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
     require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
@@ -172,7 +172,7 @@ def _require_unchanged(known: Known) -> None:
             raise DataError("TL-DATA-CHANGED", where=printable(path))
 
 
-def _nothing(made: list[Part]) -> DataError:
+def _nothing(made: list[Shard]) -> DataError:
     """The three commonest reasons why no row is left, each with an example of its details."""
     counts, details = Counter[str](), dict[str, str]()
     for part in made:
@@ -204,7 +204,7 @@ def _one_kind(rows: Kept) -> None:
 
 
 def _cache_key(
-    recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int, before: Mapping[str, Side]
+    recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int, before: Mapping[str, Split]
 ) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, and what preparing makes of them."""
     parts = {

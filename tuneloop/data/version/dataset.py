@@ -24,9 +24,9 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable, sha256_of
 from tuneloop.base.records import Record
 from tuneloop.data import arrow
-from tuneloop.data.tokens.samples import Samples, open_samples, write
+from tuneloop.data.tokens.samples import Sequences, open_samples, write
 from tuneloop.data.version.lengths import Encode
-from tuneloop.data.version.split import SIDES, Side
+from tuneloop.data.version.split import SIDES, Split
 
 FORMAT = 2
 
@@ -40,10 +40,10 @@ class Dataset:
     hash: str
     manifest: dict[str, Any]
 
-    def file(self, side: Side) -> Path:
+    def file(self, side: Split) -> Path:
         return self.path / "data" / f"{side}.parquet"
 
-    def batches(self, side: Side) -> Iterator[pa.RecordBatch]:
+    def batches(self, side: Split) -> Iterator[pa.RecordBatch]:
         """The rows of a side, a thousand at a time; none where the side is empty."""
         import pyarrow.parquet as pq
 
@@ -51,21 +51,21 @@ class Dataset:
             with pq.ParquetFile(self.file(side)) as file:
                 yield from file.iter_batches(batch_size=arrow.BATCH)
 
-    def records(self, side: Side) -> list[Record]:
+    def records(self, side: Split) -> list[Record]:
         """The records of one side, in the order of the files; training rows as often as their file's `repeat`."""
         return [record for record, _, repeat in self.rows(side) for _ in range(repeat)]
 
-    def ids(self, side: Side) -> Iterator[str]:
+    def ids(self, side: Split) -> Iterator[str]:
         """The id of every row of a side."""
         for batch in self.batches(side):
             yield from batch.column("id").to_pylist()
 
-    def held_out(self) -> dict[str, Side]:
+    def held_out(self) -> dict[str, Split]:
         """The side of each row that is not trained on, by id."""
-        sides: tuple[Side, ...] = ("validation", "test")
+        sides: tuple[Split, ...] = ("validation", "test")
         return {row: side for side in sides for row in self.ids(side)}
 
-    def rows(self, *only: Side) -> Iterator[tuple[Record, Side, int]]:
+    def rows(self, *only: Split) -> Iterator[tuple[Record, Split, int]]:
         """Every row once: (record, side, repeat). Only training rows are repeated."""
         for side in only or SIDES:
             for batch in self.batches(side):
@@ -82,7 +82,7 @@ class Dataset:
                 return True
         return False
 
-    def samples(self, side: Side, key: str, encode: Encode) -> Samples:
+    def samples(self, side: Split, key: str, encode: Encode) -> Sequences:
         """What one side is trained on: as it was tokenised, or tokenised now and kept. `key` names the tokenizer."""
         folder = self.path / "tokens" / key / side
         try:
@@ -92,7 +92,7 @@ class Dataset:
             return write(folder, (_encoded(batch, encode, often) for batch in self.batches(side)))
 
 
-def _encoded(batch: pa.RecordBatch, encode: Encode, often: bool) -> Samples:
+def _encoded(batch: pa.RecordBatch, encode: Encode, often: bool) -> Sequences:
     return encode([record for record, repeat in arrow.records(batch) for _ in range(repeat if often else 1)])
 
 

@@ -16,9 +16,9 @@ from tuneloop.data.dedupe.near import contaminated
 from tuneloop.data.dedupe.shared_turns import question
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.version.holdout import Choice
-from tuneloop.data.version.lengths import Encode, fit
+from tuneloop.data.version.lengths import Encode, fit_lengths
 from tuneloop.data.version.rows import Kept, Some
-from tuneloop.data.version.shards import Part, Row, begun, finish
+from tuneloop.data.version.shards import Row, Shard, begun, finish
 from tuneloop.recipe.schema import CleanPart, PreparePart, Recipe
 
 
@@ -29,7 +29,7 @@ def derived(
 
     Made once: after a crash the finished batches, and the finished part, are taken as they are.
     """
-    there = Part(work / "derived")
+    there = Shard(work / "derived")
     if not (there.folder / "part.json").is_file():
         train = Some(rows, [at for at, side in enumerate(choice.sides) if side == "train"])
         judge = _Judge(rows, choice, recipe.prepare.near)
@@ -97,7 +97,7 @@ def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode
         for method, record, entry in judge.dropped:
             ledger.add(_added(method, record), entry)
         whole = part.model_copy(update={"too_long": "reject"})
-        records, origins, samples = fit([record for _, record in kept], encode, whole, ledger)
+        records, origins, samples = fit_lengths([record for _, record in kept], encode, whole, ledger)
     methods = Counter(kept[origin][0] for origin in origins)
     told = {"made": {m: methods[m] for m in made.rejected}, "rejected": {m: dict(c) for m, c in made.rejected.items()}}
     meta: dict[str, Any] = {"rows": {}, "counts": ledger.counts(), "augment": told}

@@ -16,7 +16,7 @@ from tuneloop.base.records import LedgerEntry
 from tuneloop.data.dedupe.relations import Families, Relations, entry
 from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.version.rows import Kept
-from tuneloop.data.version.split import SIDES, Side, rank, sides
+from tuneloop.data.version.split import SIDES, Split, rank, sides
 from tuneloop.recipe.schema import PreparePart
 
 
@@ -32,7 +32,7 @@ class Choice:
     alike: int | None
 
 
-def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Side] | None = None) -> Choice:
+def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split] | None = None) -> Choice:
     """What becomes of each row. All of them may be held out; the caller checks.
 
     `before` are the rows, by id, that an earlier version held out: they are held out again, with all that belongs to
@@ -72,8 +72,8 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Side] 
 
 def _split(
     rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: I64, phrases: set[int],
-    before: Mapping[str, Side],
-) -> list[Side]:  # fmt: skip
+    before: Mapping[str, Split],
+) -> list[Split]:  # fmt: skip
     ids = [rows.ids[at] for at in left]
     strata = [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left]
     of = group[left].tolist()
@@ -84,9 +84,9 @@ def _split(
 
 
 def all_learnt(
-    chosen: list[Side], ids: Sequence[str], labels: Sequence[str], strata: Sequence[str], *, seed: int,
-    groups: Sequence[int] | None = None, fixed: Sequence[Side | None] | None = None,
-) -> list[Side]:  # fmt: skip
+    chosen: list[Split], ids: Sequence[str], labels: Sequence[str], strata: Sequence[str], *, seed: int,
+    groups: Sequence[int] | None = None, fixed: Sequence[Split | None] | None = None,
+) -> list[Split]:  # fmt: skip
     """The split `chosen`, changed so that training has each label ("" is none) that it can have.
 
     The last drawn group of a label that is held out whole goes back to training, and the next ones in the order of
@@ -101,9 +101,9 @@ def all_learnt(
         kept |= {labels[r]: one[0] for r in one if labels[r]}
     back = {row for label, row in kept.items() if label not in learnt}
     out = list(chosen)
-    lacking: dict[Side, Counter[str]] = {"test": Counter(), "validation": Counter()}
+    lacking: dict[Split, Counter[str]] = {"test": Counter(), "validation": Counter()}
 
-    def put(one: list[int], side: Side) -> None:
+    def put(one: list[int], side: Split) -> None:
         if out[one[0]] != "train":
             lacking[out[one[0]]][strata[one[0]]] += len(one)
         for r in one:
@@ -114,7 +114,7 @@ def all_learnt(
             put(one, "train")
     spared = set(kept.values())
     others = [one for one in free if one[0] not in spared]
-    later: dict[Side, tuple[Side, ...]] = {"test": ("validation", "train"), "validation": ("train",)}
+    later: dict[Split, tuple[Split, ...]] = {"test": ("validation", "train"), "validation": ("train",)}
     for side, after in later.items():  # what validation gives to the test set, it takes from training
         lack = lacking[side]
         for near in (True, False):  # from the same strata; then from any
@@ -128,7 +128,7 @@ def all_learnt(
 
 
 def _in_order(
-    ids: Sequence[str], seed: int, groups: Sequence[int] | None, fixed: Sequence[Side | None] | None
+    ids: Sequence[str], seed: int, groups: Sequence[int] | None, fixed: Sequence[Split | None] | None
 ) -> list[list[int]]:
     """The rows that `sides` keeps together and may choose from, in its order of choice."""
     units: dict[int, list[int]] = {}
@@ -139,11 +139,11 @@ def _in_order(
     return sorted(free, key=lambda one: rank(min(ids[r] for r in one), seed))
 
 
-def _held(chosen: Sequence[Side]) -> int:
+def _held(chosen: Sequence[Split]) -> int:
     return sum(side != "train" for side in chosen)
 
 
-def _torn(rows: Kept, left: list[int], families: Families, chosen: Sequence[Side]) -> Iterator[LedgerEntry]:
+def _torn(rows: Kept, left: list[int], families: Families, chosen: Sequence[Split]) -> Iterator[LedgerEntry]:
     """Held-out rows that training nearly sees, or whose question it sees: they could not be kept on one side."""
     marked: set[int] = set()
     for group, reason in ((families.close, "also in training"), (families.asked, "question also in training")):

@@ -18,10 +18,10 @@ from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.tokens.answers import spoken
-from tuneloop.data.tokens.samples import Samples, Unsaid
+from tuneloop.data.tokens.samples import Sequences, Unsaid
 from tuneloop.recipe.schema import PreparePart
 
-Encode = Callable[[Sequence[Record]], Samples]
+Encode = Callable[[Sequence[Record]], Sequences]
 """Records -> their samples, as they will be trained; `row` is the place of the record."""
 Count = Callable[[Record], int]
 ANY = 1 << 40
@@ -32,9 +32,9 @@ MOST_CHARACTERS = 8_000_000
 """Characters of a row that is tokenised at all: some millions of tokens, and about 250 bytes of memory for each."""
 
 
-def fit(
+def fit_lengths(
     records: Sequence[Record], encode: Encode, part: PreparePart, ledger: Ledger
-) -> tuple[list[Record], list[int], Samples]:
+) -> tuple[list[Record], list[int], Sequences]:
     """The records that fit, which of `records` each was made from, and their samples.
 
     They keep their order. What became of every other one is in the ledger.
@@ -61,13 +61,13 @@ def fit(
     made = [record for record, _, at in lines if at < 0]
     if not made and len(lines) == samples.records:
         return [record for record, _, _ in lines], [origin for _, origin, _ in lines], samples
-    pieces = encode(made) if made else Samples.of([])
+    pieces = encode(made) if made else Sequences.of([])
     said, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
     fine = iter([_told(record, unsaid.get(n, ()), said[n], ledger) for n, record in enumerate(made)])
     fresh = iter(range(samples.records, samples.records + len(made)))  # the pieces' rows count on
     places = [at if at >= 0 else next(fresh) for _, _, at in lines]
     left = [n for n, (_, _, at) in enumerate(lines) if at >= 0 or next(fine)]
-    both = chosen(Samples.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
+    both = chosen(Sequences.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
     return [lines[n][0] for n in left], [lines[n][1] for n in left], both
 
 
@@ -111,14 +111,14 @@ def _told(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger)
     return not dropped
 
 
-def longest(samples: Samples) -> NDArray[np.int64]:
+def longest(samples: Sequences) -> NDArray[np.int64]:
     """Tokens of each record's longest sample, int64 [records]."""
     out = np.zeros(samples.records, np.int64)
     np.maximum.at(out, samples.row, samples.lengths)
     return out
 
 
-def chosen(samples: Samples, places: NDArray[np.integer[Any]]) -> Samples:
+def chosen(samples: Sequences, places: NDArray[np.integer[Any]]) -> Sequences:
     """The samples of the records at `places`, in that order; `row` counts them anew."""
     by_row = np.argsort(samples.row, kind="stable")
     starts = np.searchsorted(samples.row[by_row], places, "left")
@@ -128,22 +128,22 @@ def chosen(samples: Samples, places: NDArray[np.integer[Any]]) -> Samples:
     return replace(samples.take(index), row=rows, records=len(places))
 
 
-def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: int = 0) -> tuple[list[int], Samples]:
+def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: int = 0) -> tuple[list[int], Sequences]:
     """The places, from `first` on, of those that can be encoded, and their samples.
 
     Where all at once fail, each half is tried by itself, so that the fault stays with its record.
     """
     try:
-        return list(range(first, first + len(records))), encode(records) if records else Samples.of([])
+        return list(range(first, first + len(records))), encode(records) if records else Sequences.of([])
     except DataError as error:
         if len(records) == 1:
             detail = printable(error.facts.get("error", error.code))
             ledger.add(_entry("dropped", "template refuses", records[0], detail, step="template"))
-            return [], Samples.of([])
+            return [], Sequences.of([])
     half = len(records) // 2
     one, left = _encoded(records[:half], encode, ledger, first)
     two, right = _encoded(records[half:], encode, ledger, first + half)
-    return one + two, Samples.concatenate([left, right])
+    return one + two, Sequences.concatenate([left, right])
 
 
 def _entry(action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:

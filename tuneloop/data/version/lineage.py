@@ -15,7 +15,7 @@ from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data import arrow
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.data.version.split import SIDES, Side
+from tuneloop.data.version.split import SIDES, Split
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _renamed(dataset: Dataset, identity: str) -> set[str]:
     return now
 
 
-def _rows(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[tuple[Record, Side]]:
+def _rows(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[tuple[Record, Split]]:
     """The rows of wanted ids; the others are not made into objects."""
     for side in SIDES:
         for batch in dataset.batches(side):

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
 from tuneloop.data import arrow
-from tuneloop.data.version.shards import Part
-from tuneloop.data.version.split import Side
+from tuneloop.data.version.shards import Shard
+from tuneloop.data.version.split import Split
 
 
 class Kept(Sequence[Record]):
     """The kept rows of all parts, numbered through. A record is read when it is asked for."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[Shard]) -> None:
         self.parts = parts
         self.tables: list[pa.Table] = [part.table for part in parts]
         self.metas: list[dict[str, Any]] = [part.meta for part in parts]
@@ -31,7 +31,7 @@ class Kept(Sequence[Record]):
         self.kinds: list[str] = [shared.setdefault(v, v) for v in self._column("kind")]
         self.files: list[str] = [shared.setdefault(v, v) for v in self._column("file")]
         self.labels: list[str] = [shared.setdefault(v, v) for v in self._column("label")]
-        self.given: list[Side | None] = self._column("given")
+        self.given: list[Split | None] = self._column("given")
         self.lines: list[int] = self._column("line")
         self.repeats: list[int] = self._column("repeat")
 

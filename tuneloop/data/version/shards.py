@@ -28,9 +28,9 @@ from tuneloop.data.ledger import Ledger
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.formats import Source
 from tuneloop.data.reading.slices import parted
-from tuneloop.data.tokens.samples import Samples, open_samples
-from tuneloop.data.version.lengths import Encode, fit
-from tuneloop.data.version.split import Side
+from tuneloop.data.tokens.samples import Sequences, open_samples
+from tuneloop.data.version.lengths import Encode, fit_lengths
+from tuneloop.data.version.split import Split
 from tuneloop.recipe.schema import DataFile, PreparePart
 
 SIZE = 4096
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     """A raw row that was read, or the reason why not, and what the recipe says of its file."""
 
     item: Record | LedgerEntry
-    given: Side | None = None
+    given: Split | None = None
     repeat: int = 1
 
 
@@ -64,7 +64,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """A finished part. Its records lie in an Arrow file that is mapped, not read."""
 
     folder: Path
@@ -84,18 +84,18 @@ class Part:
     def ledger(self) -> Path:
         return self.folder / "ledger.jsonl"
 
-    def samples(self) -> Samples:
+    def samples(self) -> Sequences:
         return open_samples(self.folder / "samples")
 
 
-def side_of(file: DataFile, source: Source) -> Side | None:
+def side_of(file: DataFile, source: Source) -> Split | None:
     """The side that the recipe gives a file, else the one that its name tells in a folder or archive."""
     if file.split != "auto":
         return file.split
     return None if source.side == "auto" else source.side
 
 
-def _given(file: DataFile, source: Source, validated: bool) -> Side | None:
+def _given(file: DataFile, source: Source, validated: bool) -> Split | None:
     """The side that rows must keep. What is only named like training data gives `prepare.validation` its share, unless
     there is a file to validate with."""
     side = side_of(file, source)
@@ -107,7 +107,7 @@ def raw_rows(found: Found, seed: int) -> Iterator[Row]:
 
     A slice or a sample counts through all files of its entry; there the files keep their order.
     """
-    order: dict[Side | None, int] = {"test": 0, "validation": 1}
+    order: dict[Split | None, int] = {"test": 0, "validation": 1}
     validated = any(side_of(file, source) == "validation" for file, sources in found for source in sources)
     entries: list[tuple[int, DataFile, list[Source]]] = []
     for file, sources in found:
@@ -123,14 +123,14 @@ def raw_rows(found: Found, seed: int) -> Iterator[Row]:
 
 def make(
     home: Path, rows: Iterable[Row], part: PreparePart, steps: Sequence[Step], encode: Encode, say: Say
-) -> list[Part]:
+) -> list[Shard]:
     """All parts, made or found. `home` is the working folder that belongs to this recipe, these files, this code."""
     repeats = Repeats() if part.dedupe != "off" else None
-    done: list[Part] = []
+    done: list[Shard] = []
     count = 0
     rows = iter(rows)
     while chunk := list(islice(rows, SIZE)):
-        there = Part(home / f"part-{len(done):05d}")
+        there = Shard(home / f"part-{len(done):05d}")
         if (there.folder / "part.json").is_file():
             _known_again(chunk, steps, repeats)
         else:
@@ -156,7 +156,7 @@ def _write(
     draft = begun(folder)
     with Ledger(draft / "ledger.jsonl") as ledger:
         kept = list(_kept(rows, part, steps, repeats, ledger))
-        records, origins, samples = fit([record for record, _ in kept], encode, part, ledger)
+        records, origins, samples = fit_lengths([record for record, _ in kept], encode, part, ledger)
     counts = Counter(row.item.file for row in rows)
     meta = {"rows": counts, "counts": ledger.counts()}
     finish(folder, draft, records, [kept[origin][1] for origin in origins], samples, meta)
@@ -172,7 +172,7 @@ def begun(folder: Path) -> Path:
 
 
 def finish(
-    folder: Path, draft: Path, records: Sequence[Record], rows: Sequence[Row], samples: Samples, meta: dict[str, Any]
+    folder: Path, draft: Path, records: Sequence[Record], rows: Sequence[Row], samples: Sequences, meta: dict[str, Any]
 ) -> None:
     """Write what the draft lacks beside its ledger, and give it its name. `rows` are where the records came from."""
     batch = arrow.batch(records, [row.repeat for row in rows])

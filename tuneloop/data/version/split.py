@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal, cast
 
-Side = Literal["train", "validation", "test"]
-SIDES: tuple[Side, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SIDES: tuple[Split, ...] = ("train", "validation", "test")
 SMALL = 10
 """Strata with fewer rows than this are held out from together."""
 
@@ -30,9 +30,9 @@ def sides(
     test: float = 0,
     seed: int = 42,
     groups: Sequence[int] | None = None,
-    fixed: Sequence[Side | None] | None = None,
-    before: Sequence[Side | None] | None = None,
-) -> list[Side]:
+    fixed: Sequence[Split | None] | None = None,
+    before: Sequence[Split | None] | None = None,
+) -> list[Split]:
     """The side of each row. `strata` names what is held out from in proportion (a file, or a file and a label).
 
     `validation` and `test` below 1 are shares, taken from every stratum with ten rows or more and from all the smaller
@@ -42,8 +42,8 @@ def sides(
     it in a split of fewer rows; but those count in what is wanted.
     """
     members = _units(ids, groups)
-    chosen: dict[int, Side] = {}
-    again: dict[int, Side] = {}
+    chosen: dict[int, Split] = {}
+    again: dict[int, Split] = {}
     free: dict[str, list[int]] = {}
     for unit, rows in members.items():
         bound = [f for r in rows if fixed and (f := fixed[r])]
@@ -64,8 +64,8 @@ def sides(
         for name, units in free.items():
             waiting = sorted((u for u in units if u not in chosen), key=lambda u: order[u])
             left = max(quota[name] - sum(len(members[u]) for u in units if again.get(u) == side), 0)
-            chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], left), cast(Side, side))
-    out: list[Side] = ["train"] * len(ids)
+            chosen |= dict.fromkeys(_taken([(u, len(members[u])) for u in waiting], left), cast(Split, side))
+    out: list[Split] = ["train"] * len(ids)
     for unit, rows in members.items():
         for r in rows:
             out[r] = (fixed[r] if fixed else None) or chosen.get(unit, "train")

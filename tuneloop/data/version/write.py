@@ -29,13 +29,13 @@ from tuneloop.data.card.excerpts import View
 from tuneloop.data.card.profile import histogram
 from tuneloop.data.ledger import Ledger, entries
 from tuneloop.data.tokens import samples
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import FORMAT, Dataset, open_dataset
 from tuneloop.data.version.holdout import Choice
 from tuneloop.data.version.lengths import chosen, longest
 from tuneloop.data.version.rows import Kept
 from tuneloop.data.version.shards import Sources, side_of
-from tuneloop.data.version.split import SIDES, Side
+from tuneloop.data.version.split import SIDES, Split
 from tuneloop.recipe.schema import Recipe
 
 
@@ -112,7 +112,7 @@ def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> tuple[Ledger
     return ledger, touched
 
 
-def _side(draft: Path, rows: Kept, out: Sequence[str], side: Side, key: str) -> NDArray[np.int64]:
+def _side(draft: Path, rows: Kept, out: Sequence[str], side: Split, key: str) -> NDArray[np.int64]:
     """Write one side's records and samples; returns each record's tokens, int64 [records]."""
     import pyarrow.parquet as pq
 
@@ -131,12 +131,12 @@ def _side(draft: Path, rows: Kept, out: Sequence[str], side: Side, key: str) -> 
             lengths.append(longest(part.samples())[mine])
             repeats = np.asarray(table.column("repeat"))[mine] if side == "train" else 1
             taken.append((n, np.repeat(mine, repeats)))
-    parts: Iterator[Samples] = (chosen(rows.parts[n].samples(), places) for n, places in taken)
+    parts: Iterator[Sequences] = (chosen(rows.parts[n].samples(), places) for n, places in taken)
     samples.write(draft / "tokens" / key / side, parts)
     return np.concatenate(lengths)
 
 
-def _card_for_loaders(draft: Path, name: str, there: list[Side]) -> None:
+def _card_for_loaders(draft: Path, name: str, there: list[Split]) -> None:
     """README.md in the form that `datasets.load_dataset` and hubs read: which file is which split."""
     files = "".join(f"  - split: {side}\n    path: data/{side}.parquet\n" for side in there)
     text = (
@@ -151,7 +151,7 @@ def _manifest(
     rows: Kept,
     out: Sequence[str],
     ledger: Ledger,
-    lengths: dict[Side, NDArray[np.int64]],
+    lengths: dict[Split, NDArray[np.int64]],
 ) -> dict[str, Any]:
     read = rows.read
     everything = np.concatenate([lengths[side] for side in SIDES])

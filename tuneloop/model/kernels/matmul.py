@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-Products = Literal["float32", "bfloat16"]
+MatmulPrecision = Literal["float32", "bfloat16"]
 
 
 def matrix_units() -> bool:
@@ -29,7 +29,7 @@ def bfloat16_units() -> bool:
     )
 
 
-def chosen(wanted: str, *, exact: bool = False) -> Products:
+def chosen(wanted: str, *, exact: bool = False) -> MatmulPrecision:
     """What `train.matmul` means here. `exact` where a loss compares two nearly equal numbers: never less by itself."""
     if wanted == "auto":
         return "bfloat16" if matrix_units() and not exact else "float32"
@@ -37,7 +37,7 @@ def chosen(wanted: str, *, exact: bool = False) -> Products:
 
 
 @contextmanager
-def products(kind: Products) -> Iterator[None]:
+def matmul_precision(kind: MatmulPrecision) -> Iterator[None]:
     """Inside, float32 matrices are multiplied in this type."""
     settings: Any = torch.backends.mkldnn
     before = settings.matmul.fp32_precision

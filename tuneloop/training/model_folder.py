@@ -21,10 +21,10 @@ from tuneloop.model import precision
 from tuneloop.model.load import load_model, pick_dtype
 from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.recipe.schema import ModelPart, QloraPart, Recipe
-from tuneloop.tasks.task import Setting, Task
+from tuneloop.tasks.task import Task, TaskContext
 
 
-def started(recipe: Recipe, folder: Path, task: Task, setting: Setting) -> nn.Module:
+def started(recipe: Recipe, folder: Path, task: Task, setting: TaskContext) -> nn.Module:
     """The model of a recipe as training begins: with the task's head and what the method adds, drawn from the seed."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     torch.manual_seed(recipe.seed)  # a new head is drawn at random
