@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.cli.main import app
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import pack_items
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.templates import encode, render
 from tuneloop.data.version.dataset import Dataset
@@ -83,10 +83,10 @@ def ours(trained: Trained, items: Examples) -> list[torch.Tensor]:
     samples = Examples.of(items.samples) if writes else items
     module = (CHAT if writes else trained.task).objective(trained.model, samples, trained.setting)
     module.eval()
-    row = pack_items(samples, range(len(samples)))
+    row = pack_examples(samples, range(len(samples)))
     if not writes:
-        return list(module.scores(row["input_ids"], row["position_ids"], row["segments"]))  # type: ignore[operator]
-    return [module(**pack_items(samples, [k])) for k in range(len(samples))]
+        return list(module.scores(row))  # type: ignore[operator]
+    return [module(pack_examples(samples, [k])).total for k in range(len(samples))]
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def loss_of(model: Any, tokenizer: Any, records: list[Record]) -> float:
     module = LossModel(model)
     with torch.no_grad():
         samples = tokenize(tokenizer, records)
-        return sum(module(**row).item() for row in rows(samples, 1, packing=False)) / sum(s.labels for s in samples)
+        return sum(module(row).total.item() for row in rows(samples, 1, packing=False)) / sum(s.labels for s in samples)
 
 
 def test_before_is_the_base_and_after_is_what_was_trained(made: Run, tiny_model: Path) -> None:

@@ -56,7 +56,7 @@ def taught(tiny_model: Path) -> Answerer:
     loss, row = LossModel(model), pack(samples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):
-        value = loss(**row) / len(row["targets"])
+        value = loss(row).total / len(row.targets)
         value.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -112,7 +112,7 @@ def test_loss_and_gradient_are_those_of_transformers(tiny_model: Path, samples: 
     theirs.requires_grad_(True)
     batch = samples[:8]
     labels = sum(s.labels for s in batch)
-    mine = LossModel(ours)(**pack(batch)) / labels
+    mine = LossModel(ours)(pack(batch)).total / labels
     mine.backward()
 
     longest = max(len(s.ids) for s in batch)
@@ -137,8 +137,8 @@ def test_packed_samples_never_see_each_other(tiny_model: Path, samples: list[Sam
 
     def share(row: list[Sample]) -> float:
         packed = pack(row)
-        mine = packed["positions"] >= len(row[0].ids)
-        packed["positions"], packed["targets"] = packed["positions"][mine], packed["targets"][mine]
+        mine = packed.positions >= len(row[0].ids)
+        packed.positions, packed.targets = packed.positions[mine], packed.targets[mine]
         with torch.no_grad():
             return float(model(**packed))
 
@@ -153,7 +153,7 @@ def test_chunked_loss_equals_one_chunk(
 
     def both() -> tuple[float, torch.Tensor]:
         model = wrap(load_model(tiny_model, "float32"), recipe_of(method="full").train, 0)
-        value = LossModel(model)(**pack(samples[:8]))
+        value = LossModel(model)(pack(samples[:8])).total
         value.backward()
         return value.item(), model.get_input_embeddings().weight.grad
 

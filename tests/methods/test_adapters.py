@@ -81,7 +81,7 @@ def stepped(model: nn.Module, steps: int = 2) -> LossModel:
     objective.train()
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
     for _ in range(steps):
-        (objective(**pack(samples())) / 20).backward()
+        (objective(pack(samples())).total / 20).backward()
         optimizer.step()
         optimizer.zero_grad()
     objective.eval()
@@ -126,8 +126,8 @@ def test_a_method_is_trained_saved_and_loaded_as_others_do(
     model = begun(folder, train)
     objective = stepped(model)
     with torch.no_grad():
-        together = float(objective(**pack(samples())))
-        apart = sum(float(objective(**pack([s]))) for s in samples())
+        together = float(objective(pack(samples())).total)
+        apart = sum(float(objective(pack([s])).total) for s in samples())
         assert together == pytest.approx(apart, rel=1e-4)
         assert together == pytest.approx(sum(theirs(model, s) for s in samples()), rel=1e-4)
     save_result(model, byte_tokenizer(CHATML), folder, tmp_path)

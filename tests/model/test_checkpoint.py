@@ -41,7 +41,7 @@ class Part:
         for k in steps:
             rng = np.random.default_rng(k)
             ids = rng.integers(3, 400, 20, dtype=np.int32)
-            loss = self.model(**pack([Sample(ids, np.arange(20) > 5, "x", True)]))
+            loss = self.model(pack([Sample(ids, np.arange(20) > 5, "x", True)])).total
             loss.backward()
             self.optimizer.step()
             self.scheduler.step()

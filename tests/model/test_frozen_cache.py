@@ -15,7 +15,7 @@ from tests.conftest import tiny_folder
 from tests.training.test_session import Sessions, lines
 from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import pack, pack_items
+from tuneloop.data.batches.pack import pack, pack_examples
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.backbone import states
@@ -56,7 +56,7 @@ def test_losses_and_gradients_are_those_of_the_whole_model(tmp_path: Path, famil
 
     def learned(*chosen: int) -> tuple[float, dict[str, torch.Tensor]]:
         model.zero_grad()
-        value = loss(**pack_items(data, chosen))
+        value = loss(pack_examples(data, chosen)).total
         value.backward()
         return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -96,7 +96,7 @@ def test_an_encoder_keeps_without_the_dropout_of_its_frozen_part(tmp_path: Path,
     model.classifier.requires_grad_(True)
     data, row = items(), pack([items().samples[4]])
     model.eval()
-    own = states(model, row["input_ids"], row["position_ids"], row["segments"])
+    own = states(model, row.input_ids, row.position_ids, row.segments)
     model.train()
     below = frozen(model)
     assert below is not None
@@ -105,14 +105,14 @@ def test_an_encoder_keeps_without_the_dropout_of_its_frozen_part(tmp_path: Path,
     assert below.exact("train", data, packing=False)
     for one in blocks(model)[block:]:  # type: ignore[arg-type]
         one.eval()
-    assert torch.equal(states(model, row["input_ids"], row["position_ids"], row["segments"]), own), "no dropout below"
+    assert torch.equal(states(model, row.input_ids, row.position_ids, row.segments), own), "no dropout below"
     with below.of("train"):
-        kept = states(model, row["input_ids"], row["position_ids"], row["segments"], (4,))
+        kept = states(model, row.input_ids, row.position_ids, row.segments, (4,))
     assert torch.allclose(kept, own, atol=1e-5)
     below.release()
     model.train()
     assert all(m.training for m in model.modules())
-    assert not torch.equal(states(model, row["input_ids"], row["position_ids"], row["segments"]), own)
+    assert not torch.equal(states(model, row.input_ids, row.position_ids, row.segments), own)
 
 
 def test_names_weights_and_modules_stay_what_they_are(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_recomputed_activations_give_the_same_gradients(tiny_model: Path, train:
 
     def gradients(**more: Any) -> dict[str, torch.Tensor]:
         model = wrap(load_model(tiny_model, "float32"), TrainPart.model_validate({**train, **more}), 0)
-        LossModel(model).train()(**pack_items(items(), [0, 1])).backward()
+        LossModel(model).train()(pack_examples(items(), [0, 1])).total.backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     plainly, again = gradients(), gradients(checkpointing=True)

@@ -114,7 +114,7 @@ def test_operations_are_those_that_torch_counts(middling: Path, train: dict[str,
     model.train()
     row = sample(128)
     with Products() as counter:
-        model(**pack([row])).backward()
+        model(pack([row])).total.backward()
     foreseen = step_flops(shape(middling, settings, "float32"), 128, row.labels, settings)
     assert foreseen == pytest.approx(counter.total, rel=0.25)
 
@@ -137,7 +137,7 @@ def kept_a_token(folder: Path, settings: TrainPart, *, fast: bool = False) -> fl
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            model(**pack([sample(tokens)]))
+            model(pack([sample(tokens)]))
         return sum(held.values())
 
     return (kept(384) - kept(128)) / 256
@@ -241,7 +241,7 @@ def test_operations_of_a_frozen_model_are_those_that_torch_counts(middling: Path
     model = LossModel(wrap(load_model(middling), settings, 0)).train()
     row = sample(128)
     with Products() as counter:
-        model(**pack([row])).backward()
+        model(pack([row])).total.backward()
     foreseen = step_flops(shape(middling, settings, "float32"), 128, row.labels, settings)
     assert foreseen == pytest.approx(counter.total, rel=0.25)
 

@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import pack_items
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.inference.classifier import Classifier
@@ -54,15 +54,15 @@ def test_packed_texts_get_the_scores_of_the_models_own_forward(family: str, tmp_
     given = items([7, 20, 3, 12], len(encoders.WORDS) + 5)
     module = LabelModel(model, torch.from_numpy(given.samples[2].ids.astype(np.int64))[None])
     assert module.read is not None
-    row = pack_items(given, [0, 1, 2, 3])
+    row = pack_examples(given, [0, 1, 2, 3])
     with torch.no_grad():
-        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])
-        alone = torch.cat([model(input_ids=ids).logits for ids in row["input_ids"].split(row["segments"], 1)])
-        loss = module(**row)
+        got = module.scores(row)
+        alone = torch.cat([model(input_ids=ids).logits for ids in row.input_ids.split(row.segments, 1)])
+        loss = module(row).total
     assert torch.allclose(got, alone, atol=1e-5)
     assert packs_exactly(module, given)
     weights = torch.tensor([0.5, 2.0, 1.0])
-    wanted = cross_entropy(alone, row["columns"]["label"], weights)
+    wanted = cross_entropy(alone, row.columns["label"], weights)
     assert float(loss) / given.weights.sum() == pytest.approx(float(wanted), abs=1e-5)
 
 
@@ -79,9 +79,9 @@ def test_two_texts_are_the_pair_input_of_the_tokenizer(family: str, tmp_path: Pa
     told = TaskContext(TrainPart(), tokenizer, HEAD.labels, (1.0, 1.0, 1.0))
     found = CLASSIFY.items(SplitView(tokenize(tokenizer, records), lambda: records), told)
     module = CLASSIFY.objective(model, found, told)
-    row = pack_items(found, [0, 1, 2])
+    row = pack_examples(found, [0, 1, 2])
     with torch.no_grad():
-        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
+        got = module.scores(row)  # type: ignore[operator]
         for k, pair in enumerate(PAIRS):
             own = tokenizer(*pair, return_tensors="pt")
             assert found.samples[k].ids.tolist() == own["input_ids"][0].tolist()
@@ -103,11 +103,11 @@ def test_an_unknown_head_is_asked_itself(tmp_path: Path) -> None:
     model = load_model(encoders.folder(tmp_path, "bert"), head=HEAD)
     given = items([7, 5], len(encoders.WORDS) + 5)
     module = LabelModel(model, torch.tensor([[2, 6, 3]]))
-    row = pack_items(given, [0, 1])
+    row = pack_examples(given, [0, 1])
     with torch.no_grad():
-        known = module.scores(row["input_ids"], row["position_ids"], row["segments"])
+        known = module.scores(row)
         module.read = None
-        own = module.scores(row["input_ids"], row["position_ids"], row["segments"])
+        own = module.scores(row)
     assert torch.allclose(known, own, atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_a_decoder_reads_the_last_token_that_does_not_pad(tmp_path: Path) -> Non
 def test_an_idle_pass_reaches_every_weight(tmp_path: Path) -> None:
     model = load_model(encoders.folder(tmp_path, "bert"), head=HEAD)
     module = LabelModel(model, torch.tensor([[2, 6, 3]]))
-    loss = module(**pack_items(items([4], 20), [0], labelled=False))
+    loss = module(pack_examples(items([4], 20), [0], labelled=False)).total
     loss.backward()
     assert loss.item() == 0
     assert model.classifier.weight.grad is not None  # type: ignore[union-attr]

@@ -36,7 +36,7 @@ def plainly(model: Any) -> torch.Tensor:
 
 def told(module: LogProbModel) -> torch.Tensor:
     row = pack(samples())
-    return module.log_probs(row["input_ids"], row["position_ids"], row["positions"], row["targets"], row["segments"])
+    return module.log_probs(row)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +112,7 @@ def test_the_models_own_head_gives_the_same(tmp_path: Path) -> None:
 def test_idle_reaches_every_weight_and_changes_none(tmp_path: Path) -> None:
     model = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False))
     row = pack(samples(), labelled=False)
-    loss = LogProbModel(model).idle(row["input_ids"], row["position_ids"], row["segments"])
+    loss = LogProbModel(model).idle(row)
     assert loss.item() == 0
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -120,7 +120,7 @@ def test_idle_reaches_every_weight_and_changes_none(tmp_path: Path) -> None:
 
 def test_each_label_counts_for_its_sample() -> None:
     row = pack(samples())
-    sums, counts = by_sample(torch.ones(len(row["targets"])), row["positions"], row["segments"])
+    sums, counts = by_sample(torch.ones(len(row.targets)), row.positions, row.segments)
     assert sums.tolist() == counts.tolist() == [5, 3]
     edge = by_sample(torch.tensor([2.0, 3.0]), torch.tensor([3, 4]), (4, 2))  # the last of one, the first of the next
     assert [x.tolist() for x in edge] == [[2, 3], [1, 1]]

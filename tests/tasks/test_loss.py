@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_each_family(tmp_path: Path, family: str
     train = TrainPart(method="full")
     ours, theirs = (wrap(load_model(folder, "float32"), train, 0) for _ in range(2))
     theirs.set_attn_implementation("eager")
-    loss = LossModel(ours, own_head=own_head)(**pack(samples()))
+    loss = LossModel(ours, own_head=own_head)(pack(samples())).total
     loss.backward()
     reference = expected(theirs, samples())
     reference.backward()
@@ -77,8 +77,8 @@ def test_a_head_that_scales_otherwise_is_found_and_left_to_the_model(tmp_path: P
     with torch.no_grad():
         reference = expected(model, one).item()
         assert not head_is_exact(model, torch.arange(3, 12)[None])
-        assert LossModel(model)(**pack(one)).item() != pytest.approx(reference, rel=1e-3)
-        assert LossModel(model, own_head=True)(**pack(one)).item() == pytest.approx(reference, rel=1e-5)
+        assert LossModel(model)(pack(one)).total.item() != pytest.approx(reference, rel=1e-3)
+        assert LossModel(model, own_head=True)(pack(one)).total.item() == pytest.approx(reference, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_adapter_anywhere_gets_the_gradient_of_autograd(tmp_path: Path, targe
         for _, p in model.named_parameters():
             if p.requires_grad:
                 nn.init.normal_(p, std=0.1)
-    loss = LossModel(ours)(**pack(samples()))
+    loss = LossModel(ours)(pack(samples())).total
     loss.backward()
     reference = expected(theirs, samples())
     reference.backward()
@@ -115,7 +115,7 @@ def test_an_idle_pass_is_nothing_and_reaches_every_trained_weight(
     """Gradient averaging waits for every weight on every rank: one that is left out hangs the run."""
     folder = tiny_folder(tmp_path / "m", "qwen2", tie_word_embeddings=tied)
     model = wrap(load_model(folder, "float32"), TrainPart(method=method), 0)
-    loss = LossModel(model, own_head=own_head)(**pack(samples()[:1], labelled=False))
+    loss = LossModel(model, own_head=own_head)(pack(samples()[:1], labelled=False)).total
     assert loss.item() == 0.0
     loss.backward()
     for name, p in model.named_parameters():
@@ -127,11 +127,11 @@ def test_an_idle_pass_is_nothing_and_reaches_every_trained_weight(
 def test_micro_batches_add_up(tmp_path: Path) -> None:
     model = wrap(load_model(tiny_folder(tmp_path / "m", "llama"), "float32"), TrainPart(method="full"), 0)
     loss, every = LossModel(model), samples()
-    whole = loss(**pack(every))
+    whole = loss(pack(every)).total
     whole.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    parts = [loss(**pack([s])) for s in every]
+    parts = [loss(pack([s])).total for s in every]
     for part in parts:
         part.backward()
     assert sum(p.item() for p in parts) == pytest.approx(whole.item(), rel=1e-6)
@@ -142,11 +142,11 @@ def test_evaluation_gives_the_same_number_and_no_graph(tmp_path: Path, monkeypat
     from tuneloop.tasks import loss as module
 
     model = LossModel(load_model(tiny_folder(tmp_path / "m", "gemma2"), "float32"))
-    trained = model(**pack(samples())).item()
+    trained = model(pack(samples())).total.item()
     for chunk in (module.CHUNK, 128 * 3):
         monkeypatch.setattr(module, "CHUNK", chunk)
         with torch.no_grad():
-            held = model(**pack(samples()))
+            held = model(pack(samples())).total
         assert not held.requires_grad
         assert held.item() == pytest.approx(trained, rel=1e-6)
 
@@ -155,7 +155,7 @@ def test_only_positions_with_a_label_see_the_head(tmp_path: Path) -> None:
     model = load_model(tiny_folder(tmp_path / "m", "llama"), "float32")
     rows: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda m, args, out: rows.append(args[0].shape[0]))
-    LossModel(model)(**pack(samples()))
+    LossModel(model)(pack(samples()))
     assert sum(rows) == sum(s.labels for s in samples())
 
 
@@ -169,7 +169,7 @@ def test_bfloat16_is_summed_in_float32(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "m", "llama")
     full, half = (LossModel(load_model(folder, d)) for d in ("float32", "bfloat16"))
     with torch.no_grad():
-        a, b = full(**pack(samples())), half(**pack(samples()))
+        a, b = full(pack(samples())).total, half(pack(samples())).total
     assert b.dtype == torch.float32
     assert b.item() == pytest.approx(a.item(), rel=0.05)
 

@@ -14,7 +14,7 @@ from tests.conftest import TALK
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import pack_items
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model import checkpoint
@@ -187,7 +187,7 @@ def test_a_bin_loses_what_its_pairs_lose_alone(sessions: Sessions) -> None:
         together = held_loss(inner, rows(known, 4096), device)
         assert together == pytest.approx(held_loss(inner, rows(known, 1, packing=False), device), abs=1e-4)
         inner.train()
-        assert inner(**pack_items(known, range(len(known)))).item() == pytest.approx(together, abs=1e-4)
+        assert inner(pack_examples(known, range(len(known)))).total.item() == pytest.approx(together, abs=1e-4)
 
 
 def test_only_the_policy_has_a_gradient_and_z0_is_the_steps(tiny_model: Path, tmp_path: Path) -> None:
@@ -196,12 +196,12 @@ def test_only_the_policy_has_a_gradient_and_z0_is_the_steps(tiny_model: Path, tm
     items = PREFER.items(made.rows(slice(6)), setting)
     inner = PREFER.objective(load_model(tiny_model), items, setting)
     assert isinstance(inner, PreferModel)
-    row = pack_items(Examples(items.samples, items.members, items.weights,
+    row = pack_examples(Examples(items.samples, items.members, items.weights,
                            {**items.columns, "reference": np.full(len(items.samples), -500, np.float32)}),
                      range(6))  # fmt: skip
     inner.train()
     inner.before_step([row], lambda sums: sums)
-    alone = [pack_items(items, [k]) for k in range(6)]
+    alone = [pack_examples(items, [k]) for k in range(6)]
     inner.eval()
     with torch.no_grad():
         gains = [inner.answers(one).sums[1].item() + 500 for one in alone]

@@ -14,7 +14,7 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.pack import pack_items
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluation.compare import changes
@@ -54,8 +54,8 @@ def test_the_loss_is_bradley_terrys_of_plain_scores(tiny_model: Path) -> None:
     items = REWARD.items(SplitView(samples, lambda: PAIRS[:3]), setting)
     scores = [inner.model(torch.tensor(s.ids.tolist())[None]).logits.item() for s in samples]
     wanted = sum(np.log1p(np.exp(-(b - w))) for b, w in zip(scores[::2], scores[1::2], strict=True))
-    assert inner(**pack_items(items, range(3))).item() == pytest.approx(wanted, abs=1e-5)
-    idle = inner(**pack_items(items, [0], labelled=False))
+    assert inner(pack_examples(items, range(3))).total.item() == pytest.approx(wanted, abs=1e-5)
+    idle = inner(pack_examples(items, [0], labelled=False)).total
     assert idle.item() == 0
     idle.backward()
     assert all(p.grad is not None for p in inner.parameters() if p.requires_grad)

@@ -11,7 +11,7 @@ from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.batches.pack import pack_items
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.head import Head
@@ -50,10 +50,10 @@ def test_a_masked_model_is_read_at_the_mask(family: str, template: str, tmp_path
     module = CLASSIFY_PROMPT.objective(model, items, told)
     assert not module.own
     assert packs_exactly(module, items)
-    row = pack_items(items, [0, 1])
+    row = pack_examples(items, [0, 1])
     with torch.no_grad():
-        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
-        for k, ids in enumerate(row["input_ids"].split(row["segments"], 1)):
+        got = module.scores(row)  # type: ignore[operator]
+        for k, ids in enumerate(row.input_ids.split(row.segments, 1)):
             masks = (ids[0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
             at = masks[0] if template.startswith("{mask}") else masks[-1]
             logits = model(input_ids=ids).logits[0, at]
@@ -72,9 +72,9 @@ def test_both_texts_of_a_pair_stand_in_the_template(template: str, tmp_path: Pat
     told = setting(tokenizer, template)
     items = CLASSIFY_PROMPT.items(SplitView(tokenize(tokenizer, made), lambda: made), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
-    row = pack_items(items, [0, 1])
+    row = pack_examples(items, [0, 1])
     with torch.no_grad():
-        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])  # type: ignore[operator]
+        got = module.scores(row)  # type: ignore[operator]
         for k, (a, b) in enumerate(pairs):
             text = template.format(text_a=a, text_b=b, text=f"{a}\n{b}", mask="[MASK]")
             own = tokenizer(text, return_tensors="pt")
@@ -90,11 +90,11 @@ def test_a_model_that_writes_is_read_at_the_end(tiny_model: Path) -> None:
     told = setting(tokenizer, "Review: {text} It was {mask}")
     items = CLASSIFY_PROMPT.items(rows(tokenizer, "dull", "a longer text with more tokens"), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
-    row = pack_items(items, [0, 1])
+    row = pack_examples(items, [0, 1])
     ids = [tokenizer("Review: dull It was")["input_ids"]]
-    assert row["input_ids"][0, : row["segments"][0]].tolist() == ids[0]
+    assert row.input_ids[0, : row.segments[0]].tolist() == ids[0]
     with torch.no_grad():
-        got = module.scores(row["input_ids"], row["position_ids"], row["segments"])[0]  # type: ignore[operator]
+        got = module.scores(row)[0]  # type: ignore[operator]
         logits = model(input_ids=torch.tensor(ids)).logits[0, -1]
     # Several words of several tokens: the mean over a word's tokens, then over the label's words.
     means = [[logits[word].mean() for word in own] for own in word_ids(told)]

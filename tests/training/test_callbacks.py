@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tuneloop.data.batches.loader import Step
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import Meter
 from tuneloop.runs.journal import Journal
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
+from tuneloop.training.finite import Finite
 from tuneloop.training.loop import StepResult
 
 EVERY = Due("steps", 1, 10, 1000)
 
 
 def result(number: int, loss: float = 2.0) -> StepResult:
-    return StepResult(Step(number, [], 30.0, 30, 100, 4, "abcd0123"), loss, 0.5, 1e-4)
+    step = Step(number, [], 32.0, 30, 100, 4, "abcd0123")
+    finite = Finite(None, torch.device("cpu"))
+    return StepResult(step, torch.tensor(32 * loss), torch.tensor(0.5), 1e-4, finite)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

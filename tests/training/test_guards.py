@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.loader import Step
@@ -13,10 +14,12 @@ from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.journal import Journal
 from tuneloop.training.callbacks import Due, HeldOut, Saver
+from tuneloop.training.finite import Finite
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.loop import StepResult
 
-STEP = Step(number=0, micros=[], weight=1.0, label_tokens=1, tokens=1, samples=1, digest="")
+FINITE = Finite(None, torch.device("cpu"))
+STEP = Step(number=0, batches=[], weight=1.0, label_tokens=1, tokens=1, samples=1, digest="")
 
 
 def guard(folder: Path, patience: int | None = 2, *, keeps_best: bool = True) -> Guard:
@@ -83,7 +86,7 @@ class Course:
             return first - 1
         for self.at in range(first, last + 1):
             for callback in self.callbacks:
-                callback.on_step(State(self.at), StepResult(STEP, 1.0, 1.0, 1.0))
+                callback.on_step(State(self.at), StepResult(STEP, torch.ones(()), torch.ones(()), 1.0, FINITE))
             if self.guard.asked:
                 break
         for callback in self.callbacks:

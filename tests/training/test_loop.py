@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.loader import Step, Steps, loader
-from tuneloop.data.batches.pack import pack
+from tuneloop.data.batches.pack import Batch, pack
 from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
@@ -20,7 +21,9 @@ from tuneloop.model.checkpoint import State
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.loss import LossModel
-from tuneloop.training.loop import StepResult, held_loss, to_device, train
+from tuneloop.tasks.objective import Losses, Objective
+from tuneloop.training.finite import Finite
+from tuneloop.training.loop import StepResult, held_loss, train
 from tuneloop.training.optim import optimizer_for, scheduler_for
 
 SETTINGS = TrainPart(learning_rate=0.01, schedule="constant", warmup_ratio=0)
@@ -78,16 +81,16 @@ def test_a_step_is_one_mean_over_all_its_label_tokens(model: LossModel) -> None:
     """Not the mean of the micro-batches' means: rows of few labels must not weigh more."""
     every = samples()
     step = next(iter(steps_of(every, 1)))
-    assert len(step.micros) > 1
-    assert len({len(m["targets"]) for m in step.micros}) > 1
+    assert len(step.batches) > 1
+    assert len({len(m.targets) for m in step.batches}) > 1
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    total = sum(model(**m) for m in step.micros) / step.label_tokens
+    total = sum(model(m).total for m in step.batches) / step.label_tokens
     grads = torch.autograd.grad(total, list(model.parameters()))
     _, seen, _ = run(model, [step])
     result = seen.results[0]
-    assert result.loss == pytest.approx(total.item(), rel=1e-6)
+    assert result.read().loss == pytest.approx(total.item(), rel=1e-6)
     norm = torch.stack([g.norm() for g in grads]).norm().item()
-    assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+    assert result.read().grad_norm == pytest.approx(norm, rel=1e-4)
     # Adam's first step is the rate in the direction of the gradient's sign.
     for (name, p), g in zip(model.named_parameters(), grads, strict=True):
         sure = g.abs() > 1e-5
@@ -113,8 +116,8 @@ def test_the_gradient_is_clipped_and_told_as_it_was(model: LossModel) -> None:
         scheduler = scheduler_for(optimizer, SETTINGS, 100)
         train(accelerator, wrapped, prepared, scheduler, steps_of(every, 1), State(), max_grad_norm=limit, callbacks=[seen],
               stop=lambda: False)  # fmt: skip
-        assert seen.results[0].grad_norm > 0.1
-        assert taken[-1] == pytest.approx(limit or seen.results[0].grad_norm, rel=1e-3)
+        assert seen.results[0].read().grad_norm > 0.1
+        assert taken[-1] == pytest.approx(limit or seen.results[0].read().grad_norm, rel=1e-3)
 
 
 def test_it_runs_the_steps_in_order_and_counts_on(model: LossModel) -> None:
@@ -124,7 +127,7 @@ def test_it_runs_the_steps_in_order_and_counts_on(model: LossModel) -> None:
     assert [r.step.number for r in seen.results] == [0, 1, 2, 3, 4]
     assert seen.ended == [12]
     assert all(r.learning_rate == 0.01 for r in seen.results)
-    assert seen.results[-1].loss < seen.results[0].loss
+    assert seen.results[-1].read().loss < seen.results[0].read().loss
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -140,29 +143,30 @@ def test_it_stops_after_the_step_in_which_it_is_asked(model: LossModel) -> None:
     assert seen.ended == [2]
 
 
-class Sick(nn.Module):
+class Sick(Objective):
     """A loss model whose loss or gradient is no number from its third forward pass on."""
 
     def __init__(self, inner: LossModel, what: str) -> None:
-        super().__init__()
+        super().__init__(inner)
         self.inner, self.what, self.passes = inner, what, 0
 
-    def forward(self, **row: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Losses:
         self.passes += 1
-        loss: Tensor = self.inner(**row)
+        losses: Losses = self.inner(batch)
         if self.passes < 3:
-            return loss
+            return losses
+        total = losses.total
         if self.what == "loss":
-            return loss * float("nan")
+            return replace(losses, total=total * float("nan"))
         # A finite loss with an infinite slope, as the root of a difference that has become 0 has.
-        return loss + torch.sqrt((loss - loss.detach()).clamp(min=0))
+        return replace(losses, total=total + torch.sqrt((total - total.detach()).clamp(min=0)))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_no_step_is_taken_with_what_is_no_number(model: LossModel, what: str) -> None:
     every = samples(4)
     step = next(iter(steps_of(every, 1, token_budget=500)))
-    assert len(step.micros) == 1
+    assert len(step.batches) == 1
     run(model, [step, step])  # what two good steps make of the weights
     good = {n: p.detach().clone() for n, p in model.named_parameters()}
     with pytest.raises(RunError) as caught:
@@ -171,6 +175,39 @@ def test_no_step_is_taken_with_what_is_no_number(model: LossModel, what: str) ->
     assert "step 3" in str(caught.value)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert any(not torch.equal(p, good[n]) for n, p in model.named_parameters()), "two more good steps were taken"
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_card_skips_what_is_no_number_until_it_is_read(
+    model: LossModel, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, where nobody waits for a step's numbers: torch's fused optimizer skips it, and all after it."""
+    every = samples(4)
+    step = next(iter(steps_of(every, 1, token_budget=500)))
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    run(model, [step, step])
+    good = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.load_state_dict(start)
+    build = Finite.__init__
+
+    def late(finite: Finite, *args: Any) -> None:
+        build(finite, *args)
+        finite.late = True
+
+    monkeypatch.setattr(Finite, "__init__", late)
+    sick, seen = Sick(model, what), Seen()
+    optimizer = optimizer_for(sick, SETTINGS)
+    accelerator = Accelerator(cpu=True)
+    wrapped, prepared = accelerator.prepare(sick, optimizer)
+    with pytest.raises(RunError) as caught:
+        train(accelerator, wrapped, prepared, scheduler_for(optimizer, SETTINGS, 100), [step] * 4, State(),
+              max_grad_norm=1.0, callbacks=[seen], stop=lambda: False)  # fmt: skip
+    assert "step 3" in str(caught.value)
+    assert seen.steps == [1, 2, 3, 4], "nobody read a number, so nobody waited"
+    assert seen.ended == []
+    with pytest.raises(RunError, match="step 3"):
+        seen.results[3].read()
+    assert all(torch.equal(p, good[n]) for n, p in model.named_parameters()), "the last good step's weights"
 
 
 def test_dropout_is_on_while_training_and_off_for_the_held_loss(tiny_model: Path) -> None:
@@ -189,7 +226,7 @@ def test_dropout_is_on_while_training_and_off_for_the_held_loss(tiny_model: Path
     model.train()
     assert held_loss(model, row, cpu) == first
     assert model.training
-    assert len({model(**row[0]).item() for _ in range(3)}) == 3
+    assert len({model(row[0]).total.item() for _ in range(3)}) == 3
 
 
 def test_held_rows_add_up(model: LossModel) -> None:
@@ -202,6 +239,7 @@ def test_held_rows_add_up(model: LossModel) -> None:
 
 def test_a_row_goes_to_the_device_and_its_segments_stay() -> None:
     step: Step = next(iter(steps_of(samples(), 1)))
-    moved = to_device(step.micros[0], torch.device("meta"))
-    assert moved["segments"] == step.micros[0]["segments"]
-    assert {v.device.type for v in moved.values() if isinstance(v, Tensor)} == {"meta"}
+    moved = step.batches[0].to(torch.device("meta"))
+    assert moved.segments == step.batches[0].segments
+    tensors = (moved.input_ids, moved.position_ids, moved.positions, moved.targets)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

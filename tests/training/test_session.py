@@ -124,7 +124,7 @@ def test_a_run_learns_and_its_result_is_what_it_measured(sessions: Sessions, met
     trained = load_trained(run.path)
     model = objective(trained.model, Examples.of(sessions.held))
     with torch.no_grad():
-        total = sum(model(**row).item() for row in rows(sessions.held, 2048))
+        total = sum(model(row).total.item() for row in rows(sessions.held, 2048))
     assert total / sum(s.labels for s in sessions.held) == pytest.approx(losses[-1], abs=1e-5)
 
 
@@ -262,8 +262,8 @@ def test_a_model_that_cannot_be_packed_is_trained_one_dialogue_a_row(
 def test_held_rows_are_whole_samples_in_order() -> None:
     every = samples()
     for budget, expected in [(100, [(19, 8, 11, 25)]), (30, [(19, 8), (11,), (25,)]), (44, [(19, 8, 11), (25,)])]:
-        assert [row["segments"] for row in rows(every, budget)] == expected
-    assert [row["segments"] for row in rows(every, 100, packing=False)] == [(19,), (8,), (11,), (25,)]
+        assert [row.segments for row in rows(every, budget)] == expected
+    assert [row.segments for row in rows(every, 100, packing=False)] == [(19,), (8,), (11,), (25,)]
     assert list(rows([], 100)) == []
 
 

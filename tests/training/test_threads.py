@@ -8,21 +8,25 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tuneloop.data.batches.loader import Step
+from tuneloop.data.batches.pack import Batch
 from tuneloop.model.checkpoint import State
 from tuneloop.model.kernels.install import install
 from tuneloop.model.kernels.matmul import MatmulPrecision, matmul_precision
 from tuneloop.monitor.meters import OtherPrograms
 from tuneloop.runs.journal import Journal
 from tuneloop.tasks.loss import LossModel
+from tuneloop.training.finite import Finite
 from tuneloop.training.loop import StepResult
 from tuneloop.training.threads import INTERVAL, Threads, fitting, restored
 
-RESULT = StepResult(Step(0, [], 1.0, 1, 1, 1, ""), 1.0, 1.0, 1e-3)
+CPU = torch.device("cpu")
+RESULT = StepResult(Step(0, [], 1.0, 1, 1, 1, ""), torch.ones(()), torch.ones(()), 1e-3, Finite(None, CPU))
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def step_bits(count: int, method: str, how: MatmulPrecision) -> list[bytes]:
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=256, intermediate_size=640, num_hidden_layers=2, num_attention_heads=8,
                          num_key_value_heads=4, vocab_size=8192, tie_word_embeddings=True)  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     if method == "lora":
         model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "down_proj"], lora_dropout=0.1))
     install(model)
@@ -113,7 +117,7 @@ def step_bits(count: int, method: str, how: MatmulPrecision) -> list[bytes]:
     places = torch.cat([torch.arange(n) for n in segments])[None]
     at = torch.arange(1, 1023)
     with matmul_precision(how):
-        loss = objective(input_ids=ids, position_ids=places, positions=at, targets=ids[0, at + 1], segments=segments)
+        loss = objective(Batch(ids, places, at, ids[0, at + 1], segments)).total
         loss.backward()
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)

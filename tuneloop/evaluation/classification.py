@@ -22,7 +22,6 @@ from tuneloop.inference.trained import Trained
 from tuneloop.model.backbone import unwrap
 from tuneloop.model.load import placed
 from tuneloop.tasks.task import SplitView
-from tuneloop.training.loop import to_device
 from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
@@ -86,13 +85,12 @@ def scores(module: nn.Module, items: Examples, budget: int) -> NDArray[np.float3
     module.eval()
     device = next(module.parameters()).device
     packing = packs_exactly(module, items)
-    wanted = ("input_ids", "position_ids", "segments", "columns", "members")
-    found = []
-    for row in rows(items, budget, packing=packing):
-        told = {key: value for key, value in to_device(row, device).items() if key in wanted}
-        found.append(module.scores(**told).float().cpu().numpy())  # type: ignore[operator]
-    out: NDArray[np.float32] = np.concatenate(found)
-    return out
+    scores = [
+        module.scores(batch.to(device)).float().cpu().numpy()  # type: ignore[operator]
+        for batch in rows(items, budget, packing=packing)
+    ]
+    every: NDArray[np.float32] = np.concatenate(scores)
+    return every
 
 
 def chances(scores: NDArray[np.float32]) -> NDArray[np.float64]:

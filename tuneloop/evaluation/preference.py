@@ -24,7 +24,7 @@ from tuneloop.tasks.logprobs import LogProbModel, by_sample
 from tuneloop.tasks.loss import head_is_exact
 from tuneloop.tasks.reward import RewardModel
 from tuneloop.tasks.task import SplitView
-from tuneloop.training.loop import held_loss, to_device
+from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 
 
@@ -120,11 +120,9 @@ def _likelihoods(
     packing = packs_exactly(module, items)
     scores = np.zeros(len(samples))
     for row in rows(items, trained.recipe.train.token_budget, packing=packing):
-        moved: Any = to_device(row, _device(model))
-        at = moved["positions"], moved["targets"], moved["segments"]
-        logs = module.log_probs(moved["input_ids"], moved["position_ids"], *at)
-        sums, counts = by_sample(logs, moved["positions"], moved["segments"])
-        scores[list(row["members"])] = (sums / counts.clamp(min=1)).double().cpu().numpy()
+        batch = row.to(_device(model))
+        sums, counts = by_sample(module.log_probs(batch), batch.positions, batch.segments)
+        scores[list(batch.members)] = (sums / counts.clamp(min=1)).double().cpu().numpy()
     return scores
 
 
@@ -138,9 +136,8 @@ def _rewards(
     packing = packs_exactly(module, pairs)
     scores = np.zeros(len(samples))
     for row in rows(pairs, trained.recipe.train.token_budget, packing=packing):
-        moved: Any = to_device(row, _device(model))
-        found = module.scores(moved["input_ids"], moved["position_ids"], moved["segments"])[:, 0]
-        scores[list(row["members"])] = found.double().cpu().numpy()
+        found = module.scores(row.to(_device(model)))[:, 0]
+        scores[list(row.members)] = found.double().cpu().numpy()
     return scores
 
 

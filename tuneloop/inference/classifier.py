@@ -53,10 +53,7 @@ class Classifier:
             if not len(sample.ids):
                 raise ServeError("TL-SERVE-REQUEST", where="text", error=t("there is no text to name a label of"))
             require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
-            row = pack([sample])
-            scores = self._module.scores(  # type: ignore[operator]
-                row["input_ids"].to(device), row["position_ids"].to(device), row["segments"]
-            )
+            scores = self._module.scores(pack([sample]).to(device))  # type: ignore[operator]
             out.append(dict(zip(self.labels, scores[0].double().softmax(-1).tolist(), strict=True)))
         return out
 

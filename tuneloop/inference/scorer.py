@@ -58,8 +58,7 @@ class Scorer:
             if len(sample.ids) > self.context:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
             require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
-            row = pack([sample])
-            found = self._module.scores(row["input_ids"].to(device), row["position_ids"].to(device), row["segments"])
+            found = self._module.scores(pack([sample]).to(device))
             out.append(float(found[0, 0]))
         return out
 

@@ -145,11 +145,11 @@ class Frozen:
     @torch.no_grad()
     def _reach(self, samples: Sequences, chosen: Sequence[int]) -> Tensor:
         """The hidden states [length, width] of these samples in front of the lowest trained block, on the CPU."""
-        row, device = pack([samples[m] for m in chosen]), self.base.device
+        batch = pack([samples[m] for m in chosen]).to(self.base.device)
         self._reaching = True
         try:
             with computing(self.model, self.base.dtype):
-                states(self.model, row["input_ids"].to(device), row["position_ids"].to(device), row["segments"])
+                states(self.model, batch.input_ids, batch.position_ids, batch.segments)
         except _Reached as reached:
             return reached.hidden[0].cpu().contiguous()
         finally:
@@ -209,14 +209,14 @@ class Frozen:
         """
         chosen = np.unique(items.members)
         chosen = chosen[np.argsort(items.samples.lengths[chosen], kind="stable")][: 2 if packing else 1].tolist()
-        row, device, was = pack([items.samples[m] for m in chosen]), self.base.device, self.model.training
-        ids, positions = row["input_ids"].to(device), row["position_ids"].to(device)
+        batch, was = pack([items.samples[m] for m in chosen]).to(self.base.device), self.model.training
+        ids, positions = batch.input_ids, batch.position_ids
         self.model.eval()
         try:
             with computing(self.model, self.base.dtype):
-                own = states(self.model, ids, positions, row["segments"]).float()
+                own = states(self.model, ids, positions, batch.segments).float()
                 with self.of(side):
-                    ours = states(self.model, ids, positions, row["segments"], chosen).float()
+                    ours = states(self.model, ids, positions, batch.segments, chosen).float()
         finally:
             self.model.train(was)
         # Products of 16 bits, also those of float32 weights that train.matmul allows, round differently in other rows.

@@ -67,8 +67,7 @@ def cast(objective: nn.Module, kept: torch.dtype) -> None:
     if not mixed(objective, kept):
         return
     for name in ("forward", "before_step"):  # what the loop calls
-        if called := getattr(objective, name, None):
-            setattr(objective, name, _inside(called, objective, kept))
+        setattr(objective, name, _inside(getattr(objective, name), objective, kept))
 
 
 def _inside(called: Callable[..., Any], objective: nn.Module, kept: torch.dtype) -> Callable[..., Any]:

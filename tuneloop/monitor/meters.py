@@ -60,21 +60,23 @@ class Meter:
     total_tokens: int = 0
     total_seconds: float = 0.0
     peak_gb: float = 0.0
+    last_tokens: int = 0
     last_seconds: float = 0.0
     last_gb: float = 0.0
 
-    def read(self, tokens: int) -> dict[str, float]:
-        """The clock entry of a metrics line for a step of `tokens` real (non-padding) tokens."""
+    def read(self, tokens: int, steps: int = 1) -> dict[str, float]:
+        """The clock entry of a metrics line: so many steps, of `tokens` real (non-padding) tokens together, have ended
+        since the last reading. `seconds` is that of one step."""
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
         self.total_tokens += tokens
         self.total_seconds += seconds
         memory = memory_gb()
-        self.last_seconds, self.last_gb = seconds, memory
+        self.last_tokens, self.last_seconds, self.last_gb = tokens, seconds, memory
         self.peak_gb = max(self.peak_gb, memory)
         return {
             "time": round(time.time(), 3),
-            "seconds": round(seconds, 4),
+            "seconds": round(seconds / steps, 4),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
             "memory_gb": round(memory, 3),
         }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.base.language import t
-from tuneloop.data.batches.pack import Packed, pack
+from tuneloop.data.batches.pack import Batch, pack
 from tuneloop.data.tokens.encode import Sample
 from tuneloop.methods.wrap import wrap
 from tuneloop.model import determinism
@@ -23,7 +23,6 @@ from tuneloop.selftest.parity import samples
 from tuneloop.selftest.speed import Work
 from tuneloop.selftest.training import Ground
 from tuneloop.tasks.loss import LossModel
-from tuneloop.training.loop import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def _order(fixed: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _steps(model: nn.Module, rows: list[Packed], start: list[Tensor], device: torch.device, *, fixed: bool, read: bool,
+def _steps(model: nn.Module, rows: list[Batch], start: list[Tensor], device: torch.device, *, fixed: bool, read: bool,
            steps: int) -> Measured:  # fmt: skip
     """Steps of AdamW over the rows from the weights `start`; `read` waits for loss and norm at each."""
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -61,7 +60,7 @@ def _steps(model: nn.Module, rows: list[Packed], start: list[Tensor], device: to
             if k == 1:  # the first one compiles, allocates and chooses kernels
                 _wait(device)
                 began = time.perf_counter()
-            loss = model(**to_device(rows[k % len(rows)], device)) / 100
+            loss = model(rows[k % len(rows)].to(device)).total / 100
             with determinism.backward():
                 loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -77,9 +76,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _rows(every: list[Sample], budget: int) -> list[Packed]:
+def _rows(every: list[Sample], budget: int) -> list[Batch]:
     """Full rows of at most `budget` tokens."""
-    found, held = list[Packed](), list[Sample]()
+    found, held = list[Batch](), list[Sample]()
     for sample in every:
         if held and sum(len(s.ids) for s in held) + len(sample.ids) > budget:
             found.append(pack(held))

@@ -22,7 +22,6 @@ from tuneloop.selftest import subject
 from tuneloop.selftest.lines import FailedError, Lines
 from tuneloop.selftest.training import Ground
 from tuneloop.tasks.loss import LossModel
-from tuneloop.training.loop import to_device
 
 
 def samples(ground: Ground, count: int) -> list[Sample]:
@@ -60,7 +59,7 @@ def _loss(ground: Ground, device: torch.device, count: int) -> str:
     batch = samples(ground, count)
     ours: Any = load_model(ground.model, "float32")
     ours.to(device).requires_grad_(True)
-    mine = LossModel(ours)(**to_device(pack(batch), device)) / sum(s.labels for s in batch)
+    mine = LossModel(ours)(pack(batch).to(device)).total / sum(s.labels for s in batch)
     mine.backward()
     got = mine.item(), _norm(ours)
     del ours

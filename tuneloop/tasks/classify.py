@@ -18,66 +18,54 @@ from torch.nn.functional import cross_entropy
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
 from tuneloop.data.batches.examples import Examples
+from tuneloop.data.batches.pack import Batch
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.model.backbone import callable_model, states, tell_pairs, token_types, unwrap
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.heads import ends, reader
+from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 STEPS = 20
 """Numbers that a scale may have, such as stars in halves: with more of them they measure, and name nothing."""
 
 
-class LabelModel(nn.Module):
-    """Trunk, head and class-weighted cross entropy in one forward: the module that accelerate wraps.
+class LabelModel(Objective):
+    """Class-weighted cross entropy of the scores that a head gives to each text of a batch.
 
-    Forward takes a `Packed` row with the columns `label` int64 [n] and `weight` float32 [n] and returns the sum of the
-    weighted losses of its texts, float32 []. Divided by the sum of the weights it is torch's weighted cross entropy.
+    Its columns are `label` int64 [n] and `weight` float32 [n]. The total divided by the sum of the weights is torch's
+    weighted cross entropy.
     """
 
     def __init__(self, model: nn.Module, probe: Tensor) -> None:
         """`probe` int64 [1, length] is a text on which the way to the head is proven."""
-        super().__init__()
-        self.model = model
-        self.training = model.training
+        super().__init__(model)
         self.read = reader(model, probe)
 
-    def scores(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: tuple[int, ...],
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        """Scores (before the softmax) of the texts of a packed row, float32 [n, labels]."""
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores (before the softmax) of the texts of a batch, float32 [n, labels]."""
         base = unwrap(self.model)
         if self.read is None:
             own = [
                 callable_model(self.model)(input_ids=ids, **token_types(self.model, ids)).logits[0]
-                for ids in input_ids.split(segments, 1)
+                for ids in batch.input_ids.split(batch.segments, 1)
             ]
             return torch.stack(own).float()
-        hidden = states(self.model, input_ids, position_ids, segments, members)
-        first, last = ends(base, hidden, input_ids, segments)
+        hidden = states(self.model, batch.input_ids, batch.position_ids, batch.segments, batch.members)
+        first, last = ends(base, hidden, batch.input_ids, batch.segments)
         return self.read(base, first, last).float()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: tuple[int, ...],
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        scores = self.scores(input_ids, position_ids, segments, columns, members)
-        if not columns or "label" not in columns:  # an idle rank's pass
-            return scores.sum() * 0.0
-        losses = cross_entropy(scores, columns["label"], reduction="none")
-        return (losses * columns["weight"]).sum()
+    def forward(self, batch: Batch) -> Losses:
+        return label_losses(self.scores(batch), batch)
+
+
+def label_losses(scores: Tensor, batch: Batch) -> Losses:
+    """Weighted cross entropy of scores float32 [n, labels] and the batch's columns `label` and `weight`."""
+    if "label" not in batch.columns:  # an idle rank's pass
+        return Losses(scores.sum() * 0.0, scores.new_zeros(0))
+    each = cross_entropy(scores, batch.columns["label"], reduction="none") * batch.columns["weight"]
+    return Losses(each.sum(), each.detach())
 
 
 def classes(

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tuneloop.model.backbone import packed_inputs, states, unwrap
-from tuneloop.tasks.loss import CHUNK, LossModel
+from tuneloop.data.batches.pack import Batch
+from tuneloop.model.backbone import packed_inputs, unwrap
+from tuneloop.tasks.loss import CHUNK, LossModel, sample_of
 
 
-def _told(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+def _log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target, float32 [n]."""
     return -cross_entropy(head(hidden).float(), targets, reduction="none")
 
@@ -45,16 +46,18 @@ class _Chunked(torch.autograd.Function):
         if any(ctx.trained):
             ctx.random = _random(hidden.device)
             for start in range(0, len(hidden), rows):
-                logs[start : start + rows] = _told(head, hidden[start : start + rows], targets[start : start + rows])
+                logs[start : start + rows] = _log_probs(
+                    head, hidden[start : start + rows], targets[start : start + rows]
+                )
             ctx.save_for_backward(hidden, targets, *(w for w in weights if w.requires_grad))
             return logs
         back = torch.empty_like(hidden)
         for start in range(0, len(hidden), rows):
             with torch.enable_grad():
                 part = hidden[start : start + rows].detach().requires_grad_(True)
-                told = _told(head, part, targets[start : start + rows])
-                (back[start : start + rows],) = torch.autograd.grad(told.sum(), part)
-            logs[start : start + rows] = told.detach()
+                logs_of = _log_probs(head, part, targets[start : start + rows])
+                (back[start : start + rows],) = torch.autograd.grad(logs_of.sum(), part)
+            logs[start : start + rows] = logs_of.detach()
         ctx.save_for_backward(back)
         return logs
 
@@ -72,7 +75,7 @@ class _Chunked(torch.autograd.Function):
                 with torch.enable_grad(), ctx.casting:
                     part = first[at].detach().requires_grad_(True)
                     mine, *theirs = torch.autograd.grad(
-                        _told(ctx.head, part, targets[at]), [part, *trained], grad_outputs=scale[at]
+                        _log_probs(ctx.head, part, targets[at]), [part, *trained], grad_outputs=scale[at]
                     )
                 back[at] = mine
                 for grad, piece in zip(grads, theirs, strict=True):
@@ -100,45 +103,30 @@ def _drawing_again(random: tuple[Tensor, Tensor | None], device: torch.device) -
 class LogProbModel(LossModel):
     """A model with its head, for objectives that compare whole answers."""
 
-    def log_probs(
-        self, input_ids: Tensor, position_ids: Tensor, positions: Tensor, targets: Tensor, segments: tuple[int, ...],
-        members: tuple[int, ...] = (),
-    ) -> Tensor:  # fmt: skip
-        """Log-probability of each label of a `Packed` row, float32 [labels]."""
-        base = unwrap(self.model)
+    def log_probs(self, batch: Batch) -> Tensor:
+        """Log-probability of each label of a batch, float32 [labels]."""
+        base, targets = unwrap(self.model), batch.targets
         if self.own_head:
-            given = packed_inputs(self.model, input_ids, position_ids, segments)
-            own = base(**given.inputs, logits_to_keep=given.tokens(positions))
+            given = packed_inputs(self.model, batch.input_ids, batch.position_ids, batch.segments)
+            own = base(**given.inputs, logits_to_keep=given.tokens(batch.positions))
             return -cross_entropy(own.logits[0].float(), targets, reduction="none")
-        hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, positions)
+        hidden = self.states(batch).index_select(0, batch.positions)
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
         if not torch.is_grad_enabled():
-            parts = zip(hidden.split(rows), targets.split(rows), strict=True)
-            return torch.cat([_told(self.head, h, y) for h, y in parts])
+            pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+            return torch.cat([_log_probs(self.head, h, y) for h, y in pieces])
         logs: Tensor = _Chunked.apply(hidden, targets, self.head, rows, *base.get_output_embeddings().parameters())  # type: ignore[no-untyped-call]
         return logs
 
-    def idle(self, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...]) -> Tensor:
-        """No loss, but a graph that reaches every trained weight: the pass of a rank that has nothing to do."""
-        every = states(self.model, input_ids, position_ids, segments)
-        return touched(every, unwrap(self.model).get_output_embeddings())
-
-
-def touched(every: Tensor, head: nn.Module) -> Tensor:
-    """Zero, with a graph that reaches hidden states and a head's trained weights, float32 []."""
-    ends = [w.flatten()[0].float() for w in head.parameters() if w.requires_grad]
-    return torch.stack([every.float().sum(), *ends]).sum() * 0.0
-
 
 def by_sample(values: Tensor, positions: Tensor, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Sum of the values [labels] of each sample of a row, and how many they are: two float32 [samples].
+    """Sum of the values [labels] of each sample of a batch, and how many they are: two float32 [samples].
 
     positions int64 [labels]: where each label is predicted from, which is in its own sample.
 
     >>> by_sample(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 2, 5]), (3, 2, 2))[0].tolist()
     [3.0, 0.0, 4.0]
     """
-    ends = torch.tensor(segments, device=positions.device).cumsum(0)
-    which = torch.searchsorted(ends, positions, right=True)
+    which = sample_of(positions, segments)
     sums = torch.zeros(len(segments), device=values.device).index_add(0, which, values)
     return sums, torch.bincount(which, minlength=len(segments)).to(values.dtype)

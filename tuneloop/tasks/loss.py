@@ -7,36 +7,42 @@ so that wrapped and sharded heads work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import log_softmax, nll_loss
 
+from tuneloop.data.batches.pack import Batch
 from tuneloop.model.backbone import packed_inputs, states, unwrap
+from tuneloop.tasks.objective import Losses, Objective
 
 CHUNK = 1 << 24
 """Logits (label positions x vocabulary) that may exist at a time: 64 MiB in fp32."""
 
 
-def _summed(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(head(hidden).float(), targets, reduction="sum")
+def _summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of logits [n, vocabulary]: the sum, float32 [], and that of each position, float32 [n], detached."""
+    logs = log_softmax(logits.float(), -1)
+    return nll_loss(logs, targets, reduction="sum"), -logs.detach().gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """Summed loss of all chunks. Forward computes the gradients as well, so no chunk's logits outlive it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, rows: int, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Any, rows: int, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         trained = [w for w in weights if w.requires_grad]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        each = total.new_empty(len(targets))
         grads = [torch.zeros_like(w) for w in trained]
         back = torch.empty_like(hidden)
         for start in range(0, len(hidden), rows):
             with torch.enable_grad():
                 part = hidden[start : start + rows].detach().requires_grad_(True)
-                loss = _summed(head, part, targets[start : start + rows])
+                loss, each[start : start + rows] = _summed(head(part), targets[start : start + rows])
                 mine, *theirs = torch.autograd.grad(loss, [part, *trained])
             total += loss.detach()
             back[start : start + rows] = mine
@@ -44,11 +50,12 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad += piece
         ctx.save_for_backward(back, *grads)
         ctx.trained = [w.requires_grad for w in weights]
-        return total
+        ctx.mark_non_differentiable(each)
+        return total, each
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = outputs
+        scale, _ = outputs
         back, *grads = ctx.saved_tensors
         left = iter(grads)
         return (back * scale, None, None, None, *(next(left) * scale if t else None for t in ctx.trained))
@@ -61,8 +68,9 @@ class _LinearLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=torch.float32)
+        each = total.new_empty(len(targets))
         back = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight) if weight.requires_grad else None
         space = hidden.new_empty(min(rows, len(hidden)), len(weight))
@@ -72,14 +80,17 @@ class _LinearLoss(torch.autograd.Function):
             torch.mm(part, weight.t(), out=logits)
             torch.log_softmax(logits, -1, out=logits)
             at = target.unsqueeze(1)
-            total -= logits.gather(1, at).sum()
+            own = logits.gather(1, at)
+            total -= own.sum()
+            each[start : start + rows] = -own.squeeze(1)
             logits.exp_()
             logits.scatter_add_(1, at, logits.new_full((len(part), 1), -1.0))
             torch.mm(logits, weight, out=back[start : start + rows])
             if of_weight is not None:
                 of_weight.addmm_(logits.t(), part)
         ctx.save_for_backward(back, of_weight)
-        return total
+        ctx.mark_non_differentiable(each)
+        return total, each
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,18 +99,13 @@ class _LinearLoss(torch.autograd.Function):
         return back * scale, None, of_weight * scale if of_weight is not None else None, None
 
 
-class LossModel(nn.Module):
-    """Trunk, head and loss in one forward: the module that accelerate wraps.
-
-    Forward takes a `Packed` row (data/batches/plan.py) and returns the sum of the label tokens' losses, float32 [].
-    """
+class LossModel(Objective):
+    """Cross entropy of the label tokens; what an example loses is the sum over its own."""
 
     def __init__(self, model: nn.Module, *, own_head: bool = False) -> None:
         """`own_head` asks the model itself for the logits, unchunked: for a model whose head we do not match."""
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.own_head = own_head
-        self.training = model.training  # else putting this back as it was would switch the model's dropout on
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [n, width] -> [n, vocabulary], with the model's own scaling and capping.
@@ -124,37 +130,63 @@ class LossModel(nn.Module):
         plainly = type(head) is nn.Linear and head.bias is None and not scaled and not head._forward_hooks
         return plainly and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        segments: tuple[int, ...] | None = None,
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        base = unwrap(self.model)
-        if self.own_head and len(targets):
-            given = packed_inputs(self.model, input_ids, position_ids, segments)
-            own = base(**given.inputs, logits_to_keep=given.tokens(positions))
-            whole: Tensor = cross_entropy(own.logits[0].float(), targets, reduction="sum")
-            return whole
-        every = states(self.model, input_ids, position_ids, segments, members)
-        hidden = every.index_select(0, positions)
+    def forward(self, batch: Batch) -> Losses:
+        if not batch.labels:
+            total = self.idle(batch)
+            return Losses(total, total.new_zeros(0).detach())
+        total, each = self._losses(batch)
+        return Losses(total, per_sample(each, batch.positions, batch.segments))
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the label tokens' losses, float32 [], and each of them, float32 [labels], detached."""
+        base, targets = unwrap(self.model), batch.targets
+        if self.own_head:
+            given = packed_inputs(self.model, batch.input_ids, batch.position_ids, batch.segments)
+            return _summed(base(**given.inputs, logits_to_keep=given.tokens(batch.positions)).logits[0], targets)
+        hidden = self.states(batch).index_select(0, batch.positions)
         head = base.get_output_embeddings()
-        if len(targets) == 0:  # an idle rank's pass: no loss, but a graph that reaches every trained weight
-            ends = [w.flatten()[0].float() for w in head.parameters() if w.requires_grad]
-            return torch.stack([every.float().sum(), *ends]).sum() * 0.0
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
+        both: tuple[Tensor, Tensor]
         if not torch.is_grad_enabled():
-            losses = [_summed(self.head, h, y) for h, y in zip(hidden.split(rows), targets.split(rows), strict=True)]
-            return torch.stack(losses).sum()
+            pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+            sums, each = zip(*(_summed(self.head(h), y) for h, y in pieces), strict=True)
+            return torch.stack(sums).sum(), torch.cat(each)
         if self._bare(head) and hidden.dtype == torch.float32:
-            bare: Tensor = _LinearLoss.apply(hidden, targets, head.weight, max(1, rows))  # type: ignore[no-untyped-call]
-            return bare
-        loss: Tensor = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]
-        return loss
+            both = _LinearLoss.apply(hidden, targets, head.weight, rows)  # type: ignore[no-untyped-call]
+        else:
+            both = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]
+        return both
+
+    def states(self, batch: Batch) -> Tensor:
+        """The last hidden states of a batch, [length, width]."""
+        return states(self.model, batch.input_ids, batch.position_ids, batch.segments, batch.members)
+
+    def idle(self, batch: Batch) -> Tensor:
+        """No loss, but a graph that reaches every trained weight: the pass of a rank that has nothing to do."""
+        return touched(self.states(batch), unwrap(self.model).get_output_embeddings())
+
+
+def touched(every: Tensor, head: nn.Module) -> Tensor:
+    """Zero, with a graph that reaches hidden states and a head's trained weights, float32 []."""
+    ends = [w.flatten()[0].float() for w in head.parameters() if w.requires_grad]
+    return torch.stack([every.float().sum(), *ends]).sum() * 0.0
+
+
+def per_sample(values: Tensor, positions: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """Sum of the values [labels] of each sample of a batch, float32 [samples].
+
+    positions int64 [labels]: where each label is predicted from, which is in its own sample.
+
+    >>> per_sample(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 2, 5]), (3, 2, 2)).tolist()
+    [3.0, 0.0, 4.0]
+    """
+    return torch.zeros(len(segments), device=values.device).index_add(0, sample_of(positions, segments), values)
+
+
+def sample_of(positions: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """The sample that each of these positions in a batch is in, int64."""
+    ends = torch.tensor(segments, device=positions.device).cumsum(0)
+    return torch.searchsorted(ends, positions, right=True)
 
 
 def head_is_exact(model: nn.Module, ids: Tensor, tolerance: float = 1e-4) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -25,12 +26,13 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import Packed
+from tuneloop.data.batches.pack import Batch
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import PreferPart, TrainPart
 from tuneloop.tasks import pairs
 from tuneloop.tasks.logprobs import LogProbModel, by_sample
 from tuneloop.tasks.loss import head_is_exact
+from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
@@ -94,106 +96,97 @@ PAIRED: dict[str, Callable[[Answers, Answers, PreferPart], Tensor]] = {
     "dpo": dpo, "ipo": ipo, "orpo": orpo, "simpo": simpo,
 }  # fmt: skip
 REFERENCED = frozenset({"dpo", "ipo", "kto"})
-PAIRED_TOLD = ("accuracy", "margin", "reward_better", "reward_worse")
-JUDGED_TOLD = ("accuracy", "margin", "anchor")
+PAIRED_METRICS = ("accuracy", "margin", "reward_better", "reward_worse")
+JUDGED_METRICS = ("accuracy", "margin", "anchor")
 
 
 class PreferModel(LogProbModel):
-    """Forward takes a `Packed` row of whole items and returns the sum of the pairs' (or the answers') losses.
+    """The losses of whole examples: of pairs, or with KTO of judged answers.
 
     Columns: reference float32 [samples]; good for KTO. While the reference is not known (when it is asked whether the
-    model can be packed), the loss is the answers' own, a token. `told` float32 [told_names] holds sums over what was
-    trained on since it was last emptied: whether the better answer has the higher reward, by how much, and the rewards.
+    model can be packed), the loss is the answers' own, a token. `metrics` are whether the better answer has the higher
+    reward, by how much, and the rewards; with KTO the anchor that they are measured from.
     """
 
     def __init__(self, model: nn.Module, part: PreferPart, loss: str, *, own_head: bool = False) -> None:
         super().__init__(model, own_head=own_head)
         self.part, self.loss = part, loss
         self.anchor = 0.0
-        self.told_names = JUDGED_TOLD if loss == "kto" else PAIRED_TOLD
-        self.told = torch.zeros(len(self.told_names))
+        self.metrics = JUDGED_METRICS if loss == "kto" else PAIRED_METRICS
 
-    def answers(self, row: Packed) -> Answers:
-        """What the model finds of each sample of a row that has labels."""
-        logs = self.log_probs(row["input_ids"], row["position_ids"], row["positions"], row["targets"], row["segments"],
-                              row.get("members", ()))  # fmt: skip
-        sums, counts = by_sample(logs, row["positions"], row["segments"])
-        known = row.get("columns", {}).get("reference")
+    def answers(self, batch: Batch) -> Answers:
+        """What the model finds of each sample of a batch that has labels."""
+        sums, counts = by_sample(self.log_probs(batch), batch.positions, batch.segments)
+        known = batch.columns.get("reference")
         return Answers(sums, torch.zeros_like(sums) if known is None else known.to(sums), counts)
 
     @torch.no_grad()
-    def before_step(self, micros: Sequence[Packed], reduce: Callable[[Tensor], Tensor]) -> None:
+    def before_step(self, batches: Sequence[Batch], reduce: Callable[[Tensor], Tensor]) -> None:
         """KTO: measure z0 of the step on prompts with other rows' answers, without dropout; over all ranks."""
         if self.loss != "kto":
             return
         was = self.training
         self.eval()
         total = torch.zeros(2, device=next(self.parameters()).device)
-        for micro in micros:
-            if len(micro["targets"]):
-                gain = self.answers(_half(micro, 1)).gain
+        for batch in batches:
+            if batch.labels:
+                gain = self.answers(_half(batch, 1)).gain
                 total += torch.stack([gain.sum(), torch.full_like(gain, 1).sum()])
         self.train(was)
         total = reduce(total)
         self.anchor = max(0.0, float(total[0] / total[1].clamp(min=1)))
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        segments: tuple[int, ...] | None = None,
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        row = Packed(input_ids=input_ids, position_ids=position_ids, positions=positions, targets=targets,
-                     segments=segments or (input_ids.shape[1],), columns=columns or {}, members=members)  # fmt: skip
-        if len(targets) == 0:
-            return self.idle(input_ids, position_ids, row["segments"])
-        if self.loss in REFERENCED and "reference" not in row["columns"]:
-            return -self.answers(row).mean.sum()
-        losses = self._judged(_half(row, 0)) if self.loss == "kto" else self._paired(self.answers(row))
-        return losses.sum()
+    def forward(self, batch: Batch) -> Losses:
+        if not batch.labels:
+            total = self.idle(batch)
+            return Losses(total, total.new_zeros(0).detach())
+        if self.loss in REFERENCED and "reference" not in batch.columns:
+            each = -self.answers(batch).mean
+            return Losses(each.sum(), each.detach())
+        if self.loss == "kto":
+            return self._judged(_half(batch, 0))
+        return self._paired(self.answers(batch))
 
-    def _paired(self, answers: Answers) -> Tensor:
+    def _paired(self, answers: Answers) -> Losses:
         better, worse = answers.take(slice(0, None, 2)), answers.take(slice(1, None, 2))
-        losses = PAIRED[self.loss](better, worse, self.part) - self.part.sft * better.mean
+        each = PAIRED[self.loss](better, worse, self.part) - self.part.sft * better.mean
         rewards = [self.part.beta * (x.gain if self.loss in REFERENCED else x.mean) for x in (better, worse)]
         margin = rewards[0] - rewards[1]
-        self._tell((margin > 0).float(), margin, *rewards)
-        return losses
+        return _losses(each, (margin > 0).float(), margin, *rewards)
 
-    def _judged(self, row: Packed) -> Tensor:
-        answers, good = self.answers(row), row["columns"]["good"]
+    def _judged(self, batch: Batch) -> Losses:
+        answers, good = self.answers(batch), batch.columns["good"]
         # Outside training z0 is 0, so that held-out losses of different steps compare.
         anchor = torch.tensor(self.anchor if self.training else 0.0, device=good.device)
-        losses = kto(answers, good, anchor, self.part) - self.part.sft * good * answers.mean
+        each = kto(answers, good, anchor, self.part) - self.part.sft * good * answers.mean
         reward = self.part.beta * answers.gain
-        self._tell(((reward > 0) == (good > 0)).float(), reward * (2 * good - 1), anchor.expand_as(good))
-        return losses
-
-    def _tell(self, *values: Tensor) -> None:
-        """Add up n values of each name."""
-        if self.training and torch.is_grad_enabled():
-            self.told = self.told.to(values[0].device) + torch.stack(values).detach().sum(1)
+        right = ((reward > 0) == (good > 0)).float()
+        return _losses(each, right, reward * (2 * good - 1), anchor.expand_as(good))
 
 
-def _half(row: Packed, which: int) -> Packed:
-    """The first or the second sample of each item of a row, as a row of their own."""
-    sizes = torch.tensor(row["segments"])
-    device = row["input_ids"].device
+def _losses(each: Tensor, *metrics: Tensor) -> Losses:
+    """The losses of n examples and the n numbers of each metric."""
+    return Losses(each.sum(), each.detach(), torch.stack(metrics).detach().sum(1))
+
+
+def _half(batch: Batch, which: int) -> Batch:
+    """The first or the second sample of each example of a batch, as a batch of their own."""
+    sizes = torch.tensor(batch.segments)
+    device = batch.input_ids.device
     chosen = torch.arange(len(sizes)) % 2 == which
-    kept = chosen.repeat_interleave(sizes).to(device)
-    place = kept.cumsum(0) - 1
-    mine = kept[row["positions"]]
+    tokens = chosen.repeat_interleave(sizes).to(device)
+    place = tokens.cumsum(0) - 1
+    mine = tokens[batch.positions]
     half = chosen.to(device)
-    return Packed(
-        input_ids=row["input_ids"][:, kept], position_ids=row["position_ids"][:, kept],
-        positions=place[row["positions"][mine]], targets=row["targets"][mine],
-        segments=tuple(row["segments"][which::2]), members=tuple(row.get("members", ())[which::2]),
-        columns={name: column[half] for name, column in row.get("columns", {}).items()},
-    )  # fmt: skip
+    return Batch(
+        input_ids=batch.input_ids[:, tokens],
+        position_ids=batch.position_ids[:, tokens],
+        positions=place[batch.positions[mine]],
+        targets=batch.targets[mine],
+        segments=tuple(batch.segments[which::2]),
+        members=tuple(batch.members[which::2]),
+        columns={name: column[half] for name, column in batch.columns.items()},
+    )
 
 
 def loss_name(part: PreferPart, *, paired: bool) -> str:
@@ -226,41 +219,42 @@ def objective(model: nn.Module, items: Examples, setting: TaskContext) -> Prefer
     return PreferModel(model, setting.train.prefer, loss, own_head=not exact)
 
 
-def precompute_reference(inner: nn.Module, items: Examples, rows: Iterable[Packed], keep: Path) -> Examples:
-    """The items with what the model finds of each of their samples now, before its first step: column reference.
+def precompute_reference(inner: Objective, examples: Examples, batches: Iterable[Batch], keep: Path) -> Examples:
+    """The examples with what the model finds of each of their samples now, before its first step: column reference.
 
     Kept in the file `keep`, so that a run that is resumed goes on from the same numbers to the last bit.
     """
     assert isinstance(inner, PreferModel)
     if inner.loss not in REFERENCED:
-        return items
-    found = _kept(keep, len(items.samples))
-    if found is None:
-        found = _measured(inner, items, rows)
+        return examples
+    reference = _read_reference(keep, len(examples.samples))
+    if reference is None:
+        reference = _measured(inner, examples, batches)
         with draft_of(keep, sync=True) as draft:
-            np.save(draft, found, allow_pickle=False)
-    return replace(items, columns={**items.columns, "reference": found})
+            np.save(draft, reference, allow_pickle=False)
+    return replace(examples, columns={**examples.columns, "reference": reference})
 
 
-def _kept(keep: Path, samples: int) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+def _read_reference(file: Path, samples: int) -> NDArray[np.float32] | None:
+    """The reference of so many samples that lies in a file; None where it does not."""
     try:
-        found = np.load(keep, allow_pickle=False)
+        reference: NDArray[np.float32] = np.load(file, allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return found if found.shape == (samples,) and found.dtype == np.float32 else None
+    return reference if reference.shape == (samples,) and reference.dtype == np.float32 else None
 
 
 @torch.no_grad()
-def _measured(inner: PreferModel, items: Examples, rows: Iterable[Packed]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    found = np.zeros(len(items.samples), np.float32)
+def _measured(inner: PreferModel, examples: Examples, batches: Iterable[Batch]) -> NDArray[np.float32]:
+    reference = np.zeros(len(examples.samples), np.float32)
     was = inner.training
     inner.eval()
     device = next(inner.parameters()).device
-    for row in rows:
-        moved: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in row.items() if k != "columns"}
-        found[list(row["members"])] = inner.answers(moved).sums.float().cpu().numpy()
+    for batch in batches:
+        sums = inner.answers(replace(batch, columns={}).to(device)).sums
+        reference[list(batch.members)] = sums.float().cpu().numpy()
     inner.train(was)
-    return found
+    return reference
 
 
 def _needs_reference(items: Examples, train: TrainPart) -> bool:

@@ -8,47 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import logsigmoid
 
 from tuneloop.data.batches.examples import Examples
+from tuneloop.data.batches.pack import Batch
 from tuneloop.model.head import Head
 from tuneloop.tasks import pairs
 from tuneloop.tasks.classify import LabelModel, probe
+from tuneloop.tasks.objective import Losses
 from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 
 class RewardModel(LabelModel):
-    """Forward takes a `Packed` row of whole pairs, the better answer first, and returns the sum of their losses.
+    """Bradley-Terry loss of whole pairs, the better answer first; what an example loses is a pair's."""
 
-    `told` float32 [told_names] holds sums over the pairs trained on since it was last emptied.
-    """
+    metrics = ("accuracy", "margin", "reward_better", "reward_worse")
 
-    told_names = ("accuracy", "margin", "reward_better", "reward_worse")
-
-    def __init__(self, model: nn.Module, probe: Tensor) -> None:
-        super().__init__(model, probe)
-        self.told = torch.zeros(len(self.told_names))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: tuple[int, ...],
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        rewards = self.scores(input_ids, position_ids, segments, columns, members)[:, 0]
-        if targets is not None and not len(targets):  # an idle rank's pass
-            return rewards.sum() * 0.0
+    def forward(self, batch: Batch) -> Losses:
+        rewards = self.scores(batch)[:, 0]
+        if not batch.labels:  # an idle rank's pass
+            return Losses(rewards.sum() * 0.0, rewards.new_zeros(0))
         better, worse = rewards[::2], rewards[1::2]
         margin = better - worse
-        if self.training and torch.is_grad_enabled():
-            told = torch.stack([(margin > 0).float(), margin, better, worse]).detach().sum(1)
-            self.told = self.told.to(told.device) + told
-        return -logsigmoid(margin).sum()
+        each = -logsigmoid(margin)
+        sums = torch.stack([(margin > 0).float(), margin, better, worse]).detach().sum(1)
+        return Losses(each.sum(), each.detach(), sums)
 
 
 def _head(setting: TaskContext, config: Any) -> Head:

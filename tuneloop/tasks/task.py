@@ -11,10 +11,11 @@ from torch import nn
 
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import Packed
+from tuneloop.data.batches.pack import Batch
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.tasks.objective import Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,7 @@ def _as_encoded(rows: SplitView, setting: TaskContext) -> Sequences:
 class Task:
     """One entry of TASKS. Planner, session, evaluation and export read its parts, never its name.
 
-    `objective(model, items, setting)` is the module that accelerate wraps: it takes a `Packed` row and returns the sum
-    of its losses, float32 []. `precompute_reference(objective, items, rows, keep)` adds to the examples what must be
+    `objective(model, items, setting)` is the module that accelerate wraps. `precompute_reference(objective, items, rows, keep)` adds to the examples what must be
     known of the model before its first step (a reference's log-probabilities): found by passing `rows`, which are all
     the examples, or read from the file `keep`, where it was left when the run began.
     """
@@ -60,8 +60,8 @@ class Task:
     head: Callable[[TaskContext, Any], Head]
     """Called with the setting and the model's configuration."""
     items: Callable[[SplitView, TaskContext], Examples]
-    objective: Callable[[nn.Module, Examples, TaskContext], nn.Module]
-    precompute_reference: Callable[[nn.Module, Examples, Iterable[Packed], Path], Examples] | None = None
+    objective: Callable[[nn.Module, Examples, TaskContext], Objective]
+    precompute_reference: Callable[[Objective, Examples, Iterable[Batch], Path], Examples] | None = None
     needs_reference: Callable[[Examples, TrainPart], bool] | None = None
     """Whether `precompute_reference` passes all items, where that depends on the recipe."""
     generates: bool = True

@@ -16,21 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
+from tuneloop.data.batches.pack import Batch
 from tuneloop.data.tokens.samples import Sequences, labels_of, starts_of
 from tuneloop.data.tokens.templates import encode
 from tuneloop.model.backbone import callable_model, states, unwrap
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
-from tuneloop.tasks.classify import class_weights, labelled, ordered, probe
+from tuneloop.tasks.classify import class_weights, label_losses, labelled, ordered, probe
 from tuneloop.tasks.heads import filler
 from tuneloop.tasks.loss import LossModel, head_is_exact
+from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.tasks.task import SplitView, Task, TaskContext
 
 TEXT, MASK = "{text}", "{mask}"
@@ -227,17 +228,12 @@ def _place(setting: TaskContext) -> int | None:
     return -1 - len(encode(setting.tokenizer, [behind])[0]) - len(tail)
 
 
-class PromptModel(nn.Module):
-    """Trunk, language head at one position a text, and the class-weighted cross entropy of the labels' words.
-
-    Forward takes a `Packed` row and returns the sum of the losses of its texts, float32 [], as `LabelModel` does.
-    """
+class PromptModel(Objective):
+    """Class-weighted cross entropy of the labels' words, by the language head at one position a text."""
 
     def __init__(self, model: nn.Module, ids: Tensor, setting: TaskContext) -> None:
         """`ids` int64 [1, length] is a text on which the way to the head is proven."""
-        super().__init__()
-        self.model = model
-        self.training = model.training
+        super().__init__(model)
         self.place = _place(setting)
         self.mask = getattr(setting.tokenizer, "mask_token_id", None)
         words = word_ids(setting)
@@ -263,42 +259,27 @@ class PromptModel(nn.Module):
         at: list[int] = (edge + self.place).tolist()
         return at
 
-    def scores(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: tuple[int, ...],
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        """Scores of the labels of each text of a packed row, float32 [n, labels]: the mean logit of their words."""
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores of the labels of each text of a batch, float32 [n, labels]: the mean logit of their words."""
+        ids, segments = batch.input_ids, batch.segments
         if self.own:
-            texts = input_ids.split(segments, 1)
-            places = [self._at((ids.shape[1],), ids)[0] for ids in texts]
+            texts = ids.split(segments, 1)
+            places = [self._at((text.shape[1],), text)[0] for text in texts]
             logits = torch.stack(
-                [callable_model(self.model)(input_ids=ids).logits[0, at] for ids, at in zip(texts, places, strict=True)]
+                [
+                    callable_model(self.model)(input_ids=text).logits[0, at]
+                    for text, at in zip(texts, places, strict=True)
+                ]
             )
         else:
-            at = torch.tensor(self._at(segments, input_ids), device=input_ids.device)
-            hidden = states(self.model, input_ids, position_ids, segments, members).index_select(0, at)
+            at = torch.tensor(self._at(segments, ids), device=ids.device)
+            hidden = states(self.model, ids, batch.position_ids, segments, batch.members).index_select(0, at)
             base = unwrap(self.model)
             logits = LossModel(self.model).head(hidden) if self.fill is None else self.fill(base, hidden)
         return logits[:, self.columns].float() @ self.share.to(logits.device)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: tuple[int, ...],
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        columns: dict[str, Tensor] | None = None,
-        members: tuple[int, ...] = (),
-    ) -> Tensor:
-        scores = self.scores(input_ids, position_ids, segments, columns, members)
-        if not columns or "label" not in columns:  # an idle rank's pass
-            return scores.sum() * 0.0
-        return (cross_entropy(scores, columns["label"], reduction="none") * columns["weight"]).sum()
+    def forward(self, batch: Batch) -> Losses:
+        return label_losses(self.scores(batch), batch)
 
 
 def _head(setting: TaskContext, config: Any) -> Head:

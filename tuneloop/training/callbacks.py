@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +19,9 @@ from tuneloop.monitor.meters import Meter
 from tuneloop.recipe.schema import Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.training.loop import StepResult
+
+BAR_INTERVAL = 0.1
+"""Seconds between two readings of a step's numbers for the bar on a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +49,38 @@ class Due:
 
 @dataclass(slots=True)
 class Metrics:
-    """Writes a training line when due."""
+    """Writes a training line when due.
+
+    The clock is read after each step; with `late`, on a card that runs behind, when a line is due and its numbers have
+    been waited for, and is then of the mean step since the last line.
+    """
 
     journal: Journal
     meter: Meter
     due: Due
     steps_per_epoch: int
+    late: bool = False
+    tokens: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
 
     def on_step(self, state: State, result: StepResult) -> None:
-        step = result.step
-        clock = self.meter.read(step.tokens)
-        if not self.due(state.step):
+        step, due = result.step, self.due(state.step)
+        self.tokens, self.steps = self.tokens + step.tokens, self.steps + 1
+        if self.late and not due:
+            return
+        figures = result.read() if due else None
+        clock = self.meter.read(self.tokens, self.steps)
+        self.tokens = self.steps = 0
+        if figures is None:
             return
         self.journal.write(
             {
                 "step": state.step,
                 "epoch": round(state.step / self.steps_per_epoch, 4),
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "learning_rate": result.learning_rate,
-                **result.told,
+                "loss": figures.loss,
+                "grad_norm": figures.grad_norm,
+                "learning_rate": figures.learning_rate,
+                **figures.metrics,
                 "samples": step.samples,
                 "batch": step.digest,
                 "tokens": step.tokens,
@@ -89,11 +104,12 @@ class HeldOut:
     steps_per_epoch: int
     measure: Callable[[], tuple[float, float]]
     say: Callable[[str], None]
-    told: Sequence[Callable[[int, float], None]] = ()
+    listeners: Sequence[Callable[[int, float], None]] = ()
 
     def on_step(self, state: State, result: StepResult) -> None:
         if not self.due(state.step):
             return
+        result.read()  # a step that was none is told before its weights are measured
         began = time.perf_counter()
         total, labels = self.measure()
         if labels:
@@ -102,7 +118,7 @@ class HeldOut:
             epoch = round(state.step / self.steps_per_epoch, 4)
             self.journal.write({"step": state.step, "epoch": epoch, "eval_loss": loss, "clock": {"seconds": seconds}})
             self.say(t("step {step}: held-out loss {loss}", step=state.step, loss=f"{loss:.4f}"))
-            for tell in self.told:
+            for tell in self.listeners:
                 tell(state.step, loss)
         self.meter.pause()
 
@@ -122,6 +138,7 @@ class Saver:
 
     def on_step(self, state: State, result: StepResult) -> None:
         if self.due(state.step):
+            result.read()
             self._save(state)
 
     def on_end(self, state: State) -> None:
@@ -165,27 +182,29 @@ class Screen:
         self.console.print(text, markup=False)
 
     def on_step(self, state: State, result: StepResult) -> None:
-        speed = result.step.tokens / max(1e-9, self.meter.last_seconds)
+        now, last = time.perf_counter(), state.step == self.total
+        interval = BAR_INTERVAL if self.bar is not None else self.interval
+        if (not last and now - self.last < interval) or (self.bar is None and not self.due(state.step)):
+            if self.bar is not None:
+                self.bar.update(self.task, completed=state.step)
+            return
+        figures = result.read()
+        speed = self.meter.last_tokens / max(1e-9, self.meter.last_seconds)
         numbers = t(
             "loss {loss}  grad {grad}  {speed} tok/s  {memory} GB",
-            loss=f"{result.loss:.3f}", grad=f"{result.grad_norm:.2f}", speed=f"{speed:.0f}",
+            loss=f"{figures.loss:.3f}", grad=f"{figures.grad_norm:.2f}", speed=f"{speed:.0f}",
             memory=f"{self.meter.last_gb:.1f}",
         )  # fmt: skip
+        self.last = now
         if self.bar is not None:
             self.bar.update(self.task, completed=state.step, numbers=numbers)
-        elif self.due(state.step) and (state.step == self.total or time.perf_counter() - self.last >= self.interval):
-            self.last = time.perf_counter()
-            done = state.step - self.first
-            left = (self.last - self.began) / max(1, done) * (self.total - state.step)
-            self.say(
-                t(
-                    "step {step}/{total}  {numbers}  {left} left",
-                    step=state.step,
-                    total=self.total,
-                    numbers=numbers,
-                    left=about(left),
-                )
-            )
+            return
+        done = state.step - self.first
+        left = (self.last - self.began) / max(1, done) * (self.total - state.step)
+        self.say(
+            t("step {step}/{total}  {numbers}  {left} left", step=state.step, total=self.total, numbers=numbers,
+              left=about(left))
+        )  # fmt: skip
 
     def on_end(self, state: State) -> None:
         self.close()

@@ -5,49 +5,67 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tuneloop.base.errors import RunError
 from tuneloop.data.batches.loader import Step
-from tuneloop.data.batches.pack import Packed
+from tuneloop.data.batches.pack import Batch
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
+from tuneloop.tasks.objective import Losses, Objective
+from tuneloop.training.finite import Finite
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step was: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before clipping."""
+    """What a step was. Its numbers stay on the device until somebody reads them: a card then need not be waited for.
+
+    total float32 []: the sum of the losses, which `step.weight` makes a mean; norm float32 []: of the gradient, before
+    clipping; sums float32 [len(names)]: of what the objective tells beside its loss. per_item: of each of the step's
+    batches on this rank what its examples lost, float32 [examples]; `Batch.members` tell which they are.
+    """
 
     step: Step
+    total: Tensor
+    norm: Tensor
+    learning_rate: float
+    finite: Finite
+    names: tuple[str, ...] = ()
+    sums: Tensor | None = None
+    per_item: tuple[Tensor, ...] = ()
+
+    def read(self) -> Figures:
+        """The numbers. Raises TL-RUN-NAN where the loss or its gradient was no number in this step or before."""
+        self.finite.require()
+        means = [] if self.sums is None else (self.sums / self.step.weight).tolist()
+        loss = float(self.total) / self.step.weight
+        return Figures(loss, float(self.norm), self.learning_rate, dict(zip(self.names, means, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The numbers of a step: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before
+    clipping; `metrics` what the objective tells beside its loss, such as the accuracy on preference pairs: means."""
+
     loss: float
     grad_norm: float
     learning_rate: float
-    told: dict[str, float] = field(default_factory=dict)
-    """What the objective tells beside its loss, such as the accuracy on preference pairs: means, as the loss is."""
+    metrics: dict[str, float]
 
 
 class Callback(Protocol):
-    """Something that watches the loop. It may read and write files; it never changes the model."""
+    """Something that watches the loop. It may read and write files; it never changes the model.
+
+    It reads a step's numbers (`result.read()`) only when it is due to use them.
+    """
 
     def on_step(self, state: State, result: StepResult) -> None: ...
 
     def on_end(self, state: State) -> None: ...
-
-
-def to_device(micro: Packed, device: torch.device) -> dict[str, Any]:
-    """The row's tensors on the device; the segments stay numbers."""
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: moved(v) for k, v in value.items()}
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-    return {k: moved(v) for k, v in micro.items()}
 
 
 def train(
@@ -64,7 +82,7 @@ def train(
     late: bool = False,
     seed: int = 0,
 ) -> State:
-    """Run the steps. `model` is the wrapped objective: its forward returns the sum of the losses of a row.
+    """Run the steps. `model` is the wrapped `Objective`.
 
     The loss of a step is that sum over all micro-batches and ranks, divided by the step's weight: by its label tokens,
     or by the texts or pairs where these are counted. Gradients are averaged over ranks, so each rank scales its share
@@ -76,35 +94,48 @@ def train(
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    inner = accelerator.unwrap_model(model)
+    inner: Objective = accelerator.unwrap_model(model)
+    finite = Finite(optimizer, accelerator.device)
     for step in steps:
         _draw(accelerator, seed, state.step)
-        _begin(accelerator, inner, step)
-        total = torch.zeros((), device=accelerator.device)
-        for micro in step.micros:
-            loss = model(**to_device(micro, accelerator.device))
+        batches = [batch.to(accelerator.device) for batch in step.batches]
+        inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
+        total, sums = torch.zeros((), device=accelerator.device), _zeros(inner, accelerator.device)
+        per_item = []
+        for batch in batches:
+            losses: Losses = model(batch)
             with determinism.backward():
-                accelerator.backward(loss * (accelerator.num_processes / (1 if late else step.weight)))
-            total += loss.detach()
+                accelerator.backward(losses.total * (accelerator.num_processes / (1 if late else step.weight)))
+            total += losses.total.detach()
+            if sums is not None and losses.metrics is not None:
+                sums += losses.metrics
+            per_item.append(losses.per_item)
         if late:
             _divide(weights, step.weight)
-        mean = float(accelerator.reduce(total, "sum")) / step.weight
-        norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf))
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise RunError("TL-RUN-NAN", where=f"step {state.step + 1}", loss=f"{mean:.4g}", norm=f"{norm:.4g}")
-        told = _told(accelerator, inner, step)
+        total = accelerator.reduce(total, "sum")
+        norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
+        finite.see(state.step + 1, total, norm, step.weight)
+        if sums is not None:
+            sums = accelerator.reduce(sums, "sum")
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, tuple(per_item))
         for callback in callbacks:
-            callback.on_step(state, StepResult(step, mean, norm, rate, told))
+            callback.on_step(state, seen)
         if stop():
             break
+    finite.require()
     for callback in callbacks:
         callback.on_end(state)
     return state
+
+
+def _zeros(objective: Objective, device: torch.device) -> Tensor | None:
+    """Where the sums of an objective's metrics begin."""
+    return torch.zeros(len(objective.metrics), device=device) if objective.metrics else None
 
 
 def _draw(accelerator: Accelerator, seed: int, step: int) -> None:
@@ -117,24 +148,6 @@ def _draw(accelerator: Accelerator, seed: int, step: int) -> None:
         torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]))
 
 
-def _begin(accelerator: Accelerator, objective: nn.Module, step: Step) -> None:
-    """Let an objective see a whole step before its passes, if it wants to (KTO measures its distance there)."""
-    if before := getattr(objective, "before_step", None):
-        micros = [to_device(micro, accelerator.device) for micro in step.micros]
-        before(micros, lambda sums: accelerator.reduce(sums, "sum"))
-
-
-def _told(accelerator: Accelerator, objective: nn.Module, step: Step) -> dict[str, float]:
-    """Means of what an objective told beside its loss (`told_names`, their sums in `told`), over all ranks."""
-    names: tuple[str, ...] = getattr(objective, "told_names", ())
-    if not names:
-        return {}
-    sums: Tensor = objective.told  # type: ignore[assignment]
-    means = (accelerator.reduce(sums.to(accelerator.device), "sum") / step.weight).tolist()
-    sums.zero_()
-    return dict(zip(names, means, strict=True))
-
-
 def _divide(weights: Iterable[nn.Parameter], by: float) -> None:
     for parameter in weights:
         if parameter.grad is not None:
@@ -142,11 +155,12 @@ def _divide(weights: Iterable[nn.Parameter], by: float) -> None:
 
 
 @torch.no_grad()
-def held_loss(model: nn.Module, rows: Iterable[Packed], device: torch.device) -> float:
-    """Sum of the losses of packed rows, without dropout."""
-    was, total = model.training, 0.0
-    model.eval()
-    for row in rows:
-        total += float(model(**to_device(row, device)))
-    model.train(was)
+def held_loss(objective: nn.Module, batches: Iterable[Batch], device: torch.device) -> float:
+    """Sum of the losses of batches, without dropout."""
+    was, total = objective.training, 0.0
+    objective.eval()
+    for batch in batches:
+        losses: Losses = objective(batch.to(device))
+        total += float(losses.total)
+    objective.train(was)
     return total

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import Packed, pack_items
+from tuneloop.data.batches.pack import Batch, pack_examples
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.backbone import rope_packing_limit
 from tuneloop.training.loop import held_loss
@@ -33,7 +33,7 @@ def packs_exactly(model: nn.Module, items: Examples, *others: Examples) -> bool:
     coarse = next(model.parameters()).dtype != torch.float32
 
     def loss(items: Examples, *rows: list[int]) -> float:
-        return held_loss(model, [pack_items(items, row) for row in rows], device)
+        return held_loss(model, [pack_examples(items, row) for row in rows], device)
 
     apart, together = loss(items, [first], *([k] for k in more)), loss(items, [first, *more])
     if abs(apart - together) > (1e-2 if coarse else 1e-4) * max(1.0, float(items.weights.sum())):
@@ -65,16 +65,16 @@ def _reversed(items: Examples, *which: int) -> Examples:
     return replace(items, samples=replace(samples, ids=ids, folder=None))
 
 
-def rows(items: Examples | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Packed]:
+def rows(items: Examples | Sequence[Sample], budget: int, *, packing: bool = True) -> Iterator[Batch]:
     """Held-out items as rows of at most `budget` tokens, in order."""
     items = Examples.of(items)
     held: list[int] = []
     tokens = 0
     for k, length in enumerate(items.lengths.tolist()):
         if held and (not packing or tokens + length > budget):
-            yield pack_items(items, held)
+            yield pack_examples(items, held)
             held, tokens = [], 0
         held.append(k)
         tokens += length
     if held:
-        yield pack_items(items, held)
+        yield pack_examples(items, held)

@@ -26,7 +26,7 @@ from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.loader import Steps, loader
-from tuneloop.data.batches.pack import Packed, pack_items
+from tuneloop.data.batches.pack import Batch, pack_examples
 from tuneloop.data.batches.plan import BatchPlan, batch_plan
 from tuneloop.hub.resolve import on_hub
 from tuneloop.methods.table import METHODS, notes, parameters
@@ -50,7 +50,7 @@ from tuneloop.training.frozen_policy import Keeping, held_out, kept_blocks, meas
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
-from tuneloop.training.loop import Callback, held_loss, to_device, train
+from tuneloop.training.loop import Callback, held_loss, train
 from tuneloop.training.model_folder import save_result, started
 from tuneloop.training.optim import optimizer_for, scheduler_for, total_steps
 from tuneloop.training.packing import packs_exactly, rows
@@ -131,7 +131,7 @@ def _parts(run: Run, recipe: Recipe, model: nn.Module, material: TrainingInput) 
                       Journal(run.metrics), Journal(run.events), Meter())  # fmt: skip
 
 
-def _informed(task: Task, inner: nn.Module, items: Examples, passes: Iterator[Packed], keep: Path) -> Examples:
+def _informed(task: Task, inner: nn.Module, items: Examples, passes: Iterator[Batch], keep: Path) -> Examples:
     """The items with what must be known of the model before its first step; on the same machine it is found once."""
     if task.precompute_reference is None:
         return items
@@ -149,14 +149,12 @@ def _unordered(inner: nn.Module, items: Examples) -> str:
     if not torch.are_deterministic_algorithms_enabled():
         return ""
     shortest = int(np.where(items.weights > 0, items.lengths, np.iinfo(np.int32).max).argmin())
-    row, was = to_device(pack_items(items, [shortest]), next(inner.parameters()).device), inner.training
+    batch, was = pack_examples(items, [shortest]).to(next(inner.parameters()).device), inner.training
     try:
-        return determinism.probe(lambda: inner.train()(**row))
+        return determinism.probe(lambda: inner.train()(batch).total)
     finally:
         inner.train(was)
         inner.zero_grad(set_to_none=True)
-        if isinstance(told := getattr(inner, "told", None), torch.Tensor):
-            told.zero_()
 
 
 def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool = False) -> Outcome:
@@ -191,7 +189,7 @@ def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool =
     watchers = _watchers(parts, screen, accelerator, guard, material) if accelerator.is_main_process else []
     steps = Steps(
         parts.batches, parts.items, state.step, parts.total,
-        rank=accelerator.process_index, ranks=accelerator.num_processes,
+        rank=accelerator.process_index, world_size=accelerator.num_processes,
     )  # fmt: skip
     frozen = kept_blocks(model, _keeping(parts, state, screen))
     asked = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
@@ -277,7 +275,13 @@ def _watchers(
     told = [guard.measured, *([sampler.measured] if sampler else [])]
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
     return [
-        Metrics(parts.metrics, parts.meter, due(settings.logging_strategy, settings.logging_steps), per_epoch),
+        Metrics(
+            parts.metrics,
+            parts.meter,
+            due(settings.logging_strategy, settings.logging_steps),
+            per_epoch,
+            late=accelerator.device.type != "cpu",
+        ),  # fmt: skip
         screen,
         HeldOut(parts.metrics, parts.meter, evaluated, per_epoch, measure, screen.say, told),
         Saver(save, parts.events, parts.meter, lambda step: saved(step) or guard.saves(step)),

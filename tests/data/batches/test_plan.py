@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tuneloop.base.errors import DataError
 from tuneloop.data.batches.loader import Step, Steps, loader
-from tuneloop.data.batches.pack import Packed, pack
+from tuneloop.data.batches.pack import Batch, pack
 from tuneloop.data.batches.plan import FILL, BatchPlan, batch_plan
 from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.recipe.recipe import make_recipe
@@ -43,25 +43,25 @@ def samples_of(plan: BatchPlan) -> list[Sample]:
     return [sample(n, length) for n, length in enumerate(plan.lengths)]
 
 
-def members(row: Packed) -> list[int]:
+def members(row: Batch) -> list[int]:
     """The numbers of the samples in a row, from their tokens."""
     out, at = [], 0
-    for length in row["segments"]:
-        part = row["input_ids"][0, at : at + length]
+    for length in row.segments:
+        part = row.input_ids[0, at : at + length]
         out.append(int(part[0]) // 1000)
         assert part.tolist() == [1000 * out[-1] + i for i in range(length)]
-        assert row["position_ids"][0, at : at + length].tolist() == list(range(length))
+        assert row.position_ids[0, at : at + length].tolist() == list(range(length))
         at += length
-    assert at == row["input_ids"].shape[1]
+    assert at == row.input_ids.shape[1]
     return out
 
 
-def taught(rows: Sequence[Packed]) -> Counter[tuple[int, int]]:
+def taught(rows: Sequence[Batch]) -> Counter[tuple[int, int]]:
     """How often each (token before, token to predict) stands in the rows."""
     return Counter(
-        (int(row["input_ids"][0, p]), int(y))
+        (int(row.input_ids[0, p]), int(y))
         for row in rows
-        for p, y in zip(row["positions"].tolist(), row["targets"].tolist(), strict=True)
+        for p, y in zip(row.positions.tolist(), row.targets.tolist(), strict=True)
     )
 
 
@@ -118,19 +118,19 @@ def test_ranks_only_share_out_a_step(plan: BatchPlan, k: int, ranks: int) -> Non
     samples = samples_of(plan)
     alone = Steps(plan, samples, k, k + 1)[0]
     parts = [Steps(plan, samples, k, k + 1, rank=r, ranks=ranks)[0] for r in range(ranks)]
-    assert len({len(p.micros) for p in parts}) == 1, "a rank that makes fewer passes would be waited for"
+    assert len({len(p.batches) for p in parts}) == 1, "a rank that makes fewer passes would be waited for"
     for part in parts:
         facts = (part.number, part.label_tokens, part.tokens, part.samples, part.digest)
         assert facts == (alone.number, alone.label_tokens, alone.tokens, alone.samples, alone.digest)
-    working = [row for part in parts for row in part.micros if len(row["targets"])]
+    working = [row for part in parts for row in part.batches if len(row.targets)]
     assert Counter(i for row in working for i in members(row)) == Counter(
-        i for row in alone.micros for i in members(row)
+        i for row in alone.batches for i in members(row)
     )
-    assert taught(working) == taught(alone.micros)
+    assert taught(working) == taught(alone.batches)
     assert sum(taught(working).values()) == alone.label_tokens
-    idle = [row for part in parts for row in part.micros if not len(row["targets"])]
-    assert all(len(row["input_ids"][0]) > 0 and len(row["positions"]) == 0 for row in idle)
-    assert len(idle) == sum(len(p.micros) for p in parts) - len(alone.micros)
+    idle = [row for part in parts for row in part.batches if not len(row.targets)]
+    assert all(len(row.input_ids[0]) > 0 and len(row.positions) == 0 for row in idle)
+    assert len(idle) == sum(len(p.batches) for p in parts) - len(alone.batches)
 
 
 @given(plans, st.integers(0, 60))
@@ -182,15 +182,15 @@ def test_a_row_predicts_each_trained_token_from_the_one_before_it() -> None:
     one = Sample(np.array([1, 2, 3, 4], np.int32), np.array([False, False, True, True]), "a", True)
     all_trained = Sample(np.array([5, 6], np.int32), np.array([True, True]), "b", True)
     row = pack([one, all_trained])
-    assert row["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]]
-    assert row["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert row["segments"] == (4, 2)
+    assert row.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert row.segments == (4, 2)
     # 5 is the first of its sample: nothing predicts it, least of all the sample before.
-    assert list(zip(row["positions"].tolist(), row["targets"].tolist(), strict=True)) == [(1, 3), (2, 4), (4, 6)]
-    assert len(row["targets"]) == one.labels + all_trained.labels
+    assert list(zip(row.positions.tolist(), row.targets.tolist(), strict=True)) == [(1, 3), (2, 4), (4, 6)]
+    assert len(row.targets) == one.labels + all_trained.labels
     idle = pack([one], labelled=False)
-    assert idle["input_ids"].tolist() == [[1, 2, 3, 4]]
-    assert len(idle["positions"]) == len(idle["targets"]) == 0
+    assert idle.input_ids.tolist() == [[1, 2, 3, 4]]
+    assert len(idle.positions) == len(idle.targets) == 0
 
 
 def same(a: Step, b: Step) -> bool:
@@ -205,7 +205,7 @@ def same(a: Step, b: Step) -> bool:
     return all(
         x["segments"] == y["segments"]
         and all(torch.equal(x[k], y[k]) for k in ("input_ids", "position_ids", "positions", "targets"))
-        for x, y in zip(a.micros, b.micros, strict=True)
+        for x, y in zip(a.batches, b.batches, strict=True)
     )
 
 
@@ -288,6 +288,6 @@ def test_mapped_samples_go_to_workers_by_name(tmp_path: Path) -> None:
 def test_a_sample_without_a_token_takes_no_place() -> None:
     none = Sample(np.zeros(0, np.int32), np.zeros(0, np.bool_), "none", True)
     row = pack([none, sample(1, 4), none])
-    assert row["segments"] == (0, 4, 0)
-    assert row["input_ids"].tolist() == pack([sample(1, 4)])["input_ids"].tolist()
-    assert row["positions"].tolist() == pack([sample(1, 4)])["positions"].tolist()
+    assert row.segments == (0, 4, 0)
+    assert row.input_ids.tolist() == pack([sample(1, 4)])["input_ids"].tolist()
+    assert row.positions.tolist() == pack([sample(1, 4)])["positions"].tolist()

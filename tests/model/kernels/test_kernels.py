@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.conftest import tiny_folder
-from tuneloop.data.batches.pack import pack
+from tuneloop.data.batches.pack import Batch, pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.model.kernels import tiles as attention
 from tuneloop.model.kernels.install import install
@@ -87,17 +87,17 @@ def test_many_products_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(one, several, atol=1e-6)
 
 
-def row() -> dict[str, Any]:
+def row() -> Batch:
     rng = np.random.default_rng(0)
     every = [Sample(rng.integers(3, 60, n).astype(np.int32), np.ones(n, bool), "", True) for n in (9, 4, 17)]
-    return dict(pack(every))
+    return pack(every)
 
 
 def measured(model: nn.Module) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one row; the generator begins anew, so that dropout draws the same."""
     torch.manual_seed(3)
     model.zero_grad()
-    loss = LossModel(model)(**row())
+    loss = LossModel(model)(row()).total
     loss.backward()
     return float(loss), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -146,14 +146,14 @@ def test_a_family_of_another_build_keeps_what_is_its_own(tmp_path: Path, family:
 
 def test_dropout_is_applied_only_to_the_update_and_only_in_training(tmp_path: Path) -> None:
     model = tuned(tmp_path, "llama", "lora", 0.5)
-    plain_eval = float(LossModel(model.eval())(**row()))
+    plain_eval = float(LossModel(model.eval())(row()).total)
     install(model.train())
     losses = set()
     for seed in range(4):
         torch.manual_seed(seed)
-        losses.add(float(LossModel(model)(**row())))
+        losses.add(float(LossModel(model)(row()).total))
     assert len(losses) == 4
-    assert float(LossModel(model.eval())(**row())) == pytest.approx(plain_eval, rel=1e-5)
+    assert float(LossModel(model.eval())(row()).total) == pytest.approx(plain_eval, rel=1e-5)
 
 
 def test_the_gradient_of_dropout_is_that_of_its_forward(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_the_gradient_of_dropout_is_that_of_its_forward(tmp_path: Path) -> None:
 def test_an_adapter_that_is_switched_off_is_off(tmp_path: Path) -> None:
     model: Any = tuned(tmp_path, "llama", "lora", 0.0).eval()
     with model.disable_adapter():
-        base = float(LossModel(model)(**row()))
+        base = float(LossModel(model)(row()).total)
     install(model)
     with model.disable_adapter():
-        assert float(LossModel(model)(**row())) == pytest.approx(base, rel=1e-6)
-    assert float(LossModel(model)(**row())) != pytest.approx(base, rel=1e-3)
+        assert float(LossModel(model)(row()).total) == pytest.approx(base, rel=1e-6)
+    assert float(LossModel(model)(row()).total) != pytest.approx(base, rel=1e-3)
 
 
 def test_a_module_that_computes_something_else_keeps_its_own_forward(tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import Packed, pack_items
+from tuneloop.data.batches.pack import Batch, pack_examples
 from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.data.tokens.samples import Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step of one rank. All but `micros` is of the step on all ranks; the loss is divided by `weight`."""
+    """One optimizer step of one rank. All but `batches` is of the step on all ranks; the loss is divided by `weight`."""
 
     number: int
-    micros: list[Packed]
+    batches: list[Batch]
     weight: float
     label_tokens: int
     tokens: int
@@ -38,15 +38,15 @@ class Steps(Dataset[Step]):
     def __init__(
         self,
         plan: BatchPlan,
-        items: Examples | Sequence[Sample],
+        examples: Examples | Sequence[Sample],
         first: int,
         last: int,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.plan, self.items, self.first, self.last = plan, Examples.of(items), first, last
-        self.rank, self.ranks = rank, ranks
+        self.plan, self.examples, self.first, self.last = plan, Examples.of(examples), first, last
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return max(0, self.last - self.first)
@@ -54,18 +54,18 @@ class Steps(Dataset[Step]):
     def __getitem__(self, i: int) -> Step:
         number = self.first + i
         bins = self.plan.step(number)
-        mine = [pack_items(self.items, b) for b in bins[self.rank :: self.ranks]]
+        mine = [pack_examples(self.examples, b) for b in bins[self.rank :: self.world_size]]
         # Every rank makes the same number of passes, else gradient averaging would wait for ever.
-        while len(mine) < math.ceil(len(bins) / self.ranks):
-            mine.append(pack_items(self.items, [bins[0][0]], labelled=False))
+        while len(mine) < math.ceil(len(bins) / self.world_size):
+            mine.append(pack_examples(self.examples, [bins[0][0]], labelled=False))
         chosen = sorted(k for b in bins for k in b)
-        members = self.items.members[chosen].ravel()
-        samples = self.items.samples
+        members = self.examples.members[chosen].ravel()
+        samples = self.examples.samples
         names = "/".join(name.decode() for name in samples.names[members].tolist())
         return Step(
             number=number,
-            micros=mine,
-            weight=float(self.items.weights[chosen].sum()),
+            batches=mine,
+            weight=float(self.examples.weights[chosen].sum()),
             label_tokens=int(samples.labels[members].sum()),
             tokens=sum(self.plan.lengths[k] for k in chosen),
             samples=len(members),

@@ -88,11 +88,11 @@ class BatchPlan:
         yield from (tuple(b) for b in bins)
 
 
-def batch_plan(recipe: Recipe, items: Examples | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
+def batch_plan(recipe: Recipe, examples: Examples | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
     """The batch plan of a recipe. `packing` false where the model cannot pack."""
     train = recipe.train
     return BatchPlan(
-        lengths=Examples.of(items).lengths,
+        lengths=Examples.of(examples).lengths,
         batch_size=train.batch_size,
         token_budget=train.token_budget,
         seed=recipe.seed,

@@ -1,0 +1,47 @@
+"""Whether a run's losses and gradients are numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuneloop.base.errors import RunError
+
+
+class Finite:
+    """Keeps the weights those of the last good step once a loss or its gradient is no number.
+
+    Where reading a number costs no wait, and where the optimizer cannot skip a step by itself, each step is read and the
+    run ends before a bad one is taken. On a card torch's fused optimizers are told on the device (`found_inf`, as its
+    GradScaler does): they skip that step and all after it, and the run ends when its numbers are next read.
+    """
+
+    def __init__(self, optimizer: Any, device: torch.device) -> None:
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's holds torch's own
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults.get("fused")
+        self.late = bool(device.type == "cuda" and fused)
+        self.first = torch.zeros(3, device=device)
+        """Number, loss and gradient norm of the first bad step; the number is 0 as long as there is none."""
+
+    def see(self, number: int, total: Tensor, norm: Tensor, weight: float) -> None:
+        """Look at step `number` (from 1) before it is taken: the sum of its losses, and the norm of its gradient."""
+        if not self.late:
+            if not (math.isfinite(float(total)) and math.isfinite(float(norm))):
+                self.first = torch.tensor([number, float(total) / weight, float(norm)])
+                self.require()
+            return
+        bad = ~(torch.isfinite(total) & torch.isfinite(norm)) & (self.first[0] == 0)
+        here = torch.stack([torch.full_like(total, number), total / weight, norm.to(total)])
+        self.first = torch.where(bad, here, self.first)
+        self.optimizer.found_inf = (self.first[0] > 0).float()
+
+    def require(self) -> None:
+        """Raise TL-RUN-NAN where a step was bad; the weights are those of the last good one."""
+        if not self.late and not self.first.any():
+            return
+        number, loss, norm = self.first.tolist()
+        if number:
+            raise RunError("TL-RUN-NAN", where=f"step {int(number)}", loss=f"{loss:.4g}", norm=f"{norm:.4g}")
