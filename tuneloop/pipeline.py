@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.base import refusals
 from tuneloop.base.duration import about
 from tuneloop.base.errors import RunError, TuneloopError
-from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
 from tuneloop.data.tokens.preflight import Preflight, preflight
@@ -26,7 +25,7 @@ from tuneloop.data.version import builder
 from tuneloop.data.version import dataset as datasets
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation.before_after import measure_before_after, questions
-from tuneloop.evaluation.compare import ask, changes, check_probe, different_rows, read_prompts, side_by_side
+from tuneloop.evaluation.compare import ask, changes, different_rows, evaluation_prompts, side_by_side
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.hub.folder_check import vocabulary
@@ -36,24 +35,19 @@ from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.inference.trained import Trained, load_trained
-from tuneloop.methods import adapters
-from tuneloop.model import checkpoint, quantize
-from tuneloop.model.load import load_model
+from tuneloop.model import checkpoint
 from tuneloop.planning import planner
 from tuneloop.planning.planner import Plan
 from tuneloop.planning.uncosted import uncosted
-from tuneloop.recipe.paths import anchored
-from tuneloop.recipe.recipe import dump
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
 from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
-from tuneloop.runs.run import BASE, BEGUN, Run, held_alone, new_run, open_run, resumable, run_recipe
-from tuneloop.tasks.table import task_name
-from tuneloop.tasks.task import SplitView
+from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
 from tuneloop.training import distributed
-from tuneloop.training.input import assemble, held_items, max_sequence_length, setting_of, settle, tokenizer_bundle
+from tuneloop.training.input import TrainingInput, assemble, located, tokenizer_bundle
+from tuneloop.training.run_folder import begin, inside
 from tuneloop.training.session import Outcome, session
 
 if TYPE_CHECKING:
@@ -78,22 +72,22 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, befo
     What the version `before` holds out is held out again, with all that belongs to it.
     """
     recipe = _labelled(recipe)
-    words = tokenizer_bundle(recipe)
+    bundle = tokenizer_bundle(recipe)
 
     def progress(rows: int) -> None:
         say(t("{n} rows read", n=rows))
 
     # No process of a launcher needs its peers for this: the first one here holds a lock, the others find what it made.
-    return builder.build(recipe, workspace, words.encode, words.key, progress, words.view(),
-                         helpers(recipe, words.folder, words.tokenizer, say, about),
-                         words.most_tokens(_found(recipe, workspace)),
+    return builder.build(recipe, workspace, bundle.encode, bundle.key, progress, bundle.view(),
+                         helpers(recipe, bundle.folder, bundle.tokenizer, say, about),
+                         bundle.most_tokens(_with_adapters(recipe, workspace)),
                          before.held_out() if before else None)  # fmt: skip
 
 
-def _found(recipe: Recipe, workspace: Path) -> Recipe:
+def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
     """The recipe with the folders of its adapters; without them where they are not there yet: rows can be prepared."""
     try:
-        return _with_adapters(recipe, workspace)
+        return located(recipe, workspace)
     except TuneloopError:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": None})})
 
@@ -112,22 +106,21 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     Of a tokenizer alone, what it can count. Raises TL-DATA-PREFLIGHT, TL-MACHINE-MEMORY or TL-MACHINE-LENGTH rather
     than let a run start that must fail.
     """
-    recipe, words = _with_adapters(settle(recipe, dataset), workspace), tokenizer_bundle(recipe)
-    task, setting = setting_of(recipe, dataset, words)
-    rows = SplitView(words.samples(dataset, "train"), lambda: dataset.records("train"))
-    samples = task.samples(rows, setting)
-    records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
-    looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=max_sequence_length(recipe, words.folder, task), rows=vocabulary(words.folder),
+    return _foreseen(_assembled(recipe, dataset, workspace))
+
+
+def _assembled(recipe: Recipe, dataset: Dataset, workspace: Path) -> TrainingInput:
+    return assemble(recipe, dataset, workspace, evaluation_prompts(recipe))
+
+
+def _foreseen(assembled: TrainingInput) -> tuple[Plan, Preflight]:
+    recipe = assembled.recipe
+    records = [record for record, _, _ in islice(assembled.dataset.rows("train"), LOOKED_AT)]
+    looked = preflight(assembled.context.tokenizer, assembled.samples, recipe.train.token_budget, records,
+                       room=assembled.max_sequence_length, rows=vocabulary(assembled.folder),
                        words=recipe.train.classify.words)  # fmt: skip
-    prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
-    held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
-    ledger = str(dataset.path / "ledger.jsonl")
-    if words.alone:
-        return uncosted(recipe, task.items(rows, setting), dataset.manifest, ledger=ledger, task=task), looked
-    foreseen = planner.make(recipe, words.folder, task.items(rows, setting), dataset.manifest, prompts=len(prompts),
-                            ledger=ledger, task=task, setting=setting)  # fmt: skip
-    return foreseen, looked
+    assembled.require_held()  # also of these rows is said now what would stop the run later
+    return uncosted(assembled) if assembled.alone else planner.make(assembled), looked
 
 
 def train(
@@ -140,115 +133,29 @@ def train(
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
     model_folder(recipe.model)  # a tokenizer alone can be planned with
-    recipe = settle(recipe, dataset)
-    recipe = _with_adapters(recipe, workspace)
+    assembled = _assembled(recipe, dataset, workspace)
     if foreseen is None:
-        foreseen, _ = plan(recipe, dataset, workspace=workspace)
-    read_prompts(recipe.evaluate.show)
-    for probe in recipe.evaluate.probes:
-        check_probe(probe)
+        foreseen, _ = _foreseen(assembled)
+    assembled.require_held()
     with refusals.writing(workspace / "runs"):
-        path = distributed.shared(
-            _begin(recipe, dataset, workspace, foreseen, number).path if distributed.leads() else Path()
-        )
-    run = Run(path)
-    if recipe.train.adapter or recipe.train.merge:
-        recipe = run_recipe(run.path)
+        leads = distributed.leads()
+        folder = begin(assembled, foreseen.as_dict(), workspace, number).path if leads else Path()
+        run = Run(distributed.shared(folder))
     try:
-        _train(run, recipe, dataset, resume=False)
+        _train(run, inside(assembled, run), resume=False)
     except TuneloopError:
-        if (
-            distributed.leads() and not run.metrics.exists()
-        ):  # not one step was made: nothing to look at, nothing to resume
+        if leads and not run.metrics.exists():  # not one step was made: nothing to look at, nothing to resume
             shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
 
 
-def _begin(recipe: Recipe, dataset: Dataset, workspace: Path, foreseen: Plan, number: int | None) -> Run:
-    """The run folder, with what is known before the first step; where that fails, nothing is left of it."""
-    refusals.require_name(workspace)
-    run = new_run(workspace, recipe.name, number)
-    try:
-        return _described(run, recipe, dataset, foreseen)
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
-
-
-def _described(run: Run, recipe: Recipe, dataset: Dataset, foreseen: Plan) -> Run:
-    # What auto has found is written down: whoever reads the run later need not have its rows.
-    name = task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
-    recipe = _begun(_stacked(_anywhere(recipe), run), run)
-    run.recipe.write_text(dump(recipe), encoding="utf-8")
-    run.write("plan.json", foreseen.as_dict())
-    run.write(
-        "dataset.json",
-        {
-            "path": str(dataset.path.resolve()), "name": dataset.name, "hash": dataset.hash,
-            "counts": dataset.manifest.get("counts", {}), "tokens": dataset.manifest.get("tokens", {}),
-            "thoughts": dataset.thinks(),
-        },
-    )  # fmt: skip
-    Journal(run.events).event("plan", seconds=foreseen.seconds, memory_gb=foreseen.memory_gb)
-    return run
-
-
-def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
-    """The recipe with the folders of the adapters it names by run, version or folder. Raises TL-MODEL-NO-ADAPTER."""
-
-    def folder(ref: str) -> str:
-        run = versions.locate(workspace, ref)
-        found = Path(ref).expanduser() if run is None else run / "adapter"
-        adapters.read_config(found)
-        return str(found.resolve())
-
-    train = recipe.train
-    update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
-    adapters.held_alike([Path(str(m)) for m in update["merge"] or ()])
-    return recipe.model_copy(update={"train": train.model_copy(update=update)})
-
-
-def _stacked(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe on a base of the run's own, <run>/base: its model with adapters added into the weights that they were
-    trained on, which a run of qlora has rounded. In the recipe it stands as ./base: the run may be moved."""
-    if not recipe.train.merge:
-        return recipe
-    base, others = model_folder(recipe.model), [Path(m) for m in recipe.train.merge]
-    bits = adapters.held_alike(others)
-    model = load_model(base, recipe.model.dtype, quantized=bits)
-    adapters.stacked(quantize.dequantized(model) if bits else model, base, others, run.path / BASE)
-    run.write("merged.json", {"base": recipe.model.name, "revision": recipe.model.revision,
-                              "adapters": recipe.train.merge, "into": BASE,
-                              "bits": bits.bits if bits else adapters.WHOLE})  # fmt: skip
-    model_part = recipe.model.model_copy(update={"name": f"./{BASE}", "revision": None})
-    train = recipe.train.model_copy(update={"merge": []})
-    return recipe.model_copy(update={"model": model_part, "train": train})
-
-
-def _begun(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe with a copy of the adapter it goes on from, <run>/begun: it outlives the run that it is from."""
-    if not recipe.train.adapter:
-        return recipe
-    adapters.copied(Path(recipe.train.adapter), run.path / BEGUN)
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": f"./{BEGUN}"})})
-
-
-def _anywhere(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths: read from its run folder it means the same, wherever the reader stands."""
-    recipe = anchored(recipe, Path.cwd())
-    if not Path(recipe.model.name).is_dir():
-        return recipe
-    model = recipe.model.model_copy(update={"name": str(Path(recipe.model.name).resolve())})
-    return recipe.model_copy(update={"model": model})
-
-
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
     """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
-    recipe = run_recipe(run.path)
-    recipe = resumable(recipe, list(settings))
-    return _train(run, recipe, _dataset(run), resume=True)
+    recipe = resumable(run_recipe(run.path), list(settings))
+    assembled = assemble(recipe, _dataset(run))
+    assembled.require_held()
+    return _train(run, assembled, resume=True)
 
 
 def _dataset(run: Run) -> Dataset:
@@ -258,11 +165,10 @@ def _dataset(run: Run) -> Dataset:
     return datasets.open_dataset(run.dataset() or Path(told))
 
 
-def _train(run: Run, recipe: Recipe, dataset: Dataset, *, resume: bool) -> Outcome:
-    found = assemble(_with_adapters(recipe, Path()), dataset)
+def _train(run: Run, assembled: TrainingInput, *, resume: bool) -> Outcome:
     with refusals.writing(run.path, then=lambda: _way_on(run)):
         with held_alone(run) if distributed.leads() else nullcontext():
-            outcome = session(run, recipe, found, resume=resume)
+            outcome = session(run, assembled, resume=resume)
         if distributed.leads():
             chart.loss_curve(run.metrics, run.path / "loss_curve.png")
     gc.collect()  # modules whose forward was replaced hold themselves; what is loaded next needs their memory

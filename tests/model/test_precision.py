@@ -10,12 +10,9 @@ from torch import nn
 
 from tests.tasks import test_prefer
 from tests.training.test_session import RECORDS, Sessions, lines
-from tuneloop.data.batches.examples import Examples
 from tuneloop.model import precision
 from tuneloop.model.load import load_model
-from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.task import TaskContext
-from tuneloop.training.input import TrainingInput
 from tuneloop.training.session import session
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -133,8 +130,8 @@ def test_the_reference_is_found_in_the_type_that_training_finds_it_in(
 
 def test_answers_while_training_are_written_in_the_type_of_training(sessions: Sessions) -> None:
     run, recipe = sessions.begin(method="freeze", freeze={"layers": 1}, sample_answers=2)
-    items, held = Examples.of(sessions.samples), Examples.of(sessions.held)
     setting = TaskContext(recipe.train, sessions.tokenizer)
-    material = TrainingInput(sessions.folder, CHAT, setting, items, held, RECORDS[20:])
-    assert session(run, in_bfloat16(recipe), material).finished
+    given = assembled(in_bfloat16(recipe), sessions.folder, sessions.samples, sessions.held, context=setting,
+                      questions=RECORDS[20:])  # fmt: skip
+    assert session(run, given).finished
     assert len(lines(run.path / "samples.jsonl")) == 2

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.assembled import assembled
 from tests.conftest import TALK
 from tuneloop.base import language
 from tuneloop.base.errors import MachineError, ModelError
@@ -60,7 +61,7 @@ def recipe_of(folder: Path, **train: Any) -> Recipe:
 
 
 def plan(folder: Path, samples: list[Sample], **train: Any) -> Plan:
-    return make(recipe_of(folder, **train), folder, samples)
+    return make(assembled(recipe_of(folder, **train), folder, samples))
 
 
 def test_a_plan_says_what_will_be(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
@@ -137,7 +138,7 @@ MANIFEST = {
 def foreseen(folder: Path, samples: list[Sample], manifest: dict[str, Any] | None = None, **more: Any) -> Plan:
     recipe = recipe_of(folder, **more.pop("train", {}))
     recipe = recipe.model_copy(update={"evaluate": EvaluatePart(**more.pop("evaluate", {}))})
-    return make(recipe, folder, samples, MANIFEST if manifest is None else manifest, **more)
+    return make(assembled(recipe, folder, samples, manifest=MANIFEST if manifest is None else manifest, **more))
 
 
 def test_answers_take_their_time(
@@ -170,7 +171,7 @@ def test_the_held_out_loss_takes_its_time_as_often_as_it_is_measured(
 
     def seconds(**train: Any) -> float:
         recipe = recipe_of(tiny_model, **train).model_copy(update={"evaluate": EvaluatePart(rows=0)})
-        return float(make(recipe, tiny_model, samples, MANIFEST).evaluation["seconds"])
+        return float(make(assembled(recipe, tiny_model, samples, manifest=MANIFEST)).evaluation["seconds"])
 
     never = seconds(eval_strategy="no")
     assert seconds(eval_strategy="epoch") == pytest.approx(2 * never, rel=0.01), "before, after, and two epochs"
@@ -253,9 +254,9 @@ def test_a_plan_says_what_a_method_does(
 def test_a_task_that_does_not_write_has_no_answers(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
     recipe = recipe_of(tiny_model)
     setting = TaskContext(recipe.train, load_tokenizer(tiny_model), ("no", "yes"), (1.0, 1.0))
-    made = make(recipe, tiny_model, samples, MANIFEST, prompts=3, task=CLASSIFY, setting=setting)
+    made = make(assembled(recipe, tiny_model, samples, manifest=MANIFEST, prompts=3, task=CLASSIFY, context=setting))
     assert (made.evaluation["answers"], made.evaluation["tokens_per_second"]) == (0, 0.0)
-    assert make(recipe, tiny_model, samples, MANIFEST, prompts=3).evaluation["answers"] == 13
+    assert make(assembled(recipe, tiny_model, samples, manifest=MANIFEST, prompts=3)).evaluation["answers"] == 13
     assert made.model["trainable"] > plan(tiny_model, samples).model["trainable"], "the new head"
 
 
@@ -268,13 +269,13 @@ def test_a_reference_is_measured_once(
 
     def seconds(loss: str) -> float:
         recipe = recipe_of(tiny_model, prefer={"loss": loss})
-        return make(recipe, tiny_model, pairs, task=PREFER).seconds
+        return make(assembled(recipe, tiny_model, pairs, task=PREFER)).seconds
 
     size = shape(tiny_model, recipe_of(tiny_model).train, "float32")
     labels = int(every.labels.sum())
     once = forward_flops(size, every.tokens, labels) / (0.01e9 * EFFICIENCY)
     assert seconds("dpo") - seconds("orpo") == pytest.approx(once, rel=0.02)
-    assert make(recipe_of(tiny_model), tiny_model, pairs, task=PREFER).data["dialogues"] == 20
+    assert make(assembled(recipe_of(tiny_model), tiny_model, pairs, task=PREFER)).data["dialogues"] == 20
 
 
 def test_time_is_that_of_the_products_that_training_uses(
@@ -307,7 +308,7 @@ def test_lengths_that_would_fit_are_offered(
     room = need(5000)
     monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=room))
     with pytest.raises(MachineError) as caught:
-        make(recipe, tiny_model, rows)
+        make(assembled(recipe, tiny_model, rows))
     assert caught.value.code == "TL-MACHINE-LENGTH"
     one, two = caught.value.facts["options"][0], caught.value.facts["options"][-1]
     assert (one.rows, one.of) == (1, len(rows))
@@ -322,13 +323,13 @@ def test_lengths_that_would_fit_are_offered(
         assert need(two.length, checkpointing=True) <= room
     chosen = changed(recipe, one.assignments)
     assert (chosen.prepare.max_length, chosen.train.token_budget) == (4992, 4992)
-    assert make(chosen, tiny_model, samples).memory_gb <= room
+    assert make(assembled(chosen, tiny_model, samples)).memory_gb <= room
     numbered = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"max_length": 30_000})})
     with pytest.raises(MachineError, match="TL-MACHINE-MEMORY"):
-        make(numbered, tiny_model, rows)
+        make(assembled(numbered, tiny_model, rows))
     monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=0.1))
     with pytest.raises(MachineError, match="TL-MACHINE-MEMORY"):
-        make(recipe, tiny_model, rows)
+        make(assembled(recipe, tiny_model, rows))
 
 
 @pytest.mark.parametrize(("said", "length"), [("1", 128), ("2", 512), ("0", 0), ("", 0), ("3", 0), ("x", 0)])
@@ -380,16 +381,16 @@ def test_a_type_without_units_is_told_with_the_remedy(
     monkeypatch.setattr(planner, "look", lambda *asked: slow)
     recipe = recipe_of(tiny_model)
     half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float16"})})
-    said = make(half, tiny_model, samples).warnings
+    said = make(assembled(half, tiny_model, samples)).warnings
     assert len(said) == 1
     assert "float16 on this processor is about 12 times slower" in said[0]
     assert "model.dtype: float32" in said[0]
     language.use("zh")
-    assert "慢 12 倍" in make(half, tiny_model, samples).warnings[0]
+    assert "慢 12 倍" in make(assembled(half, tiny_model, samples)).warnings[0]
     language.use("en")
     monkeypatch.setattr(planner, "look", lambda *asked: replace(slow, gflops=700.0, float32_gflops=350.0))
-    assert make(half, tiny_model, samples).warnings == (), "matrix units: no slower than float32"
-    assert make(recipe, tiny_model, samples).warnings == ()
+    assert make(assembled(half, tiny_model, samples)).warnings == (), "matrix units: no slower than float32"
+    assert make(assembled(recipe, tiny_model, samples)).warnings == ()
 
 
 def test_the_time_of_a_16_bit_run_is_that_of_its_products_where_these_are_slow(
@@ -401,7 +402,7 @@ def test_the_time_of_a_16_bit_run_is_that_of_its_products_where_these_are_slow(
     def seconds(gflops: float, float32: float) -> float:
         seen = replace(machine, device="cpu", gflops=gflops, float32_gflops=float32, others=0.0)
         monkeypatch.setattr(planner, "look", lambda *asked: seen)
-        return make(half, tiny_model, samples).seconds
+        return make(assembled(half, tiny_model, samples)).seconds
 
     work = seconds(0.001, 1e9) * 0.001
     assert seconds(0.002, 1e9) == pytest.approx(work / 0.002, rel=0.01)

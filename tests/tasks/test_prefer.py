@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.assembled import assembled
 from tests.conftest import TALK
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
@@ -25,7 +26,6 @@ from tuneloop.runs.run import Run, new_run
 from tuneloop.tasks.pairs import judged
 from tuneloop.tasks.prefer import PREFER, Answers, PreferModel, dpo, ipo, kto, orpo, simpo
 from tuneloop.tasks.task import SplitView, TaskContext
-from tuneloop.training.input import TrainingInput
 from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 from tuneloop.training.session import session
@@ -122,7 +122,7 @@ class Sessions:
     def go(self, run: Run, recipe: Recipe, **options: Any) -> None:
         setting = TaskContext(recipe.train, self.tokenizer)
         items, held = (PREFER.items(self.rows(part), setting) for part in (slice(20), slice(20, None)))
-        session(run, recipe, TrainingInput(self.folder, PREFER, setting, items, held), **options)
+        session(run, assembled(recipe, self.folder, items, held, task=PREFER, context=setting), **options)
 
     def run(self, loss: str, **train: Any) -> Run:
         run, recipe = self.begin(loss, **train)

@@ -11,13 +11,10 @@ from safetensors.torch import load_file
 
 from tests.training.test_session import RECORDS, Sessions, lines, steps
 from tuneloop.base.errors import RunError
-from tuneloop.data.batches.examples import Examples
 from tuneloop.model import checkpoint
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
-from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.task import TaskContext
-from tuneloop.training.input import TrainingInput
 from tuneloop.training.session import Outcome, session
 
 LATE = {"epochs": 12, "learning_rate": 0.05, "schedule": "constant", "eval_strategy": "steps", "eval_steps": 2,
@@ -105,10 +102,8 @@ def test_a_guard_without_held_out_rows_is_refused_before_the_first_step(sessions
 
 def with_questions(sessions: Sessions, run: Run, recipe: Recipe) -> Outcome:
     setting = TaskContext(recipe.train, sessions.tokenizer)
-    material = TrainingInput(
-        sessions.folder, CHAT, setting, Examples.of(sessions.samples), Examples.of(sessions.held), RECORDS[20:]
-    )
-    return session(run, recipe, material)
+    given = assembled(recipe, sessions.folder, sessions.samples, sessions.held, context=setting, questions=RECORDS[20:])
+    return session(run, given)
 
 
 @pytest.mark.parametrize(

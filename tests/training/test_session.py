@@ -24,10 +24,9 @@ from tuneloop.model.load import load_model
 from tuneloop.recipe.recipe import dump, make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run, new_run
-from tuneloop.tasks.chat import CHAT, objective
+from tuneloop.tasks.chat import objective
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.task import TaskContext
-from tuneloop.training.input import TrainingInput
 from tuneloop.training.packing import packs_exactly, rows
 from tuneloop.training.session import Outcome, session
 
@@ -54,8 +53,8 @@ class Sessions:
 
     def go(self, run: Run, recipe: Recipe, **options: Any) -> Outcome:
         setting = TaskContext(recipe.train, self.tokenizer)
-        items, held = Examples.of(self.samples), Examples.of(self.held)
-        return session(run, recipe, TrainingInput(self.folder, CHAT, setting, items, held), **options)
+        given = assembled(recipe, self.folder, self.samples, self.held, context=setting)
+        return session(run, given, **options)
 
     def run(self, **train: Any) -> Run:
         run, recipe = self.begin(**train)

@@ -106,7 +106,7 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any
     part = trained.recipe.evaluate
     show, probes = compare.read_prompts(part.show), [compare.check_probe(p) for p in part.probes]
     found = SplitView(tokenize(trained.tokenizer, held), lambda: held)
-    items = trained.task.items(found, trained.setting) if held else None
+    items = trained.task.examples(found, trained.setting) if held else None
 
     def ask(model: nn.Module) -> tuple[NDArray[np.float32] | None, list[str], list[list[Reply]]]:
         model.eval()

@@ -17,7 +17,7 @@ from tuneloop.base.language import t
 from tuneloop.base.records import Answer, ProbeResult, Record, Reply
 from tuneloop.evaluation import metrics, suite
 from tuneloop.evaluation.faults import fault
-from tuneloop.recipe.schema import Probe
+from tuneloop.recipe.schema import Probe, Recipe
 
 HIGHER_IS_BETTER = {
     "loss": False,
@@ -140,6 +140,15 @@ def check_probe(probe: Probe) -> list[str]:
         where = f"evaluate.probes.{probe.name}.expect"
         raise RecipeError("TL-RECIPE-VALUE", where=where, got=repr(probe.expect)[:80], need=str(error)) from error
     return read_prompts(probe.prompts)
+
+
+def evaluation_prompts(recipe: Recipe) -> list[str]:
+    """The prompts that an evaluation asks before and after: of `evaluate.show`, then of all probes.
+
+    Raises what `read_prompts` and `check_probe` raise.
+    """
+    part = recipe.evaluate
+    return [*read_prompts(part.show), *(prompt for probe in part.probes for prompt in check_probe(probe))]
 
 
 def probe(probe: Probe, before: Sequence[Reply], after: Sequence[Reply]) -> ProbeResult:

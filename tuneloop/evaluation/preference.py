@@ -107,7 +107,7 @@ def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str
 
 def _items(trained: Trained, held: Sequence[Record]) -> Examples:
     records = [r for r in held if r.kind == "preference"]
-    return trained.task.items(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
+    return trained.task.examples(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
 
 
 def _likelihoods(
@@ -130,7 +130,7 @@ def _rewards(
     trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
 ) -> NDArray[np.float64]:  # fmt: skip
     """The reward of each sample."""
-    pairs = trained.task.items(SplitView(samples, lambda: records), trained.setting)
+    pairs = trained.task.examples(SplitView(samples, lambda: records), trained.setting)
     module = trained.task.objective(model, pairs, trained.setting)
     assert isinstance(module, RewardModel)
     packing = packs_exactly(module, pairs)

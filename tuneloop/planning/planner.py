@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from tuneloop.base.language import current, t
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import BatchPlan, batch_plan
-from tuneloop.data.tokens.samples import Sample
 from tuneloop.methods.table import METHODS
 from tuneloop.model.kernels.matmul import chosen
 from tuneloop.model.load import pick_dtype
@@ -38,10 +37,10 @@ from tuneloop.planning.cautions import SEMICOLON, cautions, foreign, low_rate, n
 from tuneloop.planning.hardware import Hardware, look
 from tuneloop.planning.lengths import options
 from tuneloop.recipe.schema import Recipe, TrainPart
-from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.table import TASKS
-from tuneloop.tasks.task import Task, TaskContext
+from tuneloop.tasks.task import Task
 from tuneloop.training.frozen_policy import Question, kept_bytes, measurements, objection
+from tuneloop.training.input import TrainingInput
 from tuneloop.training.optim import total_steps, warmup_steps
 
 SLOWER = 1.5
@@ -101,20 +100,16 @@ class Held:
     prompts: int = 0
 
 
-def make(
-    recipe: Recipe, folder: Path, items: Examples | Sequence[Sample], manifest: Mapping[str, Any] | None = None, *,
-    prompts: int = 0, ledger: str = "ledger.jsonl", task: Task = CHAT, setting: TaskContext | None = None,
-) -> Plan:  # fmt: skip
-    """Foresee a run on `items` of the dataset with this `manifest`, evaluated on `prompts` prompts beside its rows.
+def make(assembled: TrainingInput) -> Plan:
+    """Foresee a run.
 
     Raises TL-MACHINE-MEMORY when it will not fit, and what a method says of a recipe that it cannot follow.
     """
-    train = recipe.train
-    told = setting or TaskContext(train, None)
-    size = shape(folder, train, recipe.model.dtype, lambda config: task.head(told, config))
+    recipe, task, items, manifest = assembled.recipe, assembled.task, assembled.train, assembled.dataset.manifest
+    train, ledger = recipe.train, str(assembled.dataset.path / "ledger.jsonl")
+    size = shape(assembled.folder, train, recipe.model.dtype, lambda config: task.head(assembled.context, config))
     machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size,
                    chosen(train.matmul, exact=task.precompute_reference is not None))  # fmt: skip
-    items = Examples.of(items)
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     epochs = steps / batches.steps_per_epoch
@@ -134,10 +129,9 @@ def make(
     memory = memory_gb(size, fullest + most * size.virtual, train, fast=_fast(machine, size, train))
     if memory > machine.room_gb:
         raise _too_much(recipe, machine, size, items, memory, most)
-    found = manifest or {}
-    counts = found.get("counts") or {}
-    held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), prompts)
-    said = cautions(counts, found.get("steps") or (), ledger) if counts else []
+    counts = manifest.get("counts") or {}
+    held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
+    said = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
     said += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
     if counts and not held.rows:
         said.append(nothing_held())
@@ -151,7 +145,7 @@ def make(
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=(_task(task, found), *_choices(recipe, machine, size, batches, steps, unkept)),
+        choices=(_task(task, manifest), *_choices(recipe, machine, size, batches, steps, unkept)),
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),

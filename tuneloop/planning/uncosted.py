@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tuneloop.base.language import t
-from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.planning.cautions import cautions, nothing_held
 from tuneloop.planning.hardware import look
 from tuneloop.planning.planner import Choice, Plan, shared_choices
-from tuneloop.recipe.schema import Recipe
-from tuneloop.tasks.task import Task
+from tuneloop.training.input import TrainingInput
 from tuneloop.training.optim import total_steps
 
 
-def uncosted(recipe: Recipe, items: Examples, manifest: Mapping[str, Any], *, ledger: str, task: Task) -> Plan:
-    """What training on `items` would be, without its cost."""
-    train = recipe.train
+def uncosted(assembled: TrainingInput) -> Plan:
+    """What training would be, without its cost."""
+    recipe, items, task, manifest = assembled.recipe, assembled.train, assembled.task, assembled.dataset.manifest
+    train, ledger = recipe.train, str(assembled.dataset.path / "ledger.jsonl")
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     used = items.members.ravel()

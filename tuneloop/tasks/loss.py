@@ -22,7 +22,7 @@ CHUNK = 1 << 24
 
 
 def _summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy of logits [n, vocabulary]: the sum, float32 [], and that of each position, float32 [n], detached."""
+    """Cross entropy of logits [n, vocabulary]: the sum, float32 [], and of each position, float32 [n], detached."""
     logs = log_softmax(logits.float(), -1)
     return nll_loss(logs, targets, reduction="sum"), -logs.detach().gather(1, targets.unsqueeze(1)).squeeze(1)
 

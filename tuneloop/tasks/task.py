@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ class SplitView:
 
     samples: Sequences
     records: Callable[[], Iterable[Record]]
+    label_column: Callable[[], Sequence[str]] | None = None
+    """The label of each record, where it need not be read from the records."""
+
+    def labels(self) -> Sequence[str]:
+        """The label of each record."""
+        return [r.label for r in self.records()] if self.label_column is None else self.label_column()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +57,10 @@ def _as_encoded(rows: SplitView, setting: TaskContext) -> Sequences:
 class Task:
     """One entry of TASKS. Planner, session, evaluation and export read its parts, never its name.
 
-    `objective(model, items, setting)` is the module that accelerate wraps. `precompute_reference(objective, items, rows, keep)` adds to the examples what must be
-    known of the model before its first step (a reference's log-probabilities): found by passing `rows`, which are all
-    the examples, or read from the file `keep`, where it was left when the run began.
+    `objective(model, examples, context)` is the module that accelerate wraps. `precompute_reference(objective, examples,
+    batches, keep)` adds to the examples what must be known of the model before its first step (a reference's
+    log-probabilities): found by passing `batches`, which are all the examples, or read from the file `keep`, where it
+    was left when the run began.
     """
 
     kinds: frozenset[str]
@@ -71,3 +78,11 @@ class Task:
     and their weights. None where it names no class."""
     samples: Callable[[SplitView, TaskContext], Sequences] = _as_encoded
     """The rows as this task's model reads them, label or not."""
+
+    def view(self, rows: SplitView, context: TaskContext) -> SplitView:
+        """The rows with the samples that this task's model reads, which is what `items` takes."""
+        return replace(rows, samples=self.samples(rows, context))
+
+    def examples(self, rows: SplitView, context: TaskContext) -> Examples:
+        """The examples of rows as they were tokenised."""
+        return self.items(self.view(rows, context), context)

@@ -288,11 +288,10 @@ def _head(setting: TaskContext, config: Any) -> Head:
 
 
 def _items(rows: SplitView, setting: TaskContext) -> Examples:
-    made = samples(rows, setting)
     budget = setting.train.token_budget
-    if len(made) and (longest := int(made.lengths.max())) > budget:
+    if len(rows.samples) and (longest := int(rows.samples.lengths.max())) > budget:
         raise DataError("TL-DATA-TOO-LONG", where="train.token_budget", length=longest, budget=budget)
-    return labelled(made, rows, setting)
+    return labelled(rows.samples, rows, setting)
 
 
 def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> PromptModel:

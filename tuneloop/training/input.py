@@ -22,7 +22,8 @@ from tuneloop.data.tokens.preflight import beyond
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.split import Split
-from tuneloop.hub.folder_check import context, vocabulary
+from tuneloop.hub.folder_check import context as context_length
+from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.tokenizer import fingerprint, load_tokenizer
 from tuneloop.methods import adapters
@@ -30,6 +31,7 @@ from tuneloop.methods.table import METHODS
 from tuneloop.model.load import known_labels, numbered_places
 from tuneloop.recipe.defaults import roomy, settled
 from tuneloop.recipe.schema import Recipe, TrainPart
+from tuneloop.registry import versions
 from tuneloop.tasks.labels_file import adapter_labels, masked
 from tuneloop.tasks.table import TASKS, task_name
 from tuneloop.tasks.task import SplitView, Task, TaskContext
@@ -65,7 +67,7 @@ class TokenizerBundle:
         rows = SplitView(self.encode(records), lambda: records)
         setting = TaskContext(train, self.tokenizer, masked=masked(self.folder, self.tokenizer))
         try:
-            return max(0, int((task.samples(rows, setting).lengths - rows.samples.lengths).max()))
+            return max(0, int((task.view(rows, setting).samples.lengths - rows.samples.lengths).max()))
         except RecipeError:
             return 0
 
@@ -73,12 +75,12 @@ class TokenizerBundle:
     def context(self) -> int:
         """The longest sequence that the model was made for; of a tokenizer alone, the one that it was made for."""
         said = int(getattr(self.tokenizer, "model_max_length", 0) or 0)
-        return context(self.folder) or (said if self.alone and said < _NO_CONTEXT else 0)
+        return context_length(self.folder) or (said if self.alone and said < _NO_CONTEXT else 0)
 
     @property
     def alone(self) -> bool:
         """Whether there is a tokenizer and no model."""
-        return not (self.folder / "config.json").is_file()
+        return not has_model(self.folder)
 
     def most_tokens(self, recipe: Recipe) -> int:
         """The limit of a row where prepare.max_length is auto: what the model takes, 0 for any.
@@ -97,6 +99,11 @@ _NO_CONTEXT = 10_000_000
 """From here on a tokenizer's model_max_length means that it knows none."""
 
 
+def has_model(folder: Path) -> bool:
+    """Whether a model lies in a folder, and not a tokenizer alone."""
+    return (folder / "config.json").is_file()
+
+
 def tokenizer_bundle(recipe: Recipe) -> TokenizerBundle:
     """The words of a recipe's model; a tokenizer alone has them as well."""
     folder = model_folder(recipe.model, weights=False)
@@ -109,33 +116,105 @@ def tokenizer_bundle(recipe: Recipe) -> TokenizerBundle:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingInput:
-    """What a session works on: a model folder, the task, and its items to train on and to hold out."""
+    """What is planned with and trained on, put together once by `assemble`.
 
+    `recipe` has what its rows decide: the task, the rate, a pass for the longest row, and where its adapters lie.
+    `folder` is the model's, or a tokenizer's alone. `samples` are the training rows as the task's model reads them;
+    `train` and `held` the examples of the two sides, of which those of `held` that weigh nothing tell nothing.
+    """
+
+    recipe: Recipe
     folder: Path
     task: Task
-    setting: TaskContext
-    items: Examples
+    context: TaskContext
+    dataset: Dataset
+    samples: Sequences
+    train: Examples
     held: Examples
-    questions: Sequence[Record] = ()
-    """Held-out rows that may be answered while training (train.sample_answers)."""
+    prompts: tuple[str, ...] = ()
+    """Those that evaluation asks before and after: of `evaluate.show`, then of all probes."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is a tokenizer and no model: rows can be counted, and nothing be trained."""
+        return not has_model(self.folder)
+
+    @property
+    def max_sequence_length(self) -> int:
+        return max_sequence_length(self.recipe, self.folder, self.task)
+
+    def questions(self) -> Sequence[Record]:
+        """The held-out rows that may be answered while training."""
+        wanted = self.recipe.train.sample_answers and self.task.generates
+        return self.dataset.records("validation") if wanted else ()
+
+    def require_held(self) -> None:
+        """Raise TL-DATA-CONTEXT where the model has no place for a held-out row, TL-DATA-VOCABULARY where it has no row
+        for a token."""
+        most, lengths = self.max_sequence_length, self.held.samples.lengths
+        names = self.held.samples.names
+        if most and (long := np.flatnonzero(lengths > most)).size:
+            raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=most,
+                            length=int(lengths.max()), example=names[long[0]].decode())  # fmt: skip
+        rows = vocabulary(self.folder)
+        if rows and len(self.held.samples) and (unknown := np.flatnonzero(beyond(self.held.samples, rows))).size:
+            tokenizer = self.context.tokenizer
+            token = str(tokenizer.convert_ids_to_tokens(int(self.held.samples.ids.max())))
+            raise DataError("TL-DATA-VOCABULARY", where="validation", n=len(unknown), of=len(lengths), token=token,
+                            tokens=len(tokenizer), rows=rows, example=names[unknown[0]].decode())  # fmt: skip
 
 
-def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what its rows decide: the usual learning rate of their task, where none is written; and where
-    their length is left to them, a pass that the longest has room in."""
+def assemble(recipe: Recipe, dataset: Dataset, workspace: Path = Path(), prompts: Sequence[str] = ()) -> TrainingInput:
+    """The rows of a dataset as the recipe's model and task see them. Adapters are named by run, version or folder.
+
+    Raises TL-MODEL-NO-ADAPTER, TL-DATA-TASK, and what a task says of rows that cannot teach it.
+    """
+    recipe = located(_settled(recipe, dataset), workspace)
+    bundle, task = tokenizer_bundle(recipe), TASKS[recipe.train.task]
+    context = _task_context(recipe, dataset, bundle, task)
+
+    def view(side: Split) -> SplitView:
+        rows = SplitView(bundle.samples(dataset, side), lambda: dataset.records(side), lambda: dataset.labels(side))
+        return task.view(rows, context)
+
+    train, held = view("train"), view("validation")
+    return TrainingInput(
+        recipe, bundle.folder, task, context, dataset, train.samples, task.items(train, context),
+        task.items(held, context), tuple(prompts),
+    )  # fmt: skip
+
+
+def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what its rows decide: the task and its usual learning rate, where none is written; and where
+    their length is left to them, a pass that the longest has places for."""
     kinds = list(dataset.manifest["kinds"])
-    recipe = settled(recipe, task_name(recipe.train.task, kinds, printable(dataset.path)))[0]
-    return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), kinds)
+    name = task_name(recipe.train.task, kinds, printable(dataset.path))
+    recipe = roomy(settled(recipe, name)[0], int(dataset.manifest["tokens"]["longest"]), kinds)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
 
 
-def setting_of(recipe: Recipe, dataset: Dataset, words: TokenizerBundle) -> tuple[Task, TaskContext]:
-    """The task of a recipe, and what it is told: of its classes, those of the training rows."""
-    task = TASKS[task_name(recipe.train.task, list(dataset.manifest["kinds"]), printable(dataset.path))]
-    setting = TaskContext(recipe.train, words.tokenizer, masked=masked(words.folder, words.tokenizer))
+def located(recipe: Recipe, workspace: Path) -> Recipe:
+    """The recipe with the folders of the adapters it names by run, version or folder. Raises TL-MODEL-NO-ADAPTER."""
+
+    def folder(ref: str) -> str:
+        run = versions.locate(workspace, ref)
+        path = Path(ref).expanduser() if run is None else run / "adapter"
+        adapters.read_config(path)
+        return str(path.resolve())
+
+    train = recipe.train
+    update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
+    adapters.held_alike([Path(str(m)) for m in update["merge"] or ()])
+    return recipe.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _task_context(recipe: Recipe, dataset: Dataset, bundle: TokenizerBundle, task: Task) -> TaskContext:
+    """What the parts of a task are told: of its classes, those of the training rows."""
+    context = TaskContext(recipe.train, bundle.tokenizer, masked=masked(bundle.folder, bundle.tokenizer))
     if task.classes is None:
-        return task, setting
-    counts = Counter(record.label for record, _, _ in dataset.rows("train"))
-    known = known_labels(words.folder)
+        return context
+    counts = Counter(dataset.labels("train", repeated=False))
+    known = known_labels(bundle.folder)
     if recipe.train.adapter and (theirs := adapter_labels(Path(recipe.train.adapter))):
         if set(theirs) != set(counts):
             reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=", ".join(theirs),
@@ -143,42 +222,12 @@ def setting_of(recipe: Recipe, dataset: Dataset, words: TokenizerBundle) -> tupl
             raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
         known = theirs
     labels, weights = task.classes(counts, recipe.train, known)
-    return task, replace(setting, labels=labels, weights=weights)
-
-
-def assemble(recipe: Recipe, dataset: Dataset) -> TrainingInput:
-    """What a session trains on and measures: the rows of a dataset as the recipe's task sees them."""
-    words = tokenizer_bundle(recipe)
-    task, setting = setting_of(recipe, dataset, words)
-
-    def items(side: Split) -> Examples:
-        return task.items(SplitView(words.samples(dataset, side), lambda: dataset.records(side)), setting)
-
-    held = held_items(recipe, dataset, words, task, setting)
-    asked = dataset.records("validation") if recipe.train.sample_answers and task.generates else ()
-    return TrainingInput(words.folder, task, setting, items("train"), held.take(np.flatnonzero(held.weights)), asked)
-
-
-def held_items(recipe: Recipe, dataset: Dataset, words: TokenizerBundle, task: Task, setting: TaskContext) -> Examples:
-    """The held-out rows as the task sees them. Raises TL-DATA-CONTEXT where the model has no place for one,
-    TL-DATA-VOCABULARY where it has no row for a token."""
-    held = task.items(SplitView(words.samples(dataset, "validation"), lambda: dataset.records("validation")), setting)
-    most, lengths = max_sequence_length(recipe, words.folder, task), held.samples.lengths
-    if most and (long := np.flatnonzero(lengths > most)).size:
-        raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=most,
-                        length=int(lengths.max()), example=held.samples.names[long[0]].decode())  # fmt: skip
-    rows = vocabulary(words.folder)
-    if rows and len(held.samples) and (unknown := np.flatnonzero(beyond(held.samples, rows))).size:
-        token = str(words.tokenizer.convert_ids_to_tokens(int(held.samples.ids.max())))
-        raise DataError("TL-DATA-VOCABULARY", where="validation", n=len(unknown), of=len(lengths), token=token,
-                        tokens=len(words.tokenizer), rows=rows,
-                        example=held.samples.names[unknown[0]].decode())  # fmt: skip
-    return held
+    return replace(context, labels=labels, weights=weights)
 
 
 def max_sequence_length(recipe: Recipe, folder: Path, task: Task) -> int:
     """The longest sample that the model has places for beside the virtual tokens; 0 where any length has."""
-    most = context(folder)
+    most = context_length(folder)
     if not most or (task.generates and not numbered_places(folder)):
         return 0
     return max(1, most - _virtual(recipe.train))

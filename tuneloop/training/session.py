@@ -112,11 +112,12 @@ class TrainState:
     meter: Meter
 
 
-def _parts(run: Run, recipe: Recipe, model: nn.Module, material: TrainingInput) -> TrainState:
-    task, setting, items, held = material.task, material.setting, material.items, material.held
+def _state(run: Run, model: nn.Module, assembled: TrainingInput) -> TrainState:
+    recipe, task, items = assembled.recipe, assembled.task, assembled.train
+    held = assembled.held.take(np.flatnonzero(assembled.held.weights))
     kept = pick_dtype(recipe.model.dtype)
     with precision.computing(model, kept):
-        inner = task.objective(model, items, setting)
+        inner = task.objective(model, items, assembled.context)
     precision.cast(inner, kept)
     packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items, held)
     with precision.computing(inner, kept):  # a reference is of the same products as what is compared with it
@@ -157,23 +158,23 @@ def _unordered(inner: nn.Module, items: Examples) -> str:
         inner.zero_grad(set_to_none=True)
 
 
-def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool = False) -> Outcome:
-    """Train the items into runs/<name>-<n>/adapter (or model/).
+def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outcome:
+    """Train what was assembled into runs/<name>-<n>/adapter (or model/).
 
     With `resume` the newest checkpoint that verifies is taken up; the rest of the run is then bit for bit what it would
     have been. Raises TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN.
     """
     accelerator = _accelerator()
-    folder = material.folder
-    model = started(recipe, folder, material.task, material.setting)
+    recipe, folder = assembled.recipe, assembled.folder
+    model = started(recipe, folder, assembled.task, assembled.context)
     _room(run, recipe, model)
     _place(model, accelerator.device)
     if not precision.mixed(model, pick_dtype(recipe.model.dtype)):  # they are for one type throughout
         install(model)
-    parts = _parts(run, recipe, model, material)
+    parts = _state(run, model, assembled)
     unordered = _unordered(parts.inner, parts.items)
     wrapped, optimizer = accelerator.prepare(parts.inner, parts.optimizer)
-    state = _take_up(parts) if resume else _start(parts, material.task)
+    state = _take_up(parts) if resume else _start(parts, assembled.task)
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
     lines = Due(recipe.train.logging_strategy, recipe.train.logging_steps, parts.batches.steps_per_epoch, parts.total)
     screen = Screen(parts.total, parts.meter, file, first=state.step, due=lines)
@@ -186,14 +187,14 @@ def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool =
                      operation=unordered))  # fmt: skip
     require_held_out(recipe.train, len(parts.held))
     guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, parts.metrics, parts.events, screen.say)
-    watchers = _watchers(parts, screen, accelerator, guard, material) if accelerator.is_main_process else []
+    watchers = _watchers(parts, screen, accelerator, guard, assembled) if accelerator.is_main_process else []
     steps = Steps(
         parts.batches, parts.items, state.step, parts.total,
         rank=accelerator.process_index, world_size=accelerator.num_processes,
     )  # fmt: skip
     frozen = kept_blocks(model, _keeping(parts, state, screen))
     asked = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
-    multiplying = matmul_precision(_products(recipe, material.task))
+    multiplying = matmul_precision(_precision(recipe, assembled.task))
     with multiplying, device.watched(run.checkpoints), frozen, threads.restored(), asked as interrupt:
         try:
             if not distributed.shared(
@@ -208,12 +209,12 @@ def session(run: Run, recipe: Recipe, material: TrainingInput, *, resume: bool =
         finally:
             screen.close()
     if accelerator.is_main_process:
-        _close(parts, state, model, material.setting, folder, guard)
+        _close(parts, state, model, assembled.context, folder, guard)
     accelerator.wait_for_everyone()
     return Outcome(state.step >= parts.total or distributed.shared(guard.asked), state.step, parts.total)
 
 
-def _products(recipe: Recipe, task: Task) -> MatmulPrecision:
+def _precision(recipe: Recipe, task: Task) -> MatmulPrecision:
     """A loss that compares the model with what it was is too fine for coarse products, unless they are asked for."""
     return chosen(recipe.train.matmul, exact=task.precompute_reference is not None)
 
@@ -239,7 +240,7 @@ def _keeping(parts: TrainState, state: checkpoint.State, screen: Screen) -> Keep
 
 
 def _watchers(
-    parts: TrainState, screen: Screen, accelerator: Accelerator, guard: Guard, material: TrainingInput
+    parts: TrainState, screen: Screen, accelerator: Accelerator, guard: Guard, assembled: TrainingInput
 ) -> list[Callback]:
     """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
     settings, per_epoch = parts.recipe.train, parts.batches.steps_per_epoch
@@ -270,7 +271,7 @@ def _watchers(
     evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
     saved = due(settings.save_strategy, settings.save_steps)
     samples = Journal(parts.run.path / "samples.jsonl")
-    sampler = sampler_for(parts.model, material.setting.tokenizer, parts.recipe, material.questions, samples,
+    sampler = sampler_for(parts.model, assembled.context.tokenizer, parts.recipe, assembled.questions(), samples,
                           screen.say)  # fmt: skip
     told = [guard.measured, *([sampler.measured] if sampler else [])]
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
@@ -281,7 +282,7 @@ def _watchers(
             due(settings.logging_strategy, settings.logging_steps),
             per_epoch,
             late=accelerator.device.type != "cpu",
-        ),  # fmt: skip
+        ),
         screen,
         HeldOut(parts.metrics, parts.meter, evaluated, per_epoch, measure, screen.say, told),
         Saver(save, parts.events, parts.meter, lambda step: saved(step) or guard.saves(step)),
@@ -297,7 +298,7 @@ def _start(parts: TrainState, task: Task) -> checkpoint.State:
         return checkpoint.State()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     parts.events.event("started", step=0, total=parts.total, packing=parts.batches.packing, versions=versions,
-                       products=_products(parts.recipe, task))  # fmt: skip
+                       products=_precision(parts.recipe, task))  # fmt: skip
     return checkpoint.State()
 
 

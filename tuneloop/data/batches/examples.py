@@ -17,8 +17,8 @@ class Examples:
     """n examples over samples. `columns` are what the objective is told of each sample beside its tokens.
 
     members int64 [n, k]: the samples of each example, which share a forward pass. columns: name -> array [samples], one
-    number a sample (a class, a reference's log-probability). weights float64 [n]: what an example counts for in the mean
-    of a step's loss; for language modelling its label tokens.
+    number a sample (a class, a reference's log-probability). weights float64 [n]: what an example counts for in the
+    mean of a step's loss; for language modelling its label tokens.
     """
 
     samples: Sequences

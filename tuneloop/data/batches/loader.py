@@ -21,7 +21,7 @@ from tuneloop.data.tokens.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step of one rank. All but `batches` is of the step on all ranks; the loss is divided by `weight`."""
+    """One optimizer step of one rank. All but `batches` is of all ranks together; `weight` divides the loss."""
 
     number: int
     batches: list[Batch]

@@ -60,6 +60,15 @@ class Dataset:
         for batch in self.batches(side):
             yield from batch.column("id").to_pylist()
 
+    def labels(self, side: Split, *, repeated: bool = True) -> list[str]:
+        """The label of each row of a side, from its column; with `repeated` as often as `records` has the row."""
+        out = []
+        for batch in self.batches(side):
+            often = batch.column("repeat").to_pylist() if repeated and side == "train" else [1] * len(batch)
+            labels = batch.column("label").to_pylist()
+            out += [label for label, n in zip(labels, often, strict=True) for _ in range(n)]
+        return out
+
     def held_out(self) -> dict[str, Split]:
         """The side of each row that is not trained on, by id."""
         sides: tuple[Split, ...] = ("validation", "test")
