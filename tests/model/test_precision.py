@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from tests.assembled import assembled
 from tests.tasks import test_prefer
 from tests.training.test_session import RECORDS, Sessions, lines
 from tuneloop.model import precision

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.assembled import assembled
 from tests.training.test_session import RECORDS, Sessions, lines, steps
 from tuneloop.base.errors import RunError
 from tuneloop.model import checkpoint

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.assembled import assembled
 from tests.conftest import TALK, tiny_folder
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message, Record

@@ -57,8 +57,8 @@ def _as_encoded(rows: SplitView, setting: TaskContext) -> Sequences:
 class Task:
     """One entry of TASKS. Planner, session, evaluation and export read its parts, never its name.
 
-    `objective(model, examples, context)` is the module that accelerate wraps. `precompute_reference(objective, examples,
-    batches, keep)` adds to the examples what must be known of the model before its first step (a reference's
+    `objective(model, examples, context)` is the module that accelerate wraps. `precompute_reference(objective,
+    examples, batches, keep)` adds to the examples what must be known of the model before its first step (a reference's
     log-probabilities): found by passing `batches`, which are all the examples, or read from the file `keep`, where it
     was left when the run began.
     """

@@ -15,8 +15,8 @@ class Finite:
     """Keeps the weights those of the last good step once a loss or its gradient is no number.
 
     Where reading a number costs no wait, and where the optimizer cannot skip a step by itself, each step is read and
-    the run ends before a bad one is taken. On a card torch's fused optimizers are told on the device (`found_inf`, as its
-    GradScaler does): they skip that step and all after it, and the run ends when its numbers are next read.
+    the run ends before a bad one is taken. On a card torch's fused optimizers learn it on the device (`found_inf`, as
+    from its GradScaler): they skip that step and all after it, and the run ends when its numbers are next read.
     """
 
     def __init__(self, optimizer: Any, device: torch.device) -> None:

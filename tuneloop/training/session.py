@@ -42,6 +42,7 @@ from tuneloop.recipe.schema import Recipe, Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.labels_file import write_classes
+from tuneloop.tasks.objective import Objective
 from tuneloop.tasks.task import Task, TaskContext
 from tuneloop.training import device, distributed, threads
 from tuneloop.training.adapter_card import adapter_card
@@ -100,7 +101,7 @@ class TrainState:
     run: Run
     recipe: Recipe
     model: nn.Module
-    inner: nn.Module
+    inner: Objective
     items: Examples
     held: Examples
     batches: BatchPlan
@@ -121,7 +122,7 @@ def _state(run: Run, model: nn.Module, assembled: TrainingInput) -> TrainState:
     precision.cast(inner, kept)
     packing = METHODS[recipe.train.method].packable and packs_exactly(inner, items, held)
     with precision.computing(inner, kept):  # a reference is of the same products as what is compared with it
-        items, held = (_informed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
+        items, held = (_precomputed(task, inner, side, rows(side, recipe.train.token_budget, packing=packing),
                                  run.path / f"reference-{name}.npy")
                        for side, name in ((items, "train"), (held, "validation")))  # fmt: skip
     batches = batch_plan(recipe, items, packing=packing)
@@ -132,7 +133,7 @@ def _state(run: Run, model: nn.Module, assembled: TrainingInput) -> TrainState:
                       Journal(run.metrics), Journal(run.events), Meter())  # fmt: skip
 
 
-def _informed(task: Task, inner: nn.Module, items: Examples, passes: Iterator[Batch], keep: Path) -> Examples:
+def _precomputed(task: Task, inner: Objective, items: Examples, passes: Iterator[Batch], keep: Path) -> Examples:
     """The items with what must be known of the model before its first step; on the same machine it is found once."""
     if task.precompute_reference is None:
         return items
@@ -142,7 +143,7 @@ def _informed(task: Task, inner: nn.Module, items: Examples, passes: Iterator[Ba
         return task.precompute_reference(inner, items, passes, keep)
 
 
-def _unordered(inner: nn.Module, items: Examples) -> str:
+def _unordered(inner: Objective, items: Examples) -> str:
     """The operation for which this model's backward passes have no fixed order on a card, "" where they have one.
 
     The shortest item tells; nothing is left of its pass.
