@@ -268,7 +268,8 @@ def of_pass(row: Any, names: Any) -> dict[str, Any]:
     for field, known in FIELDS.items():
         value = got(row, known)
         if isinstance(value, Mapping):
-            told[field] = sorted(map(of_array, value.values()))
+            if value:
+                told[field] = sorted(map(of_array, value.values()))
         elif value is not None:
             told[field] = of_array(value)
         elif field != "columns":

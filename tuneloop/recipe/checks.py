@@ -26,7 +26,7 @@ ONLY_FOR = {
     "lora": {"lora", "qlora"}, "qlora": {"qlora"}, "freeze": {"freeze"}, "virtual": {"ptuning_v2", "prompt_tuning"},
 }  # fmt: skip
 """Section of train -> the methods it belongs to."""
-ONLY_IN = {"classify": {"classify", "classify_prompt"}, "prefer": {"prefer"}}
+ONLY_IN = {"classify": {"classify", "classify_prompt"}, "prefer": {"prefer"}, "sft": {"chat", "text"}}
 """Section of train -> the tasks it belongs to; with auto the rows decide."""
 
 

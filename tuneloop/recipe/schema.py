@@ -213,6 +213,13 @@ class PreferPart(Section):
     sft: float = Field(0.0, ge=0, description="Weight of the better answer's own loss, added.")
 
 
+class SftPart(Section):
+    """Tasks chat and text: what a label token loses in training."""
+
+    loss: Literal["cross_entropy", "focal"] = Field("cross_entropy", description="focal: known tokens count less.")
+    gamma: float = Field(2.0, ge=0, description="Focal loss: how much less; 0 is cross entropy.")
+
+
 class TrainPart(Section):
     """How the weights are changed."""
 
@@ -226,6 +233,7 @@ class TrainPart(Section):
     freeze: FreezePart = Field(default_factory=FreezePart, description="Only for method freeze.")
     virtual: VirtualPart = Field(default_factory=VirtualPart, description="For ptuning_v2 and prompt_tuning.")
     classify: ClassifyPart = Field(default_factory=ClassifyPart, description="For tasks classify, classify_prompt.")
+    sft: SftPart = Field(default_factory=SftPart, description="For tasks chat and text.")
     prefer: PreferPart = Field(default_factory=PreferPart, description="Only for task prefer.")
     neftune_alpha: float = Field(0.0, ge=0, description="Noise on the embeddings (NEFTune); 5 is usual, 0 none.")
     epochs: float = Field(3.0, gt=0, description="Passes over the data; fractions are taken at their word.")

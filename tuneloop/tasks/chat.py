@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from tuneloop.data.batches.examples import Examples
 from tuneloop.model.head import Head
+from tuneloop.recipe.schema import SftPart
 from tuneloop.tasks.loss import LossModel, head_is_exact
 from tuneloop.tasks.task import SplitView, Task, TaskContext
+from tuneloop.tasks.token_losses import TOKEN_LOSSES
 
 
 def objective(model: nn.Module, items: Examples, setting: TaskContext | None = None) -> LossModel:
@@ -16,7 +20,10 @@ def objective(model: nn.Module, items: Examples, setting: TaskContext | None = N
     first = items.members[:, 0]
     shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
     probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
-    return LossModel(model, own_head=not head_is_exact(model, probe.to(next(model.parameters()).device)))
+    own_head = not head_is_exact(model, probe.to(next(model.parameters()).device))
+    part = setting.train.sft if setting else SftPart()
+    token_loss = TOKEN_LOSSES.get(part.loss)
+    return LossModel(model, own_head=own_head, token_loss=token_loss and partial(token_loss, part=part))
 
 
 def _items(rows: SplitView, setting: TaskContext) -> Examples:

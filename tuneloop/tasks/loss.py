@@ -7,6 +7,7 @@ so that wrapped and sharded heads work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ CHUNK = 1 << 24
 """Logits (label positions x vocabulary) that may exist at a time: 64 MiB in fp32."""
 
 
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Logits [n, vocabulary] and targets -> the sum of the losses, and each of them, detached."""
+
+
 def _summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy of logits [n, vocabulary]: the sum, float32 [], and of each position, float32 [n], detached."""
     logs = log_softmax(logits.float(), -1)
@@ -32,7 +37,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Any, rows: int, *weights: Tensor
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Any, measure: Measure, rows: int, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         trained = [w for w in weights if w.requires_grad]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -42,7 +47,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             with torch.enable_grad():
                 part = hidden[start : start + rows].detach().requires_grad_(True)
-                loss, each[start : start + rows] = _summed(head(part), targets[start : start + rows])
+                loss, each[start : start + rows] = measure(head(part), targets[start : start + rows])
                 mine, *theirs = torch.autograd.grad(loss, [part, *trained])
             total += loss.detach()
             back[start : start + rows] = mine
@@ -58,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
         scale, _ = outputs
         back, *grads = ctx.saved_tensors
         left = iter(grads)
-        return (back * scale, None, None, None, *(next(left) * scale if t else None for t in ctx.trained))
+        return (back * scale, None, None, None, None, *(next(left) * scale if t else None for t in ctx.trained))
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -102,10 +107,15 @@ class _LinearLoss(torch.autograd.Function):
 class LossModel(Objective):
     """Cross entropy of the label tokens; what an example loses is the sum over its own."""
 
-    def __init__(self, model: nn.Module, *, own_head: bool = False) -> None:
-        """`own_head` asks the model itself for the logits, unchunked: for a model whose head we do not match."""
+    def __init__(
+        self, model: nn.Module, *, own_head: bool = False, token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        """`own_head` asks the model itself for the logits, unchunked: for a model whose head we do not match.
+
+        `token_loss` makes of logits float32 [n, vocabulary] and targets what each token loses in training, float32 [n].
+        """
         super().__init__(model)
-        self.own_head = own_head
+        self.own_head, self.token_loss = own_head, token_loss
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [n, width] -> [n, vocabulary], with the model's own scaling and capping.
@@ -142,7 +152,8 @@ class LossModel(Objective):
         base, targets = unwrap(self.model), batch.targets
         if self.own_head:
             given = packed_inputs(self.model, batch.input_ids, batch.position_ids, batch.segments)
-            return _summed(base(**given.inputs, logits_to_keep=given.tokens(batch.positions)).logits[0], targets)
+            logits = base(**given.inputs, logits_to_keep=given.tokens(batch.positions)).logits[0]
+            return self._measure(logits, targets)
         hidden = self.states(batch).index_select(0, batch.positions)
         head = base.get_output_embeddings()
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
@@ -151,11 +162,19 @@ class LossModel(Objective):
             pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
             sums, each = zip(*(_summed(self.head(h), y) for h, y in pieces), strict=True)
             return torch.stack(sums).sum(), torch.cat(each)
-        if self._bare(head) and hidden.dtype == torch.float32:
+        if self.token_loss is None and self._bare(head) and hidden.dtype == torch.float32:
             both = _LinearLoss.apply(hidden, targets, head.weight, rows)  # type: ignore[no-untyped-call]
         else:
-            both = _ChunkedLoss.apply(hidden, targets, self.head, rows, *head.parameters())  # type: ignore[no-untyped-call]
+            parts = hidden, targets, self.head, self._measure, rows, *head.parameters()
+            both = _ChunkedLoss.apply(*parts)  # type: ignore[no-untyped-call]
         return both
+
+    def _measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of what tokens lose, float32 [], and each of them, float32 [n], detached."""
+        if self.token_loss is None or not (self.training and torch.is_grad_enabled()):
+            return _summed(logits, targets)
+        each = self.token_loss(logits.float(), targets)
+        return each.sum(), each.detach()
 
     def states(self, batch: Batch) -> Tensor:
         """The last hidden states of a batch, [length, width]."""
