@@ -32,11 +32,11 @@ class Questions(Dataset):
 def assembled(
     recipe: Recipe, folder: Path, train: Examples | Sequence[Sample], held: Examples | Sequence[Sample] = (), *,
     task: Task = CHAT, context: TaskContext | None = None, questions: Sequence[Record] = (),
-    manifest: dict[str, Any] | None = None, prompts: int = 0,
+    manifest: dict[str, Any] | None = None, prompts: int = 0, version: str = "nowhere",
 ) -> TrainingInput:  # fmt: skip
     examples = Examples.of(train)
     other = Examples.of(held) if len(held) else Examples.of(Sequences.of([]))
-    dataset = Questions(Path("nowhere"), "given", "0" * 12, manifest or {}, questions)
+    dataset = Questions(Path(version), "given", "0" * 12, manifest or {}, questions)
     return TrainingInput(
         recipe, folder, task, context or TaskContext(recipe.train, None), dataset, examples.samples, examples, other,
         ("?",) * prompts,

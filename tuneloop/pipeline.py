@@ -96,8 +96,8 @@ def _labelled(recipe: Recipe) -> Recipe:
     """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
     if recipe.train.task not in {"classify", "classify_prompt"}:
         return recipe
-    data = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
-    return recipe.model_copy(update={"data": data})
+    files = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
+    return recipe.model_copy(update={"data": files})
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
@@ -116,11 +116,11 @@ def _assembled(recipe: Recipe, dataset: Dataset, workspace: Path) -> TrainingInp
 def _foreseen(assembled: TrainingInput) -> tuple[Plan, Preflight]:
     recipe = assembled.recipe
     records = [record for record, _, _ in islice(assembled.dataset.rows("train"), LOOKED_AT)]
-    looked = preflight(assembled.context.tokenizer, assembled.samples, recipe.train.token_budget, records,
+    preflight_report = preflight(assembled.context.tokenizer, assembled.samples, recipe.train.token_budget, records,
                        room=assembled.max_sequence_length, rows=vocabulary(assembled.folder),
                        words=recipe.train.classify.words)  # fmt: skip
     assembled.require_held()  # also of these rows is said now what would stop the run later
-    return uncosted(assembled) if assembled.alone else planner.make(assembled), looked
+    return uncosted(assembled) if assembled.alone else planner.make(assembled), preflight_report
 
 
 def train(
@@ -159,10 +159,10 @@ def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
 
 
 def _dataset(run: Run) -> Dataset:
-    told = run.read("dataset.json").get("path")
-    if not told:
+    location = run.read("dataset.json").get("path")
+    if not location:
         raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
-    return datasets.open_dataset(run.dataset() or Path(told))
+    return datasets.open_dataset(run.dataset() or Path(location))
 
 
 def _train(run: Run, assembled: TrainingInput, *, resume: bool) -> Outcome:
@@ -213,10 +213,11 @@ def compare(
 
     first = load_trained(run.path)
     answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
-    asked = list(prompts) or questions(first.recipe) or answered
+    prompts_asked = list(prompts) or questions(first.recipe) or answered
 
     def answers(of: Trained, model: Any) -> list[Reply]:
-        return ask(make_answerer(replace(of, model=model)), asked, max_new_tokens=max_new_tokens, batch_size=8,
+        answerer = make_answerer(replace(of, model=model))
+        return ask(answerer, prompts_asked, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
     mine = run.read("evaluation.json")
@@ -238,16 +239,16 @@ def compare(
             {"metric": c.label, "left": c.after, "right": theirs[c.metric].after, "of": c.total}
             for c in left_rows if c.metric in theirs
         ]  # fmt: skip
-    rows = [asdict(side_by_side(p, a, b)) for p, a, b in zip(asked, left, right, strict=True)]
+    rows = [asdict(side_by_side(p, a, b)) for p, a, b in zip(prompts_asked, left, right, strict=True)]
     shown = [m for m in metrics if m["left"] is not None or m["right"] is not None]
     return {"answers": rows, "metrics": shown, "warning": warning}
 
 
 def _held(run: Run) -> list[str] | None:
     """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
-    told = run.read("evaluation.json").get("held")
-    if isinstance(told, list):
-        return told
+    ids = run.read("evaluation.json").get("held")
+    if isinstance(ids, list):
+        return ids
     try:  # evaluations of earlier versions name no rows
         return [record.id for record in _dataset(run).records("validation")]
     except TuneloopError:

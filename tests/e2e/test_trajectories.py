@@ -34,7 +34,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import CHAT
 from tuneloop.tasks.task import TaskContext
-from tuneloop.training.model_folder import started
+from tuneloop.training.model_folder import starting_model
 from tuneloop.training.optim import curve, warmup_steps
 
 STEPS, BATCH = 20, 4
@@ -71,7 +71,9 @@ class Course:
         config = LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=LORA["targets"],
                             task_type="CAUSAL_LM")  # fmt: skip
         model = get_peft_model(model, config)  # type: ignore[arg-type]
-        begun = started(self.recipe, self.model, CHAT, TaskContext(self.recipe.train, load_tokenizer(self.model)))
+        begun = starting_model(
+            self.recipe, self.model, CHAT, TaskContext(self.recipe.train, load_tokenizer(self.model))
+        )
         set_peft_model_state_dict(model, get_peft_model_state_dict(begun))
         return model
 

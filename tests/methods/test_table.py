@@ -309,6 +309,7 @@ def bert_with(model: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["ptuning_v2", "prompt_tuning", "lora"])
 def test_an_encoder_scores_packed_texts_as_peft_does(method: str) -> None:
+    from tuneloop.data.batches.pack import Batch
     from tuneloop.model.kernels import packed
     from tuneloop.tasks.classify import LabelModel
 
@@ -317,10 +318,11 @@ def test_an_encoder_scores_packed_texts_as_peft_does(method: str) -> None:
     wrapped = wrap(model, part(method=method), 0).eval()
     objective, lengths = LabelModel(wrapped, torch.arange(5)[None]).eval(), (5, 7)
     ids, places = torch.arange(3, 15)[None], torch.tensor([[*range(5), *range(7)]])
+    none = torch.zeros(0, dtype=torch.int64)
     with torch.no_grad():
         alone = [wrapped(input_ids=x, attention_mask=torch.ones_like(x)).logits for x in ids.split(lengths, 1)]
         assert objective.read is not None
-        assert torch.allclose(objective.scores(ids, places, lengths), torch.cat(alone), atol=1e-5)
+        assert torch.allclose(objective.scores(Batch(ids, places, none, none, lengths)), torch.cat(alone), atol=1e-5)
 
 
 def test_models_of_masked_words_take_no_virtual_tokens() -> None:

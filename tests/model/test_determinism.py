@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from tuneloop.model import determinism
 from tuneloop.selftest import subject, training
 from tuneloop.selftest.training import Ground
-from tuneloop.training import session
+from tuneloop.training import state
 
 
 def degree() -> str:
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_strict_is_trained_and_says_so(
 ) -> None:
     own = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: Unordered.apply(own(self, x)))
-    monkeypatch.setattr(session, "install", lambda model: None)
+    monkeypatch.setattr(state, "install", lambda model: None)
     ground = Ground(tmp_path, subject.model_folder(tmp_path / "llama"), longest=200)
     assert "bit for bit" in training.combination(ground, "lora", task)
     assert "put_ adds up in any order on this card" in capsys.readouterr().err

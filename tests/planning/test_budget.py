@@ -153,7 +153,7 @@ def test_memory_grows_with_tokens_as_it_does(middling: Path, train: dict[str, An
     if settings.checkpointing:  # the backward pass makes one layer after the other again
         counted += kept_a_token(middling, part(), fast=fast) / seen.layers
     head = 12 * seen.vocabulary
-    few, many = (memory_gb(seen, tokens, settings, fast=fast) for tokens in (128, 384))
+    few, many = (memory_gb(seen, tokens, settings, fused=fast) for tokens in (128, 384))
     foreseen = (many - few) * 1e9 / 256 - head
     assert (0.7 if fast else 0.5) < foreseen / counted < (1.4 if fast else 2)
 
@@ -227,7 +227,7 @@ def test_a_frozen_part_costs_one_pass_and_keeps_nothing(middling: Path) -> None:
     every = 2 * whole.linear * tokens
     assert step_flops(whole, tokens, 0, full) == 3 * every
     assert step_flops(seen, tokens, 0, half) == 2 * every, "half of it forward alone"
-    assert step_flops(seen, tokens, 0, half, kept=True) == 1.5 * every
+    assert step_flops(seen, tokens, 0, half, cached=True) == 1.5 * every
     assert kept_flops(seen, tokens) == every / 2
     small = replace(seen, trainable=whole.trainable, bytes_all=whole.bytes_all, head_trained=whole.head_trained)
     assert (memory_gb(whole, tokens, full) - memory_gb(small, tokens, half)) * 1e9 == pytest.approx(

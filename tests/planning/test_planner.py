@@ -108,7 +108,7 @@ def test_memory_is_that_of_the_fullest_forward_pass(tiny_model: Path, samples: l
     made = plan(tiny_model, samples, packing=False)
     longest = max(len(s.ids) for s in samples)
     train = recipe_of(tiny_model, packing=False).train
-    need = memory_gb(shape(tiny_model, train, "float32"), longest, train, fast=True)
+    need = memory_gb(shape(tiny_model, train, "float32"), longest, train, fused=True)
     assert made.memory_gb == pytest.approx(need, abs=0.01)
 
 
@@ -195,7 +195,7 @@ def test_a_plan_warns_of_what_the_dataset_lost(tiny_model: Path, samples: list[S
         "counts": {"rows_in": 100, "train": 12, "validation": 0, "dropped": 88},
         "steps": [{"step": "read", "reason": "broken JSON", "dropped": 88, "changed": 0}],
     }
-    made = foreseen(tiny_model, samples, lost, ledger="datasets/x/ledger.jsonl")
+    made = foreseen(tiny_model, samples, lost, version="datasets/x")
     rows, few, held = made.warnings
     assert rows == (
         "88 of 100 rows were dropped (88 %): the line is not JSON (88). Each row and its reason: datasets/x/ledger.jsonl"
@@ -303,7 +303,7 @@ def test_lengths_that_would_fit_are_offered(
     size = shape(tiny_model, recipe.train, "float32")
 
     def need(tokens: int, **train: Any) -> float:
-        return memory_gb(size, tokens, recipe.train.model_copy(update=train), fast=True)
+        return memory_gb(size, tokens, recipe.train.model_copy(update=train), fused=True)
 
     room = need(5000)
     monkeypatch.setattr(planner, "look", lambda *asked: replace(machine, device="cpu", free_gb=room))

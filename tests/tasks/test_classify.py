@@ -17,7 +17,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.pack import pack_examples
+from tuneloop.data.batches.pack import Batch, pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sample, Sequences
 from tuneloop.inference.classifier import Classifier
@@ -116,7 +116,7 @@ def test_a_decoder_reads_the_last_token_that_does_not_pad(tmp_path: Path) -> Non
     row = torch.tensor([[5, 6, 7, 0]])  # 0 pads
     module = LabelModel(model, row[:, :3])
     with torch.no_grad():
-        got = module.scores(row, torch.arange(4)[None], (4,))
+        got = module.scores(Batch(row, torch.arange(4)[None], *[torch.zeros(0, dtype=torch.int64)] * 2, (4,)))
         assert torch.allclose(got, model(input_ids=row).logits, atol=1e-5)
 
 

@@ -46,7 +46,7 @@ def test_a_masked_model_is_read_at_the_mask(family: str, template: str, tmp_path
     model, tokenizer = load_model(folder, head=Head("masked")), load_tokenizer(folder)
     told = setting(tokenizer, template)
     # A text may hold a mask of its own: it is not the one that is asked.
-    items = CLASSIFY_PROMPT.items(rows(tokenizer, "a dull film", "i saw [MASK] the end and the plot"), told)
+    items = CLASSIFY_PROMPT.examples(rows(tokenizer, "a dull film", "i saw [MASK] the end and the plot"), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
     assert not module.own
     assert packs_exactly(module, items)
@@ -70,7 +70,7 @@ def test_both_texts_of_a_pair_stand_in_the_template(template: str, tmp_path: Pat
     pairs = [("the film was good", "i saw the end"), ("a", "the plot was dull and bad .")]
     made = [Record(tuple(Message("user", text) for text in pair), kind="label", label="neg") for pair in pairs]
     told = setting(tokenizer, template)
-    items = CLASSIFY_PROMPT.items(SplitView(tokenize(tokenizer, made), lambda: made), told)
+    items = CLASSIFY_PROMPT.examples(SplitView(tokenize(tokenizer, made), lambda: made), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
     row = pack_examples(items, [0, 1])
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_both_texts_of_a_pair_stand_in_the_template(template: str, tmp_path: Pat
 def test_a_model_that_writes_is_read_at_the_end(tiny_model: Path) -> None:
     model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
     told = setting(tokenizer, "Review: {text} It was {mask}")
-    items = CLASSIFY_PROMPT.items(rows(tokenizer, "dull", "a longer text with more tokens"), told)
+    items = CLASSIFY_PROMPT.examples(rows(tokenizer, "dull", "a longer text with more tokens"), told)
     module = CLASSIFY_PROMPT.objective(model, items, told)
     row = pack_examples(items, [0, 1])
     ids = [tokenizer("Review: dull It was")["input_ids"]]

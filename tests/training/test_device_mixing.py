@@ -17,7 +17,7 @@ from tuneloop.recipe.schema import EvaluatePart
 from tuneloop.runs.journal import Journal
 from tuneloop.selftest import subject
 from tuneloop.selftest.training import OF_METHOD, OF_TASK, Ground, kind_for
-from tuneloop.training import distributed, session
+from tuneloop.training import distributed, state
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with the card; from where training places its model on, what is there must not be mixed."""
     distributed.world()
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cpu"))
-    place = session._place
+    place = state._place
     tensor, autocasts = torch.tensor, torch.is_autocast_enabled
 
     def sent(*args: Any, device: Any = None, **more: Any) -> torch.Tensor:
@@ -43,7 +43,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             place(model, CARD)
             assert all(type(p.data) is OnCard for p in model.parameters())
 
-        monkeypatch.setattr(session, "_place", placed)
+        monkeypatch.setattr(state, "_place", placed)
         yield
 
 

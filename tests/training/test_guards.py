@@ -50,7 +50,7 @@ def test_when_a_run_stops_early(
     asked = 0
     for step, loss in enumerate(losses, 1):
         one.measured(step, loss)
-        if one.asked:
+        if one.stops:
             asked = step
             break
     assert (asked, one.best_step) == (stops, best)
@@ -82,12 +82,12 @@ class Course:
 
     def run(self, first: int, last: int) -> int:
         """Steps first..last, ending early where the guard asks; returns the last one made."""
-        if self.guard.asked:
+        if self.guard.stops:
             return first - 1
         for self.at in range(first, last + 1):
             for callback in self.callbacks:
                 callback.on_step(State(self.at), StepResult(STEP, torch.ones(()), torch.ones(()), 1.0, FINITE))
-            if self.guard.asked:
+            if self.guard.stops:
                 break
         for callback in self.callbacks:
             callback.on_end(State(self.at))

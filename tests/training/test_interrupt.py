@@ -26,9 +26,9 @@ posix = pytest.mark.skipif(os.name != "posix", reason="a process cannot send its
 def test_the_first_signal_asks_and_the_second_ctrl_c_stops() -> None:
     said: list[str] = []
     with Interrupt(lambda: said.append("stopping")) as interrupt:
-        assert not interrupt.asked
+        assert not interrupt.requested
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.asked
+        assert interrupt.requested
         assert said == ["stopping"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -41,7 +41,7 @@ def test_a_request_to_end_is_polite_too_and_never_in_a_hurry() -> None:
     with Interrupt(lambda: None) as interrupt:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.asked
+        assert interrupt.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -70,7 +70,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
 
     def work() -> None:
         with Interrupt(lambda: None) as interrupt:
-            seen.append((signal.getsignal(signal.SIGINT), interrupt.asked))
+            seen.append((signal.getsignal(signal.SIGINT), interrupt.requested))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -12,7 +12,7 @@ from torch import nn
 
 from tuneloop.selftest import subject
 from tuneloop.selftest.training import Ground
-from tuneloop.training import session
+from tuneloop.training import state
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from tuneloop.training import session
 def test_no_module_outlives_its_training(
     method: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, left = session.started, list[Any]()
+    own, left = state.starting_model, list[Any]()
 
     def started(*args: Any) -> nn.Module:
         model = own(*args)
         left.extend(weakref.ref(module) for module in model.modules())
         return model
 
-    monkeypatch.setattr(session, "started", started)
+    monkeypatch.setattr(state, "starting_model", started)
     ground = Ground(tmp_path, subject.model_folder(tmp_path / "tiny"), longest=200)
     gc.disable()  # else it may be collected in time, by chance
     try:

@@ -107,4 +107,4 @@ def test_no_sampler_where_none_is_asked_for_or_none_can_be(tiny_model: Path, tmp
     long = Record((Message("user", "long " * 500), Message("assistant", "!")))
     made = sampler_for(model, tokenizer, recipe(), [long, *HELD], journal, print)
     assert isinstance(made, Sampler)
-    assert [r.prompt[-1].content for r in made.asked] == ["Question 0?", "Question 2?"]
+    assert [r.prompt[-1].content for r in made.questions] == ["Question 0?", "Question 2?"]

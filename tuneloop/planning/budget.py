@@ -176,15 +176,15 @@ def _linear(base: PreTrainedModel, below: int, total: int, active: int) -> _Line
     low = {id(p) for block in blocks(base)[:below] for p in block.parameters()}
     every = trained = under = 0.0
     quantised = 0
-    trunk = getattr(base, base.base_model_prefix, base)
-    for name, module in trunk.named_modules():
+    backbone = getattr(base, base.base_model_prefix, base)
+    for name, module in backbone.named_modules():
         if isinstance(module, LINEAR):
             weight, count = module.weight, module.weight.numel() * (share if ".experts." in f".{name}." else 1.0)
             every += count
             trained += count * weight.requires_grad
             under += count * (id(weight) in low)
             quantised += 0 if weight.requires_grad else weight.numel()
-    for p in trunk.parameters():
+    for p in backbone.parameters():
         # transformers keeps the experts of a layer in one tensor: [experts, rows, columns].
         if total and p.ndim == 3 and p.shape[0] == total:
             every += p.numel() * share
@@ -193,14 +193,14 @@ def _linear(base: PreTrainedModel, below: int, total: int, active: int) -> _Line
     return _Linear(round(every), round(trained), round(under), quantised)
 
 
-def step_flops(shape: Shape, tokens: int, labels: int, train: TrainPart, *, kept: bool = False) -> float:
+def step_flops(shape: Shape, tokens: int, labels: int, train: TrainPart, *, cached: bool = False) -> float:
     """Floating-point operations of forward and backward over `tokens` with `labels` label tokens.
 
     Two a weight and token forward; where a gradient passes, two for the activations' and two more for the weights' that
     are trained, and two more forward where activations are recomputed. With `kept` the blocks below are not run.
     """
     reached = shape.linear - shape.linear_below
-    forward = reached if kept else shape.linear
+    forward = reached if cached else shape.linear
     weights = 2 * (forward + reached + shape.linear_trained) + (2 * reached if train.checkpointing else 0)
     return float(weights * tokens + (6 if shape.head_trained else 4) * shape.head * labels)
 
@@ -221,19 +221,19 @@ def generation_seconds(shape: Shape, machine: Hardware, batches: int, tokens: in
     return batches * tokens * step
 
 
-def memory_gb(shape: Shape, tokens: int, train: TrainPart, *, fast: bool = False) -> float:
+def memory_gb(shape: Shape, tokens: int, train: TrainPart, *, fused: bool = False) -> float:
     """Most memory of a step over one forward pass of `tokens`, in GB (1e9 bytes). `fast` parts keep half as much."""
     trained = shape.trainable * (4 + STATE[train.optimizer])  # gradients are float32, as what is trained
     # What a decoder layer keeps for its backward pass, per token: about ten rows of its width (norms, q, k, v,
     # attention, residuals) and five of its inner width (gate, up, their product and what the adapters see). A layer
     # that no gradient reaches keeps nothing, but needs as much while it runs.
     # The fast parts make again what is made quickly: seven rows and two are left, counted on SmolLM2-135M.
-    rows, inner = (7, 2) if fast else (10, 5)
+    rows, inner = (7, 2) if fused else (10, 5)
     layer = (rows * shape.hidden + inner * shape.inner) * shape.bytes_each
     reached = shape.layers - shape.below
     if train.checkpointing:
-        kept = tokens * (reached * shape.hidden * shape.bytes_each + layer)
+        activations = tokens * (reached * shape.hidden * shape.bytes_each + layer)
     else:
-        kept = tokens * max(1, reached) * layer
+        activations = tokens * max(1, reached) * layer
     head = 3 * 4 * min(CHUNK, tokens * shape.vocabulary) + (2 * 4 * shape.head if shape.head_trained else 0)
-    return PROCESS_GB + (shape.bytes_all + trained + kept + head) / 1e9
+    return PROCESS_GB + (shape.bytes_all + trained + activations + head) / 1e9

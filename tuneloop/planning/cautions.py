@@ -33,11 +33,11 @@ def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], wher
     ['Rows left to train on: 8, which is too few to learn more than these rows. Add data.']
     """
     rows, dropped, train = (int(counts.get(key) or 0) for key in ("rows_in", "dropped", "train"))
-    said = []
+    sentences = []
     if dropped > LOST * rows:
         lost = {"dropped": f"{dropped:,}", "rows": f"{rows:,}", "percent": round(100 * dropped / max(rows, 1))}
         why = top_reasons(steps)
-        said.append(
+        sentences.append(
             t("{dropped} of {rows} rows were dropped ({percent} %): {reasons}. Each row and its reason: {ledger}",
               **lost, reasons=why, ledger=where)
             if why else
@@ -45,8 +45,10 @@ def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], wher
               **lost, ledger=where)
         )  # fmt: skip
     if "train" in counts and train < FEW:
-        said.append(t("Rows left to train on: {n}, which is too few to learn more than these rows. Add data.", n=train))
-    return said
+        sentences.append(
+            t("Rows left to train on: {n}, which is too few to learn more than these rows. Add data.", n=train)
+        )
+    return sentences
 
 
 def top_reasons(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -93,11 +95,11 @@ def foreign(model: str, dataset: Path) -> list[str]:
     share = sure[code] / max(sum(rows.values()), 1)
     if share < FOREIGN:
         return []
-    said = t("{percent} % of the rows are in {language}, and {model} is an English model.", percent=round(100 * share),
-             language=language_names.name(code), model=known.name)  # fmt: skip
+    sentence = t("{percent} % of the rows are in {language}, and {model} is an English model.",
+                 percent=round(100 * share), language=language_names.name(code), model=known.name)  # fmt: skip
     able = LISTED[current()].join(name for name in CHINESE if find(name))
-    return [said + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
-            if code == "zh" else said]  # fmt: skip
+    return [sentence + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
+            if code == "zh" else sentence]  # fmt: skip
 
 
 LOW = 5

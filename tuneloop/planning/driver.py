@@ -55,14 +55,14 @@ class Build:
 def look() -> Driver | None:
     """The driver of this machine, None where there is none that answers."""
     # Older drivers do not know compute_cap; then the plain query names the cards.
-    asked = _said("--query-gpu=name,compute_cap", "--format=csv,noheader")
-    asked = asked or _said("--query-gpu=name", "--format=csv,noheader")
+    cards = _nvidia_smi("--query-gpu=name,compute_cap", "--format=csv,noheader")
+    cards = cards or _nvidia_smi("--query-gpu=name", "--format=csv,noheader")
     module = Path("/sys/module/nvidia/version")
     version = module.read_text(encoding="ascii", errors="replace") if module.is_file() else ""
-    return read(_said(), asked, version)
+    return read(_nvidia_smi(), cards, version)
 
 
-def _said(*words: str) -> str:
+def _nvidia_smi(*words: str) -> str:
     """What nvidia-smi prints, "" where it is not there or fails. On WSL it may be off the path."""
     tool = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
     try:
@@ -82,9 +82,9 @@ def read(table: str, cards: str = "", module: str = "") -> Driver | None:
     if named is None:
         return None
     version = named[1]
-    told = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", table)
+    runtime = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", table)
     branch = int(version.partition(".")[0])
-    cuda = (int(told[1]), int(told[2])) if told else next((c for first, c in SINCE if branch >= first), (0, 0))
+    cuda = (int(runtime[1]), int(runtime[2])) if runtime else next((c for first, c in SINCE if branch >= first), (0, 0))
     names, capabilities = [], []
     for line in filter(str.strip, cards.splitlines()):
         name, _, capability = line.partition(",")

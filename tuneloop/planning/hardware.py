@@ -138,7 +138,7 @@ def look(dtype: torch.dtype | None = None, rows: int = 1, training: MatmulPrecis
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = psutil.virtual_memory()
     cards = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    room = torch.cuda.mem_get_info()[0] / 1e9 if cards else 0.0
+    card_free = torch.cuda.mem_get_info()[0] / 1e9 if cards else 0.0
     others, rates = OtherPrograms(), _rates(dtype, device, training)
     weights = weights_rate(dtype, device, rows) if dtype is not None else 0.0
     return Hardware(
@@ -149,7 +149,7 @@ def look(dtype: torch.dtype | None = None, rows: int = 1, training: MatmulPrecis
         free_gb=round(_free_memory() / 1e9, 1),
         device=device,
         gpus=cards,
-        gpu_memory_gb=round(room, 1),
+        gpu_memory_gb=round(card_free, 1),
         weights_gbs=round(weights, 2),
         others=round(others.cores(), 1) if dtype is not None else 0.0,
         all_cores=os.cpu_count() or 1,

@@ -29,12 +29,12 @@ class Option:
 
     @property
     def line(self) -> str:
-        return ", ".join(f"{key}: {str(value).lower()}" for key, value in self.settings.items())
+        return ", ".join(f"{key}: {str(setting).lower()}" for key, setting in self.settings.items())
 
     @property
     def assignments(self) -> list[str]:
         """The same for --set."""
-        return [f"{key}={str(value).lower()}" for key, value in self.settings.items()]
+        return [f"{key}={str(setting).lower()}" for key, setting in self.settings.items()]
 
     def __str__(self) -> str:
         return t("{line} ({rows} of {all} training rows are longer)", line=self.line, rows=self.rows, all=self.of)
@@ -42,7 +42,7 @@ class Option:
 
 def options(
     lengths: NDArray[np.integer[Any]], each: int, train: TrainPart, need: Callable[[TrainPart, int], float],
-    room: float, *, checkpointing: bool,
+    free: float, *, checkpointing: bool,
 ) -> list[Option]:  # fmt: skip
     """What fits `room` GB, as the recipe is and with checkpointing, where the method allows it.
 
@@ -52,7 +52,7 @@ def options(
     out: list[Option] = []
     for on in dict.fromkeys((train.checkpointing, train.checkpointing or checkpointing)):
         wanted = train.model_copy(update={"checkpointing": on})
-        length = _largest(int(lengths.max()), lambda n, wanted=wanted: need(wanted, each * n) <= room)  # type: ignore[misc]
+        length = _largest(int(lengths.max()), lambda n, wanted=wanted: need(wanted, each * n) <= free)  # type: ignore[misc]
         if not length:
             continue
         rows = int((lengths > length).sum())

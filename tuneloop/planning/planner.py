@@ -118,7 +118,7 @@ def make(assembled: TrainingInput) -> Plan:
     labels = int(items.samples.labels[used].sum()) if task.generates else len(used)
     passed = tokens + (len(used) * size.virtual if METHODS[train.method].virtual else 0)
     unkept = _unkept(recipe, size, items, manifest, steps, batches.steps_per_epoch, Path(ledger).parent)
-    work = step_flops(size, passed, labels, train, kept=not unkept) * epochs
+    work = step_flops(size, passed, labels, train, cached=not unkept) * epochs
     if not unkept:
         work += kept_flops(size, passed)
     seconds = work / _rate(machine, size, train, training=True)
@@ -126,18 +126,18 @@ def make(assembled: TrainingInput) -> Plan:
         seconds += forward_flops(size, passed, labels) / _rate(machine, size, train)
     fullest = min(train.token_budget, _fullest(batches))
     most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
-    memory = memory_gb(size, fullest + most * size.virtual, train, fast=_fast(machine, size, train))
+    memory = memory_gb(size, fullest + most * size.virtual, train, fused=_fused(machine, size, train))
     if memory > machine.room_gb:
         raise _too_much(recipe, machine, size, items, memory, most)
     counts = manifest.get("counts") or {}
     held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
-    said = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
-    said += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
+    warnings = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
+    warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
     if counts and not held.rows:
-        said.append(nothing_held())
-    said += [*_slow_half(recipe, machine, size, fullest + most * size.virtual), *busy(machine)]
-    if sent := notice(recipe.prepare.augment.endpoint):
-        said.append(sent)
+        warnings.append(nothing_held())
+    warnings += [*_slow_half(recipe, machine, size, fullest + most * size.virtual), *busy(machine)]
+    if endpoint_notice := notice(recipe.prepare.augment.endpoint):
+        warnings.append(endpoint_notice)
     return Plan(
         machine=machine,
         model={
@@ -152,7 +152,7 @@ def make(assembled: TrainingInput) -> Plan:
             writes=task.generates,
         ),
         memory_gb=round(memory, 2),
-        warnings=tuple(said),
+        warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -171,16 +171,16 @@ def _too_much(
     lengths = items.samples.lengths[items.members].max(axis=1)
 
     def need(train: TrainPart, tokens: int) -> float:
-        return memory_gb(size, tokens + most * size.virtual, train, fast=_fast(machine, size, train))
+        return memory_gb(size, tokens + most * size.virtual, train, fused=_fused(machine, size, train))
 
-    found = []
+    fitting = []
     if recipe.prepare.max_length == "auto":
-        found = options(lengths, items.members.shape[1], recipe.train, need, machine.room_gb,
+        fitting = options(lengths, items.members.shape[1], recipe.train, need, machine.room_gb,
                         checkpointing=METHODS[recipe.train.method].checkpointing)  # fmt: skip
-    if not found:
+    if not fitting:
         return MachineError("TL-MACHINE-MEMORY", **facts)
-    lines = SEMICOLON[current()].join(map(str, found))
-    return MachineError("TL-MACHINE-LENGTH", longest=int(lengths.max()), lines=lines, options=found, **facts)
+    lines = SEMICOLON[current()].join(map(str, fitting))
+    return MachineError("TL-MACHINE-LENGTH", longest=int(lengths.max()), lines=lines, options=fitting, **facts)
 
 
 def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = False) -> float:
@@ -199,15 +199,15 @@ def _slow_half(recipe: Recipe, machine: Hardware, size: Shape, tokens: int) -> l
     """The sentence about a 16-bit type on a processor that is slower in it than in float32."""
     if machine.device != "cpu" or size.bytes_each == 4:
         return []
-    train, whole = recipe.train, replace(size, bytes_each=4)
+    train, single = recipe.train, replace(size, bytes_each=4)
     if not METHODS[train.method].quantize:
-        whole = replace(whole, bytes_all=4 * size.parameters)
+        single = replace(single, bytes_all=4 * size.parameters)
     quick = replace(machine, gflops=machine.float32_gflops, float32_gflops=0.0)
-    times = _rate(quick, whole, train) / _rate(machine, size, train)
+    times = _rate(quick, single, train) / _rate(machine, size, train)
     if times < SLOWER:
         return []
     name = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
-    need = memory_gb(whole, tokens, train, fast=_fast(machine, whole, train))
+    need = memory_gb(single, tokens, train, fused=_fused(machine, single, train))
     return [t("{dtype} on this processor is about {times} times slower than float32. Write `model.dtype: float32`; "
               "that takes about {need} GB of memory, and {free} GB are free.", dtype=name, times=f"{times:.2g}",
               need=f"{need:.1f}", free=f"{machine.room_gb:.1f}")]  # fmt: skip
@@ -222,7 +222,7 @@ def busy(machine: Hardware) -> list[str]:
               all=machine.all_cores, times=f"{1 / max(machine.spare, 0.1):.1f}")]  # fmt: skip
 
 
-def _fast(machine: Hardware, size: Shape, train: TrainPart) -> bool:
+def _fused(machine: Hardware, size: Shape, train: TrainPart) -> bool:
     """Whether the model's blocks get fast parts."""
     return machine.device == "cpu" and size.gated and size.bytes_each == 4 and not METHODS[train.method].quantize
 
@@ -245,21 +245,21 @@ def _unkept(
 
 
 def _evaluation(
-    recipe: Recipe, machine: Hardware, size: Shape, held: Held, *, measured: int, writes: bool = True
+    recipe: Recipe, machine: Hardware, size: Shape, held: Held, *, measured: int, generates: bool = True
 ) -> dict[str, Any]:
     """Seconds for the answers before and after and for the held-out loss, `measured` times.
 
     Every answer counts as long as it may become; most end earlier. A task that does not write has none.
     """
     part = recipe.evaluate
-    rows, prompts = (min(part.rows, held.rows), held.prompts) if writes else (0, 0)
+    rows, prompts = (min(part.rows, held.rows), held.prompts) if generates else (0, 0)
     speed = _rate(machine, size, recipe.train)
     # A prompt is no longer than its dialogue; what a question of a probe takes to read is nothing beside its answer.
     read = forward_flops(size, rows * held.tokens // max(held.rows, 1), rows) / speed
     batches = math.ceil(rows / part.batch_size) + math.ceil(prompts / part.batch_size)
     write = generation_seconds(size, machine, batches, part.max_new_tokens)
     answers = rows + prompts
-    loss = forward_flops(size, held.tokens, held.tokens if writes else held.rows) / speed
+    loss = forward_flops(size, held.tokens, held.tokens if generates else held.rows) / speed
     return {
         "seconds": round(2 * (read + write) + measured * loss, 1),
         "answers": answers,
@@ -292,27 +292,27 @@ def _fullest(batches: BatchPlan) -> int:
 def _method(train: TrainPart, size: Shape) -> str:
     """What there is to say of the method: how much it trains, and what it does beside that."""
     part = 100 * size.trainable / size.parameters
-    said = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
+    sentences = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
               all=f"{size.parameters:,}")]  # fmt: skip
     if METHODS[train.method].quantize:
-        said.append(
+        sentences.append(
             t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=format_bytes(size.bytes_all))
         )
     if size.virtual:
-        said.append(t("virtual tokens before each text: {n}", n=size.virtual))
+        sentences.append(t("virtual tokens before each text: {n}", n=size.virtual))
     if size.below:
-        said.append(t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
+        sentences.append(t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
                     if size.below < size.layers else t("no gradient goes into the blocks"))  # fmt: skip
-    return COMMA[current()].join(said)
+    return COMMA[current()].join(sentences)
 
 
 def _frozen(size: Shape, unkept: str) -> list[Choice]:
     """What becomes of blocks that are not trained, where there are some."""
     if not size.below:
         return []
-    value = t("run at every step") if unkept else t("run once for all epochs")
+    how = t("run at every step") if unkept else t("run once for all epochs")
     why = unkept or t("frozen blocks: {n} of {all}; their output is kept on the disk", n=size.below, all=size.layers)
-    return [Choice(t("frozen blocks"), value, why)]
+    return [Choice(t("frozen blocks"), how, why)]
 
 
 def _task(task: Task, manifest: Mapping[str, Any]) -> Choice:

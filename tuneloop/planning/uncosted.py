@@ -23,7 +23,7 @@ def uncosted(assembled: TrainingInput) -> Plan:
     used = items.members.ravel()
     labels = int(items.samples.labels[used].sum()) if task.generates else len(used)
     counts = manifest["counts"]
-    said: Sequence[str] = [
+    warnings: Sequence[str] = [
         t("{name} is a tokenizer alone: rows, tokens and steps are counted; memory and time need a model, and so does "
           "training", name=recipe.model.name),
         *cautions(counts, manifest["steps"], ledger), *([] if counts["validation"] else [nothing_held()]),
@@ -33,5 +33,5 @@ def uncosted(assembled: TrainingInput) -> Plan:
         machine=look(), model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
         data={"dialogues": len(items), "tokens": sum(batches.lengths), "label_tokens": labels, "steps": steps},
         choices=(Choice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
-        seconds=0.0, evaluation=none, memory_gb=0.0, warnings=tuple(said),
+        seconds=0.0, evaluation=none, memory_gb=0.0, warnings=tuple(warnings),
     )  # fmt: skip

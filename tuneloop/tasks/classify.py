@@ -93,7 +93,7 @@ def ordered(labels: Iterable[str]) -> tuple[str, ...]:
     """
     labels = list(labels)
     numbers = {label: number(label) for label in labels}
-    if any(value is None for value in numbers.values()):
+    if any(size is None for size in numbers.values()):
         return tuple(sorted(labels))
     return tuple(sorted(labels, key=lambda label: (numbers[label] or 0.0, label)))
 
@@ -105,19 +105,19 @@ def number(label: str) -> float | None:
     (4.5, 3.0, None, None)
     """
     try:
-        value = float(label)
+        size = float(label)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return size if math.isfinite(size) else None
 
 
 def require_classes(counts: Mapping[str, int]) -> None:
     """Raise TL-DATA-NUMBERS where the labels are measurements: numbers most of which stand at one row alone, or more
     numbers with decimals than a scale of steps has."""
     values = [number(label) for label in counts]
-    if any(value is None for value in values) or len(counts) <= STEPS:
+    if any(size is None for size in values) or len(counts) <= STEPS:
         return
-    decimals = sum(value != int(value) for value in values if value is not None)
+    decimals = sum(size != int(size) for size in values if size is not None)
     alone = sum(counts.values()) < 2 * len(counts)
     if decimals or alone:
         raise DataError("TL-DATA-NUMBERS", where="data", n=len(counts), rows=sum(counts.values()),

@@ -22,7 +22,7 @@ Fill = Callable[[Any, Tensor], Tensor]
 """(model, states at the masks [n, width]) -> logits [n, vocabulary]."""
 
 
-def _trunk(base: Any) -> Any:
+def _encoder(base: Any) -> Any:
     return getattr(base, base.base_model_prefix)
 
 
@@ -30,10 +30,10 @@ READS: tuple[Read, ...] = (
     # Decoders: the last token has seen all others.
     lambda base, first, last: base.score(last),
     # BERT, and what is built like it: the first token through pooler, dropout and classifier.
-    lambda base, first, last: base.classifier(base.dropout(_trunk(base).pooler(first[:, None]))),
+    lambda base, first, last: base.classifier(base.dropout(_encoder(base).pooler(first[:, None]))),
     # ALBERT has the pooler in two parts.
     lambda base, first, last: base.classifier(
-        base.dropout(_trunk(base).pooler_activation(_trunk(base).pooler(first)))
+        base.dropout(_encoder(base).pooler_activation(_encoder(base).pooler(first)))
     ),
     # RoBERTa, ELECTRA: a head that takes the first token by itself.
     lambda base, first, last: base.classifier(first[:, None]),

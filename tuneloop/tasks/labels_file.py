@@ -30,8 +30,8 @@ def read_classes(file: Path) -> dict[str, tuple[Any, ...]]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {"labels": tuple(map(str, found["labels"])), "weights": tuple(map(float, found["weights"]))}
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {"labels": tuple(map(str, content["labels"])), "weights": tuple(map(float, content["weights"]))}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError("TL-RUN-DAMAGED", where=str(file), error=str(error)) from error
 
@@ -39,10 +39,10 @@ def read_classes(file: Path) -> dict[str, tuple[Any, ...]]:
 def adapter_labels(folder: Path) -> tuple[str, ...]:
     """The labels of an adapter's head, in its order; () where it has none or nothing tells them."""
     try:
-        found = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    labels = found.get("labels") if isinstance(found, dict) else found
+    labels = content.get("labels") if isinstance(content, dict) else content
     return tuple(str(label) for label in labels or ())
 
 

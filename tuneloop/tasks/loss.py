@@ -157,17 +157,17 @@ class LossModel(Objective):
         hidden = self.states(batch).index_select(0, batch.positions)
         head = base.get_output_embeddings()
         rows = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
-        both: tuple[Tensor, Tensor]
+        losses: tuple[Tensor, Tensor]
         if not torch.is_grad_enabled():
             pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
             sums, each = zip(*(_summed(self.head(h), y) for h, y in pieces), strict=True)
             return torch.stack(sums).sum(), torch.cat(each)
         if self.token_loss is None and self._bare(head) and hidden.dtype == torch.float32:
-            both = _LinearLoss.apply(hidden, targets, head.weight, rows)  # type: ignore[no-untyped-call]
+            losses = _LinearLoss.apply(hidden, targets, head.weight, rows)  # type: ignore[no-untyped-call]
         else:
             parts = hidden, targets, self.head, self._measure, rows, *head.parameters()
-            both = _ChunkedLoss.apply(*parts)  # type: ignore[no-untyped-call]
-        return both
+            losses = _ChunkedLoss.apply(*parts)  # type: ignore[no-untyped-call]
+        return losses
 
     def _measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of what tokens lose, float32 [], and each of them, float32 [n], detached."""

@@ -71,9 +71,9 @@ def judged(rows: SplitView, budget: int) -> Examples:
     partners = _partners([s.record for s in own])
     other = [_answered(s, own[k], longest) for s, k in zip(own, partners, strict=True)]
     n = len(own)
-    both = replace(Sequences.of([*own, *other]), records=2 * n)
+    sequences = replace(Sequences.of([*own, *other]), records=2 * n)
     column = np.array([*good.values()] * 2, np.float32)
-    return within(Examples(both, np.arange(2 * n).reshape(2, n).T.copy(), np.ones(n), {"good": column}), budget)
+    return within(Examples(sequences, np.arange(2 * n).reshape(2, n).T.copy(), np.ones(n), {"good": column}), budget)
 
 
 def _last_answer(sample: Sample) -> Sample:

@@ -157,8 +157,8 @@ def _following(tokenizer: Any, before: str, word: str) -> list[int]:
     """
     blank = "" if not before or _NO_BLANK.match(word[:1] or " ") else " "
     text = _filled(before, ["a", "a"])
-    context, both, alone = encode(tokenizer, [text, text + blank + word, blank + word])
-    return both[len(context) :] if both[: len(context)] == context else alone
+    context, joined, alone = encode(tokenizer, [text, text + blank + word, blank + word])
+    return joined[len(context) :] if joined[: len(context)] == context else alone
 
 
 def classes(
@@ -207,9 +207,9 @@ def samples(rows: SplitView, setting: TaskContext) -> Sequences:
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and behind a text by itself."""
-    inner, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    at = next((k for k in range(len(whole)) if whole[k : k + len(inner)] == inner), len(whole))
-    return whole[:at], whole[at + len(inner) :]
+    inner, framed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    at = next((k for k in range(len(framed)) if framed[k : k + len(inner)] == inner), len(framed))
+    return framed[:at], framed[at + len(inner) :]
 
 
 def _place(setting: TaskContext) -> int | None:

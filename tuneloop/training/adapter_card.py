@@ -71,11 +71,12 @@ def adapter_card(
         (t("Dataset"), f"{recipe.name} {dataset}".strip()),
         (t("Run"), run.name),
     ]
-    lines = "".join(f"- {what}: {value}\n" for what, value in facts)
-    said = t("The adapter of {run}: it changes {base} and does not work without it.", run=run.name, base=name)
+    lines = "".join(f"- {what}: {text}\n" for what, text in facts)
+    sentence = t("The adapter of {run}: it changes {base} and does not work without it.", run=run.name, base=name)
     more = t("How well it does stands in report.html of the run, once the run is evaluated.")
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {recipe.name}\n\n{said}\n\n{lines}\n"
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {recipe.name}\n\n"
+        f"{sentence}\n\n{lines}\n"
         f"{more}\n\n{t('With tuneloop:')}\n\n```bash\ntuneloop chat {run.name}\ntuneloop export {run.name}\n```\n\n"
         f"{t('With peft, in this folder, on a machine that has the base model:')}\n\n"
         f"```python\n{code(recipe, scores, skipped)}```\n"

@@ -63,12 +63,12 @@ class Metrics:
     tokens: int = field(default=0, init=False)
     steps: int = field(default=0, init=False)
 
-    def on_step(self, state: State, result: StepResult) -> None:
-        step, due = result.step, self.due(state.step)
+    def on_step(self, state: State, outcome: StepResult) -> None:
+        step, due = outcome.step, self.due(state.step)
         self.tokens, self.steps = self.tokens + step.tokens, self.steps + 1
         if self.late and not due:
             return
-        figures = result.read() if due else None
+        figures = outcome.read() if due else None
         clock = self.meter.read(self.tokens, self.steps)
         self.tokens = self.steps = 0
         if figures is None:
@@ -106,10 +106,10 @@ class HeldOut:
     say: Callable[[str], None]
     listeners: Sequence[Callable[[int, float], None]] = ()
 
-    def on_step(self, state: State, result: StepResult) -> None:
+    def on_step(self, state: State, outcome: StepResult) -> None:
         if not self.due(state.step):
             return
-        result.read()  # a step that was none is told before its weights are measured
+        outcome.read()  # a step that was none is told before its weights are measured
         began = time.perf_counter()
         total, labels = self.measure()
         if labels:
@@ -136,9 +136,9 @@ class Saver:
     due: Callable[[int], bool]
     saved: int = -1
 
-    def on_step(self, state: State, result: StepResult) -> None:
+    def on_step(self, state: State, outcome: StepResult) -> None:
         if self.due(state.step):
-            result.read()
+            outcome.read()
             self._save(state)
 
     def on_end(self, state: State) -> None:
@@ -181,14 +181,14 @@ class Screen:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def on_step(self, state: State, result: StepResult) -> None:
+    def on_step(self, state: State, outcome: StepResult) -> None:
         now, last = time.perf_counter(), state.step == self.total
         interval = BAR_INTERVAL if self.bar is not None else self.interval
         if (not last and now - self.last < interval) or (self.bar is None and not self.due(state.step)):
             if self.bar is not None:
                 self.bar.update(self.task, completed=state.step)
             return
-        figures = result.read()
+        figures = outcome.read()
         speed = self.meter.last_tokens / max(1e-9, self.meter.last_seconds)
         numbers = t(
             "loss {loss}  grad {grad}  {speed} tok/s  {memory} GB",

@@ -31,10 +31,10 @@ def watched(checkpoints: Path) -> Iterator[None]:
         raise _lost(checkpoints, text.splitlines()[0][:200]) from error
 
 
-def _lost(checkpoints: Path, said: str) -> MachineError:
+def _lost(checkpoints: Path, message: str) -> MachineError:
     last = checkpoint.newest(checkpoints)
     name = last.name if last else t("none yet")
-    return MachineError("TL-MACHINE-DEVICE", where=str(checkpoints), error=said, checkpoint=name)
+    return MachineError("TL-MACHINE-DEVICE", where=str(checkpoints), error=message, checkpoint=name)
 
 
 def require_device(path: Path) -> None:
@@ -44,7 +44,7 @@ def require_device(path: Path) -> None:
     """
     with safe_open(path / "random.safetensors", "pt") as file:
         cards = sum(name.startswith("cuda.") for name in file.keys())  # noqa: SIM118
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if cards and not found:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cards and not available:
         raise MachineError("TL-MACHINE-DEVICE", where=str(path), checkpoint=path.name,
                            error=t("it was made on {n} CUDA devices, and there are none now", n=cards))  # fmt: skip

@@ -31,22 +31,22 @@ def world() -> PartialState:
 
     Raises TL-RUN-PEERS where the environment speaks of others and no launcher started this one, or they do not come.
     """
-    count, told, missing = launch()
-    where = ", ".join(told)
-    if told and missing and (count > 1 or "LOCAL_RANK" in where):
-        said = t("the environment speaks of several processes, but not of {missing}", missing=", ".join(missing))
-        raise RunError("TL-RUN-PEERS", where=where, error=said, names=_names(told))
+    count, variables, missing = launch()
+    where = ", ".join(variables)
+    if variables and missing and (count > 1 or "LOCAL_RANK" in where):
+        reason = t("the environment speaks of several processes, but not of {missing}", missing=", ".join(missing))
+        raise RunError("TL-RUN-PEERS", where=where, error=reason, names=_names(variables))
     try:
         return PartialState(cpu=on_cpu())
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
         if count < 2:
             raise
-        said = " ".join(str(error).split())[:300]
-        raise RunError("TL-RUN-PEERS", where=where, error=said, names=_names(told)) from error
+        reason = " ".join(str(error).split())[:300]
+        raise RunError("TL-RUN-PEERS", where=where, error=reason, names=_names(variables)) from error
 
 
-def _names(told: list[str]) -> str:
-    return " ".join(one.partition("=")[0] for one in told)
+def _names(variables: list[str]) -> str:
+    return " ".join(one.partition("=")[0] for one in variables)
 
 
 def leads() -> bool:
@@ -54,9 +54,9 @@ def leads() -> bool:
     return bool(world().is_main_process)
 
 
-def shared(value: T) -> T:
+def shared(facts: T) -> T:
     """The leader's value, in every process. All of them must ask."""
-    box = [value]
+    box = [facts]
     if world().num_processes > 1:
         broadcast_object_list(box)
     return box[0]

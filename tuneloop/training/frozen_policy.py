@@ -41,7 +41,7 @@ class Question:
     epochs: float
 
 
-def objection(train: TrainPart, asked: Question) -> str:
+def objection(train: TrainPart, question: Question) -> str:
     """Why the frozen blocks' output is not kept, "" where it is.
 
     Raises TL-MODEL-KEEP where the recipe asks for what cannot be.
@@ -54,7 +54,7 @@ def objection(train: TrainPart, asked: Question) -> str:
     if train.keep_trunk == "off":
         return t("train.keep_trunk is off")
     cannot = ""
-    if not asked.below:
+    if not question.below:
         cannot = t("training reaches the lowest block")
     elif train.neftune_alpha:
         cannot = t("NEFTune's noise makes the frozen blocks' output another one each time")
@@ -62,13 +62,13 @@ def objection(train: TrainPart, asked: Question) -> str:
         raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=cannot)
     if cannot or train.keep_trunk == "on":
         return cannot
-    if asked.epochs <= 1:
+    if question.epochs <= 1:
         return t("there is one epoch")
-    if asked.below * SHARE < asked.of:
-        return t("frozen blocks: {n} of {all} only", n=asked.below, all=asked.of)
-    if asked.size > asked.free // 2:
+    if question.below * SHARE < question.of:
+        return t("frozen blocks: {n} of {all} only", n=question.below, all=question.of)
+    if question.size > question.free // 2:
         return t("{need} would be kept and {free} are free on the disk",
-                 need=format_bytes(asked.size), free=format_bytes(asked.free))  # fmt: skip
+                 need=format_bytes(question.size), free=format_bytes(question.free))  # fmt: skip
     return ""
 
 
@@ -88,7 +88,7 @@ def kept_bytes(items: Examples, width: int, itemsize: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Keeping:
+class CachePolicy:
     """What keeping needs of a run. `sides` are the items by side, "train" first; `folder` is where states are kept.
 
     `decided` is what the run decided when it began, None at its beginning: a resumed run must go on as it began.
@@ -101,74 +101,74 @@ class Keeping:
     epochs: float
     packing: bool
     decided: bool | None
-    told: Callable[[bool, str, int, float], None]
+    report: Callable[[bool, str, int, float], None]
 
 
 @contextlib.contextmanager
-def kept_blocks(model: nn.Module, keeping: Keeping) -> Iterator[None]:
+def kept_blocks(model: nn.Module, cache: CachePolicy) -> Iterator[None]:
     """Inside, blocks that no training reaches run without gradient and dropout; where it pays, once in all.
 
     Raises TL-MODEL-KEEP, TL-MACHINE-DISK.
     """
     below = frozen(model)
     if below is None:
-        objection(keeping.train, Question(0, len(blocks(unwrap(model))), 0, 0, keeping.epochs))
+        objection(cache.train, Question(0, len(blocks(unwrap(model))), 0, 0, cache.epochs))
         yield
         return
     try:
-        _decide(below, keeping)
+        _decide(below, cache)
         with below.of("train"):
             yield
     finally:
         below.release()
 
 
-def _decide(below: Frozen, keeping: Keeping) -> None:
+def _decide(below: Frozen, cache: CachePolicy) -> None:
     began, why = time.perf_counter(), ""
-    size = sum(kept_bytes(items, below.width, below.base.dtype.itemsize) for items in keeping.sides.values())
-    if keeping.decided is None:
-        free = shutil.disk_usage(keeping.folder.parent).free
-        asked = Question(len(below.blocks), len(blocks(below.base)), size, free, keeping.epochs)
-        why = distributed.shared(objection(keeping.train, asked))
-    if keeping.decided is not False and not why:
-        why = _keep(below, keeping, size)
-    if keeping.decided is None or keeping.decided:
-        keeping.told(not why, why, 0 if why else size, round(time.perf_counter() - began, 2))
+    size = sum(kept_bytes(items, below.width, below.base.dtype.itemsize) for items in cache.sides.values())
+    if cache.decided is None:
+        free = shutil.disk_usage(cache.folder.parent).free
+        question = Question(len(below.blocks), len(blocks(below.base)), size, free, cache.epochs)
+        why = distributed.shared(objection(cache.train, question))
+    if cache.decided is not False and not why:
+        why = _keep(below, cache, size)
+    if cache.decided is None or cache.decided:
+        cache.report(not why, why, 0 if why else size, round(time.perf_counter() - began, 2))
 
 
-def _keep(below: Frozen, keeping: Keeping, size: int) -> str:
+def _keep(below: Frozen, cache: CachePolicy, size: int) -> str:
     """Fill the stores; why that is not possible, else ""."""
 
     def fill() -> None:
-        for side, items in keeping.sides.items():
+        for side, items in cache.sides.items():
             # What is held out is measured in float32, whatever training multiplies in.
             with matmul_precision("float32") if side == "validation" else contextlib.nullcontext():
-                below.keep(side, items, keeping.folder, keeping.train.token_budget, packing=keeping.packing)
+                below.keep(side, items, cache.folder, cache.train.token_budget, packing=cache.packing)
 
     with torch.random.fork_rng([below.base.device] if below.base.device.type == "cuda" else []):
         if distributed.leads():  # the others find what the first one made
-            if not keeping.folder.exists():
-                require_space(keeping.folder, size)
+            if not cache.folder.exists():
+                require_space(cache.folder, size)
             fill()
         distributed.world().wait_for_everyone()
         if not distributed.leads():
             fill()
-        exact = distributed.shared(all(below.exact(side, items, packing=keeping.packing)
-                                 for side, items in keeping.sides.items() if len(items)))  # fmt: skip
+        exact = distributed.shared(all(below.exact(side, items, packing=cache.packing)
+                                 for side, items in cache.sides.items() if len(items)))  # fmt: skip
     if exact:
         return ""
     below.stores.clear()
     why = t("its blocks hand on more than hidden states")
-    if keeping.train.keep_trunk == "on":
+    if cache.train.keep_trunk == "on":
         raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=why)
     if distributed.leads():
-        shutil.rmtree(keeping.folder, ignore_errors=True)
+        shutil.rmtree(cache.folder, ignore_errors=True)
     return why
 
 
 @contextlib.contextmanager
 def held_out(objective: nn.Module) -> Iterator[None]:
     """Inside, rows are made of held-out samples."""
-    below = next((found for m in objective.modules() if (found := vars(m).get(KEPT))), None)
+    below = next((below_blocks for m in objective.modules() if (below_blocks := vars(m).get(KEPT))), None)
     with below.of("validation") if below is not None else contextlib.nullcontext():
         yield

@@ -38,9 +38,9 @@ class Guard:
 
     def measured(self, step: int, loss: float) -> None:
         """A held-out loss was measured after `step`."""
-        before = self.asked
+        before = self.stops
         self._count(step, loss)
-        if self.asked and not before:
+        if self.stops and not before:
             self.events.event("early_stop", step=step, best_step=self.best_step, best_loss=self.best_loss)
             self.say(
                 t(
@@ -57,7 +57,7 @@ class Guard:
             self.waited += 1
 
     @property
-    def asked(self) -> bool:
+    def stops(self) -> bool:
         """Whether the run should end here: `patience` measurements in a row were no better than the best."""
         return self.patience is not None and self.waited >= self.patience
 
@@ -90,6 +90,6 @@ class Guard:
 
 def require_held_out(train: TrainPart, held: int) -> None:
     """Raises TL-RUN-NO-HELD-OUT when a guard is asked for and no held-out row can be measured."""
-    asked = [key for key in ("early_stopping", "keep_best") if getattr(train, key)]
-    if asked and not held:
-        raise RunError("TL-RUN-NO-HELD-OUT", where=f"train.{asked[0]}", key=f"train.{asked[0]}")
+    stops = [key for key in ("early_stopping", "keep_best") if getattr(train, key)]
+    if stops and not held:
+        raise RunError("TL-RUN-NO-HELD-OUT", where=f"train.{stops[0]}", key=f"train.{stops[0]}")

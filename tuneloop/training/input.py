@@ -74,8 +74,8 @@ class TokenizerBundle:
     @property
     def context(self) -> int:
         """The longest sequence that the model was made for; of a tokenizer alone, the one that it was made for."""
-        said = int(getattr(self.tokenizer, "model_max_length", 0) or 0)
-        return context_length(self.folder) or (said if self.alone and said < _NO_CONTEXT else 0)
+        limit = int(getattr(self.tokenizer, "model_max_length", 0) or 0)
+        return context_length(self.folder) or (limit if self.alone and limit < _NO_CONTEXT else 0)
 
     @property
     def alone(self) -> bool:

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 
 class Interrupt:
-    """A context in which SIGINT and SIGTERM only set `asked`. Does nothing outside the main thread."""
+    """A context in which SIGINT and SIGTERM only set `requested`. Does nothing outside the main thread."""
 
     def __init__(self, say: Callable[[], None]) -> None:
-        self.asked = False
+        self.requested = False
         self.say = say
         self.before: dict[int, Any] = {}
 
@@ -29,9 +29,9 @@ class Interrupt:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         # Ctrl-C under torchrun is a SIGINT and then a SIGTERM: only who presses it again is in a hurry.
-        if self.asked and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.asked:
+        if self.requested:
             return
-        self.asked = True
+        self.requested = True
         self.say()

@@ -24,17 +24,17 @@ from tuneloop.recipe.schema import ModelPart, QloraPart, Recipe
 from tuneloop.tasks.task import Task, TaskContext
 
 
-def started(recipe: Recipe, folder: Path, task: Task, setting: TaskContext) -> nn.Module:
+def starting_model(recipe: Recipe, folder: Path, task: Task, setting: TaskContext) -> nn.Module:
     """The model of a recipe as training begins: with the task's head and what the method adds, drawn from the seed."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     torch.manual_seed(recipe.seed)  # a new head is drawn at random
-    kept = pick_dtype(recipe.model.dtype)
-    whole = not METHODS[recipe.train.method].adapter and kept in precision.HALVES
+    dtype = pick_dtype(recipe.model.dtype)
+    weights_trained = not METHODS[recipe.train.method].adapter and dtype in precision.HALVES
     model = load_model(
-        folder, "float32" if whole else recipe.model.dtype, task.head(setting, config), bits_of(recipe.train)
+        folder, "float32" if weights_trained else recipe.model.dtype, task.head(setting, config), bits_of(recipe.train)
     )
     wrapped = wrap(model, recipe.train, recipe.seed)
-    precision.hold(wrapped, kept, whole=whole)
+    precision.hold(wrapped, dtype, whole=weights_trained)
     return wrapped
 
 

@@ -73,15 +73,15 @@ def groups_for(model: nn.Module, train: TrainPart) -> list[dict[str, Any]]:
     sides: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            fast = ratio != 1 and SECOND.search(name) is not None
-            sides.setdefault((fast, parameter.ndim < 2), []).append(parameter)
+            second = ratio != 1 and SECOND.search(name) is not None
+            sides.setdefault((second, parameter.ndim < 2), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": train.learning_rate * (ratio if fast else 1.0),
+            "lr": train.learning_rate * (ratio if second else 1.0),
             "weight_decay": 0.0 if flat else train.weight_decay,
         }
-        for (fast, flat), parameters in sorted(sides.items(), key=lambda side: side[0])
+        for (second, flat), parameters in sorted(sides.items(), key=lambda side: side[0])
     ]
 
 
@@ -94,9 +94,9 @@ def optimizer_for(model: nn.Module, train: TrainPart) -> Optimizer:
     """
     groups, rate = groups_for(model, train), train.learning_rate
     if train.optimizer == "adafactor":
-        made = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False, warmup_init=False)
-        assert isinstance(made, Optimizer)
-        return made
+        optimizer = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False, warmup_init=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate)
     if train.optimizer in QUANTISED:
@@ -120,9 +120,9 @@ def _quantised(groups: list[dict[str, Any]], train: TrainPart) -> Optimizer:
             "TL-MACHINE-OPTIMIZER", where="train.optimizer", optimizer=train.optimizer, device=first.device.type,
             error=str(error).partition("\n")[0][:200],
         ) from error  # fmt: skip
-    made = kind(groups, lr=train.learning_rate, betas=train.betas)
-    assert isinstance(made, Optimizer)
-    return made
+    optimizer = kind(groups, lr=train.learning_rate, betas=train.betas)
+    assert isinstance(optimizer, Optimizer)
+    return optimizer
 
 
 def scheduler_for(optimizer: Optimizer, train: TrainPart, steps: int) -> LambdaLR:

@@ -42,8 +42,8 @@ def answering(model: nn.Module) -> Iterator[None]:
 def answerable(record: Record) -> bool:
     """Whether a model can be asked what this row asks: a question, an answer to compare with, and no tools."""
     replies = record.messages[len(record.prompt) :]
-    asks = any(m.role == "user" for m in record.prompt)
-    return record.kind in {"chat", "preference", "judged"} and asks and not record.tools and bool(replies)
+    has_question = any(m.role == "user" for m in record.prompt)
+    return record.kind in {"chat", "preference", "judged"} and has_question and not record.tools and bool(replies)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -58,24 +58,24 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
 
 @dataclass(slots=True)
 class Sampler:
-    """Answers `asked` after a measurement, into samples.jsonl and in a short line each on the screen."""
+    """Answers `questions` after a measurement, into samples.jsonl and in a short line each on the screen."""
 
     model: nn.Module
     answerer: Answerer
-    asked: Sequence[Record]
+    questions: Sequence[Record]
     journal: Journal
     say: Callable[[str], None]
     max_new_tokens: int
     batch_size: int
-    kept: torch.dtype
+    dtype: torch.dtype
     """The type of the recipe; training multiplies in it, and so does answering."""
 
     def measured(self, step: int, loss: float) -> None:
         """Answer now: a held-out loss was measured after `step`."""
-        chats: list[Chat] = [[m.as_chat() for m in r.prompt] for r in self.asked]
-        with answering(self.model), precision.computing(self.model, self.kept):
+        chats: list[Chat] = [[m.as_chat() for m in r.prompt] for r in self.questions]
+        with answering(self.model), precision.computing(self.model, self.dtype):
             replies = self.answerer.answer(chats, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
-        for record, reply in zip(self.asked, replies, strict=True):
+        for record, reply in zip(self.questions, replies, strict=True):
             question = next(m.content for m in reversed(record.prompt) if m.role == "user")
             reference = record.messages[len(record.prompt)].content
             self.journal.write(
@@ -107,16 +107,16 @@ def sampler_for(
     """The sampler a recipe asks for; None where it asks for none, or no held-out row is a question with an answer."""
     if not recipe.train.sample_answers:
         return None
-    said = any(m.reasoning or "</think>" in m.content for record in held for m in record.messages)
-    thinks = said or recipe.prepare.empty_thoughts
+    trained_thoughts = any(m.reasoning or "</think>" in m.content for record in held for m in record.messages)
+    thinks = trained_thoughts or recipe.prepare.empty_thoughts
     answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else opening(tokenizer))
     most = recipe.evaluate.max_new_tokens
 
     def fits(record: Record) -> bool:
         return answerer.count([m.as_chat() for m in record.prompt]) + most <= answerer.context
 
-    asked = spread([r for r in held if answerable(r) and fits(r)], recipe.train.sample_answers)
-    if not asked:
+    questions = spread([r for r in held if answerable(r) and fits(r)], recipe.train.sample_answers)
+    if not questions:
         return None
-    kept = pick_dtype(recipe.model.dtype)
-    return Sampler(model, answerer, asked, journal, say, most, recipe.evaluate.batch_size, kept)
+    dtype = pick_dtype(recipe.model.dtype)
+    return Sampler(model, answerer, questions, journal, say, most, recipe.evaluate.batch_size, dtype)

@@ -50,7 +50,7 @@ class Threads:
     all_cores: int = field(default_factory=lambda: os.cpu_count() or 1)
     others: OtherPrograms = field(default_factory=OtherPrograms)
 
-    def on_step(self, state: State, result: StepResult) -> None:
+    def on_step(self, state: State, outcome: StepResult) -> None:
         if self.others.seconds < INTERVAL:
             return
         busy, now = self.others.cores(), torch.get_num_threads()

@@ -117,7 +117,7 @@ def test_passes_on_a_cpu_are_kept_small() -> None:
 def test_ranks_only_share_out_a_step(plan: BatchPlan, k: int, ranks: int) -> None:
     samples = samples_of(plan)
     alone = Steps(plan, samples, k, k + 1)[0]
-    parts = [Steps(plan, samples, k, k + 1, rank=r, ranks=ranks)[0] for r in range(ranks)]
+    parts = [Steps(plan, samples, k, k + 1, rank=r, world_size=ranks)[0] for r in range(ranks)]
     assert len({len(p.batches) for p in parts}) == 1, "a rank that makes fewer passes would be waited for"
     for part in parts:
         facts = (part.number, part.label_tokens, part.tokens, part.samples, part.digest)
@@ -203,8 +203,10 @@ def same(a: Step, b: Step) -> bool:
     ):
         return False
     return all(
-        x["segments"] == y["segments"]
-        and all(torch.equal(x[k], y[k]) for k in ("input_ids", "position_ids", "positions", "targets"))
+        x.segments == y.segments
+        and all(
+            torch.equal(getattr(x, k), getattr(y, k)) for k in ("input_ids", "position_ids", "positions", "targets")
+        )
         for x, y in zip(a.batches, b.batches, strict=True)
     )
 
@@ -289,5 +291,5 @@ def test_a_sample_without_a_token_takes_no_place() -> None:
     none = Sample(np.zeros(0, np.int32), np.zeros(0, np.bool_), "none", True)
     row = pack([none, sample(1, 4), none])
     assert row.segments == (0, 4, 0)
-    assert row.input_ids.tolist() == pack([sample(1, 4)])["input_ids"].tolist()
-    assert row.positions.tolist() == pack([sample(1, 4)])["positions"].tolist()
+    assert row.input_ids.tolist() == pack([sample(1, 4)]).input_ids.tolist()
+    assert row.positions.tolist() == pack([sample(1, 4)]).positions.tolist()

@@ -76,15 +76,15 @@ class BatchPlan:
         limit = min(self.token_budget, self.fill or self.token_budget)
         most = (self.micro_batch_size or self.batch_size) if self.packing else 1
         bins: list[list[int]] = []
-        room: list[int] = []
+        free: list[int] = []
         for i in sorted(chosen, key=lambda i: (-self.lengths[i], i)):
-            fit = next((b for b, r in enumerate(room) if r >= self.lengths[i] and len(bins[b]) < most), None)
-            if fit is None:
+            chosen_bin = next((b for b, r in enumerate(free) if r >= self.lengths[i] and len(bins[b]) < most), None)
+            if chosen_bin is None:
                 bins.append([])
-                room.append(max(limit, self.lengths[i]))
-                fit = len(bins) - 1
-            bins[fit].append(i)
-            room[fit] -= self.lengths[i]
+                free.append(max(limit, self.lengths[i]))
+                chosen_bin = len(bins) - 1
+            bins[chosen_bin].append(i)
+            free[chosen_bin] -= self.lengths[i]
         yield from (tuple(b) for b in bins)
 
 
