@@ -26,7 +26,7 @@ from tuneloop.methods.wrap import bits_of
 from tuneloop.model import checkpoint
 from tuneloop.model.anatomy import never_quantised, scores_labels
 from tuneloop.model.backbone import unwrap
-from tuneloop.model.kernels.matmul import MatmulPrecision, chosen
+from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
 from tuneloop.recipe.schema import Recipe, Strategy
 from tuneloop.runs.journal import Journal
