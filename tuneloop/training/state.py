@@ -38,7 +38,7 @@ from tuneloop.tasks.objective import Objective
 from tuneloop.tasks.task import Task
 from tuneloop.training import distributed
 from tuneloop.training.input import TrainingInput
-from tuneloop.training.model_folder import started
+from tuneloop.training.model_folder import starting_model
 from tuneloop.training.optim import optimizer_for, scheduler_for, total_steps
 from tuneloop.training.packing import packs_exactly, rows
 
@@ -81,7 +81,7 @@ def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainStat
     recipe, task, context = assembled.recipe, assembled.task, assembled.context
     train, held = assembled.train, assembled.held.take(np.flatnonzero(assembled.held.weights))
     dtype, budget = pick_dtype(recipe.model.dtype), recipe.train.token_budget
-    model = started(recipe, assembled.folder, task, context)
+    model = starting_model(recipe, assembled.folder, task, context)
     _require_space(run, recipe, model)
     _place(model, device)
     if not precision.mixed(model, dtype):  # they are for one type throughout
