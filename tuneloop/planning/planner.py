@@ -149,7 +149,7 @@ def make(assembled: TrainingInput) -> Plan:
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
-            writes=task.generates,
+            generates=task.generates,
         ),
         memory_gb=round(memory, 2),
         warnings=tuple(warnings),

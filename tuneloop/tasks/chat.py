@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tuneloop.data.batches.examples import Examples
 from tuneloop.model.head import Head
@@ -21,9 +21,13 @@ def objective(model: nn.Module, items: Examples, setting: TaskContext | None = N
     shortest = items.samples[int(first[items.samples.lengths[first].argmin()])]
     probe = torch.tensor(shortest.ids.tolist()).unsqueeze(0)
     own_head = not head_is_exact(model, probe.to(next(model.parameters()).device))
-    part = setting.train.sft if setting else SftPart()
-    token_loss = TOKEN_LOSSES.get(part.loss)
-    return LossModel(model, own_head=own_head, token_loss=token_loss and partial(token_loss, part=part))
+    return LossModel(model, own_head=own_head, token_loss=_token_loss(setting.train.sft) if setting else None)
+
+
+def _token_loss(part: SftPart) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What the recipe's section says a token loses; None for plain cross entropy."""
+    formula = TOKEN_LOSSES.get(part.loss)
+    return None if formula is None else lambda logits, targets: formula(logits, targets, part)
 
 
 def _items(rows: SplitView, setting: TaskContext) -> Examples:
