@@ -33,7 +33,7 @@ from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.labels_file import write_classes
 from tuneloop.tasks.task import Task, TaskContext
-from tuneloop.training import device, distributed, threads
+from tuneloop.training import cores, device, distributed
 from tuneloop.training.adapter_card import adapter_card
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
@@ -101,7 +101,7 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     frozen = kept_blocks(model, _cache_policy(setup, state, screen))
     interruptible = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
     multiplying = matmul_precision(_matmul(recipe, assembled.task))
-    with multiplying, device.watched(run.checkpoints), frozen, threads.restored(), interruptible as interrupt:
+    with multiplying, device.watched(run.checkpoints), frozen, cores.restored(), interruptible as interrupt:
         try:
             if not distributed.shared(
                 guard.stops
@@ -192,7 +192,7 @@ def _watchers(
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
-        *([threads.Threads(setup.events, screen.say)] if alone and torch.get_num_threads() > 1 else []),
+        *([cores.Cores(setup.events, screen.say)] if alone and cores.can_choose() else []),
     ]
 
 

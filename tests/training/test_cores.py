@@ -1,4 +1,4 @@
-"""Threads: as many as other programs leave cores for, and the same sums with any number."""
+"""Cores: those that other programs leave free, and the same bits on any number of them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from tuneloop.model.kernels.matmul import MatmulPrecision, matmul_precision
 from tuneloop.monitor.meters import OtherPrograms
 from tuneloop.runs.journal import Journal
 from tuneloop.tasks.loss import LossModel
+from tuneloop.training import cores
+from tuneloop.training.cores import INTERVAL, Cores, bind, can_choose, fitting, restored
 from tuneloop.training.finite import Finite
 from tuneloop.training.loop import StepResult
-from tuneloop.training.threads import INTERVAL, Threads, fitting, restored
 
 CPU = torch.device("cpu")
 RESULT = StepResult(Step(0, [], 1.0, 1, 1, 1, ""), torch.ones(()), torch.ones(()), 1e-3, Finite(None, CPU))
@@ -31,9 +32,16 @@ RESULT = StepResult(Step(0, [], 1.0, 1, 1, 1, ""), torch.ones(()), torch.ones(()
 
 @pytest.fixture
 def two() -> Iterator[None]:
-    with restored():
-        torch.set_num_threads(2)
-        yield
+    """Two threads, where this system lets a process choose its cores; afterwards all is as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        if not can_choose():
+            pytest.skip("a process cannot choose its cores here")
+        with restored():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Seen(OtherPrograms):
@@ -49,18 +57,24 @@ class Seen(OtherPrograms):
 
 
 @pytest.mark.usefixtures("two")
-def test_a_step_has_a_thread_for_each_free_core_and_says_when_that_changes(tmp_path: Path) -> None:
-    journal, said = Journal(tmp_path / "events.jsonl"), list[str]()
-    threads, counts = Threads(journal, said.append, most=4, all_cores=4), []
+def test_a_step_has_the_cores_that_others_leave_free_and_says_when_that_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, heard, bound = Journal(tmp_path / "events.jsonl"), list[str](), list[set[int]]()
+    monkeypatch.setattr(cores, "bind", bound.append)
+    monkeypatch.setattr(cores, "_seconds", lambda: [0.0] * 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    watcher, counts = Cores(journal, heard.append, {0, 1, 2, 3}, count=4), []
+    monkeypatch.setattr(cores, "_seconds", lambda: [3.0, 1.0, 4.0, 2.0])
     for step, busy in enumerate([0.1, 0.4, 1.0, 1.3, 3.9, 9.0, 2.6, 0.5, 0.2], 1):
-        threads.others = Seen(busy)
-        threads.on_step(State(step), RESULT)
-        counts.append(torch.get_num_threads())
+        watcher.others, watcher.before = Seen(busy), [0.0] * 4
+        watcher.on_step(State(step), RESULT)
+        counts.append(watcher.now)
     assert counts == [4, 4, 3, 3, 1, 1, 1, 4, 4]
-    assert [(e["step"], e["threads"], e["of"]) for e in journal.lines()] == [(1, 4, 4), (3, 3, 4), (5, 1, 4), (8, 4, 4)]
-    assert len(said) == 4
-    assert "1.0 cores" in said[1]
-    assert "3 of 4 threads" in said[1]
+    assert bound == [{0, 1, 3}, {1}, {0, 1, 2, 3}], "those that worked least"
+    assert [(e["step"], e["cores"], e["of"]) for e in journal.lines()] == [(3, 3, 4), (5, 1, 4), (8, 4, 4)]
+    assert len(heard) == 3
+    assert "1.0 cores busy: on 3 of 4 cores" in heard[0]
 
 
 @pytest.mark.parametrize("most", [1, 2, 16])
@@ -72,39 +86,43 @@ def test_there_is_always_one_and_never_more_than_at_first(most: int) -> None:
 
 
 @pytest.mark.usefixtures("two")
-def test_real_programs_on_all_cores_leave_one_thread(tmp_path: Path) -> None:
+def test_beside_real_programs_on_all_cores_one_is_left(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is one core")
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
-        threads = Threads(Journal(tmp_path / "events.jsonl"), lambda text: None)
+        watcher = Cores(Journal(tmp_path / "events.jsonl"), lambda text: None)
         limit = time.monotonic() + 60
-        while torch.get_num_threads() > 1 and time.monotonic() < limit:
+        while watcher.now > 1 and time.monotonic() < limit:
             time.sleep(INTERVAL)
-            threads.on_step(State(1), RESULT)
+            watcher.on_step(State(1), RESULT)
     finally:
         for spinner in spinners:
             spinner.kill()
             spinner.wait()
-    assert torch.get_num_threads() == 1
+    assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) < allowed
 
 
-def test_the_number_is_put_back() -> None:
-    before = torch.get_num_threads()
+@pytest.mark.usefixtures("two")
+def test_the_cores_are_put_back() -> None:
+    allowed = os.sched_getaffinity(0)
 
     def fails() -> None:
-        torch.set_num_threads(before + 1)
+        bind({min(allowed)})
         raise KeyError
 
     with pytest.raises(KeyError), restored():
         fails()
-    assert torch.get_num_threads() == before
+    assert os.sched_getaffinity(0) == allowed
 
 
-def step_bits(count: int, method: str, how: MatmulPrecision) -> list[bytes]:
+def step_bits(method: str, how: MatmulPrecision) -> list[bytes]:
     """Loss and gradients of one packed row, of a model large enough that its products are shared out."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(count)
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=256, intermediate_size=640, num_hidden_layers=2, num_attention_heads=8,
                          num_key_value_heads=4, vocab_size=8192, tie_word_embeddings=True)  # fmt: skip
@@ -127,5 +145,8 @@ def step_bits(count: int, method: str, how: MatmulPrecision) -> list[bytes]:
 @pytest.mark.usefixtures("two")
 @pytest.mark.parametrize("how", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_any_number_of_threads_computes_the_same_bits(method: str, how: MatmulPrecision) -> None:
-    assert step_bits(2, method, how) == step_bits(1, method, how)
+def test_any_number_of_cores_computes_the_same_bits(method: str, how: MatmulPrecision) -> None:
+    free = step_bits(method, how)
+    with restored():
+        bind({min(os.sched_getaffinity(0))})
+        assert step_bits(method, how) == free
