@@ -106,18 +106,6 @@ def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
     assert "loading" not in done.stderr
 
 
-@pytest.mark.parametrize("content", [None, "", "  \n", "two words", b"\xff\xfe"])
-def test_key_files_that_hold_no_key(tmp_path: Path, content: str | bytes | None) -> None:
-    from tuneloop.base.errors import ServeError
-    from tuneloop.cli.serve import _key
-
-    path = tmp_path / "key"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
-        _key(path)
-
-
 def test_examples_quote_what_a_shell_would_read() -> None:
     code = _examples("http://127.0.0.1:8000", "it's $HOME", None)
     command = next(line for line in code.splitlines() if line.startswith("curl "))
