@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,6 +96,30 @@ def test_ctrl_c_during_an_answer(tiny_run: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and rights")
+def test_the_key_file_of_the_recipe_locks_the_server(tiny_run: Path, tmp_path: Path) -> None:
+    import httpx
+
+    run = tmp_path / "runs" / tiny_run.name
+    shutil.copytree(tiny_run, run)
+    (run / "key.txt").write_text("letters-and-digits-1\n", encoding="utf-8")
+    (run / "key.txt").chmod(0o644)
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert "  key_file: null\n" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("key_file: null", "key_file: key.txt"), encoding="utf-8")
+    process, url = start(run)
+    try:
+        assert healthy(url)
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer letters-and-digits-1"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "every user of this machine can read" in err
 
 
 def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:

@@ -24,7 +24,6 @@ def serve(
     from tuneloop.registry import versions
 
     versions.require(workspace, ref)
-    from tuneloop import pipeline
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
     from tuneloop.serving import api
@@ -38,6 +37,8 @@ def serve(
     bound = api.listen(host, port)
     try:
         say(t("loading {ref} …", ref=ref))
+        from tuneloop import pipeline  # with torch: what was refused above has not waited for it
+
         app = pipeline.serve(ref, workspace=workspace, api_key=key)
         base = f"http://{_reachable(host)}:{bound.getsockname()[1]}"
         typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=app.state.model_name, base=base))
