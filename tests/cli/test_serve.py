@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +98,30 @@ def test_ctrl_c_during_an_answer(tiny_run: Path) -> None:
         process.communicate()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and rights")
+def test_the_key_file_of_the_recipe_locks_the_server(tiny_run: Path, tmp_path: Path) -> None:
+    import httpx
+
+    run = tmp_path / "runs" / tiny_run.name
+    shutil.copytree(tiny_run, run)
+    (run / "key.txt").write_text("letters-and-digits-1\n", encoding="utf-8")
+    (run / "key.txt").chmod(0o644)
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert "  key_file: null\n" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("key_file: null", "key_file: key.txt"), encoding="utf-8")
+    process, url = start(run)
+    try:
+        assert healthy(url)
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer letters-and-digits-1"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "every user of this machine can read" in err
+
+
 def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -104,18 +129,6 @@ def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
     assert done.returncode == 2
     assert "TL-MACHINE-PORT" in done.stderr
     assert "loading" not in done.stderr
-
-
-@pytest.mark.parametrize("content", [None, "", "  \n", "two words", b"\xff\xfe"])
-def test_key_files_that_hold_no_key(tmp_path: Path, content: str | bytes | None) -> None:
-    from tuneloop.base.errors import ServeError
-    from tuneloop.cli.serve import _key
-
-    path = tmp_path / "key"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
-        _key(path)
 
 
 def test_examples_quote_what_a_shell_would_read() -> None:

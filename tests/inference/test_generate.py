@@ -13,7 +13,8 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.inference.generate import PIECE, Answerer, Sampling, _Chooser
+from tuneloop.inference.decode import Chooser, Sampling
+from tuneloop.inference.generate import PIECE, Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.load import load_model
@@ -222,7 +223,7 @@ def test_sampling_follows_the_chances() -> None:
     chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
     def shares(**how: Any) -> list[float]:
-        drawn = _Chooser(Sampling(seed=3, **how), torch.device("cpu"), 1.0, [])(chances.log().expand(20_000, 4))
+        drawn = Chooser(Sampling(seed=3, **how), torch.device("cpu"), 1.0, [])(chances.log().expand(20_000, 4))
         return (drawn.bincount(minlength=4) / 20_000).tolist()
 
     assert shares(temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.02)

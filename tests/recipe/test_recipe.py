@@ -770,6 +770,7 @@ evaluate:
   probes:
     - {{name: p, prompts: p.txt, expect: x}}
     - {{name: q, prompts: ["Who are you?"], expect: x}}
+serve: {{key_file: key.txt}}
 """
         recipe, _ = read_recipe(write(tmp_path / "sub", text))
         here = tmp_path / "sub"
@@ -778,6 +779,7 @@ evaluate:
         assert recipe.model.template == str(here / "chat.jinja")
         assert recipe.evaluate.show == str(here / "questions.txt")
         assert [p.prompts for p in recipe.evaluate.probes] == [str(here / "p.txt"), ["Who are you?"]]
+        assert recipe.serve.key_file == str(here / "key.txt")
 
     def test_names_stay(self, tmp_path: Path) -> None:
         text = "model: {name: org/model, template: chatml}\nevaluate: {show: ['Who are you?']}"

@@ -23,7 +23,10 @@ from tuneloop.base.errors import MachineError, ServeError
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.load import load_model
+from tuneloop.recipe.schema import ServePart
 from tuneloop.serving import api
+from tuneloop.serving.admission import admission_steps
+from tuneloop.serving.engine import Engine
 from tuneloop.serving.torch_engine import TorchEngine
 
 NAME = "tiny:v1"
@@ -63,13 +66,19 @@ class Served:
             time.sleep(0.005)
 
 
+def app_of(engine: Engine, key: str | None, queue: int = 8) -> Any:
+    settings = ServePart(queue=queue)
+    steps = admission_steps(settings, engine, key)
+    return api.create_app(engine, model_name=NAME, admission=steps, max_new_tokens=settings.max_new_tokens)
+
+
 @contextmanager
 def serving(answerer: Answerer, *, key: str | None = None, queue: int = 8) -> Iterator[Served]:
     """A real server on a free loopback port, in a thread."""
     pace = Pace(answerer.model)
-    engine = TorchEngine(answerer, queue=queue)
+    engine = TorchEngine(answerer)
     bound = api.listen("127.0.0.1", 0)
-    app = api.create_app(engine, model_name=NAME, api_key=key)
+    app = app_of(engine, key, queue)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -323,7 +332,7 @@ def test_a_failure_after_the_first_byte_is_an_event(tiny_model: Path) -> None:
 def test_every_route_wants_the_key(tiny_model: Path) -> None:
     """All routes of the application are walked: one that is added later is tested here without anybody's thought."""
     engine = TorchEngine(make(tiny_model))
-    routes = [r for r in api.create_app(engine, model_name=NAME, api_key=KEY).routes]
+    routes = [r for r in app_of(engine, KEY).routes]
     engine.close()
     assert {getattr(r, "path", "") for r in routes} >= {"/healthz", "/v1/models", "/v1/chat/completions"}
     for route in routes:
@@ -365,7 +374,7 @@ def test_an_empty_key_is_no_key(tiny_model: Path) -> None:
     engine = TorchEngine(make(tiny_model))
     for key in ("", "  \n"):
         with pytest.raises(ServeError, match="TL-SERVE-KEY-EMPTY"):
-            api.create_app(engine, model_name=NAME, api_key=key)
+            app_of(engine, key)
     engine.close()
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tuneloop.base.errors import FAMILIES, DataError, ServeError, catalogue
 from tuneloop.base.records import Reply
-from tuneloop.serving.schemas import DEFAULT_MAX_TOKENS, STATUS, ChatRequest, Writer, error_body, event, room, usage
+from tuneloop.serving.schemas import STATUS, ChatRequest, Writer, answer_budget, error_body, event, status_of, usage
 
 REPLY = Reply("Hi 🪨", 10, 4, "stop", 0.5)
 
@@ -23,7 +23,8 @@ def parse(**more: Any) -> ChatRequest:
 def test_a_plain_request() -> None:
     request = parse()
     assert request.chat() == [{"role": "user", "content": "Hi"}]
-    assert (request.wanted, request.stops, request.heat, request.seed, request.stream) == (None, (), 0.0, None, None)
+    assert (request.wanted, request.stops, request.seed, request.stream) == (None, (), None, None)
+    assert request.sampling_temperature == 0.0
 
 
 def test_everything_that_is_supported() -> None:
@@ -31,7 +32,8 @@ def test_everything_that_is_supported() -> None:
         max_tokens=7, temperature=0.5, top_p=0.9, stop=["a", "b"], seed=3, stream=True,
         stream_options={"include_usage": True}, user="u", n=1,
     )  # fmt: skip
-    assert (request.wanted, request.stops, request.heat, request.top_p, request.seed) == (7, ("a", "b"), 0.5, 0.9, 3)
+    assert (request.wanted, request.stops, request.top_p, request.seed) == (7, ("a", "b"), 0.9, 3)
+    assert request.sampling_temperature == 0.5
     assert request.stream_options is not None
     assert request.stream_options.include_usage
     assert parse(max_completion_tokens=9, max_tokens=7).wanted == 9
@@ -125,26 +127,26 @@ def test_what_changes_nothing_is_taken(key: str, value: Any) -> None:
 
 
 def test_temperatures_too_cold_to_sample_are_greedy() -> None:
-    assert parse(temperature=1e-9).heat == 0.0
-    assert parse(temperature=0).heat == 0.0
-    assert parse(temperature=0.01).heat == 0.01
+    assert parse(temperature=1e-9).sampling_temperature == 0.0
+    assert parse(temperature=0).sampling_temperature == 0.0
+    assert parse(temperature=0.01).sampling_temperature == 0.01
 
 
 def test_room_for_the_answer() -> None:
-    assert room(parse(), 10, 100) == 90
-    assert room(parse(), 10, 100_000) == DEFAULT_MAX_TOKENS
-    assert room(parse(max_tokens=90), 10, 100) == 90
+    assert answer_budget(parse(), 10, 100, 1024) == 90
+    assert answer_budget(parse(), 10, 100_000, 1024) == 1024
+    assert answer_budget(parse(max_tokens=90), 10, 100, 5) == 90
     with pytest.raises(ServeError) as caught:
-        room(parse(max_tokens=91), 10, 100)
+        answer_budget(parse(max_tokens=91), 10, 100, 1024)
     assert caught.value.code == "TL-SERVE-ROOM"
     assert "90" in str(caught.value)
     for full in (100, 101):
         with pytest.raises(ServeError, match="TL-SERVE-CONTEXT"):
-            room(parse(), full, 100)
+            answer_budget(parse(), full, 100, 1024)
 
 
 def test_a_whole_answer() -> None:
-    body = Writer("m").whole(REPLY)
+    body = Writer("m").completion(REPLY)
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hi 🪨", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
@@ -175,10 +177,17 @@ def test_errors_have_openais_shape() -> None:
     assert body["error"]["param"] == "model"
     assert "x" in body["error"]["message"]
     assert "m" in body["error"]["message"]
-    assert error_body(DataError("TL-DATA-NEVER-SEEN"))["error"]["type"] == "server_error"
+    assert error_body(DataError("TL-DATA-NEVER-SEEN", status=404))["error"]["type"] == "server_error"
 
 
-@pytest.mark.parametrize("code", sorted(STATUS))
+def test_a_step_of_admission_names_its_status_itself() -> None:
+    refusal = ServeError("TL-SERVE-FULL", status=429, waiting=1, seconds=2)
+    assert status_of(refusal) == 429
+    assert error_body(refusal)["error"]["type"] == "rate_limit_error"
+    assert status_of(ServeError("TL-SERVE-BODY", most=1)) == 413
+
+
+@pytest.mark.parametrize("code", sorted({*STATUS, "TL-SERVE-KEY", "TL-SERVE-FULL"}))
 def test_every_code_has_words_in_both_languages(code: str) -> None:
     family = next(f for f in FAMILIES if code.split("-")[1].lower() == f)
     for language in ("en", "zh"):

@@ -54,8 +54,8 @@ def slow(answerer: Answerer) -> Iterator[Slow]:
 
 
 @asynccontextmanager
-async def engine_of(answerer: Answerer, **options: Any) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(answerer, **options)
+async def engine_of(answerer: Answerer) -> AsyncIterator[TorchEngine]:
+    engine = TorchEngine(answerer)
     try:
         yield engine
     finally:
@@ -129,38 +129,6 @@ def test_one_at_a_time_in_the_order_they_came(answerer: Answerer) -> None:
 
             await asyncio.gather(*(ask(n, engine.submit(CHAT, max_new_tokens=4)) for n in range(5)))
             assert done == [0, 1, 2, 3, 4]
-
-    asyncio.run(main())
-
-
-def test_a_full_queue_refuses_at_once(answerer: Answerer, slow: Slow) -> None:
-    async def main() -> None:
-        async with engine_of(answerer, queue=2) as engine:
-            running = engine.submit(CHAT, **LONG)
-            await until(lambda: engine.busy)
-            waiting = [engine.submit(CHAT, max_new_tokens=1) for _ in range(2)]
-            with pytest.raises(ServeError) as caught:
-                engine.submit(CHAT, max_new_tokens=1)
-            assert caught.value.code == "TL-SERVE-FULL"
-            assert caught.value.facts["seconds"] >= 1
-            # A place is free again as soon as somebody who waits gives up.
-            await waiting[0].aclose()
-            assert engine.waiting == 1
-            last = engine.submit(CHAT, max_new_tokens=1)
-            await running.aclose()
-            for items in (waiting[1], last):
-                assert (await collect(items))[1].tokens == 1
-
-    asyncio.run(main())
-
-
-def test_a_queue_of_none_still_serves(answerer: Answerer, slow: Slow) -> None:
-    async def main() -> None:
-        async with engine_of(answerer, queue=0) as engine:
-            items = engine.submit(CHAT, max_new_tokens=5)
-            with pytest.raises(ServeError, match="TL-SERVE-FULL"):
-                engine.submit(CHAT, max_new_tokens=1)
-            assert (await collect(items))[1].tokens == 5
 
     asyncio.run(main())
 

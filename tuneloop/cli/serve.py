@@ -24,40 +24,33 @@ def serve(
     from tuneloop.registry import versions
 
     versions.require(workspace, ref)
-    from tuneloop import pipeline
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
     from tuneloop.serving import api
+    from tuneloop.serving.settings import open_to_others, read_key, serve_settings
 
-    key = _key(api_key_file) if api_key_file else None
+    settings = serve_settings(ref, workspace)
+    key_file = api_key_file or (Path(settings.key_file) if settings.key_file else None)
+    key = read_key(key_file) if key_file else None
+    if key_file and open_to_others(key_file):
+        say(t("note: every user of this machine can read {path}; close it with chmod 600", path=key_file))
     bound = api.listen(host, port)
     try:
         say(t("loading {ref} …", ref=ref))
+        from tuneloop import pipeline  # with torch: what was refused above has not waited for it
+
         app = pipeline.serve(ref, workspace=workspace, api_key=key)
         base = f"http://{_reachable(host)}:{bound.getsockname()[1]}"
         typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=app.state.model_name, base=base))
         if key is None and not _local(host):
             say(t("warning: no --api-key-file, and {host} can be reached by others", host=host))
-        typer.echo(_examples(base, app.state.model_name, api_key_file))
+        typer.echo(_examples(base, app.state.model_name, key_file))
         api.run(app, bound)
     except KeyboardInterrupt:
         pass  # while loading
     finally:
         bound.close()
     typer.echo(t("stopped"))
-
-
-def _key(path: Path) -> str:
-    from tuneloop.base.errors import ServeError, os_words
-    from tuneloop.base.language import t
-
-    try:
-        key = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error=os_words(error)) from error
-    if not key or len(key.split()) > 1:
-        raise ServeError("TL-SERVE-KEY-FILE", where=str(path), error=t("one word is expected"))
-    return key
 
 
 def _local(host: str) -> bool:

@@ -66,7 +66,7 @@ def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> 
     def measure(model: nn.Module) -> tuple[suite.Scores, list[Reply], list[Reply], list[list[Reply]]]:
         model.eval()
         asked = len(picked) + len(show) + sum(map(len, probes))
-        answerer = Counted(Answerer(model, trained.tokenizer, opening=trained.opening), asked, say)
+        answerer = Counted(Answerer(model, trained.tokenizer, answer_prefix=trained.opening), asked, say)
         loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget,
                              empty_thoughts=recipe.prepare.empty_thoughts)  # fmt: skip
         scores, answers = suite.score(
@@ -81,7 +81,7 @@ def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> 
         return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
 
     placed(trained.model)
-    fits = suite.fitting(Answerer(trained.model, trained.tokenizer, opening=trained.opening), part.max_new_tokens)
+    fits = suite.fitting(Answerer(trained.model, trained.tokenizer, answer_prefix=trained.opening), part.max_new_tokens)
     picked = suite.pick(answered, part.rows, fits)
     say(t("Answering before training"))
     with untrained(trained) as base:

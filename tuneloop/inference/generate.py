@@ -8,79 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Reply
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
-from tuneloop.model.backbone import has_sliding_window, longest, prefill_inputs, routers_off, unwrap, virtual_tokens
+from tuneloop.inference.decode import Chooser, Decoder, Sampling
+from tuneloop.model.backbone import has_sliding_window, longest, unwrap
 from tuneloop.model.vocabulary import require_rows
 
 PIECE = "\ufffd"
 """What a tokenizer decodes an unfinished character to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen: greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019)."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-
-class _Chooser:
-    """Chooses the next token of each row. `penalty` makes what a row holds already less likely (Keskar et al. 2019,
-    arXiv:1909.05858): its logit is divided by it, or multiplied where it is negative."""
-
-    def __init__(self, how: Sampling, device: torch.device, penalty: float, prompts: Sequence[Sequence[int]]) -> None:
-        self.how, self.penalty, self.prompts = how, penalty, prompts
-        self.seen: Tensor | None = None
-        """bool [batch, vocabulary]: the tokens of prompt and answer."""
-        self.generator: torch.Generator | None = None
-        if how.temperature > 0:
-            # One of its own: answering must never move the generator that training draws from.
-            self.generator = torch.Generator(device)
-            self.generator.manual_seed(how.seed) if how.seed is not None else self.generator.seed()
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """logits float [batch, vocabulary] -> token ids [batch]."""
-        if self.penalty == 1:
-            return self._choose(logits)
-        if self.seen is None:
-            self.seen = torch.zeros_like(logits, dtype=torch.bool)
-            for row, prompt in zip(self.seen, self.prompts, strict=True):
-                row[list(prompt)] = True
-        logits = logits.float()
-        less = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
-        chosen = self._choose(torch.where(self.seen, less, logits))
-        self.seen.scatter_(1, chosen.unsqueeze(-1), True)
-        return chosen
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        if self.generator is None:
-            return logits.argmax(-1)
-        chance = torch.softmax(logits.float() / self.how.temperature, -1)
-        if self.how.top_p < 1:
-            ordered, index = chance.sort(-1, descending=True)
-            ordered[..., 1:][(ordered.cumsum(-1) - ordered)[..., 1:] >= self.how.top_p] = 0
-            chance = torch.zeros_like(chance).scatter(-1, index, ordered)
-        return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)
-
-
 class Answerer:
     """Answers chats with a model and its tokenizer. Not for several threads at once."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None, opening: str = "") -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None, answer_prefix: str = "") -> None:
         """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well.
 
-        `opening` stands before each answer: the empty thought in front of which a run without thoughts was trained.
+        `answer_prefix` stands before each answer: the empty thought that a run without thoughts was trained behind.
         """
-        self.model, self.tokenizer, self.system, self.opening = model, tokenizer, system, opening
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.answer_prefix = answer_prefix
         self.stops = stop_ids(tokenizer)
         self.alone = has_sliding_window(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
@@ -92,7 +45,7 @@ class Answerer:
         """Token ids of a chat with the generation prompt."""
         if self.system and not any(m["role"] == "system" for m in chat):
             chat = [{"role": "system", "content": self.system}, *chat]
-        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.opening])[0]
+        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.answer_prefix])[0]
 
     def count(self, chat: Chat) -> int:
         """Prompt tokens of a chat."""
@@ -199,30 +152,19 @@ class Answerer:
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
         require_rows(self.model, self.tokenizer, prompts)
-        room = [min(most, self.context - len(p)) for p in prompts]
-        device = next(self.model.parameters()).device
-        pad = next(iter(self.stops), 0)
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        place = (mask.cumsum(-1) - 1).clamp(min=0)
-        given = prefill_inputs(self.model, ids, mask, place)
-        cache, mask, place = given["past_key_values"], given["attention_mask"], given["position_ids"]
-        last = self.context - 1 + virtual_tokens(self.model)
-        base = unwrap(self.model)
-        quiet = routers_off(base)
-        choose = _Chooser(how, device, self.penalty, prompts)
+        budgets = [min(most, self.context - len(p)) for p in prompts]
+        decoder = Decoder(self.model, self.context)
+        state = decoder.prefill(prompts, pad=next(iter(self.stops), 0))
+        choose = Chooser(how, state.mask.device, self.penalty, prompts)
         open_ = [True] * len(prompts)
-        for written in range(1, max(room) + 1):
-            out = base(**given, use_cache=True, logits_to_keep=1, **quiet)
-            ids = choose(out.logits[:, -1]).unsqueeze(-1)
-            chosen: list[int] = ids.squeeze(-1).tolist()
+        for written in range(1, max(budgets) + 1):
+            tokens = choose(decoder.step(state))
+            chosen: list[int] = tokens.tolist()
             yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
-            open_ = [o and t not in self.stops and written < r for t, o, r in zip(chosen, open_, room, strict=True)]
+            open_ = [o and t not in self.stops and written < n for t, o, n in zip(chosen, open_, budgets, strict=True)]
             if not any(open_):
                 return
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)
-            place = (place[:, -1:] + 1).clamp(max=last)  # a row that has ended goes along
-            given = {"input_ids": ids, "attention_mask": mask, "position_ids": place, "past_key_values": cache}
+            state = decoder.extended(state, tokens)
 
 
 def _repetition_penalty(model: nn.Module) -> float:

@@ -24,6 +24,7 @@ MethodName = Literal["lora", "qlora", "full", "freeze", "ptuning_v2", "prompt_tu
 LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
+EngineName = Literal["torch"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
@@ -296,6 +297,15 @@ class EvaluatePart(Section):
     probes: list[Probe] = Field(default_factory=list, description="Questions of fact about the change.")
 
 
+class ServePart(Section):
+    """How the result is served."""
+
+    engine: EngineName = Field("torch", description="What computes the answers.")
+    queue: int = Field(32, ge=0, description="Requests that may wait; the next one is refused.")
+    max_new_tokens: int = Field(1024, ge=1, description="Longest answer of a request that names no length.")
+    key_file: str | None = Field(None, description="A file with the key that clients must send.")
+
+
 class Recipe(Section):
     """One run, from raw files to a registered version."""
 
@@ -306,6 +316,7 @@ class Recipe(Section):
     prepare: PreparePart = Field(default_factory=PreparePart)
     train: TrainPart = Field(default_factory=TrainPart)
     evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
+    serve: ServePart = Field(default_factory=ServePart)
 
     @model_validator(mode="before")
     @classmethod

@@ -136,6 +136,7 @@ def run_recipe(path: Path) -> Recipe:
         "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
         "train": train.model_copy(update={"adapter": adapter}),
         "evaluate": part.model_copy(update={"show": show, "probes": probes}), "data": data,
+        "serve": recipe.serve.model_copy(update={"key_file": moved(recipe.serve.key_file)}),
     })  # fmt: skip
 
 

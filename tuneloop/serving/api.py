@@ -1,41 +1,38 @@
 """The server: OpenAI's chat API over an engine. It knows HTTP and the API's shapes, and nothing of models.
 
-Every route asks for the key when there is one, but for those in `PUBLIC`: the check is a dependency of the whole
-application, so a route that is added later is closed until somebody opens it.
+Every route but those in `PUBLIC` enters through the steps of admission: they are a dependency of the whole application,
+so a route that is added later is closed until somebody opens it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
 from tuneloop.base.records import Reply
+from tuneloop.serving.admission import Admission, Question, Submit, through
+from tuneloop.serving.engine import AnswerStream, Engine
 from tuneloop.serving.schemas import (
     DONE,
-    STATUS,
     ChatRequest,
     ClassifyRequest,
     Writer,
+    answer_budget,
     classified,
     error_body,
     event,
     model_entry,
-    room,
+    status_of,
 )
-
-if TYPE_CHECKING:
-    from tuneloop.serving.torch_engine import Stream, TorchEngine
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
@@ -52,58 +49,41 @@ MOST_BYTES = 8 << 20
 GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
 PUBLIC = frozenset({"healthz"})
-"""Names of the routes that need no key."""
+"""Names of the routes that stand before all steps."""
 
 
-def create_app(engine: TorchEngine, *, model_name: str, api_key: str | None = None) -> FastAPI:
+def create_app(engine: Engine, *, model_name: str, admission: Sequence[Admission], max_new_tokens: int) -> FastAPI:
     """An application that answers as `model_name` and closes `engine` at its end.
 
-    With `api_key` every route but /healthz wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty
-    key, which would be none.
+    `admission` are the steps that a request passes, in order (`admission.admission_steps`); `max_new_tokens` is the
+    longest answer of a request that names no length.
     """
-    if api_key is not None and not api_key.strip():
-        raise ServeError("TL-SERVE-KEY-EMPTY", where="api_key")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
 
+    async def enter(request: Request) -> None:
+        if request.scope["route"].name not in PUBLIC:
+            for step in admission:
+                await step.enter(request)
+
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.
     app = FastAPI(
         title="tuneloop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
-        dependencies=[Depends(_Guard(api_key))],
+        dependencies=[Depends(enter)],
     )  # fmt: skip
     app.add_exception_handler(TuneloopError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
     app.state.engine, app.state.model_name = engine, model_name
-    _add_routes(app, engine, model_name)
+    _add_model_routes(app, engine, model_name)
+    _add_answer_routes(app, engine, model_name, through(admission, engine), max_new_tokens)
     return app
 
 
-class _Guard:
-    """The dependency that asks for the key."""
-
-    def __init__(self, api_key: str | None) -> None:
-        self._digest = None if api_key is None else _digest(api_key.strip().encode())
-
-    async def __call__(self, request: Request) -> None:
-        if self._digest is None or request.scope["route"].name in PUBLIC:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # Digests have one length, so that the time of the comparison tells nothing of the key's.
-        # Headers are bytes, which the framework shows as Latin-1: back to bytes they may be any letters of UTF-8.
-        given = _digest(key.strip().encode("latin-1", "replace"))
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
-            raise ServeError("TL-SERVE-KEY")
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _add_routes(app: FastAPI, engine: TorchEngine, model_name: str) -> None:
+def _add_model_routes(app: FastAPI, engine: Engine, model_name: str) -> None:
     created = int(time.time())
 
     @app.get("/healthz")
@@ -121,43 +101,44 @@ def _add_routes(app: FastAPI, engine: TorchEngine, model_name: str) -> None:
         _known(name, model_name)
         return model_entry(name, created)
 
+
+def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Submit, max_new_tokens: int) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        asked = await _parse(request, ChatRequest)
-        _known(asked.model, model_name)
-        chat = asked.chat()
-        options: dict[str, Any] = {
-            "max_new_tokens": room(asked, await engine.count(chat), engine.context),
-            "temperature": asked.heat,
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "seed": asked.seed,
-            "stop": asked.stops,
-        }
-        items = engine.submit(chat, **options)
+        body = await _parse(request, ChatRequest)
+        _known(body.model, model_name)
+        chat = body.chat()
+        tokens = await engine.count(chat)
+        question = Question(
+            request, chat, tokens, answer_budget(body, tokens, engine.context, max_new_tokens),
+            temperature=body.sampling_temperature, top_p=1.0 if body.top_p is None else body.top_p, seed=body.seed,
+            stop=body.stops,
+        )  # fmt: skip
+        stream = await submit(question)
         writer = Writer(model_name)
-        if asked.stream:
-            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return _EventStream(_events(writer, items, with_usage), items)
-        reply = await _unless_gone(request, items)
+        if body.stream:
+            with_usage = bool(body.stream_options and body.stream_options.include_usage)
+            return _EventStream(_events(writer, stream, with_usage), stream)
+        reply = await _unless_gone(request, stream)
         # Nobody reads the answer to a client that has gone; 499 is for the logs.
-        return Response(status_code=499) if reply is None else JSONResponse(writer.whole(reply))
+        return Response(status_code=499) if reply is None else JSONResponse(writer.completion(reply))
 
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:
-        asked = await _parse(request, ClassifyRequest)
-        _known(asked.model, model_name)
+        body = await _parse(request, ClassifyRequest)
+        _known(body.model, model_name)
         if not engine.labels:
             raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=model_name)
-        tokens = await engine.count(asked.chat())
+        tokens = await engine.count(body.chat())
         if tokens > engine.context:
             raise ServeError("TL-SERVE-CONTEXT", where="input", param="input", tokens=tokens, context=engine.context)
-        reply = await _unless_gone(request, engine.submit(asked.chat(), max_new_tokens=1))
+        reply = await _unless_gone(request, await submit(Question(request, body.chat(), tokens, max_new_tokens=1)))
         return Response(status_code=499) if reply is None else JSONResponse(classified(model_name, reply))
 
 
-def _known(asked: str, served: str) -> None:
-    if asked != served:
-        raise ServeError("TL-SERVE-MODEL", where="model", param="model", got=asked[:200], known=served)
+def _known(name: str, served: str) -> None:
+    if name != served:
+        raise ServeError("TL-SERVE-MODEL", where="model", param="model", got=name[:200], known=served)
 
 
 async def _parse(request: Request, kind: type[Body]) -> Body:
@@ -176,13 +157,13 @@ async def _parse(request: Request, kind: type[Body]) -> Body:
         raise ServeError("TL-SERVE-REQUEST", where=param or "body", param=param, error=first["msg"]) from error
 
 
-async def _unless_gone(request: Request, items: Stream) -> Reply | None:
+async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:
     """The whole reply, or None as soon as the client has hung up; then the answer ends at its next token."""
 
     async def last() -> Reply:
-        async for item in items:
-            if isinstance(item, Reply):
-                return item
+        async for piece in stream:
+            if isinstance(piece, Reply):
+                return piece
         raise ServeError("TL-SERVE-FAILED", error="no reply")
 
     async def gone() -> None:
@@ -196,21 +177,21 @@ async def _unless_gone(request: Request, items: Stream) -> Reply | None:
     finally:
         answer.cancel()
         hung_up.cancel()
-        await items.aclose()
+        await stream.aclose()
 
 
-async def _events(writer: Writer, items: Stream, with_usage: bool) -> AsyncIterator[str]:
+async def _events(writer: Writer, stream: AnswerStream, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events of an answer. A failure after the first byte has no status any more: it is an event itself."""
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     yield writer.chunk({"role": "assistant", "content": ""}, **extra)
     try:
-        async for item in items:
-            if isinstance(item, str):
-                yield writer.chunk({"content": item}, **extra)
+        async for piece in stream:
+            if isinstance(piece, str):
+                yield writer.chunk({"content": piece}, **extra)
                 continue
-            yield writer.chunk({}, item.finish, **extra)
+            yield writer.chunk({}, piece.finish, **extra)
             if with_usage:
-                yield writer.usage_chunk(item)
+                yield writer.usage_chunk(piece)
             yield DONE
     except TuneloopError as error:
         yield event(error_body(error))
@@ -219,24 +200,23 @@ async def _events(writer: Writer, items: Stream, with_usage: bool) -> AsyncItera
 class _EventStream(StreamingResponse):
     """A streamed answer that is cancelled when sending ends, however it ends: before the first byte, too."""
 
-    def __init__(self, events: AsyncIterator[str], items: Stream) -> None:
+    def __init__(self, events: AsyncIterator[str], stream: AnswerStream) -> None:
         super().__init__(
             events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
-        self._items = items
+        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._items.aclose()
+            await self._stream.aclose()
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneloopError)
-    status, _ = STATUS.get(error.code, (500, ""))
-    headers = {}
-    if status == 503:
+    status, headers = status_of(error), {}
+    if status in {429, 503}:
         headers["Retry-After"] = str(error.facts.get("seconds", 1))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -289,7 +269,7 @@ def listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Closes the engine while connections drain: so each client gets an answer or a word, and none is cut off."""
 
-    def __init__(self, config: uvicorn.Config, engine: TorchEngine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
 

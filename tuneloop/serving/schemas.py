@@ -17,8 +17,6 @@ from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.records import Reply
 from tuneloop.data.tokens.templates import Chat
 
-DEFAULT_MAX_TOKENS = 1024
-"""Longest answer of a request that names none, where the context has room for it."""
 COLDEST = 1e-3
 """Below this temperature sampling is greedy within the precision of the logits, and is done so."""
 MOST_MESSAGES = 2048
@@ -78,13 +76,13 @@ class ChatMessage(_Body):
 
     @field_validator("content", "name", "reasoning_content")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        for text in [value] if isinstance(value, str) else [p.text for p in value or ()]:
+    def _is_text(cls, content: Any) -> Any:
+        for text in [content] if isinstance(content, str) else [p.text for p in content or ()]:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise ValueError("half of a surrogate pair is no character") from error
-        return value
+        return content
 
     def as_chat(self) -> dict[str, Any]:
         """The dict that a chat template takes."""
@@ -94,8 +92,8 @@ class ChatMessage(_Body):
             "content": "".join(p.text for p in parts),
         }
         for key in ("name", "tool_call_id", "tool_calls", "reasoning_content"):
-            if value := getattr(self, key):
-                out[key] = [_decoded(call) for call in value] if key == "tool_calls" else value
+            if field := getattr(self, key):
+                out[key] = [_decoded(call) for call in field] if key == "tool_calls" else field
         return out
 
 
@@ -138,24 +136,24 @@ class ChatRequest(_Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_supported(cls, value: Any) -> Any:
+    def _only_supported(cls, body: Any) -> Any:
         """Refuse what would change the answer; raised as it is, past pydantic, for it is no mistake of form."""
-        if not isinstance(value, dict):
-            return value
+        if not isinstance(body, dict):
+            return body
         for key, neutral in _NEUTRAL.items():
-            if key in value and value[key] not in neutral:
-                raise ServeError("TL-SERVE-UNSUPPORTED", where=key, param=key, got=_short(value[key]))
-        return {k: v for k, v in value.items() if k not in _NEUTRAL}
+            if key in body and body[key] not in neutral:
+                raise ServeError("TL-SERVE-UNSUPPORTED", where=key, param=key, got=_short(body[key]))
+        return {k: v for k, v in body.items() if k not in _NEUTRAL}
 
     @field_validator("stop")
     @classmethod
-    def _stops(cls, value: Any) -> Any:
-        stops = [value] if isinstance(value, str) else value or []
+    def _stops(cls, stop: Any) -> Any:
+        stops = [stop] if isinstance(stop, str) else stop or []
         if any(not s for s in stops):
             raise ValueError("a stop text must not be empty")
         if len(stops) > MOST_STOPS:
             raise ValueError(f"at most {MOST_STOPS} stop texts")
-        return value
+        return stop
 
     @model_validator(mode="after")
     def _options_belong_to_streams(self) -> ChatRequest:
@@ -176,7 +174,7 @@ class ChatRequest(_Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def heat(self) -> float:
+    def sampling_temperature(self) -> float:
         """The temperature to sample at; 0 is greedy."""
         return 0.0 if self.temperature is None or self.temperature < COLDEST else self.temperature
 
@@ -197,17 +195,18 @@ def classified(model: str, reply: Reply) -> dict[str, Any]:
     return {"object": "classification", "model": model, "label": reply.text, "scores": reply.scores, "usage": tokens}
 
 
-def room(request: ChatRequest, prompt_tokens: int, context: int) -> int:
-    """Tokens the answer may have. Raises TL-SERVE-CONTEXT, TL-SERVE-ROOM when the context cannot hold what is asked.
+def answer_budget(request: ChatRequest, prompt_tokens: int, context: int, default: int) -> int:
+    """Tokens the answer may have: what is asked for, or `default` where the request leaves it open and the context has
+    room. Raises TL-SERVE-CONTEXT, TL-SERVE-ROOM when the context cannot hold what is asked.
 
-    >>> room(ChatRequest(model="m", messages=[{"role": "user", "content": "?"}], max_tokens=5), 10, 100)
+    >>> answer_budget(ChatRequest(model="m", messages=[{"role": "user", "content": "?"}], max_tokens=5), 10, 100, 50)
     5
     """
     left = context - prompt_tokens
     if left <= 0:
         raise ServeError("TL-SERVE-CONTEXT", where="messages", param="messages", tokens=prompt_tokens, context=context)
     if request.wanted is None:
-        return min(left, DEFAULT_MAX_TOKENS)
+        return min(left, default)
     if request.wanted > left:
         raise ServeError(
             "TL-SERVE-ROOM", where="max_tokens", param="max_tokens",
@@ -222,7 +221,7 @@ class Writer:
     def __init__(self, model: str) -> None:
         self.model, self.id, self.created = model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
-    def whole(self, reply: Reply) -> dict[str, Any]:
+    def completion(self, reply: Reply) -> dict[str, Any]:
         """The body of a reply that is not streamed."""
         message = {"role": "assistant", "content": reply.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
@@ -266,34 +265,43 @@ def model_entry(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "tuneloop"}
 
 
-STATUS: dict[str, tuple[int, str]] = {
-    "TL-SERVE-REQUEST": (400, "invalid_request_error"),
-    "TL-SERVE-UNSUPPORTED": (400, "invalid_request_error"),
-    "TL-SERVE-NO-LABELS": (400, "invalid_request_error"),
-    "TL-SERVE-NO-ANSWER": (400, "invalid_request_error"),
-    "TL-SERVE-CONTEXT": (400, "invalid_request_error"),
-    "TL-SERVE-TOKEN": (400, "invalid_request_error"),
-    "TL-SERVE-ROOM": (400, "invalid_request_error"),
-    "TL-DATA-TEMPLATE": (400, "invalid_request_error"),
-    "TL-SERVE-KEY": (401, "authentication_error"),
-    "TL-SERVE-MODEL": (404, "not_found_error"),
-    "TL-SERVE-ROUTE": (404, "not_found_error"),
-    "TL-SERVE-METHOD": (405, "invalid_request_error"),
-    "TL-SERVE-BODY": (413, "invalid_request_error"),
-    "TL-SERVE-FULL": (503, "overloaded_error"),
-    "TL-SERVE-CLOSING": (503, "overloaded_error"),
-    "TL-SERVE-FAILED": (500, "server_error"),
+STATUS: dict[str, int] = {
+    "TL-SERVE-REQUEST": 400,
+    "TL-SERVE-UNSUPPORTED": 400,
+    "TL-SERVE-NO-LABELS": 400,
+    "TL-SERVE-NO-ANSWER": 400,
+    "TL-SERVE-CONTEXT": 400,
+    "TL-SERVE-TOKEN": 400,
+    "TL-SERVE-ROOM": 400,
+    "TL-DATA-TEMPLATE": 400,
+    "TL-SERVE-MODEL": 404,
+    "TL-SERVE-ROUTE": 404,
+    "TL-SERVE-METHOD": 405,
+    "TL-SERVE-BODY": 413,
+    "TL-SERVE-CLOSING": 503,
+    "TL-SERVE-FAILED": 500,
 }
-"""Code -> HTTP status and OpenAI's type of error. A code that is not here is a fault of the server."""
+"""Code -> HTTP status. Steps of admission name theirs where they refuse; any other code is a fault of the server."""
+TYPES: dict[int, str] = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    405: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+"""HTTP status -> OpenAI's type of error; server_error for any other."""
+
+
+def status_of(error: TuneloopError) -> int:
+    """The HTTP status of an error."""
+    named = error.facts.get("status") if isinstance(error, ServeError) else None
+    return int(named or STATUS.get(error.code, 500))
 
 
 def error_body(error: TuneloopError) -> dict[str, Any]:
     """{"error": {"message", "type", "param", "code"}}, the message with its remedy in the chosen language."""
-    _, kind = STATUS.get(error.code, (500, "server_error"))
+    kind = TYPES.get(status_of(error), "server_error")
     message = " ".join(part for part in (error.what, error.do) if part)
     return {"error": {"message": message, "type": kind, "param": error.facts.get("param"), "code": error.code}}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def _short(field: Any) -> str:
+    text = json.dumps(field, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -1,4 +1,4 @@
-"""The engine of this process: one model, one thread that answers one request at a time, and a bounded queue before it.
+"""The engine of this process: one model, one thread that answers one request at a time, and a queue before it.
 
 torch blocks; the event loop must not. So the thread owns the model, and hands what it has made to the loop of whoever
 asked. A request that nobody waits for any more is taken out of the queue, or stopped before its next token.
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tuneloop.serving")
 
-QUEUE = 32
-"""Requests that may wait by default."""
 JOIN_SECONDS = 60
 """How long closing waits for a token that is being computed; the prompt of a long conversation counts as one."""
 
@@ -44,21 +42,21 @@ class _Job:
     out: asyncio.Queue[str | Reply | BaseException] = field(default_factory=asyncio.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def put(self, item: str | Reply | BaseException) -> None:
-        """Hand an item to the waiting coroutine, from any thread; a loop that has ended cancels the job."""
+    def put(self, piece: str | Reply | BaseException) -> None:
+        """Hand a piece to the waiting coroutine, from any thread; a loop that has ended cancels the job."""
         try:
-            self.loop.call_soon_threadsafe(self.out.put_nowait, item)
+            self.loop.call_soon_threadsafe(self.out.put_nowait, piece)
         except RuntimeError:
             self.cancelled.set()
 
 
 class TorchEngine:
-    """Answers chats with an Answerer, which it has to itself from now on. `close` it when done.
+    """An Engine over an Answerer, which it has to itself from now on. `close` it when done.
 
-    `queue` requests may wait; the next one gets TL-SERVE-FULL. May be used from several threads and event loops.
+    May be used from several threads and event loops.
     """
 
-    def __init__(self, answerer: Answerer | Classifier | Scorer, *, queue: int = QUEUE) -> None:
+    def __init__(self, answerer: Answerer | Classifier | Scorer) -> None:
         self._answerer = answerer
         # A fast tokenizer must not be used by two threads at once, and counting must not wait for an answer to end.
         self._counter = copy.copy(answerer)
@@ -68,7 +66,6 @@ class TorchEngine:
         """Longest prompt and answer together, in tokens."""
         self.labels: tuple[str, ...] = getattr(answerer, "labels", ())
         """The labels of a classifier; none of a model that writes."""
-        self._limit = queue
         self._jobs: deque[_Job] = deque()
         self._current: _Job | None = None
         self.open = True
@@ -99,6 +96,12 @@ class TorchEngine:
         return self._current is not None
 
     @property
+    def pending(self) -> int:
+        """Requests in the queue and the one that is being answered."""
+        with self._wake:
+            return len(self._jobs) + self.busy
+
+    @property
     def retry_after(self) -> int:
         """Whole seconds after which a refused request may find a place: the mean length of an answer."""
         return max(1, round(self._seconds))
@@ -115,7 +118,7 @@ class TorchEngine:
     ) -> Stream:
         """Queue a chat, at once; iterate for text pieces and last the whole Reply. Call it on the event loop.
 
-        Raises TL-SERVE-FULL or TL-SERVE-CLOSING here, not later, so that a streaming server can still send a status.
+        Raises TL-SERVE-CLOSING here, not later, so that a streaming server can still send a status.
         Whoever stops iterating closes the iterator (`aclose`), which cancels the answer.
         """
         options = {
@@ -125,9 +128,6 @@ class TorchEngine:
         with self._wake:
             if not self.open:
                 raise ServeError("TL-SERVE-CLOSING")
-            # An idle engine takes its job at once: a queue of 0 still serves one at a time.
-            if len(self._jobs) >= self._limit + (self._current is None):
-                raise ServeError("TL-SERVE-FULL", waiting=len(self._jobs), seconds=self.retry_after)
             self._jobs.append(job)
             self._wake.notify()
         return Stream(self, job)
@@ -184,10 +184,10 @@ class TorchEngine:
     def _answer(self, job: _Job) -> None:
         """One job from start to end. Whatever happens in it reaches its asker, and the thread lives on."""
         try:
-            for item in self._answerer.stream_reply(job.chat, **job.options):
+            for piece in self._answerer.stream_reply(job.chat, **job.options):
                 if job.cancelled.is_set():
                     return
-                job.put(item)
+                job.put(piece)
         except _Cancelled:
             return
         except TuneloopError as error:
@@ -200,7 +200,7 @@ class TorchEngine:
 
 
 class Stream:
-    """The items of one job, in order. Ends after the Reply; an error of the job is raised here."""
+    """The pieces of one job, in order. Ends after the Reply; an error of the job is raised here."""
 
     def __init__(self, engine: TorchEngine, job: _Job) -> None:
         self._engine, self._job, self._ended = engine, job, False
@@ -212,15 +212,15 @@ class Stream:
         if self._ended:
             raise StopAsyncIteration
         try:
-            item = await self._job.out.get()
+            piece = await self._job.out.get()
         except BaseException:
             await self.aclose()
             raise
-        if isinstance(item, BaseException):
+        if isinstance(piece, BaseException):
             await self.aclose()
-            raise item
-        self._ended = isinstance(item, Reply)
-        return item
+            raise piece
+        self._ended = isinstance(piece, Reply)
+        return piece
 
     async def aclose(self) -> None:
         """Nobody listens any more: take the job out of the queue, or stop it before its next token."""

@@ -1,0 +1,109 @@
+"""The steps between a request and its answer, each a class: the key and the queue; limits, a guard, a cache have their
+place between the two.
+
+A step may refuse before the body is read (`enter`), refuse when the question is known, and wrap the answer or give
+another (`answer`). To refuse is to raise a ServeError with its HTTP status: `ServeError("TL-SERVE-FULL", status=503,
+seconds=3)`; `seconds` becomes the header Retry-After.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tuneloop.base.errors import ServeError
+from tuneloop.data.tokens.templates import Chat
+from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.engine import AnswerStream, Engine
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What a request asks of the engine, with the request that it came in."""
+
+    request: Request
+    chat: Chat
+    prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+Submit = Callable[[Question], Awaitable[AnswerStream]]
+
+
+class Admission:
+    """One step. What it does not override lets everything through."""
+
+    async def enter(self, request: Request) -> None:
+        """Before the body is read, on every route but those in `api.PUBLIC`."""
+
+    async def answer(self, question: Question, submit: Submit) -> AnswerStream:
+        """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
+        return await submit(question)
+
+
+class Key(Admission):
+    """Wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty key, which would be none."""
+
+    def __init__(self, key: str) -> None:
+        if not key.strip():
+            raise ServeError("TL-SERVE-KEY-EMPTY", where="api_key")
+        self._digest = _digest(key.strip().encode())
+
+    async def enter(self, request: Request) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        # Digests have one length, so that the time of the comparison tells nothing of the key's.
+        # Headers are bytes, which the framework shows as Latin-1: back to bytes they may be any letters of UTF-8.
+        given = _digest(key.strip().encode("latin-1", "replace"))
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
+            raise ServeError("TL-SERVE-KEY", status=401)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class Queue(Admission):
+    """Lets `length` requests wait for the engine; the next one is refused. The last step: what passes it is submitted
+    at once, before another request is looked at."""
+
+    def __init__(self, engine: Engine, length: int) -> None:
+        self._engine, self._length = engine, length
+
+    async def answer(self, question: Question, submit: Submit) -> AnswerStream:
+        # An idle engine takes its request at once: a queue of 0 still serves one at a time.
+        pending = self._engine.pending
+        if self._engine.open and pending > self._length:
+            raise ServeError("TL-SERVE-FULL", status=503, waiting=pending - 1, seconds=self._engine.retry_after)
+        return await submit(question)
+
+
+def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
+    """The steps of a server, in the order in which a request passes them."""
+    key = [] if api_key is None else [Key(api_key)]
+    return [*key, Queue(engine, settings.queue)]
+
+
+def through(steps: Sequence[Admission], engine: Engine) -> Submit:
+    """The way of a question through the steps, the first one outermost, to the engine."""
+
+    async def to_engine(question: Question) -> AnswerStream:
+        return engine.submit(
+            question.chat, max_new_tokens=question.max_new_tokens, temperature=question.temperature,
+            top_p=question.top_p, seed=question.seed, stop=question.stop,
+        )  # fmt: skip
+
+    submit: Submit = to_engine
+    for step in reversed(steps):
+        submit = partial(step.answer, submit=submit)
+    return submit
