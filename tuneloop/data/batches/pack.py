@@ -32,9 +32,12 @@ class Packed(TypedDict, total=False):
 
 
 def pack(
-    samples: Sequence[Sample], *, labelled: bool = True, columns: dict[str, NDArray[Any]] | None = None,
+    samples: Sequence[Sample],
+    *,
+    labelled: bool = True,
+    columns: dict[str, NDArray[Any]] | None = None,
     members: Sequence[int] = (),
-) -> Packed:  # fmt: skip
+) -> Packed:
     """Put samples behind each other. `labelled=False` keeps the shape and carries no label (an idle rank's pass)."""
     lengths = np.array([len(s.ids) for s in samples])
     starts = np.cumsum(lengths) - lengths
