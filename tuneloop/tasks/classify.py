@@ -163,7 +163,7 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
 def labelled(
     samples: Sequences, rows: SplitView, setting: TaskContext, more: dict[str, NDArray[Any]] | None = None
 ) -> Examples:
-    """Examples of one text each, with class and weight of each. Raises TL-DATA-LABEL for a label that no class is of."""
+    """Examples of one text each, with its class and weight. Raises TL-DATA-LABEL for a label that no class is of."""
     number = {label: k for k, label in enumerate(setting.labels)}
     names = [record.label for record in rows.records()]
     unknown = sorted(set(names) - set(number))
