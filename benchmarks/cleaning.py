@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from tuneloop.data.cleaning.clean import clean
     from tuneloop.data.cleaning.languages import language
     from tuneloop.data.cleaning.quality import lost, noise, refuses, repetition
-    from tuneloop.data.cleaning.repair import mojibake, plain
+    from tuneloop.data.cleaning.repair import mojibake, normalised
     from tuneloop.safety.pii import find
 
     chats = dialogues(data())[:400]
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "language": (language, turns),
         "mojibake": (mojibake, turns),
-        "plain": (plain, turns),
+        "plain": (normalised, turns),
         "clean": (clean, records),
         "quality": (lambda text: [sign(text) for sign in quality], turns),
         "pii": (find, turns),

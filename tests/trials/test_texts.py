@@ -12,7 +12,7 @@ from tests.real import load
 from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.cli.losses import much_changed
 from tuneloop.data.cleaning.clean import clean
-from tuneloop.data.cleaning.repair import mojibake, plain
+from tuneloop.data.cleaning.repair import mojibake, normalised
 from tuneloop.data.reading import formats
 from tuneloop.recipe.schema import DataFile
 
@@ -187,7 +187,7 @@ def test_bytes_come_back_exactly_or_stay(encoding: str, reader: str) -> None:
 )  # fmt: skip
 def test_bytes_of_other_encodings_stay(text: str, encoding: str) -> None:
     broken = text.encode(encoding).decode("latin-1")
-    assert plain(mojibake(broken)) == broken
+    assert normalised(mojibake(broken)) == broken
 
 
 def test_the_case_of_gbk_comes_back_whole() -> None:

@@ -68,7 +68,7 @@ def _row(source: Any) -> dict[str, Any]:
     return {
         "file": source.label, "path": str(source.path), "container": guess.container, "compression": guess.compression,
         "encoding": guess.encoding, "shape": guess.shape, "kind": guess.kind, "columns": list(guess.columns),
-        "roles": dict(guess.roles), "side": source.side, "label": source.given, "rows_looked_at": guess.looked,
+        "roles": dict(guess.roles), "side": source.side, "label": source.given, "rows_looked_at": guess.rows_read,
         "sure": guess.sure, "why": guess.why,
     }  # fmt: skip
 

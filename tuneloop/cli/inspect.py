@@ -88,7 +88,7 @@ def _steps(data: dict[str, Any]) -> None:
 
 
 def _reasons(data: dict[str, Any]) -> None:
-    from tuneloop.data.card.page import told
+    from tuneloop.data.card.page import reasons_of
 
     titles = {"dropped": t("Why rows were dropped"), "changed": t("Changed rows"), "added": t("Added rows"),
               "marked": t("Marked rows: kept as they are, somebody should know")}  # fmt: skip
@@ -100,7 +100,7 @@ def _reasons(data: dict[str, Any]) -> None:
                 one["reason"],
                 "\n".join(" ".join(filter(None, e)) for e in one["examples"]),
             )
-            for one in told(data, action)
+            for one in reasons_of(data, action)
         ]
         if rows:
             show.table(title, [t("rows"), t("step"), t("reason"), t("for example")], rows)

@@ -45,8 +45,9 @@ def batch(records: Sequence[Record], repeats: Sequence[int]) -> pa.RecordBatch:
         "rejected": _turns([r.rejected for r in records]),
         "tools": [_json(r.tools) if r.tools else "" for r in records],
     }
-    arrays = [one if isinstance(one, pa.Array) else pa.array(one, SCHEMA.field(name).type)
-              for name, one in columns.items()]  # fmt: skip
+    arrays = [
+        one if isinstance(one, pa.Array) else pa.array(one, SCHEMA.field(name).type) for name, one in columns.items()
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
@@ -77,8 +78,17 @@ def records(table: pa.Table | pa.RecordBatch) -> Iterator[tuple[Record, int]]:
     for one in batches:
         column = {name: one.column(name).to_pylist() for name in ("file", "line", "kind", "label", "parent", "repeat")}
         tools = [tuple(json.loads(text)) if text else () for text in one.column("tools").to_pylist()]
-        rows = zip(_messages(one.column("messages")), column["file"], column["line"], tools, column["kind"],
-                   column["label"], _messages(one.column("rejected")), column["parent"], strict=True)  # fmt: skip
+        rows = zip(
+            _messages(one.column("messages")),
+            column["file"],
+            column["line"],
+            tools,
+            column["kind"],
+            column["label"],
+            _messages(one.column("rejected")),
+            column["parent"],
+            strict=True,
+        )
         yield from zip((Record(*row) for row in rows), column["repeat"], strict=True)
 
 

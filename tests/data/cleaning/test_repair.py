@@ -7,13 +7,13 @@ import json
 import pytest
 from ftfy import TextFixerConfig, fix_text
 from ftfy.fixes import fix_character_width, fix_latin_ligatures, uncurl_quotes
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.real import load, shared
 from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.clean import markup
-from tuneloop.data.cleaning.repair import mojibake, plain, talks_of_markup, without_markup
+from tuneloop.data.cleaning.repair import mojibake, normalised, talks_of_markup, without_markup
 
 # What ftfy repairs of encodings, with all that goes beyond them off.
 ENCODINGS_ONLY = TextFixerConfig(
@@ -65,7 +65,7 @@ def test_sound_text_is_not_repaired(name: str) -> None:
 )  # fmt: skip
 def test_sound_text_of_many_scripts(text: str) -> None:
     assert mojibake(text) == text
-    assert plain(text) == text
+    assert normalised(text) == text
 
 
 def test_aqua_has_real_mojibake() -> None:
@@ -143,6 +143,9 @@ def test_lines_of_emollm_come_back_from_gbk() -> None:
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30),
        st.sampled_from(["latin-1", "sloppy-windows-1252", "sloppy-windows-1251", "macroman", "cp437"]))  # fmt: skip
+@example("\U0001b820", "latin-1")
+@example("ⅅ", "latin-1")
+@example("𠠠", "latin-1")
 def test_the_cheap_look_misses_nothing_that_ftfy_repairs(text: str, encoding: str) -> None:
     broken = text.encode().decode(encoding, "replace")
     once = fix_text(broken, ENCODINGS_ONLY)

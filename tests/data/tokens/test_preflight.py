@@ -193,12 +193,12 @@ def test_only_some_are_looked_at_and_it_says_so(monkeypatch: pytest.MonkeyPatch)
     tokenizer = chatml()
     rendered = []
 
-    class Counted(looking.Writer):
+    class Counted(looking.ChainWriter):
         def write(self, records: Any) -> Any:
             rendered.extend(records)
             return super().write(records)
 
-    monkeypatch.setattr(looking, "Writer", Counted)
+    monkeypatch.setattr(looking, "ChainWriter", Counted)
     rows = [
         Record((Message("user", f"Why {n}?"), Message("assistant", "So <|im_end|>.", reasoning="Because.")))
         for n in range(1000)

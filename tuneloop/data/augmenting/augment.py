@@ -1,9 +1,9 @@
 """Derived rows: more questions for the same kind of answer. Each names its parent and stays on the parent's side.
 
-synonyms          words of a user's turn give way to others of the same meaning (`substitute.py`)
-back_translation  a user's turn goes to another language and back
-follow_up         the dialogue goes on: a model asks the next question and answers it (self-instruct, arXiv:2212.10560)
-branch            the dialogue takes another way: another last question, answered by a model (a dialogue tree)
+synonyms          words of a user's turn are replaced by synonyms (`substitute.py`)
+back_translation  a user's turn is translated to another language and back
+follow_up         one more turn: a model writes the next question and answers it (self-instruct, arXiv:2212.10560)
+branch            another last turn: a model writes another last question and answers it (a dialogue tree)
 
 The first two leave answers as they are and change what is asked; a text that the model finds too unlikely beside its
 parent is rejected. Of the last two only the new answer is trained: the others are trained where they come from.
@@ -26,39 +26,48 @@ from tuneloop.base.records import Record
 from tuneloop.data.augmenting.calls import Calls
 from tuneloop.data.augmenting.dialogue_growth import grown
 from tuneloop.data.augmenting.helpers import NOBODY as NOBODY
-from tuneloop.data.augmenting.helpers import Batch, Score
 from tuneloop.data.augmenting.helpers import Chat as Chat
+from tuneloop.data.augmenting.helpers import DerivedBatch, Score
 from tuneloop.data.augmenting.helpers import Helpers as Helpers
 from tuneloop.data.augmenting.memory import Memory
 from tuneloop.data.augmenting.progress import Progress
-from tuneloop.data.augmenting.reword import Languages, Turn, changed, likely, tongue, tooled, translated, turns
+from tuneloop.data.augmenting.reword import (
+    Languages,
+    UserTurn,
+    changed,
+    dialogue_language,
+    likely,
+    tooled,
+    translated,
+    turns,
+)
 from tuneloop.data.augmenting.substitute import Changed, groups
 from tuneloop.recipe.schema import AugmentPart
 
 BATCH = 32
-"""Rows that are worked on at once."""
+"""Parent rows of one batch."""
 ANSWERS, SCORES = 8, 16
-"""Texts that a model writes, or judges, at a time; what a crash loses at most."""
+"""Texts that a model generates, or scores, in one call; what a crash loses at most."""
 HOPELESS = 16
-"""Dialogues in a row that a model grew no row from: then it is not asked any more."""
+"""Parents in a row without a derived row, after which a method stops (follow_up, branch)."""
 CALLS = {"synonyms": 1, "back_translation": 3, "follow_up": 2, "branch": 2}
-"""How often a model is called for a batch, beside the few texts by which it is told which languages it knows."""
+"""Model calls of one batch, without those that test which languages the model knows."""
 
 
 @dataclass
 class Derived:
-    """Derived rows of all methods: (method, record), and per method why others were not made."""
+    """Derived rows of all methods: (method, record), and by method the reasons of rejected parents."""
 
     records: list[tuple[str, Record]] = field(default_factory=list)
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 Allowed = Callable[[str, list[Record]], list[str]]
-"""Method, derived records -> for each "", or why it may not be trained on."""
+"""Method, derived records -> for each "", or the reason why it may not be trained on."""
 
 
 def check(part: AugmentPart, helpers: Helpers) -> None:
-    """Raise TL-DATA-AUGMENT where a method lacks a helper, TL-DATA-SYNONYMS where there are no words to use."""
+    """Raise TL-DATA-AUGMENT where a method lacks a helper, TL-DATA-SYNONYMS where there are no synonyms."""
     scored = ("synonyms", "back_translation")
     for method in part.methods:
         lacks = [
@@ -79,35 +88,35 @@ def check(part: AugmentPart, helpers: Helpers) -> None:
 def augment(
     rows: Sequence[Record], part: AugmentPart, helpers: Helpers, seed: int, *, allowed: Allowed, folder: Path
 ) -> Derived:
-    """Derived rows of the training rows, at most `part.share` of their number, shared out over the methods.
+    """Rows derived from the training rows, at most `part.share` of their number, divided among the methods.
 
     What a model has answered is kept in `folder` and not asked again: it costs time or money. Raises what `check` and
     the helpers raise.
     """
     check(part, helpers)
     out = Derived()
-    room = math.floor(len(rows) * part.share)
+    limit = math.floor(len(rows) * part.share)
     methods = list(dict.fromkeys(part.methods))
     for n, method in enumerate(methods):
-        quota = room * (n + 1) // len(methods) - room * n // len(methods)
+        quota = limit * (n + 1) // len(methods) - limit * n // len(methods)
         if not quota:
             out.rejected[method] = Counter()
-            helpers.say(_told(method, 0, 0, Counter()))
+            helpers.say(_progress_line(method, 0, 0, Counter()))
             continue
         work = _Work(rows, part, helpers, seed, method, quota, folder)
-        made: list[Record] = []
-        while len(made) < quota and (more := work.some(quota - len(made))):
+        derived: list[Record] = []
+        while len(derived) < quota and (more := work.some(quota - len(derived))):
             verdicts = allowed(method, more)
             work.rejected.update(reason for reason in verdicts if reason)
-            made += [record for record, reason in zip(more, verdicts, strict=True) if not reason]
-        helpers.say(_told(method, len(made), quota, work.rejected))
-        out.records += [(method, record) for record in made]
+            derived += [record for record, reason in zip(more, verdicts, strict=True) if not reason]
+        helpers.say(_progress_line(method, len(derived), quota, work.rejected))
+        out.records += [(method, record) for record in derived]
         out.rejected[method] = +work.rejected
     return out
 
 
 def reasons() -> dict[str, str]:
-    """Why a row was not derived -> the reason in the chosen language."""
+    """Reasons for a rejected parent -> their text in the chosen language."""
     return {
         "has tools": t("it has tools"),
         "no user turn": t("no user turn"),
@@ -128,14 +137,14 @@ def reasons() -> dict[str, str]:
     }
 
 
-def _told(method: str, made: int, quota: int, rejected: Counter[str]) -> str:
-    line = t("{method}: {n} of {of} rows", method=method, n=made, of=quota)
+def _progress_line(method: str, count: int, quota: int, rejected: Counter[str]) -> str:
+    line = t("{method}: {n} of {of} rows", method=method, n=count, of=quota)
     why = ", ".join(f"{reasons()[reason]}: {n}" for reason, n in (+rejected).most_common(3))
     return t("{line} (parents without one: {why})", line=line, why=why) if why else line
 
 
 def _remembering(helpers: Helpers, calls: Calls) -> Helpers:
-    """The helpers, called in slices that are remembered."""
+    """The helpers, called in slices that are cached on disk."""
 
     def sliced(name: str, make: Callable[..., list[Any]] | None, size: int) -> Any:
         return partial(calls.sliced, name, make, size) if make is not None else None
@@ -156,7 +165,7 @@ def _shift(score: Score, pairs: Sequence[tuple[str, str]], limit: float) -> list
 
 
 class _Work:
-    """One method's way through the training rows, in an order of its own, no row twice."""
+    """One method's pass over the training rows, shuffled by the seed, no row twice."""
 
     def __init__(
         self,
@@ -196,36 +205,36 @@ class _Work:
         return out
 
     def _next(self) -> tuple[Record, random.Random]:
-        """The next parent, and what is drawn by for it: the same whatever it is worked on with."""
+        """The next parent, and its random generator, which does not depend on its batch."""
         self.at += 1
         return self.rows[self.order[self.at - 1]], random.Random(f"{self.seed}/{self.method}/{self.at}")
 
-    def _batch(self, need: int) -> Batch:
-        out, began = Batch(), self.at
+    def _batch(self, need: int) -> DerivedBatch:
+        out, began = DerivedBatch(), self.at
         if self.method == "synonyms":  # so many that can change: looking costs nothing beside judging
-            found: list[tuple[Turn, Changed]] = []
-            while len(found) < need and self.at < len(self.order):
-                found += changed(*self._next(), groups(self.part.synonyms_file), out)
-            self.progress.batch(self.at - began, CALLS[self.method], len(found))
-            made = likely(found, self.languages, self.part, self.helpers, out)
+            candidates: list[tuple[UserTurn, Changed]] = []
+            while len(candidates) < need and self.at < len(self.order):
+                candidates += changed(*self._next(), groups(self.part.synonyms_file), out)
+            self.progress.batch(self.at - began, CALLS[self.method], len(candidates))
+            derived = likely(candidates, self.languages, self.part, self.helpers, out)
         else:
             parents = [self._next() for _ in range(min(need, len(self.order) - self.at))]
             self.progress.batch(len(parents), CALLS[self.method])
             if self.method == "back_translation":
-                made = translated([turn for p in parents for turn in turns(*p, out)], self.part, self.helpers, out)
+                derived = translated([turn for p in parents for turn in turns(*p, out)], self.part, self.helpers, out)
             else:
-                made = _grown([record for record, _ in parents], self.method, self.helpers, out)
-        out.records += made
+                derived = _grown([record for record, _ in parents], self.method, self.helpers, out)
+        out.records += derived
         return out
 
 
-def _grown(parents: list[Record], method: str, helpers: Helpers, out: Batch) -> Iterator[Record]:
+def _grown(parents: list[Record], method: str, helpers: Helpers, out: DerivedBatch) -> Iterator[Record]:
     assert helpers.answer is not None
-    fit = [r for r in parents if r.kind == "chat" and not tooled(r) and any(m.role == "user" for m in r.messages)]
-    out.rejected["no dialogue, or has tools"] += len(parents) - len(fit)
-    tongues = [tongue(r) for r in fit]
-    for made, reason in grown(fit, tongues, helpers.answer, other=method == "branch", ask=helpers.ask):
-        if made is None:
+    dialogues = [r for r in parents if r.kind == "chat" and not tooled(r) and any(m.role == "user" for m in r.messages)]
+    out.rejected["no dialogue, or has tools"] += len(parents) - len(dialogues)
+    languages = [dialogue_language(r) for r in dialogues]
+    for derived, reason in grown(dialogues, languages, helpers.answer, other=method == "branch", ask=helpers.ask):
+        if derived is None:
             out.rejected[reason] += 1
         else:
-            yield made
+            yield derived

@@ -1,4 +1,4 @@
-"""How augmentation calls a model: in slices, each remembered when it is done, with its progress told."""
+"""Model calls of augmentation: in slices, each cached on disk when it is done, with progress reports."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ def _nobody(share: float) -> None:
 
 @dataclass
 class Watch:
-    """Whom a model tells, while it works on one call, which share of it is done."""
+    """A progress callback of a model during one call: the share of it that is done."""
 
     hear: Callable[[float], None] = _nobody
 
 
 @dataclass(frozen=True)
 class Calls:
-    """What the models of one method were asked, and where a reader is told how far it is."""
+    """The model calls of one method: their cache on disk and their progress."""
 
     memory: Memory
     progress: Progress | None
-    """None where the calls are not worth telling."""
+    """None where the calls are not reported."""
     watch: Watch
 
     def sliced(
         self, name: str, make: Callable[..., list[Any]], size: int, items: Sequence[Any], *more: Any
     ) -> list[Any]:
-        """`make(items, *more)`, one result an item, asked `size` items at a time; a crash loses one slice at most."""
+        """`make(items, *more)`, one output an item, called on `size` items at a time; a crash loses one slice."""
         if self.progress is not None:
             self.progress.call()
         out: list[Any] = []

@@ -1,4 +1,4 @@
-"""Dialogues that go on or take another way: a model asks as the user would, and answers."""
+"""Dialogues with a generated turn: a model writes the user's question, then the answer."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _Answer = Callable[[Sequence[Any]], list[str]]
 
 
 def grown(
-    parents: Sequence[Record], tongues: Sequence[str], answer: _Answer, *, other: bool, ask: _Answer | None = None
+    parents: Sequence[Record], languages: Sequence[str], answer: _Answer, *, other: bool, ask: _Answer | None = None
 ) -> Iterator[tuple[Record | None, str]]:
-    """(record, "") or (None, why not) for each dialogue: with one more question and its answer or, where `other`, with
-    another one in the place of the last. `tongues` are the languages of the dialogues; `ask` writes the questions."""
+    """(record, "") or (None, reason) for each dialogue: with one more question and its answer or, where `other`, with
+    another question in place of the last. `languages` are those of the dialogues; `ask` writes the questions."""
     last = [max(n for n, m in enumerate(r.messages) if m.role == "user") for r in parents]
     prompts = _OTHER if other else _NEXT
-    asked = (ask or answer)([
-        [{"role": "user", "content": prompts["zh" if tongue == "zh" else "en"].format(
-            talk=_talk(r.messages[: at + 1] if other else r.messages, tongue))}]
-        for r, tongue, at in zip(parents, tongues, last, strict=True)
-    ])  # fmt: skip
+    requests = [
+        prompts["zh" if code == "zh" else "en"].format(talk=_talk(r.messages[: at + 1] if other else r.messages, code))
+        for r, code, at in zip(parents, languages, last, strict=True)
+    ]
+    questions = (ask or answer)([[{"role": "user", "content": request}] for request in requests])
     todo: list[tuple[Record, tuple[Message, ...]]] = []
-    for record, tongue, at, text in zip(parents, tongues, last, asked, strict=True):
+    for record, code, at, text in zip(parents, languages, last, questions, strict=True):
         question = _question(text)
-        if reason := _no_question(record, tongue, question):
+        if reason := _no_question(record, code, question):
             yield None, reason
         else:
             head = record.messages[:at] if other else record.messages
@@ -60,29 +60,29 @@ def grown(
         yield replace(record, messages=(*context, Message("assistant", reply.strip())), parent=record.id), ""
 
 
-def _talk(messages: Sequence[Message], tongue: str) -> str:
-    names = {"user": "用户", "assistant": "助手"} if tongue == "zh" else {"user": "User", "assistant": "Assistant"}
-    colon = "：" if tongue == "zh" else ": "
+def _talk(messages: Sequence[Message], code: str) -> str:
+    names = {"user": "用户", "assistant": "助手"} if code == "zh" else {"user": "User", "assistant": "Assistant"}
+    colon = "：" if code == "zh" else ": "
     return "\n".join(f"{names[m.role]}{colon}{m.content}" for m in messages if m.role in names)
 
 
 def _question(text: str) -> str:
-    """The question of what a model wrote: the first line that ends as one, or else the first line.
+    """The question in a model's output: the first line that ends in a question mark, else the first line.
 
     >>> _question('Sure! Here is one:\\n1. "How long does it take?"')
     'How long does it take?'
     """
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    plain = [_LABEL.sub("", line).strip().strip('"“”*').strip() for line in lines]
-    return next((line for line in plain if line.endswith(("?", "？"))), plain[0] if plain else "")
+    candidates = [_LABEL.sub("", line).strip().strip('"“”*').strip() for line in lines]
+    return next((line for line in candidates if line.endswith(("?", "？"))), candidates[0] if candidates else "")
 
 
 _LABEL = re.compile(r"^\s*(?:(?:[-*]|\d+[.、)])\s+|(?:user|question|用户|问题)\s*[:：]\s*)+", re.IGNORECASE)
 
 
-def _no_question(record: Record, tongue: str, question: str) -> str:
+def _no_question(record: Record, code: str, question: str) -> str:
     if not 2 <= len(question) <= LONGEST or _PREAMBLE.match(question):
         return "no question"
     if squeezed(question) in {squeezed(m.content) for m in record.messages}:
         return "nothing new"
-    return "other language" if tongue and (language(question) or tongue) != tongue else ""
+    return "other language" if code and (language(question) or code) != code else ""

@@ -1,7 +1,7 @@
-"""Another machine's model: any endpoint that speaks OpenAI's chat API, or LibreTranslate's for translations.
+"""Client of a model behind an HTTP endpoint: OpenAI's chat API, or LibreTranslate's for translations.
 
-Only what a recipe names is ever called, and training rows leave this machine when it names another one: `notice` says
-so, for whoever starts it.
+Only endpoints that a recipe names are called; training rows leave this machine when it names another one, and `notice`
+says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAIT = 1.0
 """Seconds before the second try; each further one waits twice as long, or as long as the server asks."""
 LONGEST_WAIT = 60.0
 MOST_BYTES = 1 << 24
-"""Of an answer that is read."""
+"""Largest response that is read, in bytes."""
 _AGAIN = (408, 409, 425, 429)
 _NAMES = {
     "zh": "Chinese", "en": "English", "ja": "Japanese", "ko": "Korean", "de": "German", "fr": "French", "ru": "Russian",
@@ -37,7 +37,7 @@ _NAMES = {
 
 
 def elsewhere(url: str | None) -> str:
-    """The name of the machine that a URL leads to; "" for none and for this one.
+    """The host of a URL; "" for no URL and for this machine.
 
     >>> elsewhere("https://api.example.com/v1"), elsewhere("http://localhost:8000/v1"), elsewhere("http://[::1]/v1")
     ('api.example.com', '', '')
@@ -51,7 +51,7 @@ def elsewhere(url: str | None) -> str:
 
 
 def notice(url: str | None) -> str:
-    """The sentence that says where training rows go; "" where they stay on this machine."""
+    """The message that training rows are sent to another host; "" where they stay on this machine."""
     host = elsewhere(url)
     return t("Training rows are sent to {host}: prepare.augment.endpoint names it.", host=host) if host else ""
 
@@ -63,7 +63,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Again(Exception):
-    """The server may do better in a while; `wait` in seconds is its own wish, 0 for none."""
+    """An error worth a retry; `wait` is the server's Retry-After in seconds, 0 for none."""
 
     def __init__(self, problem: str, wait: float = 0.0) -> None:
         super().__init__(problem)
@@ -89,7 +89,7 @@ class Endpoint:
         return self._each(self._answer, chats)
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
-        """The texts in another language: asked for in words, with a model; by LibreTranslate's API, without one."""
+        """Translations of the texts: by a prompt where there is a model, else by LibreTranslate's API."""
         if not self.model:
             return self._each(lambda text: self._translated(text, source, target), texts)
         ask = f"Translate this text to {_NAMES.get(target, target)}. Write the translation only.\n\n"
@@ -128,7 +128,7 @@ class Endpoint:
         return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that the server answers; waits and tries again where it is busy or cannot be reached."""
+        """The JSON response; retries with backoff where the server is busy or cannot be reached."""
         for attempt in range(TRIES):
             try:
                 return self._once(path, json.dumps(body).encode())
@@ -160,16 +160,16 @@ class Endpoint:
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            said = _text(error.read(200))
+            message = _text(error.read(200))
         except (OSError, HTTPException):
-            said = ""
-        problem = f"HTTP {error.code} {said}".strip()
+            message = ""
+        problem = f"HTTP {error.code} {message}".strip()
         if error.code not in _AGAIN and error.code < 500:
             return self._error(problem)
-        asked = str(error.headers.get("retry-after") or "")
-        return _Again(problem, float(asked) if asked.isdecimal() else 0.0)
+        retry_after = str(error.headers.get("retry-after") or "")
+        return _Again(problem, float(retry_after) if retry_after.isdecimal() else 0.0)
 
 
 def _text(content: bytes) -> str:
-    """The beginning of what a server wrote, on one line and without what moves a terminal."""
+    """The start of a response on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in content[:100].decode("utf-8", "replace")).split())

@@ -1,4 +1,4 @@
-"""What augmentation needs of later rooms and of other machines, and what one batch of rows gives."""
+"""Callbacks that augmentation needs (generation, scoring, translation), and the outcome of one batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Answer = Callable[[Sequence[Chat]], list[str]]
 Score = Callable[[Sequence[str]], list[tuple[float, int]]]
 """Texts -> negative log-likelihood of each, in nats, and the tokens it is of."""
 Shift = Callable[[Sequence[tuple[str, str]], float], list[tuple[float, int]]]
-"""(A sentence, the same with other words), limit -> how much less likely the second is, in nats, and tokens of the
-first: as exact as it must be to tell on which side of so many nats a token of the first it is."""
+"""(Sentence, changed sentence) pairs, limit -> increase of the negative log-likelihood in nats, tokens of the first:
+as exact as it must be to compare it with `limit` nats a token."""
 Translate = Callable[[Sequence[str], str, str], list[str]]
-"""Texts, from language, to language -> texts; "" where one could not be translated whole."""
+"""Texts, source and target language -> translations; "" where one is incomplete."""
 
 
 def _seconds(seconds: float) -> str:
@@ -32,7 +32,7 @@ def _quiet(text: str) -> None:
 
 @dataclass(frozen=True)
 class Helpers:
-    """What augmentation needs of later rooms and of other machines."""
+    """Callbacks that augmentation needs: models of later rooms or of other machines, and output for a reader."""
 
     answer: Answer | None = None
     score: Score | None = None
@@ -41,7 +41,7 @@ class Helpers:
     ask: Answer | None = None
     """As `answer`, for short texts; `answer` itself where there is none."""
     shift: Shift | None = None
-    """Reads no more of two sentences than their difference needs; made of `score` where there is none."""
+    """Scores the difference of two sentences alone; by default computed from `score`."""
     about: Callable[[float], str] = _seconds
     """Seconds for a reader."""
     watch: Watch = field(default_factory=Watch)
@@ -51,8 +51,8 @@ NOBODY = Helpers()
 
 
 @dataclass
-class Batch:
-    """What one batch of parents gave, and why others gave nothing: reason -> how many."""
+class DerivedBatch:
+    """The rows derived from one batch of parents, and the rejected parents: reason -> how many."""
 
     records: list[Record] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)

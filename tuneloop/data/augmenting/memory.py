@@ -1,4 +1,4 @@
-"""What models have answered while rows are derived, on the disk: a finished call is not made again."""
+"""A cache on disk of the model calls of augmentation: a finished call is not made again."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any
 
 
 class Memory:
-    """The calls in one file, a line each: what was asked (as a hash) and what came back, in JSON.
+    """Cached calls in one file of JSON lines: hash of the request, response.
 
-    A line that a crash tore off is left out and written over.
+    A last line that a crash left incomplete is cut off.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._found: dict[str, Any] = {}
-        whole = 0
+        self._answers: dict[str, Any] = {}
+        complete = 0
         if file.is_file():
             content = file.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            for line in content[:whole].split(b"\n")[:-1]:
+            complete = content.rfind(b"\n") + 1
+            for line in content[:complete].split(b"\n")[:-1]:
                 key, back = json.loads(line)
-                self._found[key] = back
-            os.truncate(file, whole)
+                self._answers[key] = back
+            os.truncate(file, complete)
 
-    def call(self, name: str, asked: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives for what is `asked` (both as JSON has them): from the file, where it was asked before."""
-        key = hashlib.sha256(json.dumps([name, asked]).encode()).hexdigest()[:32]
-        if key not in self._found:
+    def call(self, name: str, request: Any, make: Callable[[], Any]) -> Any:
+        """The response of `make()` to `request` (both JSON data), from the cache where it is there."""
+        key = hashlib.sha256(json.dumps([name, request]).encode()).hexdigest()[:32]
+        if key not in self._answers:
             back = make()
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8", newline="\n") as stream:
                 stream.write(json.dumps([key, back]) + "\n")
-            self._found[key] = back
-        return self._found[key]
+            self._answers[key] = back
+        return self._answers[key]

@@ -1,4 +1,4 @@
-"""How far deriving rows is, and how long it will take: said before it is long, and then now and then."""
+"""Progress of augmentation: rows derived and time left, reported after 2 s and then every 10 s."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ FIRST, SECONDS = 2.0, 10.0
 
 
 class Progress:
-    """One method's way: `quota` rows wanted from at most `parents` rows. `about` writes seconds for a reader."""
+    """Progress of one method: `quota` rows wanted from at most `parents` rows. `about` formats seconds for a reader."""
 
     def __init__(
         self, method: str, quota: int, parents: int, say: Callable[[str], None], about: Callable[[float], str]
     ) -> None:
         self.method, self.quota, self.parents, self._say, self._about = method, quota, parents, say, about
-        self.made = self.tried = 0
+        self.derived = self.tried = 0
         self._batch, self._calls, self._call, self._most = 0, 1, 0, 0
         self._began = self._last = time.monotonic()
         self._next = FIRST
         say(t("{method}: up to {n} rows, from {of} training rows", method=method, n=quota, of=parents))
 
     def batch(self, parents: int, calls: int, most: int = 0) -> None:
-        """So many parents are worked on now; a model is called so many times for it.
+        """Begin a batch of `parents`, for which a model is called `calls` times.
 
         `most` is how many rows they may give, where that is known; 0 where it is not.
         """
         self._batch, self._calls, self._call, self._most = parents, calls, -1, most
 
     def call(self) -> None:
-        """The next call begins."""
+        """Begin the next call."""
         self._call = min(self._call + 1, self._calls - 1)
 
     def within(self, share: float) -> None:
-        """This share of the call is done, from 0 to 1."""
+        """Report the share of the call that is done, from 0 to 1."""
         self._tell(self.tried + self._batch * (max(self._call, 0) + share) / self._calls)
 
-    def ended(self, made: int) -> None:
-        """The batch is done and gave so many rows."""
-        self.made, self.tried, self._batch = self.made + made, self.tried + self._batch, 0
+    def ended(self, derived: int) -> None:
+        """End the batch, which gave `derived` rows."""
+        self.derived, self.tried, self._batch = self.derived + derived, self.tried + self._batch, 0
         self._most = 0
         self._tell(self.tried)
 
     def left(self, done: float) -> float:
         """Seconds until the quota is reached, or until there is no parent left, after `done` parents."""
         batch = self._batch if self._most else 0
-        gives = (self.made + self._most + 1) / (self.tried + batch + 1)
-        wanted = min(max((self.quota - self.made) / gives, self._batch), self.parents - self.tried)
+        gives = (self.derived + self._most + 1) / (self.tried + batch + 1)
+        wanted = min(max((self.quota - self.derived) / gives, self._batch), self.parents - self.tried)
         return max(0.0, self.tried + wanted - done) * (time.monotonic() - self._began) / max(done, 1e-6)
 
     def _tell(self, done: float) -> None:
         now = time.monotonic()
-        if done <= 0 or now - self._last < self._next or self.made >= self.quota:
+        if done <= 0 or now - self._last < self._next or self.derived >= self.quota:
             return
         self._last, self._next = now, SECONDS
-        facts = {"method": self.method, "n": self.made, "of": self.quota, "time": self._about(self.left(done))}
+        facts = {"method": self.method, "n": self.derived, "of": self.quota, "time": self._about(self.left(done))}
         self._say(t("{method}: {n} of {of} rows, about {time} left", **facts))

@@ -1,7 +1,7 @@
-"""Words of a text give way to others of the same meaning, where that can be done without knowing what is meant.
+"""Synonym substitution: words of a text replaced by others of the same meaning, where no context is needed.
 
-What is quoted, code, an address or a name stays as it is; so does a text that is about words themselves. Whether the
-new sentence is one that people write is for a language model to say (`augment.py`).
+Quotations, code, addresses and names stay as they are; so does a text about words. Whether the new sentence is likely
+is for a language model to say (`reword.py`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tuneloop.base.language import t
 from tuneloop.base.segmenter import segmenter
 
 Table = Mapping[str, tuple[str, ...]]
-"""Word, in lower case -> those that may stand for it."""
+"""Word, in lower case -> its synonyms."""
 MOST = 2
 """Words that change in one text."""
 _JOINED = 4
-"""Pieces of the cutter that may be one word of the table together."""
-KEPT = re.compile(
+"""Segments of the word segmenter that together may be one word of the table."""
+VERBATIM = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\S+@\S+|\{[^{}]*\}|<[^<>]*>|\$[^$\n]*\$|\[[^\[\]]*\]|【[^】]*】"
     r"|“[^”]*”|‘[^’]*’|\"[^\"]*\"|「[^」]*」|『[^』]*』|《[^》]*》|(?<!\w)'[^'\n]+'(?!\w)",
     re.DOTALL,
 )
-"""What must stay to the letter: code, addresses, formulas, markup, quotations, titles."""
+"""Spans that stay verbatim: code, addresses, formulas, markup, quotations, titles."""
 _ABOUT_WORDS = re.compile(
     r"\b(?:synonyms?|antonyms?|rhymes?|translat\w*|spell\w*|grammar|sentences?|words?|phrases?|paraphrase|rewrite|rephrase"
     r"|meaning|define|definition|summari[sz]e|classify|poem|lyrics)\b"
@@ -60,7 +60,7 @@ def synonym_tables() -> list[Path]:
 
 @lru_cache(maxsize=4)
 def groups(path: str | None = None) -> Table:
-    """The words of the file `path`, by default of the packaged ones.
+    """The synonyms of the file `path`, by default of the packaged tables.
 
     "a b" on a line means that each may stand for the other, "a b > c d" that c and d may stand for a and for b. Raises
     TL-DATA-SYNONYMS for a file that cannot be read or has no such line.
@@ -85,7 +85,7 @@ def groups(path: str | None = None) -> Table:
 
 
 def words(text: str) -> list[str]:
-    """The text cut into words and what lies between them; joined again it is the text.
+    """The text segmented into words and separators; joined they are the text.
 
     >>> words("How do I begin?")
     ['How', ' ', 'do', ' ', 'I', ' ', 'begin', '?']
@@ -105,12 +105,12 @@ def substituted(text: str, table: Table, rng: random.Random, most: int = MOST) -
     """
     if _ABOUT_WORDS.search(text):
         return None
-    kept = [match.span() for match in KEPT.finditer(text)]
+    verbatim = [match.span() for match in VERBATIM.finditer(text)]
     spans = [match.span() for match in _SENTENCE.finditer(text)]
-    found = [(span, places) for span in spans if (places := list(_places(text, span, kept, table)))]
-    if not found:
+    sentences = [(span, places) for span in spans if (places := list(_places(text, span, verbatim, table)))]
+    if not sentences:
         return None
-    (begin, end), places = rng.choice(found)
+    (begin, end), places = rng.choice(sentences)
     new, at = "", begin
     for start, stop in sorted(rng.sample(places, min(most, len(places)))):
         old = text[start:stop]
@@ -121,8 +121,10 @@ def substituted(text: str, table: Table, rng: random.Random, most: int = MOST) -
     return Changed(text[:begin] + new + text[end:], text[begin:end].strip(), new.strip())
 
 
-def _places(text: str, span: tuple[int, int], kept: list[tuple[int, int]], table: Table) -> Iterator[tuple[int, int]]:
-    """Where in the sentence words of the table stand that may be replaced, the longest ones first."""
+def _places(
+    text: str, span: tuple[int, int], verbatim: list[tuple[int, int]], table: Table
+) -> Iterator[tuple[int, int]]:
+    """The spans of replaceable words in a sentence; the longest word of the table at each place."""
     begin, end = span
     parts = words(text[begin:end])
     starts = [begin]
@@ -133,12 +135,12 @@ def _places(text: str, span: tuple[int, int], kept: list[tuple[int, int]], table
         width = next((w for w in range(_JOINED, 0, -1) if "".join(parts[n : n + w]).lower() in table), 0)
         start, stop = starts[n], starts[min(n + width, len(parts))]
         n += width or 1
-        if width and not any(a < stop and start < b for a, b in kept) and _free(text, start, stop, begin):
+        if width and not any(a < stop and start < b for a, b in verbatim) and _free(text, start, stop, begin):
             yield start, stop
 
 
 def _free(text: str, start: int, stop: int, begin: int) -> bool:
-    """Whether the word stands alone and is no name: a capital inside a sentence makes one."""
+    """Whether a span is a word by itself and no name: a capital inside a sentence makes one."""
     word = text[start:stop]
     if not word.isascii():
         return True
@@ -155,7 +157,7 @@ def _with_article(text: str, word: str) -> str:
     >>> _with_article("Is this an ", "mistake"), _with_article("a ", "issue"), _with_article("an ", "useful")
     ('Is this a ', 'an ', 'a ')
     """
-    found = re.search(r"(?<![A-Za-z'’])(a)n?(\s+)$", text, re.IGNORECASE)
-    if not found or not word.isascii():
+    article = re.search(r"(?<![A-Za-z'’])(a)n?(\s+)$", text, re.IGNORECASE)
+    if not article or not word.isascii():
         return text
-    return text[: found.start()] + found[1] + ("n" if _AN.match(word) else "") + found[2]
+    return text[: article.start()] + article[1] + ("n" if _AN.match(word) else "") + article[2]

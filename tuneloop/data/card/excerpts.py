@@ -1,6 +1,6 @@
-"""A few rows of a version as they are trained: text in runs, each trained or not, long ones with their middle left out.
+"""Sample rows of a version as they are trained: runs of text, trained or not, long ones without their middle.
 
-Texts are made fit to be shown: control characters and those that turn the direction of writing become visible.
+Control characters and those that change the writing direction are made visible.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tuneloop.data.version.dataset import Dataset
 
 COUNT = 5
 HEAD, TAIL = 400, 160
-"""Characters that are shown of the beginning and of the end of a run."""
+"""Characters of a run that are shown: at its beginning, and at its end."""
 RUNS = 24
-"""Runs that are shown of a sample: those of its beginning and of its end."""
+"""Most runs of a sample that are shown: half from its beginning, half from its end."""
 PARTS = 2
-"""Samples that are shown of one row."""
+"""Most samples of one row that are shown."""
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Run = tuple[str, bool, int]
@@ -33,14 +33,14 @@ Run = tuple[str, bool, int]
 
 @dataclass(frozen=True)
 class View:
-    """What is known of the model: how its tokens read, (text, trained) in runs, and how many tokens it can take."""
+    """The model's view of samples: `look` decodes one into (text, trained) runs; `context` is its context length."""
 
     look: Callable[[Sample], Sequence[tuple[str, bool]]]
     context: int = 0
 
 
 def visible(text: str) -> str:
-    """The text without what acts on a terminal or on a page instead of being read.
+    """The text with control and bidirectional characters replaced by visible ones.
 
     >>> visible("a\\x1b[31m\\u202eb\\n"), visible("\\x9b")
     ('a␛[31m�b\\n', '�')
@@ -68,10 +68,17 @@ def excerpts(dataset: Dataset, key: str = "", view: View | None = None, count: i
     out = []
     for record, at in _rows(dataset, places(dataset.manifest["counts"]["train"], count)):
         parts = _as_trained(record, at, samples, view) if samples and view else []
-        out.append({
-            "id": record.id, "file": record.file, "line": record.line, "kind": record.kind, "label": record.label,
-            "rendered": bool(parts), "parts": parts or _as_written(record),
-        })  # fmt: skip
+        out.append(
+            {
+                "id": record.id,
+                "file": record.file,
+                "line": record.line,
+                "kind": record.kind,
+                "label": record.label,
+                "rendered": bool(parts),
+                "parts": parts or _as_written(record),
+            }
+        )
     return out
 
 
@@ -109,8 +116,10 @@ def _as_trained(record: Record, at: int, samples: Sequences, view: View) -> list
 def _as_written(record: Record) -> list[dict[str, Any]]:
     if record.kind == "preference":
         answers = {"better": record.messages[len(record.prompt) :], "worse": record.rejected}
-        return [{"name": name, "runs": shortened(_turns(record.prompt, False) + _turns(answer, True))}
-                for name, answer in answers.items()]  # fmt: skip
+        return [
+            {"name": name, "runs": shortened(_turns(record.prompt, False) + _turns(answer, True))}
+            for name, answer in answers.items()
+        ]
     return [{"name": "", "runs": shortened(_turns(record.messages, record.kind != "label"))}]
 
 

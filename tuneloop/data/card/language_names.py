@@ -1,4 +1,4 @@
-"""The names of languages, and what the letters alone say of one."""
+"""Names of languages, and detection of a text's script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tuneloop.base.language import t
 
 
 def script(text: str) -> str:
-    """The script most letters are in: latin, cyrillic, arabic, han, other; "none" where there are no letters.
+    """The script of most letters: latin, cyrillic, arabic, han, other; "none" where there are no letters.
 
     >>> script("naïve 1"), script("Привет"), script("42")
     ('latin', 'cyrillic', 'none')
@@ -23,7 +23,7 @@ def script(text: str) -> str:
 
 
 def name(code: str) -> str:
-    """What a language or script is called; a code that is not known stays as it is.
+    """The name of a language or script; an unknown code stays as it is.
 
     >>> name("zh"), name("latin"), name("xx")
     ('Chinese', 'not sure, Latin letters', 'xx')

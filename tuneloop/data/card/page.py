@@ -1,4 +1,4 @@
-"""card.html of a dataset version: its profile as one page that needs no network and runs no script."""
+"""The dataset card (card.html) of a version: its profile as one page that needs no network and runs no script."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.split import SIDES
 
 BARS = 12
-"""Bars that are shown one by one."""
+"""Most bars of a chart; the rest is one bar."""
 
 
 def write(dataset: Dataset, key: str = "", view: View | None = None) -> None:
     """Write profile.json and card.html into a version's folder. `key` names the tokenizer, `view` shows its tokens."""
-    data = profile(dataset, key, view)
-    for name, text in ((PROFILE, json.dumps(data, ensure_ascii=False) + "\n"), ("card.html", card(data))):
+    figures = profile(dataset, key, view)
+    for name, text in ((PROFILE, json.dumps(figures, ensure_ascii=False) + "\n"), ("card.html", card(figures))):
         (dataset.path / name).write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def card(data: dict[str, Any]) -> str:
+def card(figures: dict[str, Any]) -> str:
     """The page of a profile, in the chosen language. Every text of the data in it is escaped."""
-    return _template().render(**_context(data))
+    return _template().render(**_context(figures))
 
 
 @cache
@@ -44,37 +44,37 @@ def _template() -> Template:
     return templates.from_string(files("tuneloop.data.card").joinpath("card.jinja").read_text(encoding="utf-8"))
 
 
-def _context(data: dict[str, Any]) -> dict[str, Any]:
-    lengths = data["lengths"]
+def _context(figures: dict[str, Any]) -> dict[str, Any]:
+    lengths, steps = figures["lengths"], figures["steps"]
     return {
-        **data,
+        **figures,
         "language": "zh-CN" if current() == "zh" else "en",
         "space": "" if current() == "zh" else " ",
-        "made": moment(data["created"]),
-        "tiles": tiles(data),
-        "facts": facts(data),
-        "histogram": plots.lengths(lengths["kept"], lengths["too_long"], data["max_length"], data["context"]),
-        "turn_bars": _shares(turn_bars(data["turns"])),
-        "language_bars": _shares([(language_names.name(code), n) for code, n in data["languages"]["found"]]),
-        "label_bars": _labels(data["labels"]),
-        "repeats": repeats(data["duplicates"]),
-        "stages": [{**s, "name": step_name(s["step"]), "acted": acted(s)} for s in data["steps"]],
-        "idle": ("、" if current() == "zh" else ", ").join(step_name(s["step"]) for s in data["steps"] if not acted(s)),
+        "made": moment(figures["created"]),
+        "tiles": tiles(figures),
+        "facts": facts(figures),
+        "histogram": plots.lengths(lengths["kept"], lengths["too_long"], figures["max_length"], figures["context"]),
+        "turn_bars": _shares(turn_bars(figures["turns"])),
+        "language_bars": _shares([(language_names.name(code), n) for code, n in figures["languages"]["found"]]),
+        "label_bars": _labels(figures["labels"]),
+        "repeats": repeats(figures["duplicates"]),
+        "stages": [{**s, "name": step_name(s["step"]), "acted": acted(s)} for s in steps],
+        "idle": ("、" if current() == "zh" else ", ").join(step_name(s["step"]) for s in steps if not acted(s)),
         "over": sum(n for _, n in lengths["too_long"]),
-        "told": {action: told(data, action) for action in ledger.ACTIONS},
+        "by_action": {action: reasons_of(figures, action) for action in ledger.ACTIONS},
         "samples": [{**one, "parts": [{**part, "facts": part_facts(part)} for part in one["parts"]]}
-                    for one in data["samples"]],
+                    for one in figures["samples"]],
     }  # fmt: skip
 
 
 def moment(created: str) -> str:
-    """A time of the manifest (UTC) where the reader lives."""
+    """A UTC timestamp of the manifest in local time."""
     return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def tiles(data: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(label, value, remark) of the few numbers at the top."""
-    counts, tokens = data["counts"], data["tokens"]
+def tiles(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The key figures at the top: (label, figure, remark)."""
+    counts, tokens = figures["counts"], figures["tokens"]
     held = t("{n:,} to validate", n=counts["validation"])
     test = t("{n:,} to test", n=counts["test"]) if counts["test"] else ""
     out = [
@@ -91,8 +91,8 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str, str]]:
     return out
 
 
-def facts(data: dict[str, Any]) -> list[tuple[str, int]]:
-    """(what, rows) of what rows may have; only what some have."""
+def facts(figures: dict[str, Any]) -> list[tuple[str, int]]:
+    """Optional features of rows, such as tools: (feature, rows), without those that no row has."""
     words = {
         "system": t("with a system prompt"),
         "tools": t("with tools"),
@@ -101,11 +101,11 @@ def facts(data: dict[str, Any]) -> list[tuple[str, int]]:
         "pieces": t("made from another row"),
         "unsaid": t("with an answer that the chat template cannot write, which is not trained"),
     }
-    return [(words[name], n) for name, n in data["with"].items() if n]
+    return [(words[name], n) for name, n in figures["with"].items() if n]
 
 
 def turn_bars(turns: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
-    """(questions, rows); the many long dialogues together in the last.
+    """Histogram of user turns: (turns, rows), long dialogues together in the last.
 
     >>> turn_bars([[n, 1] for n in range(1, 40)])[-1]
     ('≥ 12', 28)
@@ -135,18 +135,25 @@ def _labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def repeats(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, rows, remark) about rows that repeat others."""
-    percent = f"{100 * found['threshold']:.0f} %"
+def repeats(duplicates: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The table of duplicates: (kind, rows, remark)."""
+    percent = f"{100 * duplicates['threshold']:.0f} %"
     off = t("kept: prepare.dedupe is off")
     dropped = t("dropped")
-    rows = [(t("exact repetitions"), "–" if found["mode"] == "off" else f"{found['exact']:,}",
-             off if found["mode"] == "off" else dropped)]  # fmt: skip
-    if found["mode"] == "near":
-        rows.append((t("near repetitions, {share} alike or more", share=percent), f"{found['near']:,}", dropped))
-    elif found["near_left"] is not None:
-        remark = t("kept, on one side of the split; prepare.dedupe: near drops them") if found["near_left"] else ""
-        rows.append((t("near repetitions, {share} alike or more", share=percent), f"{found['near_left']:,}", remark))
+    rows = [
+        (
+            t("exact repetitions"),
+            "–" if duplicates["mode"] == "off" else f"{duplicates['exact']:,}",
+            off if duplicates["mode"] == "off" else dropped,
+        )
+    ]
+    if duplicates["mode"] == "near":
+        rows.append((t("near repetitions, {share} alike or more", share=percent), f"{duplicates['near']:,}", dropped))
+    elif duplicates["near_left"] is not None:
+        remark = t("kept, on one side of the split; prepare.dedupe: near drops them") if duplicates["near_left"] else ""
+        rows.append(
+            (t("near repetitions, {share} alike or more", share=percent), f"{duplicates['near_left']:,}", remark)
+        )
     else:
         rows.append((t("near repetitions"), "–", t("not looked for; prepare.dedupe: near does")))
     more = {
@@ -154,7 +161,7 @@ def repeats(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         "torn": (t("held-out rows that training nearly sees"), t("kept and marked")),
         "conflicting": (t("the same text with another label or answer"), t("kept and marked")),
     }
-    return rows + [(what, f"{found[name]:,}", remark) for name, (what, remark) in more.items() if found[name]]
+    return rows + [(what, f"{duplicates[name]:,}", remark) for name, (what, remark) in more.items() if duplicates[name]]
 
 
 def acted(step: dict[str, Any]) -> bool:
@@ -163,12 +170,12 @@ def acted(step: dict[str, Any]) -> bool:
 
 
 def step_name(step: str) -> str:
-    """A step in the chosen language."""
+    """The name of a step in the chosen language."""
     return {**ledger.steps(), "near": t("near repetitions"), "split": t("split")}.get(step, step)
 
 
 def part_facts(part: dict[str, Any]) -> list[str]:
-    """What a sample of a row is called, if it has a name, and how long it is."""
+    """Facts on a sample of a row: its name, if it has one, and its length."""
     names = {"better": t("the better answer"), "worse": t("the worse answer")}
     out = [names[part["name"]]] if part["name"] else []
     if part.get("trained"):
@@ -178,13 +185,16 @@ def part_facts(part: dict[str, Any]) -> list[str]:
     return out
 
 
-def told(data: dict[str, Any], action: str) -> list[dict[str, Any]]:
-    """The reasons of one action, most rows first: rows, step, reason, examples (place, detail)."""
+def reasons_of(figures: dict[str, Any], action: str) -> list[dict[str, Any]]:
+    """The ledger's reasons of one action, most rows first: rows, step, reason, examples (place, detail)."""
     words = ledger.words()
     return [
         {
-            "rows": one["rows"], "step": step_name(one["step"]), "reason": words.get(one["reason"], one["reason"]),
+            "rows": one["rows"],
+            "step": step_name(one["step"]),
+            "reason": words.get(one["reason"], one["reason"]),
             "examples": [(f"{e['file']}:{e['line']}", e["detail"]) for e in one["examples"]],
         }
-        for one in data["reasons"] if one["action"] == action
-    ]  # fmt: skip
+        for one in figures["reasons"]
+        if one["action"] == action
+    ]

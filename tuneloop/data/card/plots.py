@@ -1,4 +1,4 @@
-"""The length histogram of a dataset's page as SVG: lengths double to the right, so short and long rows are both seen.
+"""The length histogram of a dataset card as SVG, with a logarithmic axis, so that short and long rows are both seen.
 
 Colours come from the page's style sheet (classes kept, over, limit, grid, tick), so that it follows light and dark.
 """
@@ -14,15 +14,15 @@ from tuneloop.base.language import t
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 600.0, 280.0, 44.0, 14.0, 62.0, 34.0
 FAR = 12
-"""The model's context is drawn where it is at most so many bars (three doublings) behind everything else."""
+"""Bars (three doublings) behind the last one within which the model's context length is drawn."""
 
 
-def lengths(kept: Sequence[Sequence[int]], over: Sequence[Sequence[int]], limit: int, context: int) -> Markup:
+def lengths(within: Sequence[Sequence[int]], over: Sequence[Sequence[int]], limit: int, context: int) -> Markup:
     """Bars of [upper bound, rows] as `profile.histogram` gives them; "" where there are none.
 
-    `over` are rows that were dropped as too long; `limit` is max_length, `context` the model's own, 0 if unknown.
+    `within` are rows that fit, `over` those dropped as too long; `limit` is max_length, `context` the model's, or 0.
     """
-    bars = {k: [n, 0] for k, n in ((_place(top), n) for top, n in kept)}
+    bars = {k: [n, 0] for k, n in ((_place(top), n) for top, n in within)}
     for top, n in over:
         bars.setdefault(_place(top), [0, 0])[1] += n
     if not bars:
@@ -43,8 +43,10 @@ def lengths(kept: Sequence[Sequence[int]], over: Sequence[Sequence[int]], limit:
         x = LEFT + (k - first) * wide
         for name, low, n in (("kept", 0, a), ("over", a, b)):
             if n:
-                out.append(f'<rect class="{name}" x="{x + 0.8:.1f}" y="{floor - (low + n) * tall:.1f}" '
-                           f'width="{max(wide - 1.6, 1):.1f}" height="{n * tall:.1f}"/>')  # fmt: skip
+                out.append(
+                    f'<rect class="{name}" x="{x + 0.8:.1f}" y="{floor - (low + n) * tall:.1f}" '
+                    f'width="{max(wide - 1.6, 1):.1f}" height="{n * tall:.1f}"/>'
+                )
     out.append(_line(across(limit), TOP - 38, t("max_length {n:,}", n=limit)))
     if context and across(context) <= WIDTH - RIGHT + 1:
         out.append(_line(across(context), TOP - 12, t("the model's context {n:,}", n=context)))

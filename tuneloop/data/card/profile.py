@@ -1,7 +1,7 @@
-"""The profile of a dataset version: what is in it and what became of the rest, as numbers that JSON can hold.
+"""The profile of a dataset version: statistics of its rows and of what was dropped, as JSON data.
 
-It is taken once, when the version is written, and lies beside it as profile.json; the page and the terminal show it.
-Counts come from the columns of the files; languages, which need the texts themselves, from a sample.
+It is computed once, when the version is written, and saved as profile.json; the card and the terminal show it. Counts
+come from the columns of the files; languages, which need the texts, from a sample.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tuneloop.data.version.split import SIDES
 
 FORMAT = 1
 LOOKED = 2000
-"""Rows whose language is looked at."""
+"""Rows whose language is detected."""
 EXAMPLES = 3
-"""Places that are named for each reason."""
+"""Example rows for each reason."""
 MANY = 50
-"""Files and labels that are listed one by one; the rest are counted together."""
+"""Most files and labels that are listed; the rest is counted together."""
 PROFILE = "profile.json"
 Unsaid = dict[str, set[tuple[str, int]]]
 """The ledger's reason why an answer is not trained -> the rows that stay with such an answer, by file and line."""
@@ -45,7 +45,7 @@ ORDER = (
 )  # fmt: skip
 """The steps of a preparation in the order in which a row meets them."""
 _TOGETHER = frozenset({"nearly repeated", "held out elsewhere", "holds a held-out row"})
-"""Reasons of the step "dedupe" that are found when all rows are there: the later step "near"."""
+"""Reasons of the step "dedupe" that are shown as the later step "near", which compares all rows."""
 
 
 def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[s
     """
     manifest = dataset.manifest
     prepare = manifest["settings"]["prepare"]
-    reasons, too_long, unsaid = _told(dataset)
+    reasons, too_long, unsaid = _ledger_figures(dataset)
     labels, more_labels = _labels(dataset)
     files = sorted(manifest["sources"], key=lambda s: -s["rows"])
     return {
@@ -79,11 +79,11 @@ def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[s
 
 
 def of(dataset: Dataset) -> dict[str, Any]:
-    """The profile that lies in the version; where none does, it is taken anew, without the rendered samples."""
+    """The saved profile of a version; where there is none, a new one without rendered samples."""
     try:
-        kept: dict[str, Any] = json.loads((dataset.path / PROFILE).read_text(encoding="utf-8"))
-        if (kept["format"], kept["hash"]) == (FORMAT, dataset.hash):
-            return kept
+        stored: dict[str, Any] = json.loads((dataset.path / PROFILE).read_text(encoding="utf-8"))
+        if (stored["format"], stored["hash"]) == (FORMAT, dataset.hash):
+            return stored
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return profile(dataset)
@@ -103,9 +103,9 @@ def _bound(k: int) -> int:
     return round(2 ** (k / 4))
 
 
-def _bar(value: int) -> int:
-    k = max(int(4 * np.log2(max(value, 1))) - 1, 16)
-    while _bound(k) < value:
+def _bar(length: int) -> int:
+    k = max(int(4 * np.log2(max(length, 1))) - 1, 16)
+    while _bound(k) < length:
         k += 1
     return k
 
@@ -122,7 +122,7 @@ def _limit(manifest: dict[str, Any]) -> int:
 def _shape(dataset: Dataset, unsaid: Unsaid) -> dict[str, Any]:
     """turns: [user turns, rows]; with: rows that have a system prompt, tools, a thought, or untrained answers.
 
-    A thought that the template cannot write is not counted as one; rows with such an answer are told as "unsaid".
+    A thought that the template cannot write is not counted as one; rows with such an answer count as "unsaid".
     """
     turns: Counter[int] = Counter()
     having = dict.fromkeys(("system", "tools", "reasoning", "untrained", "pieces"), 0)
@@ -134,8 +134,8 @@ def _shape(dataset: Dataset, unsaid: Unsaid) -> dict[str, Any]:
         def rows(which: Any, of_row: Any = of_row) -> int:
             return len(np.unique(of_row[np.asarray(pc.fill_null(which, False))]))
 
-        asked = np.asarray(pc.equal(role, "user"))
-        turns.update(np.bincount(of_row[asked], minlength=batch.num_rows).tolist())
+        is_user = np.asarray(pc.equal(role, "user"))
+        turns.update(np.bincount(of_row[is_user], minlength=batch.num_rows).tolist())
         having["system"] += rows(pc.equal(role, "system"))
         having["reasoning"] += rows(pc.not_equal(turn.field("reasoning_content"), ""))
         having["untrained"] += rows(pc.and_(pc.equal(role, "assistant"), pc.invert(turn.field("trained"))))
@@ -159,17 +159,17 @@ def _languages(dataset: Dataset) -> dict[str, Any]:
     counts = dataset.manifest["counts"]
     total = sum(counts[side] for side in SIDES)
     wanted = np.asarray(places(total, LOOKED), np.int64)
-    found: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     start = 0
-    # Where the package is absent that tells languages apart, a card tells scripts: no reason to prepare nothing.
-    told = language if find_spec("py3langid") else script
+    # Without the package that identifies languages a card shows scripts: no reason to prepare nothing.
+    identify = language if find_spec("py3langid") else script
     for batch in _batches(dataset):
         mine = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
         start += batch.num_rows
         for turns in batch.column("messages").take(pa.array(mine)).to_pylist() if len(mine) else ():
             text = "\n".join(m["content"] for m in turns if m["role"] in ("user", "assistant"))
-            found[told(text) or script(text)] += 1
-    return {"looked": len(wanted), "of": total, "found": [list(pair) for pair in found.most_common()]}
+            counted[identify(text) or script(text)] += 1
+    return {"looked": len(wanted), "of": total, "found": [list(pair) for pair in counted.most_common()]}
 
 
 def _labels(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
@@ -201,16 +201,16 @@ def _source(source: dict[str, Any], repeat: dict[str, int]) -> dict[str, Any]:
 # --- what became of the rest ---
 
 
-def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
+def _ledger_figures(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
     """Each action, step and reason of the ledger with its rows and first places; the lengths of what was too long; and
     which of the rows that stay have an answer that is not trained."""
     unsaid: Unsaid = {}
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    reasons: dict[tuple[str, str, str], dict[str, Any]] = {}
     too_long: list[int] = []
     for e in entries(dataset.path / "ledger.jsonl"):
         step = "near" if e.step == "dedupe" and e.reason in _TOGETHER else e.step
         fresh = {"action": e.action, "step": step, "reason": e.reason, "rows": 0, "examples": []}
-        one = found.setdefault((e.action, step, e.reason), fresh)
+        one = reasons.setdefault((e.action, step, e.reason), fresh)
         one["rows"] += 1
         if len(one["examples"]) < EXAMPLES:
             one["examples"].append({"file": printable(e.file), "line": e.line, "id": e.id, "detail": e.detail})
@@ -220,7 +220,7 @@ def _told(dataset: Dataset) -> tuple[list[dict[str, Any]], list[int], Unsaid]:
             unsaid.setdefault(e.reason if e.action == "marked" else "", set()).add((e.file, e.line))
     gone = unsaid.pop("", set())
     unsaid = {reason: rows - gone for reason, rows in unsaid.items()}
-    return sorted(found.values(), key=lambda one: -one["rows"]), too_long, unsaid
+    return sorted(reasons.values(), key=lambda one: -one["rows"]), too_long, unsaid
 
 
 def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict[str, Any]:

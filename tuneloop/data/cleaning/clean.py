@@ -1,7 +1,7 @@
-"""Cleaning: small steps, one after the other. Each gives the record back, changed or not, or drops it, and says so.
+"""The cleaning pipeline: steps in order. Each returns the record, changed or not, or drops it, with a ledger entry.
 
-No step knows a file format or a tokenizer. `steps` makes those that the recipe wants, in order: what repairs text comes
-first, then the turns, then what looks at the meaning. No entry quotes a text: it may hold personal data.
+No step knows a file format or a tokenizer. `steps` makes those that the recipe wants, in order: text repair first, then
+the turns, then filters by content. No entry quotes a text: it may hold personal data.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def clean(record: Record, steps: Sequence[Step] | None = None) -> tuple[Record |
     """The record after all steps (by default those of an empty recipe), or None; and what happened to it on the way."""
     entries: list[LedgerEntry] = []
     for step in _default() if steps is None else steps:
-        cleaned, entry = step(record)
-        if entry:
-            entries.append(entry)
+        cleaned, ledger_entry = step(record)
+        if ledger_entry:
+            entries.append(ledger_entry)
         if cleaned is None:
             return None, entries
         record = cleaned
@@ -90,35 +90,37 @@ def clean(record: Record, steps: Sequence[Step] | None = None) -> tuple[Record |
 
 # --- repairs ---
 
-_normalised = each_text(repair.plain)
+_normalised = each_text(repair.normalised)
 _repaired = each_text(repair.mojibake)
 _unmarked = each_text(repair.without_markup)
 
 
 def normalise(record: Record) -> Result:
-    """Changed where `repair.plain` changes a text or a thought; tool calls stay as they are."""
+    """Changed where `repair.normalised` changes a text or a thought; tool calls stay as they are."""
     new = mapped(record, _normalised)
     return (record, None) if new is record else changed(record, new, "normalise", "normalised")
 
 
 def mojibake(record: Record) -> Result:
-    """Changed where a text was read in a wrong encoding and what was meant can still be told.
+    """Changed where mojibake (a text decoded in a wrong encoding) can be repaired.
 
     Texts that speak of wrong encodings stay as they are, with all that is wrong in them.
     """
     new = mapped(record, _repaired)
     if new is record:
         return record, None
-    asked = len(record.prompt) if record.rejected else 0
-    for old, repaired in ((record.messages, new.messages), (record.messages[:asked] + record.rejected,
-                                                            new.messages[:asked] + new.rejected)):  # fmt: skip
+    prompt_end = len(record.prompt) if record.rejected else 0
+    for old, repaired in (
+        (record.messages, new.messages),
+        (record.messages[:prompt_end] + record.rejected, new.messages[:prompt_end] + new.rejected),
+    ):
         if misread.is_subject([m.content for m in old], [m.content for m in repaired]):
             return record, None
     return changed(record, new, "mojibake", "wrong encoding repaired")
 
 
 def markup(record: Record) -> Result:
-    """Changed where markup is left over. Results of tools and system prompts stay as they are: there it is meant."""
+    """Changed where left-over HTML is removed. Tool results and system prompts stay as they are: there it is meant."""
     texts = [text for m in all_messages(record) for text in (m.content, m.reasoning)]
     if not any("<" in text or "&" in text for text in texts) or not any(map(repair.has_markup, texts)):
         return record, None
@@ -132,20 +134,20 @@ def markup(record: Record) -> Result:
 
 
 def templates(record: Record) -> Result:
-    """A {{name}} that nobody filled in drops the dialogue where it is all of a turn or says who the assistant is.
+    """Dropped for an unfilled placeholder {{name}} that is all of a turn or the assistant's identity.
 
-    Another one only marks it. Code in backticks, LaTeX, JSX braces and texts that speak of templates are left alone.
+    Marked for any other one. Code in backticks, LaTeX, JSX braces and texts that speak of templates are left alone.
     """
     left = ""
     for message in all_messages(record):
         if "{{" not in message.content or message.role == "tool":
             continue
-        if found := meant.unfilled(message.content):
+        if placeholder := meant.unfilled(message.content):
             if meant.talks_of_templates(m.content for m in all_messages(record)):
                 return record, None
-            if meant.must_be_filled(found, message.content):
-                return dropped(record, "templates", "unfilled template", found)
-            left = left or found
+            if meant.must_be_filled(placeholder, message.content):
+                return dropped(record, "templates", "unfilled template", placeholder)
+            left = left or placeholder
     return marked(record, "templates", "placeholder left", left) if left else (record, None)
 
 
@@ -153,38 +155,39 @@ def templates(record: Record) -> Result:
 
 
 def _codes(names: Sequence[str]) -> frozenset[str]:
-    """zh-CN, ZH -> zh."""
+    """Language codes of a recipe as known codes: zh-CN, ZH -> zh."""
     codes = {name: re.split("[-_]", name.strip().lower())[0] for name in names}
     for name, code in codes.items():
         if code not in KNOWN:
-            raise DataError("TL-DATA-LANGUAGE", where="prepare.clean.languages", language=name,
-                            known=", ".join(sorted(KNOWN)))  # fmt: skip
+            raise DataError(
+                "TL-DATA-LANGUAGE", where="prepare.clean.languages", language=name, known=", ".join(sorted(KNOWN))
+            )
     return frozenset("no" if code == "nb" else code for code in codes.values())
 
 
 def languages(record: Record, wanted: frozenset[str]) -> Result:
     """Dropped where the record is in a language that is not wanted; kept where there is too little to tell."""
-    said = [m.content for m in all_messages(record) if m.role in ("user", "assistant")]
-    share = max(LENGTH // max(len(said), 1), 40)
-    found = language("\n".join(text[:share] for text in said))
-    if not found or found in wanted:
+    texts = [m.content for m in all_messages(record) if m.role in ("user", "assistant")]
+    share = max(LENGTH // max(len(texts), 1), 40)
+    code = language("\n".join(text[:share] for text in texts))
+    if not code or code in wanted:
         return record, None
-    return dropped(record, "languages", "other language", found)
+    return dropped(record, "languages", "other language", code)
 
 
 # --- personal data and words ---
 
 
-def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{kind}: {count}" for kind, count in sorted(found.items()))
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
 
 
 class _Masker:
-    """Masks personal data and counts what it found, by kind. JSON data stays JSON data of the same keys."""
+    """Masks personal data and counts it by kind (`counts`). JSON data keeps its keys and stays JSON."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
         self._kinds = kinds
-        self.found = Counter[str]()
+        self.counts = Counter[str]()
 
     def text(self, text: str, before: str = "") -> str:
         """`before` is what stands in front of the text, such as its key: it may say what a number is."""
@@ -196,47 +199,47 @@ class _Masker:
         ]
         if not spans:
             return text
-        self.found.update(span.kind for span in spans)
+        self.counts.update(span.kind for span in spans)
         return pii.mask(text, spans)
 
-    def data(self, value: Any, before: str = "") -> Any:
-        """A text that is JSON itself stays so; a whole number becomes a text where it must."""
-        if isinstance(value, str):
-            return self._embedded(value) if value[:1] in ("{", "[") else self.text(value, before)
-        if isinstance(value, dict):
-            return {key: self.data(inner, f"{key}: ") for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.data(inner, before) for inner in value)
-        if isinstance(value, int) and abs(value) >= 10**6:
-            masked = self.text(str(value), before)
-            return value if masked == str(value) else masked
-        return value
+    def _tree(self, content: Any, before: str = "") -> Any:
+        """JSON data with its texts masked: a JSON text stays one; an integer becomes a text where it is masked."""
+        if isinstance(content, str):
+            return self._embedded(content) if content[:1] in ("{", "[") else self.text(content, before)
+        if isinstance(content, dict):
+            return {key: self._tree(inner, f"{key}: ") for key, inner in content.items()}
+        if isinstance(content, list | tuple):
+            return type(content)(self._tree(inner, before) for inner in content)
+        if isinstance(content, int) and abs(content) >= 10**6:
+            masked = self.text(str(content), before)
+            return content if masked == str(content) else masked
+        return content
 
     def _embedded(self, text: str) -> str:
         try:
-            value = json.loads(text)
+            decoded = json.loads(text)
         except (ValueError, RecursionError):
             return self.text(text)
-        safe = self.data(value)
-        return text if safe == value else json.dumps(safe, ensure_ascii=False)
+        safe = self._tree(decoded)
+        return text if safe == decoded else json.dumps(safe, ensure_ascii=False)
 
     def message(self, message: Message) -> Message:
-        """The very same message where there is nothing to mask."""
-        content = self.data(message.content) if message.role == "tool" else self.text(message.content)
+        """The masked message, or the very same one where there is nothing to mask."""
+        content = self._tree(message.content) if message.role == "tool" else self.text(message.content)
         reasoning = self.text(message.reasoning) if message.reasoning else ""
-        calls = self.data(message.tool_calls) if message.tool_calls else ()
+        calls = self._tree(message.tool_calls) if message.tool_calls else ()
         if content == message.content and reasoning == message.reasoning and calls == message.tool_calls:
             return message
         return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
 
 
 def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
-    """Personal data: marked, masked (changed) or dropped. The detail has kinds and counts, never the data."""
+    """Marked, masked (changed) or dropped for personal data. The detail has kinds and counts, never the data."""
     masker = _Masker(kinds)
     masked = mapped(record, masker.message)
-    if not masker.found:
+    if not masker.counts:
         return record, None
-    detail = _counted(masker.found)
+    detail = _counted(masker.counts)
     if action == "mask":
         return changed(record, masked, "pii", "personal data masked", detail)
     return judged(record, action == "drop", "pii", "personal data", detail)
@@ -245,15 +248,15 @@ def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
 def words(record: Record, drop: bool, lexicon: Lexicon) -> Result:
     """Marked or dropped where a word of the lexicon stands in a text; the detail has the kinds and how often."""
     texts = (text for m in all_messages(record) for text in (m.content, m.reasoning) if text)
-    found = Counter(span.kind for text in texts for span in lexicon.find(text))
-    return judged(record, drop, "lexicon", "lexicon word", _counted(found)) if found else (record, None)
+    counts = Counter(span.kind for text in texts for span in lexicon.find(text))
+    return judged(record, drop, "lexicon", "lexicon word", _counted(counts)) if counts else (record, None)
 
 
 # --- quality ---
 
 
 def _learnt(record: Record) -> Iterator[str]:
-    """What the record teaches to say: its answers or its text. An answer that is known to be bad is none of it."""
+    """The texts that are trained: answers, or a plain text; not those with a bad verdict."""
     if record.kind == "judged" and record.label == "bad":
         return
     for message in record.messages:
@@ -262,7 +265,7 @@ def _learnt(record: Record) -> Iterator[str]:
 
 
 REPEATS = 0.6
-"""Share of an answer from which it repeats itself."""
+"""Share of repeated n-grams from which an answer counts as repetitive."""
 
 
 def repetition(record: Record, drop: bool) -> Result:
@@ -282,7 +285,7 @@ def refusal(record: Record, drop: bool) -> Result:
 
 
 def gibberish(record: Record, drop: bool) -> Result:
-    """Marked or dropped where characters of any text are lost, or an answer is keyboard noise."""
+    """Marked or dropped where a text has lost characters, or an answer is keyboard noise."""
     for message in all_messages(record):
         if fault := quality.lost(message.content):
             return judged(record, drop, "gibberish", fault)

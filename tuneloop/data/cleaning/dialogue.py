@@ -1,7 +1,7 @@
 """Cleaning steps about the turns of a dialogue: empty ones, their order, their number, and whether anything is learnt.
 
-A preference pair is looked at twice: the prompt with the better answer, and the prompt with the rejected one. Plain
-and labelled texts have no turns, only a text that may be empty.
+A preference pair is checked as two dialogues: the prompt with the chosen, and with the rejected answer. Plain and
+labelled texts have no turns, only a text that may be empty.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def _hole(messages: Messages) -> int:
 
 
 def empty_turns(record: Record) -> Result:
-    """An empty system prompt and empty turns at the end go; an empty turn inside drops the dialogue.
+    """Changed: an empty system prompt and empty last turns are removed. Dropped for an empty turn inside.
 
-    A thought without an answer, in the text or apart, is an empty turn too. A text without words, a label without a
-    name and a pair with an empty answer are dropped.
+    Reasoning without an answer is an empty turn too. A blank text, a blank label and a pair with an empty answer are
+    dropped.
     """
     if record.kind in ("text", "label"):
         return _empty_text(record)
@@ -69,8 +69,10 @@ def merged(messages: Messages) -> Messages:
         if m.role == "assistant" and m.trained != last.trained:
             out[-1] = m if m.trained else last
             continue
-        text, thought = ("\n\n".join(x for x in both if x.strip())
-                         for both in ((last.content, m.content), (last.reasoning, m.reasoning)))  # fmt: skip
+        text, thought = (
+            "\n\n".join(x for x in pair if x.strip())
+            for pair in ((last.content, m.content), (last.reasoning, m.reasoning))
+        )
         name = m.name if m.name == last.name else ""
         out[-1] = Message(m.role, text, thought, last.tool_calls + m.tool_calls, m.trained, name)
     return tuple(out) if len(out) < len(messages) else messages
@@ -81,7 +83,7 @@ def _same_role(before: Message, after: Message) -> bool:
 
 
 def _answers_early(call: Message, after: Message) -> bool:
-    """Text that follows a tool call without its result: to merge them would put the text before the call."""
+    """Whether text follows a tool call without its result: merging would put the text before the call."""
     return bool(call.tool_calls) and bool(after.content or after.reasoning)
 
 
@@ -99,8 +101,9 @@ def merge_turns(record: Record) -> Result:
     learnt = {m.trained for m in record.messages + record.rejected if m.role == "assistant"}
     left_out = len(learnt) > 1 and any(
         _same_role(*two) and two[0].trained != two[1].trained
-        for turns in (record.messages, record.rejected) for two in pairwise(turns)
-    )  # fmt: skip
+        for turns in (record.messages, record.rejected)
+        for two in pairwise(turns)
+    )
     return changed(record, new, "merge_turns", "untrained answer left out" if left_out else "turns merged", detail)
 
 
@@ -157,7 +160,7 @@ def _disorder(messages: Messages) -> str:
 
 
 def order(record: Record) -> Result:
-    """System first, then user and assistant in turn; results of tools only after a call. Else dropped."""
+    """Dropped unless system comes first, user and assistant alternate, and tool results follow their calls."""
     if record.kind in ("text", "label"):
         return record, None
     dialogues = [record.messages]
@@ -174,7 +177,7 @@ def _answers(message: Message, kind: str) -> bool:
 
 
 def unanswered(record: Record) -> Result:
-    """Turns after the last answer that is trained teach nothing and go; a dialogue without one is dropped."""
+    """Changed: turns after the last trained answer are removed. Dropped without a trained answer."""
     if record.kind in ("text", "label"):
         return record, None
     last = max((n for n, m in enumerate(record.messages, 1) if _answers(m, record.kind)), default=0)
@@ -192,7 +195,7 @@ def _gist(messages: Messages) -> list[tuple[object, ...]]:
 
 
 def difference(record: Record) -> Result:
-    """A preference pair whose two answers are equal teaches nothing and is dropped."""
+    """Dropped for a preference pair with two equal answers."""
     if record.kind == "preference" and _gist(record.messages[len(record.prompt) :]) == _gist(record.rejected):
         return dropped(record, "difference", "no difference")
     return record, None

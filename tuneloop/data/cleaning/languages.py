@@ -1,4 +1,4 @@
-"""Which language a text is in: by its script where the script says it, else by py3langid.
+"""Language identification: by script where a script has one language, else by py3langid.
 
 py3langid (BSD) is a naive Bayes model over byte n-grams (Lui and Baldwin 2012, "langid.py"); the model is in its wheel.
 """
@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 LENGTH = 1000
-"""Characters that are looked at."""
+"""Characters of a text that are read."""
 _SURE = 0.25
 """Confidence below which a text has no language. What py3langid gets wrong in our samples lies below 0.21."""
 
@@ -21,7 +21,7 @@ _OF_SCRIPT = {
     "kn": "\u0c80-\u0cff", "ml": "\u0d00-\u0d7f", "gu": "\u0a80-\u0aff", "pa": "\u0a00-\u0a7f",
     "or": "\u0b00-\u0b7f", "si": "\u0d80-\u0dff", "bo": "\u0f00-\u0fff",
 }  # fmt: skip
-"""Languages that have a script for themselves."""
+"""Languages with a script of their own."""
 _OF_MODEL = {
     "latin": "af az bs ca cs cy da de en eo es et eu fi fr ga gl hr hu id is it la lt lv ms mt nb nl no pl pt ro sk sl"
              " sq sv sw tl tr uz vi",
@@ -52,11 +52,11 @@ _MARKS = re.compile(r"[`<@$\\]|://")
 _CHARACTERS_A_WORD = 1.5
 """Chinese characters that weigh as much as one word of another script."""
 _ENOUGH = 300
-"""Characters that the model is given: more make it slower and hardly surer."""
+"""Characters that the classifier reads: more make it slower and hardly surer."""
 
 
 def language(text: str) -> str:
-    """The language most of the text is in, as its code of two letters; "" where there is too little to tell.
+    """The language of most of the text, as its ISO 639-1 code; "" where there is too little to tell.
 
     Code, addresses and tags do not count. Chinese in either script is zh. Only the first 1000 characters are read.
 
@@ -75,7 +75,7 @@ def language(text: str) -> str:
         if _ANY_OTHER.search(prose):
             for run in _OTHER.finditer(prose):
                 words.setdefault(run.lastgroup or "", []).append(run[0])
-    script, count = max(((name, len(found)) for name, found in words.items()), key=lambda pair: pair[1])
+    script, count = max(((name, len(runs)) for name, runs in words.items()), key=lambda pair: pair[1])
     if han + kana and (han + kana) / _CHARACTERS_A_WORD >= count:
         return "ja" if kana > 0.15 * (han + kana) else "zh"
     if not count:
@@ -92,10 +92,10 @@ _SAME = {"nb": "no"}
 
 @cache
 def _model(script: str) -> Any:
-    """The model, narrowed to the languages of one script; the first call reads it (1 s, 100 MB)."""
+    """The classifier restricted to the languages of one script; the first call loads it (1 s, 100 MB)."""
     from py3langid.langid import LanguageIdentifier
 
-    base = _whole()
+    base = _full_model()
     known = set(base.labels)
     narrowed = LanguageIdentifier(
         base.nb_ptc, base.nb_pc, base.nb_classes, base.tk_nextmove, base.tk_output, norm_probs=True, tk_row=base.tk_row
@@ -105,7 +105,7 @@ def _model(script: str) -> Any:
 
 
 @cache
-def _whole() -> Any:
+def _full_model() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

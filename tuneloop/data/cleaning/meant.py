@@ -1,4 +1,4 @@
-"""What looks like a left-over and is the point of a text: markup that was asked for, templates that are spoken of."""
+"""Markup and placeholders that are meant: requested, discussed or written on purpose, so not left-overs to clean."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tuneloop.data.cleaning import repair
 
 _NAMES = re.compile(r"</?([A-Za-z][\w:-]*)(?=[\s/>])[^<>]*>")
 _NOISE = frozenset(("br", "wbr"))
-"""Left over on both sides of a dialogue as often as on one."""
+"""Tags that are left over in questions as often as in answers."""
 _PAGE = frozenset(("p", "div", "span", "font", "center", "hr", "a", "img", "nobr", "iframe", "link", "meta",
                    "html", "head", "body", "script", "style", "noscript"))  # fmt: skip
-"""Tags of a page that was copied; by themselves they give a text no meaning."""
+"""Layout tags of a copied web page; by themselves they carry no meaning."""
 _HTML = frozenset(("abbr", "address", "article", "aside", "audio", "b", "bdi", "bdo", "big", "blockquote",
                    "button", "canvas", "caption", "cite", "code", "col", "colgroup", "dd", "del", "details", "dfn",
                    "dl", "dt", "em", "embed", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4",
@@ -50,29 +50,29 @@ def _tags(texts: Iterable[str]) -> set[str]:
 
 
 def markup(messages: Sequence[Message]) -> bool:
-    """Whether the markup of a dialogue is meant: it recurs on both sides, is asked for, or was chosen by who answers.
+    """Whether the markup of a dialogue is meant: in question and answer, requested, or deliberate in the answer.
 
     >>> markup([Message("user", "Make it bold."), Message("assistant", "A <b>big</b> day")])
     True
     >>> markup([Message("user", "How are you?"), Message("assistant", "Fine.<br>And <p>you?</p>")])
     False
     """
-    asked = [m.content for m in messages if m.role in ("system", "user")]
+    prompts = [m.content for m in messages if m.role in ("system", "user")]
     answers = [m.content for m in messages if m.role == "assistant"]
-    theirs, ours = _tags(asked) - _NOISE, _tags(answers) - _NOISE
+    theirs, ours = _tags(prompts) - _NOISE, _tags(answers) - _NOISE
     if theirs & ours - _THOUGHT:
         return True
     if ours - _HTML - _PAGE - _THOUGHT and any(_is_language(text) for text in answers):
         return True  # another language of markup, in which HTML's names mean something else
-    if any(map(_ASKED_SIGNS.search, asked)) or ((ours | theirs) and any(map(_ASKED_TAGS.search, asked))):
+    if any(map(_ASKED_SIGNS.search, prompts)) or ((ours | theirs) and any(map(_ASKED_TAGS.search, prompts))):
         return True
     if not theirs and ours and not ours & _PAGE and all(_is_chosen(text) for text in answers if "<" in text):
         return True
-    return _is_conversion(asked, answers)
+    return _is_conversion(prompts, answers)
 
 
 def _is_language(text: str) -> bool:
-    """Whether a pair of tags that HTML does not have encloses something."""
+    """Whether the text is in another markup language: it has a pair of tags that HTML does not have."""
     names = {name.lower() for name in _NAMES.findall(text)} - _HTML - _PAGE - _NOISE - _THOUGHT
     return any(re.search(rf"<{re.escape(n)}\b[^<>]*>.*?</{re.escape(n)}\s*>", text, re.I | re.S) for n in names)
 
@@ -81,7 +81,7 @@ _BARE = re.compile(r"<(/?)([A-Za-z][\w-]*)>")
 
 
 def _is_chosen(text: str) -> bool:
-    """Whether all tags of a text are bare and in pairs, and it has no entity: somebody wrote them on purpose."""
+    """Whether the tags look deliberate: all without attributes and balanced, and no entity in the text."""
     open_tags: list[str] = []
     names = _NAMES.findall(text)
     bare = _BARE.findall(text)
@@ -99,15 +99,15 @@ _NEAR = re.compile(r".{0,3}&(?:#\w+|[A-Za-z]\w+);.{0,3}")
 _ENTITY = re.compile(r"&(?:#\w+|[A-Za-z]\w+);")
 
 
-def _is_conversion(asked: Sequence[str], answers: Sequence[str]) -> bool:
-    """Whether one side says with an entity what the other one says with its sign, or both speak of the same entity."""
-    pairs = [*((a, b) for a in asked for b in answers), *((b, a) for a in asked for b in answers)]
+def _is_conversion(prompts: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether one side has an entity and the other its character (the task is escaping), or both have the same one."""
+    pairs = [*((a, b) for a in prompts for b in answers), *((b, a) for a in prompts for b in answers)]
     for text, other in pairs:
-        for found in _NEAR.findall(text) if "&" in text else ():
-            plain = html.unescape(found).strip()
-            if len(plain) > 2 and plain != found.strip() and plain in other:
+        for entity in _NEAR.findall(text) if "&" in text else ():
+            unescaped = html.unescape(entity).strip()
+            if len(unescaped) > 2 and unescaped != entity.strip() and unescaped in other:
                 return True
-    named = [name for text in asked for name in _ENTITY.findall(text)]
+    named = [name for text in prompts for name in _ENTITY.findall(text)]
     return 0 < len(named) <= 2 and any(name in text for name in named for text in answers)
 
 
@@ -118,7 +118,7 @@ _UNFILLED = re.compile(r"(?<![\\^_}$={])\{\{\s*([^\W\d]\w+)\s*\}\}(?!\})")
 _WHO = frozenset(("name", "author", "bot_name", "model_name", "assistant_name", "ai_name", "agent_name",
                   "developer", "creator", "maker", "owner", "organization", "organisation", "company_name", "姓名",
                   "名字", "名称", "作者", "开发者", "机器人名", "助手名", "模型名", "公司名"))  # fmt: skip
-"""What identity data has in place of who the assistant is and who made it."""
+"""Placeholder names of the assistant's identity: its name, its maker."""
 _ABOUT_TEMPLATES = re.compile(
     r"(?<![a-z])(?:template[ds]?|templating|placeholders?|variables?|interpolat\w*|bind(?:s|ing|ings)?|braces?|curly|mustaches?"
     r"|handlebars?|jinja2?|vue(?:\.?js)?|angular(?:js)?|svelte|liquid|django|twig|ansible|helm|hugo|hexo|ejs|nunjucks"
@@ -132,17 +132,17 @@ _WRITTEN = re.compile(
     r"(?:(?<![a-z])(?:write|type|put|insert|set|print|enter|show)s?|写|写上|写成|输入|填|填写|插入|放)[\s“\"'：:]*\{\{",
     re.IGNORECASE,
 )
-"""Somebody is told to write it: then it is what he will write."""
+"""A placeholder that the text says to type: then it is meant."""
 
 
 def unfilled(text: str) -> str:
-    """The first {{name}} outside of code, LaTeX and the like, or nothing."""
-    found = _UNFILLED.search(_CODE.sub("", text))
-    return found[0] if found else ""
+    """The first placeholder {{name}} outside of code and LaTeX, or ""."""
+    match = _UNFILLED.search(_CODE.sub("", text))
+    return match[0] if match else ""
 
 
 def talks_of_templates(texts: Iterable[str]) -> bool:
-    """Whether a {{name}} is what the texts are about.
+    """Whether the texts are about templates, so that a placeholder is meant.
 
     >>> talks_of_templates(["Jinja writes {{ name }} for it."]), talks_of_templates(["I am {{name}}."])
     (True, False)
@@ -150,11 +150,11 @@ def talks_of_templates(texts: Iterable[str]) -> bool:
     return any(_WRITTEN.search(text) or _ABOUT_TEMPLATES.search(_UNFILLED.sub("", text)) for text in texts)
 
 
-def must_be_filled(found: str, text: str) -> bool:
-    """Whether a placeholder is all that a text says, or stands for who the assistant is.
+def must_be_filled(placeholder: str, text: str) -> bool:
+    """Whether a placeholder is all of a text, or the assistant's identity.
 
     >>> must_be_filled("{{name}}", "I am {{name}}."), must_be_filled("{{user}}", "Dear {{user}},")
     (True, False)
     """
     names = {name.casefold() for name in _UNFILLED.findall(text)}
-    return bool(names & _WHO) or text.strip() == found
+    return bool(names & _WHO) or text.strip() == placeholder

@@ -1,6 +1,6 @@
-"""Chinese bytes that were read as Latin-1, and texts that only speak of such damage.
+"""Mojibake of Chinese: GBK or Big5 decoded as Latin-1; and texts that only discuss wrong encodings.
 
-A text of GBK or Big5 is restored exactly, or not at all where it is not sure what its bytes were.
+A text is repaired exactly, or not at all where its original encoding is uncertain.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 
 _WINDOWS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
-"""What Windows reads in the bytes 80 to 9F."""
+"""Characters that Windows-1252 has for the bytes 80 to 9F."""
 _SEGMENT = re.compile(f"[\x00-\xff{_WINDOWS}]+")
 _BYTES = re.compile(rf"(?:[\x80-\xff{_WINDOWS}][@-~]?){{4,}}")
+_WORD = re.compile(r"(?:\S|(?<=[^\x00-\x7f])[\x85\xa0]{2,3})+")
+"""A word; NEL and a no-break space, two of them behind a letter beyond ASCII, are bytes of a character."""
 _UTF8 = re.compile(rb"(?:[\xc2-\xdf]|(?:[\xe0-\xef]|[\xf0-\xf4][\x80-\xbf ?])[\x80-\xbf ?])[\x80-\xbf ?]")
 
 
 @lru_cache(maxsize=16)
 def is_bytes(text: str) -> bool:
-    """Whether a text looks like bytes and not like words: letters beyond ASCII in a row, at most one other between.
+    """Whether a text looks like misdecoded bytes: runs of non-ASCII letters, at most one other character between them.
 
     >>> is_bytes("ÄãºÃ£¬ÊÀ½ç"), is_bytes("PROTEÇÃO E INFORMAÇÃO"), is_bytes("révélé à Paris")
     (True, False, False)
@@ -28,14 +30,14 @@ def is_bytes(text: str) -> bool:
 
 
 def is_utf8(before: str, after: str) -> bool:
-    """Whether the words that a repair changes are UTF-8, read in one of ftfy's encodings; a byte may have been lost.
+    """Whether the words that a repair changes are UTF-8 decoded in one of ftfy's encodings; a byte may be missing.
 
     >>> is_utf8("a naÃ¯ve there", "a naïve there"), is_utf8("°eØ¹", "°eع")
     (True, False)
     """
     from ftfy.chardata import CHARMAP_ENCODINGS
 
-    words = Counter(before.split()) - Counter(after.split())
+    words = Counter(_WORD.findall(before)) - Counter(_WORD.findall(after))
     text = " ".join([*words, ""]).replace("\ufffd", "?")
     far = sum(not c.isascii() for c in text)
     for encoding in CHARMAP_ENCODINGS:
@@ -63,29 +65,29 @@ def _characters(encoding: str, leads: range) -> frozenset[str]:
 
 @cache
 def _usual(encoding: str) -> frozenset[str]:
-    """What Chinese texts are written with: the first level of GB 2312 or of Big5, and the signs of both."""
+    """The common characters of an encoding: the first level of GB 2312 or of Big5, and Chinese punctuation."""
     leads = range(0xA4, 0xC7) if encoding == "big5" else range(0xB0, 0xD8)
     signs = "，。！？、；：“”‘’（）《》【】「」『』…—·～–￥　％＋－＝／．"
     return _characters("big5" if encoding == "big5" else "gb2312", leads) | frozenset(signs)
 
 
 def chinese(text: str) -> str:
-    """The text with its lines of GBK or Big5 as they were meant; the very same where that is not sure of every line.
+    """The text with its GBK or Big5 lines decoded; the very same text where any line is uncertain.
 
     >>> chinese("ÄãºÃ£¬ÊÀ½ç"), chinese("§A¦n¡A¥@¬É"), chinese("Ça va, été")
     ('你好，世界', '你好，世界', 'Ça va, été')
     """
     if not is_bytes(text):
         return text
-    found = {encoding: _read(text, encoding) for encoding in ("gb18030", "big5")}
-    scores = {encoding: _score(meant, encoding) if meant else 0.0 for encoding, meant in found.items()}
+    readings = {encoding: _read(text, encoding) for encoding in ("gb18030", "big5")}
+    scores = {encoding: _score(meant, encoding) if meant else 0.0 for encoding, meant in readings.items()}
     best, other = sorted(scores, key=lambda encoding: -scores[encoding])
     sure = scores[best] >= 0.2 and scores[best] >= 2.5 * scores[other]
-    return found[best] if sure else text
+    return readings[best] if sure else text
 
 
 def _octets(segment: str) -> bytes:
-    """The bytes that were read, in Latin-1 or as Windows reads them."""
+    """The original bytes of a segment that was decoded as Latin-1 or Windows-1252."""
     try:
         return segment.encode("latin-1")
     except UnicodeEncodeError:
@@ -95,7 +97,7 @@ def _octets(segment: str) -> bytes:
 
 
 def _read(text: str, encoding: str) -> str:
-    """The text with every line of bytes read as it was meant; nothing where one of them is not in this encoding."""
+    """The text with every misdecoded line decoded in `encoding`; "" where one of them is invalid in it."""
     out, at = [], 0
     for segment in _SEGMENT.finditer(text):
         out.append(text[at : segment.start()])
@@ -120,7 +122,7 @@ def _line(line: str, encoding: str) -> str | None:
 
 
 def _score(meant: str, encoding: str) -> float:
-    """Share of the most frequent characters of Chinese; 0 where too many are rare, or none of the signs is a sign."""
+    """Share of the most frequent Chinese characters; 0 where too many are rare, or fewer than two of those occur."""
     far = [c for c in meant if not c.isascii() and c not in _WINDOWS]
     usual = sum(c in _usual(encoding) for c in far)
     if len(far) < 2 or usual < 0.85 * len(far) - (len(far) > 4):
@@ -142,7 +144,7 @@ _UNIT = re.compile(r"[^\s,.;:!?()\[\]\"'“”‘’„«»…，。；：！？
 
 
 def is_subject(before: Sequence[str], after: Sequence[str]) -> bool:
-    """Whether texts speak of wrong encodings: by a word, or since what is wrong stands beside what is right.
+    """Whether texts are about wrong encodings: by a keyword, or since a wrong form stands beside its correct form.
 
     >>> is_subject(["naÃ¯ve or naïve?"], ["naïve or naïve?"]), is_subject(["a naÃ¯ve there"], ["a naïve there"])
     (True, False)

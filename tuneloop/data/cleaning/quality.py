@@ -1,6 +1,6 @@
-"""Signs that an answer is bad: it repeats itself, it refuses, it makes no sense.
+"""Quality filters for answers: repetition, refusals, gibberish.
 
-Each function is a cheap look first, and an exact count only where that finds something: clean text costs microseconds.
+Each function has a cheap pre-check, and counts exactly only where it hits: clean text costs microseconds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tuneloop.data.cleaning.repair import gbk_leads
 
 _UNIT = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff0-9']+|[^\s\w]|\w")
 _LONGEST = 50_000
-"""Characters of a text that are counted."""
+"""Characters of a text that are read."""
 _AT_LEAST = 60
 """Shorter texts may repeat themselves: laughter, a refrain."""
 _TIMES = 4
 _WORDS, _CHARACTERS = 6, 12
-"""Length of an n-gram: so many words, or so many characters where words are not told apart (Chinese)."""
+"""Length of an n-gram: in words, or in characters where words have no spaces (Chinese)."""
 
 
 def repetition(text: str) -> float:
@@ -48,7 +48,7 @@ def repetition(text: str) -> float:
 
 
 def _recurs(text: str) -> bool:
-    """Whether one of eight samples of the text stands in it four times: what covers half of it cannot miss them all."""
+    """Whether one of eight substrings occurs four times: a repetition that covers half of the text has one of them."""
     size = 24 if text.isascii() else 10
     step = max(1, (len(text) - size) // 8)
     return any(text.count(text[at : at + size]) >= _TIMES for at in range(step // 2, len(text) - size, step))
@@ -57,13 +57,13 @@ def _recurs(text: str) -> bool:
 _PART = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]|[^\W_]+(?:['’.,][^\W_]+)*")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _TAIL = 2_000
-"""Characters that are looked at: who loops does so at the end."""
+"""Characters of an answer's end that are read: generation loops at its end."""
 _SENTENCE, _PHRASE = 10, 5
-"""Words, or Chinese characters, that may not be said twice in a row, and within a line: a heading may stand twice."""
+"""Words or Chinese characters from which a phrase may not occur twice in a row; the second holds within a line."""
 
 
 def loops(text: str) -> bool:
-    """Whether an answer says the same again and again without a break: a word three times, a phrase or sentence twice.
+    """Whether an answer loops: the same word three times in a row, or the same phrase or sentence twice.
 
     A short word may come three times and a Chinese character five times, as laughter and emphasis do. Code is left out,
     and so are punctuation, case, and what is digits alone.
@@ -73,14 +73,14 @@ def loops(text: str) -> bool:
     >>> loops("哈哈哈，慢慢来，一步一步走。"), loops("1 | 1 | 1 | 1 | 1"), loops("It is very, very good.")
     (False, False, False)
     """
-    plain = _CODE.sub("\n", text[-_TAIL:]).lower()
-    return _recurring(_PART.findall(plain), _SENTENCE) or any(
-        _recurring(_PART.findall(line), _PHRASE) for line in plain.splitlines()
+    prose = _CODE.sub("\n", text[-_TAIL:]).lower()
+    return _recurring(_PART.findall(prose), _SENTENCE) or any(
+        _recurring(_PART.findall(line), _PHRASE) for line in prose.splitlines()
     )
 
 
 def _recurring(parts: list[str], twice: int) -> bool:
-    """Whether words stand there in a row too often; from `twice` words on, twice is too often."""
+    """Whether a phrase recurs in a row too often; from `twice` words on, twice is too often."""
     for period in range(1, len(parts) // 2 + 1):
         run = 0
         for at in range(period, len(parts)):
@@ -92,7 +92,7 @@ def _recurring(parts: list[str], twice: int) -> bool:
 
 
 def _times(word: str, period: int, twice: int) -> int:
-    """How often a phrase of `period` words that ends in `word` is too often in a row."""
+    """Occurrences in a row that make a phrase of `period` words that ends in `word` a loop."""
     if period > 1:
         return 3 if period < twice else 2
     return 3 if len(word) >= 6 else 4 if word.isascii() or len(word) > 1 else 6
@@ -140,11 +140,11 @@ _LOST = re.compile("[\ufffd\ue000-\uf8ff]")
 _LEAD = re.compile(f"[{gbk_leads()}]")
 _GATE = re.compile(f"[\ufffd\ue000-\uf8ff{gbk_leads()}]")
 _WRONG = ("锟斤拷", "斤拷锟", "烫烫烫", "屯屯屯", "锘匡豢")
-"""U+FFFD in UTF-8 read as GBK; memory that was never written, as Windows fills it; byte order marks."""
+"""Signatures of mojibake: U+FFFD or a byte order mark decoded as GBK, uninitialised memory of Windows programs."""
 
 
 def lost(text: str) -> Fault:
-    """Why characters of the text are gone for good: "lost characters", "wrong encoding", or "".
+    """Why characters of the text cannot be recovered: "lost characters", "wrong encoding", or "".
 
     >>> lost("锟斤拷锟斤拷"), lost("a \\ufffd\\ufffd b"), lost("锛氬浘鐗?鐨勬"), lost("你好")
     ('wrong encoding', 'lost characters', 'wrong encoding', '')
@@ -174,7 +174,7 @@ _WORD = re.compile("[a-z]{2,}")
 
 
 def noise(text: str) -> bool:
-    """Whether most letters of a text are keyboard noise: words along a row of keys, or with six consonants in a row.
+    """Whether most letters are keyboard noise: words along a keyboard row, or with six consonants in a row.
 
     One word with many consonants is not enough: it may be an abbreviation, or German.
 

@@ -1,6 +1,6 @@
-"""Text that was damaged on its way: Unicode forms, wrong encodings, left-over markup. Sound text stays as it is.
+"""Text repair: Unicode normalisation, mojibake, left-over markup. Sound text stays as it is.
 
-Each repair has a cheap test in front, so that clean text costs next to nothing.
+Each repair has a cheap pre-check, so that clean text costs next to nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\
 """An escape sequence of a terminal: colours, the cursor, a window's title (ECMA-48)."""
 
 
-def plain(text: str) -> str:
-    r"""Line ends as \n, no terminal's escapes, no control characters but \n and tab, composed characters (NFC).
+def normalised(text: str) -> str:
+    r"""The text in NFC, with \n as line ends, without terminal escapes and control characters but \n and tab.
 
-    >>> plain("a\r\nb\x00\u0065\u0301"), plain("one\ftwo\x85three\x1ffour"), plain("\x1b[31mred\x1b[0m")
+    >>> normalised("a\r\nb\x00\u0065\u0301"), normalised("one\ftwo\x85three\x1ffour"), normalised("\x1b[31mred\x1b[0m")
     ('a\nbé', 'one\ntwo\nthree four', 'red')
     """
     if "\r" in text:
@@ -45,12 +45,12 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFC", _CONTROL.sub(_control, text))
 
 
-def _control(found: re.Match[str]) -> str:
-    """What stands in place of a control character. One of Latin-1 beside a letter of it is a byte, and stays."""
-    sign, text = found[0], found.string
+def _control(match: re.Match[str]) -> str:
+    """The replacement of a control character. A C1 control beside a Latin-1 letter is a misdecoded byte, and stays."""
+    sign, text = match[0], match.string
     if sign < "\x80":
         return _ASCII_CONTROL[ord(sign)] or ""
-    beside = text[max(found.start() - 1, 0) : found.start()] + text[found.end() : found.end() + 1]
+    beside = text[max(match.start() - 1, 0) : match.start()] + text[match.end() : match.end() + 1]
     if any("\x80" <= c <= "\xff" for c in beside) or misread.is_bytes(text):
         return sign
     return "\n" if sign == "\x85" else ""
@@ -60,7 +60,7 @@ def _control(found: re.Match[str]) -> str:
 
 
 def _decoded(octets: bytes, encoding: str) -> str:
-    """What each pair of bytes stands for, those without a character left out."""
+    """The characters of the byte pairs; invalid pairs are left out."""
     return "".join(octets[n : n + 2].decode(encoding, "ignore") for n in range(0, len(octets), 2))
 
 
@@ -70,7 +70,7 @@ def _pairs(leads: Sequence[int], tails: Sequence[int]) -> bytes:
 
 @cache
 def gbk_leads() -> str:
-    """The characters that GBK makes of the first two bytes of Chinese letters and punctuation and emoji in UTF-8.
+    """The characters that the first two UTF-8 bytes of Chinese characters, punctuation and emoji give in GBK.
 
     >>> all(c in gbk_leads() for c in "浣锛銆鈥馃")
     True
@@ -82,14 +82,14 @@ def gbk_leads() -> str:
 
 @cache
 def _common() -> frozenset[str]:
-    """What Chinese text is written with: the 3755 characters of GB 2312's first level, punctuation, ASCII."""
+    """The common characters of Chinese text: the 3755 of GB 2312's first level, punctuation, ASCII."""
     first_level = _decoded(_pairs(range(0xB0, 0xD8), range(0xA1, 0xFF)), "gb2312")
     return frozenset(first_level + "，。！？、；：“”‘’（）《》【】…—·～–￥" + bytes(range(0x20, 0x7F)).decode())
 
 
 @cache
 def _latin_gate() -> re.Pattern[str]:
-    """Finds what must stand in text that was read in a one-byte encoding.
+    """A pattern that UTF-8 or GBK decoded in a one-byte encoding must match (the pre-check).
 
     In UTF-8 a lead byte (C2-F4) has a further byte (80-BF) behind it, each read as that encoding's character. The
     second may have been lost: then it is a blank, "?" or U+FFFD. In GBK there are four such characters in a row.
@@ -111,27 +111,34 @@ def _latin_gate() -> re.Pattern[str]:
 
 @cache
 def _gbk_gate() -> re.Pattern[str]:
-    """Finds what must stand in UTF-8 that was read as GBK."""
+    """A pattern that UTF-8 decoded as GBK must match (the pre-check)."""
     return re.compile(f"[{gbk_leads()}][^\x00-\x7f]")
 
 
 @cache
 def _config() -> Any:
-    """ftfy's repair of encodings, and nothing else of what it can do."""
+    """ftfy's configuration: encoding repair only."""
     from ftfy import TextFixerConfig
 
     return TextFixerConfig(
-        unescape_html=False, remove_terminal_escapes=False, fix_latin_ligatures=False, fix_character_width=False,
-        uncurl_quotes=False, fix_line_breaks=False, fix_surrogates=False, remove_control_chars=False,
-        normalization=None, explain=False,
-    )  # fmt: skip
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        normalization=None,
+        explain=False,
+    )
 
 
 def mojibake(text: str) -> str:
-    """Text that was read in a wrong encoding, as it was meant; sound text stays the very same.
+    """The text with mojibake repaired; sound text stays the very same.
 
-    UTF-8 read as a one-byte encoding is repaired by ftfy; UTF-8 read as GBK here; GBK and Big5 read as Latin-1 in
-    `misread`. Characters that lost bytes on the way stay lost, as U+FFFD.
+    UTF-8 decoded in a one-byte encoding is repaired by ftfy; UTF-8 decoded as GBK here; GBK and Big5 decoded as Latin-1
+    in `misread`. Characters with missing bytes become U+FFFD.
 
     >>> mojibake("Ã¼ber"), mojibake("浣犲ソ"), mojibake("it鈥檚"), mojibake("ÄãºÃ£¬ÊÀ½ç")
     ('über', '你好', 'it’s', '你好，世界')
@@ -157,10 +164,10 @@ _OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
 
 
 def _from_one_byte(text: str) -> str:
-    """What ftfy makes of it, and before that the lines of GBK and Big5.
+    """The text repaired by `misread.chinese`, else by ftfy.
 
-    A text of bytes of which ftfy repairs only a few stays whole: they are bytes of another encoding. A line break of
-    Latin-1 (NEL) between two words is no ellipsis of Windows, and a lone Ã before a blank is a letter of Portuguese.
+    Misdecoded bytes of which ftfy repairs only a few stay as they are: their encoding is another one. A NEL (85)
+    between two words is a line break, no ellipsis of Windows-1252; a lone Ã before a blank is a letter of Portuguese.
     """
     if "\x85" in text and _NEXT_LINE.search(text) and not _OTHER_C1.search(text):
         return "\x85".join(_repaired(part) for part in _NEXT_LINE.split(text))
@@ -184,14 +191,14 @@ _RUN = re.compile(r"[^\x00-\x7f]{2,}\??")
 
 
 def _share(text: str) -> float:
-    """Share of characters that Chinese text is written with, or of emoji."""
+    """Share of common Chinese characters and emoji."""
     return sum(c in _common() or c >= "\U0001f000" for c in text) / len(text)
 
 
 def _from_gbk(run: re.Match[str]) -> str:
-    """UTF-8 read as GBK: hardly any sound Chinese is valid UTF-8 when it is written as GBK, and none reads better.
+    """Repair UTF-8 decoded as GBK: hardly any sound Chinese encoded in GBK is valid UTF-8 with more common characters.
 
-    A character whose bytes were lost on the way stays lost, as U+FFFD.
+    A character with missing bytes becomes U+FFFD.
     """
     text = run[0]
     end = "?" if text[-1] == "?" else ""
@@ -212,20 +219,20 @@ def _from_gbk(run: re.Match[str]) -> str:
 
 
 def _as_gbk(text: str) -> bytes:
-    """The bytes that were read. A euro sign is the two bytes that GBK has for it, or the byte 80, which GBK has no use
-    for and Windows reads so: whichever reads better as UTF-8."""
+    """The original bytes of a text that was decoded as GBK. A euro sign is GBK's two bytes or the byte 80 of Windows:
+    whichever gives the more common characters in UTF-8."""
     first, *parts = (part.encode("gb18030") for part in text.split("€"))
     utf8 = getincrementaldecoder("utf-8")("replace")
     utf8.decode(first)
     octets = [first]
     for part in parts:
         before = utf8.getstate()
-        found = []
+        candidates = []
         for euro in (b"\x80", b"\xa2\xe3"):
             utf8.setstate(before)
             odd = sum(c not in _common() for c in utf8.decode(euro + part))
-            found.append((odd, euro, utf8.getstate()))
-        _, euro, after = min(found, key=lambda way: way[0])
+            candidates.append((odd, euro, utf8.getstate()))
+        _, euro, after = min(candidates, key=lambda way: way[0])
         utf8.setstate(after)
         octets += [euro, part]
     return b"".join(octets)
@@ -233,8 +240,10 @@ def _as_gbk(text: str) -> bytes:
 
 # --- markup ---
 
-_BLOCK = ("p|div|section|article|aside|header|footer|nav|main|center|blockquote|ul|ol|li|dl|dt|dd|h[1-6]|hr|table|thead"
-          "|tbody|tfoot|tr|html|head|body|figure|figcaption|iframe|noscript")  # fmt: skip
+_BLOCK = (
+    "p|div|section|article|aside|header|footer|nav|main|center|blockquote|ul|ol|li|dl|dt|dd|h[1-6]|hr|table|thead"
+    "|tbody|tfoot|tr|html|head|body|figure|figcaption|iframe|noscript"
+)
 _INLINE = "a|b|i|em|strong|font|span|img|big|small|tt|td|th|link|meta|nobr|wbr|col|colgroup"
 _ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+)|\s+(?:nowrap|noshade|hidden|async|defer))*\s*/?"""
 _TAG = re.compile(rf"</?(?:{_BLOCK}|{_INLINE}|br|title|script|style){_ATTRIBUTES}>", re.IGNORECASE)
@@ -251,7 +260,7 @@ _APART = re.compile(
     r"|<(?:script|style)\b[^<>]*>|<!--|<!doctype\b[^<>]*>",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
-"""Code, a row of a Markdown table, or the beginning of a part of a page that nobody reads."""
+"""Code, a row of a Markdown table, or the start of a script, style or comment."""
 _END = {"<scr": re.compile(r"</script\s*>", re.IGNORECASE), "<sty": re.compile(r"</style\s*>", re.IGNORECASE),
         "<!--": re.compile("-->")}  # fmt: skip
 _QUOTED = re.compile(
@@ -269,7 +278,7 @@ _CODE_WORDS = re.compile(
 
 
 def has_markup(text: str) -> bool:
-    """A cheap look: may there be a tag or an entity?"""
+    """Whether there may be a tag or an entity (the pre-check)."""
     return ("<" in text and _TAG.search(text) is not None) or has_entity(text)
 
 
@@ -279,24 +288,24 @@ def has_entity(text: str) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    """Text, then code or a table's row or a script, then text, and so on: an odd number of parts."""
+    """The text split at code, table rows and scripts: prose at even places, these at odd ones, prose last."""
     parts, at, begin, endless = [], 0, 0, set()
-    while found := _APART.search(text, begin):
-        begin = found.end()
-        kind = found[0][:4].lower()
+    while apart := _APART.search(text, begin):
+        begin = apart.end()
+        kind = apart[0][:4].lower()
         if kind in _END:
             end = None if kind in endless else _END[kind].search(text, begin)
             if end is None:
                 endless.add(kind)  # nor has any later one: looked for once only
                 continue
             begin = end.end()
-        parts += [text[at : found.start()], text[found.start() : begin]]
+        parts += [text[at : apart.start()], text[apart.start() : begin]]
         at = begin
     return [*parts, text[at:]]
 
 
 def talks_of_markup(texts: Sequence[str], dialogue: bool) -> bool:
-    """Whether markup is what the texts are about: then none of it is a left-over.
+    """Whether the texts are about markup, so that none of it is left over.
 
     Code in backticks with tags in it, or tags in quotes, say so; so do words such as HTML, but not in a review whose
     only tag is <br>. In a dialogue with more tags, words about programming do too: somebody may have asked for a page.
@@ -354,7 +363,7 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def _lined(text: str) -> str:
-    """Runs of breaks and paragraphs as one line break; two breaks, or the end of a paragraph, as a blank line."""
+    """The text with each run of block tags as one line break; two <br> or a closed block as a blank line."""
     out, at = [], 0
     for run in _RUN_OF_BLOCKS.finditer(text):
         before = text[at : run.start()].rstrip()

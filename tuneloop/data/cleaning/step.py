@@ -1,4 +1,4 @@
-"""What a cleaning step is: it gives a record back, changed or not, or drops it, and says so."""
+"""The type of a cleaning step: Record -> (record or None, ledger entry or None); and how steps build their results."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Step = Callable[[Record], Result]
 
 
 def dropped(record: Record, step: str, reason: str, detail: str = "") -> Result:
-    """The record goes."""
+    """The result for a dropped record."""
     return None, LedgerEntry("dropped", step, reason, record.file, record.line, record.id, detail)
 
 
 def changed(old: Record, new: Record, step: str, reason: str, detail: str = "") -> Result:
-    """The record stays, other than it was; the entry names it by its old id."""
+    """The result for a changed record; the entry has its old id."""
     return new, LedgerEntry("changed", step, reason, old.file, old.line, old.id, detail)
 
 
 def marked(record: Record, step: str, reason: str, detail: str = "") -> Result:
-    """The record stays as it is, and somebody should know."""
+    """The result for an unchanged record that the ledger marks."""
     return record, LedgerEntry("marked", step, reason, record.file, record.line, record.id, detail)
 
 
 def judged(record: Record, drop: bool, step: str, reason: str, detail: str = "") -> Result:
-    """Dropped or marked, as the recipe wants it."""
+    """The result for a record that is dropped, or else marked."""
     return (dropped if drop else marked)(record, step, reason, detail)
 
 
@@ -47,7 +47,7 @@ def mapped(record: Record, change: Callable[[Message], Message]) -> Record:
 
 
 def each_text(change: Callable[[str], str]) -> Callable[[Message], Message]:
-    """A change of texts as a change of messages: content and thought; tool calls stay as they are."""
+    """A change of texts as a change of messages: content and reasoning; tool calls stay as they are."""
 
     def of_message(message: Message) -> Message:
         content, reasoning = change(message.content), change(message.reasoning) if message.reasoning else ""

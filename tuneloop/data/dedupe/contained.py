@@ -1,14 +1,14 @@
-"""Which rows lie whole in another one: sequences in longer sequences, exactly, without comparing all with all.
+"""Containment: rows that are whole inside another row, found exactly, without comparing all pairs.
 
 A sequence is a row's exchanges, or the characters of its whole text (prompt and answer, blanks and letter case aside):
 so a dialogue is also found in one that has it as a history inside a single field, and a document in a longer one.
 
-Of each sequence four short runs are remembered, its anchors, and the one that fewest others have is looked for in all
-rows. Where it stands, the sequence would begin and end at known places, and one comparison of hashes tells whether it
-does (Karp & Rabin 1987). That is linear in the characters, and needs each row twice: for its anchors, and to look.
+Each sequence has four anchors, short runs that are indexed by hash, and its rarest one is searched in all rows. At a
+hit the sequence would begin and end at known places, and one comparison of rolling hashes tells whether it does (Karp &
+Rabin 1987). That is linear in the characters, and reads each row twice: for its anchors, and to search.
 
-What many different ones follow or precede (a greeting, a farewell) is a set phrase: `branches` counts them. Growing
-histories go on from their beginning in one way, however many there are.
+A set phrase (a greeting, a farewell) has many different continuations or predecessors: `branches` counts them. Growing
+histories have one continuation, however many there are.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tuneloop.data.dedupe.fingerprints import Letters
 from tuneloop.data.dedupe.shingles import I64, U64, chunks, mixed, powers
 
 LEAST = 12
-"""Characters, blanks aside, of a text that is looked for in others; shorter ones are found by their exchanges alone."""
+"""Fewest non-blank characters of a text that is searched in others; shorter ones are found by their exchanges alone."""
 _BESIDE = (3, 8, 24, 64)
-"""Characters beside a text by which those that follow it, or precede it, are told apart."""
+"""Lengths, in characters, of the contexts before and behind a text by which its branches are counted."""
 _ANCHORS = 4
 _EXPANDED = 1 << 18
-"""Places that are compared at once."""
+"""Candidate places of one block."""
 _HALF = np.uint64(32)
 
 
 @dataclass(frozen=True)
-class Held:
-    """Sequences that lie in other rows. Equal sequences have one number, below `branches`' length.
+class Containment:
+    """Sequences contained in other rows. Equal sequences have one number, below `branches`' length.
 
     `number` and `row` [sequences]: each row's own, ascending by row; a preference has two. `inner` (a number) and
-    `outer` (the row it lies in) [pairs], both int64. `size` and `branches` [numbers]: characters or exchanges, and how
-    many different ones follow it or precede it, whichever are more.
+    `outer` (the row that contains it) [pairs], both int64. `size` and `branches` [numbers]: characters or exchanges,
+    and how many different ones follow it or precede it, whichever are more.
     """
 
     number: I64
@@ -50,13 +50,13 @@ class Held:
     branches: I64
 
     def links(self, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
-        """Rows that belong together: with the first row of each number the equal ones, and those that hold it, but of
-        numbers that are `phrases`."""
+        """Links (first row of a number, row that equals or contains it) for a split; of numbers in `phrases` the equal
+        rows alone."""
         first = self.first()
-        told = ~phrases[self.inner]
+        telling = ~phrases[self.inner]
         return (
-            np.concatenate((first[self.number], first[self.inner[told]])),
-            np.concatenate((self.row, self.outer[told])),
+            np.concatenate((first[self.number], first[self.inner[telling]])),
+            np.concatenate((self.row, self.outer[telling])),
         )
 
     def first(self) -> I64:
@@ -68,7 +68,7 @@ class Held:
     def inside(
         self, held: Sequence[int], others: Sequence[int], wanted: NDArray[np.bool_]
     ) -> Iterator[tuple[int, int]]:
-        """(row of `held`, row of `others`) where the second holds the first, of the `wanted` numbers."""
+        """Pairs (row of `held`, row of `others`) where the second contains the first, of the `wanted` numbers."""
         own = np.isin(self.row, held) & wanted[self.number]
         of = np.full(len(self.size), -1, np.int64)
         of[self.number[own][::-1]] = self.row[own][::-1]
@@ -77,10 +77,11 @@ class Held:
 
 
 class SharedRuns:
-    """Sequences of numbers in two passes: `add` all of them, then `look` at the same ones again, then `held`.
+    """A containment search over sequences of numbers in two passes: `add` all, then `look` at the same ones, then
+    `held`.
 
-    `run` numbers make an anchor, and a shorter sequence is looked for nowhere; `beside` are the lengths of what stands
-    before and behind, by which set phrases are told. 60 bytes a sequence.
+    `run` is an anchor's length; shorter sequences are not searched. `beside` are the context lengths by which set
+    phrases are detected. 60 bytes a sequence.
     """
 
     def __init__(self, run: int, beside: Sequence[int]) -> None:
@@ -102,10 +103,10 @@ class SharedRuns:
         self._own.append((rows[long], size, sums.run(begin, begin + size), anchors))
 
     def look(self, values: U64, bounds: I64, rows: I64, begins: NDArray[np.bool_] | None = None) -> None:
-        """Find what lies in these sequences; all must have been added before. `begins` [values]: where one may begin,
-        and behind which one may end."""
+        """Search all added sequences in these ones, which must have been added too. `begins` [values]: where a match
+        may begin, and before which it may end."""
         index = self._index = self._index or _Index(self._own, self.run)
-        if len(values) < self.run or not len(index.whole):
+        if len(values) < self.run or not len(index.hashes):
             return
         sums = _Sums(values)
         place = np.arange(len(values) - self.run + 1)
@@ -117,12 +118,17 @@ class SharedRuns:
         own = np.searchsorted(bounds, met, "right") - 1
         ways = np.cumsum(index.ways[slot])
         for part in np.split(np.arange(len(met)), np.flatnonzero(np.diff(ways // _EXPANDED)) + 1):
-            self._found(index, sums, (met[part], slot[part], own[part]), bounds, rows, begins)
+            self._match(index, sums, (met[part], slot[part], own[part]), bounds, rows, begins)
 
-    def _found(
-        self, index: _Index, sums: _Sums, met: tuple[I64, I64, I64], bounds: I64, rows: I64,
+    def _match(
+        self,
+        index: _Index,
+        sums: _Sums,
+        met: tuple[I64, I64, I64],
+        bounds: I64,
+        rows: I64,
         begins: NDArray[np.bool_] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         ways = index.ways[met[1]]
         at, slot, own = (np.repeat(one, ways) for one in met)
         way = index.begin[slot] + np.arange(len(at)) - np.repeat(np.cumsum(ways) - ways, ways)
@@ -134,8 +140,8 @@ class SharedRuns:
             fits[fits] = begins[start[fits]] & ((end == high)[fits] | begins[np.minimum(end[fits], len(begins) - 1)])
         start, end, low, high, own = start[fits], end[fits], low[fits], high[fits], own[fits]
         keys = sums.run(start, end)
-        number = np.minimum(np.searchsorted(index.whole, keys), len(index.whole) - 1)
-        same = (index.whole[number] == keys) & (index.size[number] == end - start)
+        number = np.minimum(np.searchsorted(index.hashes, keys), len(index.hashes) - 1)
+        same = (index.hashes[number] == keys) & (index.size[number] == end - start)
         number, start, end, low, high, own = (one[same] for one in (number, start, end, low, high, own))
         self._pairs.append(np.unique((number.astype(np.uint64) << _HALF) | rows[own].astype(np.uint64)))
         codes = []
@@ -147,19 +153,19 @@ class SharedRuns:
                 codes.append((code.astype(np.uint64) << _HALF) | run)
         self._sides.append(np.unique(np.concatenate(codes)))
 
-    def held(self) -> Held:
+    def held(self) -> Containment:
         index = self._index or _Index(self._own, self.run)
         pairs = _unique(self._pairs)
         inner, outer = (pairs >> _HALF).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
         kinds = 2 * len(self.beside)
         sides = (_unique(self._sides) >> _HALF).astype(np.int64)
-        count = np.bincount(sides, minlength=kinds * len(index.whole)).reshape(-1, kinds)
+        count = np.bincount(sides, minlength=kinds * len(index.hashes)).reshape(-1, kinds)
         branches = count.max(axis=1) if len(count) else np.zeros(0, np.int64)
-        return Held(index.number, index.row, inner, outer, index.size, branches)
+        return Containment(index.number, index.row, inner, outer, index.size, branches)
 
 
 class _Sums:
-    """Sums of values by which a run of any length is hashed at once."""
+    """Prefix sums of a polynomial hash, by which a run of any length is hashed at once."""
 
     def __init__(self, values: U64) -> None:
         power, self._inverse = powers(len(values) + 1)
@@ -171,7 +177,7 @@ class _Sums:
 
 
 class _Index:
-    """The sequences by their hashes (`whole`, sorted; their `size`), and by their rarest anchors: at place `slot` of
+    """The sequences by their hashes (`hashes`, sorted; their `size`), and by their rarest anchors: at place `slot` of
     `anchor`, sorted, `ways[slot]` from `begin[slot]` on of where a sequence begins before it and how long it is."""
 
     def __init__(self, own: Sequence[tuple[I64, I64, U64, U64]], run: int) -> None:
@@ -182,14 +188,18 @@ class _Index:
             np.zeros((0, _ANCHORS), np.uint64),
         )
         self.row, size, keys, anchors = (np.concatenate(one) for one in zip(*(own or [none]), strict=True))
-        self.whole, first, self.number = np.unique(keys, return_index=True, return_inverse=True)
+        self.hashes, first, self.number = np.unique(keys, return_index=True, return_inverse=True)
         self.size, anchors = size[first], anchors[first]
         _, at, count = np.unique(anchors, return_inverse=True, return_counts=True)
         best = count[at.reshape(anchors.shape)].argmin(axis=1)
-        ways = np.stack((
-            np.take_along_axis(anchors, best[:, None], 1)[:, 0].view(np.int64),
-            (self.size - run) * best // (_ANCHORS - 1), self.size,
-        ), axis=1)  # fmt: skip
+        ways = np.stack(
+            (
+                np.take_along_axis(anchors, best[:, None], 1)[:, 0].view(np.int64),
+                (self.size - run) * best // (_ANCHORS - 1),
+                self.size,
+            ),
+            axis=1,
+        )
         order = np.lexsort((ways[:, 2], ways[:, 1], ways[:, 0].view(np.uint64)))
         ways = ways[order]
         ways = ways[np.append(np.ones(min(len(ways), 1), bool), (ways[1:] != ways[:-1]).any(axis=1))]
@@ -203,9 +213,9 @@ class _Index:
         self.table[self.anchor >> self.shift] = True
 
 
-def held_texts(read: Callable[[], Iterator[list[list[str]]]]) -> Held:
-    """Rows whose whole text lies in another row's. `read` gives the texts of all rows (a preference has two), many rows
-    at a time, and is called twice."""
+def held_texts(read: Callable[[], Iterator[list[list[str]]]]) -> Containment:
+    """The rows whose whole text is contained in another row's. `read` iterates over batches of rows, each with its
+    texts (a preference has two), and is called twice."""
     out = SharedRuns(LEAST, _BESIDE)
     for second in (False, True):
         at = 0

@@ -1,9 +1,9 @@
-"""Repetitions go, the first one stays: equal ones, and on request near ones.
+"""Deduplication: of equal rows, and on request of near duplicates, the first one stays.
 
-It runs before the split, so nothing held out is also trained on.
+It runs before the split, so that no held-out row is also trained on.
 
-Rows with the same text and another label are no repetitions; nobody can know which label is right, so they stay and are
-marked, each later one with the first.
+Rows with the same text and another label are no duplicates: which label is right is unknown, so they stay, and each
+later one is marked with the first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.dedupe.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
 from tuneloop.data.dedupe.shingles import jaccard
 
-Place = tuple[str, int]
+SourceLine = tuple[str, int]
 """File and line."""
 BATCH = 4096
-"""Records that are sketched at once."""
+"""Records that are sketched in one batch."""
 
 
 def squeezed(text: str) -> str:
-    """What two texts have in common that differ in case and blanks alone.
+    """The text normalised for comparison: case folded, runs of blanks as one space.
 
     >>> squeezed(" Hello\\n  World ")
     'hello world'
@@ -36,8 +36,8 @@ def squeezed(text: str) -> str:
 
 
 def key(record: Record) -> bytes:
-    """16 bytes of all that a record teaches, tools and label included, to the last blank: `if x:` indented otherwise is
-    another program, and "US" is not "us"."""
+    """The 16-byte hash of all that is trained of a record, with tools and label; blanks and case count: `if x:`
+    indented otherwise is another program, and "US" is not "us"."""
     parts: list[Any] = [_turns(record.messages), record.tools]
     if record.kind != "chat":
         parts += [record.kind, record.label, _turns(record.rejected)]
@@ -65,7 +65,7 @@ def _digest(parts: list[Any]) -> bytes:
 
 
 class Seen:
-    """Remembers where each key was seen first, in about 50 bytes a row: a hash table of row numbers beside the keys."""
+    """A map from each key to its first record's place, about 50 bytes a row: an open hash table of row numbers."""
 
     def __init__(self, of: Callable[[Record], bytes | None] = key) -> None:
         self._of = of
@@ -79,8 +79,8 @@ class Seen:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, record: Record) -> Place | None:
-        """Where the first record with this key lay, or None: this is the first."""
+    def add(self, record: Record) -> SourceLine | None:
+        """The place of the first record with this key, or None where this is the first."""
         digest = self._of(record)
         if digest is None:
             return None
@@ -95,7 +95,7 @@ class Seen:
         self._file_of.append(self._number_of[record.file])
         self._lines.append(record.line)
         if 3 * len(self._lines) > 2 * len(self._table):
-            self._grow()
+            self._enlarge()
         return None
 
     def _slot(self, digest: bytes | bytearray) -> int:
@@ -106,20 +106,20 @@ class Seen:
             slot = (slot + 1) & mask
         return slot
 
-    def _grow(self) -> None:
+    def _enlarge(self) -> None:
         self._table = array("I", bytes(8 * len(self._table)))
         for row in range(len(self._lines)):
             self._table[self._slot(self._keys[16 * row : 16 * row + 16])] = row + 1
 
 
 class Repeats:
-    """Exact repetitions in a stream of records."""
+    """Exact duplicates in a stream of records."""
 
     def __init__(self) -> None:
         self._rows, self._texts = Seen(key), Seen(text_key)
 
-    def entry(self, record: Record) -> LedgerEntry | None:
-        """None for a new row. "dropped": it occurred before; "marked": its text did, with another label."""
+    def ledger_entry(self, record: Record) -> LedgerEntry | None:
+        """The entry of a duplicate ("dropped") or of a known text with another label ("marked"); None for a new row."""
         first = self._rows.add(record)
         other = self._texts.add(record)
         if first:
@@ -133,30 +133,30 @@ def _conflict(record: Record, where: str) -> LedgerEntry:
 
 
 def dedupe(records: Iterable[Record], near: float | None = None) -> tuple[list[Record], list[LedgerEntry]]:
-    """The records that were not there before, and an entry for each of the others that names the first one.
+    """The unique records, and an entry for each duplicate that names its first record.
 
     With `near`, a Jaccard similarity, records that are at least so similar to one that is kept go too.
     """
     repeats = Repeats()
-    kept: list[Record] = []
+    unique: list[Record] = []
     entries: list[LedgerEntry] = []
     for record in records:
-        entry = repeats.entry(record)
-        if entry:
-            entries.append(entry)
-        if not entry or entry.action != "dropped":
-            kept.append(record)
+        ledger_entry = repeats.ledger_entry(record)
+        if ledger_entry:
+            entries.append(ledger_entry)
+        if not ledger_entry or ledger_entry.action != "dropped":
+            unique.append(record)
     if near is not None:
         compared = Compared()
-        compared.add(kept)
-        first, more = near_repeats(kept, compared.pairs(_texts_of(kept), near), near)
-        kept = [record for row, record in enumerate(kept) if first[row] == row]
+        compared.add(unique)
+        first, more = near_repeats(unique, compared.pairs(_texts_of(unique), near), near)
+        unique = [record for row, record in enumerate(unique) if first[row] == row]
         entries += more
-    return kept, entries
+    return unique, entries
 
 
 def dialogue_text(record: Record) -> str:
-    """What near repetitions are compared by: all turns but the system prompt, thoughts, tool calls and both answers.
+    """The text by which near duplicates are compared: all turns but the system prompt, reasoning, calls, both answers.
 
     Labels, tools and the system prompt are compared apart, see `near_repeats`.
     """
@@ -169,7 +169,7 @@ def dialogue_text(record: Record) -> str:
 
 
 class Compared:
-    """Sketches of records, taken as they pass by; 150 bytes a record."""
+    """MinHash sketches of a stream of records; 150 bytes a record."""
 
     def __init__(self) -> None:
         self.sketches = Sketches()
@@ -184,7 +184,7 @@ class Compared:
             self._label_of.extend(self._labels.setdefault((r.kind, r.label), len(self._labels)) for r in batch)
 
     def pairs(self, text_of: TextOf, threshold: float) -> Pairs:
-        """Near pairs of the records that were added; `text_of` reads those named by number again.
+        """Near-duplicate pairs of the added records; `text_of` reads texts again by row number.
 
         Equal texts with different labels are pairs like any other; `groups` of them all keeps a split clean.
         """
@@ -196,7 +196,7 @@ def _texts_of(records: Sequence[Record]) -> TextOf:
 
 
 def near_repeats(records: Sequence[Record], pairs: Pairs, threshold: float) -> tuple[I32, list[LedgerEntry]]:
-    """[records]: the kept row that each row nearly repeats, or itself; and what the ledger says about it.
+    """The kept row that each row nearly repeats, or itself, int32 [records]; and the ledger entries.
 
     A near pair is a repetition if also its system prompts are near, and its tools and labels equal. With different
     labels, or with the better and the worse answer exchanged, both stay and the later one is marked.

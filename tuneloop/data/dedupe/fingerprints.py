@@ -1,14 +1,14 @@
-"""Rows of which a tenth of the characters differ, or that share a passage: closer than a split may tear apart.
+"""Row pairs that differ in at most a tenth of their characters or share a passage, which a split must not separate.
 
-near.py compares words, which is right for dropping: two rows that share four of five word pairs say the same. For a
-split that is not strict enough. One letter changed in every tenth word leaves a row readable and its answer known, and
-of its word pairs a half.
+near.py compares word pairs, which is right for dropping: rows that share four of five say the same. For a split that is
+not strict enough: one letter changed in every tenth word leaves a row readable and its answer known, but changes half
+of its word pairs.
 
 Three stages, as there. `Fingerprints` keeps about 24 hashes of a text's character runs (6 characters of a script
 without blanks, else 9; of short texts also half of it; blanks and case aside), those below a bound that depends on the
 text's length alone (Broder 1997; Schleimer, Wilkerson & Aiken 2003, "Winnowing"). Rows that share at least two are
-looked at again: `related` are those each of which is covered by runs of the other (3 characters, else 5), and those
-that share `PASSAGE` in one piece. A run that many rows have is a set phrase and lets none meet.
+candidates: `related` verifies that each is covered by runs of the other (3 characters, else 5), or that they share
+`PASSAGE` in one piece. A run that many rows have is a set phrase and makes no candidates.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from tuneloop.data.dedupe.shingles import BLANK, I64, LETTER, U64, chunks, looke
 
 Bools = NDArray[np.bool_]
 COVERED = (0.78, 0.7)
-"""Share of each row's characters that lie in runs of the other one; here and below of scripts without blanks, and of
+"""Least share of each row's characters covered by runs of the other; here and below for scripts without blanks, and for
 others."""
 PASSAGE = (64, 220)
-"""Characters, blanks aside, of a passage that two rows share: 64 tokens."""
+"""Fewest non-blank characters of a shared passage: 64 tokens."""
 _SHORT = (20, 40)
-"""Rows of fewer characters are told apart by fewer than a tenth of them."""
+"""Fewest characters of rows that are compared: shorter ones differ in meaning by less than a tenth."""
 _EVEN = 0.8
-"""The shorter of two rows that are the same but for a tenth has so much of the longer one's length."""
+"""Least ratio of the lengths of two rows that differ in a tenth."""
 _SAMPLES = 24
 _RUN, _HALF, _FINE = (6, 9), (3, 5), (3, 5)
 _SMALL = (32, 80)
-"""Texts of fewer characters meet by runs of half the length as well."""
+"""Characters below which a text has hashes of runs of half the length as well."""
 _FREQUENT = 64
-"""Rows that have a run before it counts as a set phrase."""
+"""Rows with a run above which it counts as a set phrase."""
 _SURE = 6
-"""Rows from which on their number says how many others have the run."""
+"""Fewest rows with a run from which its frequency is estimated."""
 _ALL = 12
-"""Rows of a run that are all compared with each other; of more, each with those next to it."""
+"""Most rows of a run that are compared in all pairs; of more, each with its neighbours."""
 _PARTNERS = 2
-"""Rows that one is compared with, those that share most first."""
+"""Candidates of one row, those with most shared hashes first."""
 _PAIRS, _CHARACTERS = 1024, 1 << 17
-"""Pairs whose texts are read at once, and about as many characters of them that are compared at once."""
+"""Pairs whose texts are read in one block, and about the characters that are compared in one block."""
 _SPARSE = 128
-"""Cells of a table of runs for each run in it."""
+"""Cells of a hash table of runs for each run in it."""
 
 
 class Fingerprints:
-    """Hashes of texts in the order they were added, about 100 bytes each. Add many at a time: it is vectorised."""
+    """Sampled hashes of texts in the order of `add`, about 100 bytes each; vectorised, so add many at a time."""
 
     def __init__(self) -> None:
         self._hashes: list[NDArray[np.uint32]] = []
@@ -65,7 +65,7 @@ class Fingerprints:
             self._bounds.append(bounds)
 
     def candidates(self, known: I64) -> tuple[I64, I64]:
-        """Rows i < j that share at least two hashes and are not of one group already; `known` [rows] numbers those."""
+        """Candidate pairs i < j that share at least two hashes and differ in their group `known` [rows]."""
         if not self._counts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         counts = np.concatenate(self._counts)
@@ -87,10 +87,10 @@ class Fingerprints:
 
 
 def _met(keys: U64, bounds: NDArray[np.float64]) -> Iterator[U64]:
-    """j << 32 | i of the rows that meet at each hash; `keys` are hash << 32 | row; they and the rows' bounds ascend.
+    """Codes j << 32 | i of the row pairs at each hash; `keys` are hash << 32 | row; they and the rows' bounds ascend.
 
-    Rows with a lower bound may have the run too: the number of rows that have it is estimated from those that could
-    tell.
+    A row with a lower bound may have the run unseen: a run's frequency is estimated from the rows whose bound covers
+    it.
     """
     new = np.ones(len(keys), bool)
     new[1:] = (keys[1:] ^ keys[:-1]) > np.uint64(0xFFFFFFFF)
@@ -110,7 +110,7 @@ def _met(keys: U64, bounds: NDArray[np.float64]) -> Iterator[U64]:
 
 
 def related(i: I64, j: I64, text_of: TextOf) -> Bools:
-    """[pairs]: whether rows i < j are the same but for a tenth, or share a long passage; read again block by block."""
+    """Whether rows i < j differ in at most a tenth or share a passage, bool [pairs]; texts are read block by block."""
     out = np.zeros(len(i), bool)
     for at in range(0, len(i), _PAIRS):
         block = slice(at, at + _PAIRS)
@@ -126,31 +126,31 @@ def related(i: I64, j: I64, text_of: TextOf) -> Bools:
 
 
 class Letters:
-    """Texts as one array of numbers a character, case folded and without blanks; of each text whether its script has
-    blanks between words (0 or 1: the place in a pair of settings)."""
+    """Texts as one array of numbers, one a character, case folded, without blanks; `spaced` [texts] is 1 where the
+    script has blanks between words, else 0 (the index into a pair of settings)."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         codes = np.frombuffer("\n".join((*texts, "")).encode("utf-32-le", "surrogatepass"), np.uint32)
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
         values, kinds = looked_up(codes)
-        kept = kinds != BLANK
-        self.values: U64 = values[kept]
-        self._letter, self._kept = kinds == LETTER, kept
-        self.owner: I64 = np.repeat(np.arange(len(texts)), sizes + 1)[kept]
+        nonblank = kinds != BLANK
+        self.values: U64 = values[nonblank]
+        self._letter, self._nonblank = kinds == LETTER, nonblank
+        self.owner: I64 = np.repeat(np.arange(len(texts)), sizes + 1)[nonblank]
         self.bounds: I64 = np.searchsorted(self.owner, np.arange(len(texts) + 1))
-        words = np.bincount(self.owner[kinds[kept] == LETTER], minlength=len(texts))
+        words = np.bincount(self.owner[kinds[nonblank] == LETTER], minlength=len(texts))
         self.spaced: I64 = (3 * words >= np.diff(self.bounds)).astype(np.int64)
 
     def begins(self) -> Bools:
-        """Whether a word, or a character that stands for itself, begins at each."""
-        inside = np.zeros(len(self._kept), bool)
+        """Whether a word or a single-character unit begins at each character, bool [characters]."""
+        inside = np.zeros(len(self._nonblank), bool)
         inside[1:] = self._letter[1:] & self._letter[:-1]
-        result: Bools = ~inside[self._kept]
-        return result
+        starts: Bools = ~inside[self._nonblank]
+        return starts
 
     def runs(self, lengths: Sequence[int], kind: I64) -> tuple[U64, Bools]:
-        """A number for the run of characters that begins at each, and whether one of that length fits in its text;
-        `kind` [texts] is the place of each text's length in `lengths`."""
+        """The hash of the run that begins at each character, and whether it fits in its text; `kind` [texts] is the
+        index of each text's run length in `lengths`."""
         power, inverse = powers(len(self.values))
         total = np.append(np.uint64(0), np.cumsum(self.values * power[: len(self.values)]))
         out, fits = np.zeros(len(self.values), np.uint64), np.zeros(len(self.values), bool)
@@ -163,8 +163,8 @@ class Letters:
 
 
 def _drawn(letters: Letters) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.float64]]:
-    """About `_SAMPLES` hashes of each text, one text after the other; how many, and the bound they are below. Of short
-    texts as many of shorter runs too."""
+    """About `_SAMPLES` hashes of each text, text after text; their counts, and the bound they are below. Short texts
+    have as many of shorter runs too."""
     texts = len(letters.bounds) - 1
     small = np.diff(letters.bounds) < np.asarray(_SMALL)[letters.spaced]
     owners, hashes, bounds = [], [], []
@@ -191,27 +191,27 @@ def _related(letters: Letters, i: I64, j: I64) -> Bools:
     script = letters.spaced[i]
     sizes = np.sort(np.stack([np.diff(letters.bounds)[side] for side in (i, j)]), axis=0)
     alike = (np.minimum(here[0], there[0]) >= np.asarray(COVERED)[script]) & (sizes[0] >= _EVEN * sizes[1])
-    result: Bools = (letters.spaced[i] == letters.spaced[j]) & (
+    close: Bools = (letters.spaced[i] == letters.spaced[j]) & (
         (alike & (sizes[0] >= np.asarray(_SHORT)[script])) | (here[1] >= np.asarray(PASSAGE)[script])
     )
-    return result
+    return close
 
 
 def _compared(letters: Letters, runs: U64, fits: Bools, one: I64, other: I64) -> tuple[NDArray[np.float64], I64]:
-    """Of each row `one`, the share of its characters that lie in runs of `other`, and the most of them in one piece."""
+    """The share of each row `one`'s characters covered by runs of `other`, and its longest covered piece."""
     sizes, at = _places(letters.bounds, one)
     known_sizes, known_at = _places(letters.bounds, other)
     pair, known_pair = np.repeat(np.arange(len(one)), sizes), np.repeat(np.arange(len(one)), known_sizes)
-    room = (known_sizes * _SPARSE + 1).astype(np.uint64)  # one of so many cells is taken, so one in so many lies
-    begin = np.cumsum(room) - room
-    table = np.zeros(int(room.sum()), bool)
+    cells = (known_sizes * _SPARSE + 1).astype(np.uint64)  # one of so many cells is taken, so one in so many lies
+    begin = np.cumsum(cells) - cells
+    table = np.zeros(int(cells.sum()), bool)
     there = fits[known_at]
-    table[(begin[known_pair] + runs[known_at] % room[known_pair])[there]] = True
-    found = fits[at] & table[begin[pair] + runs[at] % room[pair]]
+    table[(begin[known_pair] + runs[known_at] % cells[known_pair])[there]] = True
+    hits = fits[at] & table[begin[pair] + runs[at] % cells[pair]]
     ends = np.cumsum(sizes)
     start, place = (ends - sizes)[pair], np.arange(len(at))
     length = np.asarray(_FINE)[letters.spaced[one]][pair]
-    total = np.append(0, np.cumsum(found))
+    total = np.append(0, np.cumsum(hits))
     covered = total[place + 1] > total[np.maximum(place + 1 - length, start)]
     gap = np.maximum.accumulate(np.where(covered, start - 1, place))
     longest = np.zeros(len(one), np.int64)
@@ -220,6 +220,6 @@ def _compared(letters: Letters, runs: U64, fits: Bools, one: I64, other: I64) ->
 
 
 def _places(bounds: I64, rows: I64) -> tuple[I64, I64]:
-    """Of each row how many characters it has, and the places of all of them."""
+    """The sizes of the rows, and the places of all their characters."""
     sizes = np.diff(bounds)[rows]
     return sizes, np.arange(int(sizes.sum())) + np.repeat(bounds[rows] - (np.cumsum(sizes) - sizes), sizes)

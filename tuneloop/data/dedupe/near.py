@@ -1,8 +1,8 @@
-"""Rows that are nearly equal, found among a million without comparing all with all.
+"""Near-duplicate detection by MinHash and banding, without comparing all pairs.
 
-Three stages. `Sketches` reads every text once and keeps 140 bytes of it. `near_pairs` lets rows meet whose sketches
-agree in parts, and reads the texts of those again, to compute their true Jaccard similarity. `representative` and
-`groups` turn pairs into what is kept and into what belongs together. Compared is the set of shingles (shingles.py).
+Three stages. `Sketches` reads every text once and keeps 140 bytes of it. `near_pairs` takes candidates whose sketches
+agree in a band, and reads their texts again for the true Jaccard similarity. `representative` and `groups` turn pairs
+into kept rows and into connected groups. Texts are compared as sets of shingles (shingles.py).
 
 MinHash: the smallest of a set's numbers under a random order is the same for two sets with probability J, their Jaccard
 similarity (Broder 1997, "On the resemblance and containment of documents"). One byte of it is enough: then a share of
@@ -37,13 +37,13 @@ TextOf = Callable[[I64], Sequence[str]]
 SLOTS = 128
 """Bytes of a sketch."""
 RECALL = 0.995
-"""At the threshold itself; more similar rows are found more surely."""
+"""Recall at the threshold itself; it is higher for more similar rows."""
 SMALL = 8
-"""Rows of a bucket that are all compared with each other."""
+"""Most rows of a bucket that are compared in all pairs."""
 _HEADS = 8
-"""Rows of a larger bucket that the others are compared with, one after the other."""
+"""Rows of a larger bucket that the others are compared with, in turn."""
 _BLOCK = 1 << 20
-"""Shingles of the pairs that are verified at once."""
+"""Shingles of the pairs that are verified in one block."""
 _ORDER_BITS = 18
 _LOWER = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (mixed(np.arange(1, SLOTS + 1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
@@ -72,7 +72,7 @@ class _Table:
 
 
 class Sketches:
-    """Sketches of texts in the order they were added, SLOTS + 12 bytes each. Add many at a time: it is vectorised."""
+    """MinHash sketches of texts in the order of `add`, SLOTS + 12 bytes each; vectorised, so add many at a time."""
 
     def __init__(self) -> None:
         self._blocks: list[_Table] = []
@@ -93,9 +93,9 @@ class Sketches:
 
     def __add__(self, other: Sketches) -> Sketches:
         """The rows of both, one after the other."""
-        both = Sketches()
-        both._blocks = self._blocks + other._blocks
-        return both
+        joined = Sketches()
+        joined._blocks = self._blocks + other._blocks
+        return joined
 
     def save(self, folder: Path) -> None:
         """Write one .npy file a column into a folder, which appears whole or not at all; an older one is replaced."""
@@ -123,7 +123,7 @@ _FIELDS = ("slots", "digest", "sizes")
 
 
 def _sketched(texts: Sequence[str]) -> _Table:
-    """Slot k of a text is a byte of the smallest of its shingles times the k-th odd multiplier, modulo 2**32."""
+    """The sketches of texts: slot k is a byte of the smallest shingle times the k-th odd multiplier, modulo 2**32."""
     values, bounds = shingled(texts)
     starts, short = bounds[:-1], (values >> np.uint64(32)).astype(np.uint32)
     smallest = np.empty((SLOTS, len(texts)), np.uint32)
@@ -137,7 +137,7 @@ def _sketched(texts: Sequence[str]) -> _Table:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, slots of a band): as wide as they can be while rows at the threshold still meet with probability RECALL.
+    """(bands, slots of a band): the widest with which rows at the threshold still share a band with probability RECALL.
 
     >>> bands(0.8), bands(0.5), bands(1.0)
     ((21, 6), (42, 3), (1, 128))
@@ -150,10 +150,10 @@ def bands(threshold: float) -> tuple[int, int]:
 def near_pairs(
     sketches: Sketches, text_of: TextOf, threshold: float, apart: NDArray[np.integer[Any]] | None = None
 ) -> Pairs:
-    """Pairs whose true similarity is at least `threshold`.
+    """Pairs whose true Jaccard similarity is at least `threshold`.
 
-    Of m rows with equal shingles each but the first is linked to the first, and only the first to other rows; equal
-    rows of different `apart` numbers count as unequal ones. Promised for thresholds of 0.5 and above: recall 0.995,
+    Of rows with equal shingles all are paired with the first, and only the first with other rows; equal rows of
+    different `apart` numbers count as unequal. Promised for thresholds of 0.5 and above: recall 0.995,
     precision 1.
     """
     table = sketches.table()
@@ -168,7 +168,7 @@ def near_pairs(
 
 
 def contaminated(train: Sketches, test: Sketches, train_text: TextOf, test_text: TextOf, threshold: float) -> Pairs:
-    """Each test row that has a near-equal row in train, once: i is its number, j that of the most similar train row."""
+    """Contaminated test rows: each once as i, with the most similar train row as j."""
     n = len(train)
     if not n:
         return Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
@@ -188,45 +188,45 @@ def contaminated(train: Sketches, test: Sketches, train_text: TextOf, test_text:
     partner[j[best]], similar[j[best]] = i[best], jaccard[best]
     own = first[n:]  # of equal test rows only the first was compared
     where = np.where(own < n, own, partner[own])
-    found = np.flatnonzero(where >= 0)
-    values = np.where(own < n, np.float32(1), similar[own])[found]
-    return Pairs(found.astype(np.int32), where[found].astype(np.int32), values)
+    hits = np.flatnonzero(where >= 0)
+    values = np.where(own < n, np.float32(1), similar[own])[hits]
+    return Pairs(hits.astype(np.int32), where[hits].astype(np.int32), values)
 
 
 def _first_equal(digest: U64, apart: NDArray[np.integer[Any]] | None) -> I64:
-    """Of each row, the first row with the same shingles (and the same number in `apart`)."""
+    """The first row with the same shingles (and the same number in `apart`), int64 [rows]."""
     if apart is not None:
         digest = digest ^ mixed(apart.astype(np.int64).view(np.uint64) + np.uint64(1))
     _, index, inverse = np.unique(digest, return_index=True, return_inverse=True)
-    result: I64 = index[inverse]
-    return result
+    first: I64 = index[inverse]
+    return first
 
 
 def _candidates(slots: NDArray[np.uint8], rows: I64, threshold: float, tests_from: int = 0) -> U64:
-    """j << 32 | i of rows that meet in a band and whose sketches do not speak against the threshold, ascending.
+    """Codes j << 32 | i of rows that share a band and whose sketches allow the threshold, ascending.
 
     The share of equal slots spreads by sqrt(t (1 - t) / SLOTS) around t; four times that is allowed for. With
     `tests_from`, only pairs of a row before it and a row from it on.
     """
     number, width = bands(threshold)
     least = SLOTS * threshold - 4 * sqrt(SLOTS * threshold * (1 - threshold))
-    found = np.empty(0, np.uint64)
+    codes = np.empty(0, np.uint64)
     for band in range(number):
-        new = [found]
+        new = [codes]
         for i, j in _meetings(slots, rows, range(band * width, band * width + width), least, tests_from):
             if tests_from:
                 across = (i < tests_from) & (j >= tests_from)
                 i, j = i[across], j[across]
             alike = _alike(slots, i, j, least)
             new.append((j[alike].astype(np.uint64) << np.uint64(32)) | i[alike].astype(np.uint64))
-        found = distinct(np.concatenate(new))
-    return found
+        codes = distinct(np.concatenate(new))
+    return codes
 
 
 def _meetings(
     slots: NDArray[np.uint8], rows: I64, columns: range, least: float, tests_from: int
 ) -> Iterator[tuple[I64, I64]]:
-    """Pairs i < j of one band: all of a small bucket; in a large one a head with those like it, then the next head."""
+    """Candidate pairs i < j of one band: all of a small bucket; in a large one each head with rows like it."""
     rows, sizes = _buckets(slots, rows, columns)
     large = np.repeat(sizes > SMALL, sizes)
     yield from all_pairs(rows[~large], sizes[sizes <= SMALL])
@@ -246,7 +246,7 @@ def _meetings(
 
 
 def _buckets(slots: NDArray[np.uint8], rows: I64, columns: range) -> tuple[I64, I64]:
-    """Rows that agree in the columns with another row, bucket by bucket, ascending in each; and the buckets' sizes."""
+    """Rows that agree in the columns with another row, by bucket, ascending in each; and the buckets' sizes."""
     key = np.zeros(len(rows), np.uint64)
     for column in columns:
         key = key * np.uint64(0x9E6C63D0876A9A47) + slots[rows, column]
@@ -268,7 +268,7 @@ def all_pairs(rows: I64, sizes: I64) -> Iterator[tuple[I64, I64]]:
 
 
 def _alike(slots: NDArray[np.uint8], i: I64, j: I64, least: float) -> NDArray[np.bool_]:
-    """Whether at least so many slots agree."""
+    """Whether at least `least` slots of the sketches agree, bool [pairs]."""
     out = np.empty(len(i), bool)
     for at in range(0, len(i), 1 << 14):
         block = slice(at, at + (1 << 14))
@@ -281,7 +281,7 @@ def _alike(slots: NDArray[np.uint8], i: I64, j: I64, least: float) -> NDArray[np
 def _verified(
     codes: U64, sizes: NDArray[np.uint32], text_of: TextOf, threshold: float
 ) -> tuple[I64, I64, NDArray[np.float32]]:
-    """The pairs that are truly near, read again block by block. Ascending by j: its text serves all its pairs."""
+    """The pairs at or above the threshold, verified on the texts block by block, ascending by j."""
     j, i = (codes >> np.uint64(32)).astype(np.int64), (codes & _LOWER).astype(np.int64)
     work = np.cumsum(sizes[i].astype(np.int64) + sizes[j])
     jaccard = np.empty(len(i), np.float32)
@@ -297,7 +297,7 @@ def _verified(
 
 
 def _jaccards(i: I64, j: I64, text_of: TextOf) -> NDArray[np.float64]:
-    """True similarities of some pairs."""
+    """True Jaccard similarities of the pairs."""
     rows, place = np.unique(np.concatenate((i, j)), return_inverse=True)
     marks, bounds = _sets(text_of(rows))
     counts = np.diff(bounds)
@@ -307,13 +307,13 @@ def _jaccards(i: I64, j: I64, text_of: TextOf) -> NDArray[np.float64]:
     at = np.arange(int(taken.sum())) + np.repeat(bounds[place] - (np.cumsum(taken) - taken), taken)
     tagged = np.sort(_tagged(np.repeat(pair, taken), marks[at]))
     twice = tagged[1:][tagged[1:] == tagged[:-1]] >> np.uint64(64 - _ORDER_BITS)
-    both = np.bincount(twice.astype(np.int64), minlength=n)
-    result: NDArray[np.float64] = both / (taken[:n] + taken[n:] - both)
-    return result
+    shared = np.bincount(twice.astype(np.int64), minlength=n)
+    similarities: NDArray[np.float64] = shared / (taken[:n] + taken[n:] - shared)
+    return similarities
 
 
 def _sets(texts: Sequence[str]) -> tuple[U64, I64]:
-    """Each text's distinct shingles, sorted, one text after the other, and where each begins (and the end)."""
+    """The distinct shingles of the texts, sorted within each, and the bounds of each text."""
     parts, counts = [], []
     for begin, end in chunks(texts):
         values, bounds = shingled(texts[begin:end])
@@ -324,7 +324,7 @@ def _sets(texts: Sequence[str]) -> tuple[U64, I64]:
 
 
 def distinct(values: U64) -> U64:
-    """Sorted, each once; several times faster than np.unique, which hashes them first."""
+    """The sorted unique values; several times faster than np.unique, which hashes them first."""
     values = np.sort(values)
     new = np.ones(len(values), bool)
     new[1:] = values[1:] != values[:-1]
@@ -332,12 +332,12 @@ def distinct(values: U64) -> U64:
 
 
 def _tagged(owner: I64, values: U64) -> U64:
-    """The owner's number above the shingle's upper 46 bits: equal by chance once in 10**13 comparisons."""
+    """Shingles tagged with their owner's number, 46 bits of the shingle below it: equal by chance once in 10**13."""
     return (owner.astype(np.uint64) << np.uint64(64 - _ORDER_BITS)) | (values >> np.uint64(_ORDER_BITS))
 
 
 def representative(pairs: Pairs, n: int) -> I32:
-    """[n]: for each row the first kept row that it is near to, or itself, which is then kept.
+    """The first kept row that each row is near to, or itself, which is then kept, int32 [n].
 
     A row is only dropped for a row that is kept and near to it; a row equal to a dropped one goes the same way.
 
@@ -356,7 +356,7 @@ def representative(pairs: Pairs, n: int) -> I32:
 
 
 def groups(pairs: Pairs, n: int) -> I32:
-    """[n]: the first row of each row's group; rows are of one group where a chain of pairs leads from one to the other.
+    """The first row of each row's connected component of pairs, int32 [n].
 
     >>> i, j, s = np.array([0, 1], "i4"), np.array([1, 2], "i4"), np.array([0.9, 0.9], "f4")
     >>> groups(Pairs(i, j, s), 4).tolist()

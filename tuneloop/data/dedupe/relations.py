@@ -1,8 +1,8 @@
-"""Which rows belong together, so that a split must not tear them apart.
+"""Groups of related rows, which a split must not separate.
 
-Four ways, from the strictest on. All that was made from one source row, and dialogues that share exchanges or lie in
-each other, are one group whatever it costs. So are rows that nearly repeat each other, those that are the same but for
-a tenth, and those that ask the same question, unless hardly a row could be held out then; `holdout.py` decides.
+Four relations. Rows made from one source row, and dialogues that share exchanges or contain each other, are always one
+group. So are near duplicates, rows that differ in a tenth, and rows with the same question, unless hardly a row could
+be held out then; `holdout.py` decides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from tuneloop.base.records import LedgerEntry
-from tuneloop.data.dedupe.contained import Held, held_texts
+from tuneloop.data.dedupe.contained import Containment, held_texts
 from tuneloop.data.dedupe.exact import Compared, dialogue_text, near_repeats
 from tuneloop.data.dedupe.fingerprints import Fingerprints, related
 from tuneloop.data.dedupe.near import Pairs, TextOf, contaminated, groups
@@ -25,30 +25,30 @@ from tuneloop.data.version.rows import Kept, Some
 from tuneloop.data.version.split import SIDES, Split
 
 
-def entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
+def ledger_entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
     return LedgerEntry(action, step, reason, rows.files[at], rows.lines[at], rows.ids[at], detail)
 
 
 @dataclass(frozen=True)
 class Families:
-    """Groups of rows: of each row the number of its group's first one, int64 [rows].
+    """Group labels: the first row of each row's group, int64 [rows].
 
     `levels` begin with the strictest groups and end with those that are never torn apart: one row's pieces, and
     dialogues that share exchanges. `alike` nearly repeat each other. `close` are of one group for anything but their
-    question, `asked` for that; these two join rows of given sides too. `phrases` are rows of set phrases that others
-    hold.
+    question, `same_question` for that; these two join rows of given sides too. `phrases` are rows of set phrases that
+    others hold.
     """
 
     levels: list[I64]
     alike: I64
     close: I64
-    asked: I64
+    same_question: I64
     phrases: set[int]
 
 
 class Relations:
-    """The rows of each side by their numbers, and what they are compared by; a row whose side is not given counts as
-    "train"."""
+    """The relations between rows: row numbers by side, with sketches, exchanges and fingerprints; a row without a given
+    side counts as "train"."""
 
     def __init__(self, rows: Kept, *, split: bool) -> None:
         self.rows, self.split = rows, split
@@ -70,13 +70,13 @@ class Relations:
             at += len(batch)
 
     @cached_property
-    def held(self) -> Held:
-        """Whose whole text lies in another row's."""
+    def held(self) -> Containment:
+        """The rows whose whole text is contained in another row's."""
         return held_texts(self.rows.wholes)
 
     def contaminated(self, threshold: float, gone: set[int]) -> Iterator[LedgerEntry]:
-        """Rows that nearly repeat one of a file given as test go, from validation too; then those of validation. So do
-        rows that hold a dialogue of such a file whole."""
+        """Drop train rows that nearly repeat a row of given test or validation files, and validation rows those of
+        test; so for rows that contain a dialogue of such a file."""
         held: tuple[tuple[Split, Split], ...] = (("test", "validation"), ("test", "train"), ("validation", "train"))
         for above, below in held:
             if not self.numbers[above] or not self.numbers[below]:
@@ -88,12 +88,14 @@ class Relations:
                 if at not in gone:
                     gone.add(at)
                     detail = f"{self.rows.place(twin)} {share:.2f}"
-                    yield entry(self.rows, "dropped", "dedupe", "held out elsewhere", at, detail)
+                    yield ledger_entry(self.rows, "dropped", "dedupe", "held out elsewhere", at, detail)
             holding = self.turns.inside(self.numbers[above], self.numbers[below], self.held)
             for at, twin in sorted((at, twin) for twin, at in holding):
                 if at not in gone:
                     gone.add(at)
-                    yield entry(self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin))
+                    yield ledger_entry(
+                        self.rows, "dropped", "dedupe", "holds a held-out row", at, self.rows.place(twin)
+                    )
 
     def _texts(self, side: Split) -> TextOf:
         own = np.asarray(self.numbers[side], np.int64)
@@ -106,23 +108,23 @@ class Relations:
         return self.compared[side].pairs(self._texts(side), threshold)
 
     def repeated(self, side: Split, pairs: Pairs, threshold: float, gone: set[int]) -> list[LedgerEntry]:
-        """The near repetitions inside a side go, all but the first of each."""
+        """Drop the near duplicates inside a side, all but the first of each."""
         numbers = self.numbers[side]
         there = np.asarray([at not in gone for at in numbers], bool)
-        both = there[pairs.i] & there[pairs.j]
-        pairs = Pairs(pairs.i[both], pairs.j[both], pairs.jaccard[both])
+        present = there[pairs.i] & there[pairs.j]
+        pairs = Pairs(pairs.i[present], pairs.j[present], pairs.jaccard[present])
         first, entries = near_repeats(self.some[side], pairs, threshold)
         gone.update(numbers[n] for n in np.flatnonzero(first != np.arange(len(first))).tolist())
         return entries
 
     def families(self, near: Pairs) -> Families:
-        """The groups of the rows whose side is not given as a held-out one; `near` are their near pairs."""
+        """The group labels of the rows without a given held-out side; `near` are their near-duplicate pairs."""
         train = np.asarray(self.numbers["train"], np.int64)
         alike = train[near.i], train[near.j]
         none = (train[:0], train[:0])
         turns = self.turns.turns(self.held) if self.split else None
         phrases = turns.phrases if turns else train[:0]
-        asked = self.turns.questions() if self.split else none
+        same_question = self.turns.questions() if self.split else none
         telling = self.turns.questions(phrases) if self.split else none
         shared = (turns.i, turns.j) if turns else none
         certain = self._grouped(_sources(self.rows), shared)
@@ -131,10 +133,12 @@ class Relations:
         close = self._grouped((repeated, np.arange(len(repeated))), tenth)
         every = self._grouped((close, np.arange(len(close))), telling)
         return Families(
-            [every, close, repeated, certain], self._grouped(alike),
-            _grouped(len(close), (certain, np.arange(len(certain))), shared, alike, tenth), _grouped(len(close), asked),
+            [every, close, repeated, certain],
+            self._grouped(alike),
+            _grouped(len(close), (certain, np.arange(len(certain))), shared, alike, tenth),
+            _grouped(len(close), same_question),
             set(phrases.tolist()),
-        )  # fmt: skip
+        )
 
     def _tenths(self, known: I64, but: I64) -> tuple[I64, I64]:
         i, j = self.prints.candidates(known)
@@ -144,19 +148,19 @@ class Relations:
         return i[same], j[same]
 
     def _unchained(self, near: tuple[I64, I64], tenth: tuple[I64, I64]) -> tuple[I64, I64]:
-        """The second links without those of groups that both kinds make too large."""
+        """The links `tenth` without those of groups that both kinds of links make too large."""
         group = self._grouped(near, tenth)
         size = np.bincount(group, minlength=len(group))[group]
-        kept = size[tenth[0]] <= max(FEW, CHAIN * len(group))
-        return tenth[0][kept], tenth[1][kept]
+        bounded = size[tenth[0]] <= max(FEW, CHAIN * len(group))
+        return tenth[0][bounded], tenth[1][bounded]
 
     def _grouped(self, *links: tuple[I64, I64]) -> I64:
-        """[rows]: the first row of each one's group. Rows of a given held-out file draw no other to their side."""
+        """The first row of each row's group, int64 [rows]; rows of given held-out files are linked to none."""
         free = np.zeros(len(self.rows), bool)
         free[self.numbers["train"]] = True
         i, j = (np.concatenate(side) for side in zip(*links, strict=True))
-        both = free[i] & free[j]
-        return _grouped(len(free), (i[both], j[both]))
+        inside = free[i] & free[j]
+        return _grouped(len(free), (i[inside], j[inside]))
 
 
 def _grouped(rows: int, *links: tuple[I64, I64]) -> I64:
@@ -165,7 +169,7 @@ def _grouped(rows: int, *links: tuple[I64, I64]) -> I64:
 
 
 def _sources(rows: Kept) -> tuple[I64, I64]:
-    """Each record, and the first one that was made from the same row of the same file."""
+    """Links from each record to the first one of the same source row (file and line)."""
     first: dict[tuple[str, int], int] = {}
     out = [first.setdefault(place, at) for at, place in enumerate(zip(rows.files, rows.lines, strict=True))]
     return np.asarray(out, np.int64), np.arange(len(out))

@@ -1,12 +1,12 @@
-"""What rows have in common word for word: the question they ask, and exchanges (a user's turn with what follows it).
+"""Word-for-word overlap of rows: equal questions, and shared exchanges (a user's turn with its answers).
 
-Three things keep rows on one side of a split. One lies whole in the other, however short it is: histories that grow
-row by row, in turns or flattened into one field (`contained.py`). They share an exchange, or several short ones in a
-row, of some length: windows that slide over one long dialogue. They share a short one, and one of them has no exchange
-of its own. Of a text to go on writing, a line stands for an exchange.
+Three relations keep rows on one side of a split. One contains the other, however short it is: histories that grow row
+by row, in turns or flattened into one field (`contained.py`). They share a run of exchanges of some length: sliding
+windows over one long dialogue. They share a short exchange, and one of them has no exchange of its own. Of a plain
+text, a line counts as an exchange.
 
-What many different exchanges follow or precede (a greeting, a farewell) joins nothing; a row that is nothing else is
-trained on, never held out, since others hold it.
+A set phrase (a greeting, a farewell), which has many different exchanges before or behind it, relates no rows; a row
+that is nothing else is trained on, never held out, since others contain it.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
-from tuneloop.data.dedupe.contained import Held, SharedRuns
+from tuneloop.data.dedupe.contained import Containment, SharedRuns
 from tuneloop.data.dedupe.exact import squeezed
 from tuneloop.data.dedupe.near import Pairs, groups
 from tuneloop.data.dedupe.shingles import I64, U64, mixed
 
 QUESTION = 12
-"""Characters from which on equal questions keep rows together."""
+"""Fewest characters of a question by which rows are grouped."""
 RUN = 64
-"""Characters of exchanges that rows share word for word, from which on they belong together."""
+"""Fewest characters of a shared run of exchanges by which rows are grouped."""
 _LONGEST = 64
-"""Exchanges of a run; shorter ones than a character each are none."""
+"""Most exchanges of a run."""
 CHAIN = 0.02
-"""Share of all rows that one chain of weak relations may make up; a longer one leads from one subject to the next."""
+"""Largest share of all rows in one group of weak relations; a longer chain leads from one subject to the next."""
 FEW = 16
-"""Rows that may always be one group."""
+"""Rows that one group may have in any case."""
 BRANCHES = 8
-"""Different exchanges that may follow or precede one before it counts as a set phrase."""
+"""Most different exchanges before or behind a run; with more it counts as a set phrase."""
 _STEPS = (1, 2, 4, 8, 16, 32)
-"""How far from a run exchanges are looked at: a greeting, or the head of a document, may have many."""
+"""Distances, in exchanges, at which the branches of a run are counted."""
 _CHUNK = 1 << 16
-"""Exchanges that are looked at at once."""
+"""Exchanges of one block."""
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
 def question(record: Record) -> str:
-    """All text before the first trained answer but the system prompt, case and blanks aside; of a labelled row its
-    text; "" where there is none or it is too short to tell rows apart.
+    """The normalised prompt: all text before the first trained answer but the system prompt; of a labelled row its
+    text; "" where it is missing or too short to tell rows apart.
 
     >>> from tuneloop.base.records import Message
     >>> turns = (("system", "Be brief."), ("user", "How far is the Moon?"), ("assistant", "Far."))
@@ -81,7 +81,7 @@ def exchanges(record: Record) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """Rows that belong together, both int64 [links]; and rows of set phrases, which others hold whole."""
+    """Links (i, j) of related rows, int64 [links]; and rows of set phrases, which others contain."""
 
     i: I64
     j: I64
@@ -89,7 +89,7 @@ class Shared:
 
 
 class SharedTurns:
-    """Questions and exchanges of rows in the order they were added: 8 bytes a row and 12 an exchange."""
+    """Hashes of the rows' questions and exchanges in the order of `add`: 8 bytes a row and 12 an exchange."""
 
     def __init__(self) -> None:
         self._questions, self._counts = array("q"), array("i")
@@ -104,16 +104,16 @@ class SharedTurns:
             self._sizes.extend(map(len, own))
 
     def questions(self, but: I64 | None = None) -> tuple[I64, I64]:
-        """Rows that ask the same, `but` these: each with the first one."""
+        """Links between rows with the same question, `but` these rows: (first row, other row)."""
         keys = np.frombuffer(self._questions, np.int64)
         wanted = keys != 0
         if but is not None:
             wanted[but] = False
-        asked = np.flatnonzero(wanted)
-        return _with_first(keys[asked].view(np.uint64), asked)
+        rows = np.flatnonzero(wanted)
+        return _with_first(keys[rows].view(np.uint64), rows)
 
-    def turns(self, texts: Held | None = None) -> Shared:
-        """Rows that share exchanges, or hold each other; see the head of this file. `texts` are those held as texts."""
+    def turns(self, texts: Containment | None = None) -> Shared:
+        """Rows that share exchanges or contain each other (see the module); `texts` are those contained as texts."""
         counts = np.frombuffer(self._counts, np.int32)
         if not len(counts):
             return Shared(*(np.zeros(0, np.int64),) * 3)
@@ -124,20 +124,20 @@ class SharedTurns:
             one, other = self._long(key, row)
             i, j = np.concatenate((i, one)), np.concatenate((j, other))
             one, other = _short(key, row, phrases)
-            kept = ~_large(np.concatenate((i, one)), np.concatenate((j, other)), len(counts))[one]
-            i, j = np.concatenate((i, one[kept])), np.concatenate((j, other[kept]))
+            bounded = ~_large(np.concatenate((i, one)), np.concatenate((j, other)), len(counts))[one]
+            i, j = np.concatenate((i, one[bounded])), np.concatenate((j, other[bounded]))
         apart = i != j
         return Shared(i[apart], j[apart], np.flatnonzero(phrases))
 
     def _long(self, key: U64, row: I64) -> tuple[I64, I64]:
-        """Rows that share exchanges of `RUN` characters."""
-        run, end, whole = _runs(key, np.frombuffer(self._sizes, np.int32), row)
-        telling = whole & ~_set_phrases(run, key, row, end)
+        """Links between rows that share a run of exchanges of `RUN` characters."""
+        run, end, complete = _runs(key, np.frombuffer(self._sizes, np.int32), row)
+        telling = complete & ~_set_phrases(run, key, row, end)
         telling &= _occurs_in_many(run, row)
         return _with_first(run[telling], row[telling])
 
-    def held(self) -> Held:
-        """The rows whose exchanges are, one after the other, in another row; numbered over again at each call."""
+    def held(self) -> Containment:
+        """The rows whose sequence of exchanges is contained in another row's; numbered anew at each call."""
         out = SharedRuns(1, (1,))
         for look in (out.add, out.look):
             for values, bounds, rows in self._blocks():
@@ -154,9 +154,9 @@ class SharedTurns:
                 yield keys[first:last], ends[rows[0] : rows[-1] + 2] - first, rows
 
     def inside(
-        self, held: Sequence[int], others: Sequence[int], texts: Held | None = None
+        self, held: Sequence[int], others: Sequence[int], texts: Containment | None = None
     ) -> Iterator[tuple[int, int]]:
-        """(row of `held`, row of `others`) where the second holds the first whole, which is no short set phrase."""
+        """Pairs (row of `held`, row of `others`) where the second contains the first, which is no short set phrase."""
         sizes, counts = np.frombuffer(self._sizes, np.int32), np.frombuffer(self._counts, np.int32)
         total = np.append(0, np.cumsum(sizes, dtype=np.int64))
         ends = np.cumsum(counts)
@@ -166,35 +166,35 @@ class SharedTurns:
             yield from one.inside(held, others, long | (one.branches <= BRANCHES))
 
 
-def _holding(every: Sequence[Held], rows: int) -> tuple[I64, I64, NDArray[np.bool_]]:
-    """Rows of which one holds the other, and [rows] those of set phrases. Where the first chain too many together,
-    fewer different dialogues make a phrase of what they have in common."""
+def _holding(every: Sequence[Containment], rows: int) -> tuple[I64, I64, NDArray[np.bool_]]:
+    """Links between rows of which one contains the other, and whether each row is a set phrase, bool [rows]. Where a
+    group becomes too large, the threshold of branches for a set phrase is lowered."""
     phrases = [one.branches > BRANCHES for one in every]
     most = BRANCHES
     while True:
-        i, j = (np.concatenate(side) for side in zip(*map(Held.links, every, phrases), strict=True))
+        i, j = (np.concatenate(side) for side in zip(*map(Containment.links, every, phrases), strict=True))
         large = _large(i, j, rows)
         most //= 2
         more = [(one.branches > most) & large[one.first()] & ~known for one, known in zip(every, phrases, strict=True)]
         if not most or not any(one.any() for one in more):
             break
         phrases = [known | one for known, one in zip(phrases, more, strict=True)]
-    told = np.zeros(rows, bool)
+    of_phrases = np.zeros(rows, bool)
     for one, known in zip(every, phrases, strict=True):
-        told[one.row[known[one.number]]] = True
-    free = ~told
-    return i[free[i]], j[free[i]], told
+        of_phrases[one.row[known[one.number]]] = True
+    free = ~of_phrases
+    return i[free[i]], j[free[i]], of_phrases
 
 
 def _large(i: I64, j: I64, rows: int) -> NDArray[np.bool_]:
-    """[rows]: whether these links chain too many rows together with it."""
+    """Whether each row's group of these links is too large, bool [rows]."""
     group = groups(Pairs(i.astype(np.int32), j.astype(np.int32), np.ones(len(i), np.float32)), rows)
     large: NDArray[np.bool_] = np.bincount(group, minlength=rows)[group] > max(FEW, CHAIN * rows)
     return large
 
 
 def _short(key: U64, row: I64, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
-    """Rows that have nothing of their own, and those with which they share an exchange that is no set phrase."""
+    """Links between rows without an exchange of their own and rows that share one of theirs that is no set phrase."""
     own = np.ones(len(phrases), bool)
     own[row] = False
     own[row[~_occurs_in_many(key, row)]] = True
@@ -207,7 +207,7 @@ def _short(key: U64, row: I64, phrases: NDArray[np.bool_]) -> tuple[I64, I64]:
 
 
 def _runs(key: U64, sizes: NDArray[np.int32], row: I64) -> tuple[U64, I64, NDArray[np.bool_]]:
-    """From each exchange on, the shortest run of at least `RUN` characters in its row: its number, its last exchange,
+    """The shortest run of at least `RUN` characters from each exchange on, within its row: its hash, its last exchange,
     and whether there is one."""
     run, total = mixed(key), sizes.astype(np.int64)
     end = np.arange(len(key))
@@ -224,7 +224,7 @@ def _runs(key: U64, sizes: NDArray[np.int32], row: I64) -> tuple[U64, I64, NDArr
 
 
 def _set_phrases(run: U64, key: U64, row: I64, end: I64) -> NDArray[np.bool_]:
-    """Whether many different exchanges precede or follow a run, next to it or further off; `end` is its last one."""
+    """Whether each run is a set phrase: more than BRANCHES exchanges before or behind it; `end` is its last one."""
     _, number, times = np.unique(run, return_inverse=True, return_counts=True)
     out = np.zeros(len(times), bool)
     often = np.flatnonzero(times[number] > BRANCHES)
@@ -242,17 +242,17 @@ def _set_phrases(run: U64, key: U64, row: I64, end: I64) -> NDArray[np.bool_]:
 
 
 def _occurs_in_many(key: U64, row: I64) -> NDArray[np.bool_]:
-    """Whether another row has the same key."""
+    """Whether each key also occurs in another row."""
     _, number = np.unique(key, return_inverse=True)
     least, most = np.full(len(key), row.max()), np.zeros(len(key), np.int64)
     np.minimum.at(least, number, row)
     np.maximum.at(most, number, row)
-    result: NDArray[np.bool_] = least[number] < most[number]
-    return result
+    in_many: NDArray[np.bool_] = least[number] < most[number]
+    return in_many
 
 
 def _with_first(key: U64, row: I64) -> tuple[I64, I64]:
-    """Pairs of the first row of each key, and every other row that has it; `row` ascends."""
+    """Links (first row of a key, other row with it); `row` ascends."""
     _, index, number = np.unique(key, return_index=True, return_inverse=True)
     first = row[index[number]]
     other = first < row

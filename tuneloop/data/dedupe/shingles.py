@@ -1,4 +1,4 @@
-"""What two texts have in common: the pairs of neighbouring characters (Chinese) or words (English), as numbers.
+"""Shingles of a text: hashed pairs of neighbouring characters (Chinese) or words (English); Jaccard similarity.
 
 A text is read as a row of units. A unit is one character of a script that puts no blanks between words (Han, Kana,
 Hangul, Thai, Lao, Khmer, Burmese, Tibetan, Yi), one punctuation mark or symbol, or one word: a run of other letters,
@@ -26,7 +26,7 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 CHUNK = 1 << 16
-"""Characters that are worked on at once: their arrays stay in the processor's cache."""
+"""Characters of one chunk: its arrays stay in the processor's cache."""
 _TABLE = 0x20000
 """Code points with an entry of their own; those above are rare Han characters and unnamed ones: one unit each."""
 _UNSPACED = (
@@ -35,12 +35,12 @@ _UNSPACED = (
 )  # fmt: skip
 BLANK, LETTER, ALONE = 0, 1, 2
 _BASE = 0x9E6C63D0876A9A47
-"""Of the polynomial that makes a word's number of its characters; odd, so that it has an inverse modulo 2**64."""
+"""Base of the polynomial hash of a word; odd, so that it has an inverse modulo 2**64."""
 _EDGE = 0xD1B54A32D192ED03
 
 
 def mixed(values: U64) -> U64:
-    """Each number scattered over all 64 bits (the finalizer of splitmix64; Steele, Lea & Flood 2014)."""
+    """Each number hashed to all 64 bits (the finalizer of splitmix64; Steele, Lea & Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -58,14 +58,14 @@ def shingles(text: str) -> U64:
 
 
 def jaccard(one: str, other: str) -> float:
-    """Shingles that both texts have, divided by those that either has.
+    """The Jaccard similarity of two texts: shared shingles divided by the union.
 
     >>> jaccard("word", "ward"), round(jaccard("今天天气很好我们出去走走", "今天天气很好他们出去走走"), 2)
     (0.0, 0.73)
     """
     a, b = shingles(one), shingles(other)
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / (len(a) + len(b) - both)
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
 
 
 def chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -80,7 +80,7 @@ def chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def shingled(texts: Sequence[str]) -> tuple[U64, I64]:
-    """All shingles of the texts one after another, repeated ones too, and where each text's begin (and the end)."""
+    """The shingles of the texts in order, with repeats, and the bounds of each text."""
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     joined = "\n".join(("", *texts, ""))
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -103,13 +103,13 @@ def looked_up(codes: NDArray[np.uint32]) -> tuple[U64, NDArray[np.uint8]]:
         return numbers.take(codes), kinds.take(codes)
     near = np.minimum(codes, _TABLE - 1)
     far = codes >= _TABLE
-    values, found = numbers.take(near), kinds.take(near)
-    values[far], found[far] = mixed(codes[far].astype(np.uint64)), ALONE
-    return values, found
+    values, classes = numbers.take(near), kinds.take(near)
+    values[far], classes[far] = mixed(codes[far].astype(np.uint64)), ALONE
+    return values, classes
 
 
 def _numbers(values: U64, starts: I64) -> U64:
-    """One number a unit: the sum of character times _BASE**place, where places count from the unit's start.
+    """The polynomial hash of each unit: the sum of character times _BASE**place, with places from the unit's start.
 
     Summed with places that count from the chunk's start, then divided by _BASE**start, all modulo 2**64.
     """
@@ -118,8 +118,8 @@ def _numbers(values: U64, starts: I64) -> U64:
     last = np.append(starts[1:] - 1, len(values) - 1)
     units = total[last]
     units[1:] -= total[last[:-1]]
-    result: U64 = units * inverses[starts]
-    return result
+    numbers: U64 = units * inverses[starts]
+    return numbers
 
 
 @cache
@@ -158,9 +158,9 @@ def powers(size: int) -> tuple[U64, U64]:
 
 
 def _made_powers(size: int) -> tuple[U64, U64]:
-    both = []
+    tables = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
         factors = np.full(size, base, np.uint64)
         factors[0] = 1
-        both.append(np.cumprod(factors, dtype=np.uint64))
-    return both[0], both[1]
+        tables.append(np.cumprod(factors, dtype=np.uint64))
+    return tables[0], tables[1]

@@ -14,11 +14,11 @@ from tuneloop.base.files import printable
 from tuneloop.base.language import t
 
 TOTAL = 64 << 30
-"""Unpacked bytes of one archive."""
+"""Largest unpacked size of one archive, in bytes."""
 RATIO = 500
-"""Unpacked bytes for one packed byte; text has 3 to 30, deflate can reach 1032."""
+"""Largest compression ratio (unpacked / packed bytes); text has 3 to 30, deflate can reach 1032."""
 FREE = 64 << 20
-"""Unpacked bytes below which the ratio says nothing."""
+"""Unpacked size, in bytes, below which the compression ratio is not checked."""
 MEMBERS = 200_000
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
@@ -37,7 +37,7 @@ def is_ignored(name: str) -> bool:
 
 
 def require_sane(where: str, unpacked: int, packed: int) -> None:
-    """Raise TL-DATA-BOMB where so few bytes cannot honestly hold so many."""
+    """Raise TL-DATA-BOMB for a zip bomb: above TOTAL unpacked bytes, or above RATIO."""
     if unpacked > TOTAL or (unpacked > FREE and unpacked > RATIO * max(packed, 1)):
         raise DataError("TL-DATA-BOMB", where=where, unpacked=unpacked >> 20, packed=round(packed / (1 << 20), 2))
 
@@ -102,12 +102,15 @@ def _problem(info: zipfile.ZipInfo) -> str:
 def member(path: Path, name: str) -> BinaryIO:
     """The unpacked bytes of one member; raises zipfile's errors and OSError."""
     status = path.stat()
-    return cast(BinaryIO, _kept(path, status.st_mtime_ns, status.st_size).open(name))
+    return cast(BinaryIO, _cached_archive(path, status.st_mtime_ns, status.st_size).open(name))
 
 
 def title(name: str, path: Path) -> str:
-    """A member's name as it was meant: names of Chinese Windows are GBK, and zip reads them as code page 437."""
-    if name.isascii() or _kept(path, path.stat().st_mtime_ns, path.stat().st_size).getinfo(name).flag_bits & 0x800:
+    """A member's decoded file name: Chinese Windows writes GBK, which zipfile reads as code page 437."""
+    if (
+        name.isascii()
+        or _cached_archive(path, path.stat().st_mtime_ns, path.stat().st_size).getinfo(name).flag_bits & 0x800
+    ):
         return printable(name)
     try:
         return name.encode("cp437").decode("gb18030")
@@ -116,8 +119,8 @@ def title(name: str, path: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _kept(path: Path, _time: int, _size: int) -> zipfile.ZipFile:
-    """The archive, kept open: its list of contents is long to read where it has many members."""
+def _cached_archive(path: Path, _time: int, _size: int) -> zipfile.ZipFile:
+    """The open zip file, cached: its central directory is slow to read where it has many members."""
     return zipfile.ZipFile(path)
 
 

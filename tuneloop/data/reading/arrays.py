@@ -13,17 +13,17 @@ from tuneloop.data.reading.containers import Blob
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NEAR = 16
-"""A fault so near to the end of the text read so far may be only its end: the longest word of JSON is -Infinity."""
+"""Characters at the end of the buffer in which a parse error may be a truncated token; the longest is -Infinity."""
 
 
 def load(blob: Blob, encoding: str) -> Any:
     """The whole document; raises TL-DATA-JSON with line and column, TL-DATA-WHOLE where it is too large."""
-    data = blob.whole()
+    content = blob.read_bytes()
     try:
-        text = data.decode(encoding, "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape")
+        text = content.decode(encoding, "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape")
     except LookupError:  # two encodings in one file
         text = "".join(encodings.lines(blob, encoding))
-    del data
+    del content
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
@@ -45,7 +45,7 @@ def elements(blob: Blob, encoding: str) -> Iterator[Any]:
         else:
             while True:
                 number += 1
-                yield window.value()
+                yield window.element()
                 if window.step(",]") == "]":
                     break
         window.end()
@@ -58,7 +58,7 @@ def elements(blob: Blob, encoding: str) -> Iterator[Any]:
 
 
 def _tell(blob: Blob, encoding: str, number: int, error: Exception) -> None:
-    """Raise with the line and column of the fault, which the whole document is read for; else with the element."""
+    """Raise TL-DATA-JSON with line and column, by parsing the whole document; else with the element's number."""
     where = f"{blob.where}:{number}"
     try:
         load(blob, encoding)
@@ -73,7 +73,7 @@ class _TooLong(Exception):
 
 
 class _Window:
-    """A piece of the text that grows at its end and is forgotten behind the place that was reached."""
+    """A sliding buffer over the text: extended on demand, dropped behind the cursor `at`."""
 
     def __init__(self, chunks: Iterator[str]) -> None:
         self.chunks, self.text, self.at, self.ended = chunks, "", 0, False
@@ -82,8 +82,8 @@ class _Window:
         if self.text.startswith("\ufeff", self.at):
             self.at += 1
 
-    def grow(self, size: int) -> None:
-        """At least `size` more characters, unless the text ends."""
+    def extend(self, size: int) -> None:
+        """Read at least `size` more characters, unless the text ends."""
         parts = [self.text[self.at :]]
         while size > 0 and not self.ended:
             piece = next(self.chunks, "")
@@ -93,16 +93,16 @@ class _Window:
         self.text, self.at = "".join(parts), 0
 
     def next(self) -> str:
-        """The next character that is no blank; nothing at the end."""
+        """The next character that is no blank, not consumed; "" at the end."""
         while True:
             match = _BLANK.match(self.text, self.at)
             self.at = match.end() if match else self.at
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
-            self.grow(1)
+            self.extend(1)
 
     def step(self, wanted: str) -> str:
-        """Pass one of the wanted characters; raise ValueError at another one."""
+        """Consume one of the wanted characters; raise ValueError at another one."""
         char = self.next()
         if not char or char not in wanted:
             raise ValueError(f"Expecting {' or '.join(wanted)}")
@@ -113,24 +113,24 @@ class _Window:
         if self.next():
             raise ValueError("Extra data")
 
-    def _cut(self, value: Any, end: int) -> bool:
-        """Whether a number may go on behind the window: 12 of 12.5e3 is a number too."""
+    def _cut(self, element: Any, end: int) -> bool:
+        """Whether a number may be truncated at the buffer's end: 12 of 12.5e3 is a number too."""
         rest = self.text[end : end + _NEAR]
-        return isinstance(value, int | float) and len(rest) < _NEAR and not rest.strip("0123456789+-.eE")
+        return isinstance(element, int | float) and len(rest) < _NEAR and not rest.strip("0123456789+-.eE")
 
-    def value(self) -> Any:
-        """Pass one value. Where it does not end in the window, the window is doubled, so that the work stays linear."""
+    def element(self) -> Any:
+        """Consume and decode one JSON value; while it is incomplete the buffer is doubled, so the work stays linear."""
         self.next()
         while True:
             length = len(self.text) - self.at
             try:
-                value, end = self.decode(self.text, self.at)
-                if self.ended or not self._cut(value, end):
+                element, end = self.decode(self.text, self.at)
+                if self.ended or not self._cut(element, end):
                     self.at = end
-                    return value
+                    return element
             except json.JSONDecodeError as error:
                 if self.ended or (error.pos < len(self.text) - _NEAR and not error.msg.startswith("Unterminated")):
                     raise
             if length > containers.ROW:
                 raise _TooLong
-            self.grow(max(length, 1))
+            self.extend(max(length, 1))

@@ -18,11 +18,11 @@ ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "
 """What a spreadsheet shows in a cell that has no value because something is wrong; also in its CSV export."""
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
 _LOCAL = frozenset(("mm-dd-yy", "m/d/yy", "m/d/yyyy", "m/d/yy h:mm", "m/d/yyyy h:mm"))
-"""Formats that each Excel shows in the order of its own country: ISO's is the one that all understand."""
+"""Date formats that Excel shows in the order of its locale; they are written as ISO 8601."""
 
 
-def shown(value: Any, code: str = "General") -> str:
-    r"""A value in its number format.
+def shown(content: Any, code: str = "General") -> str:
+    r"""The text of a cell: its value in its number format.
 
     >>> [shown(v) for v in (None, 1.0, 2.5, True, "x")]
     ['', '1', '2.5', 'TRUE', 'x']
@@ -31,37 +31,37 @@ def shown(value: Any, code: str = "General") -> str:
     >>> shown(datetime(2026, 5, 4), "DD.MM.YYYY"), shown(time(9, 30), "h:mm AM/PM"), shown("a_x000D_b")
     ('04.05.2026', '9:30 AM', 'a\nb')
     """
-    if value is None:
+    if content is None:
         return ""
-    if isinstance(value, str):
-        return _unescaped(value)
-    if isinstance(value, bool):
-        return "TRUE" if value else "FALSE"
-    if isinstance(value, datetime | date | time):
-        return _moment(value, "" if code in _LOCAL or "[$-F" in code else _sections(code)[0])
-    if isinstance(value, timedelta):
-        return _span(value, _sections(code)[0])
-    if isinstance(value, int | float):
-        return _number(value, code) or _plain(value)
-    return str(value)
+    if isinstance(content, str):
+        return _unescaped(content)
+    if isinstance(content, bool):
+        return "TRUE" if content else "FALSE"
+    if isinstance(content, datetime | date | time):
+        return _moment(content, "" if code in _LOCAL or "[$-F" in code else _sections(code)[0])
+    if isinstance(content, timedelta):
+        return _span(content, _sections(code)[0])
+    if isinstance(content, int | float):
+        return _number(content, code) or _general(content)
+    return str(content)
 
 
 def _unescaped(text: str) -> str:
     """Characters that XML cannot hold are written as _xHHHH_; a carriage return is a line break."""
     if "_x" in text:
-        text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+        text = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _plain(value: int | float) -> str:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:.15g}" if isinstance(value, float) else str(value)  # Excel keeps 15 digits
+def _general(number: int | float) -> str:
+    if isinstance(number, float) and number.is_integer() and abs(number) < 1e15:
+        return str(int(number))
+    return f"{number:.15g}" if isinstance(number, float) else str(number)  # Excel keeps 15 digits
 
 
 @lru_cache(maxsize=512)
 def _sections(code: str) -> tuple[str, ...]:
-    """The parts of a format, for positive, negative and zero; colours, conditions and locales are left out."""
+    """The sections of a number format, for positive, negative and zero, without colours, conditions and locales."""
     bare = re.sub(r"\[\$([^\]-]*)[^\]]*\]", r'"\1"', code)
     bare = re.sub(r"\[(?!h+\]|m+\]|s+\])[^\]]*\]", "", bare, flags=re.IGNORECASE)
     parts, quoted = [""], False
@@ -78,27 +78,27 @@ def _sections(code: str) -> tuple[str, ...]:
 _PIECE = re.compile(r'"([^"]*)"|\\(.)|_.|\*.|([0#?.,]*[0#?][0#?.,]*)|([^0#?"\\_*]+)')
 
 
-def _number(value: int | float, code: str) -> str:
-    """A number in a format of digits, powers of ten or fractions; nothing where the format is another one (General)."""
+def _number(number: int | float, code: str) -> str:
+    """A number in a decimal, scientific or fraction format; "" where the format is another one (General)."""
     parts = _sections(code)
-    negative = value < 0
-    part = parts[1] if negative and len(parts) > 1 else parts[2] if value == 0 and len(parts) > 2 else parts[0]
+    negative = number < 0
+    part = parts[1] if negative and len(parts) > 1 else parts[2] if number == 0 and len(parts) > 2 else parts[0]
     outside = re.sub(r'"[^"]*"|\\.', "", part)
     if part and not outside.strip():
         return re.sub(r'["\\]', "", part)
     if special := _POWER.fullmatch(part) or _FRACTION.fullmatch(part):
-        text = (_power if special.re is _POWER else _fraction)(abs(value), special)
+        text = (_power if special.re is _POWER else _fraction)(abs(number), special)
         return ("-" if negative and len(parts) < 2 else "") + text
     if not re.search("[0#]", outside) or re.search(r"[Ee][+-]|/|General|@", outside):
         return ""
     try:
-        amount = abs(Decimal(repr(value)))
+        amount = abs(Decimal(repr(number)))
     except InvalidOperation:
         return ""
     amount *= Decimal(100) ** outside.count("%")
     out, done = "", False
-    for found in _PIECE.finditer(part):
-        text, escaped, digits, sign = found.groups()
+    for piece in _PIECE.finditer(part):
+        text, escaped, digits, sign = piece.groups()
         if digits and not done:
             out, done = out + _digits(amount, digits), True
         elif digits:
@@ -113,15 +113,15 @@ _POWER = re.compile(r"([0#]+)(?:\.([0#]*))?[Ee]([+-])(0+)")
 _FRACTION = re.compile(r"(?:([#0?]+) +)?([#0?]+) ?/ ?([#0?]+|[1-9]\d*)")
 
 
-def _power(value: int | float, form: re.Match[str]) -> str:
-    """A number in powers of ten; as many digits before the point as the format has give steps of that many.
+def _power(number: int | float, form: re.Match[str]) -> str:
+    """A number in scientific notation; n digits before the format's point make the exponent a multiple of n.
 
     >>> shown(1e-5, "0.00E+00"), shown(12345.0, "##0.0E+0"), shown(-0.5, "0E-0")
     ('1.00E-05', '12.3E+3', '-5E-1')
     """
     step, places = len(form[1]), len(form[2] or "")
-    power = 0 if not value else Decimal(repr(value)).adjusted() // step * step
-    amount = Decimal(repr(value)).scaleb(-power)
+    power = 0 if not number else Decimal(repr(number)).adjusted() // step * step
+    amount = Decimal(repr(number)).scaleb(-power)
     rounded = amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
     if rounded >= Decimal(10) ** step:
         power, rounded = power + step, rounded.scaleb(-step).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
@@ -129,13 +129,13 @@ def _power(value: int | float, form: re.Match[str]) -> str:
     return f"{rounded:f}E{sign}{abs(power):0{len(form[4])}}"
 
 
-def _fraction(value: int | float, form: re.Match[str]) -> str:
-    """A number as a fraction, with the whole part apart where the format has one.
+def _fraction(number: int | float, form: re.Match[str]) -> str:
+    """A number as a fraction, a mixed one where the format has an integer part.
 
     >>> [shown(n, "# ?/?") for n in (0.5, 2.25, 3.0, 0.0)], shown(1.5, "?/?"), shown(0.5, "# ?/8")
     (['1/2', '2 1/4', '3', '0'], '3/2', '4/8')
     """
-    exact, below = Fraction(repr(value)), form[3]
+    exact, below = Fraction(repr(number)), form[3]
     if below.isdecimal() and below.strip("0"):
         last = int(below)
         over = int(exact * last + Fraction(1, 2))
@@ -144,24 +144,24 @@ def _fraction(value: int | float, form: re.Match[str]) -> str:
         over, last = near.numerator, near.denominator
     if not form[1]:
         return f"{over}/{last}"
-    whole, over = divmod(over, last)
+    integer, over = divmod(over, last)
     if not over:
-        return str(whole)
-    return f"{whole} {over}/{last}" if whole or "0" in form[1] else f"{over}/{last}"
+        return str(integer)
+    return f"{integer} {over}/{last}" if integer or "0" in form[1] else f"{over}/{last}"
 
 
 def _digits(amount: Decimal, pattern: str) -> str:
     while pattern.endswith(","):  # a comma behind the digits divides by a thousand
         amount, pattern = amount / 1000, pattern[:-1]
-    whole, _, decimals = pattern.partition(".")
+    integer, _, decimals = pattern.partition(".")
     places = sum(c in "0#?" for c in decimals)
     text = f"{amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
     head, _, tail = text.partition(".")
     least = sum(c == "0" for c in decimals)
     while len(tail) > least and tail.endswith("0"):
         tail = tail[:-1]
-    head = head.rjust(sum(c == "0" for c in whole), "0") if head != "0" or "0" in whole else ""
-    if "," in whole:
+    head = head.rjust(sum(c == "0" for c in integer), "0") if head != "0" or "0" in integer else ""
+    if "," in integer:
         head = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",", head)
     return f"{head}.{tail}" if tail or "." in pattern else head
 
@@ -171,16 +171,16 @@ _MOMENT = re.compile(
 )
 
 
-def _moment(value: datetime | date | time, code: str) -> str:
-    """A date or time in its format; in ISO's where that has neither in it. A date alone has no midnight."""
-    pieces = [found.groups() for found in _MOMENT.finditer(code)]
+def _moment(moment: datetime | date | time, code: str) -> str:
+    """A date or time in its format; in ISO 8601 where the format has no date or time token. Midnight is not shown."""
+    pieces = [match.groups() for match in _MOMENT.finditer(code)]
     tokens = [token.lower() for _, _, token, _ in pieces if token]
-    lacks = isinstance(value, time) and any(x[0] in "yd" for x in tokens)
+    lacks = isinstance(moment, time) and any(x[0] in "yd" for x in tokens)
     if not any(x[0] in "ymdhs" for x in tokens) or any(x[0] == "[" for x in tokens) or lacks:
-        if isinstance(value, datetime):
-            return value.date().isoformat() if value.time() == time() else value.isoformat(" ", "seconds")
-        return value.isoformat()
-    day = _instant(value)
+        if isinstance(moment, datetime):
+            return moment.date().isoformat() if moment.time() == time() else moment.isoformat(" ", "seconds")
+        return moment.isoformat()
+    day = _instant(moment)
     half = any(x in ("am/pm", "a/p", "上午/下午") for x in tokens)
     out, seen = "", -1
     for text, escaped, token, other in pieces:
@@ -194,12 +194,12 @@ def _moment(value: datetime | date | time, code: str) -> str:
     return out.strip()
 
 
-def _instant(value: datetime | date | time) -> datetime:
-    if isinstance(value, datetime):
-        return value
-    if isinstance(value, time):
-        return datetime.combine(date(1900, 1, 1), value)
-    return datetime.combine(value, time())
+def _instant(moment: datetime | date | time) -> datetime:
+    if isinstance(moment, datetime):
+        return moment
+    if isinstance(moment, time):
+        return datetime.combine(date(1900, 1, 1), moment)
+    return datetime.combine(moment, time())
 
 
 def _part(day: datetime, token: str, minutes: bool, half: bool) -> str:
@@ -223,15 +223,15 @@ def _part(day: datetime, token: str, minutes: bool, half: bool) -> str:
 _PASSED = re.compile(r'"([^"]*)"|\\(.)|_.|(\[[hms]+\]|h+|m+|s+)|(.)', re.IGNORECASE)
 
 
-def _span(value: timedelta, code: str) -> str:
-    """A length of time in its format: what stands in brackets counts on beyond a day, an hour or a minute.
+def _span(duration: timedelta, code: str) -> str:
+    """A duration in its format: a unit in brackets is elapsed time and does not wrap at a day, an hour or a minute.
 
     >>> _span(timedelta(hours=30), "[h]:mm"), _span(timedelta(hours=30), "[mm]:ss"), _span(timedelta(hours=30), "")
     ('30:00', '1800:00', '30:00:00')
     """
-    total = round(value.total_seconds())
+    total = round(duration.total_seconds())
     sign, total = ("-", -total) if total < 0 else ("", total)
-    pieces = [found.groups() for found in _PASSED.finditer(code)]
+    pieces = [match.groups() for match in _PASSED.finditer(code)]
     if not any(token and token[0] == "[" for _, _, token, _ in pieces):
         return f"{sign}{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"
     out = ""

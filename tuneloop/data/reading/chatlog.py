@@ -1,4 +1,4 @@
-"""Chats as a messenger or a person writes them down: who spoke, mostly when, and what was said.
+"""Chat logs, exported by a messenger or typed by a person: speakers, mostly timestamps, and messages.
 
 WeChat (copied, or sent as a mail), QQ and WhatsApp exports, and transcripts such as "客服：您好". A pause of an hour
 begins a new dialogue. Who the model is to learn from is known by names such as 客服 and 我; else the recipe says it.
@@ -36,7 +36,7 @@ FORMS = tuple(
         rf"{_NAME}{_ID}\s?[:：]",
     )
 )
-"""A line that begins a message, the whole line. Without `text`, what is said stands below."""
+"""Header lines of a message, matched as a whole. Without a group `text` the message stands on the lines below."""
 _DAY = re.compile(rf"[\s—–=-]*{_DATE}[\s—–=-]*(?:星期.|周.)?[\s—–=-]*")
 _LEVELS = frozenset(("info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"))
 _SERVICE = re.compile(
@@ -45,19 +45,19 @@ _SERVICE = re.compile(
     re.IGNORECASE,
 )
 _SELF = frozenset(("我", "本人", "自己", "me", "myself", "you"))
-"""What exporters call the one whose chat it is."""
+"""Names that exports give the owner of the chat."""
 PAUSE = timedelta(hours=1)
 LEAST = 4
-"""Messages from which lines are a chat."""
+"""Fewest messages that make a chat log."""
 
 
 def _header(form: re.Pattern[str], line: str) -> re.Match[str] | None:
-    found = form.fullmatch(line.strip("\ufeff \t\r\n"))
-    return found if found and found["name"].strip().casefold() not in _LEVELS else None
+    match = form.fullmatch(line.strip("\ufeff \t\r\n"))
+    return match if match and match["name"].strip().casefold() not in _LEVELS else None
 
 
 def recognise(head: Sequence[str], named: str = "") -> tuple[int, tuple[str, ...]] | None:
-    """The number of the form that these lines have, and who speaks, most often first; None where it is no chat.
+    """The index in FORMS of these lines' headers, and the speakers, most frequent first; None where it is no chat log.
 
     Without times, headings of any text look like names: one must be `named` by the recipe, or be an assistant's.
     """
@@ -69,16 +69,16 @@ def recognise(head: Sequence[str], named: str = "") -> tuple[int, tuple[str, ...
             continue
         beside = "text" not in form.groupindex
         timed = "time" in form.groupindex
-        said = sum(b - a > 1 for a, b in pairwise([*at, len(full)])) if beside else len(at)
+        with_text = sum(b - a > 1 for a, b in pairwise([*at, len(full)])) if beside else len(at)
         dense = len(at) >= (0.2 if beside else 0.6) * len(full)
         certain = timed or (len(names) * 2 <= len(at) and (named in names or bool(learner(names))))
-        if dense and said >= 0.8 * len(at) and certain:
+        if dense and with_text >= 0.8 * len(at) and certain:
             return n, tuple(name for name, _ in names.most_common())
     return None
 
 
 def learner(speakers: Iterable[str]) -> tuple[str, ...]:
-    """Who answers in a chat: those who serve, else the one whose chat it is; nobody where that cannot be told.
+    """The speakers to train as the assistant: service staff, else the owner of the chat; () where neither is known.
 
     >>> learner(["小王", "客服小美"]), learner(["妈妈", "我"]), learner(["张三", "李四"])
     (('客服小美',), ('我',), ())
@@ -93,20 +93,20 @@ def learner(speakers: Iterable[str]) -> tuple[str, ...]:
 def rows(blob: Blob, encoding: str, form: int, ours: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The dialogues, each with the line where it starts, as {"messages": turns}.
 
-    `ours` are the speakers that are the assistant; one with a name of a service is too, where those are such.
+    `ours` are the assistant's names; where one of them is a service's, all speakers with a service's name count.
     """
     serves = any(map(_SERVICE.search, ours))
     start, turns, last = 0, list[dict[str, str]](), None
     day = ""
     for number, line in enumerate(lines(blob, encoding), 1):
-        found = _header(FORMS[form], line)
-        if not found:
+        header = _header(FORMS[form], line)
+        if not header:
             if form == 3 and (date := _DAY.fullmatch(line.rstrip("\r\n"))):
                 day = date["date"]
             elif turns:
                 turns[-1]["content"] += line
             continue
-        parts = found.groupdict()
+        parts = header.groupdict()
         now = _moment(parts.get("date") or day, parts.get("time") or "")
         if turns and now and last and abs(now - last) > PAUSE:
             yield start, _dialogue(turns)
@@ -121,7 +121,7 @@ def rows(blob: Blob, encoding: str, form: int, ours: Collection[str]) -> Iterato
 
 
 def _dialogue(turns: list[dict[str, str]]) -> dict[str, Any]:
-    """What one says in several messages is one turn."""
+    """The dialogue of some messages: neighbouring ones of a role are one turn."""
     out: list[dict[str, str]] = []
     for turn in turns:
         text = turn["content"].strip("\ufeff\r\n \t")
@@ -133,7 +133,7 @@ def _dialogue(turns: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _moment(date: str, time: str) -> datetime | None:
-    """The time of a message; of a date such as 3/4/24 only as far as the order of its numbers is known."""
+    """The timestamp of a message, None if there is none; day and month of 3/4/24 may be exchanged."""
     days = [int(part) for part in re.findall(r"\d+", date)]
     clock = [int(part) for part in re.findall(r"\d+", time)]
     if len(clock) < 2:

@@ -1,4 +1,4 @@
-"""Tables of columns: Parquet, and Arrow as a file or as a stream (what `datasets` saves)."""
+"""Columnar files: Parquet, and Arrow as a file or as a stream (what `datasets` saves)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH = 1024
 
 
 def kind(head: bytes) -> str:
-    """ "parquet", "arrow" (a file), "arrow stream", or nothing."""
+    """The columnar format by its magic bytes: "parquet", "arrow" (a file), "arrow stream", or ""."""
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):
@@ -24,7 +24,8 @@ def kind(head: bytes) -> str:
 
 
 @contextmanager
-def _told(blob: Blob, container: str) -> Iterator[None]:
+def _format_errors(blob: Blob, container: str) -> Iterator[None]:
+    """Raise pyarrow's errors as TL-DATA-PARQUET or TL-DATA-ARROW."""
     import pyarrow as pa
 
     try:
@@ -39,7 +40,7 @@ def _batches(blob: Blob, container: str, size: int) -> Generator[Any, None, None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = pa.OSFile(os.fspath(blob.path)) if blob.plain else pa.BufferReader(blob.whole())
+    source = pa.OSFile(os.fspath(blob.path)) if blob.is_plain_file else pa.BufferReader(blob.read_bytes())
     with source:
         if container == "parquet":
             with pq.ParquetFile(source) as file:
@@ -57,23 +58,23 @@ def _batches(blob: Blob, container: str, size: int) -> Generator[Any, None, None
 
 def head(blob: Blob, container: str, count: int) -> tuple[tuple[str, ...], list[Any]]:
     """The columns' names and the first rows. Raises TL-DATA-PARQUET or TL-DATA-ARROW."""
-    with _told(blob, container):
+    with _format_errors(blob, container):
         batches = _batches(blob, container, count)
         names = tuple(next(batches))
-        found: list[Any] = []
+        first: list[Any] = []
         for batch in batches:
             batch.validate(full=True)  # pyarrow trusts what it reads: wrong offsets would crash the process
-            found += _rows(batch.slice(0, count - len(found)))
-            if len(found) >= count:
+            first += _rows(batch.slice(0, count - len(first)))
+            if len(first) >= count:
                 break
         batches.close()
-        return names, found
+        return names, first
 
 
 def rows(blob: Blob, container: str) -> Iterator[tuple[int, Any]]:
     """Every row with its number. Raises TL-DATA-PARQUET or TL-DATA-ARROW."""
     number = 0
-    with _told(blob, container):
+    with _format_errors(blob, container):
         batches = _batches(blob, container, BATCH)
         next(batches)
         for batch in batches:
@@ -85,18 +86,18 @@ def rows(blob: Blob, container: str) -> Iterator[tuple[int, Any]]:
 
 
 def _rows(batch: Any) -> list[dict[str, Any]]:
-    """The rows as JSON would have them: an object has no keys that only other rows' objects have."""
+    """The rows of a record batch as dicts, nested ones without the null fields that Arrow adds for other rows' keys."""
     import pyarrow as pa
 
     nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
     rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="lossy")
     for row in rows if nested else ():
         for name in nested:
-            row[name] = _plain(row[name])
+            row[name] = _without_nulls(row[name])
     return rows
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+def _without_nulls(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return {key: _without_nulls(inner) for key, inner in cell.items() if inner is not None}
+    return [_without_nulls(inner) for inner in cell] if isinstance(cell, list) else cell

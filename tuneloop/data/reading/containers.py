@@ -1,6 +1,6 @@
-"""Where the bytes of a source lie, and how they are unpacked: a file, or a member of a zip, compressed or not.
+"""The bytes of a source: a file or a member of a zip, decompressed as a stream.
 
-What is packed is read as a stream and counted; nothing is ever unpacked to the disk.
+Decompressed bytes are counted against zip bombs; nothing is ever unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tuneloop.base.language import t
 from tuneloop.data.reading import archives
 
 ROW = 64 << 20
-"""Characters or bytes of the longest row; a longer one is no row but a mistake."""
+"""Longest row, in characters or bytes; a longer one is a mistake."""
 WHOLE = 256 << 20
-"""Bytes of what has to be in memory at once: an object of JSON, a packed Parquet or Excel file."""
+"""Largest size, in bytes, of what must be in memory as a whole: a JSON object, a compressed Parquet or Excel file."""
 _PACKED = ((b"\x1f\x8b\x08", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"))
 _REFUSED = ((b"7z\xbc\xaf", "7z"), (b"Rar!", "rar"), (b"%PDF", "PDF"), (b"\xd0\xcf\x11\xe0", "xls / doc"),
             (b"SQLite format 3\0", "SQLite"), (b"FEA1", "Feather v1"), (b"\x80\x02", "pickle"), (b"\x80\x03", "pickle"),
@@ -48,13 +48,13 @@ class Blob:
         return "!/".join(printable(part) for part in (self.path, self.member, self.sheet) if part)
 
     @property
-    def plain(self) -> bool:
-        """Whether the bytes lie in the file as they are."""
+    def is_plain_file(self) -> bool:
+        """Whether the bytes are the file itself, neither compressed nor in an archive."""
         return not (self.member or self.compression)
 
     def open(self) -> BinaryIO:
         """The unpacked bytes; raises OSError, TL-DATA-ARCHIVE, TL-DATA-BOMB, the last two while reading too."""
-        if self.plain:
+        if self.is_plain_file:
             return self.path.open("rb")
         size = self.path.stat().st_size
         try:
@@ -64,13 +64,13 @@ class Blob:
             raise DataError("TL-DATA-ARCHIVE", where=self.where, error=str(error) or type(error).__name__) from error
         return io.BufferedReader(_Counted(inner, self.where, size), 1 << 16)
 
-    def whole(self) -> bytes:
+    def read_bytes(self) -> bytes:
         """All of the bytes; raises TL-DATA-WHOLE where they are more than WHOLE."""
-        if not self.plain or self.path.stat().st_size <= WHOLE:
+        if not self.is_plain_file or self.path.stat().st_size <= WHOLE:
             with closing(self.open()) as handle:
-                data = handle.read(WHOLE + 1)
-            if len(data) <= WHOLE:
-                return data
+                content = handle.read(WHOLE + 1)
+            if len(content) <= WHOLE:
+                return content
         raise DataError("TL-DATA-WHOLE", where=self.where, limit=WHOLE >> 20)
 
 
@@ -78,7 +78,7 @@ _BROKEN = (EOFError, zlib.error, lzma.LZMAError, BadZipFile, NotImplementedError
 
 
 class _Counted(io.RawIOBase):
-    """A stream of unpacked bytes that stops where they become too many for what they were packed in."""
+    """A raw stream that counts decompressed bytes and raises TL-DATA-BOMB above the ratio or total of `archives`."""
 
     def __init__(self, inner: Any, where: str, packed: int) -> None:
         self.inner, self.where, self.packed, self.count = inner, where, packed, 0
@@ -88,13 +88,13 @@ class _Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self.inner.read(len(buffer))
+            chunk = self.inner.read(len(buffer))
         except (OSError, *_BROKEN) as error:
             raise DataError("TL-DATA-ARCHIVE", where=self.where, error=str(error) or type(error).__name__) from error
-        self.count += len(data)
+        self.count += len(chunk)
         archives.require_sane(self.where, self.count, self.packed)
-        buffer[: len(data)] = data
-        return len(data)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
     def close(self) -> None:
         if not self.closed:
@@ -120,7 +120,7 @@ def open_bytes(path: Path, member: str = "") -> BinaryIO:
 
 
 def resolved(blob: Blob) -> tuple[Blob, bytes]:
-    """The blob with its compression found out, and its first bytes.
+    """The blob with its compression detected, and its first 4096 bytes.
 
     Raises TL-DATA-MISSING, -FOLDER, -UNREADABLE, -BINARY, and -NESTED where what was unpacked is packed again.
     """
@@ -132,14 +132,14 @@ def resolved(blob: Blob) -> tuple[Blob, bytes]:
     if not path.is_file():
         raise DataError("TL-DATA-UNREADABLE", where=printable(path), error=t("not a regular file"))
     head = _head(blob)
-    packed = next((name for mark, name in _PACKED if head.startswith(mark)), "")
+    packed = next((name for magic, name in _PACKED if head.startswith(magic)), "")
     if packed and not blob.compression:
         blob = replace(blob, compression=packed)
         head = _head(blob)
-        packed = next((name for mark, name in _PACKED if head.startswith(mark)), "")
-    if packed or (archives.is_zip(head) and not blob.plain and not is_workbook(blob, head)):
+        packed = next((name for magic, name in _PACKED if head.startswith(magic)), "")
+    if packed or (archives.is_zip(head) and not blob.is_plain_file and not is_workbook(blob, head)):
         raise DataError("TL-DATA-NESTED", where=blob.where, kind=packed or "zip")
-    refused = next((name for mark, name in _REFUSED if head.startswith(mark)), "")
+    refused = next((name for magic, name in _REFUSED if head.startswith(magic)), "")
     if head[257:262] == b"ustar":
         refused = "tar"
     if len(head) >= 512 and not head.strip(b"\0"):
@@ -158,19 +158,19 @@ def is_workbook(blob: Blob, head: bytes) -> bool:
     """Whether this is an Excel file: a zip with a workbook in it."""
     if not archives.is_zip(head):
         return False
-    if blob.plain:
+    if blob.is_plain_file:
         return archives.is_workbook(blob.path)
-    return archives.is_workbook(cast(Any, io.BytesIO(blob.whole())))
+    return archives.is_workbook(cast(Any, io.BytesIO(blob.read_bytes())))
 
 
 def blobs(path: Path) -> list[Blob]:
     """The sources in a file: its members if it is a zip, else itself. Raises as `resolved` and `archives.members`."""
     blob, head = resolved(Blob(path))
-    if not blob.plain or not archives.is_zip(head) or archives.is_workbook(path):
+    if not blob.is_plain_file or not archives.is_zip(head) or archives.is_workbook(path):
         return [blob]
     return [Blob(path, member) for member in archives.members(path)]
 
 
 def members(path: Path) -> tuple[str, ...]:
-    """The names in a zip that are read; nothing for any other file."""
+    """Names of a zip's members that are read; () for any other file."""
     return tuple(blob.member for blob in blobs(path) if blob.member)

@@ -1,7 +1,7 @@
-"""The encoding of a text, found out by its bytes, and the text read with it.
+"""Encoding detection from the bytes of a text, and decoding.
 
-UTF-8, UTF-16 and UTF-32 are recognised by their marks and their rules. The older encodings have no rules that would
-rule the others out: there the text decides which letters it would be made of, and an implausible one is refused.
+UTF-8, UTF-16 and UTF-32 are recognised by their byte order mark and by being valid. Legacy encodings accept nearly all
+bytes: there letter frequencies of the decoded text decide, and an implausible text is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tuneloop.data.reading.containers import Blob
 
 _BLOCK = 1 << 20
 FEW = 4
-"""Characters beyond ASCII that say nothing of the encoding, except of a Western one."""
+"""Fewest non-ASCII characters by which a legacy encoding is detected, except a Western one."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _NO_TEXT = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
@@ -37,9 +37,9 @@ _SIGNS = frozenset("’‘“”„«»‹›–—…€£¥§©®™°±²³µ
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What text of some languages is made of.
+    """Letter frequencies of a script, and the legacy codecs that write it.
 
-    `frequent` letters are at least the share `least`, and usually `usual`, of the characters beyond ASCII.
+    `frequent` letters are at least the share `least`, and usually `usual`, of the non-ASCII characters.
     """
 
     codecs: tuple[str, ...]
@@ -50,7 +50,7 @@ class Script:
     usual: float
 
     def score(self, text: str) -> float:
-        """Share of frequent letters among the characters beyond ASCII, less where others are strange.
+        """Share of frequent letters among the non-ASCII characters, times the share of plausible ones.
 
         0 where the text is not of this script, or too short to tell.
         """
@@ -77,13 +77,13 @@ _SCRIPTS = (
 def named(name: str, where: str) -> str:
     """The codec that the recipe names; raises TL-DATA-ENCODING-NAME."""
     try:
-        found = codecs.lookup(name)
+        codec = codecs.lookup(name)
         "".encode(name)
     except (LookupError, ValueError, TypeError) as error:
         raise DataError("TL-DATA-ENCODING-NAME", where=where, name=name) from error
-    if not getattr(found, "_is_text_encoding", True) or found.name in _NO_TEXT:
+    if not getattr(codec, "_is_text_encoding", True) or codec.name in _NO_TEXT:
         raise DataError("TL-DATA-ENCODING-NAME", where=where, name=name)
-    return found.name
+    return codec.name
 
 
 def detect(blob: Blob, head: bytes) -> str:
@@ -92,7 +92,7 @@ def detect(blob: Blob, head: bytes) -> str:
     The name of a codec, or "utf-8+gb18030" where some lines are in the one and some in the other. A few broken lines in
     UTF-8 are allowed: they go to the ledger row by row. Raises TL-DATA-ENCODING.
     """
-    marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
+    marked = next((name for bom, name in _MARKS if head.startswith(bom)), "")
     try:
         if marked.startswith("utf-16") or marked == "utf-32":
             _must_decode(blob, marked)
@@ -120,7 +120,7 @@ def _plausible_utf16(head: bytes, encoding: str) -> bool:
 
 
 def _is_usual(c: str) -> bool:
-    """Whether a character is one that texts are made of, and not what wrong byte pairs give."""
+    """Whether a character is common in texts; a wrong byte order gives others."""
     if c.isascii():
         return c.isprintable() or c in "\r\n\t"
     high = "\u2010" <= c <= "\u206f" or "\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef"
@@ -129,9 +129,9 @@ def _is_usual(c: str) -> bool:
 
 @dataclass(slots=True)
 class _Survey:
-    """Lines in ASCII, lines in UTF-8, lines in neither, the first of those, and some of their bytes."""
+    """Line counts: ASCII, UTF-8 (`good`), neither (`bad`); the number of the first bad line, and bytes of some."""
 
-    plain: int = 0
+    ascii: int = 0
     good: int = 0
     bad: int = 0
     first: int = 0
@@ -139,19 +139,19 @@ class _Survey:
 
     def add(self, line: bytes) -> None:
         if line.isascii():
-            self.plain += 1
+            self.ascii += 1
             return
         try:
             line.decode("utf-8")
             self.good += 1
         except UnicodeDecodeError:
             self.bad += 1
-            self.first = self.first or self.plain + self.good + self.bad
+            self.first = self.first or self.ascii + self.good + self.bad
             self.sample += line[:8192] if len(self.sample) < 1 << 16 else b""
 
 
 def _survey(blob: Blob) -> _Survey:
-    """Every line looked at, in blocks; of a line longer than a block, each block by itself."""
+    """The counts of all lines, read in blocks; a line longer than a block counts once a block."""
     seen = _Survey()
     with closing(blob.open()) as handle:
         while block := handle.read(_BLOCK):
@@ -161,7 +161,7 @@ def _survey(blob: Blob) -> _Survey:
             lines = block.split(b"\n")
             lines = lines if lines[-1] else lines[:-1]
             if block.isascii():
-                seen.plain += len(lines)
+                seen.ascii += len(lines)
                 continue
             for line in lines:
                 seen.add(line)
@@ -189,20 +189,20 @@ def _eight_bit(blob: Blob) -> str:
     if not seen.bad:
         return "utf-8"
     legacy = guess(seen.sample)
-    few = seen.bad <= 0.1 * (seen.good + seen.plain)
+    few = seen.bad <= 0.1 * (seen.good + seen.ascii)
     if legacy and not seen.good:
         return legacy
     if legacy and (seen.bad > 0.1 * seen.good or legacy in _SCRIPTS[0].codecs):
         return f"utf-8+{legacy}"
     if few or seen.bad <= 0.1 * seen.good:
         return "utf-8"
-    n = seen.plain + seen.good + seen.bad
+    n = seen.ascii + seen.good + seen.bad
     error = t("{bad} of {n} lines are not UTF-8, nor plausible text of another encoding", bad=seen.bad, n=n)
     raise DataError("TL-DATA-ENCODING", where=f"{blob.where}:{seen.first}", error=error)
 
 
 def guess(sample: bytes) -> str:
-    """The older encoding in which these bytes are plausible text, or nothing.
+    """The legacy encoding in which these bytes are plausible text, or "".
 
     >>> guess("早餐的种类不多，我觉得一般。".encode("gbk")), guess("Le déjeuner".encode("latin-1")), guess(b"\\xff")
     ('gb18030', 'cp1252', '')
@@ -215,12 +215,12 @@ def guess(sample: bytes) -> str:
 
 def _best(sample: bytes, scripts: tuple[Script, ...]) -> str:
     """The codec whose text has the share of frequent letters that its script usually has, or most of it."""
-    found = [
+    scores = [
         (script.score(_decoded(sample, name)) / script.usual, -n, name)
         for script in scripts
         for n, name in enumerate(script.codecs)
     ]
-    score, _, name = max(found)
+    score, _, name = max(scores)
     return name if score else ""
 
 

@@ -33,7 +33,7 @@ _UNLABELLED = ("unsup", "unlabeled", "unlabelled")
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A file below a folder: the side that its name tells, the class that its folder does, why it is left out."""
+    """A file below a folder: its side and label by its path, and why it is left out, if it is."""
 
     name: str
     side: FolderSide = "auto"
@@ -42,7 +42,7 @@ class Leaf:
 
 
 def side_of(name: str) -> FolderSide:
-    """The side that a relative name tells, or "auto": that of a folder, or of the file, whose whole name it is.
+    """The side (train, validation, test) in a relative path, or "auto": the whole name of a folder or the file.
 
     >>> side_of("data/train-00000-of-00002.parquet"), side_of("dev.tsv.gz"), side_of("val2.csv"), side_of("test/a")
     ('train', 'validation', 'validation', 'test')
@@ -51,8 +51,8 @@ def side_of(name: str) -> FolderSide:
     """
     path = PurePosixPath(name.lower())
     stem = path.name
-    while found := _EXTENSION.search(stem):
-        stem = stem[: found.start()]
+    while extension := _EXTENSION.search(stem):
+        stem = stem[: extension.start()]
     return next((side for part in (*path.parts[:-1], stem) if (side := _side_of(part)) != "auto"), "auto")
 
 
@@ -61,17 +61,17 @@ def _side_of(part: str) -> FolderSide:
 
 
 def declared(split: str) -> FolderSide:
-    """The side of a split that a data set itself lists: one word of its name is enough.
+    """The side of a split by the name that a data set gives it; one word of the name is enough.
 
     >>> declared("train_sft"), declared("test"), declared("extra")
     ('train', 'test', 'auto')
     """
-    found = {side for word in re.split(r"[^a-z]+", split.lower()) if (side := _side_of(word)) != "auto"}
-    return found.pop() if len(found) == 1 else "auto"
+    sides = {side for word in re.split(r"[^a-z]+", split.lower()) if (side := _side_of(word)) != "auto"}
+    return sides.pop() if len(sides) == 1 else "auto"
 
 
 def listing(folder: Path) -> list[str]:
-    """The files below a folder by relative name with slashes, sorted; what the system put there is left out.
+    """The files below a folder as sorted relative POSIX paths, without hidden and system files.
 
     Raises TL-DATA-FOLDER-EMPTY where there is none, TL-DATA-FOLDER-LARGE where there are too many.
     """
@@ -93,23 +93,23 @@ def leaves(names: Sequence[str]) -> list[Leaf]:
 
 
 def classes(names: Sequence[str]) -> list[Leaf]:
-    """The same for a folder whose sub-folders are classes, at most one folder of sides above them; else nothing.
+    """The files of a folder with one sub-folder a class (sides may lie above), labelled; [] for any other layout.
 
     >>> [(leaf.side, leaf.label) for leaf in classes(["train/neg/1.txt", "train/pos/2.txt"])]
     [('train', 'neg'), ('train', 'pos')]
     """
-    found: dict[str, tuple[FolderSide, tuple[str, ...]]] = {}
+    parents: dict[str, tuple[FolderSide, tuple[str, ...]]] = {}
     for name in names:
         parts = PurePosixPath(name).parts[:-1]
         side = next((part for part in parts if _side_of(part.lower()) != "auto"), "")
-        found[name] = (_side_of(side.lower()), tuple(part for part in parts if part != side))
-    deepest = max((len(rest) for _, rest in found.values()), default=0)
-    inside = {name: rest for name, (_, rest) in found.items() if rest and len(rest) == deepest}
+        parents[name] = (_side_of(side.lower()), tuple(part for part in parts if part != side))
+    deepest = max((len(rest) for _, rest in parents.values()), default=0)
+    inside = {name: rest for name, (_, rest) in parents.items() if rest and len(rest) == deepest}
     labels = {rest[-1] for rest in inside.values()} - set(_UNLABELLED)
     if len({rest[:-1] for rest in inside.values()}) != 1 or len(labels) < 2 or len(inside) < 0.9 * len(names):
         return []
     out = []
-    for name, (side, rest) in found.items():
+    for name, (side, rest) in parents.items():
         label = rest[-1] if name in inside else ""
         why = "" if label in labels else t("beside the folders of classes")
         out.append(Leaf(name, side, "" if why else label, why))
@@ -117,7 +117,7 @@ def classes(names: Sequence[str]) -> list[Leaf]:
 
 
 def saved(folder: Path) -> list[tuple[Path, FolderSide]]:
-    """The Arrow files of a data set that `datasets` saved, with their sides; nothing for another folder.
+    """The Arrow files of a data set that `datasets` saved (`save_to_disk`), with their sides; [] for another folder.
 
     Raises TL-DATA-SAVED where the folder's own list names files that are not there, or not in it.
     """
@@ -127,7 +127,7 @@ def saved(folder: Path) -> list[tuple[Path, FolderSide]]:
     if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
         return []
     files = _state(folder / "state.json", "_data_files")
-    names = [item.get("filename") if isinstance(item, dict) else item for item in files]
+    names = [file.get("filename") if isinstance(file, dict) else file for file in files]
     return [(_inside(folder, name), "auto") for name in names] or _none(folder)
 
 
@@ -137,18 +137,18 @@ def _none(folder: Path) -> list[tuple[Path, FolderSide]]:
 
 def _state(path: Path, key: str) -> list[Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        found = value[key]
-        if not isinstance(found, list):
-            raise TypeError(type(found).__name__)
-        return found
+        state = json.loads(path.read_text(encoding="utf-8"))
+        members = state[key]
+        if not isinstance(members, list):
+            raise TypeError(type(members).__name__)
+        return members
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError("TL-DATA-SAVED", where=printable(path), error=str(error)) from error
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    plain = isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
-    if not plain or not (folder / name).exists():
+    is_name = isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\0]", name)
+    if not is_name or not (folder / name).exists():
         raise DataError(
             "TL-DATA-SAVED", where=printable(folder), error=t("there is no {name} in it", name=printable(name))
         )

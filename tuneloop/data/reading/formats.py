@@ -40,14 +40,14 @@ from tuneloop.data.reading.containers import Blob, resolved
 from tuneloop.data.reading.folders import FolderSide, side_of
 from tuneloop.data.reading.keys import BadRow
 from tuneloop.data.reading.places import Place
-from tuneloop.data.reading.rows import Flaw, convert
+from tuneloop.data.reading.rows import Flaw, NumberedRow, convert
 from tuneloop.data.reading.sniff import Guess, Wish, document, look
 from tuneloop.recipe.schema import DataFile
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One thing that will be read, and what it is. `label` is what records call it.
+    """A file, archive member or sheet to read, and its detected format. `label` is its name in records.
 
     `path` is a file on this machine: of a zip's member the zip. `side` is what its name tells, in a folder or archive.
     """
@@ -58,18 +58,15 @@ class Source:
     side: FolderSide = "auto"
     blob: Blob | None = None
     given: str = ""
-    """The class that its folder's name gives it."""
+    """The label that its folder's name gives all its rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What will be read, and what lies beside it and will not be: (name, reason)."""
+class Survey:
+    """The sources of a recipe's entry, and the files that are left out: (name, reason)."""
 
     sources: list[Source]
     left_out: list[tuple[str, str]]
-
-
-Row = tuple[int, Any]
 
 
 def paths(file: DataFile) -> list[Path]:
@@ -93,21 +90,21 @@ def labels(all_paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def sources(file: DataFile, names: dict[Path, str] | None = None) -> list[Source]:
-    """Everything that will be read, each with what it is; raises a DataError where one of them cannot be."""
+    """The sources of a recipe's entry; raises a DataError where one of them cannot be read."""
     return survey(file, names).sources
 
 
-def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bool = False) -> Found:
+def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bool = False) -> Survey:
     """The sources, and what was left out of a folder or archive and why.
 
     `verdicts`: what is trained needs answers known to be good or bad, so a label of 0 and 1 says which.
     """
-    found = places.find(file)
-    names = names or labels(place.path for place in found)
+    locations = places.find(file)
+    names = names or labels(place.path for place in locations)
     wish = Wish(file.columns, file.task, file.encoding, file.header, file.speakers, verdicts, file.unit)
-    out = Found([], [])
+    out = Survey([], [])
     first: DataError | None = None
-    for place in found:
+    for place in locations:
         label = names.get(place.path) or printable(place.path.name)
         if place.left_out:
             out.left_out.append((label, place.left_out))
@@ -127,10 +124,10 @@ def survey(file: DataFile, names: dict[Path, str] | None = None, *, verdicts: bo
 
 _NO_DATA = ("TL-DATA-BINARY", "TL-DATA-EMPTY", "TL-DATA-SHAPE", "TL-DATA-MANY-LABELS", "TL-DATA-LISTS",
             "TL-DATA-ARRAYS")  # fmt: skip
-"""Codes of a file that lies among data and is none; a broken one is an error wherever it lies."""
+"""Error codes for which a file in a folder or archive is left out; any other error is raised."""
 
 
-def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
+def _open(place: Place, label: str, wish: Wish, out: Survey) -> None:
     """Add the sources in one file: itself, the members of a zip, the sheets of a workbook."""
     if place.label:
         blob = Blob(place.path)
@@ -146,8 +143,9 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         return
     if containers.is_workbook(blob, head):
         names = sheets.names(blob)
-        inside = [(f"{label}!/{name}", Blob(place.path, sheet=name), _either(side_of(name), place.side))
-                  for name in names]  # fmt: skip
+        inside = [
+            (f"{label}!/{name}", Blob(place.path, sheet=name), _either(side_of(name), place.side)) for name in names
+        ]
         if len(inside) == 1 and not place.inside:
             inside = [(label, *inside[0][1:])]
     else:
@@ -161,8 +159,8 @@ def _open(place: Place, label: str, wish: Wish, out: Found) -> None:
         _inside(place, inside, wish, out)
 
 
-def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str, Blob, FolderSide]]:
-    """The members of a zip that are looked at; those in folders of classes, and what is left out, go to `out`."""
+def _members(place: Place, label: str, wish: Wish, out: Survey) -> list[tuple[str, Blob, FolderSide]]:
+    """The members of a zip still to be detected; those in folders of classes, and what is left out, go to `out`."""
     inside = []
     names, may_be_classes = archives.members(place.path), wish.task in (None, "label") and not wish.columns
     for leaf in places.arranged(names, lambda name: Blob(place.path, name), may_be_classes and not place.inside):
@@ -177,12 +175,12 @@ def _members(place: Place, label: str, wish: Wish, out: Found) -> list[tuple[str
     return inside
 
 
-def _either(told: FolderSide, above: FolderSide) -> FolderSide:
-    return told if told != "auto" else above
+def _either(own: FolderSide, above: FolderSide) -> FolderSide:
+    return own if own != "auto" else above
 
 
-def _inside(place: Place, inside: Sequence[tuple[str, Blob, FolderSide]], wish: Wish, out: Found) -> None:
-    """Members and sheets: what is no data is left out, unless there is nothing else."""
+def _inside(place: Place, inside: Sequence[tuple[str, Blob, FolderSide]], wish: Wish, out: Survey) -> None:
+    """Add the sources among members or sheets; those without data are left out, unless all are."""
     before = len(out.sources)
     refused: list[DataError] = []
     for name, blob, side in inside:
@@ -211,17 +209,14 @@ def _source(place: Place, label: str, blob: Blob, wish: Wish) -> Source:
     return Source(place.path, label, guess, place.side, blob)
 
 
-def _without_notes(found: Found) -> None:
-    """Plain text beside rows of structure, in a folder or archive, is a README or a licence and no data."""
-    if all(s.guess.container == "txt" for s in found.sources):
+def _without_notes(out: Survey) -> None:
+    """Leave out plain text beside structured files of a folder or archive: it is a README or a licence."""
+    if all(s.guess.container == "txt" for s in out.sources):
         return
-    several = [s for s in found.sources if s.guess.container == "txt"]
-    for source in several if len(found.sources) > 1 else []:
-        found.sources.remove(source)
-        found.left_out.append((source.label, t("plain text beside files with rows")))
-
-
-"""Roles of which no two can be one column."""
+    several = [s for s in out.sources if s.guess.container == "txt"]
+    for source in several if len(out.sources) > 1 else []:
+        out.sources.remove(source)
+        out.left_out.append((source.label, t("plain text beside files with rows")))
 
 
 def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
@@ -230,17 +225,21 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
     inside = {*shapes.INSIDE, "reasoning"} if "messages" in columns else set()
     for role, column in columns.items():
         there = guess.inside if role in inside else guess.columns
-        for value, known in ((role, shapes.ROLE_NAMES), (column, there)):
-            if value not in known:
-                near = difflib.get_close_matches(value, known, 1, 0.6)
+        for name, known in ((role, shapes.ROLE_NAMES), (column, there)):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.6)
                 hint = t(" (did you mean {near}?)", near=near[0]) if near else ""
-                problems.append(f"{printable(value)}{hint}")
+                problems.append(f"{printable(name)}{hint}")
     twice = Counter(columns.values())
     problems += [
-        t("{column} cannot be {roles} at once", column=printable(column),
-          roles=", ".join(role for role, one in columns.items() if one == column))
-        for column, times in twice.items() if times > 1
-    ]  # fmt: skip
+        t(
+            "{column} cannot be {roles} at once",
+            column=printable(column),
+            roles=", ".join(role for role, one in columns.items() if one == column),
+        )
+        for column, times in twice.items()
+        if times > 1
+    ]
     beside = sorted({"user", "assistant", "input", "history", "conversation", "order"} & set(columns))
     if "messages" in columns and beside:
         problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
@@ -248,25 +247,25 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
         task = t(" for task {task}", task=wish.task) if wish.task else ""
         problems = [t("these roles make no record{task}", task=task)]
     if problems:
-        said, roles, seen = ", ".join(problems), ", ".join(shapes.ROLE_NAMES), ", ".join(guess.columns) or t("none")
-        raise DataError("TL-DATA-COLUMNS", where=where, problems=said, columns=seen, roles=roles)
+        faults, roles, seen = ", ".join(problems), ", ".join(shapes.ROLE_NAMES), ", ".join(guess.columns) or t("none")
+        raise DataError("TL-DATA-COLUMNS", where=where, problems=faults, columns=seen, roles=roles)
 
 
-def read(file: DataFile, found: Sequence[Source] | None = None, seed: int = 42) -> Iterator[Record | LedgerEntry]:
+def read(file: DataFile, inputs: Sequence[Source] | None = None, seed: int = 42) -> Iterator[Record | LedgerEntry]:
     """Every row of the file as a Record or a dropped LedgerEntry, in order.
 
     `line` is the line where the row starts in JSON lines, tables and text, and the number of the row elsewhere, from 1.
     `file.rows` takes a slice of the rows of all its files together, `file.sample` then so many of them by `seed`.
     Raises DataError where a file as a whole is broken, empty or has no good row.
     """
-    found = sources(file) if found is None else found
+    inputs = sources(file) if inputs is None else inputs
     _, rows = slices.parted(file.path, file.rows)
     wanted = None if rows is None else slices.row_slice(rows)
 
     def items() -> Iterator[tuple[Source, Record | LedgerEntry]]:
-        raw = _all_rows(found)
-        for source, line, value in raw if wanted is None else slices.taken(raw, wanted):
-            yield source, _record(source, line, value, file)
+        raw = _all_rows(inputs)
+        for source, line, row in raw if wanted is None else slices.taken(raw, wanted):
+            yield source, _record(source, line, row, file)
 
     taken = items()
     if file.sample:
@@ -274,46 +273,51 @@ def read(file: DataFile, found: Sequence[Source] | None = None, seed: int = 42) 
     good: Counter[str] = Counter()
     bad: dict[str, list[LedgerEntry]] = {}
     count: Counter[str] = Counter()
-    for source, item in taken:
+    for source, outcome in taken:
         where = source.label
-        if isinstance(item, Record):
+        if isinstance(outcome, Record):
             good[where] += 1
             bad.pop(where, None)
         elif not good[where]:
             count[where] += 1
-            bad.setdefault(where, []).append(item) if count[where] <= 1000 else None
-        yield item
+            bad.setdefault(where, []).append(outcome) if count[where] <= 1000 else None
+        yield outcome
     if not good and not bad:
         raise DataError("TL-DATA-ROWS-NONE" if rows else "TL-DATA-EMPTY", where=printable(file.path), rows=rows)
     for where, entries in bad.items():
         reason = Counter(e.reason for e in entries).most_common(1)[0][0]
         first = next(e for e in entries if e.reason == reason)
-        path = next(s.blob.where if s.blob else printable(s.path) for s in found if s.label == where)
-        raise DataError("TL-DATA-ALL-BAD", where=f"{path}:{first.line}", n=count[where], reason=words()[reason],
-                        detail=f" ({first.detail})" if first.detail else "")  # fmt: skip
+        path = next(s.blob.where if s.blob else printable(s.path) for s in inputs if s.label == where)
+        raise DataError(
+            "TL-DATA-ALL-BAD",
+            where=f"{path}:{first.line}",
+            n=count[where],
+            reason=words()[reason],
+            detail=f" ({first.detail})" if first.detail else "",
+        )
 
 
-def _stratum(item: tuple[Source, Record | LedgerEntry]) -> str:
-    return item[1].label if isinstance(item[1], Record) else ""
+def _stratum(outcome: tuple[Source, Record | LedgerEntry]) -> str:
+    return outcome[1].label if isinstance(outcome[1], Record) else ""
 
 
-def _record(source: Source, line: int, value: Any, file: DataFile) -> Record | LedgerEntry:
+def _record(source: Source, line: int, row: Any, file: DataFile) -> Record | LedgerEntry:
     roles = _roles(source, file)
-    if roles and source.guess.table is not None and isinstance(value, dict):
-        broken = next((name for name in roles.values() if value.get(name) in cells.ERRORS), None)
+    if roles and source.guess.table is not None and isinstance(row, dict):
+        broken = next((name for name in roles.values() if row.get(name) in cells.ERRORS), None)
         if broken is not None:
-            detail = printable(f"{broken}: {value[broken]}")[:200]
+            detail = printable(f"{broken}: {row[broken]}")[:200]
             return LedgerEntry("dropped", "read", "error cell", source.label, line, detail=detail)
     try:
         if source.guess.container != "chat log":
-            value = grouping.renamed(value, file.columns, file.speakers)
-        return convert(value, source.guess.kind or "chat", roles, source.label, line)
+            row = grouping.renamed(row, file.columns, file.speakers)
+        return convert(row, source.guess.kind or "chat", roles, source.label, line)
     except BadRow as bad:
         return LedgerEntry("dropped", "read", bad.reason, source.label, line, detail=printable(bad.detail)[:200])
 
 
 def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
-    """The roles of all rows of a file; None where each row is looked at by itself."""
+    """The column roles of all rows of a file; None where they are inferred row by row."""
     if source.guess.container == "chat log":
         return dict(source.guess.roles)
     if grouping.by_turns(source.guess.roles):
@@ -324,37 +328,37 @@ def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
     return dict(source.guess.roles) if fixed else None
 
 
-def _all_rows(found: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
-    for source in found:
+def _all_rows(inputs: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
+    for source in inputs:
         blob = source.blob or resolved(Blob(source.path))[0]
         try:
-            for line, value in _dialogues(blob, source.guess):
-                if source.given and isinstance(value, dict):
-                    value = {**value, "label": source.given}
-                yield source, line, value
+            for line, row in _dialogues(blob, source.guess):
+                if source.given and isinstance(row, dict):
+                    row = {**row, "label": source.given}
+                yield source, line, row
         except UnicodeError as error:
             raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
         except OSError as error:
             raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
 
 
-def _dialogues(blob: Blob, guess: Guess) -> Iterator[Row]:
-    """The rows, those of one turn each made into dialogues."""
+def _dialogues(blob: Blob, guess: Guess) -> Iterator[NumberedRow]:
+    """The rows of one source; rows of one turn each are grouped into dialogues."""
     if grouping.by_turns(guess.roles):
         return grouping.dialogues(lambda: _rows(blob, guess), guess.roles)
     return _rows(blob, guess)
 
 
-def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:
-    """The raw rows of one source with their places."""
+def _rows(blob: Blob, guess: Guess) -> Iterator[NumberedRow]:
+    """The raw rows of one source, each with its line or row number."""
     blob = Blob(blob.path, blob.member, guess.compression, blob.sheet)
     if guess.container == "json":
         return enumerate(arrays.elements(blob, guess.encoding), 1)
     if guess.container == "jsonl":
         return _json_lines(blob, guess.encoding)
     if guess.container == "object":
-        value = arrays.load(blob, guess.encoding)
-        return enumerate(value[guess.key] if guess.key else [value], 1)
+        document = arrays.load(blob, guess.encoding)
+        return enumerate(document[guess.key] if guess.key else [document], 1)
     if guess.container == "chat log":
         form, *ours = json.loads(guess.key)
         return chatlog.rows(blob, guess.encoding, form, ours)
@@ -367,7 +371,7 @@ def _rows(blob: Blob, guess: Guess) -> Iterator[Row]:
     return tables.rows(encodings.lines(blob, guess.encoding, ""), guess.table)
 
 
-def _json_lines(blob: Blob, encoding: str) -> Iterator[Row]:
+def _json_lines(blob: Blob, encoding: str) -> Iterator[NumberedRow]:
     loads = json.loads
     for number, line in enumerate(encodings.lines(blob, encoding), 1):
         text = line.strip("\ufeff \t\r\n")  # a mark in the middle: files were glued together

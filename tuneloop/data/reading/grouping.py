@@ -11,12 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from tuneloop.data.reading.keys import SPEAKER, empty
-from tuneloop.data.reading.rows import Flaw
+from tuneloop.data.reading.rows import Flaw, NumberedRow
 from tuneloop.data.reading.shapes import INSIDE
 
-Row = tuple[int, Any]
 ONE = 50
-"""Turns that may be one dialogue where no column says of which they are."""
+"""Rows from which on a table of turns without a dialogue id is no single dialogue."""
 
 
 def by_turns(roles: Mapping[str, str]) -> bool:
@@ -24,15 +23,15 @@ def by_turns(roles: Mapping[str, str]) -> bool:
     return "messages" not in roles and set(INSIDE) <= set(roles)
 
 
-def dialogues(again: Callable[[], Iterator[Row]], roles: Mapping[str, str]) -> Iterator[Row]:
-    """One row a dialogue, {"messages": turns}, with the number of its first; without a conversation all are one.
+def dialogues(again: Callable[[], Iterator[NumberedRow]], roles: Mapping[str, str]) -> Iterator[NumberedRow]:
+    """Rows grouped by dialogue id: {"messages": turns}, numbered as its first row; without an id all are one dialogue.
 
     `again` begins a new pass over the rows: one counts the turns of each dialogue, one collects them. So memory holds
     only the dialogues that have begun and not ended, however they are mixed.
     """
     column = roles.get("conversation", "")
     left = Counter(_name(row, column) for _, row in again() if isinstance(row, dict))
-    begun: dict[str, list[Row]] = {}
+    begun: dict[str, list[NumberedRow]] = {}
     for number, row in again():
         if not isinstance(row, dict):
             yield number, row
@@ -51,42 +50,42 @@ def dialogues(again: Callable[[], Iterator[Row]], roles: Mapping[str, str]) -> I
 
 
 def _name(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column) if column else ""
-    return "" if value is None else str(value).strip()
+    identifier = row.get(column) if column else ""
+    return "" if identifier is None else str(identifier).strip()
 
 
 def _turn(row: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
     apart = {roles[role] for role in ("conversation", "order", *INSIDE) if role in roles} | {"tools"}
-    said = {role: row.get(roles[role]) for role in INSIDE}
-    return said | {key: value for key, value in row.items() if key not in apart}
+    turn = {role: row.get(roles[role]) for role in INSIDE}
+    return turn | {key: content for key, content in row.items() if key not in apart}
 
 
 _DATE = re.compile(r"\d{4}\s*[-/.年]\s*\d")
 
 
-def _ordered(rows: list[Row], column: str) -> list[Row]:
-    """The turns of a dialogue by their numbers or times, where all have one; equal ones keep their order."""
+def _ordered(rows: list[NumberedRow], column: str) -> list[NumberedRow]:
+    """The turns of a dialogue sorted by number or timestamp, where all have one; the sort is stable."""
     values = [row.get(column) for _, row in rows] if column else []
     places = _places(values)
     return [rows[at] for at in sorted(range(len(rows)), key=places.__getitem__)] if places else rows
 
 
 def _places(values: Sequence[Any]) -> list[Any]:
-    """What to sort by; nothing where the values are neither numbers nor dates."""
+    """Sort keys of an order column; [] where the values are neither numbers nor dates."""
     if None in values:
         return []
     with suppress(TypeError, ValueError):
-        return [float(value) for value in values]
-    if all(isinstance(value, datetime) for value in values):
+        return [float(place) for place in values]
+    if all(isinstance(place, datetime) for place in values):
         return list(values)
-    dates = all(isinstance(value, str) and _DATE.match(value) for value in values)
+    dates = all(isinstance(place, str) and _DATE.match(place) for place in values)
     return list(values) if dates and len(set(map(len, values))) == 1 else []
 
 
 def renamed(row: Any, columns: Mapping[str, str], speakers: Mapping[str, str]) -> Any:
-    """The row with the turns in it as `columns` and `speakers` of the recipe say.
+    """The row with its turns' keys and speakers renamed by the recipe's `columns` and `speakers`.
 
-    Beside `messages`, the roles role, content and reasoning name keys of a turn. `speakers` says who is who.
+    Beside `messages`, the roles role, content and reasoning name keys of a turn. `speakers` maps names to roles.
 
     >>> renamed({"d": [{"who": "shop", "say": "Hi"}]}, {"messages": "d", "role": "who", "content": "say"},
     ...         {"shop": "assistant"})
@@ -97,29 +96,29 @@ def renamed(row: Any, columns: Mapping[str, str], speakers: Mapping[str, str]) -
     )
     if not (inside or speakers) or not isinstance(row, dict):
         return row
-    return {key: _renamed(value, inside, speakers) for key, value in row.items()}
+    return {key: _renamed(cell, inside, speakers) for key, cell in row.items()}
 
 
-def _renamed(value: Any, inside: Mapping[str, str], speakers: Mapping[str, str]) -> Any:
-    turns = turns_in(value)
+def _renamed(cell: Any, inside: Mapping[str, str], speakers: Mapping[str, str]) -> Any:
+    turns = turns_in(cell)
     if not turns:
-        return value
+        return cell
     out = []
     for turn in turns:
-        own = {inside.get(key, key): said for key, said in turn.items()}
+        own = {inside.get(key, key): content for key, content in turn.items()}
         by = next((key for key in SPEAKER if own.get(key) is not None), "")
         if by and isinstance(own[by], str):
             own[by] = speakers.get(own[by].strip(), own[by])
         out.append(own)
-    return out if isinstance(value, list | str) else out[0]
+    return out if isinstance(cell, list | str) else out[0]
 
 
-def turns_in(value: Any) -> list[dict[str, Any]]:
-    """The turns in a value: a list of them, its JSON text, or a single one; none where it is something else."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+def turns_in(cell: Any) -> list[dict[str, Any]]:
+    """The turns in a cell: a list of them, its JSON text, or a single one; [] where it is something else."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
-            value = json.loads(value)
+            cell = json.loads(cell)
         except (ValueError, RecursionError):
             return []
-    turns = value if isinstance(value, list) else [value]
+    turns = cell if isinstance(cell, list) else [cell]
     return turns if all(isinstance(turn, dict) for turn in turns) else []

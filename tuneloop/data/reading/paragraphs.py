@@ -1,4 +1,4 @@
-"""Plain text: what one record of it is.
+"""Plain text, split into records.
 
 A file whose lines are indented in steps, as those of code are, is one record, and so is one with headings or code of
 Markdown in it, and each file in a folder of classes. In any other file a block of lines between blank lines is a record
@@ -29,7 +29,7 @@ _MARKDOWN = re.compile(r"#{1,6} \S|```|~~~")
 
 
 def unit(head: Iterable[str], size: int = 0) -> Unit:
-    r"""What a record is, from the first lines of a file of so many characters.
+    r"""The unit of one record, from the first lines of a file and its size in characters.
 
     >>> unit(["One.\n", "Two.\n"]), unit(["A poem\n", "of lines\n", "\n", "and\n", "another\n"])
     ('line', 'paragraph')
@@ -85,11 +85,11 @@ def rows(blob: Blob, encoding: str, kind: Unit) -> Iterator[tuple[int, dict[str,
         blank = not line.strip(_BLANK)
         if kind == "line":
             if not blank:
-                yield number, {"text": _whole([line])}
+                yield number, {"text": _joined([line])}
             continue
         ends = blank if kind == "paragraph" else kind == "indented" and not line[:1].isspace() and _is_apart(held)
         if ends and held:
-            yield start, {"text": _whole(held)}
+            yield start, {"text": _joined(held)}
             start, held, size = 0, [], 0
         if not blank or held:
             start = start or number
@@ -98,13 +98,13 @@ def rows(blob: Blob, encoding: str, kind: Unit) -> Iterator[tuple[int, dict[str,
             if size > containers.ROW:
                 raise DataError("TL-DATA-ROW-LONG", where=f"{blob.where}:{start}", limit=containers.ROW >> 20)
     if held:
-        yield start, {"text": _whole(held)}
+        yield start, {"text": _joined(held)}
 
 
 def _is_apart(held: list[str]) -> bool:
     return bool(held) and not held[-1].strip(_BLANK)
 
 
-def _whole(held: list[str]) -> str:
+def _joined(held: list[str]) -> str:
     """The lines as one text, without the blank ones around it and the blanks at its end."""
     return "".join(held).lstrip("\ufeff\r\n").rstrip(_BLANK)

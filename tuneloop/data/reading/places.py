@@ -48,19 +48,19 @@ def find(file: DataFile) -> list[Place]:
     """
     path, _ = slices.parted(file.path, file.rows)
     may_be_classes = file.task in (None, "label") and not file.columns
-    found = _named(path, may_be_classes)
-    if found:
-        return found
+    locations = _named(path, may_be_classes)
+    if locations:
+        return locations
     above, side = os.path.split(path)
     if side in ("train", "validation", "test") and above:
-        found = [place for place in _named(above, may_be_classes) if place.side == side]
-    if not found:
+        locations = [place for place in _named(above, may_be_classes) if place.side == side]
+    if not locations:
         raise DataError("TL-DATA-MISSING", where=printable(path), near=nearby(path))
-    return found
+    return locations
 
 
 def own(file: DataFile) -> list[str]:
-    """What of a folder or glob on this machine is not read, since tuneloop wrote it: at most one sentence."""
+    """A message on the files of a folder or glob that are skipped, since tuneloop wrote them; [] where none are."""
     if file.path == "-" or remote.is_remote(file.path):
         return []
     return [t("Not read: {what}", what=place.left_out) for place in find(file) if place.ours]
@@ -85,13 +85,13 @@ def _named(path: str, may_be_classes: bool) -> list[Place]:
         return [Place(Path(container), inside=inside.replace(os.sep, "/"))]
     if not glob.has_magic(str(pattern)):
         return []
-    found = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))
-    wrote = ours.written(map(Path, found), _fixed(pattern))
-    return [Place(Path(p)) for p in found if Path(p) not in wrote] + _left_out(_fixed(pattern), wrote)
+    matches = sorted(p for p in glob.glob(str(pattern), recursive=True) if os.path.isfile(p))
+    wrote = ours.written(map(Path, matches), _fixed(pattern))
+    return [Place(Path(p)) for p in matches if Path(p) not in wrote] + _left_out(_fixed(pattern), wrote)
 
 
 def _fixed(pattern: Path) -> Path:
-    """The folder that a glob begins in.
+    """The parent folder of a glob pattern's fixed part.
 
     >>> _fixed(Path("a/b/*/c.json")).as_posix()
     'a/b'
@@ -101,23 +101,23 @@ def _fixed(pattern: Path) -> Path:
 
 
 def _left_out(folder: Path, wrote: set[Path]) -> list[Place]:
-    """One place for all that tuneloop wrote there."""
+    """One skipped place that stands for all files that tuneloop wrote there."""
     if not wrote:
         return []
-    kept = sorted({path.relative_to(folder).parts[0] for path in wrote})
-    why = t("{n} files that tuneloop wrote: {names}", n=len(wrote), names=printable(", ".join(kept[:6])))
-    return [Place(folder / kept[0], named=False, left_out=why, ours=True)]
+    names = sorted({path.relative_to(folder).parts[0] for path in wrote})
+    why = t("{n} files that tuneloop wrote: {names}", n=len(wrote), names=printable(", ".join(names[:6])))
+    return [Place(folder / names[0], named=False, left_out=why, ours=True)]
 
 
 @lru_cache(maxsize=8)
 def _fetched(path: str) -> tuple[Place, ...]:
-    """A hub is asked once a process: a data set that changed meanwhile would be read as two."""
+    """The files of a hub's data set, cached for the process: one that changed meanwhile would be read as two."""
     return tuple(Place(file, side, named=False) for file, side in remote.fetch(path))
 
 
 @lru_cache(maxsize=1)
 def _stdin() -> Path:
-    """What comes through the pipe, in a file that can be read more than once; it goes when the process ends."""
+    """Standard input, spooled to a temporary file that is deleted at exit, so that it can be read more than once."""
     folder = Path(tempfile.mkdtemp(prefix="tuneloop-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with (folder / "stdin").open("wb") as out:
@@ -126,9 +126,9 @@ def _stdin() -> Path:
 
 
 def _folder(folder: Path, may_be_classes: bool) -> list[Place]:
-    kept = folders.saved(folder)
-    if kept:
-        return [Place(path, side) for path, side in kept]
+    saved = folders.saved(folder)
+    if saved:
+        return [Place(path, side) for path, side in saved]
     names = folders.listing(folder)
     wrote = ours.written([folder / name for name in names], folder)
     names = [name for name in names if folder / name not in wrote]
@@ -139,10 +139,10 @@ def _folder(folder: Path, may_be_classes: bool) -> list[Place]:
 
 
 def arranged(names: list[str], blob: Callable[[str], Blob], may_be_classes: bool) -> list[Leaf]:
-    """The files of a folder or zip: texts in folders of classes, if that is what their content is too."""
-    found = folders.classes(names) if may_be_classes else []
-    first = {leaf.label: leaf.name for leaf in reversed(found) if leaf.label}
-    return found if found and all(_is_prose(blob(name)) for name in first.values()) else folders.leaves(names)
+    """The files of a folder or zip, labelled by sub-folder where these are classes and the files are plain text."""
+    leaves = folders.classes(names) if may_be_classes else []
+    first = {leaf.label: leaf.name for leaf in reversed(leaves) if leaf.label}
+    return leaves if leaves and all(_is_prose(blob(name)) for name in first.values()) else folders.leaves(names)
 
 
 def _is_prose(blob: Blob) -> bool:

@@ -1,8 +1,8 @@
-"""Rows of a table whose cells may be quoted, and where a quote is only a stray one.
+"""CSV rows with quoted cells, and recovery from stray quotes.
 
-Inside quotes a line break is text, so one quote too many swallows the lines behind it. A row that runs over several
-lines is therefore looked at again; where it is suspected, its first line alone is given up and reading goes on at the
-next.
+Inside quotes a line break is text, so one quote too many swallows the lines behind it. A row of several lines is
+therefore checked against the single-line rows; where it is suspected, its first line alone is dropped and parsing goes
+on at the next.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tuneloop.data.reading import containers
 from tuneloop.data.reading.rows import Flaw
 
 _LOOK = 64
-"""Lines of a long row that are looked at."""
+"""Lines of a multi-line row that are checked."""
 _ROWS = 1000
-"""Rows of one line by which the columns are known."""
+"""Single-line rows from which the column statistics are taken."""
 _VALUES = 32
-"""Different values from which on a column is none of labels."""
+"""Distinct values from which on a column holds no labels."""
 
 
 class _Lines:
-    """Lines that can be given back; `taken` are those of the row that is being read."""
+    """A line iterator with pushback; `taken` are the lines of the row that is being read."""
 
     def __init__(self, source: Iterator[str]) -> None:
         self.source, self.back, self.taken = source, deque[str](), list[str]()
@@ -91,13 +91,13 @@ def records(
 
 
 def _given_up(lines: _Lines, number: int, error: str) -> str:
-    """Give back all lines but the first, which alone is lost; the detail for the ledger."""
+    """Push back all lines of a broken row but the first, which is dropped; returns the ledger's detail."""
     lines.back.extendleft(reversed(lines.taken[1:]))
     return f"{number}: {error}"
 
 
 class _Seen:
-    """What the rows of one line were like: how wide, and which columns hold few values again and again."""
+    """Column statistics of the single-line rows: their width, and each column's distinct values."""
 
     def __init__(self, width: int) -> None:
         self.width, self.rows, self.long = width, 0, 0

@@ -26,7 +26,7 @@ from tuneloop.data.reading.folders import FolderSide, declared, side_of
 
 _KINDS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "arrow", "xlsx")
 WANTED = [f"*.{kind}{packed}" for kind in _KINDS for packed in ("", ".gz", ".zst", ".bz2", ".xz")] + ["*.zip"]
-"""Files that are fetched; what they are is then found out by their content."""
+"""Patterns of the files to download; their format is then detected by content."""
 UNWANTED = ["*/.*", ".*", "dataset_infos.json", "dataset_info.json", "state.json", "requirements*.txt"]
 _SECONDS = 10.0
 _NAME = r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.+-]+))?"
@@ -86,13 +86,13 @@ def is_wanted(name: str) -> bool:
 
 
 def _card(folder: Path) -> list[Mapping[str, Any]]:
-    """The configurations that the README's head lists."""
+    """The configurations in the README's YAML front matter."""
     with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):
         text = (folder / "README.md").read_text(encoding="utf-8")
         match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         head = yaml.safe_load(match[1]) if match else None
-        found = head.get("configs") if isinstance(head, dict) else None
-        return [c for c in found or [] if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
+        configs = head.get("configs") if isinstance(head, dict) else None
+        return [c for c in configs or [] if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
     return []
 
 
@@ -118,8 +118,8 @@ def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) 
 def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(split, pattern) of `data_files`: a pattern, a list of them, or a list of {split, path}."""
     files = config.get("data_files", "**")
-    for item in files if isinstance(files, list) else [files]:
-        split, paths = (str(item.get("split", "")), item.get("path")) if isinstance(item, dict) else ("", item)
+    for file in files if isinstance(files, list) else [files]:
+        split, paths = (str(file.get("split", "")), file.get("path")) if isinstance(file, dict) else ("", file)
         for pattern in paths if isinstance(paths, list) else [paths]:
             if isinstance(pattern, str):
                 yield split, pattern.removeprefix("./").replace("**/", "*")
@@ -135,10 +135,15 @@ def _from_hub(where: Address) -> Path:
     def snapshot(local: bool) -> Path:
         return Path(
             snapshot_download(
-                where.name, repo_type="dataset", endpoint=endpoint, local_files_only=local, etag_timeout=_SECONDS,
-                allow_patterns=[*WANTED, "README.md"], ignore_patterns=UNWANTED,
+                where.name,
+                repo_type="dataset",
+                endpoint=endpoint,
+                local_files_only=local,
+                etag_timeout=_SECONDS,
+                allow_patterns=[*WANTED, "README.md"],
+                ignore_patterns=UNWANTED,
             )
-        )  # fmt: skip
+        )
 
     offline = environment().offline
     if offline or not is_reachable(endpoint):
@@ -147,13 +152,13 @@ def _from_hub(where: Address) -> Path:
         if offline:
             raise DataError("TL-DATA-HUB-OFFLINE", where=str(where))
         raise DataError("TL-DATA-HUB", where=str(where), hub=endpoint, error=t("no answer"))
-    with _told(where, endpoint):
+    with _hub_errors(where, endpoint):
         _look_before(where, endpoint, Path(constants.HF_HUB_CACHE))
         return snapshot(False)
 
 
 def _look_before(where: Address, endpoint: str, cache: Path) -> None:
-    """Refuse before the download: nothing to read, or no room."""
+    """Raise before the download where no file can be read or the disk is too small."""
     from huggingface_hub import HfApi
 
     info = HfApi(endpoint=endpoint).dataset_info(where.name, files_metadata=True, timeout=_SECONDS)
@@ -166,7 +171,8 @@ def _look_before(where: Address, endpoint: str, cache: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(where: Address, hub: str) -> Iterator[None]:
+def _hub_errors(where: Address, hub: str) -> Iterator[None]:
+    """Raise the hub library's errors as TL-DATA-HUB, -HUB-GATED or -HUB-MISSING."""
     from huggingface_hub import errors
 
     try:

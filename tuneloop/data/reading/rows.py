@@ -16,18 +16,21 @@ from tuneloop.data.reading.thoughts import spelled, spelled_after
 from tuneloop.data.reading.turns import answer, is_spoken, needed, tool_list, turn_list, unfolded
 
 Roles = Mapping[str, str]
+"""Role -> column."""
+NumberedRow = tuple[int, Any]
+"""Line or row number, from 1, and raw row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """A row that could not even be taken out of its container."""
+    """A row that could not be parsed out of its file."""
 
     reason: str
     detail: str
 
 
 class Filled(dict[str, str]):
-    """A row of a sheet with the values of merged cells that begin above it; `columns` are where they stand."""
+    """A row of a sheet with the values of merged cells that begin above filled in; `columns` names these cells."""
 
     __slots__ = ("columns",)
 
@@ -37,9 +40,13 @@ class Filled(dict[str, str]):
 
 
 def convert(
-    row: Any, kind: Kind = "chat", columns: Roles | None = None, file: str = "", line: int = 0,
+    row: Any,
+    kind: Kind = "chat",
+    columns: Roles | None = None,
+    file: str = "",
+    line: int = 0,
     notes: Notes | None = None,
-) -> Record:  # fmt: skip
+) -> Record:
     """The record of a row of a file of `kind`. `columns` (role -> column) overrules looking; `notes` are filled.
 
     Raises BadRow where the row is no such record. Emptiness and order of turns are not judged here.
@@ -75,7 +82,7 @@ def convert(
 
 
 def _check_pictures(row: Mapping[str, Any], roles: Roles) -> None:
-    """Raise BadRow for a row with pictures, sound or film: its text alone asks about what is not there."""
+    """Raise BadRow for a row with images, audio or video: its text refers to what is not read."""
     for column in row:
         if column in PICTURES and column not in roles.values() and not empty(row[column]):
             raise BadRow("part not text", column)
@@ -87,14 +94,14 @@ _MARKUP = re.compile(r"html|svg|xml|css|</|\btags?\b|\belements?\b|标签|元素
 
 
 def _check_marks(messages: Sequence[Message]) -> None:
-    """Raise BadRow where a question begins or ends with the mark of a picture, unless it is about markup."""
-    asked = (_MARK.search(m.content) for m in messages if m.role == "user" and "<" in m.content)
-    if (found := next(filter(None, asked), None)) and not any(_MARKUP.search(m.content) for m in messages):
-        raise BadRow("part not text", found[0].strip())
+    """Raise BadRow where a question begins or ends with a media placeholder, unless the dialogue is about markup."""
+    matches = (_MARK.search(m.content) for m in messages if m.role == "user" and "<" in m.content)
+    if (placeholder := next(filter(None, matches), None)) and not any(_MARKUP.search(m.content) for m in messages):
+        raise BadRow("part not text", placeholder[0].strip())
 
 
 def _roles(row: Mapping[str, Any], kind: Kind) -> Roles:
-    """The roles in this very row: rows of one file may be of different shapes, but not of different kinds."""
+    """The column roles of this one row: rows of a file may be of different shapes, but not of different kinds."""
     shape = layout(tuple(k for k, v in row.items() if v is not None), kind)
     if shape.kind is None:
         shape = layout(tuple(row), kind)
@@ -116,16 +123,16 @@ def _labelled(row: Mapping[str, Any], roles: Roles, kind: Kind, file: str, line:
 
 def _label(row: Mapping[str, Any], column: str) -> str:
     """A label as text, without the blanks around it: "    0", 0, 0.0 and "0.0" are one label."""
-    value = row.get(column)
-    if value is None or value == "":
+    cell = row.get(column)
+    if cell is None or cell == "":
         raise BadRow("missing value", column)
-    if isinstance(value, float):
-        if not math.isfinite(value):
+    if isinstance(cell, float):
+        if not math.isfinite(cell):
             raise BadRow("NaN or infinity", column)
-        value = int(value) if value.is_integer() else value
-    if not isinstance(value, str | int | float):
-        raise BadRow("no single label", type(value).__name__)
-    label = str(value).lower() if isinstance(value, bool) else str(value).strip()
+        cell = int(cell) if cell.is_integer() else cell
+    if not isinstance(cell, str | int | float):
+        raise BadRow("no single label", type(cell).__name__)
+    label = str(cell).lower() if isinstance(cell, bool) else str(cell).strip()
     if label.endswith(".0") and label[:-2].lstrip("-").isdecimal():  # a column of numbers in which one was missing
         label = label[:-2]
     if not label:
@@ -134,12 +141,12 @@ def _label(row: Mapping[str, Any], column: str) -> str:
 
 
 def _verdict(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
+    cell = row.get(column)
+    if cell is None:
         raise BadRow("missing value", column)
-    verdict = VERDICTS.get(str(value).strip().casefold())
+    verdict = VERDICTS.get(str(cell).strip().casefold())
     if verdict is None:
-        raise BadRow("no verdict", str(value))
+        raise BadRow("no verdict", str(cell))
     return verdict
 
 
@@ -156,7 +163,7 @@ def _with_system(row: Mapping[str, Any], roles: Roles, turns: list[Message], not
 
 
 def _question(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
-    """History and question of a row with one question."""
+    """The prompt of a single-turn row: history and question."""
     past = row.get(roles["history"]) if "history" in roles else None
     out = turn_list(past, notes) if past not in (None, "", []) else []
     question = needed(row, roles["user"] if "user" in roles else roles["prompt"], notes)
@@ -168,57 +175,57 @@ def _question(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Messag
 
 def _pair(row: Mapping[str, Any], roles: Roles, notes: Notes) -> list[Message]:
     column = roles["assistant"] if "assistant" in roles else roles["chosen"]
-    question, value = _question(row, roles, notes), unfolded(row.get(column))
-    value = [value] if isinstance(value, dict) and is_spoken(value) else value
-    if value is None:
+    question, reply = _question(row, roles, notes), unfolded(row.get(column))
+    reply = [reply] if isinstance(reply, dict) and is_spoken(reply) else reply
+    if reply is None:
         raise BadRow("missing value", column)
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return question + turn_list(value, notes)
+    if isinstance(reply, list) and reply and all(isinstance(one, dict) for one in reply):
+        return question + turn_list(reply, notes)
     thoughts = row.get(roles["reasoning"]) if "reasoning" in roles else None
-    return [*question, Message("assistant", answer(value, column, notes), thought(thoughts))]
+    return [*question, Message("assistant", answer(reply, column, notes), thought(thoughts))]
 
 
 def _preference(
     row: Mapping[str, Any], roles: Roles, kind: Kind, notes: Notes
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """What is asked and the better answer; the worse answer."""
+    """The prompt with the chosen answer, and the rejected answer."""
     if "chosen" in roles:
         better, worse = (_answer(row.get(roles[role]), roles[role], notes) for role in ("chosen", "rejected"))
         if better[0].role == "assistant" == worse[0].role:
             if "messages" in roles and row.get(roles["messages"]):
-                asked = turn_list(row[roles["messages"]], notes)
+                prompt = turn_list(row[roles["messages"]], notes)
             elif "prompt" in roles or "user" in roles:
-                asked = _question(row, roles, notes)
+                prompt = _question(row, roles, notes)
             else:
                 raise BadRow("missing value", "prompt")
         else:
-            asked, better, worse = _common(better, worse)
+            prompt, better, worse = _common(better, worse)
     else:  # a dialogue, and the answer that would be worse than its last one
         turns = turn_list(row.get(roles["messages"]), notes) if "messages" in roles else _pair(row, roles, notes)
         end = len(turns)
         while end and turns[end - 1].role == "assistant":
             end -= 1
-        asked, better = turns[:end], turns[end:]
+        prompt, better = turns[:end], turns[end:]
         worse = _answer(row.get(roles["rejected"]), roles["rejected"], notes)
     if kind == "preference" and better == worse:
         raise BadRow("equal answers")
-    return tuple([*_with_system(row, roles, asked, notes), *better]), tuple(worse) if kind == "preference" else ()
+    return tuple([*_with_system(row, roles, prompt, notes), *better]), tuple(worse) if kind == "preference" else ()
 
 
-def _answer(value: Any, column: str, notes: Notes) -> list[Message]:
+def _answer(reply: Any, column: str, notes: Notes) -> list[Message]:
     """An answer that is a text, one turn, or a list of turns."""
-    value = unfolded(value)
-    if value is None:
+    reply = unfolded(reply)
+    if reply is None:
         raise BadRow("missing value", column)
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        return turn_list(value, notes)
-    return [Message("assistant", text(value, column, notes))]
+    if isinstance(reply, dict):
+        reply = [reply]
+    if isinstance(reply, list):
+        return turn_list(reply, notes)
+    return [Message("assistant", text(reply, column, notes))]
 
 
 def _common(better: list[Message], worse: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
-    """What two dialogues begin with, and how each goes on with the assistant."""
+    """The common prefix (prompt) of two dialogues, and the answer of each behind it."""
     end = 0
     while end < min(len(better), len(worse)) - 1 and better[end] == worse[end]:
         end += 1
@@ -228,8 +235,8 @@ def _common(better: list[Message], worse: list[Message]) -> tuple[list[Message],
 
 
 def _optional(row: Mapping[str, Any], roles: Roles, role: str, notes: Notes) -> str:
-    value = row.get(roles[role]) if role in roles else None
-    return "" if value is None else text(value, roles[role], notes)
+    cell = row.get(roles[role]) if role in roles else None
+    return "" if cell is None else text(cell, roles[role], notes)
 
 
 def _check_sound(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> None:

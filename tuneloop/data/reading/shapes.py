@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
-from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT
+from tuneloop.data.reading.keys import CONTENT, SPEAKER, THOUGHT
 
 Fields = dict[str, tuple[str, ...]]
 
@@ -93,7 +93,7 @@ DIALOGUE = ("conversation_id", "dialogue_id", "dialog_id", "session_id", "chat_i
             "conversation", "dialogue", "dialog", "session", "thread", "会话id", "会话编号", "会话", "对话id",
             "对话编号", "对话", "会话号", "聊天id", "聊天编号", "room_id", "chat_session_id",
             "工单号", "工单编号", "工单id", "会话_id", "对话_id")  # fmt: skip
-"""Where each row is one turn: the dialogue that it belongs to."""
+"""Where each row is one turn: columns of the dialogue's id."""
 MAY_BE_DIALOGUE = ("chat", "conv", "conversation_no", "dialogue_no", "dialog_no", "session_no", "chat_no", "thread_no",
                    "topic_id", "topic", "ticket", "ticket_no", "case_id", "case", "call", "call_id", "episode",
                    "episode_id", "interaction_id", "group_id", "dialogue_index", "dialog_index", "conversation_index",
@@ -102,7 +102,7 @@ MAY_BE_DIALOGUE = ("chat", "conv", "conversation_no", "dialogue_no", "dialog_no"
 ORDER = ("turn_index", "turn_id", "turn_number", "turn_no", "turn", "round", "seq", "sequence", "order", "position",
          "message_index", "timestamp", "created_at", "create_time", "sent_at", "time", "datetime", "date", "轮次",
          "序号", "顺序", "时间", "发送时间", "消息时间", "日期时间", "时间戳")  # fmt: skip
-"""Where each row is one turn: what its place in the dialogue goes by."""
+"""Where each row is one turn: columns by which the turns of a dialogue are sorted."""
 INSIDE = ("role", "content")
 """Roles that name keys of a turn, not columns, where `messages` is named too; so does `reasoning` then."""
 ROLE_NAMES = ("messages", "user", "assistant", *OPTIONAL, "prompt", "chosen", "rejected", "text", "text_pair", "label",
@@ -111,8 +111,8 @@ ROLE_NAMES = ("messages", "user", "assistant", *OPTIONAL, "prompt", "chosen", "r
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A shape's name, what its rows teach, which column plays which role, and the share of the rows that have it."""
+class RowShape:
+    """The layout of a row: its name, record kind, column roles (role -> column), and the share of rows that have it."""
 
     name: str
     kind: Kind | None
@@ -120,24 +120,24 @@ class Shape:
     share: float = 1.0
 
 
-UNKNOWN = Shape("unknown", None, {}, 0.0)
+UNKNOWN = RowShape("unknown", None, {}, 0.0)
 
 
-def recognise(rows: Iterable[Any], kind: Kind | None = None) -> Shape:
+def recognise(rows: Iterable[Any], kind: Kind | None = None) -> RowShape:
     """The shape of most rows; `unknown` where there is none. `kind` is what the recipe says that they are.
 
     >>> recognise([{"instruction": "1+1", "output": "2"}]).name
     'alpaca'
     """
     held = [row for row in map(as_row, rows) if isinstance(row, dict)]
-    found = [shape_of(row, kind) for row in held]
-    if not found:
+    shapes = [shape_of(row, kind) for row in held]
+    if not shapes:
         return UNKNOWN
-    (name, what), count = Counter((shape.name, shape.kind) for shape in found).most_common(1)[0]
+    (name, what), count = Counter((shape.name, shape.kind) for shape in shapes).most_common(1)[0]
     roles: dict[str, str] = {}
-    for shape in found:
+    for shape in shapes:
         roles |= shape.roles if shape.name == name else {}
-    shape = Shape(name, what, roles, count / len(held))
+    shape = RowShape(name, what, roles, count / len(held))
     if name == TURN_ROWS:
         return replace(shape, roles=_by_dialogue(roles, held))
     if shape.kind == "chat" and kind is None:
@@ -151,15 +151,15 @@ TURN_ROWS = "turn_rows"
 """The shape of rows that are one turn each."""
 
 
-def as_row(value: Any) -> Any:
+def as_row(row: Any) -> Any:
     """A bare list of turns as a row that has them in a column; anything else as it is.
 
     >>> as_row([{"role": "user", "content": "q"}])
     {'messages': [{'role': 'user', 'content': 'q'}]}
     """
-    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
-        return {"messages": value}
-    return value
+    if isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
+        return {"messages": row}
+    return row
 
 
 def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -176,17 +176,20 @@ def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
     return dict(roles)
 
 
-def _groups(values: Sequence[Any], speakers: Sequence[Any]) -> bool:
+def _groups(identifiers: Sequence[Any], speakers: Sequence[Any]) -> bool:
     """Whether a column holds the same id in neighbouring rows; of `speakers`, if given, most ids have several."""
-    if any(not isinstance(value, str | int) or isinstance(value, bool) or value == "" for value in values):
+    if any(
+        not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == ""
+        for identifier in identifiers
+    ):
         return False
-    runs = [key for key, _ in groupby(values)]
+    runs = [key for key, _ in groupby(identifiers)]
     if speakers:
         of: dict[Any, set[str]] = {}
-        for value, speaker in zip(values, speakers, strict=True):
-            of.setdefault(value, set()).add(str(speaker))
+        for identifier, speaker in zip(identifiers, speakers, strict=True):
+            of.setdefault(identifier, set()).add(str(speaker))
         return 1 < len(of) == len(runs) and 2 * sum(len(names) > 1 for names in of.values()) > len(of)
-    return 2 * len(runs) <= len(values) + 1
+    return 2 * len(runs) <= len(identifiers) + 1
 
 
 def like_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -198,13 +201,13 @@ def like_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -
     return ""
 
 
-def _judged(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Shape:
-    """The shape with a verdict, where a column says yes or no of every row and of nothing else."""
-    column, values = _verdicts(rows)
-    if not values or not all(value in VERDICTS for value in values):
+def _judged(shape: RowShape, rows: Sequence[Mapping[str, Any]]) -> RowShape:
+    """The shape as `judged` (KTO), where a column holds a verdict, good or bad, in every row and nothing else."""
+    column, verdicts = _verdicts(rows)
+    if not verdicts or not all(verdict in VERDICTS for verdict in verdicts):
         return shape
     names = {role: shape.roles.get(role, "").casefold() for role in ("user", "assistant")}
-    if column == "label" and (names != TRL or set(values) <= NUMBERS):
+    if column == "label" and (names != TRL or set(verdicts) <= NUMBERS):
         return shape
     return replace(shape, name=JUDGED, kind="judged", roles={**shape.roles, "label": column})
 
@@ -225,13 +228,13 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
 
 
 def doubtful_verdict(rows: Iterable[Any]) -> str:
-    """The column beside answers that may say which are good, and is not read so."""
-    column, values = _verdicts([row for row in rows if isinstance(row, dict)])
-    return column if column == "label" and values and all(value in VERDICTS for value in values) else ""
+    """The column beside answers that may hold verdicts, and is not read as such; "" for none."""
+    column, verdicts = _verdicts([row for row in rows if isinstance(row, dict)])
+    return column if column == "label" and verdicts and all(verdict in VERDICTS for verdict in verdicts) else ""
 
 
 def verdict_words(rows: Iterable[Any]) -> str:
-    """What a column of verdicts holds.
+    """The pair of values in a column of verdicts, in words.
 
     >>> verdict_words([{"label": 1}, {"label": 0}]), verdict_words([{"label": True}])
     ('0 and 1', 'true and false')
@@ -244,9 +247,9 @@ def verdict_words(rows: Iterable[Any]) -> str:
 _WORDS = (("0", "1"), ("true", "false"), ("good", "bad"), ("desirable", "undesirable"))
 
 
-def _is_label(values: Sequence[Any]) -> bool:
-    """Whether values repeat as labels do; a handful says nothing."""
-    known = [str(value).strip() for value in values if value is not None]
+def _is_label(labels: Sequence[Any]) -> bool:
+    """Whether values repeat as labels do; fewer than ten always count."""
+    known = [str(label).strip() for label in labels if label is not None]
     return len(known) < 10 or len(set(known)) <= len(known) / 2
 
 
@@ -264,11 +267,11 @@ def many_labels(rows: Sequence[Any]) -> int:
     roles = [shape.roles for row in held if (shape := shape_of(row)).kind == "label"]
     if len(roles) <= len(held) / 2:
         return 0
-    values = [row.get(roles[0]["label"]) for row in held]
-    return 0 if _is_label(values) else len({str(value).strip() for value in values if value is not None})
+    labels = [row.get(roles[0]["label"]) for row in held]
+    return 0 if _is_label(labels) else len({str(label).strip() for label in labels if label is not None})
 
 
-def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> Shape:
+def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> RowShape:
     """The shape of one row. A column that is null counts only if nothing else fits."""
     shape = layout(tuple(k for k, v in row.items() if v is not None), kind)
     if shape.kind is None:
@@ -279,32 +282,32 @@ def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> Shape:
 
 
 @lru_cache(maxsize=4096)
-def layout(keys: tuple[str, ...], kind: Kind | None = None) -> Shape:
+def layout(keys: tuple[str, ...], kind: Kind | None = None) -> RowShape:
     """The shape that these columns have, or that they have if their rows are of `kind`."""
     chosen, rejected = _find(keys, CHOSEN), _find(keys, REJECTED)
     dialogue = _dialogue(keys)
     if kind not in ("text", "label") and rejected and (chosen or dialogue.kind):
         # With `task: chat` the better answer is learned, and the worse one is not read.
-        return Shape("preference", kind or "preference", _preference(keys, chosen, rejected, dialogue))
+        return RowShape("preference", kind or "preference", _preference(keys, chosen, rejected, dialogue))
     if kind in (None, "chat"):
         turns = _turn_rows(keys) if dialogue.name in ("unknown", "messages") else {}
         if "conversation" in turns or (turns and not dialogue.kind and not _find(keys, LABEL)):
-            return Shape(TURN_ROWS, "chat", turns)
+            return RowShape(TURN_ROWS, "chat", turns)
         if dialogue.kind:
             return dialogue
     verdict = _find(keys, VERDICT)
     if kind == "judged" and dialogue.kind and verdict:
-        return Shape("judged", "judged", {**dialogue.roles, "label": verdict})
+        return RowShape("judged", "judged", {**dialogue.roles, "label": verdict})
     text, label = _find(keys, TEXT), _find(keys, LABEL)
     label_of_two = label or _find(keys, ("is_duplicate", "gold_label"))
     first, second = next((two for names in TEXT_PAIRS if all(two := tuple(_find(keys, (n,)) for n in names))), ("", ""))
     if first and kind in (None, "label"):
         roles = {"text": first, "text_pair": second, "label": label_of_two}
-        return Shape("labelled_pair", "label", roles) if label_of_two else UNKNOWN
+        return RowShape("labelled_pair", "label", roles) if label_of_two else UNKNOWN
     if text and label and kind in (None, "label"):
-        return Shape("labelled", "label", {"text": text, "label": label})
+        return RowShape("labelled", "label", {"text": text, "label": label})
     if text and kind in (None, "text"):
-        return Shape("text", "text", {"text": text})
+        return RowShape("text", "text", {"text": text})
     return UNKNOWN
 
 
@@ -312,20 +315,20 @@ def _turn_rows(keys: tuple[str, ...]) -> dict[str, str]:
     """The roles of rows that are one turn each; none where they are something else."""
     if _find(keys, ("messages", "conversations", "dialogs")):
         return {}
-    roles = {"role": _find(keys, SPEAKER), "content": _find(keys, SAID)}
+    roles = {"role": _find(keys, SPEAKER), "content": _find(keys, CONTENT)}
     if not all(roles.values()):
         return {}
     also = {"conversation": _find(keys, DIALOGUE), "order": _find(keys, ORDER)}
     return roles | {role: column for role, column in also.items() if column and column not in roles.values()}
 
 
-def _dialogue(keys: tuple[str, ...]) -> Shape:
+def _dialogue(keys: tuple[str, ...]) -> RowShape:
     optional = {role: column for role, names in OPTIONAL.items() if (column := _find(keys, names))}
     turns = _find(keys, TURNS)
     if turns:
         # `input` and `reasoning` belong to one question; beside a list of turns they mean something else
-        kept = {role: column for role, column in optional.items() if role in ("system", "tools")}
-        return Shape("messages", "chat", {"messages": turns, **kept})
+        extras = {role: column for role, column in optional.items() if role in ("system", "tools")}
+        return RowShape("messages", "chat", {"messages": turns, **extras})
     for name, fields in PAIRS.items():
         if name == "speakers" and _find(keys, TEXT):
             continue  # who spoke, beside what was said
@@ -333,11 +336,11 @@ def _dialogue(keys: tuple[str, ...]) -> Shape:
         if len(roles) == len(fields):
             used = set(roles.values())
             rest = {role: column for role, column in optional.items() if role not in roles and column not in used}
-            return Shape(name, "chat", roles | rest)
+            return RowShape(name, "chat", roles | rest)
     return UNKNOWN
 
 
-def _preference(keys: tuple[str, ...], chosen: str, rejected: str, dialogue: Shape) -> dict[str, str]:
+def _preference(keys: tuple[str, ...], chosen: str, rejected: str, dialogue: RowShape) -> dict[str, str]:
     """The roles of a pair of answers: what both reply to lies in a column of its own, or is what both begin with."""
     roles = {role: column for role in ("system", "tools", "history") if (column := _find(keys, OPTIONAL[role]))}
     if not chosen:
@@ -366,20 +369,20 @@ PAIR_TURNS = (("input", "output"), ("human", "assistant"), ("query", "response")
 """Turns that are a question and an answer in one object."""
 
 
-def _style(value: Any) -> str:
-    """How the turns of a list are written; only for the report, `turns.py` reads them all."""
-    turns = [turn for turn in value[:8] if isinstance(turn, dict)] if isinstance(value, list) else []
+def _style(cell: Any) -> str:
+    """The format of a list of turns, for the report only: `turns.py` reads them all."""
+    turns = [turn for turn in cell[:8] if isinstance(turn, dict)] if isinstance(cell, list) else []
     keys = set(turns[0]) if turns else set()
     if "from" in keys:
         return "sharegpt"
     if "role" in keys:
-        said = {turn.get("role") for turn in turns if isinstance(turn.get("role"), str)}
-        return "client_counselor" if said & {"client", "counselor"} else "messages"
+        speakers = {turn.get("role") for turn in turns if isinstance(turn.get("role"), str)}
+        return "client_counselor" if speakers & {"client", "counselor"} else "messages"
     return next((f"{a}_{b}_turns" for a, b in PAIR_TURNS if {a, b} <= keys), "messages")
 
 
 def mapped(roles: Mapping[str, str], kind: Kind | None = None) -> Kind | None:
-    """What rows with these roles are, or may be if `kind` is asked for; None where roles are missing for it.
+    """The record kind of rows with these roles, or `kind` if they have what it needs; None where roles are missing.
 
     >>> mapped({"text": "a", "label": "b"}), mapped({"text": "a", "label": "b"}, "text"), mapped({"user": "a"})
     ('label', 'text', None)
@@ -403,5 +406,5 @@ def known(columns: Collection[str]) -> bool:
     return layout(tuple(columns)).kind not in (None, "text")
 
 
-def unused(shape: Shape, columns: Iterable[str]) -> list[str]:
+def unused(shape: RowShape, columns: Iterable[str]) -> list[str]:
     return [c for c in columns if c not in shape.roles.values()]

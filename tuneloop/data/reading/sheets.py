@@ -23,7 +23,7 @@ def _opened(blob: Blob) -> Iterator[Any]:
     import openpyxl
 
     try:
-        with blob.path.open("rb") if blob.plain else io.BytesIO(blob.whole()) as source:
+        with blob.path.open("rb") if blob.is_plain_file else io.BytesIO(blob.read_bytes()) as source:
             with zipfile.ZipFile(source) as archive:
                 sizes = [(info.file_size, info.compress_size) for info in archive.infolist()]
                 archives.require_sane(blob.where, sum(a for a, _ in sizes), sum(b for _, b in sizes))
@@ -70,21 +70,21 @@ def _below(lines: Iterator[tuple[int, list[str]]], table: Table) -> Iterator[tup
         if header_due:
             header_due = False
             continue
-        made: dict[str, str] | Flaw = tables.fitted(_padded(row, table), table.names)
-        if isinstance(row, _Row) and isinstance(made, dict):
-            made = Filled(made, [table.names[at] for at in row.filled if at < len(table.names)])
-        yield number, made
+        cells_by_name: dict[str, str] | Flaw = tables.fitted(_padded(row, table), table.names)
+        if isinstance(row, _Row) and isinstance(cells_by_name, dict):
+            cells_by_name = Filled(cells_by_name, [table.names[at] for at in row.filled if at < len(table.names)])
+        yield number, cells_by_name
 
 
 def _sheet(book: Any, blob: Blob) -> Any:
-    found = [sheet for sheet in book.worksheets if not blob.sheet or sheet.title == blob.sheet]
-    if not found:
+    sheets = [sheet for sheet in book.worksheets if not blob.sheet or sheet.title == blob.sheet]
+    if not sheets:
         raise DataError("TL-DATA-EMPTY", where=blob.where)
-    return found[0]
+    return sheets[0]
 
 
 _ABOVE = 10
-"""Rows above a header that are looked at."""
+"""Rows from the top among which the header is searched."""
 
 
 def _table(lines: list[tuple[int, list[str]]], columns: Mapping[str, str], header: int | None) -> Table:
@@ -154,7 +154,7 @@ class _Merged:
 
     def __init__(self, sheet: Any) -> None:
         ranges = _merged(sheet)
-        self.begins = {(first, at): last for at, found in ranges.items() for first, last in found}
+        self.begins = {(first, at): last for at, spans in ranges.items() for first, last in spans}
         self.columns = list(ranges)
         self.open: dict[int, tuple[int, str]] = {}
 
@@ -163,12 +163,12 @@ class _Merged:
         places = []
         for at in self.columns:
             text = texts[at] if at < len(texts) else ""
-            last, value = self.open.get(at, (0, ""))
+            last, content = self.open.get(at, (0, ""))
             if (number, at) in self.begins and not header:
                 self.open[at] = (self.begins[number, at], text)
-            elif number <= last and value and not text:
+            elif number <= last and content and not text:
                 texts += [""] * (at + 1 - len(texts))
-                texts[at] = value
+                texts[at] = content
                 places.append(at)
         if not places:
             return texts
@@ -178,7 +178,7 @@ class _Merged:
 
 
 def _lines(sheet: Any) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, with their number; empty cells at the end are no cells."""
+    """Non-empty rows with their numbers, without trailing empty cells."""
     sheet.reset_dimensions()  # what a file says of its size is often wrong
     merged, header = _Merged(sheet), True
     for number, row in enumerate(sheet.iter_rows(), 1):

@@ -20,11 +20,11 @@ from tuneloop.recipe.schema import DataFile
 Group = tuple[DataFile, list[Source]]
 
 
-def settled(found: Sequence[Group]) -> list[Group]:
+def settled(entries: Sequence[Group]) -> list[Group]:
     """The sources of each entry, each with its side. A file's folders count below the one that all files lie in."""
-    local = {s.path for file, group in found if _is_local(file) for s in group}
+    local = {s.path for file, group in entries if _is_local(file) for s in group}
     above = _common(local)
-    groups = [(file, [_sided(file, s, above) for s in group]) for file, group in found]
+    groups = [(file, [_sided(file, s, above) for s in group]) for file, group in entries]
     sides = {s.side if file.split == "auto" else file.split for file, group in groups for s in group} - {"auto"}
     if len(sides) > 1:
         return groups

@@ -1,4 +1,4 @@
-"""Parts of the rows: a slice in Python's notation, or so many at random."""
+"""Subsets of the rows: a slice in Python's notation, or a random sample."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ def taken(rows: Iterator[Item], wanted: slice) -> Iterator[Item]:
 
 
 def drawn(again: Callable[[], Iterator[Item]], size: int, seed: int, label: Callable[[Item], str]) -> Iterator[Item]:
-    """`size` of the items at random, in their order; of each label in proportion.
+    """A stratified random sample of `size` rows, in their order; each label in proportion.
 
     `again` begins a new pass: one counts the labels, one draws. Memory holds the sample (Vitter 1985, algorithm R).
     """
-    counts = Counter(label(item) for item in again())
-    room = _shares(counts, size)
+    counts = Counter(label(row) for row in again())
+    quota = _shares(counts, size)
     held: dict[str, list[tuple[int, Item]]] = {name: [] for name in counts}
     chance = {name: random.Random(f"{seed}/{name}") for name in counts}
     met: Counter[str] = Counter()
-    for number, item in enumerate(again()):
-        name = label(item)
+    for number, row in enumerate(again()):
+        name = label(row)
         met[name] += 1
-        if len(held[name]) < room[name]:
-            held[name].append((number, item))
-        elif room[name]:
+        if len(held[name]) < quota[name]:
+            held[name].append((number, row))
+        elif quota[name]:
             place = chance[name].randrange(met[name])
-            if place < room[name]:
-                held[name][place] = (number, item)
-    for _, item in sorted((pair for pairs in held.values() for pair in pairs), key=lambda pair: pair[0]):
-        yield item
+            if place < quota[name]:
+                held[name][place] = (number, row)
+    for _, row in sorted((pair for pairs in held.values() for pair in pairs), key=lambda pair: pair[0]):
+        yield row
 
 
 def _shares(counts: Counter[str], size: int) -> dict[str, int]:
-    """How many of each label: the largest remainders, then the rarer labels, get what rounding down leaves.
+    """The sample size of each label: largest remainders, then rarer labels, get what rounding down leaves.
 
     >>> _shares(Counter(a=60, b=30, c=10), 5)
     {'a': 3, 'b': 1, 'c': 1}

@@ -1,4 +1,4 @@
-"""What a file is, found out by its content: container, encoding, shape. The extension is never asked.
+"""Format detection by content: container, encoding, shape. The extension is never used.
 
 Nothing is converted here, and only the first rows are read (the encoding is checked over the whole file).
 """
@@ -42,18 +42,18 @@ Container = Literal[
     "json", "jsonl", "object", "csv", "tsv", "parquet", "arrow", "arrow stream", "xlsx", "txt", "chat log"
 ]
 SAMPLE = 50
-"""Rows that are looked at."""
+"""Rows of a file that are sampled."""
 LINES = 200
-"""Lines that are looked at for a table."""
+"""Lines from which a table is detected."""
 HEAD = 1 << 16
-"""Characters whose first one is looked at."""
+"""Characters that are read at a time."""
 BUDGET = 16 << 20
-"""Characters after which enough was looked at, however few rows they are."""
+"""Characters after which sampling ends, however few rows they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What a file seems to be. `sure` is the share of the rows looked at that have the shape, 0 to 1."""
+    """The detected format of a file. `sure` is the share of the sampled rows that have the shape, 0 to 1."""
 
     container: Container
     encoding: str
@@ -63,9 +63,9 @@ class Guess:
     sure: float
     roles: Mapping[str, str]
     kind: Kind | None = None
-    """What its rows teach; None where that is not known."""
-    looked: int = 0
-    """Rows looked at."""
+    """The record kind of its rows; None where that is not known."""
+    rows_read: int = 0
+    """Rows sampled."""
     compression: str = ""
     table: Table | None = None
     key: str = ""
@@ -77,13 +77,13 @@ class Guess:
     holds: str = ""
     """What that column holds, in words."""
     inside: tuple[str, ...] = ()
-    """Keys of the turns in the rows looked at."""
+    """Keys of the turns in the sampled rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the recipe says of a file: roles of columns, kind of rows, encoding, line of a table's header, who is who in
-    a turn. `verdicts`: what is trained needs answers that are known to be good or bad."""
+    """The recipe's settings for a file: column roles, kind of rows, encoding, line of a table's header, roles of
+    speakers. `verdicts`: what is trained needs answers that are known to be good or bad."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     task: Kind | None = None
@@ -96,7 +96,7 @@ class Wish:
 
 
 def look(source: Path | Blob, wish: Wish | Mapping[str, str] | None = None) -> Guess:
-    """What a file (or a member, or a sheet) is.
+    """The detected format of a file, a member or a sheet.
 
     Raises DataError where there is no readable text: TL-DATA-MISSING, -FOLDER, -EMPTY, -UNREADABLE, -BINARY, -NESTED,
     -ENCODING, -JSON, -LISTS, -ARRAYS, -PARQUET, -ARROW, -EXCEL, -ARCHIVE, -BOMB, -ROW-LONG, -WHOLE. A shape that is not
@@ -149,8 +149,8 @@ def _text(blob: Blob, encoding: str, wish: Wish) -> Guess:
             raise
         try:  # one object, perhaps: it is read whole
             return _object(blob, encoding, wish, one_line=False)
-        except DataError as whole:
-            raise (error if _many_lines(blob, encoding) else whole) from None
+        except DataError as object_error:
+            raise (error if _many_lines(blob, encoding) else object_error) from None
     rows = [row for line in lines if (row := _parsed(line)) is not None]
     if len(lines) > 1 and (2 * len(rows) >= len(lines) or _parsed(lines[0]) is not None):
         return _judged("jsonl", encoding, _columns(rows), rows, wish)
@@ -178,7 +178,7 @@ def _require_names(blob: Blob, rows: Sequence[Any]) -> None:
 
 
 def _first(blob: Blob, encoding: str) -> str:
-    """The first character that is no blank; nothing if there is none in the whole file."""
+    """The first character that is no blank; "" if there is none in the whole file."""
     for piece in encodings.chunks(blob, encoding, HEAD):
         text = piece.lstrip("\ufeff \t\r\n\v\f")
         if text:
@@ -278,14 +278,14 @@ def _is_scalar(text: str) -> bool:
 
 def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     """A file that is one object: a single row, or a list of rows one level down."""
-    value = arrays.load(blob, encoding)
+    document = arrays.load(blob, encoding)
     lists = {
-        k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(as_row(r), dict) for r in v)
+        k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(as_row(r), dict) for r in v)
     }
     nested = len(lists) == 1 and all(isinstance(r, list) for v in lists.values() for r in v)  # dialogues, no turns
-    fits = not nested and (shapes.shape_of(value, wish.task).kind or set(wish.columns.values()) & set(value))
+    fits = not nested and (shapes.shape_of(document, wish.task).kind or set(wish.columns.values()) & set(document))
     if fits or not lists:
-        return _judged("jsonl" if one_line else "object", encoding, _columns([value]), [value], wish)
+        return _judged("jsonl" if one_line else "object", encoding, _columns([document]), [document], wish)
     if len(lists) > 1:
         raise DataError("TL-DATA-LISTS", where=blob.where, keys=printable(", ".join(lists)))
     key, held = next(iter(lists.items()))
@@ -294,11 +294,11 @@ def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    value = as_row(value)
-    return value if isinstance(value, dict) else None
+    row = as_row(row)
+    return row if isinstance(row, dict) else None
 
 
 def _columns(rows: Iterable[Any]) -> tuple[str, ...]:
@@ -329,8 +329,11 @@ def _judged(
         roles = tables.labels([row for row in rows if isinstance(row, dict)])
         if roles:
             two = "text_pair" in roles
-            why = (t("three columns: two texts, and one with few and short values") if two
-                   else t("two columns, one of them with few and short values"))  # fmt: skip
+            why = (
+                t("three columns: two texts, and one with few and short values")
+                if two
+                else t("two columns, one of them with few and short values")
+            )
             return guessed("labelled_pair" if two else "labelled", "label", roles, why, 0.7)
     if shape.kind is None:
         return guessed(*_unknown(rows), 0.0)
@@ -350,7 +353,7 @@ def _unknown(rows: Sequence[Any]) -> tuple[str, None, dict[str, str], str]:
     return "unknown", None, {}, t("no known combination of columns")
 
 
-def _by_columns(shape: shapes.Shape, n: int, rows: Sequence[Any], names: Sequence[str], table: Table | None) -> str:
+def _by_columns(shape: shapes.RowShape, n: int, rows: Sequence[Any], names: Sequence[str], table: Table | None) -> str:
     """Why `n` of these rows have the shape, and what of them is not used."""
     used = ", ".join(dict.fromkeys(shape.roles.values()))
     why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=printable(used))
@@ -364,15 +367,15 @@ def _by_columns(shape: shapes.Shape, n: int, rows: Sequence[Any], names: Sequenc
     return why
 
 
-def _by_turns(shape: shapes.Shape, rows: Sequence[Any], names: Sequence[str]) -> str:
-    """Why rows of one turn each are read as they are; raises TL-DATA-TURNS where nothing says of which dialogue."""
+def _by_turns(shape: shapes.RowShape, rows: Sequence[Any], names: Sequence[str]) -> str:
+    """The reason how rows of one turn each are grouped; raises TL-DATA-TURNS where no column tells the dialogue."""
     if column := shape.roles.get("conversation"):
         return t("each row is one turn; {column} says of which dialogue", column=printable(column))
     speaker = shape.roles["role"]
     held = [row for row in rows if isinstance(row, dict)]
-    said = [str(row.get(speaker)).strip().casefold() for row in held]
+    speakers = [str(row.get(speaker)).strip().casefold() for row in held]
     column = shapes.like_dialogue(shape.roles, held)
-    if column or len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in said[1:]):
+    if column or len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in speakers[1:]):
         roles = {**{role: shape.roles[role] for role in shapes.INSIDE}, "conversation": column or "your_id"}
         line = ", ".join(f"{role}: {name}" for role, name in roles.items())
         raise DataError("TL-DATA-TURNS", where="", columns=printable(", ".join(names)), line=printable(line))
@@ -390,8 +393,8 @@ def _inside(
     held = [(n, row) for n, row in enumerate(rows) if isinstance(row, dict)]
     by_turns = grouping.by_turns(roles)
     for _, row in grouping.dialogues(lambda: iter(held), roles) if by_turns else held:
-        for value in row.values() if isinstance(row, dict) else ():
-            keys |= {str(key): None for turn in grouping.turns_in(value) for key in turn}
+        for cell in row.values() if isinstance(row, dict) else ():
+            keys |= {str(key): None for turn in grouping.turns_in(cell) for key in turn}
         with suppress(BadRow):
             fixed = dict(wish.columns) if wish.columns and not by_turns else None
             convert(grouping.renamed(row, wish.columns, wish.speakers), kind, fixed, notes=notes)
@@ -399,9 +402,10 @@ def _inside(
 
 
 def document(blob: Blob, wish: Wish) -> Guess:
-    """A text that is one record, its class known by its folder."""
+    """The format of a text file that is one record, labelled by its folder."""
     blob, head = resolved(blob)
     encoding = encodings.named(wish.encoding, blob.where) if wish.encoding else encodings.detect(blob, head)
     why, roles = t("the folder's name is the label"), {"text": "text", "label": "label"}
-    return Guess("txt", encoding, "labelled", ("text", "label"), why, 0.9, roles, "label", 1, blob.compression,
-                 unit="file")  # fmt: skip
+    return Guess(
+        "txt", encoding, "labelled", ("text", "label"), why, 0.9, roles, "label", 1, blob.compression, unit="file"
+    )

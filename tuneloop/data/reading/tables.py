@@ -1,6 +1,6 @@
-"""Tables in text: how their cells are told apart, what their columns are called, and their rows.
+"""Delimited text tables (CSV, TSV): delimiter, quoting, header, and rows.
 
-What one row of a quoted table is, stands in `quoting.py`.
+Parsing a quoted row is in `quoting.py`.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tuneloop.data.reading import shapes
 from tuneloop.data.reading.quoting import records, split_line
-from tuneloop.data.reading.rows import Flaw
-
-Row = tuple[int, Any]
+from tuneloop.data.reading.rows import Flaw, NumberedRow
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """How the cells of a csv or tsv file are told apart, and what its columns are called."""
+    """The dialect and header of a CSV or TSV file."""
 
     delimiter: str
     quoted: bool
@@ -32,7 +29,7 @@ class Table:
 _DIALECTS = ((",", True), ("\t", False), ("\t", True), (";", True), ("|", True))
 _SEP = re.compile(r'\ufeff?"?sep=(.)"?\s*', re.IGNORECASE)
 _ABOVE = 10
-"""Lines above a header that are looked at."""
+"""Lines from the top among which the header is searched."""
 
 
 def recognise(lines: list[str], columns: Mapping[str, str], header: int | None = None) -> Table | None:
@@ -40,9 +37,9 @@ def recognise(lines: list[str], columns: Mapping[str, str], header: int | None =
 
     `header` is the line of the header if the recipe names it, 0 where there is none.
     """
-    if said := _SEP.fullmatch(lines[0]) if lines else None:
+    if separator := _SEP.fullmatch(lines[0]) if lines else None:
         rest = recognise(lines[1:], columns, header - 1 if header else header)
-        chosen = _table(lines[1:], said[1], True, columns, header - 1 if header else header)
+        chosen = _table(lines[1:], separator[1], True, columns, header - 1 if header else header)
         table = chosen[1] if chosen else rest
         return table and replace(table, above=table.above + 1)
     if header is None:
@@ -77,16 +74,16 @@ def _best(lines: list[str], columns: Mapping[str, str], header: int | None) -> T
     best: tuple[bool, float, bool, int] = (False, 0.0, False, 0)
     table: Table | None = None
     for delimiter, quoted in _DIALECTS:
-        found = _table(lines, delimiter, quoted, columns, header)
-        if found and found[0] > best:
-            best, table = found
+        attempt = _table(lines, delimiter, quoted, columns, header)
+        if attempt and attempt[0] > best:
+            best, table = attempt
     return table or _ragged(lines)
 
 
 def _table(
     lines: list[str], delimiter: str, quoted: bool, columns: Mapping[str, str], header: int | None
 ) -> tuple[tuple[bool, float, bool, int], Table] | None:
-    """How well a delimiter fits these lines, and the table that it makes of them; None where it makes none."""
+    """A delimiter's score on these lines, and the table that it gives; None where it gives none."""
     first, rows = _first(lines, delimiter, quoted), _records(lines, delimiter, quoted)
     if not first or not rows:
         return None
@@ -95,17 +92,17 @@ def _table(
     known = known or (len(names) == 1 and names[0].casefold() in shapes.TEXT and _one_column(rows))
     if (len(names) < 2 and not (known and delimiter == ",")) or (not known and _is_prose(rows)):
         return None
-    data = rows[1:] if len(rows) > 1 else rows
-    if _has_row_names(len(names), data) and (known or is_header(names)):
+    body = rows[1:] if len(rows) > 1 else rows
+    if _has_row_names(len(names), body) and (known or is_header(names)):
         names = ("", *names)
     literal = _records(lines, delimiter, False) if delimiter == "\t" and quoted else rows
     unquotes = rows != literal and _is_quoted(lines, delimiter)
-    share = max(_share(data, len(names)), _share(literal[1:], len(names)) if unquotes else 0.0)
+    share = max(_share(body, len(names)), _share(literal[1:], len(names)) if unquotes else 0.0)
     if not (known or (share >= 0.8 and len(rows) > 1)):
         return None
     if header is None:
         numbered = bool(columns) and all(re.fullmatch(r"column_\d+", name) for name in columns.values())
-        header = 0 if numbered and not known else int(known or (is_header(names) and not is_data(names, data)))
+        header = 0 if numbered and not known else int(known or (is_header(names) and not is_data(names, body)))
     named = unique(names if header else [""] * len(names))
     return (known, share, unquotes, len(names)), Table(delimiter, quoted, bool(header), named)
 
@@ -160,8 +157,8 @@ def _counts_up(column: Sequence[str]) -> bool:
 
 def _has_row_names(width: int, rows: Sequence[Sequence[str]]) -> bool:
     """Whether every row has one cell more than the header, in front, that counts the rows (as R writes tables)."""
-    whole = [row for row in rows if len(row) == width + 1]
-    return len(whole) >= 2 and len(whole) >= 0.8 * len(rows) and _counts_up([row[0] for row in whole])
+    numbered = [row for row in rows if len(row) == width + 1]
+    return len(numbered) >= 2 and len(numbered) >= 0.8 * len(rows) and _counts_up([row[0] for row in numbered])
 
 
 def _is_quoted(lines: list[str], delimiter: str) -> bool:
@@ -224,7 +221,7 @@ def _is_name(cell: str) -> bool:
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """Names with the nameless called column_2, the second `id` id_2.
+    """Unique column names: a nameless column becomes column_2, the second `id` id_2.
 
     >>> unique(["id", "", "id"])
     ('id', 'column_2', 'id_2')
@@ -257,14 +254,14 @@ def labels(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     columns = [name for name in (rows[0] if rows else ()) if not _names_rows([row.get(name, "") for row in rows])]
     if len(rows) < 10 or len(columns) not in (2, 3) or any(len(row) != len(rows[0]) for row in rows):
         return {}
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for column in columns:
         values = [row[column].strip() for row in rows]
-        if len(set(values)) <= len(rows) / 5 and all(len(value) <= 20 for value in values):
-            found[column] = sum(map(len, values))
-    if not found or (len(columns) == 3 and len(found) != 1):
+        if len(set(values)) <= len(rows) / 5 and all(len(text) <= 20 for text in values):
+            lengths[column] = sum(map(len, values))
+    if not lengths or (len(columns) == 3 and len(lengths) != 1):
         return {}
-    label = min(found, key=lambda column: found[column])
+    label = min(lengths, key=lambda column: lengths[column])
     texts = [column for column in columns if column != label]
     if len(texts) == 2 and not all(_has_words([row[column] for row in rows]) for column in texts):
         return {}
@@ -286,11 +283,11 @@ def _has_words(column: Sequence[str]) -> bool:
 
 def _records(lines: list[str], delimiter: str, quoted: bool) -> list[list[str]]:
     """The rows that are not blank; a broken one counts as one of another width."""
-    found = (["\0"] if isinstance(row, Flaw) else row for _, row in records(iter(lines), delimiter, quoted))
-    return [row for row in found if any(cell.strip() for cell in row)]
+    cells = (["\0"] if isinstance(row, Flaw) else row for _, row in records(iter(lines), delimiter, quoted))
+    return [row for row in cells if any(cell.strip() for cell in row)]
 
 
-def rows(lines: Iterable[str], table: Table) -> Iterator[Row]:
+def rows(lines: Iterable[str], table: Table) -> Iterator[NumberedRow]:
     """Every row with the number of the line where it starts: a dict, or a Flaw. Blank lines are no rows."""
     source = iter(lines)
     for _ in range(table.above):

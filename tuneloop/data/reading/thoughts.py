@@ -1,7 +1,7 @@
-"""Thoughts that stand in the text of an answer: all spellings become `<think>`, and one without an end gets it.
+"""Reasoning inside the text of an answer: all spellings become `<think>`, and one without an end tag gets it.
 
-Templates know `<think>` alone: in any other spelling the thought would be the answer, behind an empty thought of the
-template's own. A thought without its end is one without an answer: what it would have come to is not in the data.
+Chat templates know `<think>` alone: reasoning in any other tag would be the answer, behind an empty thought of the
+template's own. Reasoning without an end tag has no answer: the rest is not in the data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _END = "</think>"
 
 
 def spelled(messages: Sequence[Message], notes: Notes) -> tuple[Message, ...]:
-    """The messages, with the thoughts in their answers as `<think>…</think>`; what was changed is noted.
+    """The messages, with the reasoning in their answers as `<think>…</think>`; changes go to `notes`.
 
     >>> spelled([Message("assistant", "<thinking>aha</thinking>ok")], Notes())[0].content
     '<think>\\naha\\n</think>\\n\\nok'
@@ -45,39 +45,39 @@ def _spelled(message: Message, messages: Iterable[Message], notes: Notes) -> Mes
     opened = _OPEN.match(rest)
     if opened is None:
         return message
-    mark = opened[1]
-    close = _closing(mark)
-    plain = mark == "<think>"
+    tag = opened[1]
+    close = _closing(tag)
+    is_standard = tag == "<think>"
     inside, closed, after = _parted(rest[opened.end() :], close)
-    if _is_meant(mark, close, bool(closed), messages):
+    if _is_meant(tag, close, bool(closed), messages):
         return message
-    if closed and (message.reasoning or plain):
+    if closed and (message.reasoning or is_standard):
         return message
-    notes.thoughts["" if closed else "open", mark] = None
+    notes.thoughts["" if closed else "open", tag] = None
     thought = inside.strip()
     if message.reasoning:
         same = thought in message.reasoning
         return replace(message, content="", reasoning=message.reasoning if same else f"{message.reasoning}\n{thought}")
-    if found := _FRAME.match(after):
-        after = found[1]
+    if frame := _FRAME.match(after):
+        after = frame[1]
     written = f"{before}{end}<think>\n{thought}\n{_END}"
     return replace(message, content=f"{written}\n\n{after.lstrip()}" if after.strip() else written)
 
 
-def _closing(mark: str) -> str:
-    if mark.startswith("<|"):
+def _closing(tag: str) -> str:
+    if tag.startswith("<|"):
         return "<|end_of_thought|>"
-    return f"{mark[0]}/{mark[1:]}"
+    return f"{tag[0]}/{tag[1:]}"
 
 
 def _parted(text: str, close: str) -> tuple[str, str, str]:
-    """The thought, its end and what follows; the end is "" where there is none."""
-    found = re.search(re.escape(close), text, re.IGNORECASE)
-    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
+    """The reasoning, its end tag and the rest; the end tag is "" where there is none."""
+    match = re.search(re.escape(close), text, re.IGNORECASE)
+    return (text[: match.start()], match[0], text[match.end() :]) if match else (text, "", "")
 
 
-def _is_meant(mark: str, close: str, closed: bool, messages: Iterable[Message]) -> bool:
-    """Whether the mark is asked for or asked about: the prompt has it, that of an open one without its end."""
-    asked = [m.content.casefold() for m in messages if m.role in ("user", "system")]
-    mark, close = mark.casefold(), close.casefold()
-    return any(mark in text and (closed or close not in text) for text in asked)
+def _is_meant(tag: str, close: str, closed: bool, messages: Iterable[Message]) -> bool:
+    """Whether the prompt has the tag, so that it is meant; for an unclosed one without the end tag."""
+    prompts = [m.content.casefold() for m in messages if m.role in ("user", "system")]
+    tag, close = tag.casefold(), close.casefold()
+    return any(tag in text and (closed or close not in text) for text in prompts)

@@ -1,4 +1,4 @@
-"""Turns: a list of them in any of the known spellings -> messages, with thoughts, tool calls and weights."""
+"""Turns in any of the known formats -> messages, with reasoning, tool calls and loss weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuneloop.base.records import Message
-from tuneloop.data.reading.keys import SAID, SPEAKER, THOUGHT, Notes, extras, text, thought
+from tuneloop.data.reading.keys import CONTENT, SPEAKER, THOUGHT, Notes, extras, text, thought
 from tuneloop.data.reading.keys import BadRow as BadRow
 from tuneloop.data.reading.shapes import PAIR_TURNS
 
@@ -26,61 +26,61 @@ SPEAKERS = {
 }  # fmt: skip
 
 
-def answer(value: Any, what: str, notes: Notes) -> str:
+def answer(reply: Any, what: str, notes: Notes) -> str:
     """The text of an answer; several in a list are one text, with commas between. Raises BadRow."""
-    if isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
-        notes.made[f"{what}: list"] = None
-        return ", ".join(said for one in value if (said := text(one, what, Notes())).strip())
-    return text(value, what, notes)
+    if isinstance(reply, list) and reply and all(isinstance(one, str | int | float) for one in reply):
+        notes.coerced[f"{what}: list"] = None
+        return ", ".join(words for one in reply if (words := text(one, what, Notes())).strip())
+    return text(reply, what, notes)
 
 
 def needed(row: Mapping[str, Any], column: str, notes: Notes) -> str | list[Any]:
     """The text of a column, or its list of turns; a list of one text is that text."""
-    value = unfolded(row.get(column))
-    if value is None:
+    cell = unfolded(row.get(column))
+    if cell is None:
         raise BadRow("missing value", column)
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], str):
-            return value[0]
-        if value and all(isinstance(v, dict) for v in value):
-            return value
-    return text(value, column, notes)
+    if isinstance(cell, list):
+        if len(cell) == 1 and isinstance(cell[0], str):
+            return cell[0]
+        if cell and all(isinstance(v, dict) for v in cell):
+            return cell
+    return text(cell, column, notes)
 
 
-def unfolded(value: Any) -> Any:
-    """A turn, or turns, that stand in a table's cell as JSON text, as data; anything else as it is.
+def unfolded(cell: Any) -> Any:
+    """The turn or turns that a table's cell holds as JSON text, decoded; anything else unchanged.
 
     >>> unfolded('[{"role": "user", "content": "q"}]'), unfolded('[{"a": 1}]')
     ([{'role': 'user', 'content': 'q'}], '[{"a": 1}]')
     """
-    if not isinstance(value, str) or not _TURNS.match(value):
-        return value
+    if not isinstance(cell, str) or not _TURNS.match(cell):
+        return cell
     try:
-        found = json.loads(value)
+        decoded = json.loads(cell)
     except (ValueError, RecursionError):
-        return value
-    turns = found if isinstance(found, list) else [found]
-    return found if all(isinstance(turn, dict) and is_spoken(turn) for turn in turns) else value
+        return cell
+    turns = decoded if isinstance(decoded, list) else [decoded]
+    return decoded if all(isinstance(turn, dict) and is_spoken(turn) for turn in turns) else cell
 
 
 _TURNS = re.compile(r"\s*(?:\[\s*)?\{\s*\"(?:role|from|content|value)\"\s*:")
 
 
-def _as_list(value: Any, reason: str) -> list[Any]:
-    """A list, also where it is written as a JSON text."""
-    if isinstance(value, str):
+def _as_list(cell: Any, reason: str) -> list[Any]:
+    """A list, decoded where it is JSON text; raises BadRow(reason)."""
+    if isinstance(cell, str):
         try:
-            value = json.loads(value) if value.strip() else []
+            cell = json.loads(cell) if cell.strip() else []
         except (ValueError, RecursionError) as error:
             raise BadRow(reason, str(error)) from error
-    if not isinstance(value, list):
-        raise BadRow(reason, type(value).__name__)
-    return value
+    if not isinstance(cell, list):
+        raise BadRow(reason, type(cell).__name__)
+    return cell
 
 
-def turn_list(value: Any, notes: Notes) -> list[Message]:
+def turn_list(cell: Any, notes: Notes) -> list[Message]:
     """The messages of a list of turns, or of its JSON text; raises BadRow."""
-    turns = _as_list(value, "no turns")
+    turns = _as_list(cell, "no turns")
     if len(turns) == 1 and isinstance(turns[0], list) and all(isinstance(one, dict) for one in turns[0]):
         turns = turns[0]
     if not turns:
@@ -103,7 +103,7 @@ def is_spoken(turn: Mapping[str, Any]) -> bool:
     """Whether a turn says who speaks: OpenAI's role, ShareGPT's from; another name counts beside a text."""
     if "role" in turn or "from" in turn:
         return True
-    return not turn.keys().isdisjoint(SPEAKER) and not turn.keys().isdisjoint(SAID)
+    return not turn.keys().isdisjoint(SPEAKER) and not turn.keys().isdisjoint(CONTENT)
 
 
 def _pair(turn: Any, notes: Notes) -> list[Message]:
@@ -118,24 +118,27 @@ def _pair(turn: Any, notes: Notes) -> list[Message]:
         if ask in turn and reply in turn:
             system = turn.get("system")
             head = [Message("system", text(system, "system", notes))] if system not in (None, "") else []
-            found = extras(turn, "assistant", notes, (ask, reply, "system"))
-            calls = _calls(found.calls, notes) if found.calls is not None else ()
+            extra = extras(turn, "assistant", notes, (ask, reply, "system"))
+            calls = _calls(extra.calls, notes) if extra.calls is not None else ()
             question = text(needed(turn, ask, notes), ask, notes)
-            said = turn.get(reply)
-            said = "" if said is None and calls else said
-            if said is None:
+            response = turn.get(reply)
+            response = "" if response is None and calls else response
+            if response is None:
                 raise BadRow("missing value", reply)
-            content = answer(said, reply, notes)
-            return [*head, Message("user", question),
-                    Message("assistant", content, found.reasoning, calls, found.trained, found.name)]  # fmt: skip
+            content = answer(response, reply, notes)
+            return [
+                *head,
+                Message("user", question),
+                Message("assistant", content, extra.reasoning, calls, extra.trained, extra.name),
+            ]
     raise BadRow("unknown turn", ", ".join(map(str, turn)))
 
 
 def _first(turn: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The value of the first of these keys that is there and not null."""
     for name in names:  # a generator would cost as much as all else of a turn
-        if (value := turn.get(name)) is not None:
-            return value
+        if (content := turn.get(name)) is not None:
+            return content
     return None
 
 
@@ -143,38 +146,38 @@ def _spoken(turn: dict[str, Any], notes: Notes) -> Message:
     """A turn with a speaker: OpenAI's role and content, or ShareGPT's from and value."""
     name = _first(turn, SPEAKER)
     role = SPEAKERS.get(name.strip().casefold()) if isinstance(name, str) else None
-    said = _first(turn, SAID)
-    if len(turn) == 2 and isinstance(said, str) and role in ("user", "assistant", "system"):
-        return Message(role, said)  # type: ignore[arg-type]
-    found = extras(turn, role, notes, (), said, name)
+    body = _first(turn, CONTENT)
+    if len(turn) == 2 and isinstance(body, str) and role in ("user", "assistant", "system"):
+        return Message(role, body)  # type: ignore[arg-type]
+    extra = extras(turn, role, notes, (), body, name)
     if role == "call":
-        return Message("assistant", "", found.reasoning, _calls(said, notes), found.trained, found.name)
-    content, reasoning, calls = _content(said, notes)
+        return Message("assistant", "", extra.reasoning, _calls(body, notes), extra.trained, extra.name)
+    content, reasoning, calls = _content(body, notes)
     if (reasoning or calls) and role != "assistant":
         raise BadRow("part not text", str(name))
     if role in ("user", "system"):
-        return Message(role, content, name=found.name)  # type: ignore[arg-type]
+        return Message(role, content, name=extra.name)  # type: ignore[arg-type]
     if role == "tool":
-        return Message("tool", content, name=found.name, tool_call_id=found.call_id)
+        return Message("tool", content, name=extra.name, tool_call_id=extra.call_id)
     if role != "assistant":
         raise BadRow("unknown role", str(name))
-    if reasoning and found.reasoning and reasoning.strip() != found.reasoning.strip():
+    if reasoning and extra.reasoning and reasoning.strip() != extra.reasoning.strip():
         notes.unread["reasoning"] = None
-    calls += _calls(found.calls, notes) if found.calls is not None else ()
-    return Message("assistant", content, reasoning or found.reasoning, calls, found.trained, found.name)
+    calls += _calls(extra.calls, notes) if extra.calls is not None else ()
+    return Message("assistant", content, reasoning or extra.reasoning, calls, extra.trained, extra.name)
 
 
-def _content(value: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+def _content(raw: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ...]]:
     """Text, reasoning and tool calls of a content that is a text, null, or a list of typed parts."""
-    if isinstance(value, str):
-        return value, "", ()
-    if value is None:
+    if isinstance(raw, str):
+        return raw, "", ()
+    if raw is None:
         return "", "", ()
-    if not isinstance(value, list):
-        return text(value, "content", notes), "", ()
+    if not isinstance(raw, list):
+        return text(raw, "content", notes), "", ()
     content, reasoning = "", ""
     calls: tuple[dict[str, Any], ...] = ()
-    for part in value:
+    for part in raw:
         kind = part.get("type") if isinstance(part, dict) else ""
         body = part if isinstance(part, str) else None
         if isinstance(part, dict) and isinstance(kind, str):
@@ -190,10 +193,10 @@ def _content(value: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], 
     return content, reasoning, calls
 
 
-def _calls(value: Any, notes: Notes) -> tuple[dict[str, Any], ...]:
+def _calls(raw: Any, notes: Notes) -> tuple[dict[str, Any], ...]:
     """Tool calls in OpenAI's form, their arguments always an object, whatever they were encoded as."""
-    value = _decoded(value)
-    calls = value if isinstance(value, list) else [value]
+    raw = _decoded(raw)
+    calls = raw if isinstance(raw, list) else [raw]
     return tuple(_call(_decoded(call), notes) for call in calls)
 
 
@@ -213,41 +216,41 @@ def _call(call: Any, notes: Notes) -> dict[str, Any]:
     return {**head, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _decoded(value: Any) -> Any:
-    """JSON text -> data, also where it was encoded twice; anything else as it is."""
+def _decoded(encoded: Any) -> Any:
+    """Decoded JSON text, also where it was encoded twice; anything else unchanged."""
     for _ in range(2):
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(encoded, str) or not encoded.strip():
             break
         try:
-            value = json.loads(value)
+            encoded = json.loads(encoded)
         except (ValueError, RecursionError) as error:
             raise BadRow("broken tool call", str(error)) from error
-    return value
+    return encoded
 
 
-def without_nulls(value: Any, left_out: dict[str, None]) -> Any:
+def without_nulls(tree: Any, left_out: dict[str, None]) -> Any:
     """Data without keys that are null. Arrow gives every object all keys of the column, and null where a row has none,
     so a null there is no value; in JSON it is read alike, and `left_out` gets its key.
 
     >>> without_nulls({"a": 1.0, "b": None, "c": [None, {"d": None}]}, {})
     {'a': 1, 'c': [None, {}]}
     """
-    if isinstance(value, dict):
-        left_out |= {key: None for key, inner in value.items() if inner is None}
-        return {key: without_nulls(inner, left_out) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner, left_out) for inner in value]
+    if isinstance(tree, dict):
+        left_out |= {key: None for key, inner in tree.items() if inner is None}
+        return {key: without_nulls(inner, left_out) for key, inner in tree.items() if inner is not None}
+    if isinstance(tree, list):
+        return [without_nulls(inner, left_out) for inner in tree]
     # a column of 1 and 2.5 has 1.0 in it: in JSON both are one number
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+    return int(tree) if isinstance(tree, float) and tree.is_integer() and abs(tree) < 1 << 53 else tree
 
 
-def tool_list(value: Any) -> tuple[dict[str, Any], ...]:
+def tool_list(tools: Any) -> tuple[dict[str, Any], ...]:
     """The tools offered, each {"type": "function", "function": schema}; raises BadRow."""
     out = []
-    for tool in _as_list([] if value is None else value, "broken tools"):
+    for tool in _as_list([] if tools is None else tools, "broken tools"):
         if isinstance(tool, str):
             tool = (_as_list(f"[{tool}]", "broken tools") or [None])[0]
-        elif not isinstance(value, str):
+        elif not isinstance(tools, str):
             tool = without_nulls(tool, {})
         if not isinstance(tool, dict):
             raise BadRow("broken tools", type(tool).__name__)

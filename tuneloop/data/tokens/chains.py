@@ -51,7 +51,7 @@ class Turn:
     cut: bool = False
 
 
-class Writer:
+class ChainWriter:
     """Writes records as text for one tokenizer."""
 
     def __init__(self, tokenizer: Any, empty_thoughts: bool = False) -> None:
@@ -219,4 +219,4 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:
 
     Raises TL-DATA-MASK when the answer cannot be told from its context.
     """
-    return Writer(tokenizer, empty_thoughts=True).turns(record, [at])[0]
+    return ChainWriter(tokenizer, empty_thoughts=True).turns(record, [at])[0]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.chains import Chain, Writer, turn
+from tuneloop.data.tokens.chains import Chain, ChainWriter, turn
 from tuneloop.data.tokens.samples import Sample, Sequences, labels_of, starts_of
 from tuneloop.data.tokens.segments import Cutter, Pool
 from tuneloop.data.tokens.templates import encode, stop_ids
@@ -105,7 +105,7 @@ class _Encoder:
 
     def __init__(self, tokenizer: Any, empty_thoughts: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._writer = Writer(tokenizer, empty_thoughts)
+        self._writer = ChainWriter(tokenizer, empty_thoughts)
         self._cutter = Cutter(tokenizer)
         self._stops = stop_ids(tokenizer)
 
@@ -175,8 +175,16 @@ class _Encoder:
             if chain.cut:
                 ended[k] = True
         none = np.zeros(len(chains))
-        made = Sequences(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
-                       none.astype("S12"), len(chains))  # fmt: skip
+        made = Sequences(
+            ids,
+            trained,
+            starts,
+            labels_of(trained, starts),
+            ended,
+            none.astype(np.int32),
+            none.astype("S12"),
+            len(chains),
+        )
         return made, sure
 
     def _laid_out(self, chain: Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:

@@ -45,7 +45,7 @@ CHATML_THINK = (
     "{% for m in messages %}{% if not (tools and loop.first and m['role'] == 'system') %}"
     "{{ '<|im_start|>' + m['role'] + '\n' }}" + _SAYS + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)  # fmt: skip
+)
 PLAIN_THINK = (
     "{{ bos_token or '' }}{% if tools %}{{ " + _TOOLS + "\n\n' }}{% endif %}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ 'Assistant:\n' }}" + _SAYS + "{{ (eos_token or '') + '\n\n' }}"
@@ -53,7 +53,7 @@ PLAIN_THINK = (
     "{% elif m['role'] == 'tool' %}{{ '<tool_response>\n' + m['content'] + '\n</tool_response>\n\n' }}"
     "{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)  # fmt: skip
+)
 DEFAULTS = {
     "chatml": CHATML, "gemma": GEMMA, "plain": PLAIN, "chatml-think": CHATML_THINK, "plain-think": PLAIN_THINK,
 }  # fmt: skip

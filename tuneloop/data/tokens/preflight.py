@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.chains import Writer, opening
+from tuneloop.data.tokens.chains import ChainWriter, opening
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
 from tuneloop.data.tokens.samples import Sample, Sequences
@@ -59,7 +59,7 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     dialogues = [r for r in records if r.kind not in {"text", "label"}]
     with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
     looked = _spread(with_more, RENDERED)
-    writer = Writer(tokenizer)
+    writer = ChainWriter(tokenizer)
     lost = Counter[str]()
     for record in looked:
         _, unsaid = writer.write([record])
@@ -87,8 +87,14 @@ def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     found = [hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))]
     if not found:
         return []
-    return [t("{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
-              n=len(found), of=len(records), token=found[0].group())]  # fmt: skip
+    return [
+        t(
+            "{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
+            n=len(found),
+            of=len(records),
+            token=found[0].group(),
+        )
+    ]
 
 
 def _name(of: dict[str, Any]) -> str:
@@ -105,8 +111,13 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
         return []
     if any(m.reasoning or "</think>" in m.content for r in dialogues for m in r.messages):
         return []
-    return [t("this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked "
-              "at has a thought: it learns to answer without one", of=len(dialogues))]  # fmt: skip
+    return [
+        t(
+            "this model thinks before it answers (its chat template has <think>), and none of {of} dialogues looked "
+            "at has a thought: it learns to answer without one",
+            of=len(dialogues),
+        )
+    ]
 
 
 def unthought(tokenizer: Any, samples: Sequences) -> list[str]:
@@ -124,15 +135,22 @@ def unthought(tokenizer: Any, samples: Sequences) -> list[str]:
     facts = {"thought": " ".join(empty.split()), "of": len(begins)}
     if n := stands(begins - len(ids)):
         return [
-            t("{n} of {of} answers have no thought: the {thought} that the chat template writes before them is context "
-              "and not trained (prepare.empty_thoughts: true trains it, and the model learns not to think)",
-              n=n, **facts)
-        ]  # fmt: skip
+            t(
+                "{n} of {of} answers have no thought: the {thought} that the chat template writes before them is "
+                "context and not trained (prepare.empty_thoughts: true trains it, and the model learns not to think)",
+                n=n,
+                **facts,
+            )
+        ]
     if n := stands(begins):
         return [
-            t("{n} of {of} answers have no thought and are trained with the {thought} that the chat template writes "
-              "before them: the model learns not to think (prepare.empty_thoughts)", n=n, **facts)
-        ]  # fmt: skip
+            t(
+                "{n} of {of} answers have no thought and are trained with the {thought} that the chat template writes "
+                "before them: the model learns not to think (prepare.empty_thoughts)",
+                n=n,
+                **facts,
+            )
+        ]
     return []
 
 
@@ -147,8 +165,14 @@ def leaked(records: Sequence[Record]) -> list[str]:
     held = sum(any(answer in m.content for m in record.prompt) for answer, record in long)
     out = []
     if long and held > _MOST * len(long):
-        out.append(t("{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
-                     "but to copy", n=held, of=len(long)))  # fmt: skip
+        out.append(
+            t(
+                "{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
+                "but to copy",
+                n=held,
+                of=len(long),
+            )
+        )
     labelled = [r for r in records if r.kind == "label" and len(r.label) > 1]
     held = sum(bool(re.search(rf"\b{re.escape(r.label)}\b", r.messages[0].content, re.IGNORECASE)) for r in labelled)
     if labelled and held > _MOST * len(labelled):
@@ -179,14 +203,19 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 
 def preflight(
-    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
-    room: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
-) -> Preflight:  # fmt: skip
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    budget: int,
+    records: Sequence[Record] = (),
+    folder: Path | None = None,
+    room: int = 0,
+    rows: int = 0,
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> Preflight:
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
     `room` is the longest sequence that the model takes, `rows` how many tokens it has rows for; 0 where that is not
     known, or does not matter. `words` are what a model is taught to say for a label, where that is not the label.
-
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
     if not samples:
@@ -208,8 +237,7 @@ def preflight(
     count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
     count("TL-DATA-CONTEXT", lengths > (room or longest), context=room, length=longest)
     if rows and (unknown := beyond(every, rows)).any():
-        highest = int(every.ids.max())
-        token = str(tokenizer.convert_ids_to_tokens(highest))
+        token = str(tokenizer.convert_ids_to_tokens(int(every.ids.max())))
         count("TL-DATA-VOCABULARY", unknown, token=token, tokens=len(tokenizer), rows=rows)
     if found:
         raise DataError("TL-DATA-PREFLIGHT", causes=found)
@@ -222,10 +250,15 @@ def preflight(
         longest=longest,
         sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records, words or {})],
         warnings=(
-            *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, looked),
-            *stray(tokenizer, looked), *thoughtless(tokenizer, looked), *unthought(tokenizer, every), *leaked(looked),
+            *unused_tokens(tokenizer, rows),
+            *other_template(tokenizer, folder),
+            *unrendered(tokenizer, looked),
+            *stray(tokenizer, looked),
+            *thoughtless(tokenizer, looked),
+            *unthought(tokenizer, every),
+            *leaked(looked),
         ),
-    )  # fmt: skip
+    )
 
 
 def beyond(samples: Sequences, rows: int) -> NDArray[np.bool_]:
@@ -241,8 +274,13 @@ def unused_tokens(tokenizer: Any, rows: int) -> list[str]:
     tokens = len(tokenizer) if rows else 0
     if tokens <= rows:
         return []
-    return [t("the tokenizer has {tokens} tokens and the model only {rows} rows; no row here uses the others",
-              tokens=tokens, rows=rows)]  # fmt: skip
+    return [
+        t(
+            "the tokenizer has {tokens} tokens and the model only {rows} rows; no row here uses the others",
+            tokens=tokens,
+            rows=rows,
+        )
+    ]
 
 
 def _unlabelled(samples: Sequences, records: Sequence[Record]) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """Tokenised dialogues as a few arrays, in memory or on disk: 100,000 of them are seven arrays and no list.
 
-    Samples             a sequence of Sample; each is a view, nothing is copied
+    Sequences           a sequence of Sample; each is a view, nothing is copied
     write(folder, …)    a folder of .npy files and samples.json, whole or absent
     open_samples(folder) the same, mapped into memory: opened at once, read as it is used
 
@@ -121,9 +121,13 @@ class Sequences(Sequence[Sample]):
         return Sequences(
             ids=np.concatenate([self.ids[:0], *(self.ids[a:b] for a, b in parts)]),
             trained=np.concatenate([self.trained[:0], *(self.trained[a:b] for a, b in parts)]),
-            starts=starts_of(self.lengths[index]), labels=self.labels[index], ended=self.ended[index],
-            row=self.row[index], names=self.names[index], records=self.records,
-        )  # fmt: skip
+            starts=starts_of(self.lengths[index]),
+            labels=self.labels[index],
+            ended=self.ended[index],
+            row=self.row[index],
+            names=self.names[index],
+            records=self.records,
+        )
 
     @staticmethod
     def concatenate(parts: Iterable[Sequences]) -> Sequences:
@@ -154,11 +158,15 @@ class Sequences(Sequence[Sample]):
         trained = np.concatenate([none.trained, *(s.trained for s in samples)])
         starts = starts_of(np.array([len(s.ids) for s in samples], np.int64))
         return Sequences(
-            ids=np.concatenate([none.ids, *(s.ids for s in samples)]), trained=trained, starts=starts,
-            labels=labels_of(trained, starts), ended=np.array([s.ended for s in samples], np.bool_),
-            row=np.arange(len(samples), dtype=np.int32), names=np.array([s.record for s in samples], "S12"),
+            ids=np.concatenate([none.ids, *(s.ids for s in samples)]),
+            trained=trained,
+            starts=starts,
+            labels=labels_of(trained, starts),
+            ended=np.array([s.ended for s in samples], np.bool_),
+            row=np.arange(len(samples), dtype=np.int32),
+            names=np.array([s.record for s in samples], "S12"),
             records=len(samples),
-        )  # fmt: skip
+        )
 
     def write(self, folder: Path) -> Sequences:
         """Write them to `folder` and give them back mapped from there. See `write`."""

@@ -50,9 +50,16 @@ def _quiet(rows: int) -> None:
 
 
 def build(
-    recipe: Recipe, workspace: Path, encode: Encode, key: str, say: Say = _quiet, view: View | None = None,
-    helpers: Helpers = NOBODY, most: int = 0, before: Mapping[str, Split] | None = None,
-) -> Dataset:  # fmt: skip
+    recipe: Recipe,
+    workspace: Path,
+    encode: Encode,
+    key: str,
+    say: Say = _quiet,
+    view: View | None = None,
+    helpers: Helpers = NOBODY,
+    most: int = 0,
+    before: Mapping[str, Split] | None = None,
+) -> Dataset:
     """Read, clean, dedupe, fit and split the recipe's files; write the version, or find it if it is there.
 
     `most` is how many tokens the model takes, which is the limit of a row where prepare.max_length is auto; 0 for any.
@@ -108,9 +115,18 @@ def _tidy(home: Path) -> None:
 
 
 def _build(
-    home: Path, work: Path, recipe: Recipe, sources: Sources, encode: Encode, key: str, say: Say, view: View | None,
-    helpers: Helpers, most: int, before: Mapping[str, Split] | None,
-) -> Dataset:  # fmt: skip
+    home: Path,
+    work: Path,
+    recipe: Recipe,
+    sources: Sources,
+    encode: Encode,
+    key: str,
+    say: Say,
+    view: View | None,
+    helpers: Helpers,
+    most: int,
+    before: Mapping[str, Split] | None,
+) -> Dataset:
     part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
     require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
     try:

@@ -15,16 +15,16 @@ from tuneloop.data.dedupe.exact import Compared, dialogue_text
 from tuneloop.data.dedupe.near import contaminated
 from tuneloop.data.dedupe.shared_turns import question
 from tuneloop.data.ledger import Ledger
-from tuneloop.data.version.holdout import Choice
+from tuneloop.data.version.holdout import SplitChoice
 from tuneloop.data.version.lengths import Encode, fit_lengths
 from tuneloop.data.version.rows import Kept, Some
-from tuneloop.data.version.shards import Row, Shard, begun, finish
+from tuneloop.data.version.shards import Shard, ShardRow, begun, finish
 from tuneloop.recipe.schema import CleanPart, PreparePart, Recipe
 
 
 def derived(
-    work: Path, rows: Kept, choice: Choice, recipe: Recipe, encode: Encode, helpers: Helpers
-) -> tuple[Kept, Choice]:
+    work: Path, rows: Kept, choice: SplitChoice, recipe: Recipe, encode: Encode, helpers: Helpers
+) -> tuple[Kept, SplitChoice]:
     """The rows with those that were derived from training rows, which are training rows themselves.
 
     Made once: after a crash the finished batches, and the finished part, are taken as they are.
@@ -42,7 +42,7 @@ def derived(
 class _Judge:
     """Tells which derived rows may be trained on, and remembers those too near to a held-out row."""
 
-    def __init__(self, rows: Kept, choice: Choice, threshold: float) -> None:
+    def __init__(self, rows: Kept, choice: SplitChoice, threshold: float) -> None:
         self.rows, self.threshold = rows, threshold
         self.known = {rows.ids[at] for at, side in enumerate(choice.sides) if side == "train"}
         self.held = Some(rows, [at for at, side in enumerate(choice.sides) if side in ("validation", "test")])
@@ -66,9 +66,12 @@ class _Judge:
         own = Compared()
         own.add(records)
         pairs = contaminated(
-            self.sketches.sketches, own.sketches, lambda at: [dialogue_text(self.held[n]) for n in at.tolist()],
-            lambda at: [dialogue_text(records[n]) for n in at.tolist()], self.threshold,
-        )  # fmt: skip
+            self.sketches.sketches,
+            own.sketches,
+            lambda at: [dialogue_text(self.held[n]) for n in at.tolist()],
+            lambda at: [dialogue_text(records[n]) for n in at.tolist()],
+            self.threshold,
+        )
         for i, j, share in zip(pairs.i.tolist(), pairs.j.tolist(), pairs.jaccard.tolist(), strict=True):
             if not out[i]:
                 out[i] = "nearly a held-out row"
@@ -101,7 +104,7 @@ def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode
     methods = Counter(kept[origin][0] for origin in origins)
     told = {"made": {m: methods[m] for m in made.rejected}, "rejected": {m: dict(c) for m, c in made.rejected.items()}}
     meta: dict[str, Any] = {"rows": {}, "counts": ledger.counts(), "augment": told}
-    finish(folder, draft, records, [Row(record) for record in records], samples, meta)
+    finish(folder, draft, records, [ShardRow(record) for record in records], samples, meta)
 
 
 def _added(method: str, record: Record) -> LedgerEntry:

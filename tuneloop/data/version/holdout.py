@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.base.records import LedgerEntry
-from tuneloop.data.dedupe.relations import Families, Relations, entry
+from tuneloop.data.dedupe.relations import Families, Relations, ledger_entry
 from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.version.rows import Kept
 from tuneloop.data.version.split import SIDES, Split, rank, sides
@@ -21,7 +21,7 @@ from tuneloop.recipe.schema import PreparePart
 
 
 @dataclass(frozen=True)
-class Choice:
+class SplitChoice:
     """The side of each row, "" for one that goes; and what the ledger says about them.
 
     `alike` of the rows that stay nearly repeat another one of those; None where they were not compared.
@@ -32,7 +32,7 @@ class Choice:
     alike: int | None
 
 
-def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split] | None = None) -> Choice:
+def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split] | None = None) -> SplitChoice:
     """What becomes of each row. All of them may be held out; the caller checks.
 
     `before` are the rows, by id, that an earlier version held out: they are held out again, with all that belongs to
@@ -42,7 +42,7 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split]
     gone: set[int] = set()
     split = bool(part.validation or part.test or {"validation", "test"} & set(rows.given))
     if not split and part.dedupe != "near":
-        return Choice([side or "train" for side in rows.given], entries, None)
+        return SplitChoice([side or "train" for side in rows.given], entries, None)
     looked = Relations(rows, split=split)
     entries += looked.contaminated(part.near, gone)
     pairs = {side: looked.pairs(side, part.near) for side in SIDES}
@@ -60,33 +60,52 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split]
             break  # else rows are so alike that nearly all are one group: better near repetitions held out than none
     entries += _torn(rows, left, families, chosen)
     entries += [
-        entry(rows, "marked", "split", "held by many rows", at, "")
+        ledger_entry(rows, "marked", "split", "held by many rows", at, "")
         for at in left
         if split and at in families.phrases and not rows.given[at]
     ]
     out = [""] * len(rows)
     for at, side in zip(left, chosen, strict=True):
         out[at] = side
-    return Choice(out, entries, len(left) - len({families.alike[at] for at in left}))
+    return SplitChoice(out, entries, len(left) - len({families.alike[at] for at in left}))
 
 
 def _split(
-    rows: Kept, left: Sequence[int], part: PreparePart, seed: int, group: I64, phrases: set[int],
+    rows: Kept,
+    left: Sequence[int],
+    part: PreparePart,
+    seed: int,
+    group: I64,
+    phrases: set[int],
     before: Mapping[str, Split],
-) -> list[Split]:  # fmt: skip
+) -> list[Split]:
     ids = [rows.ids[at] for at in left]
     strata = [f"{rows.files[at]}\0{rows.labels[at] if part.stratify else ''}" for at in left]
     of = group[left].tolist()
     fixed = [rows.given[at] or ("train" if at in phrases else None) for at in left]
-    chosen = sides(ids, strata, validation=part.validation, test=part.test, seed=seed, groups=of, fixed=fixed,
-                   before=[before.get(one) for one in ids] if before else None)  # fmt: skip
+    chosen = sides(
+        ids,
+        strata,
+        validation=part.validation,
+        test=part.test,
+        seed=seed,
+        groups=of,
+        fixed=fixed,
+        before=[before.get(one) for one in ids] if before else None,
+    )
     return all_learnt(chosen, ids, [rows.labels[at] for at in left], strata, seed=seed, groups=of, fixed=fixed)
 
 
 def all_learnt(
-    chosen: list[Split], ids: Sequence[str], labels: Sequence[str], strata: Sequence[str], *, seed: int,
-    groups: Sequence[int] | None = None, fixed: Sequence[Split | None] | None = None,
-) -> list[Split]:  # fmt: skip
+    chosen: list[Split],
+    ids: Sequence[str],
+    labels: Sequence[str],
+    strata: Sequence[str],
+    *,
+    seed: int,
+    groups: Sequence[int] | None = None,
+    fixed: Sequence[Split | None] | None = None,
+) -> list[Split]:
     """The split `chosen`, changed so that training has each label ("" is none) that it can have.
 
     The last drawn group of a label that is held out whole goes back to training, and the next ones in the order of
@@ -146,10 +165,10 @@ def _held(chosen: Sequence[Split]) -> int:
 def _torn(rows: Kept, left: list[int], families: Families, chosen: Sequence[Split]) -> Iterator[LedgerEntry]:
     """Held-out rows that training nearly sees, or whose question it sees: they could not be kept on one side."""
     marked: set[int] = set()
-    for group, reason in ((families.close, "also in training"), (families.asked, "question also in training")):
+    for group, reason in ((families.close, "also in training"), (families.same_question, "question also in training")):
         learnt = {int(group[at]): at for at, side in zip(left, chosen, strict=True) if side == "train"}
         for at, side in zip(left, chosen, strict=True):
             twin = learnt.get(int(group[at]))
             if side != "train" and twin is not None and at not in marked:
                 marked.add(at)
-                yield entry(rows, "marked", "split", reason, at, rows.place(twin))
+                yield ledger_entry(rows, "marked", "split", reason, at, rows.place(twin))

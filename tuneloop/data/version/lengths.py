@@ -42,8 +42,10 @@ def fit_lengths(
     limit = most_tokens(part)
     small = [at for at, record in enumerate(records) if _least(record) <= limit]
     places, samples = _encoded([records[at] for at in small], encode, ledger)
-    known = {small[place]: (n, length) for n, (place, length) in
-             enumerate(zip(places, longest(samples).tolist(), strict=True))}  # fmt: skip
+    known = {
+        small[place]: (n, length)
+        for n, (place, length) in enumerate(zip(places, longest(samples).tolist(), strict=True))
+    }
     unsaid = by_row(samples.unsaid)
     large = set(range(len(records))) - set(small)
     lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1

@@ -58,9 +58,10 @@ class Kept(Sequence[Record]):
         cuts = np.searchsorted(numbers, self.starts)
         return [
             record
-            for n, table in enumerate(self.tables) if cuts[n] < cuts[n + 1]
+            for n, table in enumerate(self.tables)
+            if cuts[n] < cuts[n + 1]
             for record, _ in arrow.records(table.take(pa.array(numbers[cuts[n] : cuts[n + 1]] - self.starts[n])))
-        ]  # fmt: skip
+        ]
 
     @property
     def read(self) -> Counter[str]:

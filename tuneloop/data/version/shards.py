@@ -44,7 +44,7 @@ Say = Callable[[int], None]
 """Told how many raw rows are done."""
 
 
-class Row(NamedTuple):
+class ShardRow(NamedTuple):
     """A raw row that was read, or the reason why not, and what the recipe says of its file."""
 
     item: Record | LedgerEntry
@@ -102,7 +102,7 @@ def _given(file: DataFile, source: Source, validated: bool) -> Split | None:
     return None if side == "train" and file.split == "auto" and not validated else side
 
 
-def raw_rows(found: Found, seed: int) -> Iterator[Row]:
+def raw_rows(found: Found, seed: int) -> Iterator[ShardRow]:
     """Every raw row. Files of a given side come first, so that of two equal rows the one in the test file stays.
 
     A slice or a sample counts through all files of its entry; there the files keep their order.
@@ -118,11 +118,11 @@ def raw_rows(found: Found, seed: int) -> Iterator[Row]:
     for _, file, group in sorted(entries, key=lambda entry: entry[0]):
         given = {source.label: _given(file, source, validated) for source in group}
         for item in formats.read(file, group, seed):
-            yield Row(item, given[item.file], file.repeat)
+            yield ShardRow(item, given[item.file], file.repeat)
 
 
 def make(
-    home: Path, rows: Iterable[Row], part: PreparePart, steps: Sequence[Step], encode: Encode, say: Say
+    home: Path, rows: Iterable[ShardRow], part: PreparePart, steps: Sequence[Step], encode: Encode, say: Say
 ) -> list[Shard]:
     """All parts, made or found. `home` is the working folder that belongs to this recipe, these files, this code."""
     repeats = Repeats() if part.dedupe != "off" else None
@@ -142,16 +142,21 @@ def make(
     return done
 
 
-def _known_again(rows: list[Row], steps: Sequence[Step], repeats: Repeats | None) -> None:
+def _known_again(rows: list[ShardRow], steps: Sequence[Step], repeats: Repeats | None) -> None:
     """The rows of a finished part, so that later rows that repeat them are found."""
     for row in rows if repeats else ():
         record = _cleaned(row.item, steps, Ledger())
         if record is not None and repeats:
-            repeats.entry(record)
+            repeats.ledger_entry(record)
 
 
 def _write(
-    folder: Path, rows: list[Row], part: PreparePart, steps: Sequence[Step], encode: Encode, repeats: Repeats | None
+    folder: Path,
+    rows: list[ShardRow],
+    part: PreparePart,
+    steps: Sequence[Step],
+    encode: Encode,
+    repeats: Repeats | None,
 ) -> None:
     draft = begun(folder)
     with Ledger(draft / "ledger.jsonl") as ledger:
@@ -172,7 +177,12 @@ def begun(folder: Path) -> Path:
 
 
 def finish(
-    folder: Path, draft: Path, records: Sequence[Record], rows: Sequence[Row], samples: Sequences, meta: dict[str, Any]
+    folder: Path,
+    draft: Path,
+    records: Sequence[Record],
+    rows: Sequence[ShardRow],
+    samples: Sequences,
+    meta: dict[str, Any],
 ) -> None:
     """Write what the draft lacks beside its ledger, and give it its name. `rows` are where the records came from."""
     batch = arrow.batch(records, [row.repeat for row in rows])
@@ -184,14 +194,14 @@ def finish(
 
 
 def _kept(
-    rows: list[Row], part: PreparePart, steps: Sequence[Step], repeats: Repeats | None, ledger: Ledger
-) -> Iterator[tuple[Record, Row]]:
+    rows: list[ShardRow], part: PreparePart, steps: Sequence[Step], repeats: Repeats | None, ledger: Ledger
+) -> Iterator[tuple[Record, ShardRow]]:
     """The rows that are clean and new, as they will be trained."""
     for row in rows:
         record = _cleaned(row.item, steps, ledger)
         if record is None:
             continue
-        if repeats and (entry := repeats.entry(record)):
+        if repeats and (entry := repeats.ledger_entry(record)):
             ledger.add(entry)
             if entry.action == "dropped":
                 continue

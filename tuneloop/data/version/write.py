@@ -31,7 +31,7 @@ from tuneloop.data.ledger import Ledger, entries
 from tuneloop.data.tokens import samples
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import FORMAT, Dataset, open_dataset
-from tuneloop.data.version.holdout import Choice
+from tuneloop.data.version.holdout import SplitChoice
 from tuneloop.data.version.lengths import chosen, longest
 from tuneloop.data.version.rows import Kept
 from tuneloop.data.version.shards import Sources, side_of
@@ -45,7 +45,7 @@ def write(
     recipe: Recipe,
     sources: Sources,
     rows: Kept,
-    choice: Choice,
+    choice: SplitChoice,
     key: str,
     view: View | None = None,
 ) -> Dataset:
@@ -107,8 +107,10 @@ def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> tuple[Ledger
             ledger.add(e)
             if e.action in ("changed", "marked"):
                 lines.setdefault((e.action, e.file), array("q")).append(e.line)
-    touched = {action: sum(len(set(found)) for (a, _), found in lines.items() if a == action)
-               for action in ("changed", "marked")}  # fmt: skip
+    touched = {
+        action: sum(len(set(found)) for (a, _), found in lines.items() if a == action)
+        for action in ("changed", "marked")
+    }
     return ledger, touched
 
 
@@ -158,12 +160,22 @@ def _manifest(
     found = sources.found
     read_from = {
         s.label: {
-            "file": s.label, "sha256": sources.digests[s.label], "rows": read[s.label], "container": s.guess.container,
-            "encoding": s.guess.encoding, "shape": s.guess.shape, "kind": s.guess.kind, "sure": s.guess.sure,
-            "why": s.guess.why, "doubt": s.guess.doubt, "holds": s.guess.holds, "split": side_of(file, s) or "auto",
+            "file": s.label,
+            "sha256": sources.digests[s.label],
+            "rows": read[s.label],
+            "container": s.guess.container,
+            "encoding": s.guess.encoding,
+            "shape": s.guess.shape,
+            "kind": s.guess.kind,
+            "sure": s.guess.sure,
+            "why": s.guess.why,
+            "doubt": s.guess.doubt,
+            "holds": s.guess.holds,
+            "split": side_of(file, s) or "auto",
         }
-        for file, group in found for s in group
-    }  # fmt: skip
+        for file, group in found
+        for s in group
+    }
     return {
         "format": FORMAT,
         "name": recipe.name,
