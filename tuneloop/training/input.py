@@ -17,6 +17,7 @@ from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.card.excerpts import View
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.encode import encode_records, marked
 from tuneloop.data.tokens.preflight import beyond
 from tuneloop.data.tokens.samples import Sequences
@@ -125,7 +126,8 @@ def settle(recipe: Recipe, dataset: Dataset) -> Recipe:
     their length is left to them, a pass that the longest has room in."""
     kinds = list(dataset.manifest["kinds"])
     recipe = settled(recipe, task_name(recipe.train.task, kinds, printable(dataset.path)))[0]
-    return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), kinds)
+    samples = max((KINDS[kind].pass_samples for kind in kinds), default=1)
+    return roomy(recipe, int(dataset.manifest["tokens"]["longest"]), samples)
 
 
 def setting_of(recipe: Recipe, dataset: Dataset, words: TokenizerBundle) -> tuple[Task, TaskContext]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.chains import opening
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.inference.generate import Answerer
@@ -43,7 +44,7 @@ def answerable(record: Record) -> bool:
     """Whether a model can be asked what this row asks: a question, an answer to compare with, and no tools."""
     replies = record.messages[len(record.prompt) :]
     asks = any(m.role == "user" for m in record.prompt)
-    return record.kind in {"chat", "preference", "judged"} and asks and not record.tools and bool(replies)
+    return KINDS[record.kind].dialogue and asks and not record.tools and bool(replies)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:

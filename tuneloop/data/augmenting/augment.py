@@ -33,6 +33,7 @@ from tuneloop.data.augmenting.memory import Memory
 from tuneloop.data.augmenting.progress import Progress
 from tuneloop.data.augmenting.reword import Languages, Turn, changed, likely, tongue, tooled, translated, turns
 from tuneloop.data.augmenting.substitute import Changed, groups
+from tuneloop.data.kinds import KINDS
 from tuneloop.recipe.schema import AugmentPart
 
 BATCH = 32
@@ -221,7 +222,7 @@ class _Work:
 
 def _grown(parents: list[Record], method: str, helpers: Helpers, out: Batch) -> Iterator[Record]:
     assert helpers.answer is not None
-    fit = [r for r in parents if r.kind == "chat" and not tooled(r) and any(m.role == "user" for m in r.messages)]
+    fit = [r for r in parents if KINDS[r.kind].imitated and not tooled(r) and any(m.role == "user" for m in r.messages)]
     out.rejected["no dialogue, or has tools"] += len(parents) - len(fit)
     tongues = [tongue(r) for r in fit]
     for made, reason in grown(fit, tongues, helpers.answer, other=method == "branch", ask=helpers.ask):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
+from tuneloop.data.kinds import KINDS, Encoding, dialogues
 from tuneloop.data.tokens.answers import NO_THOUGHT, carried, unsaid
 from tuneloop.data.tokens.named_templates import fuller
 from tuneloop.data.tokens.samples import Unsaid
@@ -64,28 +65,35 @@ class Writer:
     def write(self, records: Sequence[Record]) -> tuple[list[list[Chain]], tuple[Unsaid, ...]]:
         """The samples of each record, as text, and the answers of all that no sample trains."""
         lost: list[Unsaid] = []
-        return [self._chains(row, record, lost) for row, record in enumerate(records)], tuple(lost)
+        chains = [ENCODINGS[KINDS[record.kind].encoding](self, row, record, lost) for row, record in enumerate(records)]
+        return chains, tuple(lost)
 
-    def _chains(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
-        if record.kind == "text":
-            end = self._tokenizer.eos_token_id
-            text = "".join(m.content for m in record.messages)
-            cut = any(m.cut for m in record.messages)
-            after: tuple[int, ...] = () if end is None or cut else (int(end),)
-            return [Chain(text, before=self._frame()[0], after=after, everything=True, cut=cut)]
-        if record.kind == "label":
-            before, after = self._frame()
-            return [Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
-        if record.kind == "preference":
-            before_them = len(lost)
-            other = record.with_messages((*record.prompt, *record.rejected))
-            both = [self._last(row, record, lost), self._last(row, other, lost)]
-            return [] if len(lost) > before_them else [chain for own in both for chain in own]
+    def answers(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The trained answers; none where the last one matters and cannot be said."""
         trained = [at for at, m in enumerate(record.messages) if m.role == "assistant" and m.trained]
-        said = self._said(row, record, trained, lost)
-        if record.kind == "judged" and any(u.row == row and u.turn == len(record.messages) for u in lost[-1:]):
-            return []  # the verdict is about the last answer
-        return _chained(said)
+        turns = self._said(row, record, trained, lost)
+        if KINDS[record.kind].last_answer and any(u.row == row and u.turn == len(record.messages) for u in lost[-1:]):
+            return []
+        return _chained(turns)
+
+    def alternatives(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The last answer of each alternative; none at all where one of them cannot be said."""
+        before = len(lost)
+        chains = [c for turns in dialogues(record) for c in self._last(row, record.with_messages(turns), lost)]
+        return [] if len(lost) > before else chains
+
+    def text(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The text with the end token behind it, unless it was cut off."""
+        end = self._tokenizer.eos_token_id
+        text = "".join(m.content for m in record.messages)
+        cut = any(m.cut for m in record.messages)
+        after: tuple[int, ...] = () if end is None or cut else (int(end),)
+        return [Chain(text, before=self._frame()[0], after=after, everything=True, cut=cut)]
+
+    def framed(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The text, or the pair of texts, as the tokenizer frames it."""
+        before, after = self._frame()
+        return [Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
 
     def turns(self, record: Record, answers: Sequence[int]) -> list[tuple[str, str]]:
         """For each of these messages: the text in which it is served, and that text with the answer behind it.
@@ -147,7 +155,7 @@ class Writer:
         return full + tail if any(stop in tail for stop in self._stops) else full
 
     def _last(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
-        """One of the two answers of a preference pair: what follows the prompt is trained.
+        """One of the answers that are compared: what follows the prompt is trained.
 
         An answer of several turns, of which the template rewrites the earlier ones, is compared by its last.
         """
@@ -172,6 +180,12 @@ class Writer:
         whole = self._tokenizer("a")["input_ids"]
         at = next((k for k in range(len(whole)) if whole[k : k + len(inner)] == inner), len(whole))
         return tuple(whole[:at]), tuple(whole[at + len(inner) :])
+
+
+ENCODINGS: dict[Encoding, Callable[[Writer, int, Record, list[Unsaid]], list[Chain]]] = {
+    "answers": Writer.answers, "alternatives": Writer.alternatives, "text": Writer.text, "framed": Writer.framed,
+}  # fmt: skip
+"""How a record becomes samples, by the encoding of its kind."""
 
 
 def _closed(context: str, full: str, message: Message) -> str:

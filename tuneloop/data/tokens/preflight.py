@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.chains import Writer, opening
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
@@ -56,7 +57,7 @@ def _spread(records: Sequence[Record], most: int) -> list[Record]:
 def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """Warnings about what a template leaves out without a word: thoughts, tool calls, tools."""
     # A text has no template, so it has nothing that one could leave out.
-    dialogues = [r for r in records if r.kind not in {"text", "label"}]
+    dialogues = [r for r in records if KINDS[r.kind].dialogue]
     with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
     looked = _spread(with_more, RENDERED)
     writer = Writer(tokenizer)
@@ -98,7 +99,7 @@ def _name(of: dict[str, Any]) -> str:
 def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning when a template that knows thoughts, and writes no empty ones, meets dialogues that have none."""
     source = tokenizer.chat_template
-    dialogues = [r for r in records if r.kind == "chat"]
+    dialogues = [r for r in records if KINDS[r.kind].imitated]
     if not isinstance(source, str) or "<think>" not in source or not dialogues or opening(tokenizer):
         return []
     if source in DEFAULTS.values():  # asked for by name, and it writes what there is
@@ -141,7 +142,7 @@ def leaked(records: Sequence[Record]) -> list[str]:
     answers = [
         (record.messages[-1].content.strip(), record)
         for record in records
-        if record.kind == "chat" and record.prompt and len(record.prompt) < len(record.messages)
+        if KINDS[record.kind].imitated and record.prompt and len(record.prompt) < len(record.messages)
     ]
     long = [(answer, record) for answer, record in answers if len(answer) >= _SHORTEST_LEAK]
     held = sum(any(answer in m.content for m in record.prompt) for answer, record in long)
@@ -149,7 +150,7 @@ def leaked(records: Sequence[Record]) -> list[str]:
     if long and held > _MOST * len(long):
         out.append(t("{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
                      "but to copy", n=held, of=len(long)))  # fmt: skip
-    labelled = [r for r in records if r.kind == "label" and len(r.label) > 1]
+    labelled = [r for r in records if KINDS[r.kind].label == "name" and len(r.label) > 1]
     held = sum(bool(re.search(rf"\b{re.escape(r.label)}\b", r.messages[0].content, re.IGNORECASE)) for r in labelled)
     if labelled and held > _MOST * len(labelled):
         out.append(t("{n} of {of} texts looked at have their own label in them", n=held, of=len(labelled)))
@@ -245,11 +246,15 @@ def unused_tokens(tokenizer: Any, rows: int) -> list[str]:
               tokens=tokens, rows=rows)]  # fmt: skip
 
 
+def _is_framed(record: Record) -> bool:
+    return KINDS[record.kind].encoding == "framed"
+
+
 def _unlabelled(samples: Sequences, records: Sequence[Record]) -> NDArray[np.bool_]:
     """Which samples are of records that teach by their label alone, and so need no trained token."""
     if samples.records != len(records):  # of many records the first are here; those with labels stand alone
-        return np.full(len(samples), bool(records) and records[0].kind == "label")
-    return np.array([record.kind == "label" for record in records], np.bool_)[samples.row]
+        return np.full(len(samples), bool(records) and _is_framed(records[0]))
+    return np.array([_is_framed(record) for record in records], np.bool_)[samples.row]
 
 
 def _label(
@@ -257,7 +262,7 @@ def _label(
 ) -> list[tuple[str, bool]]:
     """What a text is to be called, as a run of its own: it is what is trained."""
     row = int(samples.row[at])
-    known = row < len(records) and records[row].kind == "label"
+    known = row < len(records) and _is_framed(records[row])
     return [(f" → {' / '.join(words.get(records[row].label) or [records[row].label])}", True)] if known else []
 
 

@@ -24,6 +24,7 @@ from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
 from tuneloop.data.augmenting.substitute import synonym_tables
 from tuneloop.data.card.excerpts import View
 from tuneloop.data.cleaning.clean import steps
+from tuneloop.data.kinds import mixable
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.reading import formats, sides
 from tuneloop.data.version import derive, holdout, shards
@@ -41,8 +42,6 @@ Say = Callable[[int], None]
 PREPARE_FORMAT = 1
 """To be raised with every change of what preparing makes of the same files, settings and tokenizer: a version made in
 another format is not taken for what would be made now. `tests/data/version/test_format.py` sees to it."""
-_TOGETHER = ({"chat", "text"}, {"label"}, {"preference"}, {"judged", "chat"})
-"""Kinds that may stand in one version."""
 
 
 def _quiet(rows: int) -> None:
@@ -198,7 +197,7 @@ def _nothing_to_train(recipe: Recipe, out: list[str]) -> DataError:
 def _one_kind(rows: Kept) -> None:
     """Raise TL-DATA-MIXED where the rows cannot be trained together."""
     kinds = set(rows.kinds)
-    if not any(kinds <= together for together in _TOGETHER):
+    if not mixable(kinds):
         first = {kind: rows.files[rows.kinds.index(kind)] for kind in sorted(kinds)}
         raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
 

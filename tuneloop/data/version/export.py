@@ -16,8 +16,9 @@ from typing import Any
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of, printable
 from tuneloop.base.language import t
-from tuneloop.base.records import Message, Record
+from tuneloop.base.records import Kind, Message, Record
 from tuneloop.base.refusals import writing
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.keys import BadRow
@@ -47,8 +48,15 @@ def _call(call: Row) -> Row:
     return {**call, "function": {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}}
 
 
-def _messages(r: Record) -> Row:
-    return {"messages": _openai(r.messages), **_tools(r)}
+def _own(r: Record) -> Row:
+    """The columns of the record's own kind, turns in OpenAI's form."""
+    out: Row = {}
+    for name, cell in KINDS[r.kind].columns(r).items():
+        if name == "tools":
+            out |= _tools(r)
+        else:
+            out[name] = _openai(cell) if isinstance(cell, tuple) else cell
+    return out
 
 
 def _tools(r: Record) -> Row:
@@ -122,11 +130,6 @@ def _thought(r: Record) -> Row:
     )
 
 
-def _preference(r: Record) -> Row:
-    chosen = r.messages[len(r.prompt) :]
-    return {"prompt": _openai(r.prompt), "chosen": _openai(chosen), "rejected": _openai(r.rejected), **_tools(r)}
-
-
 def _preference_pair(r: Record) -> Row:
     return {"conversations": _sharegpt_turns(r.prompt), "chosen": _sharegpt_turns(r.messages[-1:])[0],
             "rejected": (_sharegpt_turns(r.rejected) or [{}])[0]}  # fmt: skip
@@ -141,17 +144,8 @@ def _preference_text(r: Record) -> Row:
     )
 
 
-def _judged(r: Record) -> Row:
-    return {**_messages(r), "kto_tag": r.label == "good"}
-
-
-def _label(r: Record) -> Row:
-    names = ("text_a", "text_b") if len(r.messages) > 1 else ("text",)
-    return {**{name: m.content for name, m in zip(names, r.messages, strict=True)}, "label": r.label}
-
-
 SHAPES: dict[str, Callable[[Record], Row]] = {
-    "messages": _messages,
+    "messages": _own,
     "sharegpt": _sharegpt,
     "alpaca": _asked("instruction", "output", history=True, input=""),
     "query": _asked("query", "response", history=True),
@@ -161,18 +155,22 @@ SHAPES: dict[str, Callable[[Record], Row]] = {
     "human": _conversation("human", "assistant"),
     "counselor": _counselor,
     "o1": _thought,
-    "text": lambda r: {"text": r.messages[0].content},
-    "label": _label,
-    "preference": _preference,
+    "text": _own,
+    "label": _own,
+    "preference": _own,
     "preference-pair": _preference_pair,
     "preference-text": _preference_text,
-    "kto": _judged,
+    "kto": _own,
+    **{kind.shape: _own for kind in KINDS.values()},  # those above keep their places
 }
 """Name of a shape -> a record as its row."""
-_KINDS = {"text": "text", "label": "label", "kto": "judged", "preference": "preference",
-          "preference-pair": "preference", "preference-text": "preference"}  # fmt: skip
-DEFAULT = {"chat": "messages", "text": "text", "label": "label", "preference": "preference", "judged": "kto"}
+DEFAULT: dict[str, str] = {name: kind.shape for name, kind in KINDS.items()}
 """What a kind is written as where nothing is asked for."""
+KIND_OF: dict[str, Kind] = {
+    **dict.fromkeys(SHAPES, "chat"), "preference-pair": "preference", "preference-text": "preference",
+    **{kind.shape: name for name, kind in KINDS.items()},
+}  # fmt: skip
+"""The kind of record that a shape holds."""
 
 
 def row(record: Record, shape: str, *, table: bool = False) -> Row:
@@ -180,7 +178,7 @@ def row(record: Record, shape: str, *, table: bool = False) -> Row:
 
     Raises TL-DATA-HOLD where the row, read back, is not the record.
     """
-    made = SHAPES[shape](record) if record.kind == _KINDS.get(shape, "chat") else {}
+    made = SHAPES[shape](record) if record.kind == KIND_OF[shape] else {}
     if not made:
         raise _unheld(record, shape, t("it has another form"))
     if table:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Message, Record
+from tuneloop.data.kinds import KINDS, answers, has_equal
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.tokens.answers import spoken
 from tuneloop.data.tokens.samples import Sequences, Unsaid
@@ -101,7 +102,7 @@ UNSAID = {
 
 def _told(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
     """Whether anything of a row is trained; its answers that are not stand in the ledger, each by what it carries."""
-    dropped = not length and record.kind != "text"
+    dropped = not length and KINDS[record.kind].encoding != "text"
     if dropped and not unsaid:
         ledger.add(_entry("dropped", "no answer", record, step="template"))
     for n, one in enumerate(unsaid):
@@ -163,7 +164,7 @@ def _unwanted(length: int, part: PreparePart, *, large: bool = False) -> tuple[s
 
 def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledger: Ledger) -> Iterator[Record]:
     """The pieces of a row that is too long, each short enough; the ledger has what became of it."""
-    limit, how = most_tokens(part), part.too_long
+    limit, how, kind = most_tokens(part), part.too_long, KINDS[record.kind]
 
     def count(one: Record) -> int:
         if (least := _least(one)) > limit:
@@ -173,11 +174,11 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
         except DataError:  # what the template refuses is no piece
             return limit + 1
 
-    if record.kind == "text" and how == "split":
+    if kind.encoding == "text" and how == "split":
         pieces, reason = _text_pieces(record, count, limit, part.overlap), "split by tokens"
-    elif record.kind == "chat" and how == "split":
+    elif kind.imitated and how == "split":
         pieces, reason = _turn_pieces(record, count, encode, limit), "split by turns"
-    elif record.kind in ("chat", "judged", "preference") and how == "turns":
+    elif kind.dialogue and how == "turns":
         pieces, reason = _newest(record, count, limit), "oldest turns left out"
     elif how in ("cut_left", "cut_right"):
         pieces, reason = _cut(record, count, limit, left=how == "cut_left"), f"cut on the {how[4:]}"
@@ -200,9 +201,9 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
 
 
 def _taught_nothing(piece: Record) -> tuple[str, str] | None:
-    if piece.kind == "preference" and piece.messages[len(piece.prompt) :] == piece.rejected:
+    if has_equal(answers(piece)):
         return "no difference", ""
-    learnt = piece.kind in ("text", "label") or any(m.role == "assistant" and m.trained for m in piece.messages)
+    learnt = not KINDS[piece.kind].dialogue or any(m.role == "assistant" and m.trained for m in piece.messages)
     return None if learnt else ("no answer", "")
 
 
@@ -309,22 +310,23 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     end of the answer. A verdict and a pair of answers are about the last answer: there it is cut (on the right both of
     a pair), and no exchange behind the others goes.
     """
-    if record.kind in ("text", "label"):
+    kind = KINDS[record.kind]
+    if not kind.dialogue:
         return _shorter(record, 0, count, limit, left=left)
     head, runs = exchanges(record.messages)
     if left and (pieces := _newest(record, count, limit)):
         return pieces
-    if not left and record.kind == "chat":
+    if not left and kind.imitated:
         keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[:n])) <= limit)
         if keep:
             return [_joined(record, head, runs[:keep])]
-    if left or record.kind == "chat":
+    if left or kind.imitated:
         record = _joined(record, head, runs[-1:] if left else runs[:1])
     turns = record.messages
-    answers = [n for n, m in enumerate(turns) if m.role == "assistant"]
-    if not answers or turns[answers[-1]].tool_calls:
+    last = max((n for n, m in enumerate(turns) if m.role == "assistant"), default=-1)
+    if last < 0 or turns[last].tool_calls:
         return []
-    return _shorter(record, len(head) if left else answers[-1], count, limit, left=left)
+    return _shorter(record, len(head) if left else last, count, limit, left=left)
 
 
 def _answer_at(message: Message) -> int:
@@ -354,7 +356,7 @@ def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -
         return replace(record, messages=messages, rejected=rejected)
 
     shortened = (record.messages[at], *also)
-    least = 1 if left or record.kind in ("text", "label") else max(_answer_at(m) for m in shortened) + 1
+    least = 1 if left or not KINDS[record.kind].dialogue else max(_answer_at(m) for m in shortened) + 1
     size = min(max(len(m.content) for m in shortened), limit * LONGEST_TOKEN)
     kept = _most(least, size, lambda n: count(cut(n)) <= limit)
     return [cut(kept)] if kept else []

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tuneloop.base.records import Record
+from tuneloop.base.records import Kind, Record
 from tuneloop.data import arrow
 from tuneloop.data.version.shards import Shard
 from tuneloop.data.version.split import Split
@@ -26,9 +26,9 @@ class Kept(Sequence[Record]):
         self.metas: list[dict[str, Any]] = [part.meta for part in parts]
         sizes = [table.num_rows for table in self.tables]
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        shared: dict[str, str] = {}
+        shared: dict[Any, Any] = {}
         self.ids: list[str] = self._column("id")
-        self.kinds: list[str] = [shared.setdefault(v, v) for v in self._column("kind")]
+        self.kinds: list[Kind] = [shared.setdefault(v, v) for v in self._column("kind")]
         self.files: list[str] = [shared.setdefault(v, v) for v in self._column("file")]
         self.labels: list[str] = [shared.setdefault(v, v) for v in self._column("label")]
         self.given: list[Split | None] = self._column("given")

@@ -24,6 +24,7 @@ from tuneloop.data import arrow
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.step import Step
 from tuneloop.data.dedupe.exact import Repeats
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.formats import Source
@@ -195,7 +196,7 @@ def _kept(
             ledger.add(entry)
             if entry.action == "dropped":
                 continue
-        if part.system and record.kind in ("chat", "judged", "preference"):
+        if part.system and KINDS[record.kind].dialogue:
             record = _with_system(record, part.system, ledger)
         yield record, row
 
