@@ -118,8 +118,8 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     samples = task.samples(rows, setting)
     records = [record for record, _, _ in islice(dataset.rows("train"), LOOKED_AT)]
     looked = preflight(words.tokenizer, samples, recipe.train.token_budget, records,
-                       room=max_sequence_length(recipe, words.folder, task), rows=vocabulary(words.folder),
-                       words=recipe.train.classify.words)  # fmt: skip
+                       max_sequence_length=max_sequence_length(recipe, words.folder, task),
+                       rows=vocabulary(words.folder), words=recipe.train.classify.words)  # fmt: skip
     prompts = [*read_prompts(recipe.evaluate.show), *(p for one in recipe.evaluate.probes for p in check_probe(one))]
     held_items(recipe, dataset, words, task, setting)  # also of them is said now what would stop the run later
     ledger = str(dataset.path / "ledger.jsonl")

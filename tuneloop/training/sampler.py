@@ -16,7 +16,7 @@ from torch import nn
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.kinds import KINDS
-from tuneloop.data.tokens.chains import opening
+from tuneloop.data.tokens.chains import empty_thought
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.inference.generate import Answerer
 from tuneloop.model import precision
@@ -110,7 +110,7 @@ def sampler_for(
         return None
     said = any(m.reasoning or "</think>" in m.content for record in held for m in record.messages)
     thinks = said or recipe.prepare.empty_thoughts
-    answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else opening(tokenizer))
+    answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else empty_thought(tokenizer))
     most = recipe.evaluate.max_new_tokens
 
     def fits(record: Record) -> bool:

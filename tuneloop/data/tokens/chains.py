@@ -60,7 +60,7 @@ class Writer:
         self._renderer = Renderer(tokenizer)
         self._stops = stop_texts(tokenizer)
         self._fuller = fuller(tokenizer)
-        self._opening = "" if empty_thoughts else opening(tokenizer)
+        self._empty_thought = "" if empty_thoughts else empty_thought(tokenizer)
 
     def write(self, records: Sequence[Record]) -> tuple[list[list[Chain]], tuple[Unsaid, ...]]:
         """The samples of each record, as text, and the answers of all that no sample trains."""
@@ -71,7 +71,7 @@ class Writer:
     def answers(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
         """The trained answers; none where the last one matters and cannot be said."""
         trained = [at for at, m in enumerate(record.messages) if m.role == "assistant" and m.trained]
-        turns = self._said(row, record, trained, lost)
+        turns = self._speakable(row, record, trained, lost)
         if KINDS[record.kind].last_answer and any(u.row == row and u.turn == len(record.messages) for u in lost[-1:]):
             return []
         return _chained(turns)
@@ -110,14 +110,14 @@ class Writer:
     def _rendered(self, record: Record, answers: Sequence[int]) -> list[tuple[int, tuple[str, str]]]:
         """(place, (context, full)); full is "" where an answer cannot be told from its context."""
         out = []
-        found = self._renderer.turns(record.chat(), answers, record.tools)
-        for at, (context, full) in zip(answers, found, strict=True):
+        texts = self._renderer.turns(record.chat(), answers, record.tools)
+        for at, (context, full) in zip(answers, texts, strict=True):
             if not full.startswith(context):
                 full = _closed(context, full, record.messages[at])
             out.append((at, (context, full)))
         return out
 
-    def _said(self, row: int, record: Record, answers: Sequence[int], lost: list[Unsaid]) -> list[Turn]:
+    def _speakable(self, row: int, record: Record, answers: Sequence[int], lost: list[Unsaid]) -> list[Turn]:
         """The answers that the template can say. Raises TL-DATA-MASK for one without calls that has no context."""
         out = []
         for at, (context, full) in self._rendered(record, answers):
@@ -134,8 +134,8 @@ class Writer:
                 lost += [Unsaid(row, at + 1, one, self._fuller if one in ("call", "thought") else "") for one in what]
                 continue
             begin = len(context)
-            if self._opening and written.startswith(self._opening):
-                begin += len(self._opening)
+            if self._empty_thought and written.startswith(self._empty_thought):
+                begin += len(self._empty_thought)
             out.append(Turn(full[: len(context)] + written.rstrip(), begin, True) if message.cut else Turn(full, begin))
         return out
 
@@ -161,7 +161,7 @@ class Writer:
         """
         first = len(record.prompt)
         answers = [at for at in range(first, len(record.messages)) if record.messages[at].role == "assistant"]
-        return _chained(self._said(row, record, answers, lost))[-1:]
+        return _chained(self._speakable(row, record, answers, lost))[-1:]
 
     @cached_property
     def between(self) -> str:
@@ -177,9 +177,9 @@ class Writer:
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the tokenizer itself puts before and behind a text: <s>, or [CLS] and [SEP]."""
         inner = self._tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer("a")["input_ids"]
-        at = next((k for k in range(len(whole)) if whole[k : k + len(inner)] == inner), len(whole))
-        return tuple(whole[:at]), tuple(whole[at + len(inner) :])
+        with_frame = self._tokenizer("a")["input_ids"]
+        at = next((k for k in range(len(with_frame)) if with_frame[k : k + len(inner)] == inner), len(with_frame))
+        return tuple(with_frame[:at]), tuple(with_frame[at + len(inner) :])
 
 
 ENCODINGS: dict[Encoding, Callable[[Writer, int, Record, list[Unsaid]], list[Chain]]] = {
@@ -213,7 +213,7 @@ def _chained(turns: Iterable[Turn]) -> list[Chain]:
     return [Chain(text, cuts, cut=cut) for text, cuts, cut in runs]
 
 
-def opening(tokenizer: Any) -> str:
+def empty_thought(tokenizer: Any) -> str:
     """The thought without words that a template puts before an answer which has none, "" where it puts none.
 
     Qwen3's is `<think>`, nothing, `</think>`; of a prompt that has opened the thought (DeepSeek-R1) it is its end.
@@ -224,8 +224,8 @@ def opening(tokenizer: Any) -> str:
         context, full = turn(tokenizer, record, 1)
     except DataError:
         return ""
-    before, said, _ = full[len(context) :].rpartition("answer")
-    return before if said and NO_THOUGHT.fullmatch(before) else ""
+    before, separator, _ = full[len(context) :].rpartition("answer")
+    return before if separator and NO_THOUGHT.fullmatch(before) else ""
 
 
 def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:

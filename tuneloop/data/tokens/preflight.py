@@ -20,7 +20,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.kinds import KINDS
-from tuneloop.data.tokens.chains import Writer, opening
+from tuneloop.data.tokens.chains import Writer, empty_thought
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
 from tuneloop.data.tokens.samples import Sample, Sequences
@@ -59,18 +59,18 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     # A text has no template, so it has nothing that one could leave out.
     dialogues = [r for r in records if KINDS[r.kind].dialogue]
     with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
-    looked = _spread(with_more, RENDERED)
+    examined = _spread(with_more, RENDERED)
     writer = Writer(tokenizer)
     lost = Counter[str]()
-    for record in looked:
+    for record in examined:
         _, unsaid = writer.write([record])
         lost.update(list({one.what for one in unsaid}))
         if record.tools:
             first = next((n for n, m in enumerate(record.messages) if m.role == "assistant"), len(record.messages))
             text = render(tokenizer, record.chat()[:first], prompt=True, tools=record.tools)
             lost["tools"] += not all(_name(tool) in text for tool in record.tools)
-    n, name = len(looked), fuller(tokenizer)
-    said = {
+    n, name = len(examined), fuller(tokenizer)
+    warnings = {
         "thought": t("of {of} dialogues with thoughts or tools that were looked at, {n} have a thought that this "
                      "chat template leaves out, and these answers are not trained", n=lost["thought"], of=n),
         "call": t("of {of} dialogues with thoughts or tools that were looked at, {n} have tool calls that this chat "
@@ -79,17 +79,19 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
                    "template leaves out", n=lost["tools"], of=n),
     }  # fmt: skip
     remedy = t(" (model.template: {name} writes them)", name=name) if name else ""
-    return [words + remedy for kind, words in said.items() if lost[kind]]
+    return [words + remedy for kind, words in warnings.items() if lost[kind]]
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning about special tokens written as text in the data: the tokenizer takes them for the real ones."""
     pattern = word_pattern(tuple(token for token in tokenizer.all_special_tokens if len(token) > 2))
-    found = [hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))]
-    if not found:
+    matches = [
+        hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))
+    ]
+    if not matches:
         return []
     return [t("{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
-              n=len(found), of=len(records), token=found[0].group())]  # fmt: skip
+              n=len(matches), of=len(records), token=matches[0].group())]  # fmt: skip
 
 
 def _name(of: dict[str, Any]) -> str:
@@ -100,7 +102,7 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning when a template that knows thoughts, and writes no empty ones, meets dialogues that have none."""
     source = tokenizer.chat_template
     dialogues = [r for r in records if KINDS[r.kind].imitated]
-    if not isinstance(source, str) or "<think>" not in source or not dialogues or opening(tokenizer):
+    if not isinstance(source, str) or "<think>" not in source or not dialogues or empty_thought(tokenizer):
         return []
     if source in DEFAULTS.values():  # asked for by name, and it writes what there is
         return []
@@ -112,7 +114,7 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
 
 def unthought(tokenizer: Any, samples: Sequences) -> list[str]:
     """A warning that counts the answers before which the template puts a thought without words."""
-    empty = opening(tokenizer)
+    empty = empty_thought(tokenizer)
     if not empty:
         return []
     ids = np.array(encode(tokenizer, [empty])[0], np.int32)
@@ -181,12 +183,12 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 def preflight(
     tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
-    room: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
+    max_sequence_length: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
 ) -> Preflight:  # fmt: skip
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
-    `room` is the longest sequence that the model takes, `rows` how many tokens it has rows for; 0 where that is not
-    known, or does not matter. `words` are what a model is taught to say for a label, where that is not the label.
+    `max_sequence_length` is what the model takes, `rows` how many tokens it has rows for; 0 where that is not known, or
+    does not matter. `words` are what a model is taught to say for a label, where that is not the label.
 
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
@@ -194,12 +196,12 @@ def preflight(
         raise DataError("TL-DATA-NOTHING-LEFT", rows=0, reasons=t("no dialogue has an answer"))
     every = Sequences.of(samples)
     lengths = every.lengths
-    found: list[DataError] = []
+    faults: list[DataError] = []
 
     def count(code: str, bad: NDArray[np.bool_], **facts: Any) -> None:
         if bad.any():
             example = every.names[int(bad.argmax())].decode()
-            found.append(DataError(code, n=int(bad.sum()), of=len(every), example=example, **facts))
+            faults.append(DataError(code, n=int(bad.sum()), of=len(every), example=example, **facts))
 
     longest = int(lengths.max())
     count("TL-DATA-NO-LABEL", (every.labels == 0) & ~_unlabelled(every, records))
@@ -207,14 +209,14 @@ def preflight(
     # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the start is a fault.
     count("TL-DATA-DOUBLE-BOS", _doubled(every, lengths, tokenizer.bos_token_id))
     count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
-    count("TL-DATA-CONTEXT", lengths > (room or longest), context=room, length=longest)
+    count("TL-DATA-CONTEXT", lengths > (max_sequence_length or longest), context=max_sequence_length, length=longest)
     if rows and (unknown := beyond(every, rows)).any():
         highest = int(every.ids.max())
         token = str(tokenizer.convert_ids_to_tokens(highest))
         count("TL-DATA-VOCABULARY", unknown, token=token, tokens=len(tokenizer), rows=rows)
-    if found:
-        raise DataError("TL-DATA-PREFLIGHT", causes=found)
-    looked = _spread(records, LOOKED)
+    if faults:
+        raise DataError("TL-DATA-PREFLIGHT", causes=faults)
+    examined = _spread(records, LOOKED)
     shown = int(np.abs(lengths - 80).argmin())
     return Preflight(
         samples=len(every),
@@ -223,8 +225,9 @@ def preflight(
         longest=longest,
         sample=[*marked(tokenizer, every[shown]), *_label(every, shown, records, words or {})],
         warnings=(
-            *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, looked),
-            *stray(tokenizer, looked), *thoughtless(tokenizer, looked), *unthought(tokenizer, every), *leaked(looked),
+            *unused_tokens(tokenizer, rows), *other_template(tokenizer, folder), *unrendered(tokenizer, examined),
+            *stray(tokenizer, examined), *thoughtless(tokenizer, examined), *unthought(tokenizer, every),
+            *leaked(examined),
         ),
     )  # fmt: skip
 

@@ -48,28 +48,30 @@ def fit_lengths(
     unsaid = by_row(samples.unsaid)
     large = set(range(len(records))) - set(small)
     lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1
-    for origin in sorted(large | known.keys()):
-        record = records[origin]
-        at, length = known.get(origin, (-1, _least(record)))
-        if not _told(record, unsaid.get(at, ()), length, ledger):
+    for parent in sorted(large | known.keys()):
+        record = records[parent]
+        at, length = known.get(parent, (-1, _least(record)))
+        if not _is_trained(record, unsaid.get(at, ()), length, ledger):
             continue
         if length > limit and part.too_long != "reject":
-            lines += [(piece, origin, -1) for piece in _fitted(record, length, encode, part, ledger)]
-        elif reason := _unwanted(length, part, large=origin in large):
-            ledger.add(_entry("dropped", reason[0], record, reason[1]))
+            lines += [(piece, parent, -1) for piece in _fitted(record, length, encode, part, ledger)]
+        elif reason := _unwanted(length, part, large=parent in large):
+            ledger.add(_ledger_entry("dropped", reason[0], record, reason[1]))
         else:
-            lines.append((record, origin, at))
-    made = [record for record, _, at in lines if at < 0]
-    if not made and len(lines) == samples.records:
-        return [record for record, _, _ in lines], [origin for _, origin, _ in lines], samples
-    pieces = encode(made) if made else Sequences.of([])
-    said, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
-    fine = iter([_told(record, unsaid.get(n, ()), said[n], ledger) for n, record in enumerate(made)])
-    fresh = iter(range(samples.records, samples.records + len(made)))  # the pieces' rows count on
+            lines.append((record, parent, at))
+    unencoded = [record for record, _, at in lines if at < 0]
+    if not unencoded and len(lines) == samples.records:
+        return [record for record, _, _ in lines], [parent for _, parent, _ in lines], samples
+    pieces = encode(unencoded) if unencoded else Sequences.of([])
+    piece_lengths, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
+    fine = iter(
+        [_is_trained(record, unsaid.get(n, ()), piece_lengths[n], ledger) for n, record in enumerate(unencoded)]
+    )
+    fresh = iter(range(samples.records, samples.records + len(unencoded)))  # the pieces' rows count on
     places = [at if at >= 0 else next(fresh) for _, _, at in lines]
     left = [n for n, (_, _, at) in enumerate(lines) if at >= 0 or next(fine)]
-    both = chosen(Sequences.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
-    return [lines[n][0] for n in left], [lines[n][1] for n in left], both
+    all_samples = chosen(Sequences.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
+    return [lines[n][0] for n in left], [lines[n][1] for n in left], all_samples
 
 
 def most_tokens(part: PreparePart) -> int:
@@ -100,15 +102,15 @@ UNSAID = {
 """What of an answer that is not trained -> the ledger's reason."""
 
 
-def _told(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
+def _is_trained(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
     """Whether anything of a row is trained; its answers that are not stand in the ledger, each by what it carries."""
     dropped = not length and KINDS[record.kind].encoding != "text"
     if dropped and not unsaid:
-        ledger.add(_entry("dropped", "no answer", record, step="template"))
+        ledger.add(_ledger_entry("dropped", "no answer", record, step="template"))
     for n, one in enumerate(unsaid):
         detail = f"{one.turn} / {len(record.messages)}" + (f", model.template: {one.fuller}" if one.fuller else "")
         action: Action = "dropped" if dropped and not n else "marked"
-        ledger.add(_entry(action, UNSAID[one.what], record, detail, step="template"))
+        ledger.add(_ledger_entry(action, UNSAID[one.what], record, detail, step="template"))
     return not dropped
 
 
@@ -139,7 +141,7 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
     except DataError as error:
         if len(records) == 1:
             detail = printable(error.facts.get("error", error.code))
-            ledger.add(_entry("dropped", "template refuses", records[0], detail, step="template"))
+            ledger.add(_ledger_entry("dropped", "template refuses", records[0], detail, step="template"))
             return [], Sequences.of([])
     half = len(records) // 2
     one, left = _encoded(records[:half], encode, ledger, first)
@@ -147,7 +149,9 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
     return one + two, Sequences.concatenate([left, right])
 
 
-def _entry(action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:
+def _ledger_entry(
+    action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length"
+) -> LedgerEntry:
     return LedgerEntry(action, step, reason, record.file, record.line, record.id, detail)
 
 
@@ -186,16 +190,16 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
         pieces, reason = [], ""
     long = f"{length} / {limit}" if _least(record) <= limit else f"≥ {length} / {limit}"
     if not pieces:
-        ledger.add(_entry("dropped", "too long", record, long))
+        ledger.add(_ledger_entry("dropped", "too long", record, long))
         return
     left_out = len(record.messages) - len(pieces[0].messages) if how == "turns" else 0
-    ledger.add(_entry("changed", reason, record, f"{long}, {-left_out if left_out else len(pieces)}"))
+    ledger.add(_ledger_entry("changed", reason, record, f"{long}, {-left_out if left_out else len(pieces)}"))
     for n, piece in enumerate(pieces):
         if n:
-            ledger.add(_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
+            ledger.add(_ledger_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
         length = count(piece)
         if unwanted := (_unwanted(length, part) if length else None) or _taught_nothing(piece):
-            ledger.add(_entry("dropped", unwanted[0], piece, unwanted[1]))
+            ledger.add(_ledger_entry("dropped", unwanted[0], piece, unwanted[1]))
         else:
             yield piece
 
@@ -297,7 +301,7 @@ def _text_pieces(record: Record, count: Count, limit: int, overlap: int) -> list
 def _break(text: str, low: int, high: int) -> int:
     """The last place in low..high behind a line, a sentence or a word; `high` where there is none."""
     for marks in ("\n", "。！？!?", ".;；，,", " "):
-        places = [text.rfind(mark, low, high) for mark in marks]
+        places = [text.rfind(delimiter, low, high) for delimiter in marks]
         if max(places) >= 0:
             return max(places) + 1
     return high
@@ -358,5 +362,5 @@ def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -
     shortened = (record.messages[at], *also)
     least = 1 if left or not KINDS[record.kind].dialogue else max(_answer_at(m) for m in shortened) + 1
     size = min(max(len(m.content) for m in shortened), limit * LONGEST_TOKEN)
-    kept = _most(least, size, lambda n: count(cut(n)) <= limit)
-    return [cut(kept)] if kept else []
+    characters = _most(least, size, lambda n: count(cut(n)) <= limit)
+    return [cut(characters)] if characters else []

@@ -17,7 +17,7 @@ from tuneloop.data.version.shards import Shard
 from tuneloop.data.version.split import Split
 
 
-class Kept(Sequence[Record]):
+class PreparedRows(Sequence[Record]):
     """The kept rows of all parts, numbered through. A record is read when it is asked for."""
 
     def __init__(self, parts: list[Shard]) -> None:
@@ -36,7 +36,7 @@ class Kept(Sequence[Record]):
         self.repeats: list[int] = self._column("repeat")
 
     def _column(self, name: str) -> list[Any]:
-        return [value for table in self.tables for value in table.column(name).to_pylist()]
+        return [cell for table in self.tables for cell in table.column(name).to_pylist()]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -91,7 +91,7 @@ class Kept(Sequence[Record]):
                 yield arrow.wholes(one)
 
 
-class Some(Sequence[Record]):
+class RowSubset(Sequence[Record]):
     """Those of the rows that `numbers` names, in that order."""
 
     def __init__(self, rows: Sequence[Record], numbers: Sequence[int]) -> None:
