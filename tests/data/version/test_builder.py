@@ -648,10 +648,10 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from tests.made import build, recipe
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 def ones(rows):
     n = len(rows)
-    return Samples(np.ones(n, "i4"), np.ones(n, bool), np.arange(n + 1), np.zeros(n, "i4"), np.ones(n, bool),
+    return Sequences(np.ones(n, "i4"), np.ones(n, bool), np.arange(n + 1), np.zeros(n, "i4"), np.ones(n, bool),
                    np.arange(n, dtype="i4"), np.array([r.id for r in rows], "S12"), n)
 build(recipe(Path(sys.argv[1]), name="warm", validation=0.1), Path(sys.argv[3]), ones)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
