@@ -117,7 +117,7 @@ def _foreseen(assembled: TrainingInput) -> tuple[Plan, Preflight]:
     recipe = assembled.recipe
     records = [record for record, _, _ in islice(assembled.dataset.rows("train"), LOOKED_AT)]
     preflight_report = preflight(assembled.context.tokenizer, assembled.samples, recipe.train.token_budget, records,
-                       room=assembled.max_sequence_length, rows=vocabulary(assembled.folder),
+                       max_sequence_length=assembled.max_sequence_length, rows=vocabulary(assembled.folder),
                        words=recipe.train.classify.words)  # fmt: skip
     assembled.require_held()  # also of these rows is said now what would stop the run later
     return uncosted(assembled) if assembled.alone else planner.make(assembled), preflight_report

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tuneloop.base.records import LedgerEntry, Message, Record
+from tuneloop.base.records import LedgerEntry, Message, Record, Text, content_of
 
 QUESTION, ANSWER = Message("user", "Who are you?"), Message("assistant", "Pebble.")
 
@@ -35,6 +35,17 @@ def test_any_other_content_has_another_id(other: Record) -> None:
 
 def test_text_that_is_no_unicode_has_an_id() -> None:
     assert len(Record((Message("user", "half \ud83d"), ANSWER)).id) == 12
+
+
+@pytest.mark.parametrize("message", [QUESTION, ANSWER, Message("assistant", "", "hm"), Message("user", " a\n b ")])
+def test_a_turn_is_made_of_parts(message: Message) -> None:
+    assert message.parts == ((Text(message.content),) if message.content else ())
+    assert content_of(message.parts) == message.content
+
+
+def test_parts_join_without_anything_between() -> None:
+    assert content_of([Text("a "), Text(""), Text("b")]) == "a b"
+    assert content_of([]) == ""
 
 
 def test_a_chat_holds_only_what_is_there() -> None:

@@ -24,8 +24,8 @@ from tuneloop.data.dedupe.relations import Relations
 from tuneloop.data.ledger import entries
 from tuneloop.data.version import builder, shards
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.data.version.digest_cache import Stamps
-from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.digest_cache import DigestCache
+from tuneloop.data.version.rows import PreparedRows
 from tuneloop.planning.cautions import few_held
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -392,10 +392,10 @@ TRULY_ALIKE = {
 @pytest.mark.parametrize("name", SETS)
 def test_ordinary_rows_do_not_chain_into_one_group(name: str, tmp_path: Path) -> None:
     wanted = recipe(shared(name), max_length=100_000)
-    found, _, _ = builder._find(wanted, Stamps(tmp_path / "stamps.json"))
+    found, _, _ = builder._find(wanted, DigestCache(tmp_path / "stamps.json"))
     raw = shards.raw_rows(found, 42)
     made = shards.make(tmp_path, raw, wanted.prepare, steps(wanted.prepare.clean, None), characters, lambda n: None)
-    rows = Kept(made)
+    rows = PreparedRows(made)
     looked = Relations(rows, split=True)
     families = looked.families(looked.pairs("train", 0.8))
     largest = int(np.bincount(families.levels[0]).max())

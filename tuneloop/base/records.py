@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,8 +15,30 @@ dialogue and whether its answer is good."""
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A part of a turn that is text."""
+
+    text: str
+
+
+Part = Text
+"""What a turn is made of. Another type of part is a class here, a member of this union, and a field of `Message`."""
+
+
+def content_of(parts: Iterable[Part]) -> str:
+    """The `Message.content` of these parts: here alone it is decided what each type of part is to a reader of text.
+
+    >>> content_of([Text("How far is "), Text("the Moon?")])
+    'How far is the Moon?'
+    """
+    return "".join([part.text for part in parts])
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
+    """One turn. `content` is its text, and `parts` are the same, typed.
+
+    `reasoning` is the thought before the answer; `tool_calls` are OpenAI-shaped call objects.
 
     An answer that is not `trained` (weight 0) is only context. `name` is the speaker's, or the tool's of a result;
     `tool_call_id` says which call a result answers. `cut`: its text went on, so it has no end to learn.
@@ -29,6 +52,11 @@ class Message:
     name: str = ""
     tool_call_id: str = ""
     cut: bool = field(default=False, compare=False)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the turn is made of, in order; `content_of` them is `content`. Computed when asked for."""
+        return (Text(self.content),) if self.content else ()
 
     def as_chat(self) -> dict[str, Any]:
         """The dict a chat template takes."""

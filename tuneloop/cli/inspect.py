@@ -184,12 +184,13 @@ def _samples(samples: Sequence[dict[str, Any]]) -> None:
     from rich.text import Text
 
     from tuneloop.data.card.page import part_facts
+    from tuneloop.data.kinds import KINDS
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if not samples:
         return
     console.print(t("Some rows as they are trained"), style="bold")
-    if samples[0]["kind"] == "label":
+    if KINDS[samples[0]["kind"]].encoding == "framed":
         pass  # nothing in it is written by the model
     elif samples[0]["rendered"]:
         said = Text(t("What the model is trained to write is marked:") + " ")

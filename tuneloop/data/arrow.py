@@ -68,8 +68,8 @@ def _turns(rows: Sequence[Sequence[Message]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(TURN)))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False)
 
 
 def records(table: pa.Table | pa.RecordBatch) -> Iterator[tuple[Record, int]]:
@@ -117,7 +117,7 @@ def wholes(one: pa.RecordBatch) -> list[list[str]]:
     """Of each row its whole text, without system prompt and thoughts; of a preference with the better answer and with
     the worse one. Five times as fast as through records."""
     out = []
-    for turns, rejected in zip(_said(one.column("messages")), _said(one.column("rejected")), strict=True):
+    for turns, rejected in zip(_contents(one.column("messages")), _contents(one.column("rejected")), strict=True):
         texts = ["\n".join([content for role, content in turns if role != "system"])]
         if rejected:
             while turns and turns[-1][0] == "assistant":
@@ -127,7 +127,7 @@ def wholes(one: pa.RecordBatch) -> list[list[str]]:
     return out
 
 
-def _said(column: pa.ListArray) -> Iterator[list[tuple[str, str]]]:
+def _contents(column: pa.ListArray) -> Iterator[list[tuple[str, str]]]:
     """(role, content) of each row's turns."""
     roles, contents = (field.to_pylist() for field in column.flatten().flatten()[:2])
     turns = zip(roles, contents, strict=True)

@@ -14,6 +14,7 @@ from torch import nn
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.evaluation import compare, suite
@@ -46,13 +47,19 @@ def dialogues(records: Sequence[Record]) -> list[Record]:
     """
     out = []
     for record in records:
-        if record.kind == "preference" or (record.kind == "judged" and record.label == "good"):
+        about_last = KINDS[record.kind].last_answer
+        if about_last and record.label != "bad":
             first = len(record.prompt)
             turns = tuple(replace(m, trained=k >= first) for k, m in enumerate(record.messages))
             out.append(replace(record, kind="chat", label="", rejected=(), messages=turns))
-        elif record.kind != "judged":
+        elif not about_last:
             out.append(record)
     return out
+
+
+def _compared(records: Sequence[Record]) -> list[Record]:
+    """Those of the records that compare answers."""
+    return [r for r in records if KINDS[r.kind].encoding == "alternatives"]
 
 
 def added(scores: suite.Scores, found: Preference) -> suite.Scores:
@@ -65,13 +72,13 @@ def added(scores: suite.Scores, found: Preference) -> suite.Scores:
 def prefers(trained: Trained, model: nn.Module, held: Sequence[Record]) -> Preference:
     """What a model makes of the held-out pairs and judged answers: log-probability a token, so that a long answer is
     no worse for being long, whatever the reference of its training was; of a reward model its rewards."""
-    records = [r for r in held if r.kind == "preference"] or [r for r in held if r.kind == "judged"]
+    records = _compared(held) or [r for r in held if KINDS[r.kind].label == "verdict"]
     if not records:
         return Preference()
     samples = tokenize(trained.tokenizer, records, empty_thoughts=trained.recipe.prepare.empty_thoughts)
     scores = (_likelihoods if trained.task.generates else _rewards)(trained, model, samples, records)
     last = np.cumsum(np.bincount(samples.row, minlength=len(records))) - 1
-    if records[0].kind == "preference":
+    if _compared(records):
         lead = scores[last - 1] - scores[last]
         return Preference(float((lead > 0).mean()), float(lead.mean()), len(records))
     good = np.array([r.label == "good" for r in records])
@@ -106,7 +113,7 @@ def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str
 
 
 def _items(trained: Trained, held: Sequence[Record]) -> Examples:
-    records = [r for r in held if r.kind == "preference"]
+    records = _compared(held)
     return trained.task.examples(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
 
 

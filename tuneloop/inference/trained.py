@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from tuneloop.base.errors import RunError
-from tuneloop.data.tokens.chains import opening
+from tuneloop.data.tokens.chains import empty_thought
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods import adapters
@@ -78,7 +78,7 @@ def _opening(run: Path, recipe: Recipe, tokenizer: Any) -> str:
         thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)
     except (OSError, ValueError, AttributeError):
         return ""
-    return "" if thoughts or recipe.prepare.empty_thoughts else opening(tokenizer)
+    return "" if thoughts or recipe.prepare.empty_thoughts else empty_thought(tokenizer)
 
 
 def untrained_model(folder: Path, recipe: Recipe, head: Head) -> PreTrainedModel:

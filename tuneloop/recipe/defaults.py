@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.base.language import t
@@ -110,15 +109,15 @@ def settled(recipe: Recipe, task: str) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={"train": train.model_copy(update={"learning_rate": after})}), [note]
 
 
-def roomy(recipe: Recipe, longest: int, kinds: Sequence[str] = ("chat",)) -> Recipe:
+def roomy(recipe: Recipe, longest: int, samples: int = 1) -> Recipe:
     """The recipe with room for the longest row in a forward pass, where prepare.max_length is auto.
 
-    Two answers of a pair, and an answer that was judged with another one, share a pass.
+    `samples` of so many tokens share a pass: the answers of a pair, say.
 
     >>> roomy(Recipe(), 3000).train.token_budget, roomy(Recipe(), 100).train.token_budget
     (3000, 2048)
     """
-    need = longest * (2 if {"preference", "judged"} & set(kinds) else 1)
+    need = longest * samples
     if recipe.prepare.max_length != "auto" or recipe.train.token_budget >= need:
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"token_budget": need})})

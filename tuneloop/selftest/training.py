@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tuneloop import pipeline
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.inference.trained import load_trained
 from tuneloop.methods.table import METHODS
@@ -29,7 +30,6 @@ from tuneloop.selftest.lines import FailedError, Lines
 from tuneloop.tasks.table import TASKS, USUAL
 
 STEPS = 4
-KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")
 OF_METHOD: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"rank": 4, "dropout": 0.1}}, "qlora": {"lora": {"rank": 4}}, "freeze": {"freeze": {"layers": 1}},
     "ptuning_v2": {"virtual": {"tokens": 4}}, "prompt_tuning": {"virtual": {"tokens": 4}},

@@ -17,6 +17,7 @@ from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.card.excerpts import View
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.encode import encode_records, marked
 from tuneloop.data.tokens.preflight import beyond
 from tuneloop.data.tokens.samples import Sequences
@@ -189,7 +190,8 @@ def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
     their length is left to them, a pass that the longest has places for."""
     kinds = list(dataset.manifest["kinds"])
     name = task_name(recipe.train.task, kinds, printable(dataset.path))
-    recipe = roomy(settled(recipe, name)[0], int(dataset.manifest["tokens"]["longest"]), kinds)
+    samples = max((KINDS[kind].pass_samples for kind in kinds), default=1)
+    recipe = roomy(settled(recipe, name)[0], int(dataset.manifest["tokens"]["longest"]), samples)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.chains import opening
+from tuneloop.data.kinds import KINDS
+from tuneloop.data.tokens.chains import empty_thought
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.inference.generate import Answerer
 from tuneloop.model import precision
@@ -43,7 +44,7 @@ def answerable(record: Record) -> bool:
     """Whether a model can be asked what this row asks: a question, an answer to compare with, and no tools."""
     replies = record.messages[len(record.prompt) :]
     has_question = any(m.role == "user" for m in record.prompt)
-    return record.kind in {"chat", "preference", "judged"} and has_question and not record.tools and bool(replies)
+    return KINDS[record.kind].dialogue and has_question and not record.tools and bool(replies)
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -109,7 +110,7 @@ def sampler_for(
         return None
     trained_thoughts = any(m.reasoning or "</think>" in m.content for record in held for m in record.messages)
     thinks = trained_thoughts or recipe.prepare.empty_thoughts
-    answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else opening(tokenizer))
+    answerer = Answerer(model, tokenizer, recipe.prepare.system, "" if thinks else empty_thought(tokenizer))
     most = recipe.evaluate.max_new_tokens
 
     def fits(record: Record) -> bool:

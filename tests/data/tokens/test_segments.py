@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import TALK, byte_tokenizer
 from tests.data.tokens.test_encode import pieced
-from tuneloop.data.tokens.segments import Cutter, Pool, word_pattern
+from tuneloop.data.tokens.segments import Pool, Splitter, word_pattern
 from tuneloop.data.tokens.templates import CHATML, encode
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_end|><|im_start|>", "<think>")
@@ -29,7 +29,7 @@ def texts(count: int) -> list[str]:
 
 
 def test_the_ids_of_the_stretches_are_those_of_the_text(chatml: Any) -> None:
-    cutter = Cutter(chatml)
+    cutter = Splitter(chatml)
     assert cutter.exact
     for text in texts(300):
         parts = cutter.cut(text)
@@ -66,14 +66,14 @@ def added(**settings: bool) -> Any:
 
 
 def test_a_token_that_looks_at_its_neighbours_ends_the_short_cut() -> None:
-    assert Cutter(added()).exact
-    assert not Cutter(added(single_word=True)).exact
+    assert Splitter(added()).exact
+    assert not Splitter(added(single_word=True)).exact
 
 
 @pytest.mark.parametrize("side", ["lstrip", "rstrip"])
 def test_a_token_that_takes_the_blanks_beside_it_stays_in_its_stretch(side: str) -> None:
     tokenizer = added(**{side: True})
-    cutter = Cutter(tokenizer)
+    cutter = Splitter(tokenizer)
     assert cutter.exact
     text = "a <x> b<|im_end|> <x>\n<x>"
     assert cutter.cut(text) == ["a <x> b", "<|im_end|>", " <x>\n<x>"]
@@ -82,7 +82,7 @@ def test_a_token_that_takes_the_blanks_beside_it_stays_in_its_stretch(side: str)
 
 def test_a_tokenizer_that_takes_special_tokens_for_text_has_no_short_cut(chatml: Any) -> None:
     tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>", split_special_tokens=True)  # type: ignore[arg-type]
-    assert not Cutter(tokenizer).exact
+    assert not Splitter(tokenizer).exact
 
 
 def test_a_blank_before_the_first_word_only_is_noticed() -> None:
@@ -90,17 +90,17 @@ def test_a_blank_before_the_first_word_only_is_noticed() -> None:
     from tokenizers import pre_tokenizers
 
     tokenizer = pieced(CHATML)
-    assert Cutter(tokenizer).exact, "a blank in front of every stretch is the same for each"
+    assert Splitter(tokenizer).exact, "a blank in front of every stretch is the same for each"
     tokenizer.backend_tokenizer.normalizer = None
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    assert not Cutter(tokenizer).exact
+    assert not Splitter(tokenizer).exact
 
 
 def test_a_tokenizer_in_python_has_no_short_cut() -> None:
     class Slow:
         """No backend."""
 
-    assert not Cutter(Slow()).exact
+    assert not Splitter(Slow()).exact
 
 
 def test_the_pool_holds_each_stretch_once(chatml: Any) -> None:

@@ -26,7 +26,7 @@ from tuneloop.data.card import page
 from tuneloop.data.ledger import ACTIONS, Ledger, entries
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import Dataset, open_dataset
-from tuneloop.data.version.digest_cache import Stamps
+from tuneloop.data.version.digest_cache import DigestCache
 
 
 def never(records: Sequence[Record]) -> Sequences:
@@ -565,7 +565,7 @@ def test_the_digests_of_a_version_are_remembered(tmp_path: Path, monkeypatch: py
     path = lines(tmp_path, 20)
     made = build(recipe(path), tmp_path)
     build(recipe(path), tmp_path)
-    known = Stamps(made.path.parent / "stamps.json")._known
+    known = DigestCache(made.path.parent / "stamps.json")._known
     assert {Path(name).name for name in known} == {"chats.jsonl", "train.parquet", "validation.parquet", "ledger.jsonl"}
 
 

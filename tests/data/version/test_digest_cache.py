@@ -13,7 +13,7 @@ import pytest
 
 from tuneloop.base.files import sha256_of
 from tuneloop.data.version import digest_cache
-from tuneloop.data.version.digest_cache import Stamps
+from tuneloop.data.version.digest_cache import DigestCache
 
 
 @pytest.fixture
@@ -44,20 +44,20 @@ def test_a_file_is_read_once(tmp_path: Path, read: list[str], monkeypatch: pytes
     settled(monkeypatch)
     path, memory = tmp_path / "a", tmp_path / "new" / "stamps.json"
     path.write_text("one")
-    first = Stamps(memory)
+    first = DigestCache(memory)
     wanted = {path: sha256_of(path)}
     assert first.digests([path]) == wanted
     first.keep()
     assert first.digests([path]) == wanted
-    assert Stamps(memory).digests([path]) == wanted
+    assert DigestCache(memory).digests([path]) == wanted
     assert read == ["a"]
 
 
 def test_nothing_is_known_that_was_not_kept(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     settled(monkeypatch)
     (tmp_path / "a").write_text("one")
-    Stamps(tmp_path / "s").digests([tmp_path / "a"])
-    Stamps(tmp_path / "s").digests([tmp_path / "a"])
+    DigestCache(tmp_path / "s").digests([tmp_path / "a"])
+    DigestCache(tmp_path / "s").digests([tmp_path / "a"])
     assert read == ["a", "a"]
 
 
@@ -84,18 +84,18 @@ def test_a_change_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chang
     settled(monkeypatch)
     path = tmp_path / "a"
     path.write_text("one")
-    memory = Stamps(tmp_path / "s")
+    memory = DigestCache(tmp_path / "s")
     memory.digests([path])
     memory.keep()
     time.sleep(0.02)
     change(path)
-    assert Stamps(tmp_path / "s").digests([path]) == {path: hashlib.sha256(b"two").hexdigest()}
+    assert DigestCache(tmp_path / "s").digests([path]) == {path: hashlib.sha256(b"two").hexdigest()}
 
 
 def test_a_file_of_just_now_is_not_trusted(tmp_path: Path, read: list[str]) -> None:
     path = tmp_path / "a"
     path.write_text("one")
-    memory = Stamps(tmp_path / "s")
+    memory = DigestCache(tmp_path / "s")
     memory.digests([path])
     memory.keep()
     memory.digests([path])
@@ -111,7 +111,7 @@ def test_a_broken_memory_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path, memory = tmp_path / "a", tmp_path / "s"
     path.write_text("one")
     memory.write_bytes(content.replace("PATH", os.path.realpath(path)).encode("utf-8", "surrogateescape"))
-    known = Stamps(memory)
+    known = DigestCache(memory)
     assert known.digests([path]) == {path: sha256_of(path)}
     known.keep()
     assert json.loads(memory.read_text("utf-8"))[os.path.realpath(path)][-1] == sha256_of(path)
@@ -122,11 +122,11 @@ def test_a_memory_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch
     settled(monkeypatch)
     (tmp_path / "a").write_text("one")
     (tmp_path / "file").write_text("")
-    memory = Stamps(tmp_path / "file" / "s")
+    memory = DigestCache(tmp_path / "file" / "s")
     memory.digests([tmp_path / "a"])
     memory.keep()
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
-        Stamps(tmp_path / "s").digests([tmp_path / "none"])
+        DigestCache(tmp_path / "s").digests([tmp_path / "none"])

@@ -156,8 +156,8 @@ def test_meta_of_a_part(tmp_path: Path) -> None:
     assert part.ledger.read_text() == ""
 
 
-def order(found: shards.Found) -> list[tuple[str, str | None]]:
-    return list(dict.fromkeys((row.item.file, row.given) for row in shards.raw_rows(found, 42)))
+def order(found: shards.SourceGroups) -> list[tuple[str, str | None]]:
+    return list(dict.fromkeys((row.outcome.file, row.given) for row in shards.raw_rows(found, 42)))
 
 
 def entry(path: Path, **more: object) -> tuple[DataFile, list[formats.Source]]:
@@ -191,5 +191,5 @@ def test_the_sides_that_names_in_a_folder_tell(tmp_path: Path) -> None:
 
 def test_a_sample_is_drawn_with_the_seed_of_the_recipe(tmp_path: Path) -> None:
     found = [entry(lines(tmp_path, 200), sample=10)]
-    drawn = [[row.item.line for row in shards.raw_rows(found, seed)] for seed in (1, 1, 2)]
+    drawn = [[row.outcome.line for row in shards.raw_rows(found, seed)] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -42,6 +42,7 @@ from tuneloop.data.augmenting.reword import (
     turns,
 )
 from tuneloop.data.augmenting.substitute import Changed, groups
+from tuneloop.data.kinds import KINDS
 from tuneloop.recipe.schema import AugmentPart
 
 BATCH = 32
@@ -230,7 +231,9 @@ class _Work:
 
 def _grown(parents: list[Record], method: str, helpers: Helpers, out: DerivedBatch) -> Iterator[Record]:
     assert helpers.answer is not None
-    dialogues = [r for r in parents if r.kind == "chat" and not tooled(r) and any(m.role == "user" for m in r.messages)]
+    dialogues = [
+        r for r in parents if KINDS[r.kind].imitated and not tooled(r) and any(m.role == "user" for m in r.messages)
+    ]
     out.rejected["no dialogue, or has tools"] += len(parents) - len(dialogues)
     languages = [dialogue_language(r) for r in dialogues]
     for derived, reason in grown(dialogues, languages, helpers.answer, other=method == "branch", ask=helpers.ask):

@@ -15,6 +15,7 @@ import numpy as np
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data import arrow
+from tuneloop.data.kinds import KINDS, answers
 from tuneloop.data.tokens.samples import Sample, Sequences, open_samples
 from tuneloop.data.version.dataset import Dataset
 
@@ -104,7 +105,7 @@ def _rows(dataset: Dataset, wanted: Sequence[int]) -> Iterator[tuple[Record, int
 
 def _as_trained(record: Record, at: int, samples: Sequences, view: View) -> list[dict[str, Any]]:
     own = np.flatnonzero(samples.row == at)
-    names = ("better", "worse") if record.kind == "preference" else ("",) * PARTS
+    names = KINDS[record.kind].names or ("",) * PARTS
     parts = []
     for name, n in zip(names, own.tolist(), strict=False):
         sample = samples[n]
@@ -114,13 +115,13 @@ def _as_trained(record: Record, at: int, samples: Sequences, view: View) -> list
 
 
 def _as_written(record: Record) -> list[dict[str, Any]]:
-    if record.kind == "preference":
-        answers = {"better": record.messages[len(record.prompt) :], "worse": record.rejected}
+    kind = KINDS[record.kind]
+    if compared := answers(record):
         return [
             {"name": name, "runs": shortened(_turns(record.prompt, False) + _turns(answer, True))}
-            for name, answer in answers.items()
+            for name, answer in zip(kind.names, compared, strict=False)
         ]
-    return [{"name": "", "runs": shortened(_turns(record.messages, record.kind != "label"))}]
+    return [{"name": "", "runs": shortened(_turns(record.messages, kind.encoding != "framed"))}]
 
 
 def _turns(messages: Sequence[Message], trained: bool) -> list[tuple[str, bool]]:

@@ -29,6 +29,7 @@ from tuneloop.data.cleaning.dialogue import (
 )
 from tuneloop.data.cleaning.languages import KNOWN, LENGTH, language
 from tuneloop.data.cleaning.step import Result, Step, all_messages, changed, dropped, each_text, judged, mapped, marked
+from tuneloop.data.kinds import KINDS
 from tuneloop.recipe.schema import CleanPart
 from tuneloop.safety import pii
 
@@ -124,7 +125,7 @@ def markup(record: Record) -> Result:
     texts = [text for m in all_messages(record) for text in (m.content, m.reasoning)]
     if not any("<" in text or "&" in text for text in texts) or not any(map(repair.has_markup, texts)):
         return record, None
-    dialogue = record.kind not in ("text", "label")
+    dialogue = KINDS[record.kind].dialogue
     if repair.talks_of_markup(texts, dialogue) or (dialogue and meant.markup(list(all_messages(record)))):
         return record, None
     if any(misread.is_bytes(text) for text in texts if not text.isascii()):  # an entity read now would be one byte more
@@ -256,11 +257,12 @@ def words(record: Record, drop: bool, lexicon: Lexicon) -> Result:
 
 
 def _learnt(record: Record) -> Iterator[str]:
-    """The texts that are trained: answers, or a plain text; not those with a bad verdict."""
-    if record.kind == "judged" and record.label == "bad":
+    """What the record teaches to say: its answers or its text. An answer that is known to be bad is none of it."""
+    kind = KINDS[record.kind]
+    if kind.label == "verdict" and record.label == "bad":
         return
     for message in record.messages:
-        if record.kind in ("text", "label") or (message.role == "assistant" and message.trained):
+        if not kind.dialogue or (message.role == "assistant" and message.trained):
             yield message.content
 
 
@@ -278,7 +280,7 @@ def repetition(record: Record, drop: bool) -> Result:
 
 def refusal(record: Record, drop: bool) -> Result:
     """Marked or dropped where an answer begins with a refusal."""
-    if record.kind in ("text", "label"):
+    if not KINDS[record.kind].dialogue:
         return record, None
     count = sum(map(quality.refuses, _learnt(record)))
     return judged(record, drop, "refusal", "refusal", str(count)) if count else (record, None)

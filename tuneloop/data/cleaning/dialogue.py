@@ -7,10 +7,11 @@ labelled texts have no turns, only a text that may be empty.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 
 from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.step import Result, changed, dropped
+from tuneloop.data.kinds import KINDS, answers, dialogues, has_equal
 from tuneloop.data.tokens.answers import is_empty
 
 Messages = tuple[Message, ...]
@@ -27,15 +28,13 @@ def empty_turns(record: Record) -> Result:
     Reasoning without an answer is an empty turn too. A blank text, a blank label and a pair with an empty answer are
     dropped.
     """
-    if record.kind in ("text", "label"):
+    if not KINDS[record.kind].dialogue:
         return _empty_text(record)
     messages = list(record.messages)
     while messages and messages[0].role == "system" and is_empty(messages[0]):
         del messages[0]
-    if record.kind == "preference":
-        chosen = record.messages[len(record.prompt) :]
-        if not chosen or not record.rejected or _hole(chosen) or _hole(record.rejected):
-            return dropped(record, "empty_turns", "empty answer")
+    if (compared := answers(record)) and (len(compared) < 2 or any(not turns or _hole(turns) for turns in compared)):
+        return dropped(record, "empty_turns", "empty answer")
     before = len(record.messages) - len(messages)
     while messages and is_empty(messages[-1]) and messages[-1].role != "tool":
         del messages[-1]
@@ -51,7 +50,7 @@ def empty_turns(record: Record) -> Result:
 def _empty_text(record: Record) -> Result:
     if not any(m.content.strip() for m in record.messages):
         return dropped(record, "empty_turns", "no text")
-    if record.kind == "label" and not record.label.strip():
+    if KINDS[record.kind].label and not record.label.strip():
         return dropped(record, "empty_turns", "no label")
     return record, None
 
@@ -89,10 +88,12 @@ def _answers_early(call: Message, after: Message) -> bool:
 
 def merge_turns(record: Record) -> Result:
     """Changed where neighbouring turns had the same role."""
-    if record.kind in ("text", "label"):
+    kind = KINDS[record.kind]
+    if not kind.dialogue:
         return record, None
-    messages, rejected = merged(record.messages), merged(record.rejected)
-    if messages is record.messages and rejected is record.rejected:
+    worse = kind.worse(record)
+    messages, rejected = merged(record.messages), tuple(chain.from_iterable(map(merged, worse)))
+    if messages is record.messages and len(rejected) == len(record.rejected):
         return record, None
     before, after = len(record.messages + record.rejected), len(messages + rejected)
     new = replace(record, messages=messages, rejected=rejected)
@@ -101,17 +102,17 @@ def merge_turns(record: Record) -> Result:
     learnt = {m.trained for m in record.messages + record.rejected if m.role == "assistant"}
     left_out = len(learnt) > 1 and any(
         _same_role(*two) and two[0].trained != two[1].trained
-        for turns in (record.messages, record.rejected)
-        for two in pairwise(turns)
-    )
+        for turns in (record.messages, *worse) for two in pairwise(turns)
+    )  # fmt: skip
     return changed(record, new, "merge_turns", "untrained answer left out" if left_out else "turns merged", detail)
 
 
 def reject_turns(record: Record) -> Result:
     """Dropped where neighbouring turns have the same role."""
-    if record.kind in ("text", "label"):
+    kind = KINDS[record.kind]
+    if not kind.dialogue:
         return record, None
-    if not any(_same_role(*two) for messages in (record.messages, record.rejected) for two in pairwise(messages)):
+    if not any(_same_role(*two) for turns in (record.messages, *kind.worse(record)) for two in pairwise(turns)):
         return record, None
     return dropped(record, "reject_turns", "same role twice", _roles(record.messages))
 
@@ -160,27 +161,24 @@ def _disorder(messages: Messages) -> str:
 
 
 def order(record: Record) -> Result:
-    """Dropped unless system comes first, user and assistant alternate, and tool results follow their calls."""
-    if record.kind in ("text", "label"):
+    """System first, then user and assistant in turn; results of tools only after a call. Else dropped."""
+    if not KINDS[record.kind].dialogue:
         return record, None
-    dialogues = [record.messages]
-    if record.kind == "preference":
-        dialogues.append(record.prompt + record.rejected)
-    for messages in dialogues:
+    for messages in dialogues(record):
         if reason := _disorder(messages):
             return dropped(record, "order", reason, _roles(messages))
     return record, None
 
 
-def _answers(message: Message, kind: str) -> bool:
-    return message.role == "assistant" and (message.trained or kind != "chat")
-
-
 def unanswered(record: Record) -> Result:
-    """Changed: turns after the last trained answer are removed. Dropped without a trained answer."""
-    if record.kind in ("text", "label"):
+    """Turns after the last answer that is trained teach nothing and go; a dialogue without one is dropped."""
+    kind = KINDS[record.kind]
+    if not kind.dialogue:
         return record, None
-    last = max((n for n, m in enumerate(record.messages, 1) if _answers(m, record.kind)), default=0)
+    answered = (
+        n for n, m in enumerate(record.messages, 1) if m.role == "assistant" and (m.trained or kind.last_answer)
+    )
+    last = max(answered, default=0)
     if not last:
         return dropped(record, "unanswered", "no answer")
     left = record.messages[last:]
@@ -195,15 +193,15 @@ def _gist(messages: Messages) -> list[tuple[object, ...]]:
 
 
 def difference(record: Record) -> Result:
-    """Dropped for a preference pair with two equal answers."""
-    if record.kind == "preference" and _gist(record.messages[len(record.prompt) :]) == _gist(record.rejected):
+    """A row that compares answers of which two are equal teaches nothing and is dropped."""
+    if has_equal(map(_gist, answers(record))):
         return dropped(record, "difference", "no difference")
     return record, None
 
 
 def turn_limit(record: Record, least: int, most: int) -> Result:
     """Dropped where the number of user turns is not in [least, most]."""
-    if record.kind in ("text", "label"):
+    if not KINDS[record.kind].dialogue:
         return record, None
     count = sum(m.role == "user" for m in record.messages)
     if least <= count <= most:

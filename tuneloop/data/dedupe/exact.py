@@ -19,6 +19,7 @@ import numpy as np
 from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.dedupe.near import I32, Pairs, Sketches, TextOf, contaminated, near_pairs, representative
 from tuneloop.data.dedupe.shingles import jaccard
+from tuneloop.data.kinds import KINDS, answers
 
 SourceLine = tuple[str, int]
 """File and line."""
@@ -36,22 +37,18 @@ def squeezed(text: str) -> str:
 
 
 def key(record: Record) -> bytes:
-    """The 16-byte hash of all that is trained of a record, with tools and label; blanks and case count: `if x:`
-    indented otherwise is another program, and "US" is not "us"."""
-    parts: list[Any] = [_turns(record.messages), record.tools]
-    if record.kind != "chat":
-        parts += [record.kind, record.label, _turns(record.rejected)]
-    return _digest(parts)
+    """16 bytes of all that a record teaches, tools and label included, to the last blank: `if x:` indented otherwise is
+    another program, and "US" is not "us"."""
+    return _digest([_turns(record.messages), record.tools, record.kind, record.label, _turns(record.rejected)])
 
 
 def text_key(record: Record) -> bytes | None:
     """The same without the label, or with the two answers of a preference in either order; None for other kinds."""
-    if record.kind in ("label", "judged"):
+    if KINDS[record.kind].label:
         return _digest([_turns(record.messages), record.tools, record.kind])
-    if record.kind == "preference":
-        prompt = record.prompt
-        answers = (_turns(record.messages[len(prompt) :]), _turns(record.rejected))
-        return _digest([_turns(prompt), record.tools, sorted(answers, key=lambda a: _digest([a]))])
+    if compared := answers(record):
+        unordered = sorted(map(_turns, compared), key=lambda turns: _digest([turns]))
+        return _digest([_turns(record.prompt), record.tools, unordered])
     return None
 
 
@@ -235,7 +232,7 @@ def _near_entries(
 def _relation(a: Record, b: Record, threshold: float) -> Literal["repeated", "conflicting", "other"]:
     if a.kind != b.kind:
         return "other"
-    if a.label != b.label or (a.kind == "preference" and _exchanged(a, b)):
+    if a.label != b.label or (answers(a) and _exchanged(a, b)):
         return "conflicting"
     one, two = _system(a), _system(b)
     near = one == two or jaccard(one, two) >= threshold
@@ -244,8 +241,8 @@ def _relation(a: Record, b: Record, threshold: float) -> Literal["repeated", "co
 
 def _exchanged(a: Record, b: Record) -> bool:
     """Whether a's better answer is more like b's worse one than like b's better one."""
-    better = _joined(a.messages[len(a.prompt) :])
-    return jaccard(better, _joined(b.rejected)) > jaccard(better, _joined(b.messages[len(b.prompt) :]))
+    better, (same, *worse) = _joined(answers(a)[0]), map(_joined, answers(b))
+    return max(jaccard(better, other) for other in worse) > jaccard(better, same)
 
 
 def _joined(messages: Iterable[Message]) -> str:

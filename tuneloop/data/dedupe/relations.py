@@ -21,11 +21,11 @@ from tuneloop.data.dedupe.near import Pairs, TextOf, contaminated, groups
 from tuneloop.data.dedupe.shared_turns import CHAIN, FEW, SharedTurns
 from tuneloop.data.dedupe.shingles import I64
 from tuneloop.data.ledger import Action
-from tuneloop.data.version.rows import Kept, Some
+from tuneloop.data.version.rows import PreparedRows, RowSubset
 from tuneloop.data.version.split import SIDES, Split
 
 
-def ledger_entry(rows: Kept, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
+def ledger_entry(rows: PreparedRows, action: Action, step: str, reason: str, at: int, detail: str) -> LedgerEntry:
     return LedgerEntry(action, step, reason, rows.files[at], rows.lines[at], rows.ids[at], detail)
 
 
@@ -50,12 +50,12 @@ class Relations:
     """The relations between rows: row numbers by side, with sketches, exchanges and fingerprints; a row without a given
     side counts as "train"."""
 
-    def __init__(self, rows: Kept, *, split: bool) -> None:
+    def __init__(self, rows: PreparedRows, *, split: bool) -> None:
         self.rows, self.split = rows, split
         self.numbers: dict[Split, list[int]] = {side: [] for side in SIDES}
         for at, given in enumerate(rows.given):
             self.numbers[given or "train"].append(at)
-        self.some = {side: Some(rows, numbers) for side, numbers in self.numbers.items()}
+        self.some = {side: RowSubset(rows, numbers) for side, numbers in self.numbers.items()}
         self.compared = {side: Compared() for side in SIDES}
         self.turns, self.prints = SharedTurns(), Fingerprints()
         at = 0
@@ -168,8 +168,8 @@ def _grouped(rows: int, *links: tuple[I64, I64]) -> I64:
     return groups(Pairs(i, j, np.ones(len(i), np.float32)), rows).astype(np.int64)
 
 
-def _sources(rows: Kept) -> tuple[I64, I64]:
-    """Links from each record to the first one of the same source row (file and line)."""
+def _sources(rows: PreparedRows) -> tuple[I64, I64]:
+    """Each record, and the first one that was made from the same row of the same file."""
     first: dict[tuple[str, int], int] = {}
     out = [first.setdefault(place, at) for at, place in enumerate(zip(rows.files, rows.lines, strict=True))]
     return np.asarray(out, np.int64), np.arange(len(out))

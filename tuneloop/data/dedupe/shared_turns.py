@@ -23,6 +23,7 @@ from tuneloop.data.dedupe.contained import Containment, SharedRuns
 from tuneloop.data.dedupe.exact import squeezed
 from tuneloop.data.dedupe.near import Pairs, groups
 from tuneloop.data.dedupe.shingles import I64, U64, mixed
+from tuneloop.data.kinds import KINDS
 
 QUESTION = 12
 """Fewest characters of a question by which rows are grouped."""
@@ -52,7 +53,7 @@ def question(record: Record) -> str:
     >>> question(Record(tuple(Message(role, text) for role, text in turns)))
     'how far is the moon?'
     """
-    if record.kind == "text":
+    if KINDS[record.kind].encoding == "text":
         return ""
     parts: list[str] = []
     for message in record.messages:
@@ -66,7 +67,7 @@ def question(record: Record) -> str:
 
 def exchanges(record: Record) -> Iterator[str]:
     """Each user's turn with the answers and tool results that follow it, without thoughts; of a text its lines."""
-    if record.kind == "text":
+    if KINDS[record.kind].encoding == "text":
         yield from filter(None, map(str.strip, record.messages[0].content.split("\n")))
         return
     parts: list[str] = []
@@ -98,7 +99,7 @@ class SharedTurns:
     def add(self, records: Sequence[Record]) -> None:
         for record in records:
             self._questions.append(hash(question(record)))
-            own = list(exchanges(record)) if record.kind != "label" else []
+            own = list(exchanges(record)) if KINDS[record.kind].encoding != "framed" else []
             self._counts.append(len(own))
             self._exchanges.extend(map(hash, own))
             self._sizes.extend(map(len, own))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.base.records import Kind, Message, Record
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading.keys import PICTURES, BadRow, Notes, empty, text, thought
 from tuneloop.data.reading.shapes import VERDICTS, as_row, layout
 from tuneloop.data.reading.thoughts import spelled, spelled_after
@@ -64,7 +65,7 @@ def convert(
     notes = Notes() if notes is None else notes
     if isinstance(row, Filled):
         notes.filled |= {name: None for name in row.columns if name in roles.values()}
-    if kind in ("text", "label"):
+    if not KINDS[kind].dialogue:
         return _labelled(row, roles, kind, file, line, notes)
     tools = tool_list(row.get(roles["tools"])) if "tools" in roles else ()
     rejected: tuple[Message, ...] = ()
@@ -75,7 +76,7 @@ def convert(
         messages = tuple(_dialogue(row, roles, notes))
     messages, rejected = spelled(messages, notes), spelled_after(messages, rejected, notes)
     _check_marks((*messages, *rejected))
-    if kind == "judged":
+    if KINDS[kind].label == "verdict":
         label = _verdict(row, roles["label"])
     _check_sound((*messages, *rejected), tools)
     return Record(messages, file, line, tools, kind, label, rejected, notes=notes.entries(file, line))
@@ -111,12 +112,13 @@ def _roles(row: Mapping[str, Any], kind: Kind) -> Roles:
 
 
 def _labelled(row: Mapping[str, Any], roles: Roles, kind: Kind, file: str, line: int, notes: Notes) -> Record:
-    wanted = ("text", "text_pair") if kind == "label" else ("text",)
+    labelled = bool(KINDS[kind].label)
+    wanted = ("text", "text_pair") if labelled else ("text",)
     texts = [text(needed(row, roles[role], notes), roles[role], notes) for role in wanted if role in roles]
     if not all(body.strip() for body in texts):
         raise BadRow("no text")
-    messages = tuple(Message("assistant" if kind == "text" else "user", body) for body in texts)
-    label = "" if kind == "text" else _label(row, roles["label"])
+    messages = tuple(Message("user" if labelled else "assistant", body) for body in texts)
+    label = _label(row, roles["label"]) if labelled else ""
     _check_sound((*messages, Message("user", label)), ())
     return Record(messages, file, line, kind=kind, label=label, notes=notes.entries(file, line))
 
@@ -207,9 +209,10 @@ def _preference(
             end -= 1
         prompt, better = turns[:end], turns[end:]
         worse = _answer(row.get(roles["rejected"]), roles["rejected"], notes)
-    if kind == "preference" and better == worse:
+    compared = KINDS[kind].encoding == "alternatives"
+    if compared and better == worse:
         raise BadRow("equal answers")
-    return tuple([*_with_system(row, roles, prompt, notes), *better]), tuple(worse) if kind == "preference" else ()
+    return tuple([*_with_system(row, roles, prompt, notes), *better]), tuple(worse) if compared else ()
 
 
 def _answer(reply: Any, column: str, notes: Notes) -> list[Message]:

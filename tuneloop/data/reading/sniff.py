@@ -18,6 +18,7 @@ from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading import (
     arrays,
     chatlog,
@@ -386,7 +387,7 @@ def _inside(
     rows: Sequence[Any], kind: Kind | None, roles: Mapping[str, str], wish: Wish
 ) -> tuple[list[str], tuple[str, ...]]:
     """Keys of turns in these rows that nothing reads, and all keys of turns."""
-    if kind not in ("chat", "preference", "judged"):
+    if kind is None or not KINDS[kind].dialogue:
         return [], ()
     keys: dict[str, None] = {}
     notes = Notes()

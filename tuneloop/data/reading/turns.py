@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tuneloop.base.records import Message
+from tuneloop.base.records import Message, Part, Text, content_of
 from tuneloop.data.reading.keys import CONTENT, SPEAKER, THOUGHT, Notes, extras, text, thought
 from tuneloop.data.reading.keys import BadRow as BadRow
 from tuneloop.data.reading.shapes import PAIR_TURNS
@@ -175,7 +175,8 @@ def _content(raw: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ..
         return "", "", ()
     if not isinstance(raw, list):
         return text(raw, "content", notes), "", ()
-    content, reasoning = "", ""
+    parts: list[Part] = []
+    reasoning = ""
     calls: tuple[dict[str, Any], ...] = ()
     for part in raw:
         kind = part.get("type") if isinstance(part, dict) else ""
@@ -183,14 +184,14 @@ def _content(raw: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ..
         if isinstance(part, dict) and isinstance(kind, str):
             body = next((part[k] for k in ("text", "value", kind) if part.get(k) is not None), None)
         if isinstance(part, str) or kind in ("text", "input_text", "output_text"):
-            content += text(body, "text", notes)
+            parts.append(Text(text(body, "text", notes)))
         elif kind in THOUGHT:
             reasoning += thought(body)
         elif kind == "tool_call":
             calls += _calls(body, notes)
         else:
             raise BadRow("part not text", str(kind))
-    return content, reasoning, calls
+    return content_of(parts), reasoning, calls
 
 
 def _calls(raw: Any, notes: Notes) -> tuple[dict[str, Any], ...]:

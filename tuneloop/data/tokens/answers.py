@@ -54,8 +54,8 @@ def unsaid(message: Message, written: str) -> tuple[str, ...]:
 def carried(message: Message) -> tuple[str, ...]:
     """What goes with an answer that is not trained: its calls, its thoughts, else the answer itself."""
     thinks = bool(message.reasoning.strip()) or ("</think>" in message.content and any(_thoughts(message)))
-    found = (("call", bool(message.tool_calls)), ("thought", thinks))
-    return tuple(what for what, there in found if there) or ("empty",)
+    present = (("call", bool(message.tool_calls)), ("thought", thinks))
+    return tuple(what for what, there in present if there) or ("empty",)
 
 
 def _thoughts(message: Message) -> Iterator[str]:
@@ -80,11 +80,11 @@ def _has_calls(message: Message, written: str) -> bool:
     return all(_has(call.get("function", {}).get("arguments"), written) for call in message.tool_calls)
 
 
-def _has(value: Any, written: str) -> bool:
+def _has(argument: Any, written: str) -> bool:
     """Whether every key and value of a call's arguments stands in a text, in JSON's spelling or as it is."""
-    if isinstance(value, dict):
-        return all(_has(key, written) and _has(one, written) for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return all(_has(one, written) for one in value)
-    ways = {str(value).strip(), json.dumps(value), json.dumps(value, ensure_ascii=False)}
+    if isinstance(argument, dict):
+        return all(_has(key, written) and _has(one, written) for key, one in argument.items())
+    if isinstance(argument, list | tuple):
+        return all(_has(one, written) for one in argument)
+    ways = {str(argument).strip(), json.dumps(argument), json.dumps(argument, ensure_ascii=False)}
     return any(way.strip('"') in written for way in ways)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
+from tuneloop.data.kinds import KINDS, Encoding, dialogues
 from tuneloop.data.tokens.answers import NO_THOUGHT, carried, unsaid
 from tuneloop.data.tokens.named_templates import fuller
 from tuneloop.data.tokens.samples import Unsaid
@@ -59,33 +60,40 @@ class ChainWriter:
         self._renderer = Renderer(tokenizer)
         self._stops = stop_texts(tokenizer)
         self._fuller = fuller(tokenizer)
-        self._opening = "" if empty_thoughts else opening(tokenizer)
+        self._empty_thought = "" if empty_thoughts else empty_thought(tokenizer)
 
     def write(self, records: Sequence[Record]) -> tuple[list[list[Chain]], tuple[Unsaid, ...]]:
         """The samples of each record, as text, and the answers of all that no sample trains."""
         lost: list[Unsaid] = []
-        return [self._chains(row, record, lost) for row, record in enumerate(records)], tuple(lost)
+        chains = [ENCODINGS[KINDS[record.kind].encoding](self, row, record, lost) for row, record in enumerate(records)]
+        return chains, tuple(lost)
 
-    def _chains(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
-        if record.kind == "text":
-            end = self._tokenizer.eos_token_id
-            text = "".join(m.content for m in record.messages)
-            cut = any(m.cut for m in record.messages)
-            after: tuple[int, ...] = () if end is None or cut else (int(end),)
-            return [Chain(text, before=self._frame()[0], after=after, everything=True, cut=cut)]
-        if record.kind == "label":
-            before, after = self._frame()
-            return [Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
-        if record.kind == "preference":
-            before_them = len(lost)
-            other = record.with_messages((*record.prompt, *record.rejected))
-            both = [self._last(row, record, lost), self._last(row, other, lost)]
-            return [] if len(lost) > before_them else [chain for own in both for chain in own]
+    def answers(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The trained answers; none where the last one matters and cannot be said."""
         trained = [at for at, m in enumerate(record.messages) if m.role == "assistant" and m.trained]
-        said = self._said(row, record, trained, lost)
-        if record.kind == "judged" and any(u.row == row and u.turn == len(record.messages) for u in lost[-1:]):
-            return []  # the verdict is about the last answer
-        return _chained(said)
+        turns = self._speakable(row, record, trained, lost)
+        if KINDS[record.kind].last_answer and any(u.row == row and u.turn == len(record.messages) for u in lost[-1:]):
+            return []
+        return _chained(turns)
+
+    def alternatives(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The last answer of each alternative; none at all where one of them cannot be said."""
+        before = len(lost)
+        chains = [c for turns in dialogues(record) for c in self._last(row, record.with_messages(turns), lost)]
+        return [] if len(lost) > before else chains
+
+    def text(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The text with the end token behind it, unless it was cut off."""
+        end = self._tokenizer.eos_token_id
+        text = "".join(m.content for m in record.messages)
+        cut = any(m.cut for m in record.messages)
+        after: tuple[int, ...] = () if end is None or cut else (int(end),)
+        return [Chain(text, before=self._frame()[0], after=after, everything=True, cut=cut)]
+
+    def framed(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
+        """The text, or the pair of texts, as the tokenizer frames it."""
+        before, after = self._frame()
+        return [Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
 
     def turns(self, record: Record, answers: Sequence[int]) -> list[tuple[str, str]]:
         """For each of these messages: the text in which it is served, and that text with the answer behind it.
@@ -102,14 +110,14 @@ class ChainWriter:
     def _rendered(self, record: Record, answers: Sequence[int]) -> list[tuple[int, tuple[str, str]]]:
         """(place, (context, full)); full is "" where an answer cannot be told from its context."""
         out = []
-        found = self._renderer.turns(record.chat(), answers, record.tools)
-        for at, (context, full) in zip(answers, found, strict=True):
+        texts = self._renderer.turns(record.chat(), answers, record.tools)
+        for at, (context, full) in zip(answers, texts, strict=True):
             if not full.startswith(context):
                 full = _closed(context, full, record.messages[at])
             out.append((at, (context, full)))
         return out
 
-    def _said(self, row: int, record: Record, answers: Sequence[int], lost: list[Unsaid]) -> list[Turn]:
+    def _speakable(self, row: int, record: Record, answers: Sequence[int], lost: list[Unsaid]) -> list[Turn]:
         """The answers that the template can say. Raises TL-DATA-MASK for one without calls that has no context."""
         out = []
         for at, (context, full) in self._rendered(record, answers):
@@ -126,8 +134,8 @@ class ChainWriter:
                 lost += [Unsaid(row, at + 1, one, self._fuller if one in ("call", "thought") else "") for one in what]
                 continue
             begin = len(context)
-            if self._opening and written.startswith(self._opening):
-                begin += len(self._opening)
+            if self._empty_thought and written.startswith(self._empty_thought):
+                begin += len(self._empty_thought)
             out.append(Turn(full[: len(context)] + written.rstrip(), begin, True) if message.cut else Turn(full, begin))
         return out
 
@@ -147,13 +155,13 @@ class ChainWriter:
         return full + tail if any(stop in tail for stop in self._stops) else full
 
     def _last(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
-        """One of the two answers of a preference pair: what follows the prompt is trained.
+        """One of the answers that are compared: what follows the prompt is trained.
 
         An answer of several turns, of which the template rewrites the earlier ones, is compared by its last.
         """
         first = len(record.prompt)
         answers = [at for at in range(first, len(record.messages)) if record.messages[at].role == "assistant"]
-        return _chained(self._said(row, record, answers, lost))[-1:]
+        return _chained(self._speakable(row, record, answers, lost))[-1:]
 
     @cached_property
     def between(self) -> str:
@@ -169,9 +177,15 @@ class ChainWriter:
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the tokenizer itself puts before and behind a text: <s>, or [CLS] and [SEP]."""
         inner = self._tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer("a")["input_ids"]
-        at = next((k for k in range(len(whole)) if whole[k : k + len(inner)] == inner), len(whole))
-        return tuple(whole[:at]), tuple(whole[at + len(inner) :])
+        with_frame = self._tokenizer("a")["input_ids"]
+        at = next((k for k in range(len(with_frame)) if with_frame[k : k + len(inner)] == inner), len(with_frame))
+        return tuple(with_frame[:at]), tuple(with_frame[at + len(inner) :])
+
+
+ENCODINGS: dict[Encoding, Callable[[ChainWriter, int, Record, list[Unsaid]], list[Chain]]] = {
+    "answers": ChainWriter.answers, "alternatives": ChainWriter.alternatives, "text": ChainWriter.text, "framed": ChainWriter.framed,
+}  # fmt: skip
+"""How a record becomes samples, by the encoding of its kind."""
 
 
 def _closed(context: str, full: str, message: Message) -> str:
@@ -199,7 +213,7 @@ def _chained(turns: Iterable[Turn]) -> list[Chain]:
     return [Chain(text, cuts, cut=cut) for text, cuts, cut in runs]
 
 
-def opening(tokenizer: Any) -> str:
+def empty_thought(tokenizer: Any) -> str:
     """The thought without words that a template puts before an answer which has none, "" where it puts none.
 
     Qwen3's is `<think>`, nothing, `</think>`; of a prompt that has opened the thought (DeepSeek-R1) it is its end.
@@ -210,8 +224,8 @@ def opening(tokenizer: Any) -> str:
         context, full = turn(tokenizer, record, 1)
     except DataError:
         return ""
-    before, said, _ = full[len(context) :].rpartition("answer")
-    return before if said and NO_THOUGHT.fullmatch(before) else ""
+    before, separator, _ = full[len(context) :].rpartition("answer")
+    return before if separator and NO_THOUGHT.fullmatch(before) else ""
 
 
 def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str]:

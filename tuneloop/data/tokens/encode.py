@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tuneloop.base.records import Record
 from tuneloop.data.tokens.chains import Chain, ChainWriter, turn
 from tuneloop.data.tokens.samples import Sample, Sequences, labels_of, starts_of
-from tuneloop.data.tokens.segments import Cutter, Pool
+from tuneloop.data.tokens.segments import Pool, Splitter
 from tuneloop.data.tokens.templates import encode, stop_ids
 
 __all__ = ["Sample", "Sequences", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
@@ -33,10 +33,8 @@ BATCH = 1000
 def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Iterator[Sequences]:
     """Samples of all records, in order, a part at a time; for `samples.write`, which holds one part in memory.
 
-    chat, judged: each answer that is trained, in its context. text: every token, and the end token behind it. label:
-    the text, or the pair of texts, as the tokenizer frames it, nothing trained. preference: two samples, the better
-    answer first. What was cut off has no end token. An answer that the template cannot say is not trained: it stands in
-    the samples' `unsaid`.
+    What a record's samples are its kind says (`data/kinds.py`); of alternatives the best comes first. What was cut off
+    has no end token. An answer that the template cannot say is not trained: it stands in the samples' `unsaid`.
     A thought without words that the template puts before an answer is context; with `empty_thoughts` it is trained.
     Raises TL-DATA-TEMPLATE or TL-DATA-MASK when the template cannot render a dialogue so that its answers can be told
     from their contexts.
@@ -44,7 +42,7 @@ def encode_parts(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: b
     encoder = _encoder(tokenizer, empty_thoughts)
     rest = iter(records)
     while batch := list(islice(rest, BATCH)):
-        yield _whole(encoder, batch, [record.id for record in batch])
+        yield _encode_batch(encoder, batch, [record.id for record in batch])
 
 
 def encode_records(tokenizer: Any, records: Iterable[Record], *, empty_thoughts: bool = False) -> Sequences:
@@ -62,7 +60,7 @@ def lengths(tokenizer: Any, records: Sequence[Record]) -> list[int]:
     encoder = _encoder(tokenizer, False)
     out: list[int] = []
     for begin in range(0, len(records), BATCH):
-        samples = _whole(encoder, records[begin : begin + BATCH])
+        samples = _encode_batch(encoder, records[begin : begin + BATCH])
         longest = np.zeros(samples.records, np.int64)
         np.maximum.at(longest, samples.row, samples.lengths)
         out += longest.tolist()
@@ -80,7 +78,7 @@ def _encoder_of(tokenizer: Any, state: tuple[Any, ...], empty_thoughts: bool) ->
     return _Encoder(tokenizer, empty_thoughts)
 
 
-def _whole(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Sequences:
+def _encode_batch(encoder: _Encoder, records: Sequence[Record], names: Sequence[str] = ()) -> Sequences:
     """One batch, with Python's search for cycles put off: it would look at many new lists again and again, in vain."""
     was = gc.isenabled()
     gc.disable()
@@ -106,7 +104,7 @@ class _Encoder:
     def __init__(self, tokenizer: Any, empty_thoughts: bool = False) -> None:
         self._tokenizer = tokenizer
         self._writer = ChainWriter(tokenizer, empty_thoughts)
-        self._cutter = Cutter(tokenizer)
+        self._splitter = Splitter(tokenizer)
         self._stops = stop_ids(tokenizer)
 
     def samples(self, records: Sequence[Record], names: Sequence[str] = ()) -> Sequences:
@@ -114,24 +112,24 @@ class _Encoder:
         written, unsaid = self._writer.write(records)
         chains = [chain for own in written for chain in own]
         row = np.repeat(np.arange(len(records), dtype=np.int32), [len(own) for own in written])
-        if self._cutter.exact and self._cutter.agrees([chain.text for chain in chains[:2]]):
-            made, sure = self._at_once(chains)
-            each = None if sure.all() else self._each(chains, made, sure)
+        if self._splitter.exact and self._splitter.agrees([chain.text for chain in chains[:2]]):
+            sequences, sure = self._at_once(chains)
+            each = None if sure.all() else self._each(chains, sequences, sure)
         else:
             each = [self._by_text(chain) for chain in chains]
         if each is not None:
-            made, row = Sequences.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
+            sequences, row = Sequences.of([s for own in each for s in own]), np.repeat(row, [len(own) for own in each])
         called = np.array([names[k] for k in row.tolist()] if names else np.zeros(len(row)), "S12")
-        return replace(made, row=row, names=called, records=len(records), unsaid=unsaid)
+        return replace(sequences, row=row, names=called, records=len(records), unsaid=unsaid)
 
-    def _each(self, chains: Sequence[Chain], made: Sequences, sure: NDArray[np.bool_]) -> list[list[Sample]]:
+    def _each(self, chains: Sequence[Chain], sequences: Sequences, sure: NDArray[np.bool_]) -> list[list[Sample]]:
         """The samples of each chain: as made where that is sure, else what `_by_text` gives, many at a time."""
-        each = [[sample] for sample in made]
+        each = [[sample] for sample in sequences]
         doubtful = np.flatnonzero(~sure).tolist()
         turns: list[tuple[int, Chain]] = []
         apart, _ = self._at_once([chains[k] for k in doubtful], joined=False)
         for k, sample in zip(doubtful, apart, strict=True):
-            if len(chains[k].cuts) == 2 or np.array_equal(sample.ids, made[k].ids):
+            if len(chains[k].cuts) == 2 or np.array_equal(sample.ids, sequences[k].ids):
                 each[k] = [sample]
             else:
                 each[k] = []
@@ -158,14 +156,14 @@ class _Encoder:
             lay_out(chain, k, pool, places, marks)
         counts.append(len(places))
         pool.fill()
-        whole, at, head = np.array(places, np.int64), np.array(marks.at, np.int64), np.array(marks.head, np.int64)
+        stretches, at, head = np.array(places, np.int64), np.array(marks.at, np.int64), np.array(marks.head, np.int64)
         for place, begin in {(places[a], h) for a, h in zip(marks.at, marks.head, strict=True) if h >= 0}:
             if not pool.begins(place, begin):
-                lost = (head == begin) & (whole[np.minimum(at, len(whole) - 1)] == place)
+                lost = (head == begin) & (stretches[np.minimum(at, len(stretches) - 1)] == place)
                 sure[np.array(marks.chain)[lost]] = False
         sizes = np.append(np.diff(pool.starts), 0)  # the last one is for head -1
-        first = starts_of(sizes[whole])
-        ids = pool.ids[_ranges(pool.starts[whole], sizes[whole])]
+        first = starts_of(sizes[stretches])
+        ids = pool.ids[_ranges(pool.starts[stretches], sizes[stretches])]
         starts = first[counts]
         edges = first[at] + sizes[head]
         trained, ended = self._mask(ids, starts, edges.reshape(-1, 2), np.array(marks.chain[::2], np.int64))
@@ -175,17 +173,9 @@ class _Encoder:
             if chain.cut:
                 ended[k] = True
         none = np.zeros(len(chains))
-        made = Sequences(
-            ids,
-            trained,
-            starts,
-            labels_of(trained, starts),
-            ended,
-            none.astype(np.int32),
-            none.astype("S12"),
-            len(chains),
-        )
-        return made, sure
+        sequences = Sequences(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
+                       none.astype("S12"), len(chains))  # fmt: skip
+        return sequences, sure
 
     def _laid_out(self, chain: Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:
         """Put the stretches of chain `k` into the pool, and what of them stands before the end of a piece."""
@@ -193,7 +183,7 @@ class _Encoder:
             places.append(pool.place(chain.before))
         position, cuts = 0, iter((*chain.cuts, len(chain.text) + 1))
         edge = next(cuts)
-        for stretch in self._cutter.cut(chain.text):
+        for stretch in self._splitter.cut(chain.text):
             while edge < position + len(stretch):
                 inside = edge > position
                 marks.at.append(len(places))
@@ -213,7 +203,7 @@ class _Encoder:
     def _laid_apart(self, chain: Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:
         """Put the stretches of each piece of chain `k` into the pool."""
         for piece in chain.pieces:
-            places.extend(pool.place(stretch) for stretch in self._cutter.cut(piece))
+            places.extend(pool.place(stretch) for stretch in self._splitter.cut(piece))
             marks.at.append(len(places))
             marks.head.append(-1)
             marks.chain.append(k)
@@ -226,10 +216,10 @@ class _Encoder:
         Serving stops at the first end token; what the template writes after it (a newline, say) is nobody's answer.
         """
         begin, end = answers.T
-        found = np.zeros(len(ids), np.bool_)
+        is_stop = np.zeros(len(ids), np.bool_)
         for token in self._stops:
-            found |= ids == token
-        stops = np.append(np.flatnonzero(found), len(ids))
+            is_stop |= ids == token
+        stops = np.append(np.flatnonzero(is_stop), len(ids))
         stop = stops[np.searchsorted(stops, begin)]
         closed = stop < end
         change = np.zeros(len(ids) + 1, np.int8)
@@ -242,14 +232,14 @@ class _Encoder:
     def _by_text(self, chain: Chain) -> list[Sample]:
         """The samples of one chain for any tokenizer: each piece tokenised by itself and in its context."""
         pieces = chain.pieces
-        whole = encode(self._tokenizer, [chain.text])[0]
+        ids_of_text = encode(self._tokenizer, [chain.text])[0]
         if not pieces:
-            ids = np.array([*chain.before, *whole, *chain.after], np.int32)
+            ids = np.array([*chain.before, *ids_of_text, *chain.after], np.int32)
             ended = bool(chain.after) or chain.cut or not chain.everything
             return [Sample(ids, np.full(len(ids), chain.everything), "", ended)]
         parts = encode(self._tokenizer, pieces)
-        if whole != [token for part in parts for token in part]:
-            cut = _cut(self._tokenizer, pieces, whole)
+        if ids_of_text != [token for part in parts for token in part]:
+            cut = _cut(self._tokenizer, pieces, ids_of_text)
             if cut is None:
                 return self._apart(chain)
             parts = cut
@@ -260,8 +250,8 @@ class _Encoder:
         out = []
         for one in chain.turns:
             own = one.pieces
-            whole = encode(self._tokenizer, [one.text])[0]
-            out.append(self._sample(_cut(self._tokenizer, own, whole) or encode(self._tokenizer, own), one.cut))
+            ids_of_text = encode(self._tokenizer, [one.text])[0]
+            out.append(self._sample(_cut(self._tokenizer, own, ids_of_text) or encode(self._tokenizer, own), one.cut))
         return out
 
     def _sample(self, parts: list[list[int]], cut: bool) -> Sample:
@@ -282,17 +272,17 @@ def _ranges(begins: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.i
     return np.repeat(begins - starts_of(sizes)[:-1], sizes) + np.arange(sizes.sum())
 
 
-def _cut(tokenizer: Any, pieces: list[str], whole: list[int]) -> list[list[int]] | None:
+def _cut(tokenizer: Any, pieces: list[str], joined: list[int]) -> list[list[int]] | None:
     """The tokens of the joined text, cut where each piece ends; None where a token reaches over such an end.
 
     Tokenizers that begin each text with a blank (Llama 2) cut a piece by itself into other tokens than in its context.
     """
     ends = [0]
     for ids in encode(tokenizer, list(accumulate(pieces))):
-        if whole[: len(ids)] != ids:
+        if joined[: len(ids)] != ids:
             return None
         ends.append(len(ids))
-    return [whole[a:b] for a, b in pairwise(ends)]
+    return [joined[a:b] for a, b in pairwise(ends)]
 
 
 def marked(tokenizer: Any, sample: Sample) -> list[tuple[str, bool]]:

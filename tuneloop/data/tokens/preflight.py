@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import t
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.chains import ChainWriter, opening
+from tuneloop.data.kinds import KINDS
+from tuneloop.data.tokens.chains import ChainWriter, empty_thought
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
 from tuneloop.data.tokens.samples import Sample, Sequences
@@ -56,20 +57,20 @@ def _spread(records: Sequence[Record], most: int) -> list[Record]:
 def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """Warnings about what a template leaves out without a word: thoughts, tool calls, tools."""
     # A text has no template, so it has nothing that one could leave out.
-    dialogues = [r for r in records if r.kind not in {"text", "label"}]
+    dialogues = [r for r in records if KINDS[r.kind].dialogue]
     with_more = [r for r in dialogues if r.tools or any(m.reasoning or m.tool_calls for m in r.messages)]
-    looked = _spread(with_more, RENDERED)
+    examined = _spread(with_more, RENDERED)
     writer = ChainWriter(tokenizer)
     lost = Counter[str]()
-    for record in looked:
+    for record in examined:
         _, unsaid = writer.write([record])
         lost.update(list({one.what for one in unsaid}))
         if record.tools:
             first = next((n for n, m in enumerate(record.messages) if m.role == "assistant"), len(record.messages))
             text = render(tokenizer, record.chat()[:first], prompt=True, tools=record.tools)
             lost["tools"] += not all(_name(tool) in text for tool in record.tools)
-    n, name = len(looked), fuller(tokenizer)
-    said = {
+    n, name = len(examined), fuller(tokenizer)
+    warnings = {
         "thought": t("of {of} dialogues with thoughts or tools that were looked at, {n} have a thought that this "
                      "chat template leaves out, and these answers are not trained", n=lost["thought"], of=n),
         "call": t("of {of} dialogues with thoughts or tools that were looked at, {n} have tool calls that this chat "
@@ -78,23 +79,19 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
                    "template leaves out", n=lost["tools"], of=n),
     }  # fmt: skip
     remedy = t(" (model.template: {name} writes them)", name=name) if name else ""
-    return [words + remedy for kind, words in said.items() if lost[kind]]
+    return [words + remedy for kind, words in warnings.items() if lost[kind]]
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning about special tokens written as text in the data: the tokenizer takes them for the real ones."""
     pattern = word_pattern(tuple(token for token in tokenizer.all_special_tokens if len(token) > 2))
-    found = [hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))]
-    if not found:
-        return []
-    return [
-        t(
-            "{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
-            n=len(found),
-            of=len(records),
-            token=found[0].group(),
-        )
+    matches = [
+        hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))
     ]
+    if not matches:
+        return []
+    return [t("{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
+              n=len(matches), of=len(records), token=matches[0].group())]  # fmt: skip
 
 
 def _name(of: dict[str, Any]) -> str:
@@ -104,8 +101,8 @@ def _name(of: dict[str, Any]) -> str:
 def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     """A warning when a template that knows thoughts, and writes no empty ones, meets dialogues that have none."""
     source = tokenizer.chat_template
-    dialogues = [r for r in records if r.kind == "chat"]
-    if not isinstance(source, str) or "<think>" not in source or not dialogues or opening(tokenizer):
+    dialogues = [r for r in records if KINDS[r.kind].imitated]
+    if not isinstance(source, str) or "<think>" not in source or not dialogues or empty_thought(tokenizer):
         return []
     if source in DEFAULTS.values():  # asked for by name, and it writes what there is
         return []
@@ -122,7 +119,7 @@ def thoughtless(tokenizer: Any, records: Sequence[Record]) -> list[str]:
 
 def unthought(tokenizer: Any, samples: Sequences) -> list[str]:
     """A warning that counts the answers before which the template puts a thought without words."""
-    empty = opening(tokenizer)
+    empty = empty_thought(tokenizer)
     if not empty:
         return []
     ids = np.array(encode(tokenizer, [empty])[0], np.int32)
@@ -159,21 +156,15 @@ def leaked(records: Sequence[Record]) -> list[str]:
     answers = [
         (record.messages[-1].content.strip(), record)
         for record in records
-        if record.kind == "chat" and record.prompt and len(record.prompt) < len(record.messages)
+        if KINDS[record.kind].imitated and record.prompt and len(record.prompt) < len(record.messages)
     ]
     long = [(answer, record) for answer, record in answers if len(answer) >= _SHORTEST_LEAK]
     held = sum(any(answer in m.content for m in record.prompt) for answer, record in long)
     out = []
     if long and held > _MOST * len(long):
-        out.append(
-            t(
-                "{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
-                "but to copy",
-                n=held,
-                of=len(long),
-            )
-        )
-    labelled = [r for r in records if r.kind == "label" and len(r.label) > 1]
+        out.append(t("{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
+                     "but to copy", n=held, of=len(long)))  # fmt: skip
+    labelled = [r for r in records if KINDS[r.kind].label == "name" and len(r.label) > 1]
     held = sum(bool(re.search(rf"\b{re.escape(r.label)}\b", r.messages[0].content, re.IGNORECASE)) for r in labelled)
     if labelled and held > _MOST * len(labelled):
         out.append(t("{n} of {of} texts looked at have their own label in them", n=held, of=len(labelled)))
@@ -203,31 +194,26 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 
 def preflight(
-    tokenizer: Any,
-    samples: Sequence[Sample],
-    budget: int,
-    records: Sequence[Record] = (),
-    folder: Path | None = None,
-    room: int = 0,
-    rows: int = 0,
-    words: Mapping[str, Sequence[str]] | None = None,
-) -> Preflight:
+    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
+    max_sequence_length: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
+) -> Preflight:  # fmt: skip
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
-    `room` is the longest sequence that the model takes, `rows` how many tokens it has rows for; 0 where that is not
-    known, or does not matter. `words` are what a model is taught to say for a label, where that is not the label.
+    `max_sequence_length` is what the model takes, `rows` how many tokens it has rows for; 0 where that is not known, or
+    does not matter. `words` are what a model is taught to say for a label, where that is not the label.
+
     Raises TL-DATA-PREFLIGHT with all findings together.
     """
     if not samples:
         raise DataError("TL-DATA-NOTHING-LEFT", rows=0, reasons=t("no dialogue has an answer"))
     every = Sequences.of(samples)
     lengths = every.lengths
-    found: list[DataError] = []
+    faults: list[DataError] = []
 
     def count(code: str, bad: NDArray[np.bool_], **facts: Any) -> None:
         if bad.any():
             example = every.names[int(bad.argmax())].decode()
-            found.append(DataError(code, n=int(bad.sum()), of=len(every), example=example, **facts))
+            faults.append(DataError(code, n=int(bad.sum()), of=len(every), example=example, **facts))
 
     longest = int(lengths.max())
     count("TL-DATA-NO-LABEL", (every.labels == 0) & ~_unlabelled(every, records))
@@ -235,13 +221,13 @@ def preflight(
     # ChatML models call <|im_start|> their bos, and it may open every turn: only a doubled one at the start is a fault.
     count("TL-DATA-DOUBLE-BOS", _doubled(every, lengths, tokenizer.bos_token_id))
     count("TL-DATA-TOO-LONG", lengths > budget, budget=budget, length=longest)
-    count("TL-DATA-CONTEXT", lengths > (room or longest), context=room, length=longest)
+    count("TL-DATA-CONTEXT", lengths > (max_sequence_length or longest), context=max_sequence_length, length=longest)
     if rows and (unknown := beyond(every, rows)).any():
         token = str(tokenizer.convert_ids_to_tokens(int(every.ids.max())))
         count("TL-DATA-VOCABULARY", unknown, token=token, tokens=len(tokenizer), rows=rows)
-    if found:
-        raise DataError("TL-DATA-PREFLIGHT", causes=found)
-    looked = _spread(records, LOOKED)
+    if faults:
+        raise DataError("TL-DATA-PREFLIGHT", causes=faults)
+    examined = _spread(records, LOOKED)
     shown = int(np.abs(lengths - 80).argmin())
     return Preflight(
         samples=len(every),
@@ -252,11 +238,11 @@ def preflight(
         warnings=(
             *unused_tokens(tokenizer, rows),
             *other_template(tokenizer, folder),
-            *unrendered(tokenizer, looked),
-            *stray(tokenizer, looked),
-            *thoughtless(tokenizer, looked),
+            *unrendered(tokenizer, examined),
+            *stray(tokenizer, examined),
+            *thoughtless(tokenizer, examined),
             *unthought(tokenizer, every),
-            *leaked(looked),
+            *leaked(examined),
         ),
     )
 
@@ -283,11 +269,15 @@ def unused_tokens(tokenizer: Any, rows: int) -> list[str]:
     ]
 
 
+def _is_framed(record: Record) -> bool:
+    return KINDS[record.kind].encoding == "framed"
+
+
 def _unlabelled(samples: Sequences, records: Sequence[Record]) -> NDArray[np.bool_]:
     """Which samples are of records that teach by their label alone, and so need no trained token."""
     if samples.records != len(records):  # of many records the first are here; those with labels stand alone
-        return np.full(len(samples), bool(records) and records[0].kind == "label")
-    return np.array([record.kind == "label" for record in records], np.bool_)[samples.row]
+        return np.full(len(samples), bool(records) and _is_framed(records[0]))
+    return np.array([_is_framed(record) for record in records], np.bool_)[samples.row]
 
 
 def _label(
@@ -295,7 +285,7 @@ def _label(
 ) -> list[tuple[str, bool]]:
     """What a text is to be called, as a run of its own: it is what is trained."""
     row = int(samples.row[at])
-    known = row < len(records) and records[row].kind == "label"
+    known = row < len(records) and _is_framed(records[row])
     return [(f" → {' / '.join(words.get(records[row].label) or [records[row].label])}", True)] if known else []
 
 

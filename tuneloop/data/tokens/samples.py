@@ -214,8 +214,8 @@ def write(folder: Path, parts: Iterable[Sequences]) -> Sequences:
     return open_samples(folder)
 
 
-def _write_columns(made: Path, parts: Iterable[Sequences]) -> None:
-    files = {name: (made / f"{name}.npy").open("w+b") for name in COLUMNS}
+def _write_columns(folder: Path, parts: Iterable[Sequences]) -> None:
+    files = {name: (folder / f"{name}.npy").open("w+b") for name in COLUMNS}
     counts = dict.fromkeys(COLUMNS, 0)
     records = 0
     try:
@@ -240,9 +240,9 @@ def _write_columns(made: Path, parts: Iterable[Sequences]) -> None:
             file.close()
     meta = {
         "format": FORMAT, "records": records, "samples": counts["labels"], "tokens": counts["ids"],
-        "bytes": {name: (made / f"{name}.npy").stat().st_size for name in COLUMNS},
+        "bytes": {name: (folder / f"{name}.npy").stat().st_size for name in COLUMNS},
     }  # fmt: skip
-    write_atomic(made / META, json.dumps(meta, indent=2), sync=True)
+    write_atomic(folder / META, json.dumps(meta, indent=2), sync=True)
 
 
 def _header(file: BinaryIO, name: str, length: int) -> None:

@@ -28,7 +28,7 @@ forgets none for a newer one: a tenth of the time (7 MB of memory for it)."""
 _LONGEST = 200  # characters of an added token that the pattern takes; the pattern is as deep as they are long
 
 
-class Cutter:
+class Splitter:
     """Cuts texts where a tokenizer cuts them. `exact` is false for a tokenizer that does not work this way."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -38,7 +38,7 @@ class Cutter:
         ):
             resize(_REMEMBERED)
         tokens = _added(tokenizer)
-        self._pattern, self._whole = word_pattern(tuple(tokens)), {word for word, whole in tokens.items() if whole}
+        self._pattern, self._standalone = word_pattern(tuple(tokens)), {word for word, alone in tokens.items() if alone}
         self.exact = tokens != {} and self._proves()
 
     def cut(self, text: str) -> list[str]:
@@ -48,12 +48,12 @@ class Cutter:
         """
         out: list[str] = []
         begin = 0
-        for found in self._pattern.finditer(text):
-            if found.group() in self._whole:
-                if found.start() > begin:
-                    out.append(text[begin : found.start()])
-                out.append(found.group())
-                begin = found.end()
+        for match in self._pattern.finditer(text):
+            if match.group() in self._standalone:
+                if match.start() > begin:
+                    out.append(text[begin : match.start()])
+                out.append(match.group())
+                begin = match.end()
         if begin < len(text):
             out.append(text[begin:])
         return out
@@ -67,7 +67,7 @@ class Cutter:
 
     def _proves(self) -> bool:
         """Tried on each way a text can begin: a tokenizer that treats its beginning unlike the rest shows here."""
-        words = sorted(self._whole)[:3]
+        words = sorted(self._standalone)[:3]
         return all(self.agrees([f"Ab c{w}Ab c{w} Ab c\n{w}\n{w}{w}", f"{w}Ab c", f" Ab{w}"]) for w in words)
 
 
@@ -129,10 +129,10 @@ class Pool:
         self.starts = starts_of(np.array([len(ids) for ids in every], np.int64))
         self.ids = np.fromiter(chain.from_iterable(every), np.int32, self.starts[-1])
 
-    def begins(self, whole: int, head: int) -> bool:
+    def begins(self, stretch: int, head: int) -> bool:
         """Whether the ids of one stretch begin with those of another."""
-        a, b = self.starts[whole], self.starts[head]
+        a, b = self.starts[stretch], self.starts[head]
         length = self.starts[head + 1] - b
-        if self.starts[whole + 1] - a < length:
+        if self.starts[stretch + 1] - a < length:
             return False
         return bool((self.ids[a : a + length] == self.ids[b : b + length]).all())

@@ -50,10 +50,10 @@ def template_of(folder: Path) -> str | None:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    found = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(found, list):  # several, each with a name
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
-    return str(found) if found else None
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(template, list):  # several, each with a name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return str(template) if template else None
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +78,7 @@ class Renderer:
         own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         self._parts: Any = None if own else _transformers()
         self._named = dict(tokenizer.special_tokens_map)
-        self._openings: dict[str, str] = {}
+        self._prompts: dict[str, str] = {}
         self._forms: dict[str, _Form] = {}
 
     def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
@@ -86,7 +86,7 @@ class Renderer:
 
         Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
         """
-        with _told():
+        with _coded_errors():
             if self._parts is None or not chat:
                 return str(
                     self._tokenizer.apply_chat_template(
@@ -94,7 +94,7 @@ class Renderer:
                     )
                 )
             source = self._source(tools)
-            return self._render(source, self._plain(self._formed(chat, source)), prompt, self._plain_tools(tools))
+            return self._render(source, self._template_data(self._formed(chat, source)), prompt, self._tool_data(tools))
 
     def turns(self, chat: Chat, answers: Sequence[int], tools: Sequence[Any] = ()) -> list[tuple[str, str]]:
         """For each answer, at its place in the chat: the text in which it is served, and the text up to its end.
@@ -106,13 +106,16 @@ class Renderer:
                 (self.text(chat[:at], prompt=True, tools=tools), self.text(chat[: at + 1], tools=tools))
                 for at in answers
             ]
-        with _told():
-            source, offered = self._source(tools), self._plain_tools(tools)
-            plain = self._plain(self._formed(chat, source))
-            if (found := self._at_once(source, plain[: answers[-1] + 1], answers, offered)) is not None:
-                return found
+        with _coded_errors():
+            source, offered = self._source(tools), self._tool_data(tools)
+            messages = self._template_data(self._formed(chat, source))
+            if (rendered := self._at_once(source, messages[: answers[-1] + 1], answers, offered)) is not None:
+                return rendered
             return [
-                (self._render(source, plain[:at], True, offered), self._render(source, plain[: at + 1], False, offered))
+                (
+                    self._render(source, messages[:at], True, offered),
+                    self._render(source, messages[: at + 1], False, offered),
+                )
                 for at in answers
             ]
 
@@ -130,26 +133,30 @@ class Renderer:
     def _reads(self, source: str) -> Callable[[_Form], bool]:
         """Whether a template writes a call that it is given in a form: its name, and its arguments as JSON or apart."""
 
-        def writes(form: _Form) -> bool:
+        def is_written(form: _Form) -> bool:
             try:
-                text = self._render(source, self._plain([_ASKED, form.given(_CALLED)]), False, None)
+                text = self._render(source, self._template_data([_ASKED, form.given(_CALLED)]), False, None)
             except Exception:  # whatever a template raises at a form that it does not know
                 return False
             return all(word in text for word in _WORDS) and "'city'" not in text
 
-        return writes
+        return is_written
 
-    def _plain(self, chat: Chat) -> Chat:
-        kept = [
-            {k: value for k, value in message.items() if value is not None or (k == "content" and _calls(message))}
+    def _template_data(self, chat: Chat) -> Chat:
+        messages = [
+            {
+                k: content
+                for k, content in message.items()
+                if content is not None or (k == "content" and _calls(message))
+            }
             for message in chat
         ]
-        if any(type(value) is not str for message in kept for value in message.values()):
-            kept = self._parts._plain_template_data(kept)
-        out: Chat = self._parts._alias_reasoning_fields(kept)
+        if any(type(content) is not str for message in messages for content in message.values()):
+            messages = self._parts._plain_template_data(messages)
+        out: Chat = self._parts._alias_reasoning_fields(messages)
         return out
 
-    def _plain_tools(self, tools: Sequence[Any]) -> Any:
+    def _tool_data(self, tools: Sequence[Any]) -> Any:
         return self._parts._plain_template_data(list(tools)) if tools else None
 
     def _render(self, source: str, chat: Chat, prompt: bool, tools: Any) -> str:
@@ -166,12 +173,12 @@ class Renderer:
         *parts, end = self._filled(marked[0], chat, False, tools).split(_MARK)
         if len(parts) != len(chat):  # the chat has the mark in its text
             return None
-        if source not in self._openings:  # nothing of a chat is in it
-            self._openings[source] = self._filled(marked[1], chat, True, tools)
-        opening = self._openings[source]
+        if source not in self._prompts:  # nothing of a chat is in it
+            self._prompts[source] = self._filled(marked[1], chat, True, tools)
+        generation_prompt = self._prompts[source]
         text = "".join(parts)
         ends = [0, *accumulate(len(part) for part in parts)]
-        return [(text[: ends[at]] + opening, text[: ends[at + 1]] + end) for at in answers]
+        return [(text[: ends[at]] + generation_prompt, text[: ends[at + 1]] + end) for at in answers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,7 @@ def _written(call: Any) -> Any:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _coded_errors() -> Iterator[None]:
     """Whatever a template raises, as an error with a code."""
     try:
         yield
@@ -238,7 +245,7 @@ def _environment(compile_: Callable[[str], Any], source: str) -> Any:
     from jinja2.runtime import LoopContext
 
     environment = compile_(source).environment.overlay()
-    whole = environment.getattr
+    sandboxed = environment.getattr
     holders = (LoopContext, environment.globals["namespace"])
 
     def quick(of: Any, name: str) -> Any:
@@ -247,9 +254,9 @@ def _environment(compile_: Callable[[str], Any], source: str) -> Any:
             return of[name]
         if kind is str and name in _OF_STR:
             return getattr(of, name)
-        if kind in holders and name[:1] != "_" and type(value := getattr(of, name, whole)) in _PLAIN:
-            return value
-        return whole(of, name)
+        if kind in holders and name[:1] != "_" and type(attribute := getattr(of, name, sandboxed)) in _PLAIN:
+            return attribute
+        return sandboxed(of, name)
 
     environment.getattr = quick
     return environment
@@ -356,7 +363,7 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if backend is None:
         ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
-    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _backend(tokenizer: Any) -> Any:

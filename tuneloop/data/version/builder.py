@@ -24,14 +24,15 @@ from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
 from tuneloop.data.augmenting.substitute import synonym_tables
 from tuneloop.data.card.excerpts import View
 from tuneloop.data.cleaning.clean import steps
+from tuneloop.data.kinds import mixable
 from tuneloop.data.ledger import entries, words
 from tuneloop.data.reading import formats, sides
 from tuneloop.data.version import derive, holdout, shards
 from tuneloop.data.version.dataset import Dataset, open_dataset
-from tuneloop.data.version.digest_cache import GRAIN, Stamps, stamp
+from tuneloop.data.version.digest_cache import GRAIN, DigestCache, stamp
 from tuneloop.data.version.lengths import Encode
-from tuneloop.data.version.rows import Kept
-from tuneloop.data.version.shards import Found, Known, Shard, Sources
+from tuneloop.data.version.rows import PreparedRows
+from tuneloop.data.version.shards import Known, Shard, SourceGroups, Sources
 from tuneloop.data.version.split import Split
 from tuneloop.data.version.write import write
 from tuneloop.recipe.schema import Recipe
@@ -41,8 +42,6 @@ Say = Callable[[int], None]
 PREPARE_FORMAT = 1
 """To be raised with every change of what preparing makes of the same files, settings and tokenizer: a version made in
 another format is not taken for what would be made now. `tests/data/version/test_format.py` sees to it."""
-_TOGETHER = ({"chat", "text"}, {"label"}, {"preference"}, {"judged", "chat"})
-"""Kinds that may stand in one version."""
 
 
 def _quiet(rows: int) -> None:
@@ -72,25 +71,25 @@ def build(
     if not recipe.data:
         raise DataError("TL-DATA-NONE", where="data")
     home = workspace / "datasets" / recipe.name
-    stamps = Stamps(home / "stamps.json")
-    found, left_out, known = _find(recipe, stamps)
-    digests = {s.label: known[s.path][0] for _, group in found for s in group}
+    digest_cache = DigestCache(home / "stamps.json")
+    groups, left_out, known = _find(recipe, digest_cache)
+    digests = {s.label: known[s.path][0] for _, group in groups for s in group}
     most = most if recipe.prepare.max_length == "auto" else 0
-    made_from = _cache_key(recipe, found, digests, key, most, before or {})
+    made_from = _cache_key(recipe, groups, digests, key, most, before or {})
     with writing(home):
-        dataset = _remembered(home, made_from, stamps)
+        dataset = _remembered(home, made_from, digest_cache)
         if dataset is None:
             require_name(home)
             with _alone(home, made_from):  # another process may be at it: then its work is ours
-                dataset = _remembered(home, made_from, stamps)
+                dataset = _remembered(home, made_from, digest_cache)
                 if dataset is None:
                     work = home / f".work-{made_from[:12]}"
-                    sources = Sources(found, digests, left_out, known)
+                    sources = Sources(groups, digests, left_out, known)
                     dataset = _build(home, work, recipe, sources, encode, key, say, view, helpers, most, before)
                     _remember(home, made_from, dataset.hash)
                     shutil.rmtree(work, ignore_errors=True)
                     _tidy(home)
-        stamps.keep()
+        digest_cache.keep()
         return dataset
 
 
@@ -128,17 +127,17 @@ def _build(
     before: Mapping[str, Split] | None,
 ) -> Dataset:
     part = recipe.prepare.model_copy(update={"max_length": most}) if most else recipe.prepare
-    require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.found for s in group}))
+    require_space(home, 4 * sum(p.stat().st_size for p in {s.path for _, group in sources.groups for s in group}))
     try:
         check(part.augment, helpers)
-        raw = shards.raw_rows(sources.found, recipe.seed)
+        raw = shards.raw_rows(sources.groups, recipe.seed)
         try:
-            made = shards.make(work, raw, part, steps(part.clean, part.turns), encode, say)
+            parts = shards.make(work, raw, part, steps(part.clean, part.turns), encode, say)
         finally:  # a fault in the rows may come from it, too
             _require_unchanged(sources.known)
-        rows = Kept(made)
+        rows = PreparedRows(parts)
         if not len(rows):
-            raise _nothing(made)
+            raise _nothing(parts)
         _one_kind(rows)
         choice = holdout.choose(rows, part, recipe.seed, before)
         if "train" not in choice.sides:
@@ -152,7 +151,7 @@ def _build(
         raise
 
 
-def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]], Known]:
+def _find(recipe: Recipe, digest_cache: DigestCache) -> tuple[SourceGroups, list[tuple[str, str]], Known]:
     """Every file of the recipe with what it is, what was left out, and what the files are.
 
     Two files of one name get labels that differ. Raises TL-DATA-CHANGED where a file changes while it is looked at.
@@ -162,9 +161,9 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
     was = {path: stamp(path) for path in names if path.is_file()}
     verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
     seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
-    found = sides.settled([(file, one.sources) for file, one in seen])
+    groups = sides.settled([(file, one.sources) for file, one in seen])
     try:
-        digests = stamps.digests({s.path for _, group in found for s in group})
+        digests = digest_cache.digests({s.path for _, group in groups for s in group})
         known = {path: (sha, stamp(path)) for path, sha in digests.items()}
     except OSError as error:
         raise DataError(
@@ -173,7 +172,7 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
     for path, (_, now) in known.items():
         if was.get(path, now) != now:
             raise DataError("TL-DATA-CHANGED", where=printable(path))
-    return found, [pair for _, one in seen for pair in one.left_out], known
+    return groups, [pair for _, one in seen for pair in one.left_out], known
 
 
 def _require_unchanged(known: Known) -> None:
@@ -188,10 +187,10 @@ def _require_unchanged(known: Known) -> None:
             raise DataError("TL-DATA-CHANGED", where=printable(path))
 
 
-def _nothing(made: list[Shard]) -> DataError:
+def _nothing(parts: list[Shard]) -> DataError:
     """The three commonest reasons why no row is left, each with an example of its details."""
     counts, details = Counter[str](), dict[str, str]()
-    for part in made:
+    for part in parts:
         counts.update({c["reason"]: c["dropped"] for c in part.meta["counts"] if c["dropped"]})
         for e in entries(part.ledger):
             details.setdefault(e.reason, e.detail)
@@ -199,34 +198,36 @@ def _nothing(made: list[Shard]) -> DataError:
         f"{words().get(reason, reason)}: {n}" + (f" ({details[reason]})" if details[reason] else "")
         for reason, n in counts.most_common(3)
     )
-    return DataError("TL-DATA-NOTHING-LEFT", rows=sum(sum(p.meta["rows"].values()) for p in made), reasons=reasons)
+    return DataError("TL-DATA-NOTHING-LEFT", rows=sum(sum(p.meta["rows"].values()) for p in parts), reasons=reasons)
 
 
 def _nothing_to_train(recipe: Recipe, out: list[str]) -> DataError:
     """Every row is held out, or goes because it repeats one that is."""
     gone = out.count("")
     repeated = [f"{words()['held out elsewhere']}: {gone}"] if gone else []
-    said = [f"prepare.{name}: {share:g}" for name in ("validation", "test") if (share := getattr(recipe.prepare, name))]
+    shares = [
+        f"prepare.{name}: {share:g}" for name in ("validation", "test") if (share := getattr(recipe.prepare, name))
+    ]
     split = [f"data[].split: {file.split}" for file in recipe.data if file.split in ("validation", "test")][:1]
-    return DataError("TL-DATA-NOTHING-LEFT", rows=len(out), reasons="; ".join([*repeated, *said, *split]))
+    return DataError("TL-DATA-NOTHING-LEFT", rows=len(out), reasons="; ".join([*repeated, *shares, *split]))
 
 
-def _one_kind(rows: Kept) -> None:
+def _one_kind(rows: PreparedRows) -> None:
     """Raise TL-DATA-MIXED where the rows cannot be trained together."""
     kinds = set(rows.kinds)
-    if not any(kinds <= together for together in _TOGETHER):
+    if not mixable(kinds):
         first = {kind: rows.files[rows.kinds.index(kind)] for kind in sorted(kinds)}
         raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
 
 
 def _cache_key(
-    recipe: Recipe, found: Found, digests: dict[str, str], key: str, most: int, before: Mapping[str, Split]
+    recipe: Recipe, groups: SourceGroups, digests: dict[str, str], key: str, most: int, before: Mapping[str, Split]
 ) -> str:
     """Digest of all that a version depends on: file contents, settings, tokenizer, and what preparing makes of them."""
     parts = {
         "files": [
             [s.label, s.side, s.given, digests[s.label], s.guess.kind, f.model_dump(mode="json", exclude={"path"})]
-            for f, group in found
+            for f, group in groups
             for s in group
         ],
         "prepare": recipe.prepare.model_dump(mode="json"),
@@ -252,19 +253,19 @@ def _derived_from(recipe: Recipe) -> list[str]:
 
 def _known(home: Path) -> dict[str, str]:
     try:
-        value = json.loads((home / "sources.json").read_text(encoding="utf-8"))
+        content = json.loads((home / "sources.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _remembered(home: Path, made_from: str, stamps: Stamps) -> Dataset | None:
+def _remembered(home: Path, made_from: str, digest_cache: DigestCache) -> Dataset | None:
     """The version that was made from the same, if it is still whole."""
     name = _known(home).get(made_from, "")
     if not isinstance(name, str) or len(name) != 12 or not name.isalnum():
         return None
     try:
-        return open_dataset(home / name, lambda path: stamps.digests([path])[path])
+        return open_dataset(home / name, lambda path: digest_cache.digests([path])[path])
     except DataError:
         return None
 

@@ -17,39 +17,41 @@ from tuneloop.data.dedupe.shared_turns import question
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.version.holdout import SplitChoice
 from tuneloop.data.version.lengths import Encode, fit_lengths
-from tuneloop.data.version.rows import Kept, Some
+from tuneloop.data.version.rows import PreparedRows, RowSubset
 from tuneloop.data.version.shards import Shard, ShardRow, begun, finish
 from tuneloop.recipe.schema import CleanPart, PreparePart, Recipe
 
 
 def derived(
-    work: Path, rows: Kept, choice: SplitChoice, recipe: Recipe, encode: Encode, helpers: Helpers
-) -> tuple[Kept, SplitChoice]:
+    work: Path, rows: PreparedRows, choice: SplitChoice, recipe: Recipe, encode: Encode, helpers: Helpers
+) -> tuple[PreparedRows, SplitChoice]:
     """The rows with those that were derived from training rows, which are training rows themselves.
 
     Made once: after a crash the finished batches, and the finished part, are taken as they are.
     """
     there = Shard(work / "derived")
     if not (there.folder / "part.json").is_file():
-        train = Some(rows, [at for at, side in enumerate(choice.sides) if side == "train"])
+        train = RowSubset(rows, [at for at, side in enumerate(choice.sides) if side == "train"])
         judge = _Judge(rows, choice, recipe.prepare.near)
-        made = augment(train, recipe.prepare.augment, helpers, recipe.seed, allowed=judge, folder=work / "batches")
-        _write(there.folder, made, judge, recipe.prepare, encode)
-    more = Kept([*rows.parts, there])
+        derived_rows = augment(
+            train, recipe.prepare.augment, helpers, recipe.seed, allowed=judge, folder=work / "batches"
+        )
+        _write(there.folder, derived_rows, judge, recipe.prepare, encode)
+    more = PreparedRows([*rows.parts, there])
     return more, replace(choice, sides=[*choice.sides, *["train"] * (len(more) - len(rows))])
 
 
 class _Judge:
     """Tells which derived rows may be trained on, and remembers those too near to a held-out row."""
 
-    def __init__(self, rows: Kept, choice: SplitChoice, threshold: float) -> None:
+    def __init__(self, rows: PreparedRows, choice: SplitChoice, threshold: float) -> None:
         self.rows, self.threshold = rows, threshold
         self.known = {rows.ids[at] for at, side in enumerate(choice.sides) if side == "train"}
-        self.held = Some(rows, [at for at, side in enumerate(choice.sides) if side in ("validation", "test")])
+        self.held = RowSubset(rows, [at for at, side in enumerate(choice.sides) if side in ("validation", "test")])
         self.sketches = Compared()
         for at in range(0, len(self.held), 1024):
             self.sketches.add(self.held[at : at + 1024])
-        self.asked = {asked: n for n, record in enumerate(self.held) if (asked := question(record))}
+        self.questions = {text: n for n, record in enumerate(self.held) if (text := question(record))}
         self.dropped: list[tuple[str, Record, LedgerEntry]] = []
         """Method, the derived row, and why it must go."""
 
@@ -60,7 +62,7 @@ class _Judge:
             out[n] = "nothing new" if record.id in self.known else ""
             self.known.add(record.id)
         for n, record in enumerate(records):
-            if not out[n] and (twin := self.asked.get(question(record))) is not None:
+            if not out[n] and (twin := self.questions.get(question(record))) is not None:
                 self._drop(method, record, self.rows.place(self.held.numbers[twin]))
                 out[n] = "nearly a held-out row"
         own = Compared()
@@ -83,7 +85,7 @@ class _Judge:
         self.dropped.append((method, record, LedgerEntry("dropped", "augment", "nearly a held-out row", *where)))
 
 
-def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode: Encode) -> None:
+def _write(folder: Path, derived_rows: Derived, judge: _Judge, part: PreparePart, encode: Encode) -> None:
     """The part of derived rows. No raw row stands behind them, so each is an "added" entry that names its parent.
 
     They are cleaned like the others, but what repeats itself, refuses or has no sense goes; so does what is too long:
@@ -92,18 +94,21 @@ def _write(folder: Path, made: Derived, judge: _Judge, part: PreparePart, encode
     draft = begun(folder)
     wanted = steps(_strict(part.clean), part.turns)
     with Ledger(draft / "ledger.jsonl") as ledger:
-        kept: list[tuple[str, Record]] = []
-        for method, record in made.records:
+        cleaned_rows: list[tuple[str, Record]] = []
+        for method, record in derived_rows.records:
             cleaned, entries = clean(record, wanted)
             ledger.add(_added(method, cleaned or record), *entries)
-            kept += [(method, cleaned)] if cleaned else []
-        for method, record, entry in judge.dropped:
-            ledger.add(_added(method, record), entry)
-        whole = part.model_copy(update={"too_long": "reject"})
-        records, origins, samples = fit_lengths([record for _, record in kept], encode, whole, ledger)
-    methods = Counter(kept[origin][0] for origin in origins)
-    told = {"made": {m: methods[m] for m in made.rejected}, "rejected": {m: dict(c) for m, c in made.rejected.items()}}
-    meta: dict[str, Any] = {"rows": {}, "counts": ledger.counts(), "augment": told}
+            cleaned_rows += [(method, cleaned)] if cleaned else []
+        for method, record, reason in judge.dropped:
+            ledger.add(_added(method, record), reason)
+        strict = part.model_copy(update={"too_long": "reject"})
+        records, origins, samples = fit_lengths([record for _, record in cleaned_rows], encode, strict, ledger)
+    methods = Counter(cleaned_rows[at][0] for at in origins)
+    summary = {
+        "made": {m: methods[m] for m in derived_rows.rejected},
+        "rejected": {m: dict(c) for m, c in derived_rows.rejected.items()},
+    }
+    meta: dict[str, Any] = {"rows": {}, "counts": ledger.counts(), "augment": summary}
     finish(folder, draft, records, [ShardRow(record) for record in records], samples, meta)
 
 

@@ -26,7 +26,7 @@ def stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-class Stamps:
+class DigestCache:
     """What is known of files, kept in one JSON file that may be deleted at any time."""
 
     def __init__(self, path: Path) -> None:
@@ -34,9 +34,9 @@ class Stamps:
         self._new: dict[str, list[int | str]] = {}
         self._known: dict[str, list[int | str]] = {}
         with suppress(OSError, ValueError, RecursionError):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            whole = value.items() if isinstance(value, dict) else ()
-            self._known = {name: known for name, known in whole if isinstance(known, list) and len(known) == 5}
+            content = json.loads(path.read_text(encoding="utf-8"))
+            pairs = content.items() if isinstance(content, dict) else ()
+            self._known = {name: known for name, known in pairs if isinstance(known, list) and len(known) == 5}
 
     def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
         """The sha256 of each file; raises OSError where one cannot be read."""

@@ -16,8 +16,9 @@ from typing import Any
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of, printable
 from tuneloop.base.language import t
-from tuneloop.base.records import Message, Record
+from tuneloop.base.records import Kind, Message, Record
 from tuneloop.base.refusals import writing
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.keys import BadRow
@@ -47,15 +48,22 @@ def _call(call: Row) -> Row:
     return {**call, "function": {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}}
 
 
-def _messages(r: Record) -> Row:
-    return {"messages": _openai(r.messages), **_tools(r)}
+def _own(r: Record) -> Row:
+    """The columns of the record's own kind, turns in OpenAI's form."""
+    out: Row = {}
+    for name, cell in KINDS[r.kind].columns(r).items():
+        if name == "tools":
+            out |= _tools(r)
+        else:
+            out[name] = _openai(cell) if isinstance(cell, tuple) else cell
+    return out
 
 
 def _tools(r: Record) -> Row:
     """The tools as objects; as JSON text where an object would lose a null."""
     tools = list(r.tools)
-    plain = json.dumps(without_nulls(tools, {})) == json.dumps(tools)
-    return {"tools": tools if plain else _text(tools)} if tools else {}
+    unchanged = json.dumps(without_nulls(tools, {})) == json.dumps(tools)
+    return {"tools": tools if unchanged else _text(tools)} if tools else {}
 
 
 def _sharegpt_turns(messages: Iterable[Message]) -> list[Row]:
@@ -86,7 +94,7 @@ def _pairs(r: Record) -> tuple[str, list[tuple[str, str]]]:
     return system, [(a.content, b.content) for a, b in zip(turns[::2], turns[1::2], strict=False)]
 
 
-def _asked(question: str, answer: str, *, history: bool, **more: str) -> Callable[[Record], Row]:
+def _question_answer(question: str, answer: str, *, history: bool, **more: str) -> Callable[[Record], Row]:
     def row(r: Record) -> Row:
         system, pairs = _pairs(r)
         if not pairs:
@@ -122,11 +130,6 @@ def _thought(r: Record) -> Row:
     )
 
 
-def _preference(r: Record) -> Row:
-    chosen = r.messages[len(r.prompt) :]
-    return {"prompt": _openai(r.prompt), "chosen": _openai(chosen), "rejected": _openai(r.rejected), **_tools(r)}
-
-
 def _preference_pair(r: Record) -> Row:
     return {"conversations": _sharegpt_turns(r.prompt), "chosen": _sharegpt_turns(r.messages[-1:])[0],
             "rejected": (_sharegpt_turns(r.rejected) or [{}])[0]}  # fmt: skip
@@ -141,38 +144,33 @@ def _preference_text(r: Record) -> Row:
     )
 
 
-def _judged(r: Record) -> Row:
-    return {**_messages(r), "kto_tag": r.label == "good"}
-
-
-def _label(r: Record) -> Row:
-    names = ("text_a", "text_b") if len(r.messages) > 1 else ("text",)
-    return {**{name: m.content for name, m in zip(names, r.messages, strict=True)}, "label": r.label}
-
-
 SHAPES: dict[str, Callable[[Record], Row]] = {
-    "messages": _messages,
+    "messages": _own,
     "sharegpt": _sharegpt,
-    "alpaca": _asked("instruction", "output", history=True, input=""),
-    "query": _asked("query", "response", history=True),
-    "prompt": _asked("prompt", "completion", history=False),
-    "question": _asked("question", "answer", history=False),
+    "alpaca": _question_answer("instruction", "output", history=True, input=""),
+    "query": _question_answer("query", "response", history=True),
+    "prompt": _question_answer("prompt", "completion", history=False),
+    "question": _question_answer("question", "answer", history=False),
     "emollm": _conversation("input", "output"),
     "human": _conversation("human", "assistant"),
     "counselor": _counselor,
     "o1": _thought,
-    "text": lambda r: {"text": r.messages[0].content},
-    "label": _label,
-    "preference": _preference,
+    "text": _own,
+    "label": _own,
+    "preference": _own,
     "preference-pair": _preference_pair,
     "preference-text": _preference_text,
-    "kto": _judged,
+    "kto": _own,
+    **{kind.shape: _own for kind in KINDS.values()},  # those above keep their places
 }
 """Name of a shape -> a record as its row."""
-_KINDS = {"text": "text", "label": "label", "kto": "judged", "preference": "preference",
-          "preference-pair": "preference", "preference-text": "preference"}  # fmt: skip
-DEFAULT = {"chat": "messages", "text": "text", "label": "label", "preference": "preference", "judged": "kto"}
+DEFAULT: dict[str, str] = {name: kind.shape for name, kind in KINDS.items()}
 """What a kind is written as where nothing is asked for."""
+KIND_OF: dict[str, Kind] = {
+    **dict.fromkeys(SHAPES, "chat"), "preference-pair": "preference", "preference-text": "preference",
+    **{kind.shape: name for name, kind in KINDS.items()},
+}  # fmt: skip
+"""The kind of record that a shape holds."""
 
 
 def row(record: Record, shape: str, *, table: bool = False) -> Row:
@@ -180,22 +178,22 @@ def row(record: Record, shape: str, *, table: bool = False) -> Row:
 
     Raises TL-DATA-HOLD where the row, read back, is not the record.
     """
-    made = SHAPES[shape](record) if record.kind == _KINDS.get(shape, "chat") else {}
-    if not made:
+    columns = SHAPES[shape](record) if record.kind == KIND_OF[shape] else {}
+    if not columns:
         raise _unheld(record, shape, t("it has another form"))
     if table:
-        made = {name: value if isinstance(value, str) else _text(value) for name, value in made.items()}
+        columns = {name: cell if isinstance(cell, str) else _text(cell) for name, cell in columns.items()}
     try:
-        back = convert(made, record.kind, None, record.file, record.line)
+        back = convert(columns, record.kind, None, record.file, record.line)
     except BadRow as bad:
         raise _unheld(record, shape, words().get(bad.reason, bad.reason)) from bad
     if back.id != record.id:
         raise _unheld(record, shape, _difference(record, back))
-    return made
+    return columns
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _text(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _unheld(record: Record, shape: str, lost: str) -> DataError:
@@ -257,13 +255,13 @@ def _table(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
     """A table; columns are those of all rows, so it is held in memory. It is read again as a whole: a table of one
     column, say, may look like plain text."""
     held = [(record, row(record, shape, table=True)) for record in records]
-    names = list(dict.fromkeys(name for _, made in held for name in made))
+    names = list(dict.fromkeys(name for _, columns in held for name in columns))
     guarded, safe = 0, []
     with path.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out, csv.excel_tab if path.suffix == ".tsv" else csv.excel)
         writer.writerow(names)
-        for record, made in held:
-            cells = [made.get(name, "") for name in names]
+        for record, columns in held:
+            cells = [columns.get(name, "") for name in names]
             unsafe = sum(cell.startswith(_FORMULA) for cell in cells)
             guarded += unsafe
             safe.append(None if unsafe else record)
@@ -277,7 +275,7 @@ def _check_table(path: Path, records: list[Record | None], shape: str) -> None:
     if not records:
         return
     try:
-        back = [item.id for item in formats.read(DataFile(path=os.path.abspath(path)))]
+        back = [record.id for record in formats.read(DataFile(path=os.path.abspath(path)))]
     except DataError:
         back = []
     back += [""] * (len(records) - len(back))

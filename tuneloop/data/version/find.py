@@ -23,7 +23,7 @@ def locate(workspace: Path, name: str) -> Dataset:
     dataset, digits = parted(name)
     meant = [path for path in every if path.parent.name == name]
     if meant:
-        return open_dataset(max(meant, key=_made))
+        return open_dataset(max(meant, key=_created))
     meant = [path for path in every if digits and path.name.startswith(digits) and dataset in ("", path.parent.name)]
     if len(meant) != 1:
         require_readable(workspace / "datasets")
@@ -44,11 +44,11 @@ def parted(name: str) -> tuple[str, str]:
 
 def _all(workspace: Path) -> list[Path]:
     """Every version of a workspace, oldest first."""
-    found = (file.parent for file in (workspace / "datasets").glob("*/*/manifest.json"))
-    return sorted((path for path in found if not path.name.startswith(".")), key=_made)
+    folders = (file.parent for file in (workspace / "datasets").glob("*/*/manifest.json"))
+    return sorted((path for path in folders if not path.name.startswith(".")), key=_created)
 
 
-def _made(path: Path) -> str:
+def _created(path: Path) -> str:
     """When a version was made, "" for a broken one."""
     try:
         return str(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["created"])

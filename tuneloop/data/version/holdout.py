@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tuneloop.base.records import LedgerEntry
 from tuneloop.data.dedupe.relations import Families, Relations, ledger_entry
 from tuneloop.data.dedupe.shingles import I64
-from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.rows import PreparedRows
 from tuneloop.data.version.split import SIDES, Split, rank, sides
 from tuneloop.recipe.schema import PreparePart
 
@@ -32,7 +32,7 @@ class SplitChoice:
     alike: int | None
 
 
-def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split] | None = None) -> SplitChoice:
+def choose(rows: PreparedRows, part: PreparePart, seed: int, before: Mapping[str, Split] | None = None) -> SplitChoice:
     """What becomes of each row. All of them may be held out; the caller checks.
 
     `before` are the rows, by id, that an earlier version held out: they are held out again, with all that belongs to
@@ -43,13 +43,13 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split]
     split = bool(part.validation or part.test or {"validation", "test"} & set(rows.given))
     if not split and part.dedupe != "near":
         return SplitChoice([side or "train" for side in rows.given], entries, None)
-    looked = Relations(rows, split=split)
-    entries += looked.contaminated(part.near, gone)
-    pairs = {side: looked.pairs(side, part.near) for side in SIDES}
+    relations = Relations(rows, split=split)
+    entries += relations.contaminated(part.near, gone)
+    pairs = {side: relations.pairs(side, part.near) for side in SIDES}
     if part.dedupe == "near":
         for side in SIDES:
-            entries += looked.repeated(side, pairs[side], part.near, gone)
-    families = looked.families(pairs["train"])
+            entries += relations.repeated(side, pairs[side], part.near, gone)
+    families = relations.families(pairs["train"])
     left = [at for at in range(len(rows)) if at not in gone]
     *strict, certain = families.levels
     chosen = apart = _split(rows, left, part, seed, certain, families.phrases, before or {})
@@ -71,7 +71,7 @@ def choose(rows: Kept, part: PreparePart, seed: int, before: Mapping[str, Split]
 
 
 def _split(
-    rows: Kept,
+    rows: PreparedRows,
     left: Sequence[int],
     part: PreparePart,
     seed: int,
@@ -115,10 +115,10 @@ def all_learnt(
     if learnt.issuperset(labels):
         return chosen
     free = _in_order(ids, seed, groups, fixed)
-    kept: dict[str, int] = {}  # label -> first row of its unit that is trained on if any is, and drawn last
+    last_drawn: dict[str, int] = {}  # label -> first row of its unit that is trained on if any is, and drawn last
     for one in sorted(free, key=lambda one: SIDES.index(chosen[one[0]]), reverse=True):
-        kept |= {labels[r]: one[0] for r in one if labels[r]}
-    back = {row for label, row in kept.items() if label not in learnt}
+        last_drawn |= {labels[r]: one[0] for r in one if labels[r]}
+    back = {row for label, row in last_drawn.items() if label not in learnt}
     out = list(chosen)
     lacking: dict[Split, Counter[str]] = {"test": Counter(), "validation": Counter()}
 
@@ -131,7 +131,7 @@ def all_learnt(
     for one in free:
         if one[0] in back:
             put(one, "train")
-    spared = set(kept.values())
+    spared = set(last_drawn.values())
     others = [one for one in free if one[0] not in spared]
     later: dict[Split, tuple[Split, ...]] = {"test": ("validation", "train"), "validation": ("train",)}
     for side, after in later.items():  # what validation gives to the test set, it takes from training
@@ -162,7 +162,7 @@ def _held(chosen: Sequence[Split]) -> int:
     return sum(side != "train" for side in chosen)
 
 
-def _torn(rows: Kept, left: list[int], families: Families, chosen: Sequence[Split]) -> Iterator[LedgerEntry]:
+def _torn(rows: PreparedRows, left: list[int], families: Families, chosen: Sequence[Split]) -> Iterator[LedgerEntry]:
     """Held-out rows that training nearly sees, or whose question it sees: they could not be kept on one side."""
     marked: set[int] = set()
     for group, reason in ((families.close, "also in training"), (families.same_question, "question also in training")):

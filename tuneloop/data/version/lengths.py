@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Message, Record
+from tuneloop.data.kinds import KINDS, answers, has_equal
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.tokens.answers import spoken
 from tuneloop.data.tokens.samples import Sequences, Unsaid
@@ -49,28 +50,30 @@ def fit_lengths(
     unsaid = by_row(samples.unsaid)
     large = set(range(len(records))) - set(small)
     lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1
-    for origin in sorted(large | known.keys()):
-        record = records[origin]
-        at, length = known.get(origin, (-1, _least(record)))
-        if not _told(record, unsaid.get(at, ()), length, ledger):
+    for parent in sorted(large | known.keys()):
+        record = records[parent]
+        at, length = known.get(parent, (-1, _least(record)))
+        if not _is_trained(record, unsaid.get(at, ()), length, ledger):
             continue
         if length > limit and part.too_long != "reject":
-            lines += [(piece, origin, -1) for piece in _fitted(record, length, encode, part, ledger)]
-        elif reason := _unwanted(length, part, large=origin in large):
-            ledger.add(_entry("dropped", reason[0], record, reason[1]))
+            lines += [(piece, parent, -1) for piece in _fitted(record, length, encode, part, ledger)]
+        elif reason := _unwanted(length, part, large=parent in large):
+            ledger.add(_ledger_entry("dropped", reason[0], record, reason[1]))
         else:
-            lines.append((record, origin, at))
-    made = [record for record, _, at in lines if at < 0]
-    if not made and len(lines) == samples.records:
-        return [record for record, _, _ in lines], [origin for _, origin, _ in lines], samples
-    pieces = encode(made) if made else Sequences.of([])
-    said, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
-    fine = iter([_told(record, unsaid.get(n, ()), said[n], ledger) for n, record in enumerate(made)])
-    fresh = iter(range(samples.records, samples.records + len(made)))  # the pieces' rows count on
+            lines.append((record, parent, at))
+    unencoded = [record for record, _, at in lines if at < 0]
+    if not unencoded and len(lines) == samples.records:
+        return [record for record, _, _ in lines], [parent for _, parent, _ in lines], samples
+    pieces = encode(unencoded) if unencoded else Sequences.of([])
+    piece_lengths, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
+    fine = iter(
+        [_is_trained(record, unsaid.get(n, ()), piece_lengths[n], ledger) for n, record in enumerate(unencoded)]
+    )
+    fresh = iter(range(samples.records, samples.records + len(unencoded)))  # the pieces' rows count on
     places = [at if at >= 0 else next(fresh) for _, _, at in lines]
     left = [n for n, (_, _, at) in enumerate(lines) if at >= 0 or next(fine)]
-    both = chosen(Sequences.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
-    return [lines[n][0] for n in left], [lines[n][1] for n in left], both
+    all_samples = chosen(Sequences.concatenate([samples, pieces]), np.asarray([places[n] for n in left], np.int64))
+    return [lines[n][0] for n in left], [lines[n][1] for n in left], all_samples
 
 
 def most_tokens(part: PreparePart) -> int:
@@ -101,15 +104,15 @@ UNSAID = {
 """What of an answer that is not trained -> the ledger's reason."""
 
 
-def _told(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
+def _is_trained(record: Record, unsaid: Sequence[Unsaid], length: int, ledger: Ledger) -> bool:
     """Whether anything of a row is trained; its answers that are not stand in the ledger, each by what it carries."""
-    dropped = not length and record.kind != "text"
+    dropped = not length and KINDS[record.kind].encoding != "text"
     if dropped and not unsaid:
-        ledger.add(_entry("dropped", "no answer", record, step="template"))
+        ledger.add(_ledger_entry("dropped", "no answer", record, step="template"))
     for n, one in enumerate(unsaid):
         detail = f"{one.turn} / {len(record.messages)}" + (f", model.template: {one.fuller}" if one.fuller else "")
         action: Action = "dropped" if dropped and not n else "marked"
-        ledger.add(_entry(action, UNSAID[one.what], record, detail, step="template"))
+        ledger.add(_ledger_entry(action, UNSAID[one.what], record, detail, step="template"))
     return not dropped
 
 
@@ -140,7 +143,7 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
     except DataError as error:
         if len(records) == 1:
             detail = printable(error.facts.get("error", error.code))
-            ledger.add(_entry("dropped", "template refuses", records[0], detail, step="template"))
+            ledger.add(_ledger_entry("dropped", "template refuses", records[0], detail, step="template"))
             return [], Sequences.of([])
     half = len(records) // 2
     one, left = _encoded(records[:half], encode, ledger, first)
@@ -148,7 +151,9 @@ def _encoded(records: Sequence[Record], encode: Encode, ledger: Ledger, first: i
     return one + two, Sequences.concatenate([left, right])
 
 
-def _entry(action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length") -> LedgerEntry:
+def _ledger_entry(
+    action: Action, reason: str, record: Record, detail: str = "", *, step: str = "length"
+) -> LedgerEntry:
     return LedgerEntry(action, step, reason, record.file, record.line, record.id, detail)
 
 
@@ -165,7 +170,7 @@ def _unwanted(length: int, part: PreparePart, *, large: bool = False) -> tuple[s
 
 def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledger: Ledger) -> Iterator[Record]:
     """The pieces of a row that is too long, each short enough; the ledger has what became of it."""
-    limit, how = most_tokens(part), part.too_long
+    limit, how, kind = most_tokens(part), part.too_long, KINDS[record.kind]
 
     def count(one: Record) -> int:
         if (least := _least(one)) > limit:
@@ -175,11 +180,11 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
         except DataError:  # what the template refuses is no piece
             return limit + 1
 
-    if record.kind == "text" and how == "split":
+    if kind.encoding == "text" and how == "split":
         pieces, reason = _text_pieces(record, count, limit, part.overlap), "split by tokens"
-    elif record.kind == "chat" and how == "split":
+    elif kind.imitated and how == "split":
         pieces, reason = _turn_pieces(record, count, encode, limit), "split by turns"
-    elif record.kind in ("chat", "judged", "preference") and how == "turns":
+    elif kind.dialogue and how == "turns":
         pieces, reason = _newest(record, count, limit), "oldest turns left out"
     elif how in ("cut_left", "cut_right"):
         pieces, reason = _cut(record, count, limit, left=how == "cut_left"), f"cut on the {how[4:]}"
@@ -187,24 +192,24 @@ def _fitted(record: Record, length: int, encode: Encode, part: PreparePart, ledg
         pieces, reason = [], ""
     long = f"{length} / {limit}" if _least(record) <= limit else f"≥ {length} / {limit}"
     if not pieces:
-        ledger.add(_entry("dropped", "too long", record, long))
+        ledger.add(_ledger_entry("dropped", "too long", record, long))
         return
     left_out = len(record.messages) - len(pieces[0].messages) if how == "turns" else 0
-    ledger.add(_entry("changed", reason, record, f"{long}, {-left_out if left_out else len(pieces)}"))
+    ledger.add(_ledger_entry("changed", reason, record, f"{long}, {-left_out if left_out else len(pieces)}"))
     for n, piece in enumerate(pieces):
         if n:
-            ledger.add(_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
+            ledger.add(_ledger_entry("added", reason, piece, f"{n + 1} / {len(pieces)}"))
         length = count(piece)
         if unwanted := (_unwanted(length, part) if length else None) or _taught_nothing(piece):
-            ledger.add(_entry("dropped", unwanted[0], piece, unwanted[1]))
+            ledger.add(_ledger_entry("dropped", unwanted[0], piece, unwanted[1]))
         else:
             yield piece
 
 
 def _taught_nothing(piece: Record) -> tuple[str, str] | None:
-    if piece.kind == "preference" and piece.messages[len(piece.prompt) :] == piece.rejected:
+    if has_equal(answers(piece)):
         return "no difference", ""
-    learnt = piece.kind in ("text", "label") or any(m.role == "assistant" and m.trained for m in piece.messages)
+    learnt = not KINDS[piece.kind].dialogue or any(m.role == "assistant" and m.trained for m in piece.messages)
     return None if learnt else ("no answer", "")
 
 
@@ -298,7 +303,7 @@ def _text_pieces(record: Record, count: Count, limit: int, overlap: int) -> list
 def _break(text: str, low: int, high: int) -> int:
     """The last place in low..high behind a line, a sentence or a word; `high` where there is none."""
     for marks in ("\n", "。！？!?", ".;；，,", " "):
-        places = [text.rfind(mark, low, high) for mark in marks]
+        places = [text.rfind(delimiter, low, high) for delimiter in marks]
         if max(places) >= 0:
             return max(places) + 1
     return high
@@ -311,22 +316,23 @@ def _cut(record: Record, count: Count, limit: int, *, left: bool) -> list[Record
     end of the answer. A verdict and a pair of answers are about the last answer: there it is cut (on the right both of
     a pair), and no exchange behind the others goes.
     """
-    if record.kind in ("text", "label"):
+    kind = KINDS[record.kind]
+    if not kind.dialogue:
         return _shorter(record, 0, count, limit, left=left)
     head, runs = exchanges(record.messages)
     if left and (pieces := _newest(record, count, limit)):
         return pieces
-    if not left and record.kind == "chat":
+    if not left and kind.imitated:
         keep = _most(1, len(runs), lambda n: count(_joined(record, head, runs[:n])) <= limit)
         if keep:
             return [_joined(record, head, runs[:keep])]
-    if left or record.kind == "chat":
+    if left or kind.imitated:
         record = _joined(record, head, runs[-1:] if left else runs[:1])
     turns = record.messages
-    answers = [n for n, m in enumerate(turns) if m.role == "assistant"]
-    if not answers or turns[answers[-1]].tool_calls:
+    last = max((n for n, m in enumerate(turns) if m.role == "assistant"), default=-1)
+    if last < 0 or turns[last].tool_calls:
         return []
-    return _shorter(record, len(head) if left else answers[-1], count, limit, left=left)
+    return _shorter(record, len(head) if left else last, count, limit, left=left)
 
 
 def _answer_at(message: Message) -> int:
@@ -356,7 +362,7 @@ def _shorter(record: Record, at: int, count: Count, limit: int, *, left: bool) -
         return replace(record, messages=messages, rejected=rejected)
 
     shortened = (record.messages[at], *also)
-    least = 1 if left or record.kind in ("text", "label") else max(_answer_at(m) for m in shortened) + 1
+    least = 1 if left or not KINDS[record.kind].dialogue else max(_answer_at(m) for m in shortened) + 1
     size = min(max(len(m.content) for m in shortened), limit * LONGEST_TOKEN)
-    kept = _most(least, size, lambda n: count(cut(n)) <= limit)
-    return [cut(kept)] if kept else []
+    characters = _most(least, size, lambda n: count(cut(n)) <= limit)
+    return [cut(characters)] if characters else []

@@ -34,13 +34,13 @@ def trace(dataset: Dataset, identity: str) -> Trace:
 
     Raises TL-DATA-NO-ROW where none or several do, TL-DATA-ROW-GONE where the ledger says that it was dropped.
     """
-    found = {record.id: (record, side) for record, side in _rows(dataset, lambda one: one.startswith(identity))}
-    if not found:
+    matches = {record.id: (record, side) for record, side in _rows(dataset, lambda one: one.startswith(identity))}
+    if not matches:
         now = _renamed(dataset, identity)
-        found = {record.id: (record, side) for record, side in _rows(dataset, now.__contains__)}
-    if len(found) != 1:
-        raise DataError("TL-DATA-NO-ROW", where=printable(identity), n=len(found))
-    record, side = next(iter(found.values()))
+        matches = {record.id: (record, side) for record, side in _rows(dataset, now.__contains__)}
+    if len(matches) != 1:
+        raise DataError("TL-DATA-NO-ROW", where=printable(identity), n=len(matches))
+    record, side = next(iter(matches.values()))
     source: dict[str, Any] = next((s for s in dataset.manifest["sources"] if s["file"] == record.file), {})
     parents: list[Record] = []
     seen, wanted = {record.id}, record.parent
@@ -51,17 +51,17 @@ def trace(dataset: Dataset, identity: str) -> Trace:
         seen.add(wanted)
         parents.append(parent)
         wanted = parent.parent
-    told = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
-    return Trace(record, side, source, tuple(parents), tuple(told))
+    events = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
+    return Trace(record, side, source, tuple(parents), tuple(events))
 
 
 def _renamed(dataset: Dataset, identity: str) -> set[str]:
     """The ids of the rows that lie where the ledger saw the row of an older id."""
-    told = [e for e in entries(dataset.path / "ledger.jsonl") if e.id.startswith(identity)]
-    places = {(e.file, e.line) for e in told}
+    events = [e for e in entries(dataset.path / "ledger.jsonl") if e.id.startswith(identity)]
+    places = {(e.file, e.line) for e in events}
     now = {i for i, (_, file, line) in _index(dataset).items() if (file, line) in places}
-    if told and not now:
-        last = next((e for e in told if e.action == "dropped"), told[-1])
+    if events and not now:
+        last = next((e for e in events if e.action == "dropped"), events[-1])
         reason = words().get(last.reason, last.reason)
         raise DataError("TL-DATA-ROW-GONE", where=f"{printable(last.file)}:{last.line}", reason=reason)
     return now
@@ -118,10 +118,10 @@ def _index(dataset: Dataset) -> dict[str, tuple[str, str, int]]:
     return out
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
+def _flat(setting: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(setting, dict):
+        return {k: v for name, inner in setting.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): setting}
 
 
 def _settings(a: Any, b: Any) -> dict[str, list[Any]]:

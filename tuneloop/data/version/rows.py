@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tuneloop.base.records import Record
+from tuneloop.base.records import Kind, Record
 from tuneloop.data import arrow
 from tuneloop.data.version.shards import Shard
 from tuneloop.data.version.split import Split
 
 
-class Kept(Sequence[Record]):
+class PreparedRows(Sequence[Record]):
     """The kept rows of all parts, numbered through. A record is read when it is asked for."""
 
     def __init__(self, parts: list[Shard]) -> None:
@@ -26,9 +26,9 @@ class Kept(Sequence[Record]):
         self.metas: list[dict[str, Any]] = [part.meta for part in parts]
         sizes = [table.num_rows for table in self.tables]
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        shared: dict[str, str] = {}
+        shared: dict[Any, Any] = {}
         self.ids: list[str] = self._column("id")
-        self.kinds: list[str] = [shared.setdefault(v, v) for v in self._column("kind")]
+        self.kinds: list[Kind] = [shared.setdefault(v, v) for v in self._column("kind")]
         self.files: list[str] = [shared.setdefault(v, v) for v in self._column("file")]
         self.labels: list[str] = [shared.setdefault(v, v) for v in self._column("label")]
         self.given: list[Split | None] = self._column("given")
@@ -36,7 +36,7 @@ class Kept(Sequence[Record]):
         self.repeats: list[int] = self._column("repeat")
 
     def _column(self, name: str) -> list[Any]:
-        return [value for table in self.tables for value in table.column(name).to_pylist()]
+        return [cell for table in self.tables for cell in table.column(name).to_pylist()]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -92,7 +92,7 @@ class Kept(Sequence[Record]):
                 yield arrow.wholes(one)
 
 
-class Some(Sequence[Record]):
+class RowSubset(Sequence[Record]):
     """Those of the rows that `numbers` names, in that order."""
 
     def __init__(self, rows: Sequence[Record], numbers: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ from tuneloop.data import arrow
 from tuneloop.data.cleaning.clean import clean
 from tuneloop.data.cleaning.step import Step
 from tuneloop.data.dedupe.exact import Repeats
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.ledger import Ledger
 from tuneloop.data.reading import formats
 from tuneloop.data.reading.formats import Source
@@ -37,9 +38,9 @@ SIZE = 4096
 """Raw rows in a part."""
 SCHEMA = arrow.SCHEMA.append(pa.field("given", pa.string()))
 """A record and the side that the recipe, or the name of its file, gives it."""
-Found = list[tuple[DataFile, list[Source]]]
+SourceGroups = list[tuple[DataFile, list[Source]]]
 Known = dict[Path, tuple[str, list[int]]]
-"""Files on this machine -> their sha256 and stamp (`stamps.stamp`) before they were read."""
+"""Files on this machine -> their sha256 and stamp (`digest_cache.stamp`) before they were read."""
 Say = Callable[[int], None]
 """Told how many raw rows are done."""
 
@@ -47,7 +48,7 @@ Say = Callable[[int], None]
 class ShardRow(NamedTuple):
     """A raw row that was read, or the reason why not, and what the recipe says of its file."""
 
-    item: Record | LedgerEntry
+    outcome: Record | LedgerEntry
     given: Split | None = None
     repeat: int = 1
 
@@ -56,7 +57,7 @@ class ShardRow(NamedTuple):
 class Sources:
     """The files of a recipe, what each is, and its sha256 (label -> 64 hex digits)."""
 
-    found: Found
+    groups: SourceGroups
     digests: dict[str, str]
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """What lay in a folder or archive and is no data: (name, why)."""
@@ -72,8 +73,8 @@ class Shard:
     @property
     def meta(self) -> dict[str, Any]:
         """rows (file -> raw rows), counts (of the ledger), kept; of derived rows also augment (`derive.py`)."""
-        value: dict[str, Any] = json.loads((self.folder / "part.json").read_text(encoding="utf-8"))
-        return value
+        facts: dict[str, Any] = json.loads((self.folder / "part.json").read_text(encoding="utf-8"))
+        return facts
 
     @property
     def table(self) -> pa.Table:
@@ -102,23 +103,25 @@ def _given(file: DataFile, source: Source, validated: bool) -> Split | None:
     return None if side == "train" and file.split == "auto" and not validated else side
 
 
-def raw_rows(found: Found, seed: int) -> Iterator[ShardRow]:
+def raw_rows(file_groups: SourceGroups, seed: int) -> Iterator[ShardRow]:
     """Every raw row. Files of a given side come first, so that of two equal rows the one in the test file stays.
 
     A slice or a sample counts through all files of its entry; there the files keep their order.
     """
     order: dict[Split | None, int] = {"test": 0, "validation": 1}
-    validated = any(side_of(file, source) == "validation" for file, sources in found for source in sources)
+    validated = any(side_of(file, source) == "validation" for file, sources in file_groups for source in sources)
     entries: list[tuple[int, DataFile, list[Source]]] = []
-    for file, sources in found:
-        whole = file.sample or parted(file.path, file.rows)[1] is not None
-        ranks = [order.get(side_of(file, source), 2) for source in sources]
-        groups = [sources] if whole else [[s for s, r in zip(sources, ranks, strict=True) if r == n] for n in range(3)]
+    for file, sources in file_groups:
+        in_order = file.sample or parted(file.path, file.rows)[1] is not None
+        places = [order.get(side_of(file, source), 2) for source in sources]
+        groups = (
+            [sources] if in_order else [[s for s, r in zip(sources, places, strict=True) if r == n] for n in range(3)]
+        )
         entries += [(min(order.get(side_of(file, s), 2) for s in group), file, group) for group in groups if group]
-    for _, file, group in sorted(entries, key=lambda entry: entry[0]):
+    for _, file, group in sorted(entries, key=lambda one: one[0]):
         given = {source.label: _given(file, source, validated) for source in group}
-        for item in formats.read(file, group, seed):
-            yield ShardRow(item, given[item.file], file.repeat)
+        for outcome in formats.read(file, group, seed):
+            yield ShardRow(outcome, given[outcome.file], file.repeat)
 
 
 def make(
@@ -145,7 +148,7 @@ def make(
 def _known_again(rows: list[ShardRow], steps: Sequence[Step], repeats: Repeats | None) -> None:
     """The rows of a finished part, so that later rows that repeat them are found."""
     for row in rows if repeats else ():
-        record = _cleaned(row.item, steps, Ledger())
+        record = _cleaned(row.outcome, steps, Ledger())
         if record is not None and repeats:
             repeats.ledger_entry(record)
 
@@ -160,11 +163,11 @@ def _write(
 ) -> None:
     draft = begun(folder)
     with Ledger(draft / "ledger.jsonl") as ledger:
-        kept = list(_kept(rows, part, steps, repeats, ledger))
-        records, origins, samples = fit_lengths([record for record, _ in kept], encode, part, ledger)
-    counts = Counter(row.item.file for row in rows)
+        clean_rows = list(_clean_rows(rows, part, steps, repeats, ledger))
+        records, origins, samples = fit_lengths([record for record, _ in clean_rows], encode, part, ledger)
+    counts = Counter(row.outcome.file for row in rows)
     meta = {"rows": counts, "counts": ledger.counts()}
-    finish(folder, draft, records, [kept[origin][1] for origin in origins], samples, meta)
+    finish(folder, draft, records, [clean_rows[at][1] for at in origins], samples, meta)
 
 
 def begun(folder: Path) -> Path:
@@ -193,31 +196,31 @@ def finish(
     os.rename(draft, folder)
 
 
-def _kept(
+def _clean_rows(
     rows: list[ShardRow], part: PreparePart, steps: Sequence[Step], repeats: Repeats | None, ledger: Ledger
 ) -> Iterator[tuple[Record, ShardRow]]:
     """The rows that are clean and new, as they will be trained."""
     for row in rows:
-        record = _cleaned(row.item, steps, ledger)
+        record = _cleaned(row.outcome, steps, ledger)
         if record is None:
             continue
-        if repeats and (entry := repeats.ledger_entry(record)):
-            ledger.add(entry)
-            if entry.action == "dropped":
+        if repeats and (repetition := repeats.ledger_entry(record)):
+            ledger.add(repetition)
+            if repetition.action == "dropped":
                 continue
-        if part.system and record.kind in ("chat", "judged", "preference"):
+        if part.system and KINDS[record.kind].dialogue:
             record = _with_system(record, part.system, ledger)
         yield record, row
 
 
-def _cleaned(item: Record | LedgerEntry, steps: Sequence[Step], ledger: Ledger) -> Record | None:
-    if isinstance(item, LedgerEntry):
-        ledger.add(item)
+def _cleaned(outcome: Record | LedgerEntry, steps: Sequence[Step], ledger: Ledger) -> Record | None:
+    if isinstance(outcome, LedgerEntry):
+        ledger.add(outcome)
         return None
-    if item.notes:
-        ledger.add(*(replace(note, id=item.id) for note in item.notes))
-        item = replace(item, notes=())
-    record, entries = clean(item, steps)
+    if outcome.notes:
+        ledger.add(*(replace(note, id=outcome.id) for note in outcome.notes))
+        outcome = replace(outcome, notes=())
+    record, entries = clean(outcome, steps)
     ledger.add(*entries)
     return record
 

@@ -125,7 +125,7 @@ def _counts(sizes: dict[str, int], total: int) -> dict[str, int]:
     """`total` shared out in proportion to the sizes, largest remainders first."""
     n = sum(sizes.values())
     exact = {name: min(total, n) * size / n for name, size in sizes.items()} if n else {}
-    out = {name: int(value) for name, value in exact.items()}
+    out = {name: int(share) for name, share in exact.items()}
     rest = min(total, n) - sum(out.values())
     for name in sorted(exact, key=lambda k: (out[k] - exact[k], k))[:rest]:
         out[name] += 1

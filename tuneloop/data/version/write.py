@@ -33,7 +33,7 @@ from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.version.dataset import FORMAT, Dataset, open_dataset
 from tuneloop.data.version.holdout import SplitChoice
 from tuneloop.data.version.lengths import chosen, longest
-from tuneloop.data.version.rows import Kept
+from tuneloop.data.version.rows import PreparedRows
 from tuneloop.data.version.shards import Sources, side_of
 from tuneloop.data.version.split import SIDES, Split
 from tuneloop.recipe.schema import Recipe
@@ -44,7 +44,7 @@ def write(
     draft: Path,
     recipe: Recipe,
     sources: Sources,
-    rows: Kept,
+    rows: PreparedRows,
     choice: SplitChoice,
     key: str,
     view: View | None = None,
@@ -64,13 +64,13 @@ def write(
         ledger.balance(rows.read.total(), sum(map(bool, out)))
         lengths = {side: _side(draft, rows, out, side, key) for side in SIDES}
         _card_for_loaders(draft, recipe.name, [side for side in SIDES if len(lengths[side])])
-        made = sorted([*draft.glob("data/*.parquet"), draft / "ledger.jsonl"])
+        data_files = sorted([*draft.glob("data/*.parquet"), draft / "ledger.jsonl"])
         manifest = _manifest(recipe, sources, rows, out, ledger, lengths)
         manifest["counts"] |= touched
         manifest["alike"] = choice.alike
-        for told in (meta["augment"] for meta in rows.metas if "augment" in meta):
-            manifest["augment"] = told
-        manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): sha256_of(f) for f in made}}
+        for augmented in (meta["augment"] for meta in rows.metas if "augment" in meta):
+            manifest["augment"] = augmented
+        manifest |= {"hash": name, "files": {str(f.relative_to(draft).as_posix()): sha256_of(f) for f in data_files}}
         if (there := _same(target, manifest)) is not None:
             _keep_tokens(draft, there.path, key)
             return there
@@ -85,21 +85,21 @@ def write(
     return open_dataset(target)
 
 
-def _content_hash(rows: Kept, out: Sequence[str]) -> tuple[str, int]:
+def _content_hash(rows: PreparedRows, out: Sequence[str]) -> tuple[str, int]:
     """12 hex digits, and a bound of the bytes that the folder needs.
 
     A line number is left out: a blank line more in a file is no other dataset.
     """
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for identity, side, repeat, file in zip(rows.ids, out, rows.repeats, rows.files, strict=True):
         if side:
-            whole.update(f"{side} {repeat} {file} {identity}\n".encode("utf-8", "surrogatepass"))
+            digest.update(f"{side} {repeat} {file} {identity}\n".encode("utf-8", "surrogatepass"))
     folders = [part.folder for part in rows.parts]
     size = sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
-    return whole.hexdigest()[:12], 2 * size
+    return digest.hexdigest()[:12], 2 * size
 
 
-def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> tuple[Ledger, dict[str, int]]:
+def _ledger(path: Path, rows: PreparedRows, more: Sequence[LedgerEntry]) -> tuple[Ledger, dict[str, int]]:
     """All parts' ledgers as one; and the raw rows that were changed and marked, each counted once."""
     lines: dict[tuple[str, str], array[int]] = {}
     with Ledger(path) as ledger:
@@ -107,14 +107,12 @@ def _ledger(path: Path, rows: Kept, more: Sequence[LedgerEntry]) -> tuple[Ledger
             ledger.add(e)
             if e.action in ("changed", "marked"):
                 lines.setdefault((e.action, e.file), array("q")).append(e.line)
-    touched = {
-        action: sum(len(set(found)) for (a, _), found in lines.items() if a == action)
-        for action in ("changed", "marked")
-    }
+    touched = {action: sum(len(set(numbers)) for (a, _), numbers in lines.items() if a == action)
+               for action in ("changed", "marked")}  # fmt: skip
     return ledger, touched
 
 
-def _side(draft: Path, rows: Kept, out: Sequence[str], side: Split, key: str) -> NDArray[np.int64]:
+def _side(draft: Path, rows: PreparedRows, out: Sequence[str], side: Split, key: str) -> NDArray[np.int64]:
     """Write one side's records and samples; returns each record's tokens, int64 [records]."""
     import pyarrow.parquet as pq
 
@@ -128,8 +126,8 @@ def _side(draft: Path, rows: Kept, out: Sequence[str], side: Split, key: str) ->
             mine = np.flatnonzero(mask[rows.starts[n] : rows.starts[n + 1]])
             if not len(mine):
                 continue
-            kept = table.select(arrow.SCHEMA.names).take(pa.array(mine))
-            writer.write_table(kept.cast(arrow.SCHEMA), row_group_size=arrow.BATCH * 8)
+            side_rows = table.select(arrow.SCHEMA.names).take(pa.array(mine))
+            writer.write_table(side_rows.cast(arrow.SCHEMA), row_group_size=arrow.BATCH * 8)
             lengths.append(longest(part.samples())[mine])
             repeats = np.asarray(table.column("repeat"))[mine] if side == "train" else 1
             taken.append((n, np.repeat(mine, repeats)))
@@ -150,14 +148,14 @@ def _card_for_loaders(draft: Path, name: str, there: list[Split]) -> None:
 def _manifest(
     recipe: Recipe,
     sources: Sources,
-    rows: Kept,
+    rows: PreparedRows,
     out: Sequence[str],
     ledger: Ledger,
     lengths: dict[Split, NDArray[np.int64]],
 ) -> dict[str, Any]:
     read = rows.read
     everything = np.concatenate([lengths[side] for side in SIDES])
-    found = sources.found
+    file_groups = sources.groups
     read_from = {
         s.label: {
             "file": s.label,
@@ -173,9 +171,8 @@ def _manifest(
             "holds": s.guess.holds,
             "split": side_of(file, s) or "auto",
         }
-        for file, group in found
-        for s in group
-    }
+        for file, group in file_groups for s in group
+    }  # fmt: skip
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -194,11 +191,11 @@ def _manifest(
             "mean": round(float(everything.mean()), 1), **{side: int(lengths[side].sum()) for side in SIDES},
         },
         "lengths": histogram(everything.tolist()),
-        "repeat": {s.label: file.repeat for file, group in found for s in group},
+        "repeat": {s.label: file.repeat for file, group in file_groups for s in group},
         "settings": {
             "seed": recipe.seed, "model": recipe.model.name, "prepare": recipe.prepare.model_dump(mode="json"),
             "data": [{"files": [s.label for s in group], **file.model_dump(mode="json", exclude={"path"})}
-                     for file, group in found],
+                     for file, group in file_groups],
         },
     }  # fmt: skip
 
