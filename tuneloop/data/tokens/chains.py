@@ -183,8 +183,11 @@ class ChainWriter:
 
 
 ENCODINGS: dict[Encoding, Callable[[ChainWriter, int, Record, list[Unsaid]], list[Chain]]] = {
-    "answers": ChainWriter.answers, "alternatives": ChainWriter.alternatives, "text": ChainWriter.text, "framed": ChainWriter.framed,
-}  # fmt: skip
+    "answers": ChainWriter.answers,
+    "alternatives": ChainWriter.alternatives,
+    "text": ChainWriter.text,
+    "framed": ChainWriter.framed,
+}
 """How a record becomes samples, by the encoding of its kind."""
 
 
