@@ -22,11 +22,32 @@ from tuneloop.base.files import flush
 from tuneloop.base.records import Message, Record
 
 _TEXT = pa.string()
-TURN = pa.struct([("role", _TEXT), ("content", _TEXT), ("reasoning_content", _TEXT), ("tool_calls", _TEXT),
-                   ("trained", pa.bool_()), ("name", _TEXT), ("tool_call_id", _TEXT), ("cut", pa.bool_())])  # fmt: skip
-SCHEMA = pa.schema([("id", _TEXT), ("kind", _TEXT), ("file", _TEXT), ("line", pa.int64()), ("repeat", pa.int32()),
-                    ("label", _TEXT), ("parent", _TEXT), ("messages", pa.list_(TURN)), ("rejected", pa.list_(TURN)),
-                    ("tools", _TEXT)])  # fmt: skip
+TURN = pa.struct(
+    [
+        ("role", _TEXT),
+        ("content", _TEXT),
+        ("reasoning_content", _TEXT),
+        ("tool_calls", _TEXT),
+        ("trained", pa.bool_()),
+        ("name", _TEXT),
+        ("tool_call_id", _TEXT),
+        ("cut", pa.bool_()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", _TEXT),
+        ("kind", _TEXT),
+        ("file", _TEXT),
+        ("line", pa.int64()),
+        ("repeat", pa.int32()),
+        ("label", _TEXT),
+        ("parent", _TEXT),
+        ("messages", pa.list_(TURN)),
+        ("rejected", pa.list_(TURN)),
+        ("tools", _TEXT),
+    ]
+)
 BATCH = 1024
 """Rows that are turned into objects at once."""
 

@@ -38,12 +38,19 @@ def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], wher
         lost = {"dropped": f"{dropped:,}", "rows": f"{rows:,}", "percent": round(100 * dropped / max(rows, 1))}
         why = top_reasons(steps)
         sentences.append(
-            t("{dropped} of {rows} rows were dropped ({percent} %): {reasons}. Each row and its reason: {ledger}",
-              **lost, reasons=why, ledger=where)
-            if why else
-            t("{dropped} of {rows} rows were dropped ({percent} %). Each row and its reason: {ledger}",
-              **lost, ledger=where)
-        )  # fmt: skip
+            t(
+                "{dropped} of {rows} rows were dropped ({percent} %): {reasons}. Each row and its reason: {ledger}",
+                **lost,
+                reasons=why,
+                ledger=where,
+            )
+            if why
+            else t(
+                "{dropped} of {rows} rows were dropped ({percent} %). Each row and its reason: {ledger}",
+                **lost,
+                ledger=where,
+            )
+        )
     if "train" in counts and train < FEW:
         sentences.append(
             t("Rows left to train on: {n}, which is too few to learn more than these rows. Add data.", n=train)
@@ -95,11 +102,18 @@ def foreign(model: str, dataset: Path) -> list[str]:
     share = sure[code] / max(sum(rows.values()), 1)
     if share < FOREIGN:
         return []
-    sentence = t("{percent} % of the rows are in {language}, and {model} is an English model.",
-                 percent=round(100 * share), language=language_names.name(code), model=known.name)  # fmt: skip
+    sentence = t(
+        "{percent} % of the rows are in {language}, and {model} is an English model.",
+        percent=round(100 * share),
+        language=language_names.name(code),
+        model=known.name,
+    )
     able = LISTED[current()].join(name for name in CHINESE if find(name))
-    return [sentence + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
-            if code == "zh" else sentence]  # fmt: skip
+    return [
+        sentence + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
+        if code == "zh"
+        else sentence
+    ]
 
 
 LOW = 5
@@ -120,8 +134,10 @@ def low_rate(train: TrainPart, task: str) -> list[str]:
     text = t(
         "train.learning_rate is {rate}, which is low for {method}: it would learn little. Usual is {usual}; rates as "
         "low as this one are for training all weights.",
-        rate=f"{train.learning_rate:g}", method=train.method, usual=f"{usual:g}",
-    )  # fmt: skip
+        rate=f"{train.learning_rate:g}",
+        method=train.method,
+        usual=f"{usual:g}",
+    )
     return [text]
 
 
@@ -144,8 +160,11 @@ def few_held(counts: Mapping[str, Any], part: PreparePart) -> list[str]:
     if rows < SMALL or min(wanted, rows) <= 2 * held:
         return []
     return [
-        t("Only {held} of the {wanted} rows asked for could be held out: rows that contain each other or come from one "
-          "row stay on one side of the split. Add other dialogues, or give a file of other rows with "
-          "split: validation.",
-          held=f"{held:,}", wanted=f"{wanted:,}")
-    ]  # fmt: skip
+        t(
+            "Only {held} of the {wanted} rows asked for could be held out: rows that contain each other or come from "
+            "one row stay on one side of the split. Add other dialogues, or give a file of other rows with "
+            "split: validation.",
+            held=f"{held:,}",
+            wanted=f"{wanted:,}",
+        )
+    ]

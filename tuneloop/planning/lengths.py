@@ -41,9 +41,14 @@ class Option:
 
 
 def options(
-    lengths: NDArray[np.integer[Any]], each: int, train: TrainPart, need: Callable[[TrainPart, int], float],
-    free: float, *, checkpointing: bool,
-) -> list[Option]:  # fmt: skip
+    lengths: NDArray[np.integer[Any]],
+    each: int,
+    train: TrainPart,
+    need: Callable[[TrainPart, int], float],
+    free: float,
+    *,
+    checkpointing: bool,
+) -> list[Option]:
     """What fits `room` GB, as the recipe is and with checkpointing, where the method allows it.
 
     `lengths` int [rows] are the tokens of each row's longest text, of which `each` share a forward pass; `need` tells

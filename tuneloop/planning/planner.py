@@ -108,8 +108,11 @@ def make(assembled: TrainingInput) -> Plan:
     recipe, task, items, manifest = assembled.recipe, assembled.task, assembled.train, assembled.dataset.manifest
     train, ledger = recipe.train, str(assembled.dataset.path / "ledger.jsonl")
     size = shape(assembled.folder, train, recipe.model.dtype, lambda config: task.head(assembled.context, config))
-    machine = look(pick_dtype(recipe.model.dtype), recipe.evaluate.batch_size,
-                   chosen(train.matmul, exact=task.precompute_reference is not None))  # fmt: skip
+    machine = look(
+        pick_dtype(recipe.model.dtype),
+        recipe.evaluate.batch_size,
+        chosen(train.matmul, exact=task.precompute_reference is not None),
+    )
     batches = batch_plan(recipe, items, packing=METHODS[train.method].packable)
     steps = total_steps(train, batches.steps_per_epoch)
     epochs = steps / batches.steps_per_epoch
@@ -141,19 +144,25 @@ def make(assembled: TrainingInput) -> Plan:
     return Plan(
         machine=machine,
         model={
-            "name": recipe.model.name, "parameters": size.parameters, "trainable": size.trainable,
+            "name": recipe.model.name,
+            "parameters": size.parameters,
+            "trainable": size.trainable,
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
         choices=(_task(task, manifest), *_choices(recipe, machine, size, batches, steps, unkept)),
         seconds=round(seconds, 1),
         evaluation=_evaluation(
-            recipe, machine, size, held, measured=2 + measurements(train, steps, batches.steps_per_epoch),
+            recipe,
+            machine,
+            size,
+            held,
+            measured=2 + measurements(train, steps, batches.steps_per_epoch),
             generates=task.generates,
         ),
         memory_gb=round(memory, 2),
         warnings=tuple(warnings),
-    )  # fmt: skip
+    )
 
 
 def _name(task: Task) -> str:
@@ -175,8 +184,14 @@ def _too_much(
 
     fitting = []
     if recipe.prepare.max_length == "auto":
-        fitting = options(lengths, items.members.shape[1], recipe.train, need, machine.room_gb,
-                        checkpointing=METHODS[recipe.train.method].checkpointing)  # fmt: skip
+        fitting = options(
+            lengths,
+            items.members.shape[1],
+            recipe.train,
+            need,
+            machine.room_gb,
+            checkpointing=METHODS[recipe.train.method].checkpointing,
+        )
     if not fitting:
         return MachineError("TL-MACHINE-MEMORY", **facts)
     lines = SEMICOLON[current()].join(map(str, fitting))
@@ -208,18 +223,31 @@ def _slow_half(recipe: Recipe, machine: Hardware, size: Shape, tokens: int) -> l
         return []
     name = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     need = memory_gb(single, tokens, train, fused=_fused(machine, single, train))
-    return [t("{dtype} on this processor is about {times} times slower than float32. Write `model.dtype: float32`; "
-              "that takes about {need} GB of memory, and {free} GB are free.", dtype=name, times=f"{times:.2g}",
-              need=f"{need:.1f}", free=f"{machine.room_gb:.1f}")]  # fmt: skip
+    return [
+        t(
+            "{dtype} on this processor is about {times} times slower than float32. Write `model.dtype: float32`; "
+            "that takes about {need} GB of memory, and {free} GB are free.",
+            dtype=name,
+            times=f"{times:.2g}",
+            need=f"{need:.1f}",
+            free=f"{machine.room_gb:.1f}",
+        )
+    ]
 
 
 def busy(machine: Hardware) -> list[str]:
     """The sentence about other programs that take the cores which a run needs; on a card they matter little."""
     if machine.device != "cpu" or machine.spare > QUIET:
         return []
-    return [t("Other programs keep {busy} of {all} cores busy now: the times of this plan are those of a quiet "
-              "machine, and beside them a run takes about {times} times as long.", busy=f"{machine.others:.1f}",
-              all=machine.all_cores, times=f"{1 / max(machine.spare, 0.1):.1f}")]  # fmt: skip
+    return [
+        t(
+            "Other programs keep {busy} of {all} cores busy now: the times of this plan are those of a quiet "
+            "machine, and beside them a run takes about {times} times as long.",
+            busy=f"{machine.others:.1f}",
+            all=machine.all_cores,
+            times=f"{1 / max(machine.spare, 0.1):.1f}",
+        )
+    ]
 
 
 def _fused(machine: Hardware, size: Shape, train: TrainPart) -> bool:
@@ -232,9 +260,14 @@ def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
 
 
 def _unkept(
-    recipe: Recipe, size: Shape, items: Examples, manifest: Mapping[str, Any] | None, steps: int, per_epoch: int,
+    recipe: Recipe,
+    size: Shape,
+    items: Examples,
+    manifest: Mapping[str, Any] | None,
+    steps: int,
+    per_epoch: int,
     folder: Path,
-) -> str:  # fmt: skip
+) -> str:
     """Why the output of the frozen blocks is not kept over the epochs, "" where it is. Raises TL-MODEL-KEEP."""
     train = recipe.train
     need = kept_bytes(items, size.hidden, size.bytes_each)
@@ -275,8 +308,10 @@ def times(plan: Plan) -> list[Choice]:
     if measured["answers"]:
         why = t(
             "estimated; answers before and after: {n} each, of at most {longest} tokens, at {speed} tokens a second",
-            n=measured["answers"], longest=measured["longest"], speed=f"{measured['tokens_per_second']:.0f}",
-        )  # fmt: skip
+            n=measured["answers"],
+            longest=measured["longest"],
+            speed=f"{measured['tokens_per_second']:.0f}",
+        )
     return [
         Choice(t("training time"), about(plan.seconds), t("estimated from the operations of a step")),
         Choice(t("evaluation time"), about(float(measured["seconds"])), why),
@@ -301,8 +336,11 @@ def _method(train: TrainPart, size: Shape) -> str:
     if size.virtual:
         sentences.append(t("virtual tokens before each text: {n}", n=size.virtual))
     if size.below:
-        sentences.append(t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
-                    if size.below < size.layers else t("no gradient goes into the blocks"))  # fmt: skip
+        sentences.append(
+            t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
+            if size.below < size.layers
+            else t("no gradient goes into the blocks")
+        )
     return COMMA[current()].join(sentences)
 
 
@@ -334,10 +372,11 @@ def _choices(
         *_frozen(size, unkept),
         *shared_choices(recipe, batches, steps),
         Choice(
-            t("optimizer"), train.optimizer,
+            t("optimizer"),
+            train.optimizer,
             t("its state: {size}", size=format_bytes(round(size.trainable * STATE[train.optimizer]))),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choice]:
@@ -348,17 +387,26 @@ def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choic
     return [
         Choice(t("longest row"), longest, f"prepare.max_length: {wanted}"),
         Choice(
-            t("batch"), t("dialogues a step: {n}", n=train.batch_size),
-            t("forward passes a step: {n} on average, at most {budget} tokens each, no padding",
-              n=f"{passes:.1f}", budget=_fullest(batches)),
+            t("batch"),
+            t("dialogues a step: {n}", n=train.batch_size),
+            t(
+                "forward passes a step: {n} on average, at most {budget} tokens each, no padding",
+                n=f"{passes:.1f}",
+                budget=_fullest(batches),
+            ),
         ),
         Choice(
-            t("steps"), str(steps),
-            t("dialogues: {n}, epochs: {epochs}", n=len(batches.lengths),
-              epochs=f"{steps / batches.steps_per_epoch:.3g}"),
+            t("steps"),
+            str(steps),
+            t(
+                "dialogues: {n}, epochs: {epochs}",
+                n=len(batches.lengths),
+                epochs=f"{steps / batches.steps_per_epoch:.3g}",
+            ),
         ),
         Choice(
-            t("learning rate"), f"{train.learning_rate:g}",
+            t("learning rate"),
+            f"{train.learning_rate:g}",
             t("{schedule}, steps in which it rises: {n}", schedule=train.schedule, n=warmup_steps(train, steps)),
         ),
-    ]  # fmt: skip
+    ]

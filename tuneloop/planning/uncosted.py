@@ -30,8 +30,12 @@ def uncosted(assembled: TrainingInput) -> Plan:
     ]  # fmt: skip
     none = {"seconds": 0.0, "answers": 0, "longest": recipe.evaluate.max_new_tokens, "tokens_per_second": 0.0}
     return Plan(
-        machine=look(), model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
+        machine=look(),
+        model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
         data={"dialogues": len(items), "tokens": sum(batches.lengths), "label_tokens": labels, "steps": steps},
         choices=(Choice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
-        seconds=0.0, evaluation=none, memory_gb=0.0, warnings=tuple(warnings),
-    )  # fmt: skip
+        seconds=0.0,
+        evaluation=none,
+        memory_gb=0.0,
+        warnings=tuple(warnings),
+    )

@@ -99,9 +99,13 @@ def through(steps: Sequence[Admission], engine: Engine) -> Submit:
 
     async def to_engine(question: Question) -> AnswerStream:
         return engine.submit(
-            question.chat, max_new_tokens=question.max_new_tokens, temperature=question.temperature,
-            top_p=question.top_p, seed=question.seed, stop=question.stop,
-        )  # fmt: skip
+            question.chat,
+            max_new_tokens=question.max_new_tokens,
+            temperature=question.temperature,
+            top_p=question.top_p,
+            seed=question.seed,
+            stop=question.stop,
+        )
 
     submit: Submit = to_engine
     for step in reversed(steps):

@@ -71,9 +71,13 @@ def create_app(engine: Engine, *, model_name: str, admission: Sequence[Admission
 
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.
     app = FastAPI(
-        title="tuneloop", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
+        title="tuneloop",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
         dependencies=[Depends(enter)],
-    )  # fmt: skip
+    )
     app.add_exception_handler(TuneloopError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
@@ -110,10 +114,15 @@ def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Su
         chat = body.chat()
         tokens = await engine.count(chat)
         question = Question(
-            request, chat, tokens, answer_budget(body, tokens, engine.context, max_new_tokens),
-            temperature=body.sampling_temperature, top_p=1.0 if body.top_p is None else body.top_p, seed=body.seed,
+            request,
+            chat,
+            tokens,
+            answer_budget(body, tokens, engine.context, max_new_tokens),
+            temperature=body.sampling_temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=body.seed,
             stop=body.stops,
-        )  # fmt: skip
+        )
         stream = await submit(question)
         writer = Writer(model_name)
         if body.stream:
@@ -229,8 +238,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     codes = {404: "TL-SERVE-ROUTE", 405: "TL-SERVE-METHOD"}
     coded = ServeError(
         codes.get(error.status_code, "TL-SERVE-REQUEST"),
-        method=request.method, path=request.url.path, error=error.detail, param=None,
-    )  # fmt: skip
+        method=request.method,
+        path=request.url.path,
+        error=error.detail,
+        param=None,
+    )
     return JSONResponse(error_body(coded), error.status_code, error.headers)
 
 

@@ -209,9 +209,14 @@ def answer_budget(request: ChatRequest, prompt_tokens: int, context: int, defaul
         return min(left, default)
     if request.wanted > left:
         raise ServeError(
-            "TL-SERVE-ROOM", where="max_tokens", param="max_tokens",
-            tokens=prompt_tokens, wanted=request.wanted, left=left, context=context,
-        )  # fmt: skip
+            "TL-SERVE-ROOM",
+            where="max_tokens",
+            param="max_tokens",
+            tokens=prompt_tokens,
+            wanted=request.wanted,
+            left=left,
+            context=context,
+        )
     return request.wanted
 
 

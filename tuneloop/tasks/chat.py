@@ -34,7 +34,5 @@ def _items(rows: SplitView, setting: TaskContext) -> Examples:
     return Examples.of(rows.samples)
 
 
-CHAT = Task(
-    kinds=frozenset({"chat", "text"}), head=lambda setting, config: Head(), items=_items, objective=objective
-)  # fmt: skip
+CHAT = Task(kinds=frozenset({"chat", "text"}), head=lambda setting, config: Head(), items=_items, objective=objective)
 TEXT = CHAT

@@ -120,8 +120,13 @@ def require_classes(counts: Mapping[str, int]) -> None:
     decimals = sum(size != int(size) for size in values if size is not None)
     alone = sum(counts.values()) < 2 * len(counts)
     if decimals or alone:
-        raise DataError("TL-DATA-NUMBERS", where="data", n=len(counts), rows=sum(counts.values()),
-                        labels=", ".join(ordered(counts)[:5]) + " …")  # fmt: skip
+        raise DataError(
+            "TL-DATA-NUMBERS",
+            where="data",
+            n=len(counts),
+            rows=sum(counts.values()),
+            labels=", ".join(ordered(counts)[:5]) + " …",
+        )
 
 
 def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]:
@@ -156,8 +161,13 @@ def labelled(
     names = rows.labels()
     unknown = sorted(set(names) - set(number))
     if unknown:
-        raise DataError("TL-DATA-LABEL", where="data", n=sum(name not in number for name in names),
-                        label=", ".join(unknown[:5]), labels=", ".join(setting.labels))  # fmt: skip
+        raise DataError(
+            "TL-DATA-LABEL",
+            where="data",
+            n=sum(name not in number for name in names),
+            label=", ".join(unknown[:5]),
+            labels=", ".join(setting.labels),
+        )
     label = np.array([number[name] for name in names], np.int64)[samples.row]
     weights = np.array(setting.weights or [1.0] * len(number), np.float32)[label]
     columns: dict[str, NDArray[Any]] = {"label": label, "weight": weights, **(more or {})}
@@ -184,5 +194,10 @@ def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> Label
 
 
 CLASSIFY = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
-)  # fmt: skip
+    kinds=frozenset({"label"}),
+    head=_head,
+    items=_items,
+    objective=_objective,
+    generates=False,
+    classes=classes,
+)

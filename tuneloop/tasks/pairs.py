@@ -41,8 +41,12 @@ def within(items: Examples, budget: int) -> Examples:
     if (items.lengths > budget).any():
         at = int(items.lengths.argmax())
         one, two = items.samples.lengths[items.members[at]].tolist()
-        error = t("its two texts have {one} and {two} tokens, and a forward pass takes {budget} for both",
-                  one=one, two=two, budget=budget)  # fmt: skip
+        error = t(
+            "its two texts have {one} and {two} tokens, and a forward pass takes {budget} for both",
+            one=one,
+            two=two,
+            budget=budget,
+        )
         raise DataError("TL-DATA-PAIR", where=items.samples.names[items.members[at, 0]].decode(), error=error)
     return items
 

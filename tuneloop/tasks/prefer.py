@@ -262,6 +262,10 @@ def _needs_reference(items: Examples, train: TrainPart) -> bool:
 
 
 PREFER = Task(
-    kinds=frozenset({"preference", "judged"}), head=lambda setting, config: Head(), items=_items, objective=objective,
-    precompute_reference=precompute_reference, needs_reference=_needs_reference,
-)  # fmt: skip
+    kinds=frozenset({"preference", "judged"}),
+    head=lambda setting, config: Head(),
+    items=_items,
+    objective=objective,
+    precompute_reference=precompute_reference,
+    needs_reference=_needs_reference,
+)

@@ -143,8 +143,9 @@ def word_ids(setting: TaskContext) -> list[list[list[int]]]:
             elif (one := seen.setdefault(tuple(ids), label)) != label:
                 why = t("'{word}' stands for two labels, {one} and {two}", word=word, one=one, two=label)
             if why:
-                raise RecipeError("TL-RECIPE-WORDS", where=f"train.classify.words.{label}", error=why,
-                                  example=_words(setting.labels))  # fmt: skip
+                raise RecipeError(
+                    "TL-RECIPE-WORDS", where=f"train.classify.words.{label}", error=why, example=_words(setting.labels)
+                )
             own.append(ids)
         out.append(own)
     return out
@@ -201,8 +202,9 @@ def samples(rows: SplitView, setting: TaskContext) -> Sequences:
     n, trained = len(ids), np.zeros(len(flat), np.bool_)
     names = np.zeros(n, "S12")
     names[:] = [record.id for record in rows.records()]
-    return Sequences(flat, trained, starts, labels_of(trained, starts), np.ones(n, np.bool_),
-                   np.arange(n, dtype=np.int32), names, n)  # fmt: skip
+    return Sequences(
+        flat, trained, starts, labels_of(trained, starts), np.ones(n, np.bool_), np.arange(n, dtype=np.int32), names, n
+    )
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -299,6 +301,11 @@ def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> Promp
 
 
 CLASSIFY_PROMPT = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
+    kinds=frozenset({"label"}),
+    head=_head,
+    items=_items,
+    objective=_objective,
+    generates=False,
+    classes=classes,
     samples=samples,
-)  # fmt: skip
+)

@@ -37,21 +37,38 @@ def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
     if part is None:
         return FORM.format(model=kind, more="", bits="", given=given)
     dtype = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
-    how = ["load_in_8bit=True"] if part.bits == "int8" else [
-        "load_in_4bit=True", 'bnb_4bit_quant_type="nf4"', f"bnb_4bit_use_double_quant={part.double}",
-        f'bnb_4bit_compute_dtype="{dtype}"',
-    ]  # fmt: skip
+    how = (
+        ["load_in_8bit=True"]
+        if part.bits == "int8"
+        else [
+            "load_in_4bit=True",
+            'bnb_4bit_quant_type="nf4"',
+            f"bnb_4bit_use_double_quant={part.double}",
+            f'bnb_4bit_compute_dtype="{dtype}"',
+        ]
+    )
     if skipped:
         how.append(f"llm_int8_skip_modules={list(skipped)}")
     lines = "".join(f"    {one},\n" for one in how)
-    return FORM.format(model=kind, more=", BitsAndBytesConfig", bits=f"bits = BitsAndBytesConfig(\n{lines})\n",
-                       given=f'{given}, quantization_config=bits, dtype="{dtype}"')  # fmt: skip
+    return FORM.format(
+        model=kind,
+        more=", BitsAndBytesConfig",
+        bits=f"bits = BitsAndBytesConfig(\n{lines})\n",
+        given=f'{given}, quantization_config=bits, dtype="{dtype}"',
+    )
 
 
 def adapter_card(
-    run: Path, recipe: Recipe, base: Path, *, steps: int, dataset: str, hub: bool, scores: int = 0,
+    run: Path,
+    recipe: Recipe,
+    base: Path,
+    *,
+    steps: int,
+    dataset: str,
+    hub: bool,
+    scores: int = 0,
     skipped: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """The card in the chosen language. `hub`: the base model's name is one of a model hub, which may go into its head.
 
     `dataset` is the hash of the dataset version, "" where it is not known. `scores` and `skipped` as in `code`.

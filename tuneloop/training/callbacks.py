@@ -172,9 +172,13 @@ class Screen:
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn(t("training")), BarColumn(bar_width=None), TaskProgressColumn(),
-                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
+                TextColumn(t("training")),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.task = self.bar.add_task("", total=total, completed=first, numbers="")
             self.bar.start()
 
@@ -192,9 +196,11 @@ class Screen:
         speed = self.meter.last_tokens / max(1e-9, self.meter.last_seconds)
         numbers = t(
             "loss {loss}  grad {grad}  {speed} tok/s  {memory} GB",
-            loss=f"{figures.loss:.3f}", grad=f"{figures.grad_norm:.2f}", speed=f"{speed:.0f}",
+            loss=f"{figures.loss:.3f}",
+            grad=f"{figures.grad_norm:.2f}",
+            speed=f"{speed:.0f}",
             memory=f"{self.meter.last_gb:.1f}",
-        )  # fmt: skip
+        )
         self.last = now
         if self.bar is not None:
             self.bar.update(self.task, completed=state.step, numbers=numbers)
@@ -202,9 +208,14 @@ class Screen:
         done = state.step - self.first
         left = (self.last - self.began) / max(1, done) * (self.total - state.step)
         self.say(
-            t("step {step}/{total}  {numbers}  {left} left", step=state.step, total=self.total, numbers=numbers,
-              left=about(left))
-        )  # fmt: skip
+            t(
+                "step {step}/{total}  {numbers}  {left} left",
+                step=state.step,
+                total=self.total,
+                numbers=numbers,
+                left=about(left),
+            )
+        )
 
     def on_end(self, state: State) -> None:
         self.close()

@@ -89,8 +89,14 @@ class Cores:
         self.now = wanted
         bind(self.allowed if wanted == self.count else set(sorted(worked, key=lambda core: worked[core])[:wanted]))
         self.journal.event("cores", step=state.step, cores=wanted, of=self.count, others=round(busy, 1))
-        self.say(t("Other programs keep {busy} cores busy: on {n} of {most} cores from here on.",
-                   busy=f"{busy:.1f}", n=wanted, most=self.count))  # fmt: skip
+        self.say(
+            t(
+                "Other programs keep {busy} cores busy: on {n} of {most} cores from here on.",
+                busy=f"{busy:.1f}",
+                n=wanted,
+                most=self.count,
+            )
+        )
 
     def on_end(self, state: State) -> None:
         pass

@@ -46,5 +46,9 @@ def require_device(path: Path) -> None:
         cards = sum(name.startswith("cuda.") for name in file.keys())  # noqa: SIM118
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if cards and not available:
-        raise MachineError("TL-MACHINE-DEVICE", where=str(path), checkpoint=path.name,
-                           error=t("it was made on {n} CUDA devices, and there are none now", n=cards))  # fmt: skip
+        raise MachineError(
+            "TL-MACHINE-DEVICE",
+            where=str(path),
+            checkpoint=path.name,
+            error=t("it was made on {n} CUDA devices, and there are none now", n=cards),
+        )

@@ -67,8 +67,11 @@ def objection(train: TrainPart, question: Question) -> str:
     if question.below * SHARE < question.of:
         return t("frozen blocks: {n} of {all} only", n=question.below, all=question.of)
     if question.size > question.free // 2:
-        return t("{need} would be kept and {free} are free on the disk",
-                 need=format_bytes(question.size), free=format_bytes(question.free))  # fmt: skip
+        return t(
+            "{need} would be kept and {free} are free on the disk",
+            need=format_bytes(question.size),
+            free=format_bytes(question.free),
+        )
     return ""
 
 
@@ -153,8 +156,9 @@ def _keep(below: Frozen, cache: CachePolicy, size: int) -> str:
         distributed.world().wait_for_everyone()
         if not distributed.leads():
             fill()
-        exact = distributed.shared(all(below.exact(side, items, packing=cache.packing)
-                                 for side, items in cache.sides.items() if len(items)))  # fmt: skip
+        exact = distributed.shared(
+            all(below.exact(side, items, packing=cache.packing) for side, items in cache.sides.items() if len(items))
+        )
     if exact:
         return ""
     below.stores.clear()

@@ -82,9 +82,12 @@ class Guard:
             raise RunError("TL-RUN-BEST", where=str(path), step=self.spare)
         self.events.event("best", step=self.spare, eval_loss=self.best_loss)
         self.say(
-            t("the result is the state after step {step}, held-out loss {loss}", step=self.spare,
-              loss=f"{self.best_loss:.4f}")
-        )  # fmt: skip
+            t(
+                "the result is the state after step {step}, held-out loss {loss}",
+                step=self.spare,
+                loss=f"{self.best_loss:.4f}",
+            )
+        )
         return path
 
 

@@ -63,8 +63,10 @@ class TokenizerBundle:
         task = TASKS.get(train.task)
         if task is None or self.alone:
             return 0
-        records = [Record(tuple(Message("user", text) for text in texts), "", n, kind="label")
-                   for n, texts in enumerate((("a",), ("1.",), ("字",), ("a", "a")))]  # fmt: skip
+        records = [
+            Record(tuple(Message("user", text) for text in texts), "", n, kind="label")
+            for n, texts in enumerate((("a",), ("1.",), ("字",), ("a", "a")))
+        ]
         rows = SplitView(self.encode(records), lambda: records)
         setting = TaskContext(train, self.tokenizer, masked=masked(self.folder, self.tokenizer))
         try:
@@ -155,14 +157,29 @@ class TrainingInput:
         most, lengths = self.max_sequence_length, self.held.samples.lengths
         names = self.held.samples.names
         if most and (long := np.flatnonzero(lengths > most)).size:
-            raise DataError("TL-DATA-CONTEXT", where="validation", n=len(long), of=len(lengths), context=most,
-                            length=int(lengths.max()), example=names[long[0]].decode())  # fmt: skip
+            raise DataError(
+                "TL-DATA-CONTEXT",
+                where="validation",
+                n=len(long),
+                of=len(lengths),
+                context=most,
+                length=int(lengths.max()),
+                example=names[long[0]].decode(),
+            )
         rows = vocabulary(self.folder)
         if rows and len(self.held.samples) and (unknown := np.flatnonzero(beyond(self.held.samples, rows))).size:
             tokenizer = self.context.tokenizer
             token = str(tokenizer.convert_ids_to_tokens(int(self.held.samples.ids.max())))
-            raise DataError("TL-DATA-VOCABULARY", where="validation", n=len(unknown), of=len(lengths), token=token,
-                            tokens=len(tokenizer), rows=rows, example=names[unknown[0]].decode())  # fmt: skip
+            raise DataError(
+                "TL-DATA-VOCABULARY",
+                where="validation",
+                n=len(unknown),
+                of=len(lengths),
+                token=token,
+                tokens=len(tokenizer),
+                rows=rows,
+                example=names[unknown[0]].decode(),
+            )
 
 
 def assemble(recipe: Recipe, dataset: Dataset, workspace: Path = Path(), prompts: Sequence[str] = ()) -> TrainingInput:
@@ -180,9 +197,16 @@ def assemble(recipe: Recipe, dataset: Dataset, workspace: Path = Path(), prompts
 
     train, held = view("train"), view("validation")
     return TrainingInput(
-        recipe, bundle.folder, task, context, dataset, train.samples, task.items(train, context),
-        task.items(held, context), tuple(prompts),
-    )  # fmt: skip
+        recipe,
+        bundle.folder,
+        task,
+        context,
+        dataset,
+        train.samples,
+        task.items(train, context),
+        task.items(held, context),
+        tuple(prompts),
+    )
 
 
 def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -219,8 +243,11 @@ def _task_context(recipe: Recipe, dataset: Dataset, bundle: TokenizerBundle, tas
     known = known_labels(bundle.folder)
     if recipe.train.adapter and (theirs := adapter_labels(Path(recipe.train.adapter))):
         if set(theirs) != set(counts):
-            reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=", ".join(theirs),
-                       ours=", ".join(sorted(counts)))  # fmt: skip
+            reason = t(
+                "its labels are {theirs}, and those of the rows {ours}",
+                theirs=", ".join(theirs),
+                ours=", ".join(sorted(counts)),
+            )
             raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
         known = theirs
     labels, weights = task.classes(counts, recipe.train, known)

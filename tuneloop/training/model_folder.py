@@ -39,9 +39,13 @@ def starting_model(recipe: Recipe, folder: Path, task: Task, setting: TaskContex
 
 
 def save_result(
-    model: nn.Module, tokenizer: Any, base: Path, target: Path, part: ModelPart | None = None,
+    model: nn.Module,
+    tokenizer: Any,
+    base: Path,
+    target: Path,
+    part: ModelPart | None = None,
     bits: QloraPart | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the adapter (PEFT's own layout) or the whole model, with tokenizer and template, into `target`.
 
     `bits` says how the weights of the base were held.

@@ -117,9 +117,12 @@ def _quantised(groups: list[dict[str, Any]], train: TrainPart) -> Optimizer:
         kind([probe], lr=1e-3).step()
     except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
         raise MachineError(
-            "TL-MACHINE-OPTIMIZER", where="train.optimizer", optimizer=train.optimizer, device=first.device.type,
+            "TL-MACHINE-OPTIMIZER",
+            where="train.optimizer",
+            optimizer=train.optimizer,
+            device=first.device.type,
             error=str(error).partition("\n")[0][:200],
-        ) from error  # fmt: skip
+        ) from error
     optimizer = kind(groups, lr=train.learning_rate, betas=train.betas)
     assert isinstance(optimizer, Optimizer)
     return optimizer

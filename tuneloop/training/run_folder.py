@@ -75,9 +75,16 @@ def _merge_adapters(recipe: Recipe, run: Run) -> Recipe:
     bits = adapters.held_alike(others)
     model = load_model(base, recipe.model.dtype, quantized=bits)
     adapters.stacked(quantize.dequantized(model) if bits else model, base, others, run.path / BASE)
-    run.write("merged.json", {"base": recipe.model.name, "revision": recipe.model.revision,
-                              "adapters": recipe.train.merge, "into": BASE,
-                              "bits": bits.bits if bits else adapters.WHOLE})  # fmt: skip
+    run.write(
+        "merged.json",
+        {
+            "base": recipe.model.name,
+            "revision": recipe.model.revision,
+            "adapters": recipe.train.merge,
+            "into": BASE,
+            "bits": bits.bits if bits else adapters.WHOLE,
+        },
+    )
     model_part = recipe.model.model_copy(update={"name": f"./{BASE}", "revision": None})
     train = recipe.train.model_copy(update={"merge": []})
     return recipe.model_copy(update={"model": model_part, "train": train})

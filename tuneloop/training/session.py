@@ -89,15 +89,23 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     if recipe.train.packing and not setup.batches.packing:
         screen.say(t("This model cannot be packed exactly: one dialogue a row."))
     if unordered:
-        screen.say(t("{operation} adds up in any order on this card: a resumed run may differ by rounding.",
-                     operation=unordered))  # fmt: skip
+        screen.say(
+            t(
+                "{operation} adds up in any order on this card: a resumed run may differ by rounding.",
+                operation=unordered,
+            )
+        )
     require_held_out(recipe.train, len(setup.held))
     guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, setup.metrics, setup.events, screen.say)
     watchers = _watchers(setup, screen, accelerator, guard, assembled) if accelerator.is_main_process else []
     steps = Steps(
-        setup.batches, setup.train, state.step, setup.total,
-        rank=accelerator.process_index, world_size=accelerator.num_processes,
-    )  # fmt: skip
+        setup.batches,
+        setup.train,
+        state.step,
+        setup.total,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
     frozen = kept_blocks(model, _cache_policy(setup, state, screen))
     interruptible = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
     multiplying = matmul_precision(_matmul(recipe, assembled.task))
@@ -107,11 +115,18 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
                 guard.stops
             ):  # else it was stopped early, and killed before its result was written
                 train(
-                    accelerator, wrapped, optimizer, setup.scheduler, loader(steps, recipe.train.workers), state,
-                    max_grad_norm=recipe.train.max_grad_norm, callbacks=watchers,
+                    accelerator,
+                    wrapped,
+                    optimizer,
+                    setup.scheduler,
+                    loader(steps, recipe.train.workers),
+                    state,
+                    max_grad_norm=recipe.train.max_grad_norm,
+                    callbacks=watchers,
                     stop=lambda: distributed.anyone(interrupt.requested or (distributed.leads() and guard.stops)),
-                    late=pick_dtype(recipe.model.dtype) == torch.float16, seed=recipe.seed,
-                )  # fmt: skip
+                    late=pick_dtype(recipe.model.dtype) == torch.float16,
+                    seed=recipe.seed,
+                )
         finally:
             screen.close()
     if accelerator.is_main_process:
@@ -138,11 +153,17 @@ def _cache_policy(setup: TrainState, state: checkpoint.State, screen: Screen) ->
         if distributed.leads():
             setup.events.event("frozen_blocks", kept=cached, why=why, bytes=size, seconds=seconds)
         if cached:
-            screen.say(t("The frozen blocks ran once for all epochs: {size} in {time}.",
-                         size=format_bytes(size), time=about(seconds)))  # fmt: skip
+            screen.say(
+                t(
+                    "The frozen blocks ran once for all epochs: {size} in {time}.",
+                    size=format_bytes(size),
+                    time=about(seconds),
+                )
+            )
 
-    return CachePolicy(settings, setup.run.path / "trunk", sides, setup.total / per_epoch, setup.batches.packing,
-                   decided, report)  # fmt: skip
+    return CachePolicy(
+        settings, setup.run.path / "trunk", sides, setup.total / per_epoch, setup.batches.packing, decided, report
+    )
 
 
 def _watchers(
@@ -177,8 +198,9 @@ def _watchers(
     evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
     saved = due(settings.save_strategy, settings.save_steps)
     samples = Journal(setup.run.path / "samples.jsonl")
-    sampler = sampler_for(setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples,
-                          screen.say)  # fmt: skip
+    sampler = sampler_for(
+        setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
+    )
     listeners = [guard.measured, *([sampler.measured] if sampler else [])]
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
     return [
@@ -203,8 +225,14 @@ def _start(setup: TrainState, task: Task) -> checkpoint.State:
     if not distributed.leads():
         return checkpoint.State()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
-    setup.events.event("started", step=0, total=setup.total, packing=setup.batches.packing, versions=versions,
-                       products=_matmul(setup.recipe, task))  # fmt: skip
+    setup.events.event(
+        "started",
+        step=0,
+        total=setup.total,
+        packing=setup.batches.packing,
+        versions=versions,
+        products=_matmul(setup.recipe, task),
+    )
     return checkpoint.State()
 
 
@@ -226,8 +254,16 @@ def _card(setup: TrainState, state: checkpoint.State, model: nn.Module, base: Pa
     hub = on_hub(setup.recipe.model.name)
     base_model = unwrap(model)
     scores = int(base_model.config.num_labels or 0) if scores_labels(base_model) else 0
-    return adapter_card(setup.run.path, setup.recipe, base, steps=state.step, dataset=dataset, hub=hub, scores=scores,
-                        skipped=never_quantised(base_model) if scores else ())  # fmt: skip
+    return adapter_card(
+        setup.run.path,
+        setup.recipe,
+        base,
+        steps=state.step,
+        dataset=dataset,
+        hub=hub,
+        scores=scores,
+        skipped=never_quantised(base_model) if scores else (),
+    )
 
 
 def _close(
@@ -249,6 +285,9 @@ def _close(
     shutil.rmtree(setup.run.path / "trunk", ignore_errors=True)  # nothing is left to resume
     meter = setup.meter
     setup.events.event(
-        "finished", step=state.step, seconds=round(meter.total_seconds, 2),
-        tokens_per_second=round(meter.tokens_per_second, 1), memory_gb=round(meter.peak_gb, 3),
-    )  # fmt: skip
+        "finished",
+        step=state.step,
+        seconds=round(meter.total_seconds, 2),
+        tokens_per_second=round(meter.tokens_per_second, 1),
+        memory_gb=round(meter.peak_gb, 3),
+    )

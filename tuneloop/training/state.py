@@ -101,8 +101,21 @@ def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainStat
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(objective, recipe.train)
     scheduler = scheduler_for(optimizer, recipe.train, total)
-    return TrainState(run, recipe, model, objective, train, held, batches, total, optimizer, scheduler,
-                      Journal(run.metrics), Journal(run.events), Meter())  # fmt: skip
+    return TrainState(
+        run,
+        recipe,
+        model,
+        objective,
+        train,
+        held,
+        batches,
+        total,
+        optimizer,
+        scheduler,
+        Journal(run.metrics),
+        Journal(run.events),
+        Meter(),
+    )
 
 
 def _with_reference(

@@ -62,9 +62,11 @@ def _context(figures: dict[str, Any]) -> dict[str, Any]:
         "idle": ("、" if current() == "zh" else ", ").join(step_name(s["step"]) for s in steps if not acted(s)),
         "over": sum(n for _, n in lengths["too_long"]),
         "by_action": {action: reasons_of(figures, action) for action in ledger.ACTIONS},
-        "samples": [{**one, "parts": [{**part, "facts": part_facts(part)} for part in one["parts"]]}
-                    for one in figures["samples"]],
-    }  # fmt: skip
+        "samples": [
+            {**one, "parts": [{**part, "facts": part_facts(part)} for part in one["parts"]]}
+            for one in figures["samples"]
+        ],
+    }
 
 
 def moment(created: str) -> str:

@@ -59,23 +59,30 @@ def profile(dataset: Dataset, key: str = "", view: View | None = None) -> dict[s
     labels, more_labels = _labels(dataset)
     files = sorted(manifest["sources"], key=lambda s: -s["rows"])
     return {
-        "format": FORMAT, "name": dataset.name, "hash": dataset.hash, "created": manifest["created"],
-        "model": manifest["settings"]["model"], "max_length": _limit(manifest),
+        "format": FORMAT,
+        "name": dataset.name,
+        "hash": dataset.hash,
+        "created": manifest["created"],
+        "model": manifest["settings"]["model"],
+        "max_length": _limit(manifest),
         "context": view.context if view else 0,
-        "counts": manifest["counts"], "kinds": manifest["kinds"],
+        "counts": manifest["counts"],
+        "kinds": manifest["kinds"],
         "tokens": {**manifest["tokens"], **_trained(dataset, key)},
         "lengths": {"kept": manifest["lengths"], "too_long": histogram(too_long)},
         **_shape(dataset, unsaid),
         "languages": _languages(dataset),
         "duplicates": _duplicates(manifest, reasons),
-        "labels": labels, "more_labels": more_labels,
+        "labels": labels,
+        "more_labels": more_labels,
         "steps": effects(manifest["counts"]["rows_in"], manifest["steps"], _wanted(prepare)),
         "reasons": reasons,
         "sources": [_source(s, manifest["repeat"]) for s in files[:MANY]],
         "more_sources": {"files": len(files[MANY:]), "rows": sum(s["rows"] for s in files[MANY:])},
-        "left_out": manifest["left_out"][:MANY], "more_left_out": len(manifest["left_out"][MANY:]),
+        "left_out": manifest["left_out"][:MANY],
+        "more_left_out": len(manifest["left_out"][MANY:]),
         "samples": excerpts(dataset, key, view),
-    }  # fmt: skip
+    }
 
 
 def of(dataset: Dataset) -> dict[str, Any]:
@@ -231,11 +238,15 @@ def _duplicates(manifest: dict[str, Any], reasons: list[dict[str, Any]]) -> dict
         return sum(one["rows"] for one in reasons if one["reason"] in names)
 
     return {
-        "mode": prepare["dedupe"], "threshold": prepare["near"], "exact": rows("repeated"),
-        "near": rows("nearly repeated"), "held_out": rows("held out elsewhere", "holds a held-out row"),
+        "mode": prepare["dedupe"],
+        "threshold": prepare["near"],
+        "exact": rows("repeated"),
+        "near": rows("nearly repeated"),
+        "held_out": rows("held out elsewhere", "holds a held-out row"),
         "near_left": manifest.get("alike"),
-        "conflicting": rows("conflicting label"), "torn": rows("also in training", "question also in training"),
-    }  # fmt: skip
+        "conflicting": rows("conflicting label"),
+        "torn": rows("also in training", "question also in training"),
+    }
 
 
 def _wanted(prepare: dict[str, Any]) -> set[str]:

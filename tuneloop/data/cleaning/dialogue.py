@@ -102,8 +102,9 @@ def merge_turns(record: Record) -> Result:
     learnt = {m.trained for m in record.messages + record.rejected if m.role == "assistant"}
     left_out = len(learnt) > 1 and any(
         _same_role(*two) and two[0].trained != two[1].trained
-        for turns in (record.messages, *worse) for two in pairwise(turns)
-    )  # fmt: skip
+        for turns in (record.messages, *worse)
+        for two in pairwise(turns)
+    )
     return changed(record, new, "merge_turns", "untrained answer left out" if left_out else "turns merged", detail)
 
 

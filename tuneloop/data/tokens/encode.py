@@ -173,8 +173,16 @@ class _Encoder:
             if chain.cut:
                 ended[k] = True
         none = np.zeros(len(chains))
-        sequences = Sequences(ids, trained, starts, labels_of(trained, starts), ended, none.astype(np.int32),
-                       none.astype("S12"), len(chains))  # fmt: skip
+        sequences = Sequences(
+            ids,
+            trained,
+            starts,
+            labels_of(trained, starts),
+            ended,
+            none.astype(np.int32),
+            none.astype("S12"),
+            len(chains),
+        )
         return sequences, sure
 
     def _laid_out(self, chain: Chain, k: int, pool: Pool, places: list[int], marks: _Marks) -> None:

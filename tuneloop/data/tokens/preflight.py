@@ -90,8 +90,14 @@ def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
     ]
     if not matches:
         return []
-    return [t("{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
-              n=len(matches), of=len(records), token=matches[0].group())]  # fmt: skip
+    return [
+        t(
+            "{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
+            n=len(matches),
+            of=len(records),
+            token=matches[0].group(),
+        )
+    ]
 
 
 def _name(of: dict[str, Any]) -> str:
@@ -162,8 +168,14 @@ def leaked(records: Sequence[Record]) -> list[str]:
     held = sum(any(answer in m.content for m in record.prompt) for answer, record in long)
     out = []
     if long and held > _MOST * len(long):
-        out.append(t("{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
-                     "but to copy", n=held, of=len(long)))  # fmt: skip
+        out.append(
+            t(
+                "{n} of {of} answers looked at stand word for word in their own prompt: there is nothing to learn "
+                "but to copy",
+                n=held,
+                of=len(long),
+            )
+        )
     labelled = [r for r in records if KINDS[r.kind].label == "name" and len(r.label) > 1]
     held = sum(bool(re.search(rf"\b{re.escape(r.label)}\b", r.messages[0].content, re.IGNORECASE)) for r in labelled)
     if labelled and held > _MOST * len(labelled):
@@ -194,9 +206,15 @@ def other_template(tokenizer: Any, folder: Path | None = None) -> list[str]:
 
 
 def preflight(
-    tokenizer: Any, samples: Sequence[Sample], budget: int, records: Sequence[Record] = (), folder: Path | None = None,
-    max_sequence_length: int = 0, rows: int = 0, words: Mapping[str, Sequence[str]] | None = None,
-) -> Preflight:  # fmt: skip
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    budget: int,
+    records: Sequence[Record] = (),
+    folder: Path | None = None,
+    max_sequence_length: int = 0,
+    rows: int = 0,
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> Preflight:
     """Look at every sample, and at what `records`, which they were made from, say of themselves.
 
     `max_sequence_length` is what the model takes, `rows` how many tokens it has rows for; 0 where that is not known, or

@@ -131,8 +131,11 @@ def _thought(r: Record) -> Row:
 
 
 def _preference_pair(r: Record) -> Row:
-    return {"conversations": _sharegpt_turns(r.prompt), "chosen": _sharegpt_turns(r.messages[-1:])[0],
-            "rejected": (_sharegpt_turns(r.rejected) or [{}])[0]}  # fmt: skip
+    return {
+        "conversations": _sharegpt_turns(r.prompt),
+        "chosen": _sharegpt_turns(r.messages[-1:])[0],
+        "rejected": (_sharegpt_turns(r.rejected) or [{}])[0],
+    }
 
 
 def _preference_text(r: Record) -> Row:

@@ -97,15 +97,20 @@ def diff(a: Dataset, b: Dataset) -> dict[str, Any]:
         "moved": moved,
     }
     return {
-        "a": a.hash, "b": b.hash,
-        "rows": {**{name: len(group) for name, group in groups.items()},
-                 "kept": len(ours.keys() & theirs.keys()) - len(moved)},
-        "examples": {name: [{"id": i, "side": s, "file": f, "line": n} for i, (s, f, n) in list(group.items())[:20]]
-                     for name, group in groups.items()},
+        "a": a.hash,
+        "b": b.hash,
+        "rows": {
+            **{name: len(group) for name, group in groups.items()},
+            "kept": len(ours.keys() & theirs.keys()) - len(moved),
+        },
+        "examples": {
+            name: [{"id": i, "side": s, "file": f, "line": n} for i, (s, f, n) in list(group.items())[:20]]
+            for name, group in groups.items()
+        },
         "settings": _settings(a.manifest["settings"], b.manifest["settings"]),
         "sources": _sources(a, b),
         "steps": _steps(a, b),
-    }  # fmt: skip
+    }
 
 
 def _index(dataset: Dataset) -> dict[str, tuple[str, str, int]]:

@@ -107,8 +107,10 @@ def _ledger(path: Path, rows: PreparedRows, more: Sequence[LedgerEntry]) -> tupl
             ledger.add(e)
             if e.action in ("changed", "marked"):
                 lines.setdefault((e.action, e.file), array("q")).append(e.line)
-    touched = {action: sum(len(set(numbers)) for (a, _), numbers in lines.items() if a == action)
-               for action in ("changed", "marked")}  # fmt: skip
+    touched = {
+        action: sum(len(set(numbers)) for (a, _), numbers in lines.items() if a == action)
+        for action in ("changed", "marked")
+    }
     return ledger, touched
 
 
@@ -171,8 +173,9 @@ def _manifest(
             "holds": s.guess.holds,
             "split": side_of(file, s) or "auto",
         }
-        for file, group in file_groups for s in group
-    }  # fmt: skip
+        for file, group in file_groups
+        for s in group
+    }
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -181,23 +184,31 @@ def _manifest(
         "left_out": [{"file": name, "why": why} for name, why in sources.left_out],
         "steps": ledger.counts(),
         "counts": {
-            "rows_in": read.total(), **{side: len(lengths[side]) for side in SIDES},
-            "dropped": ledger.total("dropped"), "added": ledger.total("added"),
+            "rows_in": read.total(),
+            **{side: len(lengths[side]) for side in SIDES},
+            "dropped": ledger.total("dropped"),
+            "added": ledger.total("added"),
         },
         "kinds": dict(Counter(k for k, side in zip(rows.kinds, out, strict=True) if side)),
         "labels": dict(Counter(v for v, side in zip(rows.labels, out, strict=True) if side and v).most_common(100)),
         "tokens": {
-            "total": int(everything.sum()), "longest": int(everything.max()),
-            "mean": round(float(everything.mean()), 1), **{side: int(lengths[side].sum()) for side in SIDES},
+            "total": int(everything.sum()),
+            "longest": int(everything.max()),
+            "mean": round(float(everything.mean()), 1),
+            **{side: int(lengths[side].sum()) for side in SIDES},
         },
         "lengths": histogram(everything.tolist()),
         "repeat": {s.label: file.repeat for file, group in file_groups for s in group},
         "settings": {
-            "seed": recipe.seed, "model": recipe.model.name, "prepare": recipe.prepare.model_dump(mode="json"),
-            "data": [{"files": [s.label for s in group], **file.model_dump(mode="json", exclude={"path"})}
-                     for file, group in file_groups],
+            "seed": recipe.seed,
+            "model": recipe.model.name,
+            "prepare": recipe.prepare.model_dump(mode="json"),
+            "data": [
+                {"files": [s.label for s in group], **file.model_dump(mode="json", exclude={"path"})}
+                for file, group in file_groups
+            ],
         },
-    }  # fmt: skip
+    }
 
 
 def _same(target: Path, manifest: dict[str, Any]) -> Dataset | None:
