@@ -59,8 +59,8 @@ class Scorer:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
             require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
             row = pack([sample])
-            found = self._module.scores(row["input_ids"].to(device), row["position_ids"].to(device), row["segments"])
-            out.append(float(found[0, 0]))
+            score = self._module.scores(row["input_ids"].to(device), row["position_ids"].to(device), row["segments"])
+            out.append(float(score[0, 0]))
         return out
 
     def count(self, chat: Chat) -> int:
