@@ -8,7 +8,8 @@ import pytest
 
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.evaluation import compare, suite
+from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.recipe.schema import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
@@ -19,11 +20,11 @@ def replies(*texts: str) -> list[Reply]:
     return [Reply(text, 1, 1, "stop") for text in texts]
 
 
-def scores(loss: float | None = 2.0, **more: float) -> suite.Scores:
+def scores(loss: float | None = 2.0, **more: float) -> Scores:
     perplexity = None if loss is None else math.exp(min(loss, 700))
-    values = {"bleu": 10.0, "rouge1": 20.0, "rouge2": 5.0, "rougeL": 15.0} | more
-    by_source = {"a.csv": suite.SourceLoss(loss, 4), "b.csv": suite.SourceLoss(1.0, 6)}
-    return suite.Scores(loss=loss, perplexity=perplexity, **values, rows=1, label_tokens=10, by_source=by_source)
+    metrics = {"loss": loss, "perplexity": perplexity, "bleu": 10.0, "rouge1": 20.0, "rouge2": 5.0, "rougeL": 15.0}
+    files = {"a.csv": Scores({"loss": loss}, label_tokens=4), "b.csv": Scores({"loss": 1.0}, label_tokens=6)}
+    return Scores(metrics | more, rows=1, label_tokens=10, by_source=files)
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         "a.csv",
     )
     other = Record((Message("user", "?"), Message("assistant", "!")))
-    evaluation = compare.assemble(
+    assembled = compare.assemble(
         before=scores(2.5),
         after=scores(1.5),
         rows=[record],
@@ -94,6 +95,7 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         show_after=replies("y"),
         probes=[compare.probe(PROBE, replies("", ""), replies("Pebble", "Pebble"))],
     )
+    evaluation = assembled.as_dict()
     assert list(evaluation) == ["before", "after", "by_source", "held", "answers", "show", "probes"]
     assert evaluation["held"] == [record.id, other.id]
     assert list(evaluation["before"]) == [
@@ -119,9 +121,9 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
 
 def test_a_value_without_a_number_stays_valid_json() -> None:
     evaluation = compare.assemble(before=scores(2.0), after=scores(math.nan))
-    json.dumps(evaluation, allow_nan=False)
-    assert evaluation["after"]["loss"] is None
-    assert evaluation["after"]["label_tokens"] == 10
+    json.dumps(evaluation.as_dict(), allow_nan=False)
+    assert evaluation.after["loss"] is None
+    assert evaluation.after.label_tokens == 10
 
 
 def test_lists_of_unequal_length_are_refused() -> None:
@@ -183,17 +185,17 @@ def test_matches_are_shown_with_what_they_are_of() -> None:
 def test_scores_on_different_rows_are_not_compared(
     held: list[list[str] | None], tokens: tuple[int, int], said: str
 ) -> None:
-    left, right = ({"after": {"label_tokens": n}} for n in tokens)
+    left, right = (Evaluation(after=Scores(label_tokens=n)) for n in tokens)
     found = compare.different_rows(left, right, held)
     assert said in found
     assert bool(said) == bool(found)
 
 
 def test_nothing_measured_is_no_change() -> None:
-    nothing = suite.Scores(None, None, None, None, None, None, 0, 0)
+    nothing = Scores(rows=0, label_tokens=0)
     rows = compare.changes(compare.assemble(before=nothing, after=nothing))
     assert [(c.before, c.after, c.change, c.better) for c in rows] == [(None, None, None, None)] * 6
-    assert len(compare.changes({})) == 6
+    assert len(compare.changes(Evaluation())) == 6
 
 
 def test_a_real_model_is_asked(tiny_model: Path) -> None:

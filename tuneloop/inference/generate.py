@@ -75,12 +75,12 @@ class _Chooser:
 class Answerer:
     """Answers chats with a model and its tokenizer. Not for several threads at once."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None, opening: str = "") -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, system: str | None = None, answer_prefix: str = "") -> None:
         """`system` is the prompt a run was trained with (prepare.system): chats that bring none get it here as well.
 
-        `opening` stands before each answer: the empty thought in front of which a run without thoughts was trained.
+        `answer_prefix` stands before each answer: the empty thought that a run without thoughts was trained behind.
         """
-        self.model, self.tokenizer, self.system, self.opening = model, tokenizer, system, opening
+        self.model, self.tokenizer, self.system, self.answer_prefix = model, tokenizer, system, answer_prefix
         self.stops = stop_ids(tokenizer)
         self.alone = has_sliding_window(model)
         """Padding would stand between virtual tokens and prompt, and push them out of a sliding window."""
@@ -92,7 +92,7 @@ class Answerer:
         """Token ids of a chat with the generation prompt."""
         if self.system and not any(m["role"] == "system" for m in chat):
             chat = [{"role": "system", "content": self.system}, *chat]
-        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.opening])[0]
+        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.answer_prefix])[0]
 
     def count(self, chat: Chat) -> int:
         """Prompt tokens of a chat."""
@@ -199,7 +199,7 @@ class Answerer:
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
         require_rows(self.model, self.tokenizer, prompts)
-        room = [min(most, self.context - len(p)) for p in prompts]
+        budgets = [min(most, self.context - len(p)) for p in prompts]
         device = next(self.model.parameters()).device
         pad = next(iter(self.stops), 0)
         ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
@@ -212,12 +212,12 @@ class Answerer:
         quiet = routers_off(base)
         choose = _Chooser(how, device, self.penalty, prompts)
         open_ = [True] * len(prompts)
-        for written in range(1, max(room) + 1):
+        for written in range(1, max(budgets) + 1):
             out = base(**given, use_cache=True, logits_to_keep=1, **quiet)
             ids = choose(out.logits[:, -1]).unsqueeze(-1)
             chosen: list[int] = ids.squeeze(-1).tolist()
             yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
-            open_ = [o and t not in self.stops and written < r for t, o, r in zip(chosen, open_, room, strict=True)]
+            open_ = [o and t not in self.stops and written < r for t, o, r in zip(chosen, open_, budgets, strict=True)]
             if not any(open_):
                 return
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], -1)

@@ -196,5 +196,5 @@ def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> Label
 
 
 CLASSIFY = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
+    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, answers="label", classes=classes,
 )  # fmt: skip

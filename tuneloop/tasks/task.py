@@ -13,7 +13,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Packed
 from tuneloop.data.tokens.samples import Sequences
-from tuneloop.model.head import Head
+from tuneloop.model.head import Answers, Head
 from tuneloop.recipe.schema import TrainPart
 
 
@@ -64,10 +64,15 @@ class Task:
     precompute_reference: Callable[[nn.Module, Examples, Iterable[Packed], Path], Examples] | None = None
     needs_reference: Callable[[Examples, TrainPart], bool] | None = None
     """Whether `precompute_reference` passes all items, where that depends on the recipe."""
-    generates: bool = True
-    """It answers in text; others name a label or a score."""
+    answers: Answers = "text"
+    """How its model answers; inference, evaluation and exports have one dict each with these as keys."""
     classes: Callable[[Mapping[str, int], TrainPart, Sequence[str]], Classes] | None = None
     """Rows of each label in training, and the labels of the model's own head -> the classes it tells apart, in order,
     and their weights. None where it names no class."""
     samples: Callable[[SplitView, TaskContext], Sequences] = _as_encoded
     """The rows as this task's model reads them, label or not."""
+
+    @property
+    def generates(self) -> bool:
+        """It answers in text; others name a label or a score."""
+        return self.answers == "text"

@@ -319,6 +319,6 @@ def _objective(model: nn.Module, items: Examples, setting: TaskContext) -> Promp
 
 
 CLASSIFY_PROMPT = Task(
-    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, generates=False, classes=classes,
+    kinds=frozenset({"label"}), head=_head, items=_items, objective=_objective, answers="label", classes=classes,
     samples=samples,
 )  # fmt: skip
