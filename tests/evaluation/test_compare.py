@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluations import evaluation
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluation import compare
@@ -189,6 +190,18 @@ def test_scores_on_different_rows_are_not_compared(
     found = compare.different_rows(left, right, held)
     assert said in found
     assert bool(said) == bool(found)
+
+
+def test_two_runs_are_compared_by_what_each_scores_after_training() -> None:
+    left, right = evaluation(3.0, 2.0, True), evaluation(3.0, scores(1.0, margin=0.1), False)
+    rows = compare.of_two_runs(left, right)
+    measured = compare.Comparison((), tuple(row for row in rows if row.measured), "take care").as_dict()
+    assert measured["metrics"][0] == {"metric": "held-out loss", "left": 2.0, "right": 1.0, "of": None}
+    assert measured["metrics"][-1] == {"metric": 'answers that match "p0"', "left": 1, "right": 1, "of": 1}
+    assert "margin" not in [row.metric for row in rows], "only one of them has it"
+    assert {row.better for row in rows} == {None}
+    unmeasured = compare.of_two_runs(Evaluation(), right)[0]
+    assert (unmeasured.before, unmeasured.after, unmeasured.measured) == (None, 1.0, True)
 
 
 def test_nothing_measured_is_no_change() -> None:
