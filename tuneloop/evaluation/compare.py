@@ -209,8 +209,10 @@ def changes(evaluation: Evaluation) -> list[Change]:
     files = before.by_source
     if len(files) > 1:
         up = METRICS["loss"].higher_is_better
-        losses = {name: [side.by_source.get(name, Scores())["loss"] for side in (before, after)] for name in files}
-        rows[1:1] = [_change(f"loss/{name}", *pair, up) for name, pair in losses.items()]
+        rows[1:1] = [
+            _change(f"loss/{name}", files[name]["loss"], after.by_source.get(name, Scores())["loss"], up)
+            for name in files
+        ]  # fmt: skip
     return rows + [_probe_change(one) for one in evaluation.probes]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.records import Message
@@ -14,8 +14,7 @@ from tuneloop.evaluation.metrics import METRICS, ClassScore
 from tuneloop.runs.run import Run
 
 FILE = "evaluation.json"
-When = Literal["before", "after"]
-SIDES: tuple[When, When] = ("before", "after")
+SIDES = ("before", "after")
 COUNTS = ("rows", "label_tokens", "texts")
 
 
@@ -150,8 +149,8 @@ class Classes:
         return cls(tuple(content["labels"]), bool(content["fresh"]), before, after)
 
     def as_dict(self) -> dict[str, Any]:
-        sides = {side: getattr(self, side).as_dict() for side in SIDES}
-        return {"labels": list(self.labels), "fresh": self.fresh, **sides}
+        return {"labels": list(self.labels), "fresh": self.fresh, "before": self.before.as_dict(),
+                "after": self.after.as_dict()}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
