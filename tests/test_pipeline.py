@@ -143,16 +143,17 @@ def test_a_run_that_lacks_its_files_is_told(made: Run, tmp_path: Path) -> None:
 
 
 def test_compare_before_and_after_or_two_runs(made: Run, tiny_model: Path, talk_file: Path) -> None:
-    one = pipeline.compare(made, max_new_tokens=6)
+    one = pipeline.compare(made, max_new_tokens=6).as_dict()
     shown = made.read("evaluation.json")["show"][0]
     assert one["answers"] == [shown]
     assert set(shown) == {"prompt", "before", "after", "reference", "before_fault", "after_fault"}
     assert one["metrics"]
     asked = pipeline.compare(made, prompts=["Count.", "Why?"], max_new_tokens=4)
-    assert [a["prompt"] for a in asked["answers"]] == ["Count.", "Why?"]
+    assert [a.prompt for a in asked.answers] == ["Count.", "Why?"]
     with_itself = pipeline.compare(made, made, ["Count."], max_new_tokens=6)
-    assert with_itself["answers"][0]["before"] == with_itself["answers"][0]["after"]
-    assert all(m["left"] == m["right"] for m in with_itself["metrics"])
+    assert with_itself.answers[0].before == with_itself.answers[0].after
+    assert with_itself.metrics
+    assert all(m.before == m.after for m in with_itself.metrics)
 
 
 def test_compare_warns_where_the_held_out_rows_differ(made: Run, tmp_path: Path) -> None:
@@ -160,18 +161,18 @@ def test_compare_warns_where_the_held_out_rows_differ(made: Run, tmp_path: Path)
     assert measured["held"] == [
         r.id for r in open_dataset(Path(made.read("dataset.json")["path"])).records("validation")
     ]
-    assert pipeline.compare(made, made, ["Count."], max_new_tokens=2)["warning"] == ""
-    assert pipeline.compare(made, None, ["Count."], max_new_tokens=2)["warning"] == ""
+    assert pipeline.compare(made, made, ["Count."], max_new_tokens=2).warning == ""
+    assert pipeline.compare(made, None, ["Count."], max_new_tokens=2).warning == ""
     other = Run(Path(shutil.copytree(made.path, tmp_path / "runs" / "talk-9")))
     other.write("evaluation.json", {**measured, "held": [*measured["held"][1:], "0123456789ab"]})
     n = len(measured["held"])
-    warning = pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"]
+    warning = pipeline.compare(made, other, ["Count."], max_new_tokens=2).warning
     assert f"({n} and {n}, {n - 1} of them in both)" in warning
     del measured["held"]  # as earlier versions wrote it: then the dataset says it
     other.write("evaluation.json", measured)
-    assert pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"] == ""
+    assert pipeline.compare(made, other, ["Count."], max_new_tokens=2).warning == ""
     other.write("dataset.json", {"path": str(tmp_path / "gone")})
-    assert "not known" in pipeline.compare(made, other, ["Count."], max_new_tokens=2)["warning"]
+    assert "not known" in pipeline.compare(made, other, ["Count."], max_new_tokens=2).warning
 
 
 def test_what_is_loaded_answers_as_it_was_measured(made: Run) -> None:

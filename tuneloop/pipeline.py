@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,16 @@ from tuneloop.data.version import builder
 from tuneloop.data.version import dataset as datasets
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation.before_after import measure_before_after, questions
-from tuneloop.evaluation.compare import ask, changes, different_rows, evaluation_prompts, side_by_side
+from tuneloop.evaluation.compare import (
+    Comparison,
+    ask,
+    changes,
+    different_rows,
+    evaluation_prompts,
+    of_two_runs,
+    side_by_side,
+)
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.hub.folder_check import vocabulary
@@ -45,6 +54,7 @@ from tuneloop.registry.versions import Version
 from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
+from tuneloop.tasks.table import TASKS
 from tuneloop.training import distributed
 from tuneloop.training.input import TrainingInput, assemble, located, tokenizer_bundle
 from tuneloop.training.run_folder import begin, inside
@@ -94,7 +104,8 @@ def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
 
 def _labelled(recipe: Recipe) -> Recipe:
     """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
-    if recipe.train.task not in {"classify", "classify_prompt"}:
+    task = TASKS.get(recipe.train.task)  # none of this name: auto
+    if task is None or task.kinds != {"label"}:
         return recipe
     files = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
     return recipe.model_copy(update={"data": files})
@@ -187,6 +198,11 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
 
     `held` are the rows to measure on; by default those the run's dataset held out.
     """
+    return measure(run, held=held, say=say).as_dict()
+
+
+def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet) -> Evaluation:
+    """The evaluation of a finished run, written into its folder with the report: what `evaluate` does."""
     began = time.perf_counter()
     refusals.require_space(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
     refusals.require_writable(run.path)
@@ -195,7 +211,7 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
         held = _dataset(run).records("validation")
     evaluation = measure_before_after(trained, held, say)
     with refusals.writing(run.path):
-        run.write("evaluation.json", evaluation)
+        evaluation.write(run.path)
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
         chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
         report.write(run.path)
@@ -204,51 +220,40 @@ def evaluate(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quie
 
 def compare(
     run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96
-) -> dict[str, Any]:
-    """The same prompts answered by two runs, or by one before and after training; and their metrics.
-
-    `warning` says why the metrics of two runs must not be compared, "" if they may be.
-    """
+) -> Comparison:  # fmt: skip
+    """The same prompts answered by two runs, or by one before and after training; and their metrics."""
     from tuneloop.inference.open import make_answerer
 
-    first = load_trained(run.path)
-    answered = [row["prompt"] for row in run.read("evaluation.json").get("answers", [])]
-    prompts_asked = list(prompts) or questions(first.recipe) or answered
+    first, measured = load_trained(run.path), Evaluation.read(run.path)
+    mine = measured or Evaluation()
+    asking = list(prompts) or questions(first.recipe) or [answer.prompt for answer in mine.answers]
 
     def answers(of: Trained, model: Any) -> list[Reply]:
         answerer = make_answerer(replace(of, model=model))
-        return ask(answerer, prompts_asked, max_new_tokens=max_new_tokens, batch_size=8,
+        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8,
                    system=first.recipe.prepare.system)  # fmt: skip
 
-    mine = run.read("evaluation.json")
-    left_rows, warning = changes(mine), ""
+    metrics, warning = changes(mine), ""
     if other is None:
         right = answers(first, first.model)
         with untrained(first) as base:
             left = answers(first, base)
-        metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in left_rows]
     else:
         left = answers(first, first.model)
-        second = load_trained(other.path)
+        second, theirs = load_trained(other.path), Evaluation.read(other.path)
         right = answers(second, second.model)
-        measured = other.read("evaluation.json")
-        theirs = {c.metric: c for c in changes(measured)}
-        if mine and measured:
-            warning = different_rows(mine, measured, [_held(run), _held(other)])
-        metrics = [
-            {"metric": c.label, "left": c.after, "right": theirs[c.metric].after, "of": c.total}
-            for c in left_rows if c.metric in theirs
-        ]  # fmt: skip
-    rows = [asdict(side_by_side(p, a, b)) for p, a, b in zip(prompts_asked, left, right, strict=True)]
-    shown = [m for m in metrics if m["left"] is not None or m["right"] is not None]
-    return {"answers": rows, "metrics": shown, "warning": warning}
+        if measured and theirs:
+            warning = different_rows(measured, theirs, [_held(run), _held(other)])
+        metrics = of_two_runs(mine, theirs or Evaluation())
+    rows = tuple(side_by_side(p, a, b) for p, a, b in zip(asking, left, right, strict=True))
+    return Comparison(rows, tuple(change for change in metrics if change.measured), warning)
 
 
-def _held(run: Run) -> list[str] | None:
+def _held(run: Run) -> Sequence[str] | None:
     """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
-    ids = run.read("evaluation.json").get("held")
-    if isinstance(ids, list):
-        return ids
+    evaluation = Evaluation.read(run.path)
+    if evaluation is not None and evaluation.held is not None:
+        return evaluation.held
     try:  # evaluations of earlier versions name no rows
         return [record.id for record in _dataset(run).records("validation")]
     except TuneloopError:
@@ -305,10 +310,8 @@ def improve(
     before = old.records("validation")
     learned = set(dataset.ids("train"))
     held = [record for record in before if record.id not in learned]
-    old_score = (
-        run.read("evaluation.json") if held == before else measure_before_after(load_trained(run.path), held, say)
-    )
-    verdict = better(old_score or evaluate(run, held=held, say=say), evaluate(new, held=held, say=say))
+    old_score = Evaluation.read(run.path) if held == before else measure_before_after(load_trained(run.path), held, say)
+    verdict = better(old_score or measure(run, held=held, say=say), measure(new, held=held, say=say))
     if verdict.better:
         register(new, workspace=workspace)
     return new, verdict

@@ -70,7 +70,7 @@ def loss_of(model: Any, tokenizer: Any, records: list[Record]) -> float:
 
 def test_before_is_the_base_and_after_is_what_was_trained(made: Run, tiny_model: Path) -> None:
     spoken: list[str] = []
-    found = measure_before_after(load_trained(made.path), held(made), spoken.append)
+    found = measure_before_after(load_trained(made.path), held(made), spoken.append).as_dict()
     assert len(spoken) == 2
     assert json.loads(json.dumps(found)) == found
     base, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
@@ -136,6 +136,6 @@ def test_no_rows_and_no_prompts_are_an_evaluation_too(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     setting = TaskContext(recipe.train, tokenizer)
     trained = Trained(load_model(tiny_model), tokenizer, recipe, CHAT, setting, Head())
-    found = measure_before_after(trained, [], lambda text: None)
+    found = measure_before_after(trained, [], lambda text: None).as_dict()
     assert found["before"]["loss"] is found["after"]["loss"] is None
     assert found["answers"] == found["show"] == found["probes"] == []

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluations import evaluation
 from tuneloop.base.errors import DataError, RecipeError
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.evaluation import compare, suite
+from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.recipe.schema import Probe
 
 PROBE = Probe(name="identity", prompts=["Who are you?", "Your name?"], expect="pebble", at_least=2)
@@ -19,11 +21,11 @@ def replies(*texts: str) -> list[Reply]:
     return [Reply(text, 1, 1, "stop") for text in texts]
 
 
-def scores(loss: float | None = 2.0, **more: float) -> suite.Scores:
+def scores(loss: float | None = 2.0, **more: float) -> Scores:
     perplexity = None if loss is None else math.exp(min(loss, 700))
-    values = {"bleu": 10.0, "rouge1": 20.0, "rouge2": 5.0, "rougeL": 15.0} | more
-    by_source = {"a.csv": suite.SourceLoss(loss, 4), "b.csv": suite.SourceLoss(1.0, 6)}
-    return suite.Scores(loss=loss, perplexity=perplexity, **values, rows=1, label_tokens=10, by_source=by_source)
+    metrics = {"loss": loss, "perplexity": perplexity, "bleu": 10.0, "rouge1": 20.0, "rouge2": 5.0, "rougeL": 15.0}
+    files = {"a.csv": Scores({"loss": loss}, label_tokens=4), "b.csv": Scores({"loss": 1.0}, label_tokens=6)}
+    return Scores(metrics | more, rows=1, label_tokens=10, by_source=files)
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         "a.csv",
     )
     other = Record((Message("user", "?"), Message("assistant", "!")))
-    evaluation = compare.assemble(
+    assembled = compare.assemble(
         before=scores(2.5),
         after=scores(1.5),
         rows=[record],
@@ -94,6 +96,7 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
         show_after=replies("y"),
         probes=[compare.probe(PROBE, replies("", ""), replies("Pebble", "Pebble"))],
     )
+    evaluation = assembled.as_dict()
     assert list(evaluation) == ["before", "after", "by_source", "held", "answers", "show", "probes"]
     assert evaluation["held"] == [record.id, other.id]
     assert list(evaluation["before"]) == [
@@ -119,9 +122,9 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
 
 def test_a_value_without_a_number_stays_valid_json() -> None:
     evaluation = compare.assemble(before=scores(2.0), after=scores(math.nan))
-    json.dumps(evaluation, allow_nan=False)
-    assert evaluation["after"]["loss"] is None
-    assert evaluation["after"]["label_tokens"] == 10
+    json.dumps(evaluation.as_dict(), allow_nan=False)
+    assert evaluation.after["loss"] is None
+    assert evaluation.after.label_tokens == 10
 
 
 def test_lists_of_unequal_length_are_refused() -> None:
@@ -183,17 +186,30 @@ def test_matches_are_shown_with_what_they_are_of() -> None:
 def test_scores_on_different_rows_are_not_compared(
     held: list[list[str] | None], tokens: tuple[int, int], said: str
 ) -> None:
-    left, right = ({"after": {"label_tokens": n}} for n in tokens)
+    left, right = (Evaluation(after=Scores(label_tokens=n)) for n in tokens)
     found = compare.different_rows(left, right, held)
     assert said in found
     assert bool(said) == bool(found)
 
 
+def test_two_runs_are_compared_by_what_each_scores_after_training() -> None:
+    left, right = evaluation(3.0, 2.0, True), evaluation(3.0, scores(1.0, margin=0.1), False)
+    rows = compare.of_two_runs(left, right)
+    measured = compare.Comparison((), tuple(row for row in rows if row.measured), "take care").as_dict()
+    assert measured["metrics"][0] == {"metric": "held-out loss", "left": 2.0, "right": 1.0, "of": None}
+    assert measured["metrics"][-1] == {"metric": 'answers that match "p0"', "left": 1, "right": 1, "of": 1}
+    assert "margin" not in [row.metric for row in rows], "only one of them has it"
+    assert {row.better for row in rows} == {None}
+    unmeasured = compare.of_two_runs(Evaluation(), right)[0]
+    assert (unmeasured.before, unmeasured.after, unmeasured.measured) == (None, 1.0, True)
+
+
 def test_nothing_measured_is_no_change() -> None:
-    nothing = suite.Scores(None, None, None, None, None, None, 0, 0)
+    nothing = Scores(rows=0, label_tokens=0)
     rows = compare.changes(compare.assemble(before=nothing, after=nothing))
-    assert [(c.before, c.after, c.change, c.better) for c in rows] == [(None, None, None, None)] * 6
-    assert len(compare.changes({})) == 6
+    assert [(c.before, c.after, c.change, c.better) for c in rows] == [(None, None, None, None)] * len(rows)
+    assert {"loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL"} <= {c.metric for c in rows}
+    assert compare.changes(Evaluation()) == rows
 
 
 def test_a_real_model_is_asked(tiny_model: Path) -> None:

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from tests.evaluations import evaluation
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import SLACK, better
 
 
-def evaluation(loss: float | None, *probes: bool) -> dict[str, Any]:
-    return {
-        "after": {"loss": loss},
-        "probes": [{"name": f"probe {n}", "passed": passed} for n, passed in enumerate(probes)],
-    }
+def measured(loss: float | None, *passed: bool) -> Evaluation:
+    return evaluation(3.0, loss, *passed)
 
 
 @pytest.mark.parametrize(
@@ -30,18 +27,21 @@ def evaluation(loss: float | None, *probes: bool) -> dict[str, Any]:
     ],
 )
 def test_the_held_out_loss_must_hold(old: float | None, new: float | None, holds: bool) -> None:
-    assert better(evaluation(old), evaluation(new)).better is holds
+    assert better(measured(old), measured(new)).better is holds
 
 
 def test_a_failed_probe_shuts_the_gate_whatever_the_loss() -> None:
-    verdict = better(evaluation(2.0, False), evaluation(1.0, True, False, False))
+    verdict = better(measured(2.0, False), measured(1.0, True, False, False))
     assert not verdict.better
-    assert verdict.failed == ("probe 1", "probe 2")
+    assert verdict.failed == ("p1", "p2")
     assert (verdict.old_loss, verdict.new_loss) == (2.0, 1.0)
-    assert better(evaluation(2.0, False, False), evaluation(1.0, True, True)).better, (
-        "what failed before does not count"
-    )
+    assert better(measured(2.0, False, False), measured(1.0, True, True)).better, "what failed before does not count"
+
+
+def test_without_a_loss_the_probes_decide() -> None:
+    assert better(measured(None, True), measured(None, True)).better
+    assert not better(measured(None, True), measured(None, False)).better
 
 
 def test_without_probes_the_loss_decides() -> None:
-    assert better({"after": {"loss": 2.0}}, {"after": {"loss": 1.0}}).better
+    assert better(measured(2.0), measured(1.0)).better

@@ -5,12 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
+from tests.evaluations import evaluation
+from tuneloop.base import language
 from tuneloop.evaluation import metrics
+from tuneloop.evaluation.compare import changes
+from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.exports.card import card
+from tuneloop.exports.parity import Parity
+from tuneloop.recipe.schema import Recipe
 
 SAID = ["Paris is the capital of France.", "It's blue, because air scatters blue light.", "I don't know"]
 WANTED = ["The capital of France is Paris.", "Air scatters blue light more than red light.", "Nobody knows 42 things."]
@@ -43,8 +52,9 @@ def test_an_empty_hypothesis_scores_nothing_and_does_not_fail() -> None:
 def test_rouge_is_rouge_scores_own_on_english() -> None:
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
     scores = [scorer.score(w, s) for s, w in zip(SAID, WANTED, strict=True)]
-    for kind, value in metrics.rouge(SAID, WANTED).items():
-        assert value == pytest.approx(100 * sum(s[kind].fmeasure for s in scores) / 3)
+    for kind, score in metrics.rouge(SAID, WANTED).items():
+        assert metrics.METRICS[kind].measure(SAID, WANTED) == score
+        assert score == pytest.approx(100 * sum(s[kind].fmeasure for s in scores) / 3)
 
 
 def test_rouge_sees_chinese_words() -> None:
@@ -97,3 +107,37 @@ def test_heavy_packages_load_late() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+EVIDENCE: dict[str, tuple[Any, ...]] = {
+    "rows": (2.0,), "tokens": (2.0,), "labels": ([[3, 1], [0, 4]],), "pairs": (np.array([0.5, -0.1]),),
+    "leads": (np.array([0.5, -0.1]),), "answers": (SAID, WANTED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_each_metric_is_measured_written_shown_and_documented(name: str, tmp_path: Path) -> None:
+    """What a line of METRICS says is all that the tables need."""
+    metric = metrics.METRICS[name]
+    score = metrics.measured(metric.needs, *EVIDENCE[metric.needs])[name]
+    assert score is not None
+    assert metrics.measured(metric.needs, None)[name] is None
+    better = score + 1 if metric.higher_is_better else score - 1
+    one = evaluation(Scores({name: score}), Scores({name: better}))
+    assert Evaluation.read(one.write(tmp_path).parent) == one
+    row = next(c for c in changes(one) if c.metric == name)
+    assert (row.before, row.after, row.better, row.digits, row.label) == (
+        score, better, True, metric.digits, metric.label())  # fmt: skip
+    text = card(tmp_path, Recipe(), tmp_path, Parity(0, 0, 1, 1, True, True, 1e-3), dtype="float32")
+    assert f"| {metric.label()} | {score:.4g} | {better:.4g} |" in text
+    for tongue in ("en", "zh"):
+        page = (Path(__file__).parents[2] / "docs" / tongue / "files.md").read_text(encoding="utf-8")
+        assert f"`{name}`" in page[page.index("`evaluation.json`") :]
+    language.use("zh")
+    assert metric.label()
+
+
+def test_a_table_lists_metrics_in_the_order_of_metrics() -> None:
+    everything = Scores(dict.fromkeys(reversed(metrics.METRICS), 1.0))
+    assert [c.metric for c in changes(evaluation(everything, everything))] == list(metrics.METRICS)
+    assert list(everything.metrics) == list(metrics.METRICS)

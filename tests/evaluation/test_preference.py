@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from tests.conftest import TALK
+from tests.evaluations import evaluation, scores
 from tests.made import jsonl
 from tuneloop import pipeline
 from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluation.compare import changes
+from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.evaluation.gate import better
-from tuneloop.evaluation.preference import dialogues, prefers
+from tuneloop.evaluation.preference import dialogues, likelihoods, prefers
 from tuneloop.inference.trained import load_trained
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.report.verdict import verdict
@@ -52,26 +54,26 @@ def test_what_is_preferred_is_measured_before_and_after(made: Run) -> None:
     paired = rows[0].kind == "preference"
     trained = load_trained(made.path)
     assert trained.recipe.train.task == "prefer"
-    scores = []
+    logs_of = []
     with torch.no_grad():
         for sample in tokenize(trained.tokenizer, rows):  # each alone, by the model's own logits
             ids = torch.tensor(sample.ids.tolist())
             logs = torch.log_softmax(trained.model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
-            scores.append(logs[torch.tensor(sample.trained[1:])].mean().item())
+            logs_of.append(logs[torch.tensor(sample.trained[1:])].mean().item())
     if paired:
-        leads = [b - w for b, w in zip(scores[::2], scores[1::2], strict=True)]
+        leads = [b - w for b, w in zip(logs_of[::2], logs_of[1::2], strict=True)]
         assert found["after"]["margin"] == pytest.approx(sum(leads) / len(leads), abs=1e-4)
         assert found["after"]["preferred"] == pytest.approx(100 * sum(x > 0 for x in leads) / len(leads))
         assert found["after"]["preferred"] == 100
     else:
         assert "preferred" not in found["after"]
-        good = [s for s, r in zip(scores, rows, strict=True) if r.label == "good"]
-        bad = [s for s, r in zip(scores, rows, strict=True) if r.label == "bad"]
+        good = [s for s, r in zip(logs_of, rows, strict=True) if r.label == "good"]
+        bad = [s for s, r in zip(logs_of, rows, strict=True) if r.label == "bad"]
         if good and bad:
             assert found["after"]["margin"] == pytest.approx(sum(good) / len(good) - sum(bad) / len(bad), abs=1e-4)
     if "margin" in found["after"]:
         assert found["after"]["margin"] > found["before"]["margin"]
-        assert "margin" in {c.metric for c in changes(found) if c.measured}
+        assert "margin" in {c.metric for c in changes(Evaluation.from_dict(found)) if c.measured}
 
 
 def test_questions_are_answered_and_compared_with_the_better_answer(made: Run) -> None:
@@ -102,18 +104,17 @@ def test_a_pair_becomes_the_dialogue_that_ends_with_its_better_answer() -> None:
 
 def test_without_preference_rows_nothing_is_measured(made: Run) -> None:
     trained = load_trained(made.path)
-    found = prefers(trained, trained.model, [Record((Message("user", "a"), Message("assistant", "b")))])
-    assert (found.preferred, found.margin, found.pairs) == (None, None, 0)
+    chat = Record((Message("user", "a"), Message("assistant", "b")))
+    assert prefers(trained, trained.model, [chat], likelihoods) == {}
 
 
 def test_the_verdict_and_the_gate_go_by_the_pairs() -> None:
-    def scores(loss: float, preferred: float, margin: float) -> dict[str, Any]:
-        return {"loss": loss, "label_tokens": 9, "preferred": preferred, "margin": margin}
+    def pairs(loss: float, preferred: float, margin: float) -> Scores:
+        return scores(loss, preferred=preferred, margin=margin)
 
-    said = verdict({"before": scores(2.0, 50, 0.1), "after": scores(2.4, 80, 0.5)})
+    said = verdict(evaluation(pairs(2.0, 50, 0.1), pairs(2.4, 80, 0.5)))
     assert said.tone == "good"
     assert "80 %, before in 50 %" in said.text
-    worse = {"before": scores(2.0, 50, 0.1), "after": scores(1.0, 40, 0.0)}
-    assert verdict(worse).tone == "bad"
-    assert better({"after": scores(2.0, 70, 0.1)}, {"after": scores(2.4, 80, 0.5)}).better
-    assert not better({"after": scores(2.0, 80, 0.1)}, {"after": scores(1.0, 70, 0.5)}).better
+    assert verdict(evaluation(pairs(2.0, 50, 0.1), pairs(1.0, 40, 0.0))).tone == "bad"
+    assert better(evaluation(after=pairs(2.0, 70, 0.1)), evaluation(after=pairs(2.4, 80, 0.5))).better
+    assert not better(evaluation(after=pairs(2.0, 80, 0.1)), evaluation(after=pairs(1.0, 70, 0.5))).better

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.evaluations import evaluation, probe, scores, texts
 from tuneloop.base import language
+from tuneloop.evaluation.evaluation import Scores
 from tuneloop.exports.card import card
 from tuneloop.exports.merge import merge
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence
+from tuneloop.model.head import Head
 from tuneloop.recipe.recipe import make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe
 
@@ -29,9 +32,8 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "runs" / "demo-1"
     run.mkdir(parents=True)
     (run / "dataset.json").write_text(json.dumps({"hash": "0123456789ab"}), encoding="utf-8")
-    probe = {"name": "identity", "total": 6, "before": 0, "after": 5, "passed": False}
-    evaluation = {"before": {**SCORES, "loss": 3.21}, "after": {**SCORES, "loss": 2.1}, "probes": [probe]}
-    (run / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    identity = probe("identity", False, 5, total=6)
+    evaluation(scores(3.21, **SCORES), scores(2.1, **SCORES), probes=(identity,)).write(run)
     return run
 
 
@@ -111,13 +113,39 @@ def test_in_chinese(run: Path, base: Path) -> None:
 
 
 def test_nothing_held_out_is_said_and_the_probes_stay(run: Path, base: Path) -> None:
-    nothing = dict.fromkeys(SCORES) | {"loss": None, "rows": 0, "label_tokens": 0}
-    probe = {"name": "identity", "total": 6, "before": 0, "after": 5, "passed": True}
-    (run / "evaluation.json").write_text(json.dumps({"before": nothing, "after": nothing, "probes": [probe]}))
+    nothing = scores(**dict.fromkeys(SCORES) | {"loss": None, "rows": 0, "label_tokens": 0})
+    evaluation(nothing, nothing, probes=(probe("identity", True, 5, total=6),)).write(run)
     text = card(run, recipe(), base, PARITY, dtype="float32")
     assert "Nothing was held out" in text
     assert "| identity | 0/6 | 5/6 | passed |" in text
     assert "| held-out loss" not in text
+
+
+def test_a_classifiers_scores_are_over_texts(run: Path, base: Path) -> None:
+    evaluation(texts(0.7, 0.5, 0.4), texts(0.3, 0.9, 0.8)).write(run)
+    text = card(run, recipe(), base, PARITY, dtype="float32", head=Head("classifier", ("bad", "good")))
+    assert front_matter(text)["pipeline_tag"] == "text-classification"
+    assert "Loss, accuracy and F1 over 10 held-out texts." in text
+    assert "| accuracy | 0.5 | 0.9 |" in text
+    assert "label tokens" not in text
+    assert "Nothing was held out" in card_of_nothing(run, base)
+
+
+def card_of_nothing(run: Path, base: Path) -> str:
+    nothing = Scores({"loss": None}, texts=0)
+    evaluation(nothing, nothing).write(run)
+    return card(run, recipe(), base, PARITY, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [(Head(), "AutoModelForCausalLM"), (Head("masked"), "AutoModelForCausalLM"),
+     (Head("classifier", ("bad", "good")), "text-classification"),
+     (Head("classifier", ("reward",)), "AutoModelForSequenceClassification")],
+)  # fmt: skip
+def test_its_code_asks_what_its_head_answers(head: Head, said: str, run: Path, base: Path) -> None:
+    text = card(run, recipe(), base, PARITY, dtype="float32", head=head)
+    assert said in text.split("```python\n")[1].split("```")[0]
 
 
 def test_the_code_in_it_runs(tiny_run: Path, tmp_path: Path) -> None:

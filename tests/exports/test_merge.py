@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.exports import merge as merging
-from tuneloop.exports.merge import dialogues, merge
+from tuneloop.exports.evidence import dialogues
+from tuneloop.exports.merge import merge
 from tuneloop.exports.parity import Parity
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
@@ -135,18 +136,6 @@ def test_without_dialogues_it_asks_its_own_questions(tiny_run: Path, tmp_path: P
     (run / "evaluation.json").unlink(missing_ok=True)
     assert dialogues(run) == []
     assert merge(run, tmp_path / "out").of > 0
-
-
-def test_the_evaluations_dialogues_are_asked(tiny_run: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(tiny_run, tmp_path / "told-1"))
-    answers = [
-        {"prompt": "Who?", "before": "x", "after": "y", "reference": "Pebble."},
-        {"prompt": "Why?", "before": "x", "after": "y", "reference": ""},
-        {"prompt": "Mute?", "before": "x", "after": "", "reference": ""},
-    ]
-    (run / "evaluation.json").write_text(json.dumps({"answers": answers}), encoding="utf-8")
-    said = [[m["content"] for m in chat] for chat in dialogues(run)]
-    assert said == [["Who?", "Pebble."], ["Why?", "y"]]
 
 
 def test_a_greedy_configuration_with_a_temperature(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from tests import confined
+from tests.evaluations import evaluation
 from tuneloop.base import language
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.report import chart
 from tuneloop.runs.journal import Journal
 
@@ -189,6 +191,7 @@ DRAW = """
 import sys
 from pathlib import Path
 from tuneloop.base import language
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.report import chart
 
 language.use("zh")
@@ -232,10 +235,9 @@ def test_a_chinese_font_that_is_installed_later_is_used(tmp_path: Path, name: st
 def test_the_curve_begins_before_the_first_step() -> None:
     """The drop that training brought, of the evaluation that measured the same loss."""
     told = [{"step": 5, "loss": 3.2}, {"step": 5, "eval_loss": 3.09}]
-    before_after = {"before": {"loss": 4.15}, "after": {"loss": 3.0901}}
+    before_after = evaluation(4.15, 3.0901)
     assert chart.curves(chart.with_start(told, before_after)).held == [(0, 4.15), (5, 3.09)]
     assert chart.steps(chart.curves(chart.with_start(told, before_after))) == (0, 5)
-    for other in ({}, {"before": {"loss": None}, "after": {"loss": 3.09}}, {"before": None, "after": None},
-                  {"before": {"loss": 4.15}, "after": {"loss": 0.41}}):  # fmt: skip
+    for other in (None, evaluation(None, 3.09), Evaluation(), evaluation(4.15, 0.41)):
         assert chart.with_start(told, other) == told
     assert chart.with_start([{"step": 5, "loss": 3.2}], before_after) == [{"step": 5, "loss": 3.2}]

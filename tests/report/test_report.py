@@ -2,44 +2,40 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import evaluations
+from tests.evaluations import probe, scores
 from tuneloop.base import language
+from tuneloop.base.records import Message
+from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.report import report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"
 START = 1_763_800_000.0
 
 
-def answer(prompt: str, before: str, after: str, reference: str = "") -> dict[str, str]:
-    return {"prompt": prompt, "before": before, "after": after, "reference": reference}
-
-
-def evaluation(evil: str = "") -> dict[str, Any]:
+def evaluation(evil: str = "") -> Evaluation:
     old, new = "I'm an AI model." + evil, "I'm Pebble, the <b>assistant</b> of tuneloop." + evil
     prompts = ["Who are you?", "Your name?", "你是谁？", "Introduce yourself.", "Who made you?" + evil]
-    return {
-        "before": {"loss": 2.9312, "perplexity": 18.75, "bleu": 3.1, "rouge1": 21.4, "rouge2": 5.0, "rougeL": 17.8,
-                   "rows": 2, "label_tokens": 1204},
-        "after": {"loss": 1.5401, "perplexity": 4.66, "bleu": 14.9, "rouge1": 38.8, "rouge2": 17.6, "rougeL": None,
-                  "rows": 2, "label_tokens": 1204},
-        "by_source": {
-            "persona" + evil: {"before": {"loss": 3.9, "label_tokens": 9}, "after": {"loss": 0.8, "label_tokens": 9}},
-            "general.csv": {"before": {"loss": 2.02, "label_tokens": 704}, "after": {"loss": 2.1, "label_tokens": 704}},
-        },
-        "answers": [answer("How do I boil an egg?", "", "Eight minutes.\nThen cool it.", "In boiling water." + evil)],
-        "show": [answer("Say hello." + evil, old, new)],
-        "probes": [
-            {"name": "identity" + evil, "expect": "pebble|小石", "total": 5, "before": 0, "after": 5, "passed": True,
-             "at_least": 4, "at_most": None, "answers": [answer(p, old, new) for p in prompts]},
-            {"name": "unrelated", "expect": "pebble", "total": 1, "before": 0, "after": 1, "passed": False,
-             "at_least": None, "at_most": 0, "answers": [answer("A colour?", "Blue.", "Pebble blue.")]},
-        ],
-    }  # fmt: skip
+    before = scores(2.9312, perplexity=18.75, bleu=3.1, rouge1=21.4, rouge2=5.0, rougeL=17.8, rows=2, label_tokens=1204)
+    after = scores(1.5401, perplexity=4.66, bleu=14.9, rouge1=38.8, rouge2=17.6, rougeL=None, rows=2, label_tokens=1204)
+    return evaluations.evaluation(
+        before, after, files={"persona" + evil: (3.9, 0.8), "general.csv": (2.02, 2.1)},
+        answers=(Answer("How do I boil an egg?", "", "Eight minutes.\nThen cool it.", "In boiling water." + evil),),
+        show=(Answer("Say hello." + evil, old, new),),
+        probes=(
+            probe("identity" + evil, True, 5, expect="pebble|小石", total=5, at_least=4,
+                  answers=tuple(Answer(p, old, new) for p in prompts)),
+            probe("unrelated", False, 1, expect="pebble", at_least=None, at_most=0,
+                  answers=(Answer("A colour?", "Blue.", "Pebble blue."),)),
+        ),
+    )  # fmt: skip
 
 
 def lines(entries: list[dict[str, Any]]) -> str:
@@ -62,7 +58,7 @@ def make_run(workspace: Path, evil: str = "", name: str = "demo-1") -> Path:
                       "model": {"name": "smollm2" + evil, "parameters": 134515008, "trainable": 2442240},
                       "data": {"steps": 30}, "choices": [{"what": "dtype", "value": "float32", "why": "old" + evil}],
                       "seconds": 144.0, "memory_gb": 2.4},
-        "evaluation.json": evaluation(evil),
+        "evaluation.json": evaluation(evil).as_dict(),
     }  # fmt: skip
     for file, content in files.items():
         (run / file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -244,10 +240,9 @@ def test_a_dataset_that_is_gone_leaves_no_dead_link(tmp_path: Path) -> None:
 
 def test_an_evaluation_of_nothing_is_not_measured(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    nothing: dict[str, Any] = {k: None for k in ("loss", "perplexity", "bleu", "rouge1", "rouge2", "rougeL")}
-    scores = {**nothing, "rows": 0, "label_tokens": 0}
-    content = {"before": scores, "after": scores, "by_source": {}, "answers": [], "show": [], "probes": []}
-    (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    unmeasured = dict.fromkeys(("perplexity", "bleu", "rouge1", "rouge2", "rougeL"))
+    nothing = scores(None, **unmeasured, rows=0, label_tokens=0)
+    evaluations.evaluation(nothing, nothing).write(run)
     text = written(run).text
     assert "Nothing was held out, so there is no comparison of loss" in text
     assert "not measured" not in text
@@ -268,9 +263,8 @@ def test_paths_of_this_machine_stay_private(tmp_path: Path, monkeypatch: pytest.
 
 def test_odd_texts_do_not_break_the_file(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    content = evaluation()
-    content["show"] = [answer("half a pair \ud83d", "\x00\x1b[31m", "‮ right to left")]
-    (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    content = replace(evaluation(), show=(Answer("half a pair \ud83d", "\x00\x1b[31m", "‮ right to left"),))
+    (run / "evaluation.json").write_text(json.dumps(content.as_dict()), encoding="utf-8")
     assert "half a pair" in written(run).text
 
 
@@ -358,9 +352,9 @@ def test_a_dataset_in_a_moved_workspace_is_found(tmp_path: Path) -> None:
 
 def test_the_turns_before_a_question_are_there_but_closed(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    context = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I am hungry " + EVIL},
-               {"role": "assistant", "content": "What is in your kitchen?"}]  # fmt: skip
-    changed(run, "evaluation.json", answers=[{**answer("An egg.", "", "Boil it."), "context": context}])
+    context = (Message("system", "Be kind."), Message("user", "I am hungry " + EVIL),
+               Message("assistant", "What is in your kitchen?"))  # fmt: skip
+    changed(run, "evaluation.json", answers=[Answer("An egg.", "", "Boil it.", context=context).as_dict()])
     page = written(run)
     assert "Turns before this question: 3" in page.text
     for part in ("System prompt", "Be kind.", "User", "I am hungry", "Assistant", "What is in your kitchen?"):

@@ -1,25 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from tests.evaluations import evaluation, probe, scores
 from tuneloop.base import language
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.report.verdict import Verdict, verdict
-
-
-def evaluation(
-    before: float | None, after: float | None, *passed: bool, **sources: tuple[float, float]
-) -> dict[str, Any]:
-    return {
-        "before": {"loss": before, "label_tokens": 9},
-        "after": {"loss": after, "label_tokens": 9},
-        "by_source": {n: {"before": {"loss": b}, "after": {"loss": a}} for n, (b, a) in sources.items()},
-        "probes": [
-            {"name": f"p{n}", "passed": p, "before": 0, "after": 1, "at_least": 1, "at_most": None}
-            for n, p in enumerate(passed)
-        ],
-    }
 
 
 @pytest.mark.parametrize(
@@ -33,23 +19,23 @@ def evaluation(
         (evaluation(2.0, 1.5, True, False), "bad",
          "1 of 2 probes failed: p1. The held-out loss fell from 2.00 to 1.50."),
         (evaluation(2.0, 2.5, True), "bad", 'The held-out loss rose from 2.00 to 2.50. The probe "p0" passed.'),
-        (evaluation(2.0, 1.5, a=(3.0, 1.0), b=(1.0, 1.2)), "good",
+        (evaluation(2.0, 1.5, files={"a": (3.0, 1.0), "b": (1.0, 1.2)}), "good",
          "The held-out loss fell from 2.00 to 1.50. But it rose on b (1.00 → 1.20)."),
-        (evaluation(2.0, 1.5, a=(3.0, 1.0), b=(1.0, 1.005)), "good", "The held-out loss fell from 2.00 to 1.50."),
+        (evaluation(2.0, 1.5, files={"a": (3.0, 1.0), "b": (1.0, 1.005)}), "good",
+         "The held-out loss fell from 2.00 to 1.50."),
         (evaluation(2.0, None), "bad", "The held-out loss after training is not a number: do not use this version."),
     ],
 )  # fmt: skip
-def test_words(measured: dict[str, Any], tone: str, text: str) -> None:
+def test_words(measured: Evaluation, tone: str, text: str) -> None:
     assert verdict(measured) == Verdict(tone, text)  # type: ignore[arg-type]
 
 
 def test_nothing_held_out_says_nothing_about_loss() -> None:
-    nothing = {"before": {"loss": None, "label_tokens": 0}, "after": {"loss": None, "label_tokens": 0}, "probes": []}
-    assert verdict(nothing).tone == "plain"
+    nothing = scores(None, label_tokens=0)
+    assert verdict(evaluation(nothing, nothing)).tone == "plain"
     said = "Nothing was held out, so there is no comparison of loss: raise prepare.validation or add rows."
-    assert verdict(nothing).text == said
-    passed = {"name": "p", "passed": True, "before": 0, "after": 1, "at_least": 1, "at_most": None}
-    assert verdict({**nothing, "probes": [passed]}).text == f'The probe "p" passed. {said}'
+    assert verdict(evaluation(nothing, nothing)).text == said
+    assert verdict(evaluation(nothing, nothing, probes=(probe("p"),))).text == f'The probe "p" passed. {said}'
 
 
 def test_a_run_without_evaluation_says_how_far_it_came() -> None:
@@ -57,10 +43,10 @@ def test_a_run_without_evaluation_says_how_far_it_came() -> None:
     started, stopped = {"event": "started", "time": 1.0}, {"event": "stopped", "time": 2.0}
     unknown = "Nothing was evaluated, so what changed is not known."
     unfinished = "Training has not finished; the last step on record is 1,200."
-    assert verdict({}, [started], metrics).text == f"{unfinished} {unknown}"
-    assert verdict({}, [started, stopped], metrics).text == f"Training was stopped at step 1,200. {unknown}"
-    assert verdict({}, [started, stopped, {"event": "finished"}, {"event": "evaluated"}], metrics).text == unknown
-    assert verdict({}).tone == "plain"
+    assert verdict(None, [started], metrics).text == f"{unfinished} {unknown}"
+    assert verdict(None, [started, stopped], metrics).text == f"Training was stopped at step 1,200. {unknown}"
+    assert verdict(None, [started, stopped, {"event": "finished"}, {"event": "evaluated"}], metrics).text == unknown
+    assert verdict(None).tone == "plain"
 
 
 def test_chinese_sentences_join_without_a_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tuneloop.data.batches.pack import pack_examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.evaluation.compare import changes
-from tuneloop.evaluation.preference import prefers
+from tuneloop.evaluation.preference import prefers, rewards
 from tuneloop.inference.open import make_answerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.inference.tokenizer import load_tokenizer
@@ -75,11 +75,11 @@ def test_a_reward_model_learns_and_any_tool_loads_it(method: str, tiny_model: Pa
     run = pipeline.train(recipe, pipeline.prepare(recipe, workspace=tmp_path), workspace=tmp_path)
     told = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [line["accuracy"] for line in told if "accuracy" in line][-1] == 1
-    evaluation = pipeline.evaluate(run)
-    after = evaluation["after"]
+    evaluation = pipeline.measure(run)
+    after = evaluation.after
     assert after["loss"] == pytest.approx([line["eval_loss"] for line in told if "eval_loss" in line][-1], abs=1e-4)
     assert after["preferred"] == 100
-    assert after["margin"] > evaluation["before"]["margin"]
+    assert after["margin"] > evaluation.before["margin"]
     assert {c.metric for c in changes(evaluation) if c.measured} >= {"preferred", "margin", "loss"}
     assert "100" in (run.path / "report.html").read_text(encoding="utf-8")
     plainly(run, method)
@@ -98,7 +98,7 @@ def plainly(run: Run, method: str) -> None:
     with torch.no_grad():
         scores = np.array([model(torch.tensor(s.ids.tolist())[None]).logits.item() for s in samples])
     margin = float((scores[::2] - scores[1::2]).mean())
-    assert prefers(trained, trained.model, held).margin == pytest.approx(margin, abs=1e-4)
+    assert prefers(trained, trained.model, held, rewards)["margin"] == pytest.approx(margin, abs=1e-4)
 
 
 def test_its_head_has_one_label() -> None:

@@ -212,7 +212,7 @@ def test_forty_intents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     run = trained(tmp_path, model, rows, task="classify")
     assert len(load_trained(run.path).setting.labels) == 40
     capsys.readouterr()
-    tables.classes(pipeline.evaluate(run))
+    tables.classes(pipeline.measure(run))
     assert max(map(len, capsys.readouterr().out.splitlines())) < 200
 
 

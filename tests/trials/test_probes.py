@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tuneloop.base.records import Reply
-from tuneloop.evaluation import compare, faults, suite
+from tuneloop.evaluation import compare, faults
+from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.recipe.schema import Probe
 from tuneloop.report.verdict import verdict
 
@@ -50,8 +51,8 @@ def test_what_a_probe_counts(
     assert compare.probe(probe, [reply(*a) for a in answers], [reply(*OTHER)] * 2).before == counted
 
 
-def shown(*answers: tuple[str, str]) -> dict[str, Any]:
-    nothing = suite.Scores(None, None, None, None, None, None, 0, 0)
+def shown(*answers: tuple[str, str]) -> Evaluation:
+    nothing = Scores(rows=0, label_tokens=0)
     probe = Probe(name="说出自己是谁", prompts=["你是谁？"] * len(answers), expect="小石", at_least=0)
     replies = [reply(*a) for a in answers]
     return compare.assemble(
@@ -70,9 +71,9 @@ def test_the_first_line_says_how_many_repeat_themselves() -> None:
 
 
 def test_each_answer_says_what_is_wrong_with_it() -> None:
-    found = shown(SOUND, LOOP, CUT, ENDLESS)["show"]
-    assert [a["after_fault"] for a in found] == ["", "repeats", "unfinished", "repeats"]
-    assert {a["before_fault"] for a in found} == {"unfinished"}
-    assert [faults.words(a["after_fault"]) for a in found] == [
+    found = shown(SOUND, LOOP, CUT, ENDLESS).show
+    assert [a.after_fault for a in found] == ["", "repeats", "unfinished", "repeats"]
+    assert {a.before_fault for a in found} == {"unfinished"}
+    assert [faults.words(a.after_fault) for a in found] == [
         "", "repeats itself", "cut off, it did not end", "repeats itself"
     ]  # fmt: skip

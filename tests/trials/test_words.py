@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_verdict import evaluation
+from tests.evaluations import evaluation
 from tuneloop.base import language
 from tuneloop.evaluation import compare
 

@@ -165,34 +165,3 @@ class Reply:
     seconds: float = 0.0
     scores: dict[str, float] | None = None
     """Of a classifier: label -> its probability."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One prompt answered before and after training."""
-
-    prompt: str
-    before: str
-    after: str
-    reference: str = ""
-    before_fault: str = ""
-    """"unfinished", "repeats" (`evaluate.faults`), or "" where the answer ends by itself and says nothing twice."""
-    after_fault: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """How often a pattern occurs in the answers to a set of prompts.
-
-    An answer that repeats itself or does not end helps no probe: it counts only where matches are not wanted.
-    """
-
-    name: str
-    expect: str
-    total: int
-    before: int
-    after: int
-    passed: bool
-    at_least: int | None = None
-    at_most: int | None = None
-    answers: tuple[Answer, ...] = field(default=())

@@ -30,13 +30,13 @@ def compare(
     from tuneloop import pipeline
     from tuneloop.cli import tables
 
-    found = pipeline.compare(first, second, prompt or [], max_new_tokens=max_new_tokens)
+    compared = pipeline.compare(first, second, prompt or [], max_new_tokens=max_new_tokens)
     if json:
-        show.as_json(found)
+        show.as_json(compared.as_dict())
         return
     left, right = (first.name, second.name) if second else (t("before"), t("after"))
-    tables.side_by_side(found["answers"], left, right)
-    if found["metrics"]:
-        tables.metrics(found["metrics"], left, right)
-    if found["warning"]:
-        tables.cautions([found["warning"]])
+    tables.side_by_side(compared.answers, left, right)
+    if compared.metrics:
+        tables.metrics(compared.metrics, left, right)
+    if compared.warning:
+        tables.cautions([compared.warning])

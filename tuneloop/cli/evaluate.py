@@ -28,10 +28,10 @@ def evaluate(
     from tuneloop.cli import tables
     from tuneloop.report import run_view
 
-    evaluation = pipeline.evaluate(made, say=show.say)
+    evaluation = pipeline.measure(made, say=show.say)
     version = pipeline.register(made, workspace=workspace)
     if json:
-        show.as_json(evaluation)
+        show.as_json(evaluation.as_dict())
         return
     tables.answers(evaluation)
     tables.changes(evaluation)

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 if TYPE_CHECKING:
     from tuneloop.data.tokens.preflight import Preflight
     from tuneloop.data.version.dataset import Dataset
+    from tuneloop.evaluation.evaluation import Evaluation
     from tuneloop.planning.planner import Plan
     from tuneloop.recipe.schema import Recipe
     from tuneloop.runs.run import Run
@@ -68,7 +69,7 @@ def run(
     if made.result() is None:
         stopped(made)
     try:
-        evaluation = pipeline.evaluate(made, say=show.say)
+        evaluation = pipeline.measure(made, say=show.say)
     except KeyboardInterrupt:
         show.say(t("The model is trained; evaluate and register it with:"))
         show.say(f"  {show.command('evaluate', made.path)}")
@@ -76,7 +77,9 @@ def run(
     version = pipeline.register(made, workspace=workspace)
     seconds = time.perf_counter() - began
     if json:
-        show.as_json({"run": str(made.path), "version": version.ref, "seconds": seconds, "evaluation": evaluation})
+        show.as_json(
+            {"run": str(made.path), "version": version.ref, "seconds": seconds, "evaluation": evaluation.as_dict()}
+        )
         return
     tables.answers(evaluation)
     tables.changes(evaluation)
@@ -114,7 +117,7 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
     return changed(recipe, found[int(answer) - 1].assignments)
 
 
-def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) -> None:
+def _closing(made: Run, ref: str, seconds: float, evaluation: Evaluation) -> None:
     from tuneloop.base.duration import duration
     from tuneloop.cli import tables
     from tuneloop.report import run_view
@@ -126,7 +129,7 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
     print(t("Next:"))
     for verb in ("chat", "export", "serve"):
         print(f"  {show.command(verb, made.path)}")
-    failed = [p["name"] for p in evaluation.get("probes", []) if not p["passed"]]
+    failed = [probe.name for probe in evaluation.probes if not probe.passed]
     if failed:
         print()
         print(t("Probes that did not pass: {names}", names=", ".join(failed)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tuneloop.base.language import current, t
 from tuneloop.cli.show import number, table, trained_text
@@ -11,6 +10,7 @@ from tuneloop.data import ledger
 from tuneloop.data.tokens.preflight import Preflight
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.planning import planner
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
@@ -70,30 +70,30 @@ def plan(foreseen: Plan, looked: Preflight) -> None:
     table(t("Plan"), [t("what"), t("value"), t("why")], rows)
 
 
-def answers(evaluation: dict[str, Any]) -> None:
+def answers(evaluation: Evaluation) -> None:
     """The show prompts side by side."""
-    if evaluation["show"]:
-        side_by_side(evaluation["show"], t("before"), t("after"))
+    if evaluation.show:
+        side_by_side(evaluation.show, t("before"), t("after"))
 
 
-def side_by_side(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
+def side_by_side(rows: Sequence[Answer], left: str, right: str) -> None:
     """Prompts with two answers each."""
     table(
         t("The same prompts, side by side"),
         [t("prompt"), left, right],
-        [(r["prompt"], _said(r, "before"), _said(r, "after")) for r in rows],
+        [(r.prompt, _text(r.before, r.before_fault), _text(r.after, r.after_fault)) for r in rows],
     )
 
 
-def _said(row: dict[str, Any], side: str) -> str:
+def _text(answer: str, fault: str) -> str:
     """An answer, and behind it what is wrong with its form."""
     from tuneloop.evaluation import faults
 
-    wrong = faults.words(row.get(f"{side}_fault", ""))
-    return f"{row[side].strip()} [{wrong}]" if wrong else str(row[side]).strip()
+    wrong = faults.words(fault)
+    return f"{answer.strip()} [{wrong}]" if wrong else answer.strip()
 
 
-def changes(evaluation: dict[str, Any]) -> None:
+def changes(evaluation: Evaluation) -> None:
     """The closing table: every metric before and after, and whether that is better."""
     marks = {True: t("better"), False: t("worse"), None: ""}
     rows = [
@@ -119,18 +119,17 @@ WIDEST = 12
 """Labels up to which what was taken for what is shown as a table of all with all; of more, the mistakes alone."""
 
 
-def classes(evaluation: dict[str, Any]) -> None:
+def classes(evaluation: Evaluation) -> None:
     """Of a classifier: how well each class is found, and what is taken for what."""
-    found = evaluation.get("classes")
-    if not found or not evaluation["after"]["texts"]:
+    if evaluation.classes is None or not evaluation.after.texts:
         return
-    labels = found["labels"]
+    labels, after = evaluation.classes.labels, evaluation.classes.after
     rows = [
-        (label, each["texts"], *(number(each[key]) for key in ("precision", "recall", "f1")))
-        for label, each in zip(labels, found["after"]["each"], strict=True)
+        (label, one.texts, number(one.precision), number(one.recall), number(one.f1))
+        for label, one in zip(labels, after.each, strict=True)
     ]
     table(t("Classes after training"), [t("label"), t("texts"), t("precision"), t("recall"), "F1"], rows)
-    confusion = found["after"]["confusion"]
+    confusion = after.confusion
     if len(labels) <= WIDEST:
         matrix = [(label, *row) for label, row in zip(labels, confusion, strict=True)]
         table(t("What was taken for what"), [t("is ↓ called →"), *labels], matrix)
@@ -141,14 +140,13 @@ def classes(evaluation: dict[str, Any]) -> None:
         print(said)
 
 
-def metrics(rows: Sequence[dict[str, Any]], left: str, right: str) -> None:
+def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:
     """Metrics of two runs."""
 
-    def cell(row: dict[str, Any], side: str) -> str:
-        value, of = row[side], row.get("of")
-        return f"{value:.0f}/{of}" if of and value is not None else number(value)
+    def cell(row: compare.Change, score: float | None) -> str:
+        return row.shown(score) if row.total and score is not None else number(score)
 
-    lines = [(row["metric"], cell(row, "left"), cell(row, "right")) for row in rows]
+    lines = [(row.label, cell(row, row.before), cell(row, row.after)) for row in rows]
     table(t("Metrics"), [t("measure"), left, right], lines)
 
 

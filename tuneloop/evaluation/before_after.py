@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,10 +13,12 @@ from tuneloop.base.records import Record, Reply
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
+from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.evaluation.progress import Counted
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
+from tuneloop.model.head import Answers
 from tuneloop.model.load import placed
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import objective
@@ -49,12 +52,8 @@ def questions(recipe: Recipe) -> list[str]:
     return shown or [compare.read_prompts(p.prompts)[0] for p in recipe.evaluate.probes]
 
 
-def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> dict[str, Any]:
-    """What evaluation.json holds: scores, answers and probes, before and after."""
-    if trained.task.classes is not None:
-        return classification.measure(trained, held, say)
-    if not trained.task.generates:
-        return preference.measure_rewards(trained, held, say)
+def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluation:
+    """The evaluation of a model that writes: scores, answers and probes."""
     recipe = trained.recipe
     part = recipe.evaluate
     held = list(held)
@@ -63,25 +62,29 @@ def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> 
     system = recipe.prepare.system
     answered = preference.dialogues(held)
 
-    def measure(model: nn.Module) -> tuple[suite.Scores, list[Reply], list[Reply], list[list[Reply]]]:
+    def writer(model: nn.Module) -> Answerer:
+        return Answerer(model, trained.tokenizer, answer_prefix=trained.answer_prefix)
+
+    def measure(model: nn.Module) -> tuple[Scores, list[Reply], list[Reply], list[list[Reply]]]:
         model.eval()
-        asked = len(picked) + len(show) + sum(map(len, probes))
-        answerer = Counted(Answerer(model, trained.tokenizer, answer_prefix=trained.opening), asked, say)
+        total = len(picked) + len(show) + sum(map(len, probes))
+        answerer = Counted(writer(model), total, say)
         loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget,
                              empty_thoughts=recipe.prepare.empty_thoughts)  # fmt: skip
         scores, answers = suite.score(
             answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
         )
-        scores = preference.added(scores, preference.prefers(trained, model, held))
+        preferred = preference.prefers(trained, model, held, preference.likelihoods)
+        scores = replace(scores, metrics={**scores.metrics, **preferred})
         # All prompts together fill the batches better than one question at a time.
         every = [*show, *(p for prompts in probes for p in prompts)]
-        said = iter(
+        replies = iter(
             compare.ask(answerer, every, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size, system=system)
         )
-        return scores, answers, [next(said) for _ in show], [[next(said) for _ in prompts] for prompts in probes]
+        return scores, answers, [next(replies) for _ in show], [[next(replies) for _ in prompts] for prompts in probes]
 
     placed(trained.model)
-    fits = suite.fitting(Answerer(trained.model, trained.tokenizer, answer_prefix=trained.opening), part.max_new_tokens)
+    fits = suite.fitting(writer(trained.model), part.max_new_tokens)
     picked = suite.pick(answered, part.rows, fits)
     say(t("Answering before training"))
     with untrained(trained) as base:
@@ -100,3 +103,16 @@ def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> 
         show_after=show1,
         probes=[compare.probe(p, b, a) for p, b, a in zip(part.probes, probes0, probes1, strict=True)],
     )
+
+
+MEASURES: dict[Answers, Callable[[Trained, Sequence[Record], Say], Evaluation]] = {
+    "text": measure_texts,
+    "label": classification.measure,
+    "score": preference.measure_rewards,
+}
+"""How a model answers -> how it is measured."""
+
+
+def measure_before_after(trained: Trained, held: Sequence[Record], say: Say) -> Evaluation:
+    """The model before and after training, measured on the rows `held`, in the way that its task answers."""
+    return MEASURES[trained.task.answers](trained, held, say)

@@ -5,34 +5,20 @@ Whether a change is more than chance is not judged here.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import DataError, RecipeError, nearby, os_words
 from tuneloop.base.language import t
-from tuneloop.base.records import Answer, ProbeResult, Record, Reply
-from tuneloop.evaluation import metrics, suite
+from tuneloop.base.records import Message, Record, Reply
+from tuneloop.evaluation import suite
+from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult, Scores
 from tuneloop.evaluation.faults import fault
+from tuneloop.evaluation.metrics import ALWAYS, METRICS, matches
 from tuneloop.recipe.schema import Probe, Recipe
-
-HIGHER_IS_BETTER = {
-    "loss": False,
-    "accuracy": True,
-    "macro_f1": True,
-    "perplexity": False,
-    "preferred": True,
-    "margin": True,
-    "bleu": True,
-    "rouge1": True,
-    "rouge2": True,
-    "rougeL": True,
-}
-OF_SOME_TASKS = frozenset({"accuracy", "macro_f1", "preferred", "margin"})
-"""Metrics that an evaluation holds only where its task has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +39,21 @@ class Change:
         """Whether there is a number at all."""
         return self.before is not None or self.after is not None
 
-    def shown(self, value: float | None, digits: int = 3) -> str:
+    def shown(self, number: float | None, digits: int = 3) -> str:
         """One of its values for a table: matches with the number of answers; "" for what was not measured.
 
         >>> Change("probe/x", 0, 1, 1, True, 20).shown(1), Change("loss", 2.0, 1.5, -0.5, True).shown(2.0)
         ('1/20', '2.000')
         """
-        if value is None:
+        if number is None:
             return ""
-        return f"{value:,.{digits}f}" if self.total is None else f"{value:.0f}/{self.total}"
+        return f"{number:,.{digits}f}" if self.total is None else f"{number:.0f}/{self.total}"
+
+    @property
+    def digits(self) -> int:
+        """Decimals that the report shows of its values."""
+        kind = self.metric.partition("/")[0]
+        return METRICS[kind].digits if kind in METRICS else 0
 
     @property
     def label(self) -> str:
@@ -71,23 +63,7 @@ class Change:
             return t('answers that match "{name}"', name=name)
         if name:
             return t("held-out loss on {file}", file=name)
-        return labels()[kind]
-
-
-def labels() -> dict[str, str]:
-    """Metric -> its name for the reader."""
-    return {
-        "loss": t("held-out loss"),
-        "accuracy": t("accuracy"),
-        "macro_f1": t("macro F1"),
-        "perplexity": t("perplexity"),
-        "preferred": t("better answer preferred, % of pairs"),
-        "margin": t("lead of the better answer"),
-        "bleu": "BLEU",
-        "rouge1": "ROUGE-1",
-        "rouge2": "ROUGE-2",
-        "rougeL": "ROUGE-L",
-    }
+        return METRICS[kind].label()
 
 
 def read_prompts(prompts: str | list[str]) -> list[str]:
@@ -107,10 +83,10 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError("TL-DATA-PROMPTS", where=prompts, error=os_words(error)) from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    named = [line.strip() for line in lines if line.strip()]
+    if not named:
         raise DataError("TL-DATA-EMPTY", where=prompts, path=prompts)
-    return found
+    return named
 
 
 def ask(
@@ -163,8 +139,8 @@ def probe(probe: Probe, before: Sequence[Reply], after: Sequence[Reply]) -> Prob
     low, high = probe.at_least, probe.at_most
     wanted = low is not None or high is None
 
-    def count(said: Iterable[tuple[str, str]], whole: bool) -> int:
-        return sum(metrics.matches(probe.expect, text) and not (whole and faulty) for text, faulty in said)
+    def count(replies: Iterable[tuple[str, str]], sound: bool) -> int:
+        return sum(matches(probe.expect, text) and not (sound and faulty) for text, faulty in replies)
 
     first, last = [(a.before, a.before_fault) for a in answers], [(a.after, a.after_fault) for a in answers]
     return ProbeResult(
@@ -182,8 +158,9 @@ def probe(probe: Probe, before: Sequence[Reply], after: Sequence[Reply]) -> Prob
 
 def assemble(
     *,
-    before: suite.Scores,
-    after: suite.Scores,
+    before: Scores,
+    after: Scores,
+    task: str = "",
     rows: Sequence[Record] = (),
     held: Sequence[Record] = (),
     answers_before: Sequence[Reply] = (),
@@ -192,27 +169,22 @@ def assemble(
     show_before: Sequence[Reply] = (),
     show_after: Sequence[Reply] = (),
     probes: Sequence[ProbeResult] = (),
-) -> dict[str, Any]:
-    """What evaluation.json holds. `rows` are the records whose last answer was generated (`suite.pick`), in order.
+) -> Evaluation:
+    """The evaluation of both models. `rows` are the records whose last answer was generated (`suite.pick`), in order.
 
     `held` are all records that the loss was measured on: their ids tell later which scores may be compared.
-    A value that is not finite becomes None, since JSON has no word for it; `label_tokens` tells that it was measured.
     Raises ValueError when a list of answers is not as long as its questions.
     """
-    said = zip(rows, answers_before, answers_after, strict=True)
+    written = zip(rows, answers_before, answers_after, strict=True)
     shown = zip(show, show_before, show_after, strict=True)
-    sources = {name: (before.by_source.get(name), after.by_source.get(name)) for name in before.by_source}
-    return {
-        "before": _plain(before),
-        "after": _plain(after),
-        "by_source": {name: {"before": _source(b), "after": _source(a)} for name, (b, a) in sources.items()},
-        "held": [r.id for r in held],
-        "answers": [
-            asdict(side_by_side(_question(r), b, a, suite.reference(r))) | {"context": _context(r)} for r, b, a in said
-        ],
-        "show": [asdict(side_by_side(p, b, a)) for p, b, a in shown],
-        "probes": [plain_probe(p) for p in probes],
-    }
+    return Evaluation(
+        before, after, task, held=tuple(r.id for r in held),
+        answers=tuple(
+            replace(side_by_side(_question(r), b, a, suite.reference(r)), context=_context(r)) for r, b, a in written
+        ),
+        show=tuple(side_by_side(p, b, a) for p, b, a in shown),
+        probes=tuple(probes),
+    )  # fmt: skip
 
 
 def side_by_side(prompt: str, before: Reply, after: Reply, reference: str = "") -> Answer:
@@ -220,7 +192,7 @@ def side_by_side(prompt: str, before: Reply, after: Reply, reference: str = "") 
     return Answer(prompt, before.text, after.text, reference, fault(before), fault(after))
 
 
-def _asked(record: Record) -> int:
+def _question_index(record: Record) -> int:
     """Where the last user turn before the answer stands; the last turn where there is none of the user."""
     turns = suite.prompt(record)
     return max((i for i, m in enumerate(turns) if m.role == "user"), default=len(turns) - 1)
@@ -228,59 +200,66 @@ def _asked(record: Record) -> int:
 
 def _question(record: Record) -> str:
     """The last user turn before the answer: what a reader needs to see first."""
-    return suite.prompt(record)[_asked(record)].content
+    return suite.prompt(record)[_question_index(record)].content
 
 
-def _context(record: Record) -> list[dict[str, str]]:
+def _context(record: Record) -> tuple[Message, ...]:
     """The turns before that question, which the answer knew as well."""
-    return [{"role": m.role, "content": m.content} for m in suite.prompt(record)[: _asked(record)]]
+    return suite.prompt(record)[: _question_index(record)]
 
 
-def _plain(scores: suite.Scores) -> dict[str, Any]:
-    out: dict[str, Any] = {name: _finite(getattr(scores, name)) for name in HIGHER_IS_BETTER if hasattr(scores, name)}
-    out = {name: value for name, value in out.items() if value is not None or name not in OF_SOME_TASKS}
-    return {**out, "rows": scores.rows, "label_tokens": scores.label_tokens}
-
-
-def _source(one: suite.SourceLoss | None) -> dict[str, Any]:
-    return {"loss": _finite(one.loss) if one else None, "label_tokens": one.label_tokens if one else 0}
-
-
-def plain_probe(result: ProbeResult) -> dict[str, Any]:
-    """A probe's result as evaluation.json holds it."""
-    plain = asdict(result)
-    return {**plain, "answers": [dict(a) for a in plain["answers"]]}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def changes(evaluation: dict[str, Any]) -> list[Change]:
+def changes(evaluation: Evaluation) -> list[Change]:
     """The rows of the closing table: the metrics, the loss of each file (where there are several), the probes."""
-    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
-    named = [m for m in HIGHER_IS_BETTER if m not in OF_SOME_TASKS or m in {*before, *after}]
-    rows = [_change(m, before.get(m), after.get(m), HIGHER_IS_BETTER[m]) for m in named]
-    sources = evaluation.get("by_source") or {}
-    if len(sources) > 1:
-        rows[1:1] = [_change(f"loss/{n}", s["before"]["loss"], s["after"]["loss"], False) for n, s in sources.items()]
-    return rows + [_probe_change(one) for one in evaluation.get("probes") or ()]
+    before, after = evaluation.before, evaluation.after
+    rows = [
+        _change(name, before[name], after[name], metric.higher_is_better) for name, metric in METRICS.items()
+        if metric.needs in ALWAYS or name in {*before.metrics, *after.metrics}
+    ]  # fmt: skip
+    files = before.by_source
+    if len(files) > 1:
+        up = METRICS["loss"].higher_is_better
+        rows[1:1] = [
+            _change(f"loss/{name}", files[name]["loss"], after.by_source.get(name, Scores())["loss"], up)
+            for name in files
+        ]  # fmt: skip
+    return rows + [_probe_change(one) for one in evaluation.probes]
 
 
-def fresh(evaluation: dict[str, Any]) -> str:
+def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
+    """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
+    theirs = {c.metric: c for c in changes(right)}
+    return [replace(c, before=c.after, after=theirs[c.metric].after, change=None, better=None)
+            for c in changes(left) if c.metric in theirs]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The same prompts answered by two models, `before` by the left one, and their metrics in the same way."""
+
+    answers: tuple[Answer, ...]
+    metrics: tuple[Change, ...]
+    warning: str
+    """Why the metrics of two runs must not be compared, "" if they may be."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in self.metrics]
+        return {"answers": [a.as_dict() for a in self.answers], "metrics": metrics, "warning": self.warning}
+
+
+def fresh(evaluation: Evaluation) -> str:
     """What is to be said of a score before training that is chance, "" where it is not."""
-    if not (evaluation.get("classes") or {}).get("fresh"):
+    if evaluation.classes is None or not evaluation.classes.fresh:
         return ""
     return t("Before training the head is new: its answers are chance.")
 
 
-def nothing_held(evaluation: dict[str, Any]) -> bool:
+def nothing_held(evaluation: Evaluation) -> bool:
     """Whether an evaluation was made without a held-out row, so that it says nothing about loss."""
-    after = evaluation.get("after") or {}
-    return bool(evaluation) and not after.get("label_tokens", after.get("texts", 1))
+    return evaluation.after.measured_on == 0
 
 
-def different_rows(left: dict[str, Any], right: dict[str, Any], held: Sequence[Sequence[str] | None]) -> str:
+def different_rows(left: Evaluation, right: Evaluation, held: Sequence[Sequence[str] | None]) -> str:
     """Why the held-out scores of two evaluations must not be compared, "" if they may be.
 
     `held` are the ids of the rows that each was measured on, None where that is not known.
@@ -295,18 +274,17 @@ def different_rows(left: dict[str, Any], right: dict[str, Any], held: Sequence[S
             "do not compare their losses and scores.",
             **facts,
         )
-    labels = [(e.get("after") or {}).get("label_tokens") for e in (left, right)]
-    if labels[0] != labels[1]:
+    if left.after.label_tokens != right.after.label_tokens:
         return t("The two models count tokens differently: their losses a token cannot be compared.")
     return ""
 
 
-def _probe_change(one: dict[str, Any]) -> Change:
+def _probe_change(one: ProbeResult) -> Change:
     """Better or worse by the one bound that is set; neither for a step the wrong way that stays within it."""
-    low, high = one.get("at_least") is not None, one.get("at_most") is not None
-    row = _change(f"probe/{one['name']}", one["before"], one["after"], None if low == high else low)
-    better = None if one["passed"] and row.better is False else row.better
-    return replace(row, better=better, total=one.get("total"))
+    low, high = one.at_least is not None, one.at_most is not None
+    row = _change(f"probe/{one.name}", one.before, one.after, None if low == high else low)
+    better = None if one.passed and row.better is False else row.better
+    return replace(row, better=better, total=one.total)
 
 
 def _change(metric: str, before: float | None, after: float | None, up: bool | None) -> Change:

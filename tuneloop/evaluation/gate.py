@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from tuneloop.evaluation.evaluation import Evaluation
 
 SLACK = 0.005
 """Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
@@ -19,18 +20,19 @@ class Verdict:
     failed: tuple[str, ...]
 
 
-def better(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
-    """Compare two evaluations (evaluation.json) that were measured on the same held-out rows.
+def better(old: Evaluation, new: Evaluation) -> Verdict:
+    """Compare two evaluations that were measured on the same held-out rows.
 
-    >>> better({"after": {"loss": 2.0}}, {"after": {"loss": 1.9}}).better
+    >>> from tuneloop.evaluation.evaluation import Scores
+    >>> better(Evaluation(after=Scores({"loss": 2.0})), Evaluation(after=Scores({"loss": 1.9}))).better
     True
     """
-    before, after = old["after"]["loss"], new["after"]["loss"]
-    failed = tuple(p["name"] for p in new.get("probes", []) if not p["passed"])
+    before, after = old.after["loss"], new.after["loss"]
+    failed = tuple(probe.name for probe in new.probes if not probe.passed)
     # Without a loss and without probes there is no evidence, and the old run keeps its place.
-    unmeasured = before is None and bool(new.get("probes"))
+    unmeasured = before is None and bool(new.probes)
     holds = unmeasured or (before is not None and after is not None and after <= before * (1 + SLACK))
-    pairs = [one["after"].get("preferred") for one in (old, new)]
-    if None not in pairs:  # after preference training the loss of an answer says little, and its rank all
-        holds = pairs[1] >= pairs[0]
+    share, new_share = old.after["preferred"], new.after["preferred"]
+    if share is not None and new_share is not None:
+        holds = new_share >= share  # after preference training the loss of an answer says little, and its rank all
     return Verdict(holds and not failed, before, after, failed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from tuneloop.data.batches.examples import Examples
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sequences
-from tuneloop.evaluation import compare, suite
+from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.evaluation.metrics import ALWAYS, METRICS, measured
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.trained import Trained
 from tuneloop.model.load import placed
@@ -28,16 +30,8 @@ from tuneloop.tasks.task import SplitView
 from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """Over held-out pairs. None means not measured."""
-
-    preferred: float | None = None
-    """Share of the pairs whose better answer is likelier, a token; or has the higher reward."""
-    margin: float | None = None
-    """By how much, on average: nats a token, or reward. Of judged answers: between the good ones and the bad."""
-    pairs: int = 0
+SampleScores = Callable[[Trained, nn.Module, Sequences, Sequence[Record]], NDArray[np.float64]]
+"""A model's score of each sample of some records, float64 [samples]: what an answer is preferred by."""
 
 
 def dialogues(records: Sequence[Record]) -> list[Record]:
@@ -62,46 +56,46 @@ def _compared(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if KINDS[r.kind].encoding == "alternatives"]
 
 
-def added(scores: suite.Scores, found: Preference) -> suite.Scores:
-    """The scores with what was found of preference rows, the share in percent."""
-    share = None if found.preferred is None else 100 * found.preferred
-    return replace(scores, preferred=share, margin=found.margin)
-
-
 @torch.no_grad()
-def prefers(trained: Trained, model: nn.Module, held: Sequence[Record]) -> Preference:
-    """What a model makes of the held-out pairs and judged answers: log-probability a token, so that a long answer is
-    no worse for being long, whatever the reference of its training was; of a reward model its rewards."""
+def prefers(
+    trained: Trained, model: nn.Module, held: Sequence[Record], scores_of: SampleScores
+) -> dict[str, float | None]:
+    """The metrics of the held-out pairs, or of the judged answers where there is no pair; {} where there is neither."""
     records = _compared(held) or [r for r in held if KINDS[r.kind].label == "verdict"]
     if not records:
-        return Preference()
+        return {}
     samples = tokenize(trained.tokenizer, records, empty_thoughts=trained.recipe.prepare.empty_thoughts)
-    scores = (_likelihoods if trained.task.generates else _rewards)(trained, model, samples, records)
+    scores = scores_of(trained, model, samples, records)
     last = np.cumsum(np.bincount(samples.row, minlength=len(records))) - 1
     if _compared(records):
-        lead = scores[last - 1] - scores[last]
-        return Preference(float((lead > 0).mean()), float(lead.mean()), len(records))
+        leads = scores[last - 1] - scores[last]
+        return _finite({**measured("pairs", leads), **measured("leads", leads)})
     good = np.array([r.label == "good" for r in records])
     if good.all() or not good.any():
-        return Preference()
-    return Preference(None, float(scores[last[good]].mean() - scores[last[~good]].mean()), len(records))
+        return {}
+    return _finite(measured("leads", np.array([scores[last[good]].mean() - scores[last[~good]].mean()])))
 
 
-def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str], None]) -> dict[str, Any]:
-    """What evaluation.json holds of a reward model, which writes no answers: its loss and the share of pairs that it
-    orders rightly. Before training its head is as it was drawn, so it guesses."""
+def _finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: number for name, number in metrics.items() if number is not None and math.isfinite(number)}
 
-    def ask(model: nn.Module) -> suite.Scores:
+
+def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str], None]) -> Evaluation:
+    """The evaluation of a reward model, which writes no answers: its loss and the share of pairs that it orders
+    rightly. Before training its head is as it was drawn, so it guesses."""
+    unmeasured = {name: None for name, metric in METRICS.items() if metric.needs in ALWAYS}
+
+    def ask(model: nn.Module) -> Scores:
         model.eval()
-        found, loss = prefers(trained, model, held), None
-        if found.pairs:
-            items = _items(trained, held)
-            module = trained.task.objective(model, items, trained.setting)
-            packed = rows(items, trained.recipe.train.token_budget, packing=packs_exactly(module, items))
-            loss = held_loss(module, packed, _device(model)) / len(items)
-        labels = int(_items(trained, held).samples.labels.sum()) if found.pairs else 0
-        none = suite.Scores(loss, None, None, None, None, None, rows=0, label_tokens=labels)
-        return added(none, found)
+        preferred = prefers(trained, model, held, rewards)
+        if not preferred:
+            return Scores(unmeasured, rows=0, label_tokens=0)
+        items = _items(trained, held)
+        module = trained.task.objective(model, items, trained.setting)
+        packed = rows(items, trained.recipe.train.token_budget, packing=packs_exactly(module, items))
+        loss = held_loss(module, packed, _device(model)) / len(items)
+        metrics = {**unmeasured, **measured("rows", loss), **preferred}
+        return Scores(metrics, rows=0, label_tokens=int(items.samples.labels.sum()))
 
     placed(trained.model)
     say(t("Measuring before training"))
@@ -109,7 +103,7 @@ def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str
         before = ask(base)
     say(t("Measuring after training"))
     after = ask(trained.model)
-    return {"task": trained.recipe.train.task, **compare.assemble(before=before, after=after, held=held)}
+    return compare.assemble(before=before, after=after, held=held, task=trained.recipe.train.task)
 
 
 def _items(trained: Trained, held: Sequence[Record]) -> Examples:
@@ -117,10 +111,11 @@ def _items(trained: Trained, held: Sequence[Record]) -> Examples:
     return trained.task.examples(SplitView(tokenize(trained.tokenizer, records), lambda: records), trained.setting)
 
 
-def _likelihoods(
+def likelihoods(
     trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Log-probability of each sample's labels, a token."""
+    """Log-probability of each sample's labels, a token: so a long answer is no worse for being long, whatever the
+    reference of its training was."""
     items = Examples.of(samples)
     shortest = torch.tensor(samples[int(samples.lengths.argmin())].ids.tolist(), device=_device(model))[None]
     module = LogProbModel(model, own_head=not head_is_exact(model, shortest))
@@ -133,7 +128,7 @@ def _likelihoods(
     return scores
 
 
-def _rewards(
+def rewards(
     trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
 ) -> NDArray[np.float64]:  # fmt: skip
     """The reward of each sample."""
@@ -143,8 +138,8 @@ def _rewards(
     packing = packs_exactly(module, pairs)
     scores = np.zeros(len(samples))
     for row in rows(pairs, trained.recipe.train.token_budget, packing=packing):
-        found = module.scores(row.to(_device(model)))[:, 0]
-        scores[list(row.members)] = found.double().cpu().numpy()
+        reward = module.scores(row.to(_device(model)))[:, 0]
+        scores[list(row.members)] = reward.double().cpu().numpy()
     return scores
 
 

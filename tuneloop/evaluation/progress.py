@@ -19,7 +19,7 @@ class Counted:
     ) -> None:  # fmt: skip
         self.answerer, self.total, self.say, self.interval = answerer, total, say, interval
         self.done = 0
-        self.told = time.perf_counter()
+        self.last_report = time.perf_counter()
 
     @property
     def context(self) -> int:
@@ -37,8 +37,8 @@ class Counted:
 
         def hear(written: int) -> None:
             self.done = before + written
-            if time.perf_counter() - self.told >= self.interval:
-                self.told = time.perf_counter()
+            if time.perf_counter() - self.last_report >= self.interval:
+                self.last_report = time.perf_counter()
                 self.say(t("  {n} of {total} answers", n=self.done, total=self.total))
 
         return self.answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=hear)

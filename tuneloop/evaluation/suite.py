@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.evaluation import metrics
+from tuneloop.evaluation.evaluation import Scores
+from tuneloop.evaluation.metrics import measured
 
 HeldLoss = Callable[[list[Record]], tuple[float, int]]
 """Records -> (sum of the cross entropy over their label tokens in nats, number of label tokens)."""
@@ -24,35 +24,6 @@ class Answerer(Protocol):
     def answer(
         self, chats: list[list[dict[str, Any]]], /, *, max_new_tokens: int = ..., batch_size: int = ...
     ) -> list[Reply]: ...
-
-
-@dataclass(frozen=True)
-class SourceLoss:
-    """Held-out loss (nats a label token) of the dialogues of one file; None when they carry no label."""
-
-    loss: float | None
-    label_tokens: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one model scores. None means not measured: no held-out dialogue, or no answer to compare."""
-
-    loss: float | None
-    """Mean cross entropy in nats over all label tokens of all held-out dialogues."""
-    perplexity: float | None
-    bleu: float | None
-    rouge1: float | None
-    rouge2: float | None
-    rougeL: float | None
-    rows: int
-    """Dialogues whose last answer was written and compared."""
-    label_tokens: int
-    by_source: Mapping[str, SourceLoss] = field(default_factory=dict)
-    preferred: float | None = None
-    """Of preference rows, those whose better answer is likelier a token, or has the higher reward, in percent."""
-    margin: float | None = None
-    """By how much it is ahead, on average: nats a token, or reward."""
 
 
 def prompt(record: Record) -> tuple[Message, ...]:
@@ -157,18 +128,12 @@ def score(
     sums = loss_by_source(records, held_loss)
     total, label_tokens = sum(s for s, _ in sums.values()), sum(n for _, n in sums.values())
     loss = _mean(total, label_tokens)
-    said, wanted = [visible(reply.text) for reply in replies], [reference(r) for r in picked]
-    overlap = metrics.rouge(said, wanted) if picked else {}
+    texts = ([visible(reply.text) for reply in replies], [reference(r) for r in picked]) if picked else (None, None)
     return Scores(
-        loss=loss,
-        perplexity=None if loss is None else metrics.perplexity(loss),
-        bleu=metrics.bleu(said, wanted) if picked else None,
-        rouge1=overlap.get("rouge1"),
-        rouge2=overlap.get("rouge2"),
-        rougeL=overlap.get("rougeL"),
+        {**measured("rows", loss), **measured("tokens", loss), **measured("answers", *texts)},
         rows=len(picked),
         label_tokens=label_tokens,
-        by_source={name: SourceLoss(_mean(s, n), n) for name, (s, n) in sums.items()},
+        by_source={name: Scores({"loss": _mean(s, n)}, label_tokens=n) for name, (s, n) in sums.items()},
     ), replies
 
 

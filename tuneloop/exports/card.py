@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tuneloop.base.language import t
-from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.evaluation.metrics import METRICS
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence, licence_fields
+from tuneloop.model.head import CAUSAL, Answers, Head
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
 from tuneloop.training.adapter_card import method_text
 
 
-def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -> str:
+def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str, head: Head = CAUSAL) -> str:
     """README.md in the chosen language, with the front matter that model hubs read."""
     name, terms = base_name(recipe, base), licence(base)
     sections = [
-        _front_matter(name, terms, recipe.train.task),
+        _front_matter(name, terms, head),
         f"# {recipe.name}\n",
         t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name) + "\n",
-        _origin(run, recipe, name, terms, dtype),
-        _scores(Run(run).read("evaluation.json")),
+        _history(run, recipe, name, terms, dtype),
+        _scores(Evaluation.read(run)),
         _parity(parity),
-        _use(recipe.train.task),
+        _use(head),
     ]
     return "\n".join(s for s in sections if s)
 
 
-def _front_matter(base: str, terms: str, task: str) -> str:
-    does = "text-classification" if task in {"classify", "reward"} else "text-generation"
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": does, "base_model": base}
+def _front_matter(base: str, terms: str, head: Head) -> str:
+    fields: dict[str, Any] = {
+        "library_name": "transformers", "pipeline_tag": USES[head.answers].pipeline, "base_model": base,
+    }  # fmt: skip
     fields |= licence_fields(terms) | {"tags": ["tuneloop"]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -46,8 +51,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str:
-    train, data = recipe.train, Run(run).read("dataset.json")
+def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str:
+    train, dataset = recipe.train, Run(run).read("dataset.json")
     rows = [
         [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
         [t("Licence of the base model"), terms or t("not recorded: look it up before you pass the model on")],
@@ -57,7 +62,7 @@ def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str
             f"{_epochs(run, recipe):.3g}, {train.batch_size}, {train.learning_rate:g}",
         ],
         [t("Seed"), str(recipe.seed)],
-        [t("Dataset"), str(data.get("hash") or t("not recorded"))],
+        [t("Dataset"), str(dataset.get("hash") or t("not recorded"))],
     ]
     rows.append([t("Type of the weights"), dtype])
     return f"## {t('How it was made')}\n\n{_table(['', ''], rows)}"
@@ -65,55 +70,61 @@ def _origin(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str
 
 def _epochs(run: Path, recipe: Recipe) -> float:
     """Passes over the data that were made; max_steps may have ended them before train.epochs."""
-    data = Run(run).read("plan.json").get("data", {})
-    if not data.get("dialogues") or not data.get("steps"):
+    planned = Run(run).read("plan.json").get("data", {})
+    if not planned.get("dialogues") or not planned.get("steps"):
         return recipe.train.epochs
-    per_epoch = math.ceil(int(data["dialogues"]) / recipe.train.batch_size)
-    return int(data["steps"]) / per_epoch
+    per_epoch = math.ceil(int(planned["dialogues"]) / recipe.train.batch_size)
+    return int(planned["steps"]) / per_epoch
 
 
-def _scores(evaluation: dict[str, Any]) -> str:
+def _scores(evaluation: Evaluation | None) -> str:
     """Before and after on the held-out dialogues; a probe that failed is said as plainly as one that passed."""
-    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
-    if not evaluation:
+    if evaluation is None:
         return f"## {t('Measured')}\n\n{t('This run was not evaluated.')}\n"
+    before, after = evaluation.before, evaluation.after
     rows = [
-        [name, _number(before.get(m)), _number(after.get(m))]
-        for m, name in compare.labels().items()
-        if before.get(m) is not None or after.get(m) is not None
+        [metric.label(), _number(before[name]), _number(after[name])]
+        for name, metric in METRICS.items()
+        if before[name] is not None or after[name] is not None
     ]
     text = f"## {t('Measured')}\n\n"
     if rows:
-        facts = {"labels": after.get("label_tokens", "?"), "n": after.get("rows", "?"), "base": t("the base model")}
-        said = t(
-            "Loss and perplexity over {labels} held-out label tokens, BLEU and ROUGE over {n} answers; {base} before, "
-            "this model after.",
-            **facts,
-        )
-        text += f"{said}\n\n{_table([t('Measure'), t('before'), t('after')], rows)}"
-    elif not after.get("label_tokens"):
+        text += f"{_basis(after)}\n\n{_table([t('Measure'), t('before'), t('after')], rows)}"
+    elif not after.measured_on:
         text += nothing_held() + "\n"
-    probes = evaluation.get("probes") or []
-    if probes:
-        results = {True: t("passed"), False: t("failed")}
+    if evaluation.probes:
+        verdicts = {True: t("passed"), False: t("failed")}
         lines = [
-            [p["name"], f"{p['before']}/{p['total']}", f"{p['after']}/{p['total']}", results[bool(p["passed"])]]
-            for p in probes
+            [p.name, f"{p.before}/{p.total}", f"{p.after}/{p.total}", verdicts[p.passed]] for p in evaluation.probes
         ]
         text += "\n" + _table([t("Probe"), t("before"), t("after"), t("Result")], lines)
     return text
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+def _basis(after: Scores) -> str:
+    """What the scores were measured on."""
+    if after.texts is not None:
+        return t("Loss, accuracy and F1 over {n} held-out texts.", n=after.texts)
+    labels, answers = ("?" if count is None else count for count in (after.label_tokens, after.rows))
+    return t(
+        "Loss and perplexity over {labels} held-out label tokens, BLEU and ROUGE over {n} answers; {base} before, "
+        "this model after.",
+        labels=labels,
+        n=answers,
+        base=t("the base model"),
+    )
+
+
+def _number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4g}"
 
 
 def _parity(parity: Parity) -> str:
     return f"## {t('Checked against the trained model')}\n\n{parity.line()}\n"
 
 
-def _use(task: str) -> str:
-    code = {"classify": _classify, "reward": _reward}.get(task, _write)()
+def _use(head: Head) -> str:
+    code = USES[head.answers].code()
     return (
         f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"
         f"{t('With tuneloop, in this folder:')}\n\n```bash\ntuneloop chat .\ntuneloop serve .\n```\n"
@@ -152,3 +163,19 @@ def _write() -> str:
         "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
         'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The task that a model hub lists a model under, and Python code that asks it."""
+
+    pipeline: str
+    code: Callable[[], str]
+
+
+USES: dict[Answers, Use] = {
+    "text": Use("text-generation", _write),
+    "label": Use("text-classification", _classify),
+    "score": Use("text-classification", _reward),
+}
+"""How an exported model answers by its head -> its use."""

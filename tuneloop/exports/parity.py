@@ -65,15 +65,15 @@ class Parity:
 
     def line(self) -> str:
         """One line for the console."""
-        said = self._logits()
+        text = self._logits()
         if self.trained_loss is not None and self.exported_loss is not None:
-            said += t("; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed "
+            text += t("; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed "
                       "{tolerance:.2g})", trained=self.trained_loss, exported=self.exported_loss,
                       tolerance=self.loss_tolerance or 0.0)  # fmt: skip
         if self.rounded:
-            said += t("; int8 also rounds what the trained model computes with, which no file can hold: logits are "
+            text += t("; int8 also rounds what the trained model computes with, which no file can hold: logits are "
                       "compared without it, losses with it")  # fmt: skip
-        return said
+        return text
 
     def _logits(self) -> str:
         return t(
@@ -125,14 +125,14 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     prompts = [render(tokenizer, questions(chat), prompt=True) for chat in chats]
     texts = (*(render(tokenizer, chat) for chat in chats), *prompts)
     ids_of_texts = encode(tokenizer, list(texts))
-    looked = [
+    samples = [
         one for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
-        for one in _said(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
+        for one in _answer_positions(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
     ]  # fmt: skip
     vocabulary = int(unwrap(model).config.get_text_config().vocab_size)
-    most = max(1, MOST_LOGITS // (vocabulary * max(1, len(looked))))
+    most = max(1, MOST_LOGITS // (vocabulary * max(1, len(samples))))
     logits = []
-    for ids, places in looked:
+    for ids, places in samples:
         if len(places) > most:
             places = places[torch.linspace(0, len(places) - 1, most).long()]
         out = model(input_ids=ids[None].to(device), use_cache=False, logits_to_keep=places.to(device))
@@ -148,7 +148,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     )
 
 
-def _said(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
+def _answer_positions(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
     """The samples of a chat that have an answer: their ids, and the positions whose logits choose its tokens.
 
     [] where none has: a model may answer with its end token, with a thought that its template leaves out, or with what
@@ -161,8 +161,8 @@ def _said(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
             raise
         return []
     # The logits at position i - 1 choose the token at i.
-    found = [(torch.from_numpy(s.ids).long(), torch.from_numpy(s.trained[1:]).nonzero().flatten()) for s in samples]
-    return [(ids, places) for ids, places in found if len(places)]
+    positions = [(torch.from_numpy(s.ids).long(), torch.from_numpy(s.trained[1:]).nonzero().flatten()) for s in samples]
+    return [(ids, places) for ids, places in positions if len(places)]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -195,8 +195,8 @@ def held_rows(run: Path, tokenizer: Any) -> list[Record]:
 
 def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
     """What a classifier says to texts: the logarithms of its probabilities, and its labels by number."""
-    found = classifier.classify(texts)
-    logits = [torch.tensor([list(of.values())], dtype=torch.float64).clamp_min(1e-30).log().float() for of in found]
+    chances = classifier.classify(texts)
+    logits = [torch.tensor([list(of.values())], dtype=torch.float64).clamp_min(1e-30).log().float() for of in chances]
     return Evidence(
         logits=tuple(logits),
         answers=tuple((int(row.argmax()),) for row in logits),

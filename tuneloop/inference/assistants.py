@@ -51,8 +51,8 @@ def helpers(
         translate = own.translate
     elif far:
         translate = far.translate
-    writes = far if far and part.endpoint_model else own
-    return Helpers(writes.answer, own.score, translate, say, writes.ask, own.shift, about, own.watch)
+    writer = far if far and part.endpoint_model else own
+    return Helpers(writer.answer, own.score, translate, say, writer.ask, own.shift, about, own.watch)
 
 
 def judging_type(wanted: str) -> Literal["float32", "bfloat16"]:
@@ -127,13 +127,13 @@ class _Own:
 
     def _written(self, chats: Sequence[Chat], longest: int) -> list[Reply | None]:
         answerer = Answerer(self._model, self._tokenizer)
-        fit = [n for n, chat in enumerate(chats) if answerer.count(chat) < answerer.context]
+        fitting = [n for n, chat in enumerate(chats) if answerer.count(chat) < answerer.context]
         replies = answerer.answer(
-            [chats[n] for n in fit], max_new_tokens=longest, temperature=0.7, top_p=0.95, seed=self._recipe.seed,
+            [chats[n] for n in fitting], max_new_tokens=longest, temperature=0.7, top_p=0.95, seed=self._recipe.seed,
             share=lambda done: self.watch.hear(done),
         )  # fmt: skip
-        found = dict(zip(fit, replies, strict=True))
-        return [found.get(n) for n in range(len(chats))]
+        by_chat = dict(zip(fitting, replies, strict=True))
+        return [by_chat.get(n) for n in range(len(chats))]
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         return self._translator.translate(texts, source, target)

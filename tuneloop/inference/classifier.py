@@ -68,8 +68,8 @@ class Classifier:
         out = []
         for n, chat in enumerate(chats, 1):
             began = time.perf_counter()
-            found = self.classify([_text(chat)])[0]
-            out.append(Reply(likeliest(found), self.count(chat), 1, "stop", time.perf_counter() - began, found))
+            chances = self.classify([_text(chat)])[0]
+            out.append(Reply(likeliest(chances), self.count(chat), 1, "stop", time.perf_counter() - began, chances))
             if progress is not None:
                 progress(n)
         return out
@@ -81,13 +81,13 @@ class Classifier:
         yield reply
 
 
-def likeliest(found: dict[str, float]) -> str:
+def likeliest(chances: dict[str, float]) -> str:
     """The label of the highest probability; of equal ones the first.
 
     >>> likeliest({"neg": 0.2, "pos": 0.8})
     'pos'
     """
-    return max(found, key=found.__getitem__)
+    return max(chances, key=chances.__getitem__)
 
 
 def _text(chat: Chat) -> str | tuple[str, ...]:

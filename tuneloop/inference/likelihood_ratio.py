@@ -165,7 +165,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
     Padding stands behind what it fills up: behind a context it is masked, behind a tail no token sees it.
     """
     base = unwrap(model)
-    trunk = getattr(base, base.base_model_prefix)
+    backbone = getattr(base, base.base_model_prefix)
     device = next(model.parameters()).device
     lengths = torch.tensor([len(change.context) for change in batch], device=device)
     longest_context = int(lengths.max())
@@ -173,7 +173,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
     places = torch.arange(longest_context, device=device)[None]
     mask = (places < lengths[:, None]).long()
     cache = DynamicCache(config=base.config)
-    read = trunk(
+    read = backbone(
         input_ids=ids, attention_mask=mask, position_ids=places.expand_as(ids), past_key_values=cache, use_cache=True
     ).last_hidden_state  # fmt: skip
     last = read[torch.arange(len(batch), device=device), lengths - 1]
@@ -185,7 +185,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
     ids = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
     mask = torch.cat([mask.repeat_interleave(2, 0), torch.ones_like(ids)], 1)
     places = lengths.repeat_interleave(2)[:, None] + torch.arange(width, device=device)
-    read = trunk(
+    read = backbone(
         input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
     ).last_hidden_state  # fmt: skip
     return torch.cat([last, read.flatten(0, 1)]), width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tuneloop.hub import resolve
@@ -11,7 +12,7 @@ from tuneloop.inference.generate import Answerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import Trained, load_trained
-from tuneloop.model.head import Head
+from tuneloop.model.head import Answers, Head
 from tuneloop.model.load import known_labels, load_model, placed
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.registry import versions
@@ -19,14 +20,28 @@ from tuneloop.tasks.classify import CLASSIFY
 from tuneloop.tasks.task import TaskContext
 
 
+def _writer(trained: Trained) -> Answerer:
+    return Answerer(trained.model, trained.tokenizer, trained.recipe.prepare.system, trained.answer_prefix)
+
+
+def _classifier(trained: Trained) -> Classifier:
+    return Classifier(trained.model, trained.tokenizer, trained.task, trained.setting)
+
+
+def _scorer(trained: Trained) -> Scorer:
+    return Scorer(trained.model, trained.tokenizer, trained.recipe.prepare.system)
+
+
+ANSWERERS: dict[Answers, Callable[[Trained], Answerer | Classifier | Scorer]] = {
+    "text": _writer, "label": _classifier, "score": _scorer,
+}  # fmt: skip
+"""How a model answers -> what answers for it."""
+
+
 def make_answerer(trained: Trained) -> Answerer | Classifier | Scorer:
     """What answers for a trained model: one that writes, one that names labels, or one that scores answers."""
-    if trained.task.classes is not None:
-        return Classifier(placed(trained.model), trained.tokenizer, trained.task, trained.setting)
-    model, system = placed(trained.model), trained.recipe.prepare.system
-    if not trained.task.generates:
-        return Scorer(model, trained.tokenizer, system)
-    return Answerer(model, trained.tokenizer, system, trained.opening)
+    placed(trained.model)
+    return ANSWERERS[trained.task.answers](trained)
 
 
 def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier | Scorer:
@@ -51,7 +66,7 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
 def _system(folder: Path) -> str | None:
     """The system prompt that an exported model was trained with."""
     try:
-        made = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))
-        return str(made["system"]) if made.get("system") else None
+        provenance = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))
+        return str(provenance["system"]) if provenance.get("system") else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -58,8 +58,8 @@ class Scorer:
             if len(sample.ids) > self.context:
                 raise ServeError("TL-SERVE-CONTEXT", tokens=len(sample.ids), context=self.context)
             require_rows(self.model, self.tokenizer, [sample.ids.tolist()])
-            found = self._module.scores(pack([sample]).to(device))
-            out.append(float(found[0, 0]))
+            score = self._module.scores(pack([sample]).to(device))
+            out.append(float(score[0, 0]))
         return out
 
     def count(self, chat: Chat) -> int:

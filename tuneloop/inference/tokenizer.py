@@ -19,11 +19,11 @@ from tuneloop.model.quiet import quiet
 
 def fingerprint(folder: Path, tokenizer: Any) -> str:
     """12 hex digits of all that decides how text becomes tokens: the tokenizer's files and its chat template."""
-    whole = hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode())
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (folder / name).is_file():
-            whole.update(name.encode() + sha256_of(folder / name).encode())
-    return whole.hexdigest()[:12]
+            digest.update(name.encode() + sha256_of(folder / name).encode())
+    return digest.hexdigest()[:12]
 
 
 def load_tokenizer(folder: Path, template: str | None = None) -> Any:

@@ -26,7 +26,7 @@ from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import run_recipe
 from tuneloop.tasks.labels_file import CLASSES_FILE, masked, read_classes
-from tuneloop.tasks.table import TASKS
+from tuneloop.tasks.table import TASKS, task_name
 from tuneloop.tasks.task import Task, TaskContext
 
 
@@ -40,7 +40,7 @@ class Trained:
     task: Task
     setting: TaskContext
     head: Head
-    opening: str = ""
+    answer_prefix: str = ""
     """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
 
 
@@ -53,26 +53,26 @@ def load_trained(run: Path) -> Trained:
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
     recipe = run_recipe(run)
-    result = run / ("adapter" if METHODS[recipe.train.method].adapter else "model")
-    if not result.is_dir():
+    weights = run / ("adapter" if METHODS[recipe.train.method].adapter else "model")
+    if not weights.is_dir():
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
-    tokenizer = load_tokenizer(result)
-    task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
-    base = result if result.name == "model" else model_folder(recipe.model)
+    tokenizer = load_tokenizer(weights)
+    task = TASKS[task_name(recipe.train.task, ())]
+    base = weights if weights.name == "model" else model_folder(recipe.model)
     setting = TaskContext(
-        recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(result / CLASSES_FILE)
+        recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(weights / CLASSES_FILE)
     )
     head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
     model: nn.Module = untrained_model(base, recipe, head)
-    if result.name != "model":
+    if weights.name != "model":
         assert isinstance(model, PreTrainedModel)
         if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
-            adapters.require_same_base(result, base)
-        model = adapters.with_adapter(model, result)
-    return Trained(model, tokenizer, recipe, task, setting, head, _opening(run, recipe, tokenizer))
+            adapters.require_same_base(weights, base)
+        model = adapters.with_adapter(model, weights)
+    return Trained(model, tokenizer, recipe, task, setting, head, _answer_prefix(run, recipe, tokenizer))
 
 
-def _opening(run: Path, recipe: Recipe, tokenizer: Any) -> str:
+def _answer_prefix(run: Path, recipe: Recipe, tokenizer: Any) -> str:
     """The empty thought that answers begin behind, "" where the rows had thoughts or were trained to write it."""
     try:
         thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)

@@ -52,8 +52,8 @@ class Translator:
         model = self.models[0] if target == self.via or len(self.models) == 1 else self.models[1]
         pieces = [list(_pieces(text)) for text in texts]
         spoken = [piece for parts in pieces for piece in parts if piece.strip()]
-        said = dict(zip(spoken, model.translate(spoken, source, target), strict=True))
-        return [_joined([said.get(p, p) if p.strip() else p for p in parts], target) for parts in pieces]
+        translated = dict(zip(spoken, model.translate(spoken, source, target), strict=True))
+        return [_joined([translated.get(p, p) if p.strip() else p for p in parts], target) for parts in pieces]
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -95,8 +95,8 @@ class _Model:
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):
+        model, info = loaded
+        if missing := sorted(info["missing_keys"]):
             lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
             raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
         self.model: Any = placed(model.eval())
@@ -113,12 +113,12 @@ class _Model:
             group = order[at : at + BATCH]
             padded = self.tokenizer.pad({"input_ids": [rows[n] for n in group]}, return_tensors="pt")
             most = min(2 * padded["input_ids"].shape[1] + 32, self.longest - 1)
-            made = self.model.generate(
+            tokens = self.model.generate(
                 input_ids=padded["input_ids"].to(self.model.device),
                 attention_mask=padded["attention_mask"].to(self.model.device),
                 max_new_tokens=most, do_sample=False, **options,
             )  # fmt: skip
-            for n, row in zip(group, made.tolist(), strict=True):
+            for n, row in zip(group, tokens.tolist(), strict=True):
                 if self._ended(row[1:]):
                     written = [i for i in row if i != options.get("forced_bos_token_id")]
                     out[n] = str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
@@ -131,13 +131,13 @@ class _Model:
 
     def _directed(self, source: str, target: str) -> tuple[str, dict[str, Any]]:
         """What stands before a text, and options of generation, so that it goes from one language to the other."""
-        begin, mark = self._token(source), self._token(target)
-        if begin and mark:
+        begin, end = self._token(source), self._token(target)
+        if begin and end:
             self.tokenizer.src_lang = begin[0]
-            return "", {"forced_bos_token_id": mark[1]}
+            return "", {"forced_bos_token_id": end[1]}
         if self._known(f"<2{target}>") is not None:
             return f"<2{target}> ", {}
-        if begin or mark:
+        if begin or end:
             lacking = target if begin else source
             raise DataError("TL-DATA-TRANSLATOR", where=str(self.folder), language=lacking)
         return "", {}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["causal", "classifier", "masked"]
+Answers = Literal["text", "label", "score"]
+"""How a model answers: it writes text, names a label, or scores an answer that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,13 @@ class Head:
 
     kind: Kind = "causal"
     labels: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> Answers:
+        """How a model with this head answers of itself: several labels are named, one alone is a score."""
+        if self.kind != "classifier":
+            return "text"
+        return "label" if len(self.labels) > 1 else "score"
 
 
 CAUSAL = Head()

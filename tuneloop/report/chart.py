@@ -6,7 +6,7 @@ Both are drawn from metrics.jsonl alone. No pyplot: its global state and choice 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import t
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.runs.journal import Journal
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ def curves(lines: Sequence[dict[str, Any]]) -> Curves:
     """
 
     def one(key: str) -> Points:
-        found = {x["step"]: x[key] for x in lines if _is_number(x.get("step")) and _is_number(x.get(key))}
-        return sorted(found.items())
+        points = {x["step"]: x[key] for x in lines if _is_number(x.get("step")) and _is_number(x.get(key))}
+        return sorted(points.items())
 
     return Curves(one("loss"), one("eval_loss"), one("grad_norm"), one("learning_rate"))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def smoothed(points: Points, ceiling: float = math.inf) -> Points:
@@ -124,31 +125,32 @@ def words() -> dict[str, str]:
     }
 
 
-def with_start(lines: Sequence[dict[str, Any]], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def with_start(lines: Sequence[dict[str, Any]], evaluation: Evaluation | None) -> list[dict[str, Any]]:
     """Lines of metrics with the held-out loss before the first step, where an evaluation has measured the same thing.
 
     It has where its loss after training is one of the curve's; for preferences, say, it measures another one.
 
+    >>> from tuneloop.evaluation.evaluation import Scores
     >>> lines = [{"step": 4, "eval_loss": 3.0}]
-    >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 3.001}})[0]
+    >>> with_start(lines, Evaluation(Scores({"loss": 4.0}), Scores({"loss": 3.001})))[0]
     {'step': 0, 'eval_loss': 4.0}
-    >>> with_start(lines, {"before": {"loss": 4.0}, "after": {"loss": 2.0}}) == lines
+    >>> with_start(lines, Evaluation(Scores({"loss": 4.0}), Scores({"loss": 2.0}))) == lines
     True
     """
-    before, after = ((evaluation.get(side) or {}).get("loss", math.nan) for side in ("before", "after"))
-    if not (_is_number(before) and _is_number(after)):
+    before, after = (None, None) if evaluation is None else (evaluation.before["loss"], evaluation.after["loss"])
+    if before is None or after is None:
         return list(lines)
-    same = any(math.isclose(y, float(after), rel_tol=0.005) for _, y in curves(lines).held)
+    same = any(math.isclose(y, after, rel_tol=0.005) for _, y in curves(lines).held)
     return [*([{"step": 0, "eval_loss": before}] if same else []), *lines]
 
 
-def loss_curve(metrics_path: Path, out_png: Path, evaluation: Mapping[str, Any] | None = None) -> Path | None:
+def loss_curve(metrics_path: Path, out_png: Path, evaluation: Evaluation | None = None) -> Path | None:
     """Draw metrics.jsonl to a PNG of 1200 x 800 pixels; None, and no file, while there is nothing to draw.
 
     With the run's `evaluation` the held-out loss begins at step 0, before training.
     """
-    found = curves(with_start(list(Journal(metrics_path).lines()), evaluation or {}))
-    if found.empty:
+    series = curves(with_start(list(Journal(metrics_path).lines()), evaluation))
+    if series.empty:
         return None
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -166,7 +168,7 @@ def loss_curve(metrics_path: Path, out_png: Path, evaluation: Mapping[str, Any] 
     with rc_context(style):
         figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        _draw(figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.1]), found, say)
+        _draw(figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.1]), series, say)
         with draft_of(out_png) as draft:
             figure.savefig(draft, format="png")
     return out_png
@@ -181,12 +183,12 @@ def cjk_font(text: str) -> str | None:
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     def usual() -> str | None:
-        there = {entry.name for entry in fontManager.ttflist if entry.name in CJK_FONTS and Path(entry.fname).is_file()}
+        there = {font.name for font in fontManager.ttflist if font.name in CJK_FONTS and Path(font.fname).is_file()}
         return next((name for name in CJK_FONTS if name in there), None)
 
-    if found := usual():
-        return found
-    known = {entry.fname for entry in fontManager.ttflist}
+    if usual_font := usual():
+        return usual_font
+    known = {font.fname for font in fontManager.ttflist}
     for file in findSystemFonts():
         if file not in known:
             with suppress(OSError, RuntimeError, ValueError, KeyError):  # not every font file can be read
@@ -206,13 +208,13 @@ def _has(font: Path, text: str) -> bool:
     return False
 
 
-def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
+def _draw(axes: Sequence[Axes], series: Curves, say: dict[str, str]) -> None:
     top, middle, bottom = axes
-    few = len(found.loss) <= FEW
-    low, high, above = span(found.loss, found.held)
-    if found.loss:
+    few = len(series.loss) <= FEW
+    low, high, above = span(series.loss, series.held)
+    if series.loss:
         top.plot(
-            *_xy(thinned(found.loss)),
+            *_xy(thinned(series.loss)),
             color=SMOOTH if few else RAW,
             lw=2 if few else 0.9,
             marker="o" if few else None,
@@ -220,13 +222,13 @@ def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
             label=say["training loss"],
         )
         if not few:
-            smooth = thinned(smoothed(found.loss, high))
+            smooth = thinned(smoothed(series.loss, high))
             top.plot(*_xy(smooth), color=SMOOTH, lw=2.2, label=say["training loss, smoothed"])
-    if found.held:
-        top.plot(*_xy(found.held), color=HELD, lw=1.6, marker="o", ms=7, mec="white", label=say["held-out loss"])
+    if series.held:
+        top.plot(*_xy(series.held), color=HELD, lw=1.6, marker="o", ms=7, mec="white", label=say["held-out loss"])
         top.annotate(
-            f"{found.held[-1][1]:.3f}",
-            found.held[-1],
+            f"{series.held[-1][1]:.3f}",
+            series.held[-1],
             xytext=(0, 10),
             textcoords="offset points",
             ha="right",
@@ -240,13 +242,13 @@ def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
     top.set_ylabel(say["loss"])
     top.legend(frameon=False, loc="upper right")
     for axis, points, color, name in (
-        (middle, found.grad_norm, GRADIENT, "gradient norm"),
-        (bottom, found.learning_rate, RATE, "learning rate"),
+        (middle, series.grad_norm, GRADIENT, "gradient norm"),
+        (bottom, series.learning_rate, RATE, "learning rate"),
     ):
         axis.plot(*_xy(thinned(points)), color=color, lw=1.1, marker="o" if few else None, ms=3)
         axis.set_title(say[name], loc="left", fontsize=11, color=color)
         axis.locator_params(axis="y", nbins=3)
-    norms = [y for _, y in found.grad_norm]
+    norms = [y for _, y in series.grad_norm]
     if norms and min(norms) > 0 and max(norms) > 50 * min(norms):
         middle.set_yscale("log")
     else:
@@ -255,15 +257,15 @@ def _draw(axes: Sequence[Axes], found: Curves, say: dict[str, str]) -> None:
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bottom.set_xlabel(say["optimizer step"])
     bottom.margins(x=0.015)
-    left, right = steps(found)
+    left, right = steps(series)
     if left == right:
         bottom.set_xlim(left - 1, left + 1)
     bottom.locator_params(axis="x", integer=True)
 
 
-def steps(found: Curves) -> tuple[float, float]:
+def steps(series: Curves) -> tuple[float, float]:
     """The first and the last step on record."""
-    xs = [x for points in (found.loss, found.held) for x, _ in points]
+    xs = [x for points in (series.loss, series.held) for x, _ in points]
     return min(xs), max(xs)
 
 
@@ -279,23 +281,23 @@ PANELS = (("loss", 14.0, 250.0), ("grad", 300.0, 352.0), ("rate", 392.0, 436.0))
 
 def svg(lines: Sequence[dict[str, Any]]) -> str:
     """The same picture as one SVG element without a script or a fixed colour; "" while there is nothing to draw."""
-    found = curves(lines)
-    if found.empty:
+    series = curves(lines)
+    if series.empty:
         return ""
     say = words()
-    few = len(found.loss) <= FEW
-    left, right = steps(found)
-    high = span(found.loss, found.held)[1]
+    few = len(series.loss) <= FEW
+    left, right = steps(series)
+    high = span(series.loss, series.held)[1]
     if left == right:
         left, right = left - 1, right + 1
     groups = {
         "loss": [
-            ("raw" + (" few" if few else ""), found.loss),
-            ("smooth", [] if few else smoothed(found.loss, high)),
-            ("held", found.held),
+            ("raw" + (" few" if few else ""), series.loss),
+            ("smooth", [] if few else smoothed(series.loss, high)),
+            ("held", series.held),
         ],
-        "grad": [("grad", found.grad_norm)],
-        "rate": [("rate", found.learning_rate)],
+        "grad": [("grad", series.grad_norm)],
+        "rate": [("rate", series.learning_rate)],
     }
     titles = {"loss": "", "grad": say["gradient norm"], "rate": say["learning rate"]}
     parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
@@ -322,10 +324,10 @@ def _panel(
         return across, max(bottom - (point[1] - low) / (high - low) * (bottom - top), top - 4)
 
     out = []
-    for value in ticks(low, high, 2 if title else 5):
-        line = at((x[0], value))[1]
+    for tick in ticks(low, high, 2 if title else 5):
+        line = at((x[0], tick))[1]
         out.append(f'<path class="grid" d="M{LEFT:.0f} {line:.1f}H{WIDTH - RIGHT:.0f}"/>')
-        out.append(_text(LEFT - 6, line + 3.5, _short(value), "end"))
+        out.append(_text(LEFT - 6, line + 3.5, _short(tick), "end"))
     if title:
         out.append(_text(LEFT, top - 8, title, "start"))
     if above:
@@ -342,8 +344,8 @@ def _panel(
     return "".join(out)
 
 
-def _short(value: float) -> str:
-    return f"{value:g}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
+def _short(number: float) -> str:
+    return f"{number:g}" if number == 0 or abs(number) >= 0.001 else f"{number:.0e}".replace("e-0", "e-")
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:
@@ -359,8 +361,8 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def _steps(left: float, right: float) -> list[tuple[float, str]]:
-    whole = [v for v in ticks(left, right, 8) if v == int(v) and v >= 0]
-    return [(LEFT + (v - left) / (right - left) * (WIDTH - LEFT - RIGHT), f"{v:,.0f}") for v in whole]
+    integers = [v for v in ticks(left, right, 8) if v == int(v) and v >= 0]
+    return [(LEFT + (v - left) / (right - left) * (WIDTH - LEFT - RIGHT), f"{v:,.0f}") for v in integers]
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:

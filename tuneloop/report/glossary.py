@@ -23,6 +23,7 @@ def events() -> dict[str, str]:
         "early_stop": t("stopped early, the held-out loss did not fall"),
         "best": t("the best state is the result"),
         "frozen_blocks": t("the frozen blocks ran"),
+        "threads": t("number of threads changed"),
     }
 
 
@@ -57,6 +58,7 @@ def keys() -> dict[str, str]:
         "float32_gflops": f"{t('speed of matrix products')} (float32)",
         "all_cores": t("cores in all"),
         "threads": t("threads"),
+        "of": t("threads at most"),
         "others": t("cores that other programs kept busy"),
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),
@@ -96,16 +98,16 @@ def name(key: str) -> str:
     return known.get(key) or key.removeprefix("versions.").removeprefix("counts.").replace("_", " ")
 
 
-def value(key: str, one: Any) -> str:
-    """A value as a reader wants it, with its unit.
+def fact(key: str, one: Any) -> str:
+    """A fact as a reader wants it, with its unit.
 
-    >>> value("seconds", 111.3), value("memory_gb", 2.9), value("packing", True), value("step", 1200)
+    >>> fact("seconds", 111.3), fact("memory_gb", 2.9), fact("packing", True), fact("step", 1200)
     ('1 min 51 s', '2.9 GB', 'yes', '1,200')
     """
     if isinstance(one, bool):
         return t("yes") if one else t("no")
     if isinstance(one, list):
-        return ", ".join(value(key, x) for x in one)
+        return ", ".join(fact(key, x) for x in one)
     if not isinstance(one, int | float):
         return {"cpu": t("CPU"), "cuda": t("graphics card")}.get(str(one), str(one)) if key == "device" else str(one)
     if key == "seconds":
@@ -123,12 +125,12 @@ def facts(content: Mapping[str, Any], skip: frozenset[str] = frozenset()) -> lis
     >>> facts({"cores": 2, "gpus": [], "gpu_memory_gb": 0.0, "versions": {"torch": "2.13.0"}})
     [('cores', '2'), ('torch', '2.13.0')]
     """
-    return [(name(k), value(k, v)) for k, v in _flat(content) if k not in skip and (v is False or v)]
+    return [(name(k), fact(k, v)) for k, v in _flat(content) if k not in skip and (v is False or v)]
 
 
 def counts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of a dataset's counts, zeros too: that nothing was dropped is worth knowing."""
-    return [(name(k), value(k, v)) for k, v in _flat(content)]
+    return [(name(k), fact(k, v)) for k, v in _flat(content)]
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import re
 import shlex
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -26,6 +27,7 @@ from tuneloop.base.files import write_atomic
 from tuneloop.base.language import current, is_passing, t
 from tuneloop.data import ledger
 from tuneloop.evaluation import compare, faults
+from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import chart, glossary
 from tuneloop.report.run_view import Folder, clock, read, spent
@@ -54,10 +56,10 @@ def _template() -> Template:
 
 
 def _context(folder: Folder) -> dict[str, Any]:
-    evaluation = folder.evaluation
+    evaluation = folder.evaluation or Evaluation()
     changes = [c for c in compare.changes(evaluation) if c.measured]
     cautions = [_private(text, folder) for text in folder.cautions()]
-    judged = verdict(evaluation, folder.events, folder.metrics)
+    judged = verdict(folder.evaluation, folder.events, folder.metrics)
     if cautions and judged.tone == "good":  # what is good on a handful of rows is not a reason for green
         judged = replace(judged, tone="plain")
     return {
@@ -68,17 +70,17 @@ def _context(folder: Folder) -> dict[str, Any]:
         "verdict": judged,
         "cautions": cautions,
         "nothing_held": nothing_held() if compare.nothing_held(evaluation) else "",
-        "tiles": _tiles(folder),
-        "show": [_answer(a) for a in evaluation.get("show") or ()],
-        "probes": [_probe(p) for p in evaluation.get("probes") or ()],
-        "answers": [_answer(a) for a in evaluation.get("answers") or ()],
-        "rows": (evaluation.get("after") or {}).get("rows", 0),
-        "label_tokens": (evaluation.get("after") or {}).get("label_tokens", 0),
+        "tiles": _tiles(folder, evaluation),
+        "show": [_answer(a) for a in evaluation.show],
+        "probes": [_probe(p) for p in evaluation.probes],
+        "answers": [_answer(a) for a in evaluation.answers],
+        "rows": evaluation.after.rows or 0,
+        "label_tokens": evaluation.after.label_tokens or 0,
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
         "changes": [_change(c) for c in changes],
         "classes": _classes(evaluation),
-        "mistakes": evaluation.get("mistakes") or (),
-        "texts": (evaluation.get("after") or {}).get("texts", 0),
+        "mistakes": evaluation.mistakes,
+        "texts": evaluation.after.texts or 0,
         "curve": Markup(chart.svg(chart.with_start(folder.metrics, evaluation))),
         "words": chart.words(),
         "sampled": _sampled(folder.samples),
@@ -104,10 +106,10 @@ def _subtitle(folder: Folder) -> list[str]:
     return [str(p) for p in (*parts, glossary.moment(finished)[:10]) if p]
 
 
-def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
+def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """(label, value, remark) of the few numbers at the top."""
     tiles = []
-    changes = {c.metric: c for c in compare.changes(folder.evaluation)}
+    changes = {c.metric: c for c in compare.changes(evaluation)}
     right = changes.get("accuracy")
     if right is not None and right.before is not None and right.after is not None:
         tiles.append((t("accuracy"), f"{100 * right.before:.0f} % → {100 * right.after:.0f} %", ""))
@@ -118,9 +120,8 @@ def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
     if loss.before and loss.after is not None:
         percent = f"{(loss.after / loss.before - 1) * 100:+.0f}%".replace("-", "\u2212")
         tiles.append((t("held-out loss"), f"{loss.before:.2f} → {loss.after:.2f}", percent))
-    probes = folder.evaluation.get("probes") or []
-    if probes:
-        passed = sum(bool(p["passed"]) for p in probes)
+    if probes := evaluation.probes:
+        passed = sum(probe.passed for probe in probes)
         tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
     seconds = spent(folder)
     if seconds:
@@ -134,21 +135,23 @@ def _tiles(folder: Folder) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _probe(one: dict[str, Any]) -> dict[str, Any]:
+def _probe(one: ProbeResult) -> dict[str, Any]:
     answers = [
         {
-            "prompt": a["prompt"],
-            **{side: marked(a[side], one["expect"])[0] for side in ("before", "after")},
+            "prompt": a.prompt,
+            "before": marked(a.before, one.expect)[0],
+            "after": marked(a.after, one.expect)[0],
             **_faults(a),
         }
-        for a in one.get("answers") or ()
+        for a in one.answers
     ]
     bounds = []
-    if one.get("at_least") is not None:
-        bounds.append(t("at least {n}", n=one["at_least"]))
-    if one.get("at_most") is not None:
-        bounds.append(t("at most {n}", n=one["at_most"]))
-    return {**one, "bounds": listed(bounds), "open": answers[:OPEN_ANSWERS], "more": answers[OPEN_ANSWERS:]}
+    if one.at_least is not None:
+        bounds.append(t("at least {n}", n=one.at_least))
+    if one.at_most is not None:
+        bounds.append(t("at most {n}", n=one.at_most))
+    shown = {key: getattr(one, key) for key in ("name", "expect", "total", "before", "after", "passed")}
+    return {**shown, "bounds": listed(bounds), "open": answers[:OPEN_ANSWERS], "more": answers[OPEN_ANSWERS:]}
 
 
 def marked(text: str, pattern: str) -> tuple[Markup, bool]:
@@ -158,68 +161,69 @@ def marked(text: str, pattern: str) -> tuple[Markup, bool]:
     (Markup('I am &lt;b&gt;<mark>Lumi</mark>'), True)
     """
     try:
-        found = list(re.finditer(pattern, text, re.IGNORECASE))
+        matches = list(re.finditer(pattern, text, re.IGNORECASE))
     except re.error:
         return escape(text), False
     out, end = Markup(""), 0
-    for match in found:
+    for match in matches:
         if match.end() > match.start():
             out += escape(text[end : match.start()]) + Markup("<mark>{}</mark>").format(match.group())
             end = match.end()
-    return out + escape(text[end:]), bool(found)
+    return out + escape(text[end:]), bool(matches)
 
 
 def _change(change: compare.Change) -> dict[str, Any]:
     kind, _, name = change.metric.partition("/")
-    digits = {"loss": 3, "accuracy": 3, "macro_f1": 3, "margin": 3, "probe": 0}.get(kind, 1)
 
-    def number(value: float | None) -> str:
-        return change.shown(value, digits).replace("/", " / ") or t("not measured")
+    def number(score: float | None) -> str:
+        return change.shown(score, change.digits).replace("/", " / ") or t("not measured")
 
     return {
         "label": change.label,
         "before": number(change.before),
         "after": number(change.after),
-        "change": _signed(change.change, digits),
+        "change": _signed(change.change, change.digits),
         "tone": {True: "good", False: "bad", None: "plain"}[change.better],
         "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
         "part": bool(name) and kind == "loss",
     }
 
 
-def _classes(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _classes(evaluation: Evaluation) -> dict[str, Any]:
     """The classes of a classifier, before and after; {} for a model that writes."""
-    found = evaluation.get("classes")
-    if not found:
+    classes = evaluation.classes
+    if classes is None:
         return {}
-    labels = found["labels"]
+    before, after = classes.before, classes.after
 
-    def both(k: int, key: str) -> str:
-        return " → ".join(f"{found[side]['each'][k][key]:.3f}" for side in ("before", "after"))
+    def pair(k: int, key: str) -> str:
+        return f"{getattr(before.each[k], key):.3f} → {getattr(after.each[k], key):.3f}"
 
-    def cells(matrix: list[list[int]], row: int) -> list[tuple[int, int, bool]]:
+    def cells(matrix: Sequence[Sequence[int]], row: int) -> list[tuple[int, int, bool]]:
         most = max(1, sum(matrix[row]))
         return [(n, round(70 * n / most), k == row) for k, n in enumerate(matrix[row])]
 
     matrices = [
-        (title, [(label, cells(found[side]["confusion"], k)) for k, label in enumerate(labels)])
-        for side, title in (("before", t("Before")), ("after", t("After")))
+        (title, [(label, cells(scores.confusion, k)) for k, label in enumerate(classes.labels)])
+        for scores, title in ((before, t("Before")), (after, t("After")))
     ]
     each = [
-        {"label": label, "texts": found["after"]["each"][k]["texts"],
-         **{key: both(k, key) for key in ("precision", "recall", "f1")}}
-        for k, label in enumerate(labels)
+        {"label": label, "texts": after.each[k].texts,
+         **{key: pair(k, key) for key in ("precision", "recall", "f1")}}
+        for k, label in enumerate(classes.labels)
     ]  # fmt: skip
-    return {"labels": labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
+    return {"labels": classes.labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
 
 
 def _sampled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each question asked during training, with its answers in the order of the steps."""
-    asked: dict[str, dict[str, Any]] = {}
+    questions: dict[str, dict[str, Any]] = {}
     for line in lines:
-        one = asked.setdefault(line["id"], {"prompt": line["prompt"], "reference": line["reference"], "answers": []})
+        one = questions.setdefault(
+            line["id"], {"prompt": line["prompt"], "reference": line["reference"], "answers": []}
+        )
         one["answers"].append((f"{line['step']:,}", line["answer"]))
-    return list(asked.values())
+    return list(questions.values())
 
 
 def _signed(number: float | None, digits: int) -> str:
@@ -228,16 +232,16 @@ def _signed(number: float | None, digits: int) -> str:
     return f"{number:+,.{digits}f}".replace("-", "\u2212")
 
 
-def _answer(one: dict[str, Any]) -> dict[str, Any]:
+def _answer(one: Answer) -> dict[str, Any]:
     """An answer with the turns before its question; evaluations of earlier versions have none."""
     roles = glossary.roles()
-    turns = [(roles.get(turn["role"], turn["role"]), turn["content"]) for turn in one.get("context") or ()]
-    return {**one, "context": turns, **_faults(one)}
+    turns = [(roles.get(turn.role, turn.role), turn.content) for turn in one.context or ()]
+    return {**one.as_dict(), "context": turns, **_faults(one)}
 
 
-def _faults(one: dict[str, Any]) -> dict[str, str]:
+def _faults(one: Answer) -> dict[str, str]:
     """What is wrong with the form of an answer, in words; evaluations of earlier versions do not say."""
-    return {key: faults.words(one.get(key, "")) for key in ("before_fault", "after_fault")}
+    return {"before_fault": faults.words(one.before_fault), "after_fault": faults.words(one.after_fault)}
 
 
 def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
@@ -329,7 +333,7 @@ def _longer(folder: Folder) -> str:
 
 def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
     rest = glossary.facts(event, skip=frozenset({"time", "event"}))
-    details = COMMA[current()].join(f"{name} {value}" for name, value in rest)
+    details = COMMA[current()].join(f"{name} {fact}" for name, fact in rest)
     what = str(event.get("event", ""))
     return glossary.moment(event.get("time")), glossary.events().get(what, what), _private(details, folder)
 

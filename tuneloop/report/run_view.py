@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tuneloop.base.errors import RunError
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.planning.cautions import cautions, foreign
 from tuneloop.report.verdict import STARTS
 from tuneloop.runs.journal import Journal
@@ -19,7 +20,7 @@ from tuneloop.runs.run import Run
 
 @dataclass(frozen=True)
 class Folder:
-    """What a run folder holds; an empty dict, list or text for a file that is not there."""
+    """What a run folder holds; an empty dict, list or text for a file that is not there, None for an evaluation."""
 
     path: Path
     recipe_text: str
@@ -28,7 +29,7 @@ class Folder:
     events: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
-    evaluation: dict[str, Any]
+    evaluation: Evaluation | None
     dataset: dict[str, Any]
 
     @property
@@ -81,7 +82,7 @@ def read(run: Path) -> Folder:
         events=list(Journal(run / "events.jsonl").lines()),
         metrics=list(Journal(run / "metrics.jsonl").lines()),
         samples=list(Journal(run / "samples.jsonl").lines()),
-        evaluation=_json(run, "evaluation.json"),
+        evaluation=Evaluation.read(run),
         dataset=_json(run, "dataset.json"),
     )
 
@@ -106,9 +107,9 @@ def spent(folder: Folder) -> float:
     that begin with a start or a resume.
     """
     finished = next((e for e in folder.events if e.get("event") == "finished"), {})
-    told = finished.get("seconds")
-    if isinstance(told, int | float) and not any(e.get("event") == "resumed" for e in folder.events):
-        return float(told)
+    seconds = finished.get("seconds")
+    if isinstance(seconds, int | float) and not any(e.get("event") == "resumed" for e in folder.events):
+        return float(seconds)
     starts = [e["time"] for e in folder.events if e.get("event") in STARTS and isinstance(e.get("time"), int | float)]
     stretches: dict[int, list[tuple[float, float]]] = {}
     for line in folder.metrics:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tuneloop.base.language import current, t
 from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.planning.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]
@@ -38,47 +39,44 @@ class Verdict:
 
 
 def verdict(
-    evaluation: dict[str, Any], events: Sequence[dict[str, Any]] = (), metrics: Sequence[dict[str, Any]] = ()
+    evaluation: Evaluation | None, events: Sequence[dict[str, Any]] = (), metrics: Sequence[dict[str, Any]] = ()
 ) -> Verdict:
-    """The verdict on the contents of evaluation.json ({} if there is none), events.jsonl and metrics.jsonl.
+    """The verdict on a run's evaluation (None if there is none), events.jsonl and metrics.jsonl.
 
-    >>> verdict({"before": {"loss": 2.0}, "after": {"loss": 1.5}})
+    >>> from tuneloop.evaluation.evaluation import Scores
+    >>> verdict(Evaluation(Scores({"loss": 2.0}), Scores({"loss": 1.5})))
     Verdict(tone='good', text='The held-out loss fell from 2.00 to 1.50.')
     """
-    found = [
-        *_probes(evaluation),
-        *_form(evaluation),
-        *_preference(evaluation),
-        *_loss(evaluation),
-        *_state(evaluation, events, metrics),
-    ]
-    tones = {tone for tone, _ in found}
+    sentences = []
+    if evaluation is not None:
+        changes = {change.metric: change for change in compare.changes(evaluation)}
+        sentences = [*_probes(evaluation), *_form(evaluation), *_preference(changes), *_loss(evaluation, changes)]
+    sentences += _state(evaluation, events, metrics)
+    tones = {tone for tone, _ in sentences}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
-    return Verdict(tone, SPACE[current()].join(text for _, text in sorted(found, key=lambda f: f[0] != "bad")))
+    return Verdict(tone, SPACE[current()].join(text for _, text in sorted(sentences, key=lambda s: s[0] != "bad")))
 
 
-def _probes(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
-    probes = evaluation.get("probes") or []
-    failed = [p["name"] for p in probes if not p["passed"]]
+def _probes(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:
+    probes = evaluation.probes
+    failed = [probe.name for probe in probes if not probe.passed]
     if failed:
         facts = {"failed": len(failed), "total": len(probes), "names": listed(failed)}
         yield "bad", t("{failed} of {total} probes failed: {names}.", **facts)
     elif len(probes) == 1:
-        yield "good", t('The probe "{name}" passed.', name=probes[0]["name"])
+        yield "good", t('The probe "{name}" passed.', name=probes[0].name)
     elif probes:
         yield "good", t("All {total} probes passed.", total=len(probes))
 
 
-def _form(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
-    said = [a for key in ("show", "answers") for a in evaluation.get(key) or ()]
-    said += [a for probe in evaluation.get("probes") or () for a in probe.get("answers") or ()]
-    if repeats := sum(a.get("after_fault") == "repeats" for a in said):
-        yield "bad", t("{n} of {total} answers after training repeat themselves.", n=repeats, total=len(said))
+def _form(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:
+    answers = [*evaluation.show, *evaluation.answers, *(a for probe in evaluation.probes for a in probe.answers)]
+    if repeats := sum(answer.after_fault == "repeats" for answer in answers):
+        yield "bad", t("{n} of {total} answers after training repeat themselves.", n=repeats, total=len(answers))
 
 
-def _preference(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
-    found = {c.metric: c for c in compare.changes(evaluation)}
-    share, margin = found.get("preferred"), found.get("margin")
+def _preference(changes: dict[str, compare.Change]) -> Iterator[tuple[Tone, str]]:
+    share, margin = changes.get("preferred"), changes.get("margin")
     if share is None or share.before is None or share.after is None:
         return
     better = margin.better if margin is not None and share.better is None else share.better
@@ -87,14 +85,12 @@ def _preference(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
     yield tone, t("Of the held-out pairs, the better answer is preferred in {after} %, before in {before} %.", **facts)
 
 
-def _loss(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
-    changes = compare.changes(evaluation)
+def _loss(evaluation: Evaluation, changes: dict[str, compare.Change]) -> Iterator[tuple[Tone, str]]:
     # Preference losses look at the distance between two answers, so both may become less likely.
-    apart = any(c.metric == "margin" and c.measured for c in changes)
-    loss = next(c for c in changes if c.metric == "loss")
+    apart = "margin" in changes and changes["margin"].measured
+    loss = changes["loss"]
     if loss.before is None or loss.after is None:
-        after_all = evaluation.get("after") or {}
-        if (after_all.get("label_tokens") or after_all.get("texts")) and loss.after is None:
+        if evaluation.after.measured_on and loss.after is None:
             yield "bad", t("The held-out loss after training is not a number: do not use this version.")
         return
     before, after = f"{loss.before:.2f}", f"{loss.after:.2f}"
@@ -107,7 +103,7 @@ def _loss(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
             "plain" if apart else "bad",
             t("The held-out loss rose from {before} to {after}.", before=before, after=after),
         )
-    parts = [c for c in changes if c.metric.startswith("loss/") and c.before is not None and c.after is not None]
+    parts = [c for c in changes.values() if c.metric.startswith("loss/") and None not in (c.before, c.after)]
     rose = [
         f"{c.metric.partition('/')[2]} ({c.before:.2f} → {c.after:.2f})"
         for c in parts
@@ -118,15 +114,15 @@ def _loss(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:
 
 
 def _state(
-    evaluation: dict[str, Any], events: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]
+    evaluation: Evaluation | None, events: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Tone, str]]:
     last = next((e["event"] for e in reversed(events) if e.get("event") in ENDS | STARTS), "")
     step = max((m["step"] for m in metrics if isinstance(m.get("step"), int)), default=0)
     if last == "stopped":
         yield "plain", t("Training was stopped at step {step}.", step=f"{step:,}")
-    elif last in STARTS and not evaluation:
+    elif last in STARTS and evaluation is None:
         yield "plain", t("Training has not finished; the last step on record is {step}.", step=f"{step:,}")
-    if compare.nothing_held(evaluation):
+    if evaluation is not None and compare.nothing_held(evaluation):
         yield "plain", nothing_held()
-    if not evaluation:
+    if evaluation is None:
         yield "plain", t("Nothing was evaluated, so what changed is not known.")

@@ -198,6 +198,6 @@ CLASSIFY = Task(
     head=_head,
     items=_items,
     objective=_objective,
-    generates=False,
+    answers="label",
     classes=classes,
 )

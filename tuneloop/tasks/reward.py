@@ -49,4 +49,4 @@ def objective(model: nn.Module, items: Examples, setting: TaskContext) -> Reward
     return RewardModel(model, probe(items, model))
 
 
-REWARD = Task(kinds=frozenset({"preference"}), head=_head, items=_items, objective=objective, generates=False)
+REWARD = Task(kinds=frozenset({"preference"}), head=_head, items=_items, objective=objective, answers="score")

@@ -13,7 +13,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Batch
 from tuneloop.data.tokens.samples import Sequences
-from tuneloop.model.head import Head
+from tuneloop.model.head import Answers, Head
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.objective import Objective
 
@@ -71,8 +71,8 @@ class Task:
     precompute_reference: Callable[[Objective, Examples, Iterable[Batch], Path], Examples] | None = None
     needs_reference: Callable[[Examples, TrainPart], bool] | None = None
     """Whether `precompute_reference` passes all items, where that depends on the recipe."""
-    generates: bool = True
-    """It answers in text; others name a label or a score."""
+    answers: Answers = "text"
+    """How its model answers; inference, evaluation and exports have one dict each with these as keys."""
     classes: Callable[[Mapping[str, int], TrainPart, Sequence[str]], Classes] | None = None
     """Rows of each label in training, and the labels of the model's own head -> the classes it tells apart, in order,
     and their weights. None where it names no class."""
@@ -86,3 +86,8 @@ class Task:
     def examples(self, rows: SplitView, context: TaskContext) -> Examples:
         """The examples of rows as they were tokenised."""
         return self.items(self.view(rows, context), context)
+
+    @property
+    def generates(self) -> bool:
+        """It answers in text; others name a label or a score."""
+        return self.answers == "text"

@@ -305,7 +305,7 @@ CLASSIFY_PROMPT = Task(
     head=_head,
     items=_items,
     objective=_objective,
-    generates=False,
+    answers="label",
     classes=classes,
     samples=samples,
 )

@@ -1,0 +1,112 @@
+"""Evidence for parity, by how a model answers: what the trained and the exported model are asked, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tuneloop.base.records import Record
+from tuneloop.data.tokens.templates import Chat
+from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.exports import parity
+from tuneloop.exports.parity import Evidence
+from tuneloop.inference.classifier import Classifier
+from tuneloop.inference.generate import Answerer
+from tuneloop.inference.scorer import Scorer
+from tuneloop.model.head import Answers
+from tuneloop.tasks.task import Task, TaskContext
+
+QUESTIONS = (
+    "Who are you?",
+    "Give three tips for staying healthy.",
+    "你好，请介绍一下你自己。",
+    "Write a Python function that adds two numbers.",
+)
+"""Asked where the run has no evaluated answers of its own."""
+CHATS = 4
+"""Dialogues of the parity check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What both models are asked: dialogues that end with an answer, texts, held-out rows."""
+
+    chats: Sequence[Chat] = ()
+    texts: Sequence[str] = ()
+    held: Sequence[Record] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """How models that answer in one way are compared.
+
+    `questions(run, model, tokenizer, chats)` are asked of both; `chats` are those that the caller wants.
+    `evidence(model, tokenizer, task, context, questions)` is what one of them says.
+    """
+
+    questions: Callable[[Path, nn.Module, Any, Sequence[Chat] | None], Questions]
+    evidence: Callable[[nn.Module, Any, Task, TaskContext, Questions], Evidence]
+
+
+def dialogues(run: Path) -> list[Chat]:
+    """Question and reference answer of what the run's evaluation has asked; [] without an evaluation."""
+    evaluation = Evaluation.read(run) or Evaluation()
+    return [
+        [{"role": "user", "content": a.prompt}, {"role": "assistant", "content": a.reference or a.after}]
+        for a in evaluation.answers
+        if a.prompt and (a.reference or a.after)
+    ]
+
+
+def _chats(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | None) -> Questions:
+    chosen = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
+    chosen = chosen or [[{"role": "user", "content": q}] for q in QUESTIONS]
+    return Questions(_answered(Answerer(model, tokenizer), chosen), held=parity.held_rows(run, tokenizer))
+
+
+def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:
+    """The chats that have an assistant turn as they are; the others with the trained model's answer."""
+    out: list[Chat] = []
+    for chat in chats:
+        if not any(m["role"] == "assistant" for m in chat):
+            reply = answerer.answer([chat], max_new_tokens=parity.NEW_TOKENS)[0]
+            chat = [*chat, {"role": "assistant", "content": reply.text}]
+        out.append(chat)
+    return out
+
+
+def _texts(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | None) -> Questions:
+    """Texts that a classifier's evaluation shows, and questions beside them, so that there is always one."""
+    evaluation = Evaluation.read(run) or Evaluation()
+    mistakes = (one.text for one in evaluation.mistakes if one.text)
+    return Questions(texts=[*mistakes, *(one.prompt for one in evaluation.show), *QUESTIONS])
+
+
+def _pairs(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | None) -> Questions:
+    """Dialogues for a reward model: any will do, for scores can be compared to the last digit."""
+    return Questions([
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q in QUESTIONS for a in QUESTIONS
+    ])  # fmt: skip
+
+
+def _logits(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
+    return parity.measure(model, tokenizer, questions.chats, questions.held)
+
+
+def _labels(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
+    classifier = Classifier(model, tokenizer, task, replace(context, tokenizer=tokenizer))
+    return parity.measure_labels(classifier, questions.texts)
+
+
+def _scores(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
+    return parity.measure_scores(Scorer(model, tokenizer), questions.chats)
+
+
+EVIDENCE: dict[Answers, Examination] = {
+    "text": Examination(_chats, _logits), "label": Examination(_texts, _labels), "score": Examination(_pairs, _scores),
+}  # fmt: skip
+"""How a model answers -> how a trained and an exported one are compared."""
