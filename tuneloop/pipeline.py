@@ -42,6 +42,7 @@ from tuneloop.model.load import load_model
 from tuneloop.planning import planner
 from tuneloop.planning.planner import Plan
 from tuneloop.planning.uncosted import uncosted
+from tuneloop.recipe.choices import task_choice
 from tuneloop.recipe.paths import anchored
 from tuneloop.recipe.recipe import dump
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
@@ -100,9 +101,10 @@ def _found(recipe: Recipe, workspace: Path) -> Recipe:
 
 def _labelled(recipe: Recipe) -> Recipe:
     """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
-    if recipe.train.task not in {"classify", "classify_prompt"}:
+    reads = task_choice(recipe.train.task).reads
+    if reads is None:
         return recipe
-    data = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
+    data = [d if d.task or d.columns else d.model_copy(update={"task": reads}) for d in recipe.data]
     return recipe.model_copy(update={"data": data})
 
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from tuneloop.base.errors import RecipeError, catalogue
 from tuneloop.recipe import recipe as module
-from tuneloop.recipe.defaults import PRESETS, settled, usual_rate
+from tuneloop.recipe.choices import MethodName, usual_rate
+from tuneloop.recipe.defaults import PRESETS, settled
 from tuneloop.recipe.overrides import changed, changed_and_told
 from tuneloop.recipe.paths import anchored
 from tuneloop.recipe.peers.translate import ALIASES
 from tuneloop.recipe.recipe import dump, keys, make_recipe, nearest, read_recipe
-from tuneloop.recipe.schema import MethodName, Recipe, TrainPart, TrainPreset
+from tuneloop.recipe.schema import Recipe, TrainPart, TrainPreset
 
 LLAMA_FACTORY = """
 ### model

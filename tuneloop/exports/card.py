@@ -13,6 +13,7 @@ from tuneloop.evaluation import compare
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence, licence_fields
 from tuneloop.planning.cautions import nothing_held
+from tuneloop.recipe.choices import task_choice
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
 from tuneloop.training.adapter_card import method_text
@@ -34,7 +35,7 @@ def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str) -
 
 
 def _front_matter(base: str, terms: str, task: str) -> str:
-    does = "text-classification" if task in {"classify", "reward"} else "text-generation"
+    does = "text-classification" if task_choice(task).head else "text-generation"
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": does, "base_model": base}
     fields |= licence_fields(terms) | {"tags": ["tuneloop"]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
@@ -113,7 +114,7 @@ def _parity(parity: Parity) -> str:
 
 
 def _use(task: str) -> str:
-    code = {"classify": _classify, "reward": _reward}.get(task, _write)()
+    code = {"labels": _classify, "score": _reward, "": _write}[task_choice(task).head]()
     return (
         f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"
         f"{t('With tuneloop, in this folder:')}\n\n```bash\ntuneloop chat .\ntuneloop serve .\n```\n"

@@ -26,7 +26,7 @@ from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import run_recipe
 from tuneloop.tasks.labels_file import CLASSES_FILE, masked, read_classes
-from tuneloop.tasks.table import TASKS
+from tuneloop.tasks.table import TASKS, task_name
 from tuneloop.tasks.task import Task, TaskContext
 
 
@@ -57,7 +57,7 @@ def load_trained(run: Path) -> Trained:
     if not result.is_dir():
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
     tokenizer = load_tokenizer(result)
-    task = TASKS[recipe.train.task if recipe.train.task != "auto" else "chat"]
+    task = TASKS[task_name(recipe.train.task, ())]
     base = result if result.name == "model" else model_folder(recipe.model)
     setting = TaskContext(
         recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(result / CLASSES_FILE)

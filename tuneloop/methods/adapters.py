@@ -25,6 +25,7 @@ from tuneloop.methods.lora import adapter_state
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.precision import tolerance
 from tuneloop.model.tying import untied
+from tuneloop.recipe.choices import METHOD_CHOICES
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import QloraPart
 
@@ -83,7 +84,9 @@ def _held_by(recipe: Path) -> dict[str, Any]:
     train = read_recipe(recipe)[0].train if recipe.is_file() else None
     if train is None:
         return {}
-    return {"bits": train.qlora.bits, "double": train.qlora.double} if train.method == "qlora" else {"bits": WHOLE}
+    if not METHOD_CHOICES[train.method].quantize:
+        return {"bits": WHOLE}
+    return {"bits": train.qlora.bits, "double": train.qlora.double}
 
 
 def held(adapter: Path) -> QloraPart | None:

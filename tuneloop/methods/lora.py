@@ -90,6 +90,19 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     return wrapped
 
 
+def describe_lora(train: TrainPart) -> str:
+    """Rank, alpha and what departs from plain LoRA, in a few words."""
+    part = train.lora
+    rank = t("rank {rank}, alpha {alpha}", rank=part.rank, alpha=f"{part.alpha:g}")
+    variants = [name for name in ("rslora", "dora") if getattr(part, name)]
+    return ", ".join([rank, *variants, *([part.init] if part.init != "default" else [])])
+
+
+def describe_qlora(train: TrainPart) -> str:
+    """The same, after the form of the frozen weights."""
+    return f"{train.qlora.bits}, {describe_lora(train)}"
+
+
 def _linear_alone(model: nn.Module) -> list[str]:
     """`linear_names` without those that PEFT takes for a layer's experts, such as gate_proj in a DeepSeek-V3.
 

@@ -54,6 +54,11 @@ def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     return wrapped
 
 
+def describe_virtual(train: TrainPart) -> str:
+    """How many virtual tokens there are."""
+    return t("{n} virtual tokens", n=train.virtual.tokens)
+
+
 def _wrapped(model: PreTrainedModel, train: TrainPart, config: PeftConfig) -> PeftModel:
     if task_type(model) is None:
         reason = t("PEFT puts virtual tokens before models that write or that score labels, not before this one")

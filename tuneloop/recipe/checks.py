@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import LOSS_CHOICES, METHOD_CHOICES, METHOD_SECTIONS, TASK_CHOICES, TASK_SECTIONS
 from tuneloop.recipe.peers.account import shown
 from tuneloop.recipe.schema import AugmentPart, PreparePart, Recipe, TrainPart
 
@@ -22,24 +24,18 @@ def _clash(a: str, b: str) -> RecipeError:
     return RecipeError("TL-RECIPE-CLASH", where=a, b=b)
 
 
-ONLY_FOR = {
-    "lora": {"lora", "qlora"}, "qlora": {"qlora"}, "freeze": {"freeze"}, "virtual": {"ptuning_v2", "prompt_tuning"},
-}  # fmt: skip
-"""Section of train -> the methods it belongs to."""
-ONLY_IN = {"classify": {"classify", "classify_prompt"}, "prefer": {"prefer"}}
-"""Section of train -> the tasks it belongs to; with auto the rows decide."""
-
-
 def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[RecipeError]:
-    for key, methods in ONLY_FOR.items():
-        if meant(key) and part.method not in methods:
+    method = METHOD_CHOICES[part.method]
+    for key in METHOD_SECTIONS:
+        if meant(key) and key not in method.sections:
             yield _clash(f"train.{key}", f"train.method: {part.method}")
-    for key, tasks in ONLY_IN.items():
-        if meant(key) and part.task not in {"auto", *tasks}:
+    for key in TASK_SECTIONS:  # with auto the rows decide
+        if meant(key) and part.task != "auto" and key not in TASK_CHOICES[part.task].sections:
             yield _clash(f"train.{key}", f"train.task: {part.task}")
-    if part.virtual.projection and part.method == "prompt_tuning":
-        yield _clash("train.virtual.projection", "train.method: prompt_tuning")
-    if part.prefer.smoothing and part.prefer.loss not in {"auto", "dpo"}:
+    for key in method.without:
+        if attrgetter(key)(part) != attrgetter(key)(TrainPart()):
+            yield _clash(f"train.{key}", f"train.method: {part.method}")
+    if part.prefer.smoothing and part.prefer.loss != "auto" and not LOSS_CHOICES[part.prefer.loss].smoothing:
         yield _clash("train.prefer.smoothing", f"train.prefer.loss: {part.prefer.loss}")
     for key in ("early_stopping", "keep_best", "sample_answers"):
         if getattr(part, key) and part.eval_strategy == "no":

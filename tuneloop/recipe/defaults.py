@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import USUAL_METHOD, usual_rate
 from tuneloop.recipe.schema import Recipe, TrainPart
 
 GUIDES: dict[str, Any] = {
@@ -27,27 +28,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 FOLLOWS_FROM = {"prepare": {"preset"}, "train": {"preset", "method", "task", "freeze"}}
 """The keys that others follow from, by section."""
 
-RATES = {"full": 3e-5, "freeze": 3e-5, "ptuning_v2": 5e-3, "prompt_tuning": 3e-2}
-"""Usual peak rates of the methods. Virtual tokens begin at random and are few: Liu et al. 2022 (arXiv:2110.07602) go by
-5e-3 to 1e-2, PEFT's own examples by 3e-2 for prompts at the input."""
-
-PREFERENCE = {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6, "freeze": 1e-6}
-"""Preference losses pull at a model that can answer already: a fortieth of the rate, as DPO's own recipes have it."""
-
-
-def usual_rate(method: Any, task: Any = "auto", layers: Any = None) -> float:
-    """The peak learning rate where none is said. `layers` is train.freeze.layers; 0 trains a head alone.
-
-    >>> usual_rate("lora"), usual_rate("full"), usual_rate("lora", "prefer"), usual_rate("freeze", "classify", 0)
-    (0.0002, 3e-05, 5e-06, 0.001)
-    """
-    method, task = str(method), str(task)
-    if method == "freeze" and layers == 0 and task in {"classify", "reward"}:
-        return 1e-3  # a new head on fixed features
-    if task == "prefer" and method in PREFERENCE:
-        return PREFERENCE[method]
-    return RATES.get(method, TrainPart().learning_rate)
-
 
 def followers(raw: dict[str, Any], section: str) -> dict[str, Any]:
     """What the keys of a section would have as values if nothing were said: its preset's, and the usual rate."""
@@ -59,7 +39,7 @@ def followers(raw: dict[str, Any], section: str) -> dict[str, Any]:
     if section == "train":
         freeze = part.get("freeze")
         layers = freeze.get("layers") if isinstance(freeze, dict) else None
-        out["learning_rate"] = usual_rate(part.get("method", "lora"), part.get("task"), layers)
+        out["learning_rate"] = usual_rate(part.get("method", USUAL_METHOD), part.get("task"), layers)
     return out
 
 

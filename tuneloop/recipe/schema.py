@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
+from tuneloop.recipe.choices import USUAL_METHOD, USUAL_RATE, LossName, MethodName, TaskName
 
 Strategy = Literal["steps", "epoch", "no"]
 Action = Literal["off", "mark", "drop"]
@@ -19,8 +20,6 @@ PiiAction = Literal["off", "mark", "mask", "drop"]
 PiiKind = Literal["id_card", "mobile", "phone", "bank_card", "email", "ip", "mac", "api_key", "iban", "ssn", "passport"]
 TooLong = Literal["reject", "turns", "split", "cut_left", "cut_right"]
 Range = tuple[int, int] | None
-Task = Literal["auto", "chat", "text", "classify", "classify_prompt", "reward", "prefer"]
-MethodName = Literal["lora", "qlora", "full", "freeze", "ptuning_v2", "prompt_tuning"]
 LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
@@ -206,7 +205,7 @@ class ClassifyPart(Section):
 class PreferPart(Section):
     """Task prefer: which loss, and how far the model may go from where it began."""
 
-    loss: Literal["auto", "dpo", "ipo", "orpo", "simpo", "kto"] = Field("auto", description="dpo; kto on judged rows.")
+    loss: LossName = Field("auto", description="dpo; kto on judged rows.")
     beta: float = Field(0.1, gt=0, description="Strength of the pull; SimPO's usual is 2.")
     margin: float = Field(0.5, ge=0, description="SimPO: target reward margin gamma.")
     smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: share of pairs thought to be the wrong way round.")
@@ -217,8 +216,8 @@ class TrainPart(Section):
     """How the weights are changed."""
 
     preset: TrainPreset | None = Field(None, description="Values the guides recommend, where nothing else is said.")
-    task: Task = Field("auto", description="What is learned; auto looks at the rows.")
-    method: MethodName = Field("lora", description="What is trained.")
+    task: TaskName = Field("auto", description="What is learned; auto looks at the rows.")
+    method: MethodName = Field(USUAL_METHOD, description="What is trained.")
     adapter: str | None = Field(None, description="Go on from this adapter: a run, a version or a folder.")
     merge: list[str] = Field(default_factory=list, description="Adapters added into the weights before training.")
     lora: LoraPart = Field(default_factory=LoraPart, description="For methods lora and qlora.")
@@ -235,7 +234,7 @@ class TrainPart(Section):
     token_budget: int = Field(2048, ge=16, description="At most so many tokens in one forward pass.")
     packing: bool = Field(True, description="Several rows in one, each seeing only itself; never padding.")
     optimizer: OptimizerName = Field("adamw", description="The paged ones move their state off a full GPU.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(USUAL_RATE, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps.")

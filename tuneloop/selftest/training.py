@@ -20,13 +20,14 @@ from tuneloop.inference.trained import load_trained
 from tuneloop.methods.table import METHODS
 from tuneloop.model import checkpoint
 from tuneloop.planning.planner import Plan
+from tuneloop.recipe.choices import USUAL
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.selftest import subject
 from tuneloop.selftest.lines import FailedError, Lines
-from tuneloop.tasks.table import TASKS, USUAL
+from tuneloop.tasks.table import TASKS
 
 STEPS = 4
 KINDS: tuple[Kind, ...] = ("chat", "text", "label", "preference", "judged")

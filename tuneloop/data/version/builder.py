@@ -34,6 +34,7 @@ from tuneloop.data.version.rows import Kept
 from tuneloop.data.version.shards import Found, Known, Shard, Sources
 from tuneloop.data.version.split import Split
 from tuneloop.data.version.write import write
+from tuneloop.recipe.choices import learns_verdicts
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 
@@ -144,7 +145,7 @@ def _find(recipe: Recipe, stamps: Stamps) -> tuple[Found, list[tuple[str, str]],
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
     was = {path: stamp(path) for path in names if path.is_file()}
-    verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
+    verdicts = learns_verdicts(recipe.train.task, recipe.train.prefer.loss)
     seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
     found = sides.settled([(file, one.sources) for file, one in seen])
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import TRAIN_SECTIONS
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers.values import NOTHING, Cannot, Convert, Dropped, Wrong
 
@@ -54,7 +55,7 @@ class Work:
         if isinstance(self.out.get("model"), str):
             self.out["model"] = {"name": self.out["model"]}
         train = self.section("train")
-        for name in ("lora", "qlora", "freeze", "virtual", "classify", "prefer"):
+        for name in TRAIN_SECTIONS:
             if isinstance(train.get(name), dict):
                 train[name] = dict(train[name])
             elif name in train and train[name] is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import METHOD_CHOICES, TRAIN_SECTIONS, USUAL_METHOD, MethodChoice
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers import values as convert
 from tuneloop.recipe.peers.account import Work
@@ -25,8 +26,7 @@ ALIASES: dict[str, tuple[str, Convert]] = {
 }
 # Keys whose name means something else elsewhere: tokens of a tokenizer, a template of a list of templates.
 OWN = {key for key, _, _ in tables.TABLE} | {"prepare.tokens", "train.classify.template"}
-PARTS = ("lora", "qlora", "freeze", "virtual", "classify", "prefer")
-SECTIONS = ("", "model", "prepare", "train", *(f"train.{part}" for part in PARTS), "evaluate")
+SECTIONS = ("", "model", "prepare", "train", *(f"train.{name}" for name in TRAIN_SECTIONS), "evaluate")
 # Chinese words for a key, to guess from; they are not read as keys
 CHINESE = {
     "name": "名称 名字 任务名 运行名", "seed": "种子 随机种子", "model": "模型",
@@ -158,6 +158,10 @@ def _task(work: Work) -> None:
         work.becomes(loss[0], work.raw_at(loss[0]), "train.prefer.loss", loss[1])
 
 
+def _method_choice(train: dict[str, Any]) -> MethodChoice:
+    return METHOD_CHOICES.get(str(train.get("method", USUAL_METHOD)), MethodChoice())
+
+
 def _quantised(work: Work) -> None:
     """LoRA over weights in 4 or 8 bits is a method of its own here."""
     four = work.pick("train.qlora.bits", convert.flag("nf4"), "load_in_4bit")
@@ -169,14 +173,15 @@ def _quantised(work: Work) -> None:
     found = [said for said in (four, eight, bits) if said]
     train = work.section("train")
     for where, form in found:
-        if train.get("method", "lora") not in {"lora", "qlora"}:
+        quantized = _method_choice(train).quantized
+        if not quantized:
             feature = t("training {method} on quantized weights", method=train["method"])
             work.unsupported(where, work.raw_at(where), feature, t("take it out, or set train.method: qlora"))
         elif work.put("train.qlora.bits", form, where):
             train = work.section("train")
-            train["method"] = "qlora"
+            train["method"] = quantized
             work.notes.append(t("{where}: train.method is qlora, train.qlora.bits is {bits}", where=where, bits=form))
-    if double and train.get("method") != "qlora":
+    if double and not _method_choice(train).quantize:
         work.drop(double[0], t("only for quantized weights"))
     elif double and work.put("train.qlora.double", double[1], double[0]):
         work.called(double[0], "train.qlora.double")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import LOSS_CHOICES, METHOD_CHOICES, TASK_CHOICES
 
 Convert = Callable[[Any], Any]
 
@@ -135,11 +136,7 @@ def targets(value: Any) -> Any:
     return names
 
 
-METHODS = {
-    "lora": "lora", "qlora": "qlora", "full": "full", "freeze": "freeze", "prefix": "ptuning_v2",
-    "prefix_tuning": "ptuning_v2", "ptuning_v2": "ptuning_v2", "p_tuning_v2": "ptuning_v2",
-    "prompt": "prompt_tuning", "prompt_tuning": "prompt_tuning",
-}  # fmt: skip
+METHODS = {alias: name for name, row in METHOD_CHOICES.items() for alias in (name, *row.aliases)}
 
 
 def method(value: Any) -> str:
@@ -152,7 +149,7 @@ def method(value: Any) -> str:
     if name in METHODS:
         return METHODS[name]
     known = "oft longlora adalora llamapro adapter vera boft fourierft reft bone ia3 llama_adapter p_tuning loha lokr"
-    choices = "lora, qlora, full, freeze, ptuning_v2, prompt_tuning"
+    choices = ", ".join(METHOD_CHOICES)
     if name in known.split():
         raise Cannot(t("the method {name}", name=name), t("train.method is one of {choices}", choices=choices))
     raise Wrong(t("one of {choices}", choices=choices))
@@ -258,7 +255,7 @@ def adapters(value: Any) -> Any:
     return names
 
 
-PREFERENCES = {"sigmoid": "dpo", "dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto"}
+PREFERENCES = {alias: name for name, row in LOSS_CHOICES.items() for alias in (name, *row.aliases)}
 
 
 def preference(value: Any) -> Any:
@@ -273,14 +270,13 @@ def preference(value: Any) -> Any:
         return NOTHING
     if name in PREFERENCES:
         return PREFERENCES[name]
-    choices = "dpo, ipo, orpo, simpo, kto"
+    choices = ", ".join(LOSS_CHOICES)
     raise Cannot(t("the loss {name}", name=name or "?"), t("train.prefer.loss is one of {choices}", choices=choices))
 
 
-TASKS = {
-    "pt": ("text", ""), "rm": ("reward", ""), "dpo": ("prefer", ""), "kto": ("prefer", "kto"), "ipo": ("prefer", "ipo"),
-    "orpo": ("prefer", "orpo"), "simpo": ("prefer", "simpo"), "seq_cls": ("classify", ""),
-}  # fmt: skip
+TASKS = {loss: (name, loss) for name, row in TASK_CHOICES.items() for loss in row.losses}
+TASKS |= {alias: (name, "") for name, row in TASK_CHOICES.items() for alias in (name, *row.aliases)}
+"""Name of a task or stage -> the task, and the loss that it says; "" for the usual one."""
 
 
 def task(value: Any) -> Any:
@@ -294,9 +290,7 @@ def task(value: Any) -> Any:
         return NOTHING
     if name in TASKS:
         return TASKS[name]
-    if name in {"chat", "text", "classify", "classify_prompt", "reward", "prefer"}:
-        return name, ""
-    choices = "chat, text, classify, classify_prompt, reward, prefer"
+    choices = ", ".join(TASK_CHOICES)
     raise Cannot(t("the task {name}", name=name or "?"), t("train.task is one of {choices}", choices=choices))
 
 
