@@ -33,7 +33,7 @@ def recipe_of(
 
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
-    from tuneloop.recipe.overrides import changed_and_told
+    from tuneloop.recipe.overrides import changed_with_notes
     from tuneloop.recipe.paths import anchored
     from tuneloop.recipe.recipe import read_recipe
 
@@ -59,7 +59,7 @@ def recipe_of(
         near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
         raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
     if assignments:
-        recipe, more = changed_and_told(recipe, assignments)
+        recipe, more = changed_with_notes(recipe, assignments)
         notes += more
     for note in notes:
         say(note)

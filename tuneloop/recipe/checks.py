@@ -43,10 +43,10 @@ def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[Recipe
 
 
 def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
-    plain, part = TrainPart(), recipe.train
+    defaults, part = TrainPart(), recipe.train
 
     def meant(key: str) -> bool:
-        return key in train and getattr(part, key) != getattr(plain, key)
+        return key in train and getattr(part, key) != getattr(defaults, key)
 
     yield from _of_method(meant, part)
     if meant("warmup_ratio") and meant("warmup_steps"):
@@ -65,7 +65,7 @@ def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
-    part, plain = recipe.prepare, PreparePart()
+    part, defaults = recipe.prepare, PreparePart()
     for key in ("turns", "tokens"):
         limits = getattr(part, key)
         if limits and not 0 <= limits[0] <= limits[1]:
@@ -77,7 +77,7 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
     for key, switch in (("pii_kinds", "pii"), ("lexicon_files", "lexicon")):
         if getattr(part.clean, key) and getattr(part.clean, switch) == "off":
             yield _clash(f"prepare.clean.{key}", f"prepare.clean.{switch}: off")
-    if part.overlap != plain.overlap and part.too_long != "split":
+    if part.overlap != defaults.overlap and part.too_long != "split":
         yield _clash("prepare.overlap", f"prepare.too_long: {part.too_long}")
     elif most != "auto" and part.overlap >= most and part.too_long == "split":
         need = t("a number below {limit}", limit=f"prepare.max_length: {most}")
@@ -87,7 +87,7 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _of_augment(recipe: Recipe) -> Iterator[RecipeError]:
-    part, plain = recipe.prepare.augment, AugmentPart()
+    part, defaults = recipe.prepare.augment, AugmentPart()
     here, methods = "prepare.augment", set(part.methods)
     shown_methods = f"{here}.methods: {shown(part.methods)}"
     if "back_translation" in methods and not part.endpoint and not part.translator:
@@ -103,7 +103,7 @@ def _of_augment(recipe: Recipe) -> Iterator[RecipeError]:
         "endpoint": {"back_translation", "follow_up", "branch"} if part.endpoint_model else {"back_translation"},
     }  # fmt: skip
     for key, by in used.items():
-        if getattr(part, key) != getattr(plain, key) and not by & methods:
+        if getattr(part, key) != getattr(defaults, key) and not by & methods:
             yield _clash(f"{here}.{key}", shown_methods)
 
 

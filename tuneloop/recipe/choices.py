@@ -111,7 +111,7 @@ TASK_CHOICES: dict[str, TaskChoice] = {
     "prefer": TaskChoice(("preference", "judged"), sections=("prefer",), preference=True, verdicts=True,
                          losses=LOSS_CHOICES, aliases=("dpo",)),
 }  # fmt: skip
-USUAL = {kind: name for name, row in TASK_CHOICES.items() for kind in row.usual_for}
+USUAL: dict[str, str] = {kind: name for name, row in TASK_CHOICES.items() for kind in row.usual_for}
 """Kind of row -> the task it is mostly for: what `train.task: auto` means."""
 
 

@@ -53,15 +53,15 @@ def _preset(raw: dict[str, Any], section: str) -> list[str]:
     name = part.get("preset") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(name, str) or name not in PRESETS[section]:
         return []
-    said = part.keys() | ({"warmup_ratio"} if part.get("warmup_steps") is not None else set())
-    added = {key: value for key, value in PRESETS[section][name].items() if key not in said}
+    given = part.keys() | ({"warmup_ratio"} if part.get("warmup_steps") is not None else set())
+    added = {key: setting for key, setting in PRESETS[section][name].items() if key not in given}
     raw[section] = {**part, **added}
-    told = ", ".join(f"{section}.{key}: {value}" for key, value in added.items())
+    assigned = ", ".join(f"{section}.{key}: {setting}" for key, setting in added.items())
     if not added:
         return []
     if section == "train":
-        return [t("train.preset {name} sets {keys}", name=name, keys=told)]
-    return [t("prepare.preset {name} sets {keys}", name=name, keys=told)]
+        return [t("train.preset {name} sets {keys}", name=name, keys=assigned)]
+    return [t("prepare.preset {name} sets {keys}", name=name, keys=assigned)]
 
 
 def _rate(raw: dict[str, Any]) -> list[str]:
@@ -82,8 +82,8 @@ def settled(recipe: Recipe, task: str) -> tuple[Recipe, list[str]]:
     train = recipe.train
     layers = train.freeze.layers
     before, after = usual_rate(train.method, train.task, layers), usual_rate(train.method, task, layers)
-    said = "learning_rate" in train.model_fields_set and before == TrainPart().learning_rate
-    if train.task != "auto" or after == before or train.learning_rate != before or said:
+    given = "learning_rate" in train.model_fields_set and before == TrainPart().learning_rate
+    if train.task != "auto" or after == before or train.learning_rate != before or given:
         return recipe, []
     what = f"method: {train.method}, task: {task}"
     note = t("train.learning_rate is {rate}, usual for {what}", rate=f"{after:g}", what=what)
@@ -106,8 +106,8 @@ def roomy(recipe: Recipe, longest: int, kinds: Sequence[str] = ("chat",)) -> Rec
 
 def _given(raw: dict[str, Any]) -> list[str]:
     """Where a file is given as validation and no share is asked for, nothing more is held out."""
-    prepare, data = raw.get("prepare", {}), raw.get("data")
-    files = data if isinstance(data, list) else [data]
+    prepare, section = raw.get("prepare", {}), raw.get("data")
+    files = section if isinstance(section, list) else [section]
     if not isinstance(prepare, dict) or "validation" in prepare:
         return []
     if not any(isinstance(f, dict) and f.get("split") == "validation" for f in files):

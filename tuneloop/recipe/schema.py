@@ -79,8 +79,8 @@ class CleanPart(Section):
 
     @field_validator("pii", "lexicon", "repetition", "refusal", "gibberish", mode="before")
     @classmethod
-    def _bare_off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads a bare off as false
+    def _bare_off(cls, raw: Any) -> Any:
+        return "off" if raw is False else raw  # YAML reads a bare off as false
 
 
 class AugmentPart(Section):
@@ -97,22 +97,22 @@ class AugmentPart(Section):
 
     @field_validator("methods", "translator", mode="before")
     @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _one(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) else raw
 
     @field_validator("translator")
     @classmethod
-    def _two(cls, value: list[str]) -> list[str]:
-        if len(value) > 2:
+    def _two(cls, models: list[str]) -> list[str]:
+        if len(models) > 2:
             raise ValueError(t("one model for every direction, or two: there and back"))
-        return value
+        return models
 
     @field_validator("endpoint")
     @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
             raise ValueError(t("an address such as http://localhost:8000/v1, without name, password or ?"))
-        return value
+        return url
 
 
 class PreparePart(Section):
@@ -144,15 +144,15 @@ class PreparePart(Section):
 
     @field_validator("validation", "test")
     @classmethod
-    def _whole_rows(cls, value: float) -> float:
-        if value >= 1 and value != int(value):
+    def _whole_rows(cls, amount: float) -> float:
+        if amount >= 1 and amount != int(amount):
             raise ValueError(t("a share below 1, or a whole number of dialogues"))
-        return value
+        return amount
 
     @field_validator("dedupe", mode="before")
     @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {True: "exact", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    def _switch(cls, raw: Any) -> Any:
+        return {True: "exact", False: "off"}.get(raw, raw) if isinstance(raw, bool) else raw
 
 
 class LoraPart(Section):
@@ -258,13 +258,13 @@ class TrainPart(Section):
 
     @field_validator("logging_strategy", "save_strategy", "eval_strategy", mode="before")
     @classmethod
-    def _bare_no(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML reads a bare no as false
+    def _bare_no(cls, raw: Any) -> Any:
+        return "no" if raw is False else raw  # YAML reads a bare no as false
 
     @field_validator("keep_trunk", mode="before")
     @classmethod
-    def _bare_switch(cls, value: Any) -> Any:
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # and a bare on as true
+    def _bare_switch(cls, raw: Any) -> Any:
+        return {True: "on", False: "off"}[raw] if isinstance(raw, bool) else raw  # and a bare on as true
 
 
 class Probe(Section):
@@ -300,16 +300,16 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, value: Any) -> Any:
+    def _short_forms(cls, raw: Any) -> Any:
         """`model: NAME` and `data: FILE` are the usual case and may be written so."""
-        if not isinstance(value, dict):
-            return value
-        value = dict(value)
-        if isinstance(value.get("model"), str):
-            value["model"] = {"name": value["model"]}
-        data = value.get("data")
-        if isinstance(data, str | dict):
-            data = [data]
-        if isinstance(data, list):
-            value["data"] = [{"path": d} if isinstance(d, str) else d for d in data]
-        return value
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        if isinstance(raw.get("model"), str):
+            raw["model"] = {"name": raw["model"]}
+        files = raw.get("data")
+        if isinstance(files, str | dict):
+            files = [files]
+        if isinstance(files, list):
+            raw["data"] = [{"path": d} if isinstance(d, str) else d for d in files]
+        return raw
