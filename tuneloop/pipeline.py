@@ -385,7 +385,7 @@ def improve(
     old = _dataset(run)
     dataset = prepare(grown, workspace=workspace, say=say, before=old)
     new = train(grown, dataset, workspace=workspace)
-    if new.result() is None:
+    if new.trained_folder() is None:
         return new, Verdict(False, None, None, ())
     before = old.records("validation")
     learned = set(dataset.ids("train"))

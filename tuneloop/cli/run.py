@@ -65,7 +65,7 @@ def run(
     made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
     if not distributed.leads():  # one of the processes of torchrun goes on
         return
-    if made.result() is None:
+    if made.trained_folder() is None:
         stopped(made)
     try:
         evaluation = pipeline.evaluate(made, say=show.say)

@@ -44,7 +44,7 @@ def train(
     from tuneloop.training import distributed
 
     if made is not None:
-        if made.result() is not None:
+        if made.trained_folder() is not None:
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
             pipeline.resume(made, settings or [])
@@ -64,7 +64,7 @@ def train(
         made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
     if not distributed.leads():  # one of the processes of torchrun speaks
         return
-    result = made.result()
+    result = made.trained_folder()
     if result is None:
         stopped(made)
     if json:
