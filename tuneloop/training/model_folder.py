@@ -34,7 +34,7 @@ def started(recipe: Recipe, folder: Path, task: Task, setting: TaskContext) -> n
         folder, "float32" if whole else recipe.model.dtype, task.head(setting, config), bits_of(recipe.train)
     )
     wrapped = wrap(model, recipe.train, recipe.seed)
-    precision.hold(wrapped, kept, whole=whole)
+    precision.hold(wrapped, kept, cast_frozen=whole)
     return wrapped
 
 
