@@ -92,8 +92,7 @@ def test_names_of_other_tools_are_of_one_row_each() -> None:
 
 
 def test_usual_rates() -> None:
-    rates = {(name, kind): usual_rate(name, kind) for name in METHOD_CHOICES for kind in ("chat", "prefer", "classify")}
-    assert rates == {
+    rates = {
         ("lora", "chat"): 2e-4, ("lora", "prefer"): 5e-6, ("lora", "classify"): 2e-4,
         ("qlora", "chat"): 2e-4, ("qlora", "prefer"): 5e-6, ("qlora", "classify"): 2e-4,
         ("full", "chat"): 3e-5, ("full", "prefer"): 1e-6, ("full", "classify"): 3e-5,
@@ -101,6 +100,7 @@ def test_usual_rates() -> None:
         ("ptuning_v2", "chat"): 5e-3, ("ptuning_v2", "prefer"): 5e-3, ("ptuning_v2", "classify"): 5e-3,
         ("prompt_tuning", "chat"): 3e-2, ("prompt_tuning", "prefer"): 3e-2, ("prompt_tuning", "classify"): 3e-2,
     }  # fmt: skip
+    assert {pair: usual_rate(*pair) for pair in rates} == rates
     assert usual_rate("freeze", "reward", 0) == 1e-3
     assert usual_rate("freeze", "classify_prompt", 0) == usual_rate("freeze", "chat", 0) == 3e-5, "no new head"
 
