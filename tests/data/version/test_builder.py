@@ -287,9 +287,9 @@ def test_several_processes_at_once_make_one_version(tmp_path: Path) -> None:
     path = lines(tmp_path, 200)
     code = (
         "import sys; from pathlib import Path; from tuneloop.data.version.builder import build; "
-        "from tuneloop.data.tokens.samples import Samples; from tuneloop.recipe.recipe import make_recipe; import numpy as np; "
+        "from tuneloop.data.tokens.samples import Sequences; from tuneloop.recipe.recipe import make_recipe; import numpy as np; "
         "recipe, _ = make_recipe({'name': 'demo', 'data': sys.argv[1]}); "
-        "one = lambda rows: Samples(np.ones(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows) + 1), "
+        "one = lambda rows: Sequences(np.ones(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows) + 1), "
         "np.zeros(len(rows), 'i4'), np.ones(len(rows), bool), np.arange(len(rows), dtype='i4'), "
         "np.array([r.id for r in rows], 'S12'), len(rows)); "
         "print(build(recipe, Path(sys.argv[2]), one, 'ones').hash)"
@@ -648,10 +648,10 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from tests.made import build, recipe
-from tuneloop.data.tokens.samples import Samples
+from tuneloop.data.tokens.samples import Sequences
 def ones(rows):
     n = len(rows)
-    return Samples(np.ones(n, "i4"), np.ones(n, bool), np.arange(n + 1), np.zeros(n, "i4"), np.ones(n, bool),
+    return Sequences(np.ones(n, "i4"), np.ones(n, bool), np.arange(n + 1), np.zeros(n, "i4"), np.ones(n, bool),
                    np.arange(n, dtype="i4"), np.array([r.id for r in rows], "S12"), n)
 build(recipe(Path(sys.argv[1]), name="warm", validation=0.1), Path(sys.argv[3]), ones)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
