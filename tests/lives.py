@@ -201,7 +201,7 @@ def assert_same(one: Run, two: Run) -> None:
         assert all(left[k].equal(right[k]) for k in left), name
     states = [json.loads((p / "state.json").read_text(encoding="utf-8")) for p in (a, b)]
     assert states[0] == states[1]
-    mine, theirs = one.result(), two.result()
+    mine, theirs = one.trained_folder(), two.trained_folder()
     assert mine is not None
     assert theirs is not None
     files = sorted(path.name for path in mine.glob("*.safetensors"))

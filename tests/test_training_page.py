@@ -58,7 +58,7 @@ def test_a_recipe_of_the_page_trains(raw: dict[str, Any], tiny_model: Path, tiny
     })  # fmt: skip
     dataset = pipeline.prepare(recipe, workspace=tmp_path)
     run = pipeline.train(recipe, dataset, workspace=tmp_path)
-    assert run.result() is not None
+    assert run.trained_folder() is not None
     losses = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in losses if "loss" in line] == [1, 2]
     assert all(line.get("loss", line.get("eval_loss")) > 0 for line in losses)

@@ -48,13 +48,13 @@ from tuneloop.model import checkpoint
 from tuneloop.planning import planner
 from tuneloop.planning.planner import Plan
 from tuneloop.planning.uncosted import uncosted
+from tuneloop.recipe.choices import task_choice
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
 from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
-from tuneloop.tasks.table import TASKS
 from tuneloop.training import distributed
 from tuneloop.training.input import TrainingInput, assemble, located, tokenizer_bundle
 from tuneloop.training.run_folder import begin, inside
@@ -104,10 +104,10 @@ def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
 
 def _labelled(recipe: Recipe) -> Recipe:
     """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
-    task = TASKS.get(recipe.train.task)  # none of this name: auto
-    if task is None or task.kinds != {"label"}:
+    reads = task_choice(recipe.train.task).reads
+    if reads is None:
         return recipe
-    files = [d if d.task or d.columns else d.model_copy(update={"task": "label"}) for d in recipe.data]
+    files = [d if d.task or d.columns else d.model_copy(update={"task": reads}) for d in recipe.data]
     return recipe.model_copy(update={"data": files})
 
 
@@ -305,7 +305,7 @@ def improve(
     old = _dataset(run)
     dataset = prepare(grown, workspace=workspace, say=say, before=old)
     new = train(grown, dataset, workspace=workspace)
-    if new.result() is None:
+    if new.trained_folder() is None:
         return new, Verdict(False, None, None, ())
     before = old.records("validation")
     learned = set(dataset.ids("train"))

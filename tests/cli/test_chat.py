@@ -17,7 +17,7 @@ from tuneloop.base import language
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Reply
 from tuneloop.cli import chat
-from tuneloop.cli.chat import _printable, _Talk, _Voice
+from tuneloop.cli.chat import _printable, _Speaker, _Talk
 from tuneloop.cli.main import app
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
@@ -118,7 +118,7 @@ class Parrot:
 def talk_with(parrot: Parrot) -> _Talk:
     import contextlib
 
-    return _Talk([_Voice("", parrot, contextlib.nullcontext, {})], "")  # type: ignore[arg-type]
+    return _Talk([_Speaker("", parrot, contextlib.nullcontext, {})], "")  # type: ignore[arg-type]
 
 
 def test_in_a_terminal_an_error_forgets_only_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_what_was_cut_stays_cut_and_older_tables_have_no_such_field() -> None:
     table = pa.Table.from_batches([arrow.batch([record], [1])])
     ((back, _),) = arrow.records(table)
     assert [m.cut for m in back.messages] == [False, True]
-    assert back.id == record.id != record.whole().id
+    assert back.id == record.id != record.without_cuts().id
     later = {"name", "tool_call_id", "cut"}
     assert later == {field.name for field in list(arrow.TURN)[-3:]}, "they came together: older versions have none"
     turns = [{k: v for k, v in turn.items() if k not in later} for turn in table.column("messages").to_pylist()[0]]
@@ -132,4 +132,4 @@ def test_what_was_cut_stays_cut_and_older_tables_have_no_such_field() -> None:
     for name, value in (("messages", turns), ("rejected", [])):
         table = table.set_column(table.column_names.index(name), name, pa.array([value], old))
     ((back, _),) = arrow.records(table)
-    assert back == record.whole()
+    assert back == record.without_cuts()

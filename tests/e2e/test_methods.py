@@ -151,7 +151,7 @@ def test_a_life(
     assert_same(whole, run)
 
     dataset, _ = ground.prepared(recipe, task)
-    trained, result = load_trained(run.path), run.result()
+    trained, result = load_trained(run.path), run.trained_folder()
     assert result is not None
     items = held(trained, dataset)
     ids = [one.ids.tolist() for one in items.samples]

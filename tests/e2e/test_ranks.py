@@ -84,8 +84,8 @@ def assert_alike(one: Run, two: Run) -> None:
     assert last[0].name == last[1].name
     left, right = (load_file(p / "trained.safetensors") for p in last)
     assert all(left[k].allclose(right[k], atol=2e-3) for k in left)
-    assert one.result() is not None
-    assert two.result() is not None
+    assert one.trained_folder() is not None
+    assert two.trained_folder() is not None
 
 
 def test_two_processes_lose_what_one_loses(
@@ -132,7 +132,7 @@ def test_two_processes_stop_together_and_go_on(
     last = [m["step"] for m in lines(run.metrics) if "loss" in m][-1]
     total = [m["step"] for m in lines(whole.metrics)][-1]
     assert last < total, "it was stopped before its end"
-    assert run.result() is None
+    assert run.trained_folder() is None
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     assert newest.name == f"step-{last}", "the last step is saved"

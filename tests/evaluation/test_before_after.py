@@ -109,7 +109,7 @@ def test_what_is_set_aside_comes_back(made: Run, tiny_model: Path) -> None:
         with pytest.raises(ZeroDivisionError), untrained(trained):
             raise ZeroDivisionError
         assert torch.equal(trained.model(ids).logits, after)
-    assert isinstance(trained.model, PeftModel) == (made.result() == made.path / "adapter")
+    assert isinstance(trained.model, PeftModel) == (made.trained_folder() == made.path / "adapter")
 
 
 def test_rows_that_have_no_label_have_no_loss(tiny_model: Path) -> None:

@@ -30,7 +30,7 @@ def types(model: nn.Module, trained: bool) -> set[torch.dtype]:
 
 def test_adapters_are_float32_on_a_half_model_and_need_no_autocast(tiny_model: Path) -> None:
     model = get_peft_model(load_model(tiny_model, "float16"), LoraConfig(target_modules=["q_proj"]))
-    precision.hold(model, FP16, whole=False)
+    precision.hold(model, FP16, cast_frozen=False)
     assert types(model, True) == {FP32}
     assert types(model, False) == {FP16}
     assert not precision.mixed(model, FP16)
@@ -39,7 +39,7 @@ def test_adapters_are_float32_on_a_half_model_and_need_no_autocast(tiny_model: P
 def test_modules_trained_whole_beside_adapters_need_autocast(tiny_model: Path) -> None:
     config = LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"])
     model = get_peft_model(load_model(tiny_model, "bfloat16"), config)
-    precision.hold(model, BF16, whole=False)
+    precision.hold(model, BF16, cast_frozen=False)
     assert types(model, True) == {FP32}
     assert precision.mixed(model, BF16)
     assert not precision.mixed(model, FP32)
@@ -48,7 +48,7 @@ def test_modules_trained_whole_beside_adapters_need_autocast(tiny_model: Path) -
 def test_frozen_weights_of_a_whole_model_become_half(tiny_model: Path) -> None:
     model = load_model(tiny_model, "float32").requires_grad_(False)
     model.model.layers[1].requires_grad_(True)
-    precision.hold(model, BF16, whole=True)
+    precision.hold(model, BF16, cast_frozen=True)
     assert types(model, True) == {FP32}
     assert types(model, False) == {BF16}
     with precision.computing(model, BF16):
@@ -59,7 +59,7 @@ def test_frozen_weights_of_a_whole_model_become_half(tiny_model: Path) -> None:
 
 def test_float32_is_left_alone(tiny_model: Path) -> None:
     model = load_model(tiny_model, "float32").requires_grad_(True)
-    precision.hold(model, FP32, whole=True)
+    precision.hold(model, FP32, cast_frozen=True)
     assert types(model, True) == {FP32}
     assert not precision.mixed(model, FP32)
     forward = model.forward

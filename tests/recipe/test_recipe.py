@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from tuneloop.base.errors import RecipeError, catalogue
 from tuneloop.recipe import recipe as module
-from tuneloop.recipe.defaults import PRESETS, settled, usual_rate
-from tuneloop.recipe.overrides import changed, changed_and_told
+from tuneloop.recipe.choices import MethodName, usual_rate
+from tuneloop.recipe.defaults import PRESETS, settled
+from tuneloop.recipe.overrides import changed, changed_with_notes
 from tuneloop.recipe.paths import anchored
 from tuneloop.recipe.peers.translate import ALIASES
 from tuneloop.recipe.recipe import dump, keys, make_recipe, nearest, read_recipe
-from tuneloop.recipe.schema import MethodName, Recipe, TrainPart, TrainPreset
+from tuneloop.recipe.schema import Recipe, TrainPart, TrainPreset
 
 LLAMA_FACTORY = """
 ### model
@@ -726,10 +727,10 @@ class TestChanged:
     def test_epochs_beside_max_steps_are_told(self) -> None:
         base = make_recipe({"train": {"max_steps": 30}})[0]
         note = "train.epochs has no effect beside train.max_steps: 30; add --set train.max_steps=null"
-        assert changed_and_told(base, ["train.epochs=5"])[1] == [note]
-        assert note in changed_and_told(base, ["num_train_epochs=5"])[1]
-        assert changed_and_told(base, ["train.epochs=5", "train.max_steps=null"])[1] == []
-        assert changed_and_told(self.base, ["train.epochs=5"])[1] == []
+        assert changed_with_notes(base, ["train.epochs=5"])[1] == [note]
+        assert note in changed_with_notes(base, ["num_train_epochs=5"])[1]
+        assert changed_with_notes(base, ["train.epochs=5", "train.max_steps=null"])[1] == []
+        assert changed_with_notes(self.base, ["train.epochs=5"])[1] == []
 
     def test_an_assignment_without_a_value_names_the_nearest_key(self) -> None:
         with pytest.raises(RecipeError, match=r"--set train\.learning_rate=VALUE"):

@@ -64,11 +64,11 @@ def test_what_is_no_run_is_missing(tmp_path: Path, ref: str, code: str) -> None:
 
 def test_a_result_is_an_adapter_or_a_model(tmp_path: Path) -> None:
     run = make(tmp_path, "demo")
-    assert run.result() is None
+    assert run.trained_folder() is None
     (run.path / ".adapter.draft").mkdir()
-    assert run.result() is None
+    assert run.trained_folder() is None
     (run.path / "model").mkdir()
-    assert run.result() == run.path / "model"
+    assert run.trained_folder() == run.path / "model"
 
 
 def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:

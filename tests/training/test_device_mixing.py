@@ -74,6 +74,6 @@ def test_steps_and_measurements_on_the_card(method: str, task: str, family: str,
     recipe = ground.recipe(kind, method=method, task=task, max_steps=2, save_steps=1, eval_strategy="steps",
                            eval_steps=2, sample_answers=answers, **told)  # fmt: skip
     run = ground.train(recipe.model_copy(update={"evaluate": EvaluatePart(max_new_tokens=4)}), kind)
-    assert run.result() is not None
+    assert run.trained_folder() is not None
     assert any("eval_loss" in line for line in Journal(run.metrics).lines())
     assert len(list(Journal(run.path / "samples.jsonl").lines())) == answers

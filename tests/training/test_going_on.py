@@ -55,4 +55,4 @@ def test_an_adapter_of_another_task_or_of_other_labels_is_refused(tmp_path: Path
         assert (caught.value.code, caught.value.where) == ("TL-MODEL-METHOD", "train.adapter")
     again = trained(tmp_path / "c", tmp_path / "bert", texts(("neg", "pos")), task="classify",
                     adapter=str(labels.path / "adapter"))  # fmt: skip
-    assert again.result() is not None
+    assert again.trained_folder() is not None

@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_bit_for_bit(tiny_model: Path, talk_fil
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     assert newest.name == f"step-{last}"
-    assert run.result() is None
+    assert run.trained_folder() is None
 
     assert pipeline.resume(run, ["train.workers=0"]).finished
     whole = pipeline.train(recipe, pipeline.prepare(recipe, workspace=tmp_path), workspace=tmp_path, number=2)

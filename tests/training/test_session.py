@@ -149,7 +149,7 @@ def test_a_run_that_diverges_stops_and_leaves_its_last_checkpoint(sessions: Sess
     newest = checkpoint.newest(run.checkpoints)
     assert newest == run.checkpoints / f"step-{done[-1]}"
     assert all(torch.isfinite(w).all() for w in load_file(newest / "trained.safetensors").values())
-    assert run.result() is None
+    assert run.trained_folder() is None
     with pytest.raises(RunError) as caught:
         load_trained(run.path)
     assert caught.value.code == "TL-RUN-UNFINISHED"

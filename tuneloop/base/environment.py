@@ -80,12 +80,13 @@ def launch() -> tuple[int, list[str], list[str]]:
 
     Most of it may be left over from another program.
     """
-    said = {name: os.environ.get(name, "").strip() for name in (*LAUNCHED, *_COUNTS)}
+    variables = {name: os.environ.get(name, "").strip() for name in (*LAUNCHED, *_COUNTS)}
     count, by_mpi = (
-        max([1, *(int(said[name]) for name in names if said[name].isdigit())]) for names in (_COUNTS, _COUNTS[1:])
+        max([1, *(int(variables[name]) for name in names if variables[name].isdigit())])
+        for names in (_COUNTS, _COUNTS[1:])
     )
     needed = LAUNCHED if by_mpi == 1 else ("MASTER_ADDR",)  # MPI has words of its own for the others
-    return count, [f"{k}={v}" for k, v in said.items() if v], [name for name in needed if not said[name]]
+    return count, [f"{k}={v}" for k, v in variables.items() if v], [name for name in needed if not variables[name]]
 
 
 def _tied() -> int:

@@ -59,8 +59,8 @@ class TuneloopError(Exception):
         self.facts = facts
 
     def _text(self, part: str) -> str:
-        entry = catalogue(self.family, current()).get(self.code, {})
-        return entry.get(part, "").format_map(_Facts(self.facts, where=self.where)).strip()
+        texts = catalogue(self.family, current()).get(self.code, {})
+        return texts.get(part, "").format_map(_Facts(self.facts, where=self.where)).strip()
 
     @property
     def what(self) -> str:
@@ -183,8 +183,8 @@ def _of_the_network() -> dict[int, str]:
 
 def nearby(path: str | os.PathLike[str]) -> str:
     """Words for an error about a path that leads nowhere: `nearest_path`, "" where there is none."""
-    found = nearest_path(path)
-    return t("; near it: {names}", names=found.encode("utf-8", "backslashreplace").decode()) if found else ""
+    near = nearest_path(path)
+    return t("; near it: {names}", names=near.encode("utf-8", "backslashreplace").decode()) if near else ""
 
 
 def nearest_path(path: str | os.PathLike[str]) -> str:

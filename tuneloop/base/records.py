@@ -114,7 +114,7 @@ class Record:
         """The list of dicts that a chat template takes."""
         return [m.as_chat() for m in self.messages]
 
-    def whole(self) -> Record:
+    def without_cuts(self) -> Record:
         """The record without the marks of what was cut off: no other format knows them."""
         if not any(m.cut for m in self.messages + self.rejected):
             return self

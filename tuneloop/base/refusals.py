@@ -50,13 +50,13 @@ def writing(folder: Path, *, needed: str = "", then: Callable[[], str] = lambda:
     try:
         yield
     except Exception as error:
-        told = refused(error, folder, needed=needed)
-        if told is None:
+        refusal = refused(error, folder, needed=needed)
+        if refusal is None:
             raise
-        told.facts["then"] = told.facts.get("then") or then()
-        if told is error:
+        refusal.facts["then"] = refusal.facts.get("then") or then()
+        if refusal is error:
             raise
-        raise told from error
+        raise refusal from error
 
 
 def refused(error: BaseException, folder: Path | None = None, *, needed: str = "") -> MachineError | None:
@@ -88,8 +88,8 @@ def _number(error: BaseException) -> int | None:
         return errno.ENOSPC
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return error.errno if known_words(error.errno) else None
-    found = _RUST.search(str(error))
-    return int(found[1]) if found and known_words(int(found[1])) else None
+    match = _RUST.search(str(error))
+    return int(match[1]) if match and known_words(int(match[1])) else None
 
 
 def _full(place: Path, needed: str) -> MachineError:
@@ -149,8 +149,8 @@ def require_readable(folder: Path) -> None:
 
 def require_name(path: Path) -> None:
     """Raise TL-MACHINE-NAME where the whole path is not UTF-8: safetensors, tokenizers and reports cannot write it."""
-    if _is_odd(whole := str(path.absolute())):
-        raise MachineError("TL-MACHINE-NAME", where=_shown(whole), then="")
+    if _is_odd(absolute := str(path.absolute())):
+        raise MachineError("TL-MACHINE-NAME", where=_shown(absolute), then="")
 
 
 def output_is_full() -> bool:

@@ -20,7 +20,7 @@ def segmenter() -> Any:
         warnings.simplefilter("ignore")
         jieba = import_module("jieba")
     jieba.setLogLevel(logging.ERROR)
-    cutter = jieba.Tokenizer()
-    cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())
-    cutter.initialized = True
-    return cutter
+    tokenizer = jieba.Tokenizer()
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer

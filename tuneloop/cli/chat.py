@@ -60,10 +60,10 @@ def chat(
         _judge(_labels if isinstance(answerer, Classifier) else _score, answerer, once)
         return
     options = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    voices = [_Voice("", answerer, nullcontext, options)]
+    speakers = [_Speaker("", answerer, nullcontext, options)]
     if compare:
-        voices = [_base_of(answerer, ref, workspace, options), _Voice(_tuned(), answerer, nullcontext, options)]
-    talk = _Talk(voices, system or "")
+        speakers = [_base_of(answerer, ref, workspace, options), _Speaker(_tuned(), answerer, nullcontext, options)]
+    talk = _Talk(speakers, system or "")
     if once is not None:
         talk.turn(once)
         return
@@ -84,20 +84,20 @@ def _judge(judge: Callable[[Any, str], str], model: Classifier | Scorer, once: s
         if not line.strip():
             continue
         try:
-            said = judge(model, line)
+            verdict = judge(model, line)
         except TuneloopError as error:
             if once is not None or not _interactive():
                 raise
             typer.echo(f"\n{error}", err=True)
             continue
-        sys.stdout.write(said + "\n")
+        sys.stdout.write(verdict + "\n")
         sys.stdout.flush()
 
 
 def _labels(classifier: Classifier, line: str) -> str:
     """The likeliest label of a text with its probability, and the other labels behind it."""
-    found = sorted(classifier.classify([line])[0].items(), key=lambda pair: -pair[1])
-    return "  ".join(f"{_shown(label)} {100 * chance:.1f} %" for label, chance in found)
+    ranked = sorted(classifier.classify([line])[0].items(), key=lambda pair: -pair[1])
+    return "  ".join(f"{_shown(label)} {100 * chance:.1f} %" for label, chance in ranked)
 
 
 def _score(scorer: Scorer, line: str) -> str:
@@ -105,11 +105,11 @@ def _score(scorer: Scorer, line: str) -> str:
     question, _, answer = line.partition("\t")
     if not answer and _interactive():
         answer = input(t("answer") + "> ")
-    said = [{"role": "assistant", "content": answer}] if answer else []
-    return scorer.answer([[{"role": "user", "content": question}, *said]])[0].text
+    answers = [{"role": "assistant", "content": answer}] if answer else []
+    return scorer.answer([[{"role": "user", "content": question}, *answers]])[0].text
 
 
-class _Voice:
+class _Speaker:
     """One model in the conversation, with its own memory of it."""
 
     def __init__(
@@ -123,37 +123,37 @@ class _Voice:
         from tuneloop.base.records import Reply
 
         head = [{"role": "system", "content": system}] if system else []
-        asked = [*self.history, {"role": "user", "content": text}]
+        turns = [*self.history, {"role": "user", "content": text}]
         if self.label:
             sys.stdout.write(f"[{self.label}] ")
-        said: list[str] = []
+        pieces: list[str] = []
         reply: Reply | None = None
         with self.around():
-            items = self.answerer.stream_reply([*head, *asked], **self.options)
+            stream = self.answerer.stream_reply([*head, *turns], **self.options)
             try:
-                for item in items:
-                    if isinstance(item, Reply):
-                        reply = item
+                for piece in stream:
+                    if isinstance(piece, Reply):
+                        reply = piece
                         continue
-                    said.append(item)
-                    sys.stdout.write(_shown(item))
+                    pieces.append(piece)
+                    sys.stdout.write(_shown(piece))
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 if not _interactive():
                     raise
             finally:
-                items.close()  # type: ignore[attr-defined]
+                stream.close()  # type: ignore[attr-defined]
         sys.stdout.write("\n")
         sys.stdout.flush()
-        self.history = [*asked, {"role": "assistant", "content": "".join(said)}]
+        self.history = [*turns, {"role": "assistant", "content": "".join(pieces)}]
         return reply
 
 
 class _Talk:
     """The conversation: commands, turns, and the system prompt they share."""
 
-    def __init__(self, voices: list[_Voice], system: str) -> None:
-        self.voices, self.system, self.over = voices, system, False
+    def __init__(self, speakers: list[_Speaker], system: str) -> None:
+        self.speakers, self.system, self.over = speakers, system, False
 
     def command(self, line: str) -> bool:
         """Carry out a command; False when the line is none."""
@@ -173,8 +173,8 @@ class _Talk:
         else:
             if command == "system":
                 self.system = rest.strip()
-            for voice in self.voices:
-                voice.history = []
+            for speaker in self.speakers:
+                speaker.history = []
             _note(
                 t("system prompt set, conversation forgotten") if command == "system" else t("conversation forgotten")
             )
@@ -182,8 +182,8 @@ class _Talk:
 
     def turn(self, text: str) -> None:
         """One question to every voice."""
-        for voice in self.voices:
-            reply = voice.speak(self.system, text)
+        for speaker in self.speakers:
+            reply = speaker.speak(self.system, text)
             if reply is not None:
                 _statistics(reply)
 
@@ -261,7 +261,7 @@ def _tuned() -> str:
     return t("tuned")
 
 
-def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, Any]) -> _Voice:
+def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, Any]) -> _Speaker:
     """The base model's voice: the adapter switched off while it speaks, or the base loaded beside a full run."""
     from peft import PeftModel
 
@@ -273,10 +273,10 @@ def _base_of(answerer: Answerer, ref: str, workspace: Path, options: dict[str, A
     from tuneloop.runs.run import run_recipe
 
     if isinstance(answerer.model, PeftModel):
-        return _Voice(t("base"), answerer, answerer.model.disable_adapter, options)
+        return _Speaker(t("base"), answerer, answerer.model.disable_adapter, options)
     run = versions.locate(workspace, ref)
     if run is None:
         raise RunError("TL-RUN-NO-BASE", where=ref, ref=ref)
     recipe = run_recipe(run)
     base = load_model(model_folder(recipe.model), recipe.model.dtype)
-    return _Voice(t("base"), Answerer(base, answerer.tokenizer), nullcontext, options)
+    return _Speaker(t("base"), Answerer(base, answerer.tokenizer), nullcontext, options)

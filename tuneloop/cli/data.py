@@ -38,7 +38,7 @@ def sniff(
     from tuneloop.data.reading import formats, sides
     from tuneloop.recipe.recipe import make_recipe
 
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     refused: list[TuneloopError] = []
     groups: list[sides.Group] = []
     left_out: list[tuple[str, str]] = []
@@ -51,12 +51,12 @@ def sniff(
             continue
         groups.append((recipe.data[0], seen.sources))
         left_out += seen.left_out
-    found += [_row(source) for _, group in sides.settled(groups) for source in group]
-    found += [{"file": label, "left_out": why} for label, why in left_out]
+    listed += [_row(source) for _, group in sides.settled(groups) for source in group]
+    listed += [{"file": label, "left_out": why} for label, why in left_out]
     if json:
-        show.as_json({"files": found, "refused": [one.as_dict() for one in refused]})
+        show.as_json({"files": listed, "refused": [one.as_dict() for one in refused]})
     else:
-        _tables(found)
+        _tables(listed)
         for one in refused:
             show.say(str(one))
     if refused:
@@ -73,9 +73,9 @@ def _row(source: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tables(found: list[dict[str, Any]]) -> None:
-    read = _grouped([row for row in found if "left_out" not in row])
-    left = [row for row in found if "left_out" in row]
+def _tables(listed: list[dict[str, Any]]) -> None:
+    read = _grouped([row for row in listed if "left_out" not in row])
+    left = [row for row in listed if "left_out" in row]
     if read:
         columns = [t("file"), t("side"), t("container"), t("encoding"), t("shape"), t("kind"), t("roles"),
                    t("looked at"), t("sure"), t("why")]  # fmt: skip

@@ -44,7 +44,7 @@ def _package(name: str) -> str:
 
 
 def _packages() -> list[Finding]:
-    found = [
+    findings = [
         Finding(
             name,
             _package(name) or t("missing"),
@@ -55,10 +55,10 @@ def _packages() -> list[Finding]:
     ]
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
-        value = t("installed") if not absent else t("not installed")
+        state = t("installed") if not absent else t("not installed")
         remedy = (_below(), install(extra)) if absent else ()
-        found.append(Finding(t("extra {name}", name=extra), value, not absent, *remedy))
-    return found
+        findings.append(Finding(t("extra {name}", name=extra), state, not absent, *remedy))
+    return findings
 
 
 def _machine() -> list[Finding]:
@@ -72,7 +72,7 @@ def _machine() -> list[Finding]:
 
     machine = look(torch.float32)
     python = ".".join(map(str, sys.version_info[:3]))
-    found = [
+    findings = [
         Finding("Python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "Python 3.11+"),
         Finding(t("processor"), f"{machine.cpu}, {machine.cores}", True),
         Finding(t("speed in float32"), t("{n} GFLOP/s", n=f"{machine.gflops:.0f}"), True),
@@ -85,13 +85,13 @@ def _machine() -> list[Finding]:
         card(torch.__version__, machine.gpus),
     ]  # fmt: skip
     free = shutil.disk_usage(_existing()).free / 1e9
-    found.append(
+    findings.append(
         Finding(
             t("disk"), t("{n} GB free in {path}", n=f"{free:.0f}", path=environment().home), free > 3,
             "" if free > 3 else t("Free some space, or set TUNELOOP_HOME to a larger disk."),
         )
     )  # fmt: skip
-    return found
+    return findings
 
 
 def _below() -> str:
@@ -118,20 +118,20 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
         remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
         return Finding(what, t("none that this torch can use"), False, remedy)
     cuda = ".".join(map(str, driver.cuda))
-    value = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
+    state = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
               cards=", ".join(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
               torch=torch or t("missing"))  # fmt: skip
     build = drivers.build_for(driver, torch or _package("torch") or drivers.NEWEST)
     if build is None:
-        return Finding(what, value, False, t("No build of this torch runs here: bring the driver up to date "
+        return Finding(what, state, False, t("No build of this torch runs here: bring the driver up to date "
                                              "(580 or newer), then ask again; until then the CPU trains."))  # fmt: skip
     if torch.endswith(f"+{build.name}"):
-        return Finding(what, value, False, t("torch is the right build ({name}). Restart the machine after a driver's "
+        return Finding(what, state, False, t("torch is the right build ({name}). Restart the machine after a driver's "
                                              "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
                                              name=build.name))  # fmt: skip
-    said = t("The driver takes torch's build {name}: the line below.", name=build.name)
+    hint = t("The driver takes torch's build {name}: the line below.", name=build.name)
     where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
-    return Finding(what, value, False, f"{said} {where}" if build.index else said, build.line)
+    return Finding(what, state, False, f"{hint} {where}" if build.index else hint, build.line)
 
 
 def _existing() -> str:
@@ -183,12 +183,12 @@ def doctor(
     """
     if proof:
         return _prove(report, json)
-    found = [*_machine(), *_packages(), *_models()]
+    findings = [*_machine(), *_packages(), *_models()]
     if json:
-        show.as_json([asdict(f) for f in found])
+        show.as_json([asdict(f) for f in findings])
         return
-    rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in found]
+    rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in findings]
     show.table(t("This machine"), ["", t("what"), t("value"), t("remedy")], rows)
-    for one in found:
+    for one in findings:
         if one.line:  # outside of the table, where a long line can be copied whole
             print(f"{one.what}\n  {one.line}")

@@ -30,16 +30,16 @@ def explain(
             rows = [(k, open_facts(v["what"])) for k, v in known.items()]
             show.table(t("Error codes"), [t("code"), t("what it says")], rows)
         return
-    entry = known.get(code.upper())
-    if entry is None:
+    texts = known.get(code.upper())
+    if texts is None:
         near = difflib.get_close_matches(code.upper(), known, 1, 0.3)
         raise RecipeError("TL-RECIPE-CODE", where=code, guess=near[0] if near else "TL-DATA-JSON")
     if json:
-        show.as_json({"code": code.upper(), **entry})
+        show.as_json({"code": code.upper(), **texts})
         return
     print(code.upper())
-    parts = ((t("What it says"), open_facts(entry["what"])), (t("What to do"), open_facts(entry["do"])))
-    for title, text in (*parts, (t("More"), entry["more"])):
+    parts = ((t("What it says"), open_facts(texts["what"])), (t("What to do"), open_facts(texts["do"])))
+    for title, text in (*parts, (t("More"), texts["more"])):
         print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))
 
 
@@ -49,4 +49,4 @@ def open_facts(text: str) -> str:
     >>> open_facts("{n} of {of:,} rows of {name!r}: {{x}}")
     '‹n› of ‹of› rows of ‹name›: {x}'
     """
-    return "".join(f"{said}‹{name}›" if name else said for said, name, _, _ in string.Formatter().parse(text))
+    return "".join(f"{literal}‹{name}›" if name else literal for literal, name, _, _ in string.Formatter().parse(text))

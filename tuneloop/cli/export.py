@@ -25,10 +25,10 @@ def export(
     from tuneloop.registry import versions
     from tuneloop.runs.run import open_run
 
-    found = versions.locate(workspace, run) or open_run(run, workspace).path
+    folder = versions.locate(workspace, run) or open_run(run, workspace).path
     from tuneloop import pipeline
 
-    target = to or workspace / "exports" / found.name
+    target = to or workspace / "exports" / folder.name
     parity = pipeline.export(run, target, workspace=workspace)
     if json:
         show.as_json({"path": str(target), **asdict(parity)})

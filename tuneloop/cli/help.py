@@ -30,7 +30,7 @@ def _table(tongue: str) -> dict[str, str]:
     return loaded
 
 
-def said(text: str) -> str:
+def translated(text: str) -> str:
     """A help text in the chosen language."""
     return _table(language.current()).get(text, text)
 
@@ -55,9 +55,9 @@ def page(command: Any, ctx: Any) -> str:
         called = called.replace(bare, word)
     lines = [t("Usage: {usage}", usage=called), ""]
     for paragraph in what:
-        lines += [*_wrapped(said(paragraph), width, "  "), ""]
+        lines += [*_wrapped(translated(paragraph), width, "  "), ""]
     if examples:
-        lines += [t("Examples:"), *(f"  {one}" for one in said(examples).split(" | ")), ""]
+        lines += [t("Examples:"), *(f"  {one}" for one in translated(examples).split(" | ")), ""]
     shown = [(p.param_type_name, _row(p, ctx)) for p in command.get_params(ctx) if not getattr(p, "hidden", False)]
     sections = [(t("Arguments:"), [row for kind, row in shown if kind == "argument"])]
     if hasattr(command, "list_commands"):
@@ -72,7 +72,7 @@ def page(command: Any, ctx: Any) -> str:
 def _first(command: Any) -> str:
     """The first sentence of a verb's help."""
     what, _ = parts(command.help)
-    return re.split(r"(?<=\.) |(?<=。)", said(what[0]))[0] if what else ""
+    return re.split(r"(?<=\.) |(?<=。)", translated(what[0]))[0] if what else ""
 
 
 def _row(param: Any, ctx: Any) -> tuple[str, str]:
@@ -86,7 +86,7 @@ def _row(param: Any, ctx: Any) -> tuple[str, str]:
     extra = re.sub(r"\[?default: no-[\w-]+\]?", "", extra)
     extra = re.sub(r"default: ([^;\]]*)", lambda match: t("default: {value}", value=match[1]), extra)
     extra = extra.replace("required", t("required"))
-    return left, f"{said(param.help)} {extra}".strip()
+    return left, f"{translated(param.help)} {extra}".strip()
 
 
 def _kind(word: str) -> str:

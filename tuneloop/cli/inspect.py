@@ -42,20 +42,20 @@ def inspect(
     from tuneloop.data.version.find import locate
 
     dataset = locate(workspace, version)
-    data = profile.of(dataset)
+    figures = profile.of(dataset)
     if page is not None:
-        _write(page, card.card(data))
+        _write(page, card.card(figures))
     if json:
-        show.as_json({"path": str(dataset.path), **data})
+        show.as_json({"path": str(dataset.path), **figures})
         return
-    _samples(data["samples"][:samples])
-    _head(data)
-    _steps(data)
-    _reasons(data)
-    _lengths(data)
-    _rows(data)
-    _repeats(data)
-    _sources(data)
+    _samples(figures["samples"][:samples])
+    _head(figures)
+    _steps(figures)
+    _reasons(figures)
+    _lengths(figures)
+    _rows(figures)
+    _repeats(figures)
+    _sources(figures)
     print(t("The same with pictures: {path}", path=page or dataset.path / "card.html"))
 
 
@@ -67,27 +67,29 @@ def _write(page: Path, text: str) -> None:
         write_atomic(page, text.encode("utf-8", "backslashreplace"))
 
 
-def _head(data: dict[str, Any]) -> None:
+def _head(figures: dict[str, Any]) -> None:
     from tuneloop.data.card.page import facts, moment, tiles
 
-    made = t("Made {when}; tokens as {model} counts them.", when=moment(data["created"]), model=data["model"])
-    rows = [*tiles(data), *((what, f"{n:,}", "") for what, n in facts(data))]
-    show.table(t("Data: {name} {hash}", name=data["name"], hash=data["hash"]), [t("what"), t("value"), ""], rows)
-    print(made, end="\n\n")
+    origin_line = t(
+        "Made {when}; tokens as {model} counts them.", when=moment(figures["created"]), model=figures["model"]
+    )
+    rows = [*tiles(figures), *((what, f"{n:,}", "") for what, n in facts(figures))]
+    show.table(t("Data: {name} {hash}", name=figures["name"], hash=figures["hash"]), [t("what"), t("value"), ""], rows)
+    print(origin_line, end="\n\n")
 
 
-def _steps(data: dict[str, Any]) -> None:
+def _steps(figures: dict[str, Any]) -> None:
     from tuneloop.data.card.page import step_name
 
     names = [t("step"), t("rows before"), t("rows after"), t("dropped"), t("changed"), t("marked"), t("added")]
     keys = ("before", "after", "dropped", "changed", "marked", "added")
     rows = [
-        (step_name(s["step"]), *(f"{s[k]:,}" if s[k] or k in keys[:2] else "–" for k in keys)) for s in data["steps"]
+        (step_name(s["step"]), *(f"{s[k]:,}" if s[k] or k in keys[:2] else "–" for k in keys)) for s in figures["steps"]
     ]
     show.table(t("What each step did"), names, rows)
 
 
-def _reasons(data: dict[str, Any]) -> None:
+def _reasons(figures: dict[str, Any]) -> None:
     from tuneloop.data.card.page import reasons_of
 
     titles = {"dropped": t("Why rows were dropped"), "changed": t("Changed rows"), "added": t("Added rows"),
@@ -100,31 +102,31 @@ def _reasons(data: dict[str, Any]) -> None:
                 one["reason"],
                 "\n".join(" ".join(filter(None, e)) for e in one["examples"]),
             )
-            for one in reasons_of(data, action)
+            for one in reasons_of(figures, action)
         ]
         if rows:
             show.table(title, [t("rows"), t("step"), t("reason"), t("for example")], rows)
 
 
-def _lengths(data: dict[str, Any]) -> None:
+def _lengths(figures: dict[str, Any]) -> None:
     """One line a doubling: four bars of the page together."""
     import math
 
     lines: dict[int, list[int]] = {}
     for which, name in enumerate(("kept", "too_long")):
-        for top, n in data["lengths"][name]:
+        for top, n in figures["lengths"][name]:
             lines.setdefault(2 ** math.ceil(math.log2(top) - 0.01), [0, 0])[which] += n
     most = max((sum(pair) for pair in lines.values()), default=0) or 1
     rows = []
     for top in sorted(lines):
-        kept, over = lines[top]
-        limits = [t("max_length {n:,}", n=data["max_length"])] if top // 2 < data["max_length"] <= top else []
-        if data["context"] and top // 2 < data["context"] <= top:
-            limits.append(t("the model's context {n:,}", n=data["context"]))
+        fitting, over = lines[top]
+        limits = [t("max_length {n:,}", n=figures["max_length"])] if top // 2 < figures["max_length"] <= top else []
+        if figures["context"] and top // 2 < figures["context"] <= top:
+            limits.append(t("the model's context {n:,}", n=figures["context"]))
         if over:
             limits.append(t("{n:,} dropped for their length", n=over))
-        bar = _bar(kept, most) + "░" * (len(_bar(kept + over, most)) - len(_bar(kept, most)))
-        rows.append((f"≤ {top:,}", f"{kept:,}", bar, ", ".join(limits)))
+        bar = _bar(fitting, most) + "░" * (len(_bar(fitting + over, most)) - len(_bar(fitting, most)))
+        rows.append((f"≤ {top:,}", f"{fitting:,}", bar, ", ".join(limits)))
     show.table(t("Length in tokens"), ["", t("rows"), "", ""], rows)
 
 
@@ -139,42 +141,44 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> None:
     show.table(title, ["", t("rows"), "", ""], lines)
 
 
-def _rows(data: dict[str, Any]) -> None:
+def _rows(figures: dict[str, Any]) -> None:
     from tuneloop.data.card.language_names import name
     from tuneloop.data.card.page import turn_bars
     from tuneloop.data.version.split import SIDES
 
-    _bars(t("Questions in a row"), turn_bars(data["turns"]))
-    looked = data["languages"]
+    _bars(t("Questions in a row"), turn_bars(figures["turns"]))
+    languages = figures["languages"]
     title = t("Languages")
-    if looked["looked"] < looked["of"]:
-        title = t("Languages of {looked:,} rows from all over the {of:,}", looked=looked["looked"], of=looked["of"])
-    _bars(title, [(name(code), n) for code, n in looked["found"]])
-    if data["labels"]:
-        _bars(t("Labels"), [(one["label"], sum(one[side] for side in SIDES)) for one in data["labels"]])
-        if data["more_labels"]:
-            print(t("And {n:,} other labels.", n=data["more_labels"]), end="\n\n")
+    if languages["looked"] < languages["of"]:
+        title = t(
+            "Languages of {looked:,} rows from all over the {of:,}", looked=languages["looked"], of=languages["of"]
+        )
+    _bars(title, [(name(code), n) for code, n in languages["found"]])
+    if figures["labels"]:
+        _bars(t("Labels"), [(one["label"], sum(one[side] for side in SIDES)) for one in figures["labels"]])
+        if figures["more_labels"]:
+            print(t("And {n:,} other labels.", n=figures["more_labels"]), end="\n\n")
 
 
-def _repeats(data: dict[str, Any]) -> None:
+def _repeats(figures: dict[str, Any]) -> None:
     from tuneloop.data.card.page import repeats
 
-    show.table(t("Repetitions"), ["", t("rows"), ""], repeats(data["duplicates"]))
+    show.table(t("Repetitions"), ["", t("rows"), ""], repeats(figures["duplicates"]))
 
 
-def _sources(data: dict[str, Any]) -> None:
+def _sources(figures: dict[str, Any]) -> None:
     rows = [(s["file"], f"{s['rows']:,}", s["repeat"], s["container"], s["encoding"] or "–", s["shape"],
-             f"{100 * s['sure']:.0f} %") for s in data["sources"][:FILES]]  # fmt: skip
+             f"{100 * s['sure']:.0f} %") for s in figures["sources"][:FILES]]  # fmt: skip
     names = [t("file"), t("rows"), t("repeat"), t("container"), t("encoding"), t("shape"), t("sure")]
     show.table(t("Sources"), names, rows)
-    rest, more = data["sources"][FILES:], data["more_sources"]
+    rest, more = figures["sources"][FILES:], figures["more_sources"]
     if rest:
         files, count = len(rest) + more["files"], sum(s["rows"] for s in rest) + more["rows"]
         print(t("And {n:,} other files with {rows:,} rows.", n=files, rows=count), end="\n\n")
-    if data["left_out"]:
-        left = [(one["file"], one["why"]) for one in data["left_out"][:FILES]]
+    if figures["left_out"]:
+        left = [(one["file"], one["why"]) for one in figures["left_out"][:FILES]]
         show.table(t("Files that were left out"), [t("file"), t("why")], left)
-        if more := data["more_left_out"] + len(data["left_out"][FILES:]):
+        if more := figures["more_left_out"] + len(figures["left_out"][FILES:]):
             print(t("And {n:,} other files.", n=more), end="\n\n")
 
 
@@ -193,8 +197,8 @@ def _samples(samples: Sequence[dict[str, Any]]) -> None:
     if KINDS[samples[0]["kind"]].encoding == "framed":
         pass  # nothing in it is written by the model
     elif samples[0]["rendered"]:
-        said = Text(t("What the model is trained to write is marked:") + " ")
-        console.print(said.append(*_marked(t("trained"), console.is_terminal)))
+        legend = Text(t("What the model is trained to write is marked:") + " ")
+        console.print(legend.append(*_marked(t("trained"), console.is_terminal)))
     else:
         console.print(t("As they stand in the file; no tokenizer was at hand to render them."))
     for one in samples:

@@ -29,14 +29,14 @@ def diff(
     from tuneloop.data.version.find import locate
 
     first, second = locate(workspace, a), locate(workspace, b)
-    found = lineage.diff(first, second)
+    changes = lineage.diff(first, second)
     if json:
-        show.as_json(found)
+        show.as_json(changes)
     else:
-        _differences(found, f"{first.name}/{first.hash}", f"{second.name}/{second.hash}")
+        _differences(changes, f"{first.name}/{first.hash}", f"{second.name}/{second.hash}")
 
 
-def _differences(found: dict[str, Any], a: str, b: str) -> None:
+def _differences(changes: dict[str, Any], a: str, b: str) -> None:
     from tuneloop.data import ledger
 
     words = {
@@ -44,18 +44,18 @@ def _differences(found: dict[str, Any], a: str, b: str) -> None:
         "changed": t("other content at the same line"), "moved": t("on another side"), "kept": t("the same in both"),
     }  # fmt: skip
     rows = [
-        (words[name], f"{n:,}", "\n".join(map(_place, found["examples"].get(name, ())[:SHOWN])))
-        for name, n in found["rows"].items()
+        (words[name], f"{n:,}", "\n".join(map(_place, changes["examples"].get(name, ())[:SHOWN])))
+        for name, n in changes["rows"].items()
     ]
     show.table(f"{a} → {b}", [t("rows"), "", t("for example")], rows)
-    if found["sources"]:
-        said = {"added": t("added"), "removed": t("removed"), "changed": t("changed")}
-        show.table(t("Sources"), [t("file"), ""], [(file, said[what]) for file, what in found["sources"].items()])
-    if found["settings"]:
-        show.table(t("Settings"), [t("setting"), a, b], [(key, *pair) for key, pair in found["settings"].items()])
-    if found["steps"]:
+    if changes["sources"]:
+        actions = {"added": t("added"), "removed": t("removed"), "changed": t("changed")}
+        show.table(t("Sources"), [t("file"), ""], [(file, actions[what]) for file, what in changes["sources"].items()])
+    if changes["settings"]:
+        show.table(t("Settings"), [t("setting"), a, b], [(key, *pair) for key, pair in changes["settings"].items()])
+    if changes["steps"]:
         reasons = ledger.words()
-        rows = [(reasons.get(name, name), f"{x:,}", f"{y:,}") for name, (x, y) in found["steps"].items()]
+        rows = [(reasons.get(name, name), f"{x:,}", f"{y:,}") for name, (x, y) in changes["steps"].items()]
         show.table(t("Why rows were dropped"), [t("reason"), a, b], rows)
 
 
@@ -76,42 +76,42 @@ def trace(
     from tuneloop.data.version import lineage
     from tuneloop.data.version.find import locate
 
-    found = lineage.trace(locate(workspace, version), id)
+    story = lineage.trace(locate(workspace, version), id)
     if json:
-        show.as_json(_as_dict(found))
+        show.as_json(_as_dict(story))
     else:
-        _story(found)
+        _story(story)
 
 
-def _as_dict(found: Any) -> dict[str, Any]:
+def _as_dict(story: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     def row(record: Any) -> dict[str, Any]:
         return {"id": record.id, **asdict(record)}
 
     return {
-        "record": row(found.record), "side": found.side, "source": found.source,
-        "parents": [row(one) for one in found.parents], "ledger": [e.as_dict() for e in found.ledger],
+        "record": row(story.record), "side": story.side, "source": story.source,
+        "parents": [row(one) for one in story.parents], "ledger": [e.as_dict() for e in story.ledger],
     }  # fmt: skip
 
 
-def _story(found: Any) -> None:
+def _story(story: Any) -> None:
     from tuneloop.data import ledger
     from tuneloop.data.card.excerpts import visible
     from tuneloop.data.card.page import step_name
 
-    record, source = found.record, found.source
+    record, source = story.record, story.source
     rows = [
-        (t("row"), f"{record.file}:{record.line}"), (t("side"), found.side), (t("kind"), record.kind),
+        (t("row"), f"{record.file}:{record.line}"), (t("side"), story.side), (t("kind"), record.kind),
         (t("label"), record.label), (t("shape"), source.get("shape", "")), ("sha256", source.get("sha256", "")),
-        (t("made from"), "\n".join(f"{one.id} {one.file}:{one.line}" for one in found.parents) or record.parent),
+        (t("made from"), "\n".join(f"{one.id} {one.file}:{one.line}" for one in story.parents) or record.parent),
     ]  # fmt: skip
     show.table(record.id, ["", ""], [row for row in rows if row[1]])
     words = ledger.words()
-    told = [(e.action, step_name(e.step), words.get(e.reason, e.reason), e.detail) for e in found.ledger]
-    if told:
-        said = {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
-        rows = [(said[action], *rest) for action, *rest in told]
+    entries = [(e.action, step_name(e.step), words.get(e.reason, e.reason), e.detail) for e in story.ledger]
+    if entries:
+        actions = {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
+        rows = [(actions[action], *rest) for action, *rest in entries]
         show.table(t("What the ledger holds"), ["", t("step"), t("reason"), t("details")], rows)
     turns = [(m.role, _turn(m)) for m in record.messages]
     turns += [(f"{m.role} ({t('the worse answer')})", _turn(m)) for m in record.rejected]

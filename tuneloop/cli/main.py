@@ -89,7 +89,7 @@ def _run() -> int:
     return status if isinstance(status, int) else 0
 
 
-def _told(error: TuneloopError) -> NoReturn:
+def _report(error: TuneloopError) -> NoReturn:
     typer.echo(f"{error}\n  {t('More: {command}', command=show.command('explain', error.code))}", err=True)
     sys.exit(2)
 
@@ -104,7 +104,7 @@ def main() -> NoReturn:
     try:
         sys.exit(_run())
     except TuneloopError as error:
-        _told(error)
+        _report(error)
     except KeyboardInterrupt:
         typer.echo(t("Stopped."), err=True)
         sys.exit(130)
@@ -117,10 +117,10 @@ def main() -> NoReturn:
             traceback.print_exc()
         from tuneloop.base.refusals import output_is_full, refused  # not before a verb runs
 
-        if told := refused(error):
+        if refusal := refused(error):
             if not getattr(error, "filename", None) and output_is_full():
-                told.where = t("standard output")
-            _told(told)
+                refusal.where = t("standard output")
+            _report(refusal)
         typer.echo(
             t("This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.", kind=type(error).__name__,
               error=error),

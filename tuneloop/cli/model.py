@@ -29,9 +29,9 @@ def list_models(json: Json = False) -> None:
     from tuneloop.base.files import format_bytes
     from tuneloop.hub.resolve import listing
 
-    found = listing()
+    models = listing()
     if json:
-        show.as_json([asdict(row) for row in found])
+        show.as_json([asdict(row) for row in models])
         return
     columns = [t("name"), t("also called"), t("kind"), t("size"), t("download"), t("licence"), t("here")]
     rows = [
@@ -44,7 +44,7 @@ def list_models(json: Json = False) -> None:
             r.licence,
             "✓" if r.cached else "–",
         )
-        for r in found
+        for r in models
     ]
     show.table(t("Models that need no hub"), columns, rows)
     print(

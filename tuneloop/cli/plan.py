@@ -33,9 +33,9 @@ def plan(
 
     dataset, recipe = verdict.prepared(recipe, workspace)
     keep_recipe(targets, recipe)
-    foreseen, looked = pipeline.plan(recipe, dataset, workspace=workspace)
+    foreseen, checked = pipeline.plan(recipe, dataset, workspace=workspace)
     if json:
-        show.as_json({**foreseen.as_dict(), "preflight": asdict(looked)})
+        show.as_json({**foreseen.as_dict(), "preflight": asdict(checked)})
         return
     tables.counts_line(dataset)
-    tables.plan(foreseen, looked)
+    tables.plan(foreseen, checked)

@@ -52,38 +52,38 @@ def run(
     resolve.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
     show.say(t("Preparing the data"))
     dataset, recipe = verdict.prepared(recipe, workspace)
-    told: list[str] = []
+    shown: list[str] = []
     if distributed.leads():
         keep_recipe(targets, recipe)
-        told = losses.warn(dataset, recipe)
-    recipe, dataset, foreseen, looked = planned(recipe, dataset, workspace, ask=not json)
-    fresh = tuple(w for w in foreseen.warnings if w not in told)
+        shown = losses.warn(dataset, recipe)
+    recipe, dataset, foreseen, checked = planned(recipe, dataset, workspace, ask=not json)
+    fresh = tuple(w for w in foreseen.warnings if w not in shown)
     if not json:
         tables.dataset(dataset)
-        tables.plan(replace(foreseen, warnings=fresh), looked)
+        tables.plan(replace(foreseen, warnings=fresh), checked)
     elif distributed.leads():
         show.warnings(fresh)
-    made = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
+    trained = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
     if not distributed.leads():  # one of the processes of torchrun goes on
         return
-    if made.result() is None:
-        stopped(made)
+    if trained.trained_folder() is None:
+        stopped(trained)
     try:
-        evaluation = pipeline.measure(made, say=show.say)
+        evaluation = pipeline.measure(trained, say=show.say)
     except KeyboardInterrupt:
         show.say(t("The model is trained; evaluate and register it with:"))
-        show.say(f"  {show.command('evaluate', made.path)}")
+        show.say(f"  {show.command('evaluate', trained.path)}")
         raise typer.Exit(130) from None
-    version = pipeline.register(made, workspace=workspace)
+    version = pipeline.register(trained, workspace=workspace)
     seconds = time.perf_counter() - began
     if json:
         show.as_json(
-            {"run": str(made.path), "version": version.ref, "seconds": seconds, "evaluation": evaluation.as_dict()}
+            {"run": str(trained.path), "version": version.ref, "seconds": seconds, "evaluation": evaluation.as_dict()}
         )
         return
     tables.answers(evaluation)
     tables.changes(evaluation)
-    _closing(made, version.ref, seconds, evaluation)
+    _closing(trained, version.ref, seconds, evaluation)
 
 
 def planned(recipe: Recipe, dataset: Dataset, workspace: Path, *, ask: bool) -> tuple[Recipe, Dataset, Plan, Preflight]:
@@ -105,39 +105,39 @@ def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:
     """
     from tuneloop.recipe.overrides import changed
 
-    found = error.facts.get("options", [])
-    if not (found and ask and sys.stdin.isatty() and sys.stderr.isatty()):
+    options = error.facts.get("options", [])
+    if not (options and ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise error
     show.say(f"{error.code}  {error.what}")
-    for n, option in enumerate(found, 1):
+    for n, option in enumerate(options, 1):
         show.say(f"  {n}  {option}")
     answer = typer.prompt(t("Which of these (its number; anything else stops)"), default="0", err=True)
-    if not (answer.strip().isdecimal() and 1 <= int(answer) <= len(found)):
+    if not (answer.strip().isdecimal() and 1 <= int(answer) <= len(options)):
         raise error
-    return changed(recipe, found[int(answer) - 1].assignments)
+    return changed(recipe, options[int(answer) - 1].assignments)
 
 
-def _closing(made: Run, ref: str, seconds: float, evaluation: Evaluation) -> None:
+def _closing(trained: Run, ref: str, seconds: float, evaluation: Evaluation) -> None:
     from tuneloop.base.duration import duration
     from tuneloop.cli import tables
     from tuneloop.report import run_view
 
     print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
-    print(t("Report: {path}", path=made.path / "report.html"))
-    print(t("Loss curve: {path}", path=made.path / "loss_curve.png"))
+    print(t("Report: {path}", path=trained.path / "report.html"))
+    print(t("Loss curve: {path}", path=trained.path / "loss_curve.png"))
     print()
     print(t("Next:"))
     for verb in ("chat", "export", "serve"):
-        print(f"  {show.command(verb, made.path)}")
+        print(f"  {show.command(verb, trained.path)}")
     failed = [probe.name for probe in evaluation.probes if not probe.passed]
     if failed:
         print()
         print(t("Probes that did not pass: {names}", names=", ".join(failed)))
-    tables.cautions(run_view.read(made.path).cautions())
+    tables.cautions(run_view.read(trained.path).cautions())
 
 
-def stopped(made: Run) -> None:
+def stopped(trained: Run) -> None:
     """Say how to go on after Ctrl-C, and leave with status 130."""
-    show.say(t("Stopped; a checkpoint is in {path}. Go on with:", path=made.checkpoints))
-    show.say(f"  {show.command('train', '--resume', made.path)}")
+    show.say(t("Stopped; a checkpoint is in {path}. Go on with:", path=trained.checkpoints))
+    show.say(f"  {show.command('train', '--resume', trained.path)}")
     raise typer.Exit(130)

@@ -76,10 +76,10 @@ def trained_text(runs: Sequence[tuple[str, bool]]) -> None:
     console.print()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(amount: float | None, digits: int = 3) -> str:
     """A number for a table, a dash where there is none.
 
     >>> number(1.23456), number(None)
     ('1.235', '–')
     """
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if amount is None else f"{amount:.{digits}f}"

@@ -16,50 +16,50 @@ from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
 
 
-def dataset(made: Dataset) -> None:
+def dataset(version: Dataset) -> None:
     """Sources, counts and what the ledger holds."""
-    manifest = made.manifest
+    manifest = version.manifest
     rows = [
         (s["file"], s["split"], s["shape"], s["encoding"], s["rows"], f"{100 * s['sure']:.0f} %", s["why"])
         for s in manifest["sources"]
     ]
     table(
-        t("Data: {name} {hash}", name=made.name, hash=made.hash),
+        t("Data: {name} {hash}", name=version.name, hash=version.hash),
         [t("file"), t("side"), t("shape"), t("encoding"), t("rows"), t("sure"), t("why")],
         rows,
     )
-    counts_line(made)
+    counts_line(version)
     words = ledger.words()
     kinds = {"dropped": t("dropped"), "changed": t("changed"), "marked": t("marked"), "added": t("added")}
     there = [kind for kind in kinds if any(s[kind] for s in manifest["steps"])]
-    told = [(words.get(s["reason"], s["reason"]), *(s[kind] for kind in there)) for s in manifest["steps"]]
-    if told:
-        table(t("What the ledger holds"), [t("reason"), *(kinds[kind] for kind in there)], told)
+    reasons = [(words.get(s["reason"], s["reason"]), *(s[kind] for kind in there)) for s in manifest["steps"]]
+    if reasons:
+        table(t("What the ledger holds"), [t("reason"), *(kinds[kind] for kind in there)], reasons)
     else:
         print()
 
 
-def counts_line(made: Dataset) -> None:
+def counts_line(version: Dataset) -> None:
     """One line: what was read, kept, dropped and changed, and where that is written down."""
-    counts = made.manifest["counts"]
+    counts = version.manifest["counts"]
     print(
         t(
             "Rows read: {rows}. To train: {train}, held out: {held}, dropped: {dropped}, changed: {changed}. "
             "Ledger: {path}",
             rows=counts["rows_in"], train=counts["train"], held=counts["validation"], dropped=counts["dropped"],
-            changed=counts["changed"], path=made.path / "ledger.jsonl",
+            changed=counts["changed"], path=version.path / "ledger.jsonl",
         )
     )  # fmt: skip
     more = {"test": t("for a test"), "marked": t("marked"), "added": t("added")}
     if any(counts[kind] for kind in more):
-        told = [t("{what}: {n}", what=words, n=counts[kind]) for kind, words in more.items() if counts[kind]]
-        print(planner.COMMA[current()].join(told))
+        parts = [t("{what}: {n}", what=words, n=counts[kind]) for kind, words in more.items() if counts[kind]]
+        print(planner.COMMA[current()].join(parts))
 
 
-def plan(foreseen: Plan, looked: Preflight) -> None:
+def plan(foreseen: Plan, checked: Preflight) -> None:
     """One sample as the model sees it, then what will be used, why, how long, how much memory."""
-    trained_text(looked.sample)
-    for warning in looked.warnings:
+    trained_text(checked.sample)
+    for warning in checked.warnings:
         print(t("Take note: {warning}.", warning=warning))
     cautions(foreseen.warnings)
     rows = [(c.what, c.value, c.why) for c in foreseen.choices]
@@ -136,8 +136,8 @@ def classes(evaluation: Evaluation) -> None:
     elif wrong := sorted(((n, labels[i], labels[j]) for i, row in enumerate(confusion) for j, n in enumerate(row)
                           if n and i != j), key=lambda one: -one[0]):  # fmt: skip
         table(t("What was taken for what"), [t("is"), t("called"), t("texts")], [(i, j, n) for n, i, j in wrong[:20]])
-    if said := compare.fresh(evaluation):
-        print(said)
+    if warning := compare.fresh(evaluation):
+        print(warning)
 
 
 def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:

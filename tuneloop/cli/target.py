@@ -33,7 +33,7 @@ def recipe_of(
 
     Raises TL-RECIPE-NAME for a word that is neither a file nor a packaged recipe, and what the recipe room raises.
     """
-    from tuneloop.recipe.overrides import changed_and_told
+    from tuneloop.recipe.overrides import changed_with_notes
     from tuneloop.recipe.paths import anchored
     from tuneloop.recipe.recipe import read_recipe
 
@@ -54,12 +54,12 @@ def recipe_of(
         if targets[1:]:
             assignments.insert(0, f"data={json.dumps(targets[1:], ensure_ascii=False)}")
     elif is_data(targets):
-        recipe, notes = _made(targets), []
+        recipe, notes = _bare_recipe(targets), []
     else:
         near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
         raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
     if assignments:
-        recipe, more = changed_and_told(recipe, assignments)
+        recipe, more = changed_with_notes(recipe, assignments)
         notes += more
     for note in notes:
         say(note)
@@ -91,7 +91,7 @@ def is_data(targets: list[str]) -> bool:
     return named or bool(Path(first).suffix) or Path(first).exists()
 
 
-def _made(targets: list[str]) -> Recipe:
+def _bare_recipe(targets: list[str]) -> Recipe:
     """A recipe for raw files, called as the first of them."""
     from tuneloop.recipe.recipe import make_recipe
 
@@ -154,8 +154,8 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
 
 def _beside(recipe: Recipe) -> Recipe:
     """The recipe with the paths below this folder written from here, so that recipe and data can move together."""
-    data = [file.model_copy(update={"path": below(Path(file.path), Path.cwd())}) for file in recipe.data]
-    return recipe.model_copy(update={"data": data})
+    files = [file.model_copy(update={"path": below(Path(file.path), Path.cwd())}) for file in recipe.data]
+    return recipe.model_copy(update={"data": files})
 
 
 def below(path: PurePath, folder: PurePath) -> str:

@@ -38,42 +38,42 @@ def train(
         require_files(recipe)
     from tuneloop.runs.run import open_run
 
-    made = open_run(resume, workspace) if resume else None
+    trained = open_run(resume, workspace) if resume else None
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.training import distributed
 
-    if made is not None:
-        if made.result() is not None:
+    if trained is not None:
+        if trained.trained_folder() is not None:
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
-            pipeline.resume(made, settings or [])
+            pipeline.resume(trained, settings or [])
     else:
         dataset, recipe = verdict.prepared(recipe, workspace)
-        told: list[str] = []
+        shown: list[str] = []
         if distributed.leads():
             from tuneloop.cli import losses, tables
 
             keep_recipe(targets or [], recipe)
             if not json:
                 tables.counts_line(dataset)
-            told = losses.warn(dataset, recipe)
+            shown = losses.warn(dataset, recipe)
         foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
         if distributed.leads():  # said before the first step
-            show.warnings(one for one in foreseen.warnings if one not in told)
-        made = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
+            show.warnings(one for one in foreseen.warnings if one not in shown)
+        trained = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
     if not distributed.leads():  # one of the processes of torchrun speaks
         return
-    result = made.result()
-    if result is None:
-        stopped(made)
+    folder = trained.trained_folder()
+    if folder is None:
+        stopped(trained)
     if json:
-        show.as_json({"run": str(made.path), "result": str(result)})
+        show.as_json({"run": str(trained.path), "result": str(folder)})
         return
     from tuneloop.cli import tables
     from tuneloop.report import run_view
 
-    tables.cautions(run_view.read(made.path).cautions())
-    print(t("Trained: {path}", path=result))
+    tables.cautions(run_view.read(trained.path).cautions())
+    print(t("Trained: {path}", path=folder))
     print(t("Next:"))
-    print(f"  {show.command('evaluate', made.path)}")
+    print(f"  {show.command('evaluate', trained.path)}")

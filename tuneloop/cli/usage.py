@@ -80,11 +80,11 @@ def _bad_value(error: Any, words: str) -> str:
     param = error.param
     name = param.opts[0] if param.param_type_name == "option" else param.name
     annotation = str(getattr(getattr(param, "type_descriptor", None), "annotation", ""))
-    whole = "int" in annotation
-    if not whole and "float" not in annotation:
+    integer = "int" in annotation
+    if not integer and "float" not in annotation:
         return t("the value of {name} does not fit: {error}", name=name, error=error.message)
     low, high = getattr(param, "min", None), getattr(param, "max", None)
-    need = t("a whole number") if whole else t("a number")
+    need = t("a whole number") if integer else t("a number")
     if low is not None and high is not None:
         need += t(" ({low} to {high})", low=low, high=high)
     elif low is not None:

@@ -25,23 +25,25 @@ def versions(
     """
     from tuneloop.registry import versions as registry
 
-    found = registry.versions(workspace, name or None)
-    if name and not found:
+    listed = registry.versions(workspace, name or None)
+    if name and not listed:
         registry.find(workspace, name)  # says which names there are
     if json:
-        show.as_json([one.as_dict() for one in found])
+        show.as_json([one.as_dict() for one in listed])
         return
-    if not found:
+    if not listed:
         show.say(t("Nothing is registered in {workspace} yet; a run that ends becomes a version.",
                    workspace=workspace.resolve()))  # fmt: skip
         return
     rows = [
         (one.ref, " ".join(f":{alias}" for alias in one.aliases), one.run, one.base_model, one.method,
-         _loss(one.metrics), one.created[:16].replace("T", " ")) for one in found
+         _loss(one.metrics), one.created[:16].replace("T", " ")) for one in listed
     ]  # fmt: skip
     columns = [t("version"), t("called"), t("run"), t("model"), t("method"), t("held-out loss"), t("made")]
     show.table(t("Versions"), columns, rows)
-    print(t("Point a name to one with: {command}", command=show.command("model", "alias", found[-1].ref, "production")))
+    print(
+        t("Point a name to one with: {command}", command=show.command("model", "alias", listed[-1].ref, "production"))
+    )
 
 
 def _loss(metrics: dict[str, dict[str, object]]) -> str:
@@ -63,10 +65,10 @@ def alias(
     """
     from tuneloop.registry import versions as registry
 
-    made = registry.promote(workspace, version, name.lstrip(":"))
+    promoted = registry.promote(workspace, version, name.lstrip(":"))
     if json:
-        show.as_json(made.as_dict())
+        show.as_json(promoted.as_dict())
         return
-    ref = f"{made.name}:{name.lstrip(':')}"
-    print(t("{alias} is {version} now.", alias=ref, version=made.ref))
+    ref = f"{promoted.name}:{name.lstrip(':')}"
+    print(t("{alias} is {version} now.", alias=ref, version=promoted.ref))
     print(f"  {show.command('serve', ref)}")

@@ -64,7 +64,7 @@ class GgufFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -92,11 +92,11 @@ class GgufFile:
                 count *= size
             if begin + count > len(self._map):
                 raise ValueError(t("tensor {name} ends behind the end of the file", name=name))
-            data = np.frombuffer(self._map, dtype=np.uint8, count=count, offset=begin).reshape(*rows, width)
-            out: NDArray[np.float32] = np.array(dequantize(data, kind), dtype=np.float32).reshape(tensor.shape)
+            packed = np.frombuffer(self._map, dtype=np.uint8, count=count, offset=begin).reshape(*rows, width)
+            out: NDArray[np.float32] = np.array(dequantize(packed, kind), dtype=np.float32).reshape(tensor.shape)
         except (ValueError, NotImplementedError) as error:
             raise ModelError("TL-MODEL-GGUF", where=str(self.path), error=str(error)) from error
-        del data  # a view that outlives the map would make closing it fail
+        del packed  # a view that outlives the map would make closing it fail
         return out
 
     def _header(self) -> tuple[dict[str, Any], dict[str, Tensor], int]:
@@ -110,7 +110,7 @@ class GgufFile:
         for _ in range(pairs):
             key, at = self._string(at)
             (kind,) = struct.unpack_from("<I", self._map, at)
-            facts[key], at = self._value(at + 4, kind)
+            facts[key], at = self._field(at + 4, kind)
         table = {}
         for _ in range(tensors):
             tensor, at = self._tensor(at)
@@ -134,7 +134,7 @@ class GgufFile:
             raise ValueError(t("a text at byte {at} ends behind the end of the file", at=at))
         return self._map[at + 8 : end].decode("utf-8"), end
 
-    def _value(self, at: int, kind: int) -> tuple[Any, int]:
+    def _field(self, at: int, kind: int) -> tuple[Any, int]:
         if kind == _STRING:
             return self._string(at)
         if kind != _ARRAY:
@@ -149,6 +149,6 @@ class GgufFile:
             return list(struct.unpack_from(layout, self._map, at)), at + struct.calcsize(layout)
         values = []
         for _ in range(count):
-            value, at = self._value(at, inner)
-            values.append(value)
+            element, at = self._field(at, inner)
+            values.append(element)
         return values, at

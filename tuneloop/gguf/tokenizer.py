@@ -213,15 +213,15 @@ def merges_of(tokens: list[str], kinds: list[int], scores: list[float]) -> list[
     [('a', 'b'), ('ab', 'c')]
     """
     known = {t: i for i, t in enumerate(tokens) if kinds[i] in (_NORMAL, _USER_DEFINED)}
-    found: list[tuple[float, int, int, str, str]] = []
+    pairs: list[tuple[float, int, int, str, str]] = []
     for token, i in known.items():
         score = 0.0 if kinds[i] == _USER_DEFINED else scores[i] - 1.0
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in known and right in known:
-                found.append((-score, -len(left), -len(right), left, right))
-    found.sort(key=lambda entry: entry[:3])
-    return [(left, right) for *_, left, right in found]
+                pairs.append((-score, -len(left), -len(right), left, right))
+    pairs.sort(key=lambda pair: pair[:3])
+    return [(left, right) for *_, left, right in pairs]
 
 
 SCHEMES: dict[tuple[str, str], Callable[[Facts], tuple[Facts, Facts]]] = {

@@ -93,12 +93,12 @@ def context(folder: Path) -> int:
         return 0
     inner = config.get("text_config")
     own = inner if isinstance(inner, dict) else config
-    found = own.get("max_position_embeddings") or own.get("n_positions")
-    if not isinstance(found, int) or found <= 0:
+    positions = own.get("max_position_embeddings") or own.get("n_positions")
+    if not isinstance(positions, int) or positions <= 0:
         return 0
     # RoBERTa and its kin have places that no text reaches: they count from behind the padding's number.
     before = own.get("pad_token_id") if own.get("model_type") in COUNTING_ON else None
-    return found - (before + 1 if isinstance(before, int) else 0)
+    return positions - (before + 1 if isinstance(before, int) else 0)
 
 
 def vocabulary(folder: Path) -> int:
@@ -108,8 +108,8 @@ def vocabulary(folder: Path) -> int:
     except ModelError:  # a folder with a tokenizer alone
         return 0
     inner = config.get("text_config")
-    found = (inner if isinstance(inner, dict) else config).get("vocab_size")
-    return found if isinstance(found, int) and found > 0 else 0
+    size = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else 0
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,12 +130,12 @@ def weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    found = sorted(p.name for p in folder.iterdir() if p.is_file())
-    pickles = [name for name in found if name.endswith(PICKLES) and name != "training_args.bin"]
-    tensors = [name for name in found if name.endswith(".safetensors")]
+    listed = sorted(p.name for p in folder.iterdir() if p.is_file())
+    pickles = [name for name in listed if name.endswith(PICKLES) and name != "training_args.bin"]
+    tensors = [name for name in listed if name.endswith(".safetensors")]
     if pickles and not tensors:
         raise ModelError("TL-MODEL-PICKLE", where=str(folder), files=", ".join(pickles[:3]))
-    others = tensors or [name for name in found if name.endswith(".gguf")]
+    others = tensors or [name for name in listed if name.endswith(".gguf")]
     error = t("there is no model.safetensors") + (f" ({', '.join(others[:3])})" if others else "")
     raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
 
@@ -149,7 +149,7 @@ def check_safetensors(file: Path) -> None:
             if size < 8 or not 0 < length <= min(_MOST_HEADER, size - 8):
                 raise ValueError(t("its header is cut off"))
             header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
         if expected != size:
             raise ValueError(t("it has {size:,} bytes, its header says {expected:,}", size=size, expected=expected))
@@ -191,8 +191,8 @@ def _is_native(architecture: str) -> bool:
 
     tables = (getattr(modeling_auto, name) for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES"))
     for table in tables:
-        for entry in table.values():
-            if architecture == entry or (isinstance(entry, (tuple, list)) and architecture in entry):
+        for names in table.values():
+            if architecture == names or (isinstance(names, (tuple, list)) and architecture in names):
                 return True
     return False
 

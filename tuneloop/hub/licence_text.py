@@ -40,9 +40,9 @@ class _Reader(HTMLParser):
         if tag in _BLOCKS:
             self.blocks.append("")
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, text: str) -> None:
         if not self._silent:
-            self.blocks[-1] += data
+            self.blocks[-1] += text
 
 
 def plain_text(page: str, width: int = 100) -> str:

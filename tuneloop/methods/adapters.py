@@ -25,6 +25,7 @@ from tuneloop.methods.lora import adapter_state
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.precision import tolerance
 from tuneloop.model.tying import untied
+from tuneloop.recipe.choices import METHOD_CHOICES
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import QloraPart
 
@@ -83,7 +84,9 @@ def _held_by(recipe: Path) -> dict[str, Any]:
     train = read_recipe(recipe)[0].train if recipe.is_file() else None
     if train is None:
         return {}
-    return {"bits": train.qlora.bits, "double": train.qlora.double} if train.method == "qlora" else {"bits": WHOLE}
+    if not METHOD_CHOICES[train.method].quantize:
+        return {"bits": WHOLE}
+    return {"bits": train.qlora.bits, "double": train.qlora.double}
 
 
 def held(adapter: Path) -> QloraPart | None:
@@ -182,9 +185,9 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with an adapter of the same kind and size, begun anew: for the dry run of the planner."""
     config = peft_config(folder)
     config.inference_mode = False
-    for name, value in (("prefix_projection", False), ("prompt_tuning_init", "RANDOM"), ("init_lora_weights", True)):
+    for name, setting in (("prefix_projection", False), ("prompt_tuning_init", "RANDOM"), ("init_lora_weights", True)):
         if hasattr(config, name):
-            setattr(config, name, value)
+            setattr(config, name, setting)
     try:
         model = get_peft_model(base, config)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,12 +246,12 @@ def added(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     wrapped = with_adapter(model, adapter)
     before = _answer(wrapped)
     try:
-        whole = wrapped.merge_and_unload(safe_merge=True)
+        merged_model = wrapped.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's word for weights that are not finite
         raise RunError("TL-RUN-NOT-FINITE", where=str(adapter), error=str(error)) from error
-    assert isinstance(whole, PreTrainedModel)
-    require_same(before, _answer(whole), whole.dtype, adapter)
-    return whole
+    assert isinstance(merged_model, PreTrainedModel)
+    require_same(before, _answer(merged_model), merged_model.dtype, adapter)
+    return merged_model
 
 
 @torch.no_grad()
@@ -258,8 +261,8 @@ def _answer(model: nn.Module) -> torch.Tensor:
     words = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).get_input_embeddings()
     assert isinstance(words.weight, torch.Tensor)
     ids = torch.randint(len(words.weight), (2, 24), generator=torch.Generator().manual_seed(0))
-    found: torch.Tensor = model(input_ids=ids.to(words.weight.device)).logits
-    return found.float().cpu()
+    logits: torch.Tensor = model(input_ids=ids.to(words.weight.device)).logits
+    return logits.float().cpu()
 
 
 def require_same(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, adapter: Path) -> None:
@@ -279,17 +282,17 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
     for adapter in adapters:
         require_same_base(adapter, base)
     with folder_atomic(target) as draft:
-        whole = merged(model, adapters)
-        said, kind = _answer(whole), type(whole)
-        whole.save_pretrained(draft, safe_serialization=True)
+        merged_model = merged(model, adapters)
+        logits, kind = _answer(merged_model), type(merged_model)
+        merged_model.save_pretrained(draft, safe_serialization=True)
         for path in base.iterdir():  # tokenizer, template, licence, where it is from
             weights = path.name.endswith((".bin", ".gguf", ".pt")) or ".safetensors" in path.name
             if path.is_file() and not weights and not (draft / path.name).exists():
                 shutil.copyfile(path, draft / path.name)
         keep_old_keys(draft, base)
-        back = kind.from_pretrained(draft, dtype=whole.dtype, local_files_only=True, use_safetensors=True,
-                                    attn_implementation=whole.config._attn_implementation)  # fmt: skip
-        require_same(said, _answer(back), whole.dtype, adapters[-1])
+        back = kind.from_pretrained(draft, dtype=merged_model.dtype, local_files_only=True, use_safetensors=True,
+                                    attn_implementation=merged_model.config._attn_implementation)  # fmt: skip
+        require_same(logits, _answer(back), merged_model.dtype, adapters[-1])
     return target
 
 

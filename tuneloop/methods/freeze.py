@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
 from tuneloop.methods.lora import require_modules
 from tuneloop.model.anatomy import heads, new_parts, trunk_name
 from tuneloop.model.blocks import blocks
@@ -34,6 +35,11 @@ def freeze(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     for module in chosen:
         module.requires_grad_(True)
     return model
+
+
+def describe_freeze(train: TrainPart) -> str:
+    """What is trained, in a few words."""
+    return ", ".join(train.freeze.modules) or t("the last {n} layers", n=train.freeze.layers)
 
 
 def _behind(model: PreTrainedModel, block: nn.Module) -> list[nn.Module]:

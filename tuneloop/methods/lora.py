@@ -64,16 +64,16 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     if not every:
         targets = [x for x in targets if not _within(x, part.train_also)]
     _require_fitting(model, train, targets)
-    whole = list(dict.fromkeys([*new_parts(model), *part.train_also]))
-    kept = list(dict.fromkeys([*heads(model), *new_parts(model)])) if every else []
+    saved = list(dict.fromkeys([*new_parts(model), *part.train_also]))
+    excluded = list(dict.fromkeys([*heads(model), *new_parts(model)])) if every else []
     quantised = bool(getattr(model, "is_quantized", False))
     tied = bool(model.config.get_text_config().tie_word_embeddings)
     # The dry run of the planner has no numbers that a decomposition could begin with.
     init = True if part.init == "default" or model.device.type == "meta" else part.init
     config = LoraConfig(
         task_type=task_type(model), r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout,
-        target_modules=targets, exclude_modules=rf"({'|'.join(map(re.escape, kept))})(\..*)?" if kept else None,
-        use_rslora=part.rslora, use_dora=part.dora, init_lora_weights=init, modules_to_save=whole or None,
+        target_modules=targets, exclude_modules=rf"({'|'.join(map(re.escape, excluded))})(\..*)?" if excluded else None,
+        use_rslora=part.rslora, use_dora=part.dora, init_lora_weights=init, modules_to_save=saved or None,
         ensure_weight_tying=tied and bool(_embeddings(model, part.train_also)),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )  # fmt: skip
@@ -88,6 +88,19 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     if part.init in CHANGING and init is not True:
         object.__setattr__(wrapped, START, _pairs(wrapped))
     return wrapped
+
+
+def describe_lora(train: TrainPart) -> str:
+    """Rank, alpha and what departs from plain LoRA, in a few words."""
+    part = train.lora
+    rank = t("rank {rank}, alpha {alpha}", rank=part.rank, alpha=f"{part.alpha:g}")
+    variants = [name for name in ("rslora", "dora") if getattr(part, name)]
+    return ", ".join([rank, *variants, *([part.init] if part.init != "default" else [])])
+
+
+def describe_qlora(train: TrainPart) -> str:
+    """The same, after the form of the frozen weights."""
+    return f"{train.qlora.bits}, {describe_lora(train)}"
 
 
 def _linear_alone(model: nn.Module) -> list[str]:
@@ -113,8 +126,8 @@ def _within(name: str, others: Iterable[str]) -> bool:
 def _embeddings(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     """Which of the names are the embeddings or the language head."""
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    found = [n for n, m in model.named_modules() if id(m) in ends]
-    return [x for x in names if any(n == x or n.endswith("." + x) for n in found)]
+    own = [n for n, m in model.named_modules() if id(m) in ends]
+    return [x for x in names if any(n == x or n.endswith("." + x) for n in own)]
 
 
 def _require_fitting(model: nn.Module, train: TrainPart, targets: list[str]) -> None:

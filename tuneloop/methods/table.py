@@ -1,10 +1,11 @@
-"""The training methods: one visible dict. Planner, export and serving read an entry's flags, never its name."""
+"""The training methods: one visible dict. Planner, export and serving read an entry's facts, never its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import nn
@@ -12,37 +13,41 @@ from transformers import PreTrainedModel
 
 from tuneloop.base.language import t
 from tuneloop.methods.adapters import came_from
-from tuneloop.methods.freeze import freeze, tied_head
-from tuneloop.methods.lora import LINEAR, linear_names, lora, stacked
-from tuneloop.methods.virtual import prefix, prompt
+from tuneloop.methods.freeze import describe_freeze, freeze, tied_head
+from tuneloop.methods.lora import LINEAR, describe_lora, describe_qlora, linear_names, lora, stacked
+from tuneloop.methods.virtual import describe_virtual, prefix, prompt
 from tuneloop.model import quantize
 from tuneloop.model.anatomy import OLD_LABELS
 from tuneloop.model.backbone import routers_off, unwrap
 from tuneloop.model.tying import reached
+from tuneloop.recipe.choices import METHOD_CHOICES, MethodChoice
 from tuneloop.recipe.schema import TrainPart
 
 __all__ = ["LINEAR", "METHODS", "Method", "linear_names", "notes", "parameters"]
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How a method changes a model, and what may be done with it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method(MethodChoice):
+    """A row of METHOD_CHOICES, and how the method changes a model."""
 
     wrap: Callable[[PreTrainedModel, TrainPart], nn.Module]
-    adapter: bool
-    """The result is an adapter folder; otherwise a whole model."""
-    mergeable: bool
+    describe: Callable[[TrainPart], str] = lambda train: ""
+    """Its settings in a few words, for cards."""
+    mergeable: bool = False
     """The adapter can be added into the base weights."""
-    packable: bool
+    packable: bool = True
     """Several samples may share a row."""
-    checkpointing: bool
+    checkpointing: bool = True
     """Activations may be recomputed."""
-    quantize: bool = False
-    """The frozen weights are held in 4 or 8 bits."""
     virtual: bool = False
     """Virtual tokens stand before each text."""
     kind: str = ""
     """PEFT's word for its adapters, as in adapter_config.json."""
+
+
+def _row(name: str) -> dict[str, Any]:
+    row = METHOD_CHOICES[name]
+    return {one.name: getattr(row, one.name) for one in fields(row)}
 
 
 def _full(model: PreTrainedModel, train: TrainPart) -> nn.Module:
@@ -52,13 +57,13 @@ def _full(model: PreTrainedModel, train: TrainPart) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method(lora, adapter=True, mergeable=True, packable=True, checkpointing=True, kind="LORA"),
-    "qlora": Method(lora, adapter=True, mergeable=True, packable=True, checkpointing=True, quantize=True, kind="LORA"),
-    "full": Method(_full, adapter=False, mergeable=False, packable=True, checkpointing=True),
-    "freeze": Method(freeze, adapter=False, mergeable=False, packable=True, checkpointing=True),
-    "ptuning_v2": Method(prefix, adapter=True, mergeable=False, packable=True, checkpointing=False, virtual=True,
-                         kind="PREFIX_TUNING"),
-    "prompt_tuning": Method(prompt, adapter=True, mergeable=False, packable=True, checkpointing=True, virtual=True,
+    "lora": Method(**_row("lora"), wrap=lora, describe=describe_lora, mergeable=True, kind="LORA"),
+    "qlora": Method(**_row("qlora"), wrap=lora, describe=describe_qlora, mergeable=True, kind="LORA"),
+    "full": Method(**_row("full"), wrap=_full),
+    "freeze": Method(**_row("freeze"), wrap=freeze, describe=describe_freeze),
+    "ptuning_v2": Method(**_row("ptuning_v2"), wrap=prefix, describe=describe_virtual, checkpointing=False,
+                         virtual=True, kind="PREFIX_TUNING"),
+    "prompt_tuning": Method(**_row("prompt_tuning"), wrap=prompt, describe=describe_virtual, virtual=True,
                             kind="PROMPT_TUNING"),
 }  # fmt: skip
 

@@ -54,6 +54,11 @@ def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     return wrapped
 
 
+def describe_virtual(train: TrainPart) -> str:
+    """How many virtual tokens there are."""
+    return t("{n} virtual tokens", n=train.virtual.tokens)
+
+
 def _wrapped(model: PreTrainedModel, train: TrainPart, config: PeftConfig) -> PeftModel:
     if task_type(model) is None:
         reason = t("PEFT puts virtual tokens before models that write or that score labels, not before this one")
@@ -82,10 +87,10 @@ def _refuse(train: TrainPart, reason: str) -> NoReturn:
 
 
 def _begin_as(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart, text: str) -> None:
-    whole = torch.tensor(_text(model, train, text), device=model.device)
+    ids = torch.tensor(_text(model, train, text), device=model.device)
     with torch.no_grad():
         for weight in wrapped.prompt_encoder.parameters():  # the only one it has
-            weight.copy_(model.get_input_embeddings()(whole))
+            weight.copy_(model.get_input_embeddings()(ids))
 
 
 def _begin_as_read(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart) -> None:
@@ -98,13 +103,13 @@ def _begin_as_read(wrapped: PeftModel, model: PreTrainedModel, train: TrainPart)
         ids = torch.randint(config.vocab_size, (part.tokens,))
         if isinstance(getattr(config, "bos_token_id", None), int):  # what comes first, much is looked at
             ids[0] = config.bos_token_id
-    trunk, was = getattr(model, model.base_model_prefix), model.training
-    trunk.eval()
+    backbone, was = getattr(model, model.base_model_prefix), model.training
+    backbone.eval()
     try:
         with torch.no_grad():
-            cache = trunk(input_ids=ids[None].to(model.device), use_cache=True).get("past_key_values")
+            cache = backbone(input_ids=ids[None].to(model.device), use_cache=True).get("past_key_values")
     finally:
-        trunk.train(was)
+        backbone.train(was)
     every = [x for layer in getattr(cache, "layers", ()) for x in (layer.keys, layer.values)]
     (weight,) = wrapped.prompt_encoder.parameters()
     if every and all(x is not None and x.shape == (1, *every[0].shape[1:]) for x in every):
@@ -131,12 +136,12 @@ def require_effect(model: PeftModel, method: str) -> None:
     try:
         hidden = states(model, ids, ids, (3,))
         # Half of the width: the sum over all of it is one number whatever the input, behind a norm.
-        found = torch.autograd.grad(hidden[:, : hidden.shape[1] // 2].float().sum(), trained, allow_unused=True)
+        gradients = torch.autograd.grad(hidden[:, : hidden.shape[1] // 2].float().sum(), trained, allow_unused=True)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError("TL-MODEL-METHOD", where="train.method", method=method, reason=reason) from error
     finally:
         model.train(was)
-    if all(g is None or not g.any() for g in found):
+    if all(g is None or not g.any() for g in gradients):
         reason = t("virtual tokens change nothing in a {model}", model=type(base).__name__)
         raise ModelError("TL-MODEL-METHOD", where="train.method", method=method, reason=reason)

@@ -19,9 +19,9 @@ def trunk_name(model: nn.Module) -> str:
 
 def heads(model: nn.Module) -> list[str]:
     """Names of the children beside the trunk that have weights."""
-    trunk = trunk_name(model)
-    if trunk:
-        return [n for n, m in model.named_children() if n != trunk and next(m.parameters(), None) is not None]
+    backbone = trunk_name(model)
+    if backbone:
+        return [n for n, m in model.named_children() if n != backbone and next(m.parameters(), None) is not None]
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return [n for n, m in model.named_modules() if head is not None and m is head]
 
@@ -38,8 +38,8 @@ def new_parts(model: nn.Module) -> list[str]:
     """
     if not scores_labels(model):
         return []
-    trunk = f"{trunk_name(model)}."
-    new = (name.rsplit(".", 1)[0] for name in getattr(model, "new_weights", ()) if name.startswith(trunk))
+    backbone = f"{trunk_name(model)}."
+    new = (name.rsplit(".", 1)[0] for name in getattr(model, "new_weights", ()) if name.startswith(backbone))
     return list(dict.fromkeys([*heads(model), *new]))
 
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tuneloop.model.anatomy import scores_labels
 
-KEPT = "kept_blocks"
+FROZEN_CACHE = "kept_blocks"
 """Attribute of a transformers model: its frozen blocks, where they were told so (model/frozen_cache.py)."""
 NOISE = "neftune_alpha"
 """Attribute of a transformers model: how strong the noise on its embeddings is in training."""
@@ -89,11 +89,11 @@ def token_types(model: nn.Module, ids: Tensor, segments: tuple[int, ...] | None 
 
     Empty where the model has no such types.
     """
-    mark = getattr(unwrap(model), PAIRS, None)
-    if mark is None:
+    separator = getattr(unwrap(model), PAIRS, None)
+    if separator is None:
         return {}
-    found = (ids[0] == mark).long()
-    before = found.cumsum(0) - found
+    boundaries = (ids[0] == separator).long()
+    before = boundaries.cumsum(0) - boundaries
     sizes = torch.tensor(segments or (ids.shape[1],), device=ids.device)
     first = before[sizes.cumsum(0) - sizes]
     return {"token_type_ids": (before > torch.repeat_interleave(first, sizes)).long()[None]}
@@ -167,8 +167,8 @@ def rope_packing_limit(module: nn.Module) -> int | None:
 def routers_off(base: PreTrainedModel) -> dict[str, Any]:
     """What a model of experts is told while it answers, where its config asks for its routers' scores: their loss is of
     training, and counts the positions of a mask that an answer with a cache has not."""
-    asked = getattr(base.config.get_text_config(), "output_router_logits", False)
-    return {"output_router_logits": False} if asked else {}
+    wanted = getattr(base.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if wanted else {}
 
 
 def has_sliding_window(model: nn.Module) -> bool:
@@ -194,11 +194,11 @@ def prefill_inputs(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor) -
     rows, begins = [], (mask == 0).sum(1).tolist()
     for row, vectors, begin in zip(embedded, prompt.to(embedded.dtype), begins, strict=True):
         rows.append(torch.cat([row[:begin], vectors, row[begin:]]))
-    whole = torch.cat([mask.new_ones(len(ids), n), mask], 1)
+    attended = torch.cat([mask.new_ones(len(ids), n), mask], 1)
     for k, begin in enumerate(begins):
-        whole[k, :begin], whole[k, begin:] = 0, 1
-    places = (whole.cumsum(-1) - 1).clamp(min=0)
-    return {"inputs_embeds": torch.stack(rows), "attention_mask": whole, "position_ids": places,
+        attended[k, :begin], attended[k, begin:] = 0, 1
+    places = (attended.cumsum(-1) - 1).clamp(min=0)
+    return {"inputs_embeds": torch.stack(rows), "attention_mask": attended, "position_ids": places,
             "past_key_values": DynamicCache(config=base.config)}  # fmt: skip
 
 
@@ -227,9 +227,9 @@ def states(
     `members` are the samples in it: where they are in the frozen cache, the frozen blocks are not run again.
     """
     base = unwrap(model)
-    trunk = getattr(base, base.base_model_prefix)
+    backbone = getattr(base, base.base_model_prefix)
     given = packed_inputs(model, input_ids, position_ids, segments)
-    kept = vars(base).get(KEPT)
-    with kept.row(members) if kept is not None else nullcontext():
-        hidden: Tensor = trunk(**given.inputs).last_hidden_state[0]
+    frozen = vars(base).get(FROZEN_CACHE)
+    with frozen.row(members) if frozen is not None else nullcontext():
+        hidden: Tensor = backbone(**given.inputs).last_hidden_state[0]
     return hidden if given.places is None else hidden.index_select(0, given.places)

@@ -31,9 +31,9 @@ def lowest_trained(model: nn.Module) -> int:
     for k, block in enumerate(stack):
         for parameter in block.parameters():
             place.setdefault(id(parameter), k)
-    found, behind = len(stack), False
+    lowest, behind = len(stack), False
     for parameter in base.parameters():  # in the order in which they are passed; shared ones at their first place
         behind = behind or id(parameter) in place
         if parameter.requires_grad:
-            found = min(found, place.get(id(parameter), len(stack) if behind else 0))
-    return found
+            lowest = min(lowest, place.get(id(parameter), len(stack) if behind else 0))
+    return lowest

@@ -58,15 +58,15 @@ def _split_optimizer(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
     seen: set[int] = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, Tensor):
-                    numbers[f"{names[parameter]}.{key}"] = value
+            for key, state in optimizer.state.get(parameter, {}).items():
+                if not isinstance(state, Tensor):
+                    numbers[f"{names[parameter]}.{key}"] = state
                     continue
-                kept = value.detach().cpu().contiguous()
+                copy = state.detach().cpu().contiguous()
                 # The 8-bit optimizers share one table of codes; safetensors takes no memory twice.
-                kept = kept.clone() if kept.data_ptr() in seen else kept
-                seen.add(kept.data_ptr())
-                tensors[f"{names[parameter]}.{key}"] = kept
+                copy = copy.clone() if copy.data_ptr() in seen else copy
+                seen.add(copy.data_ptr())
+                tensors[f"{names[parameter]}.{key}"] = copy
     groups = [
         {k: v for k, v in g.items() if k != "params"} | {"params": [names[p] for p in g["params"]]}
         for g in optimizer.param_groups
@@ -132,8 +132,8 @@ def _step(path: Path) -> int:
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
-    yield from sorted(found, key=_step, reverse=True)
+    folders = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
+    yield from sorted(folders, key=_step, reverse=True)
 
 
 def verified(path: Path) -> bool:
@@ -171,10 +171,10 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
     generators = load_file(path / "random.safetensors")
     torch.set_rng_state(generators["cpu"])
     if torch.cuda.is_available():
-        for name, value in generators.items():
+        for name, state in generators.items():
             number = int(name.removeprefix("cuda.")) if name.startswith("cuda.") else -1
             if 0 <= number < torch.cuda.device_count():  # another card than the one trained on may be gone
-                torch.cuda.set_rng_state(value, number)
+                torch.cuda.set_rng_state(state, number)
     version, internal, gauss = content["python"]
     random.setstate((version, tuple(internal), gauss))
     return State(step=content["step"])
@@ -191,20 +191,20 @@ def _restore_optimizer(
     number = {p: i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     names = {number[p]: n for n, p in own.items()}
     state: dict[int, dict[str, Any]] = {}
-    for full, value in {**load_file(path / "optimizer.safetensors"), **(numbers or {})}.items():
+    for full, moment in {**load_file(path / "optimizer.safetensors"), **(numbers or {})}.items():
         name, _, key = full.rpartition(".")
         if name not in own:
             raise RunError("TL-RUN-CHECKPOINT", where=str(path))
-        state.setdefault(number[own[name]], {})[key] = value
-    plain = optimizer.state_dict()["param_groups"]
+        state.setdefault(number[own[name]], {})[key] = moment
+    current = optimizer.state_dict()["param_groups"]
     merged = [
         {**g, **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != "params"}}
-        for g, saved in zip(plain, groups, strict=True)
+        for g, saved in zip(current, groups, strict=True)
     ]
     assert all(i in names for i in state)
     optimizer.load_state_dict({"state": state, "param_groups": merged})
     for parameter, place in number.items():
-        for key, value in state.get(place, {}).items():
+        for key, moment in state.get(place, {}).items():
             loaded = optimizer.state[parameter][key]
-            if isinstance(loaded, Tensor) and loaded.dtype != value.dtype:  # torch casts to the parameter's type
-                optimizer.state[parameter][key] = value.to(loaded.device)
+            if isinstance(loaded, Tensor) and loaded.dtype != moment.dtype:  # torch casts to the parameter's type
+                optimizer.state[parameter][key] = moment.to(loaded.device)

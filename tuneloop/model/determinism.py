@@ -36,8 +36,8 @@ def settle(device: torch.device) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only takes time
     # What forward passes may warn of is harmless there; see above.
-    for said in (f".*{REFUSED}", ".*defaults to a non-deterministic algorithm"):
-        warnings.filterwarnings("ignore", message=said, category=UserWarning)
+    for warning in (f".*{REFUSED}", ".*defaults to a non-deterministic algorithm"):
+        warnings.filterwarnings("ignore", message=warning, category=UserWarning)
 
 
 @contextlib.contextmanager
@@ -72,8 +72,8 @@ def probe(loss: Callable[[], Tensor]) -> str:
         with backward():
             total.backward()
     except RuntimeError as error:
-        name, found, _ = str(error).partition(f" {REFUSED}")
-        if not found:
+        name, refused, _ = str(error).partition(f" {REFUSED}")
+        if not refused:
             raise
         _unordered.add(name.rpartition("\n")[2])
     return next(iter(_unordered), "")

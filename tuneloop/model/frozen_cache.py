@@ -30,7 +30,7 @@ from tuneloop.base.files import draft_of, sha256_of, write_atomic
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sequences
-from tuneloop.model.backbone import KEPT, states, unwrap
+from tuneloop.model.backbone import FROZEN_CACHE, states, unwrap
 from tuneloop.model.blocks import blocks, lowest_trained
 from tuneloop.model.precision import computing
 
@@ -82,7 +82,7 @@ class Frozen:
         for module in self._dropouts():
             module.eval()
             self._cover(module, "train", _stay(module))
-        vars(self.base)[KEPT] = self
+        vars(self.base)[FROZEN_CACHE] = self
 
     def _cover(self, module: nn.Module, name: str, new: Callable[..., Any]) -> None:
         self._covered.append((module, name, vars(module).get(name)))
@@ -105,7 +105,7 @@ class Frozen:
                 vars(module)[name] = before
         self._covered.clear()
         self.stores.clear()
-        vars(self.base).pop(KEPT, None)
+        vars(self.base).pop(FROZEN_CACHE, None)
 
     def _run(self, k: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The forward pass of block k: its own, or the hidden states passed through and at the top the kept ones."""
@@ -164,7 +164,7 @@ class Frozen:
             return
         key = self._key(samples, used, budget, packing)
         path, note = folder / f"{side}.states", folder / f"{side}.json"
-        if not _whole(path, note, key):
+        if not _is_complete(path, note, key):
             folder.mkdir(parents=True, exist_ok=True)
             self._fill(path, note, key, samples, _rows(samples.lengths, used, budget, packing))
         lengths = samples.lengths
@@ -180,25 +180,25 @@ class Frozen:
 
     def _key(self, samples: Sequences, used: NDArray[np.int64], budget: int, packing: bool) -> str:
         facts = [FORMAT, len(self.blocks), str(self.base.dtype), self.width, budget, packing]
-        whole = hashlib.sha256(json.dumps(facts).encode())
+        digest = hashlib.sha256(json.dumps(facts).encode())
         for m in used.tolist():
-            whole.update(samples[m].ids.tobytes() + b"|")
-        return whole.hexdigest()
+            digest.update(samples[m].ids.tobytes() + b"|")
+        return digest.hexdigest()
 
     def _fill(self, path: Path, note: Path, key: str, samples: Sequences, rows: Iterator[list[int]]) -> None:
         note.unlink(missing_ok=True)
-        whole, size, was = hashlib.sha256(), 0, self.model.training
+        digest, size, was = hashlib.sha256(), 0, self.model.training
         self.model.eval()
         try:
             with draft_of(path, sync=True) as draft, draft.open("wb") as file:
                 for chosen in rows:
                     hidden = self._reach(samples, chosen).to(self.base.dtype)
-                    data = hidden.view(torch.uint8).numpy().tobytes()
-                    whole.update(data)
-                    size += file.write(data)
+                    content_bytes = hidden.view(torch.uint8).numpy().tobytes()
+                    digest.update(content_bytes)
+                    size += file.write(content_bytes)
         finally:
             self.model.train(was)
-        content = {"format": FORMAT, "key": key, "bytes": size, "sha256": whole.hexdigest()}
+        content = {"format": FORMAT, "key": key, "bytes": size, "sha256": digest.hexdigest()}
         write_atomic(note, json.dumps(content))
 
     @torch.no_grad()
@@ -220,8 +220,8 @@ class Frozen:
         finally:
             self.model.train(was)
         # Products of 16 bits, also those of float32 weights that train.matmul allows, round differently in other rows.
-        products: Any = torch.backends.mkldnn
-        fine = self.base.dtype == torch.float32 and products.matmul.fp32_precision != "bf16"
+        onednn: Any = torch.backends.mkldnn
+        fine = self.base.dtype == torch.float32 and onednn.matmul.fp32_precision != "bf16"
         return bool((own - ours).abs().max() <= (1e-4 if fine else 2e-2) * max(1.0, float(own.abs().max())))
 
 
@@ -246,11 +246,15 @@ def _rows(lengths: NDArray[np.int32], used: NDArray[np.int64], budget: int, pack
         yield held
 
 
-def _whole(path: Path, note: Path, key: str) -> bool:
+def _is_complete(path: Path, note: Path, key: str) -> bool:
     """Whether the file is there, complete, undamaged, and of these samples."""
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-        return bool(told["key"] == key and told["bytes"] == path.stat().st_size and told["sha256"] == sha256_of(path))
+        recorded = json.loads(note.read_text(encoding="utf-8"))
+        return bool(
+            recorded["key"] == key
+            and recorded["bytes"] == path.stat().st_size
+            and recorded["sha256"] == sha256_of(path)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -260,19 +264,19 @@ def frozen(model: nn.Module) -> Frozen | None:
     count = lowest_trained(model)
     if not count:
         return None
-    found = Frozen(model, count)
-    if _reached_by_gradient(found):  # something is trained that its place in the model does not tell of
-        found.release()
+    cache = Frozen(model, count)
+    if _reached_by_gradient(cache):  # something is trained that its place in the model does not tell of
+        cache.release()
         return None
-    return found
+    return cache
 
 
 def _reached_by_gradient(frozen: Frozen) -> bool:
     """Whether anything that the frozen blocks take in asks for a gradient."""
-    asked: list[bool] = []
+    requires: list[bool] = []
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-        asked.extend(t.requires_grad for t in _tensors([args, kwargs]))
+        requires.extend(t.requires_grad for t in _tensors([args, kwargs]))
 
     hooks = [b.register_forward_pre_hook(look, with_kwargs=True) for b in frozen.blocks]
     device, frozen._reaching = frozen.base.device, True
@@ -283,7 +287,7 @@ def _reached_by_gradient(frozen: Frozen) -> bool:
             states(frozen.model, torch.zeros(1, 2, dtype=torch.int64, device=device),
                    torch.arange(2, device=device)[None], (2,))  # fmt: skip
     except _Reached:
-        return any(asked)
+        return any(requires)
     finally:
         frozen._reaching = False
         for hook in hooks:
@@ -291,11 +295,11 @@ def _reached_by_gradient(frozen: Frozen) -> bool:
     return True
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, dict):
+        yield from _tensors(list(nested.values()))
+    elif isinstance(nested, list | tuple):
+        for part in nested:
             yield from _tensors(part)

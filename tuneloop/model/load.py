@@ -87,9 +87,9 @@ def load_model(
             )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
-    model, found = loaded
+    model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if head.kind == "classifier":
         inside = f"{model.base_model_prefix}."
         new = tuple(name for name in missing if not name.startswith(inside) or ".pooler." in name)

@@ -41,9 +41,9 @@ def keep_old_keys(folder: Path, base: Path) -> None:
     config = folder / "config.json"
     if config.is_file():
         ours, theirs = _read(config), _read(base / "config.json")
-        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-        kept = {key: whole.get(key, theirs[key]) for key in theirs.keys() - ours.keys() - _GONE - _ROPE}
-        write_json(config, with_old_names(kept | ours))
+        full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+        restored = {key: full.get(key, theirs[key]) for key in theirs.keys() - ours.keys() - _GONE - _ROPE}
+        write_json(config, with_old_names(restored | ours))
     words = folder / "tokenizer_config.json"
     if words.is_file():
         template = folder / "chat_template.jinja"
@@ -61,8 +61,8 @@ def with_old_names(config: Json) -> Json:
     >>> with_old_names({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}})["rope_theta"]
     100000.0
     """
-    out = {key: with_old_names(value) if key.endswith("_config") and isinstance(value, dict) else value
-           for key, value in config.items()}  # fmt: skip
+    out = {key: with_old_names(setting) if key.endswith("_config") and isinstance(setting, dict) else setting
+           for key, setting in config.items()}  # fmt: skip
     if isinstance(out.get("dtype"), str):
         out["torch_dtype"] = out["dtype"]
     if "num_local_experts" in out:  # 5 has renamed it in Qwen3-MoE, and 4 would build 128 of them
@@ -70,7 +70,7 @@ def with_old_names(config: Json) -> Json:
     rope, kind = out.get("rope_parameters"), str(out.get("model_type", ""))
     if not isinstance(rope, dict) or not rope:
         return out
-    if not any(isinstance(value, dict) for value in rope.values()):
+    if not any(isinstance(setting, dict) for setting in rope.values()):
         return out | _flat(rope, kind)
     if kind not in _NESTED:
         return out
@@ -78,7 +78,7 @@ def with_old_names(config: Json) -> Json:
         if isinstance(rope.get(layers), dict) and rope[layers].get("rope_theta") is not None:
             out[name] = rope[layers]["rope_theta"]
     if kind.startswith("gemma") and isinstance(rope.get("full_attention"), dict):
-        out |= {key: value for key, value in _flat(rope["full_attention"], kind).items() if key == "rope_scaling"}
+        out |= {key: setting for key, setting in _flat(rope["full_attention"], kind).items() if key == "rope_scaling"}
     return out
 
 
@@ -88,7 +88,7 @@ def _flat(rope: Json, kind: str) -> Json:
     out: Json = {theta: rope["rope_theta"]} if rope.get("rope_theta") is not None else {}
     if rope.get("partial_rotary_factor") is not None:
         out[part] = rope["partial_rotary_factor"]
-    rest = {key: value for key, value in rope.items() if key not in {"rope_theta", "partial_rotary_factor"}}
+    rest = {key: setting for key, setting in rope.items() if key not in {"rope_theta", "partial_rotary_factor"}}
     if rest.keys() - {"rope_type", "type"} or rest.get("rope_type", "default") != "default":
         out["rope_scaling"] = rest
     return out
@@ -100,8 +100,8 @@ def tokenizer_keys(config: Json, base: Json, template: str | None = None) -> Jso
     >>> tokenizer_keys({"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"]}, {})
     {'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<a>']}
     """
-    out = {key: value for key, value in base.items() if key not in _GONE | {"additional_special_tokens"}} | config
-    out = {key: value for key, value in out.items() if key not in _OURS}
+    out = {key: setting for key, setting in base.items() if key not in _GONE | {"additional_special_tokens"}} | config
+    out = {key: setting for key, setting in out.items() if key not in _OURS}
     if str(out.get("tokenizer_class", "")).endswith("Backend"):
         own = "" if base.get("auto_map") else str(base.get("tokenizer_class") or "")
         out["tokenizer_class"] = own if own and not own.endswith("Backend") else "PreTrainedTokenizerFast"

@@ -25,20 +25,20 @@ ROUNDINGS = 8
 """For lower precision, how many units in the last place of the largest logit may differ; see `tolerance`."""
 
 
-def hold(model: nn.Module, kept: torch.dtype, *, whole: bool) -> None:
-    """Trained weights to float32. With `whole`, for a model that was read in float32, the frozen ones to `kept`."""
-    if kept not in HALVES:
+def hold(model: nn.Module, dtype: torch.dtype, *, cast_frozen: bool) -> None:
+    """Trained weights to float32. With `cast_frozen`, for a model read in float32, the frozen ones to `dtype`."""
+    if dtype not in HALVES:
         return
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in HALVES:
             parameter.data = parameter.data.float()
-        elif whole and not parameter.requires_grad and parameter.dtype == torch.float32:
-            parameter.data = parameter.data.to(kept)
+        elif cast_frozen and not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
 
 
-def mixed(model: nn.Module, kept: torch.dtype) -> bool:
+def mixed(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether the forward pass needs autocast: some weight of the model itself, and not of an adapter, is trained."""
-    if kept not in HALVES:
+    if dtype not in HALVES:
         return False
     adapters = {id(p) for m in model.modules() if isinstance(m, BaseTunerLayer) for p in _adapters(m)}
     return any(p.requires_grad and id(p) not in adapters for p in model.parameters())
@@ -51,29 +51,29 @@ def _adapters(layer: Any) -> list[nn.Parameter]:
     return [p for m in modules for p in m.parameters()]
 
 
-def computing(model: nn.Module, kept: torch.dtype) -> AbstractContextManager[Any]:
+def computing(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """The context that forward passes of this model run in."""
-    if not mixed(model, kept):
+    if not mixed(model, dtype):
         return contextlib.nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype=kept)
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
 
 
-def cast(objective: nn.Module, kept: torch.dtype) -> None:
+def cast(objective: nn.Module, dtype: torch.dtype) -> None:
     """From now on each forward pass of the objective runs in that context, wherever it is called from.
 
     accelerate's mixed precision wraps a model in the same way; but for float16 it brings a loss scaling along whose
     state would have to be in checkpoints. Ours has none: see `late` of `training/loop.py`.
     """
-    if not mixed(objective, kept):
+    if not mixed(objective, dtype):
         return
     for name in ("forward", "before_step"):  # what the loop calls
-        setattr(objective, name, _inside(getattr(objective, name), objective, kept))
+        setattr(objective, name, _inside(getattr(objective, name), objective, dtype))
 
 
-def _inside(called: Callable[..., Any], objective: nn.Module, kept: torch.dtype) -> Callable[..., Any]:
+def _inside(called: Callable[..., Any], objective: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
     @wraps(called)
     def in_context(*args: Any, **kwargs: Any) -> Any:
-        with computing(objective, kept):
+        with computing(objective, dtype):
             return called(*args, **kwargs)
 
     return in_context

@@ -17,19 +17,19 @@ QUANTISED = frozenset({"Params4bit", "Int8Params"})
 """What bitsandbytes calls its weights."""
 
 
-def settings(part: QloraPart, dtype: torch.dtype, whole: list[str] | None = None) -> dict[str, Any]:
+def settings(part: QloraPart, dtype: torch.dtype, skipped: list[str] | None = None) -> dict[str, Any]:
     """What `from_pretrained` is told. A language head and what is tied to it are never quantised: transformers sees to
-    it. `whole` are the modules that are not, where that is not what it would find: a head of labels is trained.
+    it. `skipped` are the modules that are not, where that is not what it would find: a head of labels is trained.
 
     `dtype` is what is computed in. On a CPU bfloat16 was 2.5 times slower than float32. Raises TL-MACHINE-EXTRA.
     """
     optional.need("bitsandbytes", extra="qlora")
     if part.bits == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=part.double,
-            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8, llm_int8_skip_modules=whole,
+            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8, llm_int8_skip_modules=skipped,
         )  # fmt: skip
     place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": place}}
@@ -74,10 +74,10 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
             continue
         with torch.no_grad():
             numbers = dequantize_bnb_weight(weight, getattr(module, "state", None)).to(model.dtype).cpu()
-        whole = nn.Linear(numbers.shape[1], numbers.shape[0], bias=False, device="meta")
-        whole.weight = nn.Parameter(numbers, requires_grad=False)
-        whole.bias = module.bias
-        model.set_submodule(name, whole)
+        linear = nn.Linear(numbers.shape[1], numbers.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(numbers, requires_grad=False)
+        linear.bias = module.bias
+        model.set_submodule(name, linear)
     forget(model)
     model.cpu()
     return model

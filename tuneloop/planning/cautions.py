@@ -11,7 +11,7 @@ from tuneloop.base.language import current, t
 from tuneloop.data import ledger
 from tuneloop.data.card import language_names
 from tuneloop.data.version.split import SIDES, SMALL
-from tuneloop.recipe.defaults import usual_rate
+from tuneloop.recipe.choices import METHOD_CHOICES, usual_rate
 from tuneloop.recipe.schema import PreparePart, TrainPart
 
 LOST = 0.2
@@ -129,7 +129,7 @@ def low_rate(train: TrainPart, task: str) -> list[str]:
     ([], [])
     """
     usual = usual_rate(train.method, task, train.freeze.layers)
-    if train.method in {"full", "freeze"} or train.adapter or train.learning_rate * LOW > usual:
+    if not METHOD_CHOICES[train.method].adapter or train.adapter or train.learning_rate * LOW > usual:
         return []
     text = t(
         "train.learning_rate is {rate}, which is low for {method}: it would learn little. Usual is {usual}; rates as "

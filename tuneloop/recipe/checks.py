@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import LOSS_CHOICES, METHOD_CHOICES, METHOD_SECTIONS, TASK_CHOICES, TASK_SECTIONS
 from tuneloop.recipe.peers.account import shown
 from tuneloop.recipe.schema import AugmentPart, PreparePart, Recipe, TrainPart
 
@@ -22,24 +24,18 @@ def _clash(a: str, b: str) -> RecipeError:
     return RecipeError("TL-RECIPE-CLASH", where=a, b=b)
 
 
-ONLY_FOR = {
-    "lora": {"lora", "qlora"}, "qlora": {"qlora"}, "freeze": {"freeze"}, "virtual": {"ptuning_v2", "prompt_tuning"},
-}  # fmt: skip
-"""Section of train -> the methods it belongs to."""
-ONLY_IN = {"classify": {"classify", "classify_prompt"}, "prefer": {"prefer"}, "sft": {"chat", "text"}}
-"""Section of train -> the tasks it belongs to; with auto the rows decide."""
-
-
 def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[RecipeError]:
-    for key, methods in ONLY_FOR.items():
-        if meant(key) and part.method not in methods:
+    method = METHOD_CHOICES[part.method]
+    for key in METHOD_SECTIONS:
+        if meant(key) and key not in method.sections:
             yield _clash(f"train.{key}", f"train.method: {part.method}")
-    for key, tasks in ONLY_IN.items():
-        if meant(key) and part.task not in {"auto", *tasks}:
+    for key in TASK_SECTIONS:  # with auto the rows decide
+        if meant(key) and part.task != "auto" and key not in TASK_CHOICES[part.task].sections:
             yield _clash(f"train.{key}", f"train.task: {part.task}")
-    if part.virtual.projection and part.method == "prompt_tuning":
-        yield _clash("train.virtual.projection", "train.method: prompt_tuning")
-    if part.prefer.smoothing and part.prefer.loss not in {"auto", "dpo"}:
+    for key in method.without:
+        if attrgetter(key)(part) != attrgetter(key)(TrainPart()):
+            yield _clash(f"train.{key}", f"train.method: {part.method}")
+    if part.prefer.smoothing and part.prefer.loss != "auto" and not LOSS_CHOICES[part.prefer.loss].smoothing:
         yield _clash("train.prefer.smoothing", f"train.prefer.loss: {part.prefer.loss}")
     for key in ("early_stopping", "keep_best", "sample_answers"):
         if getattr(part, key) and part.eval_strategy == "no":
@@ -47,10 +43,10 @@ def _of_method(meant: Callable[[str], bool], part: TrainPart) -> Iterator[Recipe
 
 
 def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
-    plain, part = TrainPart(), recipe.train
+    defaults, part = TrainPart(), recipe.train
 
     def meant(key: str) -> bool:
-        return key in train and getattr(part, key) != getattr(plain, key)
+        return key in train and getattr(part, key) != getattr(defaults, key)
 
     yield from _of_method(meant, part)
     if meant("warmup_ratio") and meant("warmup_steps"):
@@ -69,7 +65,7 @@ def _of_train(train: dict[str, Any], recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
-    part, plain = recipe.prepare, PreparePart()
+    part, defaults = recipe.prepare, PreparePart()
     for key in ("turns", "tokens"):
         limits = getattr(part, key)
         if limits and not 0 <= limits[0] <= limits[1]:
@@ -81,7 +77,7 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
     for key, switch in (("pii_kinds", "pii"), ("lexicon_files", "lexicon")):
         if getattr(part.clean, key) and getattr(part.clean, switch) == "off":
             yield _clash(f"prepare.clean.{key}", f"prepare.clean.{switch}: off")
-    if part.overlap != plain.overlap and part.too_long != "split":
+    if part.overlap != defaults.overlap and part.too_long != "split":
         yield _clash("prepare.overlap", f"prepare.too_long: {part.too_long}")
     elif most != "auto" and part.overlap >= most and part.too_long == "split":
         need = t("a number below {limit}", limit=f"prepare.max_length: {most}")
@@ -91,7 +87,7 @@ def _of_prepare(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def _of_augment(recipe: Recipe) -> Iterator[RecipeError]:
-    part, plain = recipe.prepare.augment, AugmentPart()
+    part, defaults = recipe.prepare.augment, AugmentPart()
     here, methods = "prepare.augment", set(part.methods)
     shown_methods = f"{here}.methods: {shown(part.methods)}"
     if "back_translation" in methods and not part.endpoint and not part.translator:
@@ -107,7 +103,7 @@ def _of_augment(recipe: Recipe) -> Iterator[RecipeError]:
         "endpoint": {"back_translation", "follow_up", "branch"} if part.endpoint_model else {"back_translation"},
     }  # fmt: skip
     for key, by in used.items():
-        if getattr(part, key) != getattr(plain, key) and not by & methods:
+        if getattr(part, key) != getattr(defaults, key) and not by & methods:
             yield _clash(f"{here}.{key}", shown_methods)
 
 

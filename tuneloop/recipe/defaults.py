@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import USUAL_METHOD, usual_rate
 from tuneloop.recipe.schema import Recipe, TrainPart
 
 GUIDES: dict[str, Any] = {
@@ -26,27 +27,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 FOLLOWS_FROM = {"prepare": {"preset"}, "train": {"preset", "method", "task", "freeze"}}
 """The keys that others follow from, by section."""
 
-RATES = {"full": 3e-5, "freeze": 3e-5, "ptuning_v2": 5e-3, "prompt_tuning": 3e-2}
-"""Usual peak rates of the methods. Virtual tokens begin at random and are few: Liu et al. 2022 (arXiv:2110.07602) go by
-5e-3 to 1e-2, PEFT's own examples by 3e-2 for prompts at the input."""
-
-PREFERENCE = {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6, "freeze": 1e-6}
-"""Preference losses pull at a model that can answer already: a fortieth of the rate, as DPO's own recipes have it."""
-
-
-def usual_rate(method: Any, task: Any = "auto", layers: Any = None) -> float:
-    """The peak learning rate where none is said. `layers` is train.freeze.layers; 0 trains a head alone.
-
-    >>> usual_rate("lora"), usual_rate("full"), usual_rate("lora", "prefer"), usual_rate("freeze", "classify", 0)
-    (0.0002, 3e-05, 5e-06, 0.001)
-    """
-    method, task = str(method), str(task)
-    if method == "freeze" and layers == 0 and task in {"classify", "reward"}:
-        return 1e-3  # a new head on fixed features
-    if task == "prefer" and method in PREFERENCE:
-        return PREFERENCE[method]
-    return RATES.get(method, TrainPart().learning_rate)
-
 
 def followers(raw: dict[str, Any], section: str) -> dict[str, Any]:
     """What the keys of a section would have as values if nothing were said: its preset's, and the usual rate."""
@@ -58,7 +38,7 @@ def followers(raw: dict[str, Any], section: str) -> dict[str, Any]:
     if section == "train":
         freeze = part.get("freeze")
         layers = freeze.get("layers") if isinstance(freeze, dict) else None
-        out["learning_rate"] = usual_rate(part.get("method", "lora"), part.get("task"), layers)
+        out["learning_rate"] = usual_rate(part.get("method", USUAL_METHOD), part.get("task"), layers)
     return out
 
 
@@ -72,15 +52,15 @@ def _preset(raw: dict[str, Any], section: str) -> list[str]:
     name = part.get("preset") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(name, str) or name not in PRESETS[section]:
         return []
-    said = part.keys() | ({"warmup_ratio"} if part.get("warmup_steps") is not None else set())
-    added = {key: value for key, value in PRESETS[section][name].items() if key not in said}
+    given = part.keys() | ({"warmup_ratio"} if part.get("warmup_steps") is not None else set())
+    added = {key: setting for key, setting in PRESETS[section][name].items() if key not in given}
     raw[section] = {**part, **added}
-    told = ", ".join(f"{section}.{key}: {value}" for key, value in added.items())
+    assigned = ", ".join(f"{section}.{key}: {setting}" for key, setting in added.items())
     if not added:
         return []
     if section == "train":
-        return [t("train.preset {name} sets {keys}", name=name, keys=told)]
-    return [t("prepare.preset {name} sets {keys}", name=name, keys=told)]
+        return [t("train.preset {name} sets {keys}", name=name, keys=assigned)]
+    return [t("prepare.preset {name} sets {keys}", name=name, keys=assigned)]
 
 
 def _rate(raw: dict[str, Any]) -> list[str]:
@@ -101,8 +81,8 @@ def settled(recipe: Recipe, task: str) -> tuple[Recipe, list[str]]:
     train = recipe.train
     layers = train.freeze.layers
     before, after = usual_rate(train.method, train.task, layers), usual_rate(train.method, task, layers)
-    said = "learning_rate" in train.model_fields_set and before == TrainPart().learning_rate
-    if train.task != "auto" or after == before or train.learning_rate != before or said:
+    given = "learning_rate" in train.model_fields_set and before == TrainPart().learning_rate
+    if train.task != "auto" or after == before or train.learning_rate != before or given:
         return recipe, []
     what = f"method: {train.method}, task: {task}"
     note = t("train.learning_rate is {rate}, usual for {what}", rate=f"{after:g}", what=what)
@@ -125,8 +105,8 @@ def roomy(recipe: Recipe, longest: int, samples: int = 1) -> Recipe:
 
 def _given(raw: dict[str, Any]) -> list[str]:
     """Where a file is given as validation and no share is asked for, nothing more is held out."""
-    prepare, data = raw.get("prepare", {}), raw.get("data")
-    files = data if isinstance(data, list) else [data]
+    prepare, section = raw.get("prepare", {}), raw.get("data")
+    files = section if isinstance(section, list) else [section]
     if not isinstance(prepare, dict) or "validation" in prepare:
         return []
     if not any(isinstance(f, dict) and f.get("split") == "validation" for f in files):

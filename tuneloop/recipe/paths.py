@@ -17,8 +17,8 @@ def is_beside(name: str) -> bool:
 def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its file paths made absolute; globs, hub ids and lists of prompts stay as they are."""
 
-    def fix(value: Any) -> Any:
-        return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
+    def fix(path: Any) -> Any:
+        return str(folder / Path(path).expanduser()) if isinstance(path, str) else path
 
     part = recipe.evaluate
     evaluate = part.model_copy(
@@ -28,7 +28,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         }
     )
     elsewhere = ("hub:", "modelscope:")
-    data = [
+    files = [
         d if d.path == "-" or d.path.startswith(elsewhere) else d.model_copy(update={"path": fix(d.path)})
         for d in recipe.data
     ]
@@ -47,7 +47,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
     serve = recipe.serve.model_copy(update={"key_file": fix(recipe.serve.key_file)})
     return recipe.model_copy(
-        update={"data": data, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
+        update={"data": files, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
     )
 
 

@@ -82,7 +82,7 @@ SHAPE = re.compile(r"(list|literal)\[.*\]|constrained-int")
 
 def _problems(error: ValidationError) -> list[RecipeError]:
     """One problem a key: where a key may have several shapes, pydantic reports each that it has not."""
-    found: list[RecipeError] = []
+    faults: list[RecipeError] = []
     needs: dict[str, list[str]] = {}
     gots: dict[str, str] = {}
     for e in error.errors(include_url=False):
@@ -93,15 +93,15 @@ def _problems(error: ValidationError) -> list[RecipeError]:
         if kind == "extra_forbidden":
             guess = nearest(where)
             code = "TL-RECIPE-KEY" if guess else "TL-RECIPE-KEY-FAR"
-            found.append(RecipeError(code, where=where, key=where, guess=guess))
+            faults.append(RecipeError(code, where=where, key=where, guess=guess))
             continue
         need = NEEDS.get(kind) or NEEDS.get(kind.split("_")[0])
         needs.setdefault(where, []).append(need(e.get("ctx", {})) if need else e["msg"])
         gots[where] = t("nothing") if kind == "missing" else shown(e["input"])
     for where, texts in needs.items():
         need_one = " / ".join(dict.fromkeys(texts))
-        found.append(RecipeError("TL-RECIPE-VALUE", where=where, got=gots[where], need=need_one))
-    return found
+        faults.append(RecipeError("TL-RECIPE-VALUE", where=where, got=gots[where], need=need_one))
+    return faults
 
 
 def make_recipe(raw: Any, *, where: str = "recipe", folder: Path | None = None) -> tuple[Recipe, list[str]]:
@@ -155,18 +155,18 @@ def dump(recipe: Recipe) -> str:
 def without_defaults(raw: dict[str, Any], keep: dict[str, Any], model: type[BaseModel] = Recipe) -> dict[str, Any]:
     """Drop what equals the default and was not just written, so that only what is meant can contradict."""
     out: dict[str, Any] = {}
-    for key, value in raw.items():
+    for key, setting in raw.items():
         info = model.model_fields.get(key)
         inner = info.annotation if info else None
-        kept = keep.get(key, {}) if isinstance(keep.get(key), dict) else {}
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
-            nested = without_defaults(value, kept, inner)
+        keep_inside = keep.get(key, {}) if isinstance(keep.get(key), dict) else {}
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(setting, dict):
+            nested = without_defaults(setting, keep_inside, inner)
             if nested:
                 out[key] = nested
-        elif key in keep or info is None or value != _plain(info.get_default(call_default_factory=True)):
-            out[key] = value
+        elif key in keep or info is None or setting != _as_list(info.get_default(call_default_factory=True)):
+            out[key] = setting
     return out
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _as_list(setting: Any) -> Any:
+    return list(setting) if isinstance(setting, tuple) else setting

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
+from tuneloop.recipe.choices import USUAL_METHOD, USUAL_RATE, LossName, MethodName, TaskName
 
 Strategy = Literal["steps", "epoch", "no"]
 Action = Literal["off", "mark", "drop"]
@@ -19,8 +20,6 @@ PiiAction = Literal["off", "mark", "mask", "drop"]
 PiiKind = Literal["id_card", "mobile", "phone", "bank_card", "email", "ip", "mac", "api_key", "iban", "ssn", "passport"]
 TooLong = Literal["reject", "turns", "split", "cut_left", "cut_right"]
 Range = tuple[int, int] | None
-Task = Literal["auto", "chat", "text", "classify", "classify_prompt", "reward", "prefer"]
-MethodName = Literal["lora", "qlora", "full", "freeze", "ptuning_v2", "prompt_tuning"]
 LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
@@ -81,8 +80,8 @@ class CleanPart(Section):
 
     @field_validator("pii", "lexicon", "repetition", "refusal", "gibberish", mode="before")
     @classmethod
-    def _bare_off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads a bare off as false
+    def _bare_off(cls, raw: Any) -> Any:
+        return "off" if raw is False else raw  # YAML reads a bare off as false
 
 
 class AugmentPart(Section):
@@ -99,22 +98,22 @@ class AugmentPart(Section):
 
     @field_validator("methods", "translator", mode="before")
     @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _one(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) else raw
 
     @field_validator("translator")
     @classmethod
-    def _two(cls, value: list[str]) -> list[str]:
-        if len(value) > 2:
+    def _two(cls, models: list[str]) -> list[str]:
+        if len(models) > 2:
             raise ValueError(t("one model for every direction, or two: there and back"))
-        return value
+        return models
 
     @field_validator("endpoint")
     @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
             raise ValueError(t("an address such as http://localhost:8000/v1, without name, password or ?"))
-        return value
+        return url
 
 
 class PreparePart(Section):
@@ -146,15 +145,15 @@ class PreparePart(Section):
 
     @field_validator("validation", "test")
     @classmethod
-    def _whole_rows(cls, value: float) -> float:
-        if value >= 1 and value != int(value):
+    def _whole_rows(cls, amount: float) -> float:
+        if amount >= 1 and amount != int(amount):
             raise ValueError(t("a share below 1, or a whole number of dialogues"))
-        return value
+        return amount
 
     @field_validator("dedupe", mode="before")
     @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {True: "exact", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    def _switch(cls, raw: Any) -> Any:
+        return {True: "exact", False: "off"}.get(raw, raw) if isinstance(raw, bool) else raw
 
 
 class LoraPart(Section):
@@ -207,7 +206,7 @@ class ClassifyPart(Section):
 class PreferPart(Section):
     """Task prefer: which loss, and how far the model may go from where it began."""
 
-    loss: Literal["auto", "dpo", "ipo", "orpo", "simpo", "kto"] = Field("auto", description="dpo; kto on judged rows.")
+    loss: LossName = Field("auto", description="dpo; kto on judged rows.")
     beta: float = Field(0.1, gt=0, description="Strength of the pull; SimPO's usual is 2.")
     margin: float = Field(0.5, ge=0, description="SimPO: target reward margin gamma.")
     smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: share of pairs thought to be the wrong way round.")
@@ -225,8 +224,8 @@ class TrainPart(Section):
     """How the weights are changed."""
 
     preset: TrainPreset | None = Field(None, description="Values the guides recommend, where nothing else is said.")
-    task: Task = Field("auto", description="What is learned; auto looks at the rows.")
-    method: MethodName = Field("lora", description="What is trained.")
+    task: TaskName = Field("auto", description="What is learned; auto looks at the rows.")
+    method: MethodName = Field(USUAL_METHOD, description="What is trained.")
     adapter: str | None = Field(None, description="Go on from this adapter: a run, a version or a folder.")
     merge: list[str] = Field(default_factory=list, description="Adapters added into the weights before training.")
     lora: LoraPart = Field(default_factory=LoraPart, description="For methods lora and qlora.")
@@ -244,7 +243,7 @@ class TrainPart(Section):
     token_budget: int = Field(2048, ge=16, description="At most so many tokens in one forward pass.")
     packing: bool = Field(True, description="Several rows in one, each seeing only itself; never padding.")
     optimizer: OptimizerName = Field("adamw", description="The paged ones move their state off a full GPU.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(USUAL_RATE, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps.")
@@ -268,13 +267,13 @@ class TrainPart(Section):
 
     @field_validator("logging_strategy", "save_strategy", "eval_strategy", mode="before")
     @classmethod
-    def _bare_no(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML reads a bare no as false
+    def _bare_no(cls, raw: Any) -> Any:
+        return "no" if raw is False else raw  # YAML reads a bare no as false
 
     @field_validator("keep_trunk", mode="before")
     @classmethod
-    def _bare_switch(cls, value: Any) -> Any:
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # and a bare on as true
+    def _bare_switch(cls, raw: Any) -> Any:
+        return {True: "on", False: "off"}[raw] if isinstance(raw, bool) else raw  # and a bare on as true
 
 
 class Probe(Section):
@@ -320,16 +319,16 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, value: Any) -> Any:
+    def _short_forms(cls, raw: Any) -> Any:
         """`model: NAME` and `data: FILE` are the usual case and may be written so."""
-        if not isinstance(value, dict):
-            return value
-        value = dict(value)
-        if isinstance(value.get("model"), str):
-            value["model"] = {"name": value["model"]}
-        data = value.get("data")
-        if isinstance(data, str | dict):
-            data = [data]
-        if isinstance(data, list):
-            value["data"] = [{"path": d} if isinstance(d, str) else d for d in data]
-        return value
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        if isinstance(raw.get("model"), str):
+            raw["model"] = {"name": raw["model"]}
+        files = raw.get("data")
+        if isinstance(files, str | dict):
+            files = [files]
+        if isinstance(files, list):
+            raw["data"] = [{"path": d} if isinstance(d, str) else d for d in files]
+        return raw

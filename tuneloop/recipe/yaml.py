@@ -26,14 +26,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, node: Any) -> bool:
         """Equal lists are written out, not as &id001 and *id001."""
         return True
 
-    def represent_str(self, data: str) -> yaml.ScalarNode:
+    def represent_str(self, text: str) -> yaml.ScalarNode:
         """The line ends that only Unicode knows survive in double quotes alone."""
-        rare = any(end in data for end in "\x85\u2028\u2029")
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if rare else None)
+        rare = any(end in text for end in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare else None)
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
@@ -110,7 +110,7 @@ def slips(text: str, where: str) -> list[RecipeError]:
 
     For texts in which something is wrong already: where all is well, such a character is meant.
     """
-    found: list[RecipeError] = []
+    faults: list[RecipeError] = []
     lines = text.splitlines()
     inside = -1  # the indentation of a key whose text follows below it, in | or >
     for n, line in enumerate(lines, 1):
@@ -119,37 +119,37 @@ def slips(text: str, where: str) -> list[RecipeError]:
             continue
         inside = depth if re.search(r":\s+[|>][+-]?\d?\s*$", line) else -1
         place = f"{where}:{n}" if len(lines) > 1 else where
-        found += [
+        faults += [
             RecipeError("TL-RECIPE-CHARACTER", where=place, char=char, wanted=wanted)
             for char, wanted in _slips_of(line)
         ]
-    return found
+    return faults
 
 
 def _slips_of(line: str) -> list[tuple[str, str]]:
     """(the character, what YAML wants) of one line."""
-    found = []
+    pairs = []
     if re.match(r" *\t", line):
-        found.append((t("a tab"), t("spaces")))
+        pairs.append((t("a tab"), t("spaces")))
     if wide := re.match(r" *([\u3000\xa0])", line):
-        found.append((t("a wide space (U+{code})", code=f"{ord(wide[1]):04X}"), t("half-width spaces")))
+        pairs.append((t("a wide space (U+{code})", code=f"{ord(wide[1]):04X}"), t("half-width spaces")))
     head = re.match(r"\s*(?:-\s+)?[\"'“”]?[\w.]{1,40}[\"'“”]?\s*([:：])\s*", line)
     if head and head[1] == "：":
-        found.append(("`：`", t("a half-width : and a space")))
+        pairs.append(("`：`", t("a half-width : and a space")))
     rest = line[head.end() :] if head else line.strip().removeprefix("- ")
     if rest[:1] in set("“”‘’「『＂＇"):
-        found.append((f"`{rest[0]}`", t("straight quotes, \" or '")))
+        pairs.append((f"`{rest[0]}`", t("straight quotes, \" or '")))
     if rest[:1] in set("【［｛〔"):
-        found.append((f"`{rest[0]}`", t("half-width brackets, [ ]")))
+        pairs.append((f"`{rest[0]}`", t("half-width brackets, [ ]")))
     if rest[:1] in set("[{【［｛") and (comma := re.search("[，、]", re.sub(r"\"[^\"]*\"|'[^']*'", "", rest))):
-        found.append((f"`{comma[0]}`", t("a half-width comma")))
-    return found
+        pairs.append((f"`{comma[0]}`", t("a half-width comma")))
+    return pairs
 
 
-def dumps(value: Any) -> str:
+def dumps(content: Any) -> str:
     """YAML that `loads` reads as the same value.
 
     >>> dumps({"revision": "12e5"})
     "revision: '12e5'\\n"
     """
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -78,15 +78,15 @@ def register(run: Path, workspace: Path, *, store: Store | None = None) -> Versi
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
-    made = run_recipe(run)
+    recipe = run_recipe(run)
     files = {name: _keep(path, workspace) for name, path in _result_files(run)}
     row = {
-        "name": made.name,
+        "name": recipe.name,
         "run": _relative(run, workspace),
-        "base_model": made.model.name,
-        "base_revision": made.model.revision or "",
+        "base_model": recipe.model.name,
+        "base_revision": recipe.model.revision or "",
         "dataset_hash": str(Run(run).read("dataset.json").get("hash", "")),
-        "method": made.train.method,
+        "method": recipe.train.method,
         "metrics": json.dumps(_metrics(run), ensure_ascii=False, sort_keys=True),
         "files": json.dumps(files, ensure_ascii=False, sort_keys=True),
     }
@@ -100,12 +100,12 @@ def register(run: Path, workspace: Path, *, store: Store | None = None) -> Versi
         # keys stop the second, and `retried` starts it over with what the first has written.
         if connection.execute(table.update().where(table.c.id == row["id"]).values(**row)).rowcount:
             return
-        highest = connection.execute(select(func.max(table.c.version)).where(table.c.name == made.name)).scalar()
+        highest = connection.execute(select(func.max(table.c.version)).where(table.c.name == recipe.name)).scalar()
         connection.execute(table.insert().values(**row, version=(highest or 0) + 1, created=now()))
 
     with _opened(workspace, store) as opened:
         opened.retried(insert)
-        return next(v for v in _all(opened, workspace, made.name) if v.id == row["id"])
+        return next(v for v in _all(opened, workspace, recipe.name) if v.id == row["id"])
 
 
 def versions(workspace: Path, name: str | None = None, *, store: Store | None = None) -> list[Version]:
@@ -123,17 +123,17 @@ def find(workspace: Path, ref: str, *, store: Store | None = None) -> Version:
     mine = [v for v in known if v.name == name]
     number = _NUMBER.fullmatch(selector)
     if not selector or selector == NEWEST:
-        found = mine[-1:]
+        matches = mine[-1:]
     elif number:
-        found = [v for v in mine if v.number == int(number[1])]
+        matches = [v for v in mine if v.number == int(number[1])]
     else:
-        found = [v for v in mine if selector in v.aliases]
-    if not found:
+        matches = [v for v in mine if selector in v.aliases]
+    if not matches:
         names = [v.ref for v in mine] + [f"{v.name}:{a}" for v in mine for a in v.aliases]
         names = names or sorted({v.name for v in known})
         near = difflib.get_close_matches(ref, names, 5, 0.3) or names[-5:]
         raise RunError("TL-RUN-VERSION", where=ref, ref=ref, known=", ".join(near) or "-")
-    return found[0]
+    return matches[0]
 
 
 def promote(workspace: Path, ref: str, alias: str, *, store: Store | None = None) -> Version:
@@ -228,8 +228,8 @@ def require(workspace: Path, ref: str) -> None:
 
 def near_names(ref: str, versions: Sequence[str]) -> str:
     """Words for an error: versions and models that are called much like `ref`."""
-    found = difflib.get_close_matches(ref.partition(":")[0], versions, 3, 0.6) + nearest(ref)
-    return t("; near it: {names}", names=", ".join(found)) if found else ""
+    names = difflib.get_close_matches(ref.partition(":")[0], versions, 3, 0.6) + nearest(ref)
+    return t("; near it: {names}", names=", ".join(names)) if names else ""
 
 
 def _path(workspace: Path) -> Path:
@@ -256,8 +256,8 @@ def _all(store: Store, workspace: Path, name: str | None) -> list[Version]:
         by_version: dict[tuple[str, int], list[str]] = {}
         for alias in connection.execute(names):
             by_version.setdefault((alias.name, alias.version), []).append(alias.alias)
-        found = connection.execute(rows).all()
-    return [_version(row, by_version.get((row.name, row.version), []), workspace) for row in found]
+        fetched = connection.execute(rows).all()
+    return [_version(row, by_version.get((row.name, row.version), []), workspace) for row in fetched]
 
 
 def _version(row: Row[Any], alias: list[str], workspace: Path) -> Version:
@@ -280,8 +280,8 @@ def _version(row: Row[Any], alias: list[str], workspace: Path) -> Version:
 
 def _result_files(run: Path) -> list[tuple[str, Path]]:
     """(relative name, file) of all that a version consists of. Raises TL-RUN-UNFINISHED."""
-    result = Run(run).result()
-    weights = sorted(p for p in result.rglob("*") if p.is_file()) if result else []
+    folder = Run(run).trained_folder()
+    weights = sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
     if not any(p.suffix == ".safetensors" for p in weights):
         raise RunError("TL-RUN-UNFINISHED", where=str(run), path=run)
     weights += [p for name in BENEATH for p in sorted((run / name).rglob("*")) if p.is_file()]

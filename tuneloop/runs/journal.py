@@ -18,8 +18,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, entry: dict[str, Any]) -> None:
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+    def write(self, fields: dict[str, Any]) -> None:
+        line = (json.dumps(fields, ensure_ascii=False) + "\n").encode()
         with self.path.open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -39,11 +39,11 @@ class Journal:
         """What was written, without lines that a crash cut short."""
         for line in self._raw():
             try:
-                entry = json.loads(line.decode("utf-8", "replace"))
+                fields = json.loads(line.decode("utf-8", "replace"))
             except ValueError:
                 continue
-            if isinstance(entry, dict):
-                yield entry
+            if isinstance(fields, dict):
+                yield fields
 
     def _raw(self) -> list[bytes]:
         r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
@@ -53,11 +53,11 @@ class Journal:
         """Drop the lines after optimizer step `step`, and a last line cut short by a crash: they will come again."""
         if not self.path.exists():
             return
-        kept = []
+        head = []
         for line in self._raw():
             try:
                 if json.loads(line.decode("utf-8", "replace"))["step"] <= step:
-                    kept.append(line + b"\n")
+                    head.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        write_atomic(self.path, b"".join(kept))
+        write_atomic(self.path, b"".join(head))

@@ -62,7 +62,7 @@ class Run:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def result(self) -> Path | None:
+    def trained_folder(self) -> Path | None:
         """adapter/ or model/, whichever the run has made; None while it is unfinished."""
         return next((p for p in (self.path / "adapter", self.path / "model") if p.is_dir()), None)
 
@@ -74,14 +74,14 @@ class Run:
         text = self.read("dataset.json").get("path")
         if not isinstance(text, str) or not text:
             return None
-        told = Path(text)
-        places = (self.workspace / told, self.workspace / "datasets" / told.parent.name / told.name)
+        recorded = Path(text)
+        places = (self.workspace / recorded, self.workspace / "datasets" / recorded.parent.name / recorded.name)
         return next((p for p in places if p.is_dir()), None)
 
-    def found(self, told: str | Path) -> Path:
-        """A path that the run's files tell, or where it lies now if the workspace has moved since with all that is in
-        it; as it was told where it is nowhere."""
-        path = Path(told)
+    def located(self, recorded: str | Path) -> Path:
+        """A path that the run's files name, or where it lies now if the workspace has moved since with all that is in
+        it; the recorded path where it is nowhere."""
+        path = Path(recorded)
         if path.exists() or not path.is_absolute():
             return path
         parts = path.parts
@@ -119,7 +119,7 @@ def run_recipe(path: Path) -> Recipe:
     recipe, _ = read_recipe(run.recipe)
 
     def moved(text: str | None) -> str | None:
-        return text if text is None or not Path(text).is_absolute() else str(run.found(text))
+        return text if text is None or not Path(text).is_absolute() else str(run.located(text))
 
     model, train, part = recipe.model, recipe.train, recipe.evaluate
     name = moved(model.name) or model.name
@@ -131,11 +131,11 @@ def run_recipe(path: Path) -> Recipe:
     show = moved(part.show) if isinstance(part.show, str) else part.show
     probes = [p.model_copy(update={"prompts": moved(p.prompts)}) if isinstance(p.prompts, str) else p
               for p in part.probes]  # fmt: skip
-    data = [d.model_copy(update={"path": moved(d.path)}) for d in recipe.data]
+    files = [d.model_copy(update={"path": moved(d.path)}) for d in recipe.data]
     return recipe.model_copy(update={
         "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
         "train": train.model_copy(update={"adapter": adapter}),
-        "evaluate": part.model_copy(update={"show": show, "probes": probes}), "data": data,
+        "evaluate": part.model_copy(update={"show": show, "probes": probes}), "data": files,
         "serve": recipe.serve.model_copy(update={"key_file": moved(recipe.serve.key_file)}),
     })  # fmt: skip
 
@@ -161,11 +161,11 @@ def open_run(ref: str | Path, workspace: Path = Path()) -> Run:
     """The run of a folder path or of a name below runs/; "latest" is the newest. Raises TL-RUN-MISSING, TL-RUN-NONE."""
     parent = workspace / "runs"
     if str(ref) == "latest":
-        found = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
-        if not found:
+        recipes = sorted((p for p in parent.glob("*/recipe.yaml")), key=lambda p: p.stat().st_mtime)
+        if not recipes:
             refusals.require_readable(parent)
             raise RunError("TL-RUN-NONE", where=str(parent))
-        return Run(found[-1].parent)
+        return Run(recipes[-1].parent)
     for path in (Path(ref), parent / str(ref)):
         if (path / "recipe.yaml").is_file():
             # "." and a bare name have no parents to look for the datasets in.
@@ -178,9 +178,9 @@ def near_run(ref: str, workspace: Path = Path()) -> str:
     name = re.split(r"[/\\]", ref.rstrip("/\\"))[-1]
     above = (os.path.join(*[os.pardir] * n, "runs", name) for n in (1, 2, 3))
     names = [p.parent.name for p in (workspace / "runs").glob("*/recipe.yaml")]
-    found = next((p for p in above if os.path.isfile(os.path.join(p, "recipe.yaml"))), "")
-    found = found or ", ".join(difflib.get_close_matches(name, names, 3, 0.6))
-    return t("; near it: {names}", names=found) if found else ""
+    near = next((p for p in above if os.path.isfile(os.path.join(p, "recipe.yaml"))), "")
+    near = near or ", ".join(difflib.get_close_matches(name, names, 3, 0.6))
+    return t("; near it: {names}", names=near) if near else ""
 
 
 def resumable(recipe: Recipe, settings: list[str]) -> Recipe:

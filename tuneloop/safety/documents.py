@@ -78,8 +78,8 @@ def ibans(text: str) -> Iterator[Place]:
         if not length or _after(text, start):
             continue
         number, end = _iban_at(text, start, length)
-        whole = not (text[end : end + 1].isascii() and text[end : end + 1].isalnum())
-        if whole and number.isascii() and number.isalnum() and number == number.upper() and iban(number):
+        bounded = not (text[end : end + 1].isascii() and text[end : end + 1].isalnum())
+        if bounded and number.isascii() and number.isalnum() and number == number.upper() and iban(number):
             yield start, end
 
 
@@ -110,7 +110,7 @@ def passports(text: str) -> Iterator[Place]:
     for word in context.PASSPORT.finditer(text):
         if word.start() < done:
             continue
-        found = _PASSPORT.search(text, word.end(), word.end() + 40)
-        if found and found.start() - word.end() <= 30 and "\n\n" not in text[word.end() : found.start()]:
-            done = found.end()
-            yield found.span()
+        match = _PASSPORT.search(text, word.end(), word.end() + 40)
+        if match and match.start() - word.end() <= 30 and "\n\n" not in text[word.end() : match.start()]:
+            done = match.end()
+            yield match.span()

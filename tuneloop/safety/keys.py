@@ -65,9 +65,9 @@ def entropy(text: str) -> float:
     return sum(-n / len(text) * math.log2(n / len(text)) for n in Counter(text).values()) if text else 0.0
 
 
-def _random(value: str, bits: float) -> bool:
+def _random(text: str, bits: float) -> bool:
     """Letters and digits mixed as chance mixes them, not words such as your-api-key-here-1."""
-    return any(c.isdecimal() for c in value) and any(c.isalpha() for c in value) and entropy(value) >= bits
+    return any(c.isdecimal() for c in text) and any(c.isalpha() for c in text) and entropy(text) >= bits
 
 
 def keys(text: str) -> Iterator[Place]:
@@ -92,6 +92,6 @@ def keys(text: str) -> Iterator[Place]:
 def _private_keys(text: str) -> Iterator[Place]:
     heads = [match.span() for match in _PEM_HEAD.finditer(text)]
     for (start, head_end), (following, _) in pairwise([*heads, (len(text), 0)]):
-        found = _PEM_END.search(text, head_end, min(following, head_end + 16384))
+        footer = _PEM_END.search(text, head_end, min(following, head_end + 16384))
         lines = _PEM_LINES.match(text, head_end)
-        yield start, found.end() if found else lines.end() if lines else head_end
+        yield start, footer.end() if footer else lines.end() if lines else head_end

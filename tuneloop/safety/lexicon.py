@@ -62,11 +62,11 @@ class Lexicon:
 
         A list is UTF-8, one word a line. Raises DataError TL-DATA-LEXICON for one that cannot be read or has no word.
         """
-        entries = [entry for path in paths for entry in _read(Path(path))]
+        entries = [word for path in paths for word in _read(Path(path))]
         if packaged:
-            for item in sorted(files("tuneloop").joinpath("safety", "lexicons").iterdir(), key=lambda i: i.name):
-                if item.name.endswith(".txt"):
-                    entries += _entries(item.read_text(encoding="utf-8"), item.name.split(".")[0])
+            for file in sorted(files("tuneloop").joinpath("safety", "lexicons").iterdir(), key=lambda i: i.name):
+                if file.name.endswith(".txt"):
+                    entries += _entries(file.read_text(encoding="utf-8"), file.name.split(".")[0])
         return cls(entries)
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class Lexicon:
         hits = []
         for n, start, end in self._automaton.find_matches_as_indexes(folded.text, overlapping=True):
             kind = self._kinds[n]
-            if kind == _ALLOWED or _whole(folded.text, start, end):
+            if kind == _ALLOWED or _at_word_bounds(folded.text, start, end):
                 hits.append((int(kind != _ALLOWED), start, end, kind))
         spans = []
         for start, end, kind in disjoint(hits):
@@ -94,7 +94,7 @@ class Lexicon:
         return spans
 
 
-def _whole(text: str, start: int, end: int) -> bool:
+def _at_word_bounds(text: str, start: int, end: int) -> bool:
     if _latin(text[start]) and start and _latin(text[start - 1]):
         return False
     return not (_latin(text[end - 1]) and end < len(text) and _latin(text[end]))

@@ -72,14 +72,14 @@ def find(text: str, kinds: Collection[str] = ()) -> list[Span]:
     folded = fold(text, case=False)
     # All kinds look even if only some are wanted: else a card number would come out as a telephone number.
     numbers = _LONG_NUMBER.search(folded.text) is not None
-    found = disjoint(
+    ranges = disjoint(
         (rank, start, end, kind)
         for rank, (kind, finder) in enumerate(_FINDERS)
         if numbers or kind not in _NUMBERS
         for start, end in finder(folded.text)
     )
     spans = []
-    for start, end, kind in found:
+    for start, end, kind in ranges:
         if not kinds or kind in kinds:
             start, end = folded.original(start, end)
             spans.append(Span(kind, start, end, text[start:end]))

@@ -24,9 +24,9 @@ def disjoint(spans: Iterable[tuple[int, int, int, str]]) -> list[tuple[int, int,
     """
     ordered = sorted(set(spans), key=lambda s: (s[0], s[1] - s[2], s[1]))
     taken = bytearray(max((end for _, _, end, _ in ordered), default=0))
-    kept = []
+    chosen = []
     for _, start, end, kind in ordered:
         if taken.find(1, start, end) < 0:
             taken[start:end] = b"\x01" * (end - start)
-            kept.append((start, end, kind))
-    return sorted(kept)
+            chosen.append((start, end, kind))
+    return sorted(chosen)

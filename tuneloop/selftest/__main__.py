@@ -81,12 +81,12 @@ def _run(name: str, seconds: float, report: Report, began: float) -> None:
 
 
 def main() -> int:
-    asked = _arguments()
-    report = Report(asked.folder.resolve())
-    if asked.section:
-        _section(asked.section, report, asked.began)
+    arguments = _arguments()
+    report = Report(arguments.folder.resolve())
+    if arguments.section:
+        _section(arguments.section, report, arguments.began)
         return 0
-    began, wanted = time.time(), [name.strip() for name in asked.only.split(",") if name.strip()]
+    began, wanted = time.time(), [name.strip() for name in arguments.only.split(",") if name.strip()]
     report.begin()
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, lambda *_: sys.exit(143))
@@ -94,7 +94,7 @@ def main() -> int:
     for section in SECTIONS:
         if wanted and section.name not in wanted:
             continue
-        left = began + 60 * asked.minutes - time.time()
+        left = began + 60 * arguments.minutes - time.time()
         if left < 1:
             Lines(_say, lambda line, s=section: report.line(s.name, line, time.time() - began)).add(  # type: ignore[misc]
                 Line(section.name, t("this section"), "not run", t("the proof's time is over")))  # fmt: skip
@@ -102,10 +102,10 @@ def main() -> int:
         _say(f"== {section.name}")
         _run(section.name, min(section.seconds, left), report, began)
     report.end(time.time() - began)
-    found = report.lines()
-    _say(closing(found, time.time() - began, on_card=any(e.get("on_card") for e in report.entries())))
+    lines = report.lines()
+    _say(closing(lines, time.time() - began, on_card=any(e.get("on_card") for e in report.entries())))
     _say(t("The report to post: {path}", path=report.page))
-    return int(any(line.verdict == "failed" for line in found))
+    return int(any(line.verdict == "failed" for line in lines))
 
 
 if __name__ == "__main__":

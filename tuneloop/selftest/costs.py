@@ -52,8 +52,8 @@ def _steps(model: nn.Module, rows: list[Batch], start: list[Tensor], device: tor
     """Steps of AdamW over the rows from the weights `start`; `read` waits for loss and norm at each."""
     weights = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():
-        for weight, value in zip(weights, start, strict=True):
-            weight.copy_(value)
+        for weight, initial in zip(weights, start, strict=True):
+            weight.copy_(initial)
     optimizer, seen, began = torch.optim.AdamW(weights, lr=1e-3, fused=True), list[Any](), 0.0
     with _order(fixed):
         for k in range(steps + 1):
@@ -78,13 +78,13 @@ def _wait(device: torch.device) -> None:
 
 def _rows(every: list[Sample], budget: int) -> list[Batch]:
     """Full rows of at most `budget` tokens."""
-    found, held = list[Batch](), list[Sample]()
+    batches, held = list[Batch](), list[Sample]()
     for sample in every:
         if held and sum(len(s.ids) for s in held) + len(sample.ids) > budget:
-            found.append(pack(held))
+            batches.append(pack(held))
             held = []
         held.append(sample)
-    return [*found, pack(held)]
+    return [*batches, pack(held)]
 
 
 def measure(lines: Lines, ground: Ground, device: torch.device, work: Work) -> None:
@@ -104,12 +104,12 @@ def measure(lines: Lines, ground: Ground, device: torch.device, work: Work) -> N
         run(fixed=False, read=False)
         free, again = run(fixed=False, read=False), run(fixed=False, read=False)
         fixed, twice = run(fixed=True, read=False), run(fixed=True, read=False)
-        told = t("{a:.1f} ms a step in any order ({same} twice), {b:.1f} ms in a fixed one: {cost:+.1f} %",
+        summary = t("{a:.1f} ms a step in any order ({same} twice), {b:.1f} ms in a fixed one: {cost:+.1f} %",
                  a=1e3 * free.seconds, b=1e3 * fixed.seconds, cost=100 * (fixed.seconds / free.seconds - 1),
                  same=t("the same bits") if free.same(again) else t("other bits"))  # fmt: skip
         if not fixed.same(twice):
-            raise FailedError(told + t("; its weights differ from one time to the next"))
-        return told
+            raise FailedError(summary + t("; its weights differ from one time to the next"))
+        return summary
 
     def reading() -> str:
         late, each = run(fixed=True, read=False), run(fixed=True, read=True)

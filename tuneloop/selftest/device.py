@@ -31,7 +31,7 @@ def here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def kept() -> torch.dtype:
+def weights_dtype() -> torch.dtype:
     """The type that weights are held in here."""
     return pick_dtype("auto")
 
@@ -59,7 +59,7 @@ def _tokens(free_gb: float) -> int:
 def size(model: Path) -> str:
     """What a model drawn at random is called in the report."""
     held = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    return t("random Qwen2 shape of {n:,.0f} million weights", n=held / kept().itemsize / 1e6)
+    return t("random Qwen2 shape of {n:,.0f} million weights", n=held / weights_dtype().itemsize / 1e6)
 
 
 def _version(package: str) -> str:
@@ -78,15 +78,15 @@ def _driver() -> str:
 def facts() -> list[tuple[str, str]]:
     """What the report names: device, driver, types, versions."""
     machine, device = look(), here()
-    found = [(t("device"), ", ".join(machine.gpus) or t("no CUDA device: these lines ran on the CPU")),
+    pairs = [(t("device"), ", ".join(machine.gpus) or t("no CUDA device: these lines ran on the CPU")),
              (t("processor"), f"{machine.cpu}, {machine.cores}"),
              (t("system"), f"{machine.system}, Python {platform.python_version()}"),
              ("tuneloop", __version__)]  # fmt: skip
     if device.type == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        found[1:1] = [
+        pairs[1:1] = [
             (t("memory"), f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"),
             (t("compute capability"), capability),
             (t("driver, CUDA, cuDNN"), f"{_driver() or '–'}, {torch.version.cuda}, {torch.backends.cudnn.version()}"),
         ]
-    return found + [(name, version) for name in PACKAGES if (version := _version(name))]
+    return pairs + [(name, version) for name in PACKAGES if (version := _version(name))]

@@ -32,8 +32,8 @@ def _chosen(dtype: torch.dtype, device: torch.device) -> str:
              "triton": importlib.util.find_spec("triton") is not None}  # fmt: skip
     cards = [here] if device.type == "cuda" else []
     cards += [varlen.Card(c, **facts) for c in CAPABILITIES]
-    found = [(c.capability, varlen.choose(c, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))) for c in cards]
-    return ", ".join(f"{major}.{minor}: {kernel}" for (major, minor), kernel in found)
+    choices = [(c.capability, varlen.choose(c, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))) for c in cards]
+    return ", ".join(f"{major}.{minor}: {kernel}" for (major, minor), kernel in choices)
 
 
 def prove(lines: Lines, device: torch.device) -> None:
@@ -59,9 +59,9 @@ def _every_type(lines: Lines, kernel: Kernel, device: torch.device) -> None:
     card = varlen.card(device)
     for dtype in TYPES:
         chosen = varlen.choose(card, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))
-        mark = t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=_name(dtype)) if kernel == chosen else t(
+        label = t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=_name(dtype)) if kernel == chosen else t(
             "{kernel} in {dtype}", kernel=kernel, dtype=_name(dtype))  # fmt: skip
-        lines.claim(t("attention"), mark, lambda d=dtype: _agrees(kernel, d, device))  # type: ignore[misc]
+        lines.claim(t("attention"), label, lambda d=dtype: _agrees(kernel, d, device))  # type: ignore[misc]
 
 
 def _missing(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str:
@@ -87,30 +87,30 @@ def _agrees(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str:
         raise NotRunError(reason)
     torch.manual_seed(0)
     total = sum(SEGMENTS)
-    made = [torch.randn(1, h, total, WIDTH) for h in (HEADS, SHARED, SHARED)]
+    inputs = [torch.randn(1, h, total, WIDTH) for h in (HEADS, SHARED, SHARED)]
     backward = device.type != "cpu" or kernel != "flex"  # flex on a CPU computes no gradients
     worst = 0.0
     for causal, window in CASES:
         how: dict[str, Any] = {"causal": causal, "window": window}
-        exact = _run("segments", [x.clone() for x in made], how, True)
-        got = _run(kernel, [x.to(device, dtype) for x in made], how, backward)
+        exact = _run("segments", [x.clone() for x in inputs], how, True)
+        got = _run(kernel, [x.to(device, dtype) for x in inputs], how, backward)
         for a, b in zip(exact, got, strict=False):
             worst = max(worst, float((a - b.float().cpu()).abs().max() / a.abs().max()))
     allowed = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
-    told = t("largest relative difference {got:.1e}, allowed {allowed:.1e}", got=worst, allowed=allowed)
+    summary = t("largest relative difference {got:.1e}, allowed {allowed:.1e}", got=worst, allowed=allowed)
     if not worst <= allowed:
-        raise FailedError(told)
-    return told if backward else told + t("; forward only, by its uncompiled twin")
+        raise FailedError(summary)
+    return summary if backward else summary + t("; forward only, by its uncompiled twin")
 
 
 def _run(kernel: Kernel, inputs: list[Tensor], how: dict[str, Any], backward: bool) -> list[Tensor]:
     """[output, gradients of query, key and value]."""
-    query, key, value = (x.requires_grad_(backward) for x in inputs)
+    query, key, values = (x.requires_grad_(backward) for x in inputs)
     if kernel == "flex" and query.device.type == "cpu":
-        out = varlen.by_flex(flex_attention, query, key, value, SEGMENTS, **how)
+        out = varlen.by_flex(flex_attention, query, key, values, SEGMENTS, **how)
     else:
-        out = varlen.attend(query, key, value, SEGMENTS, kernel=kernel, **how)
+        out = varlen.attend(query, key, values, SEGMENTS, kernel=kernel, **how)
     if not backward:
         return [out]
     out.backward(torch.linspace(-1, 1, out.numel(), device=out.device).to(out.dtype).view_as(out))
-    return [out.detach(), *(x.grad for x in (query, key, value) if x.grad is not None)]
+    return [out.detach(), *(x.grad for x in (query, key, values) if x.grad is not None)]

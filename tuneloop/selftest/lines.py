@@ -83,11 +83,11 @@ def _line(group: str, what: str, look: Callable[[], str], may_refuse: bool) -> L
     except MachineError as error:
         return Line(group, what, "not run", f"{error.code} {error.what}")
     except TuneloopError as error:
-        told = "; ".join([f"{error.code} {error.what}", *(cause.what for cause in error.causes)])
+        summary = "; ".join([f"{error.code} {error.what}", *(cause.what for cause in error.causes)])
         refused = may_refuse and not isinstance(error, RunError)
         if refused:
             return Line(group, what, "refused", error.code)
-        return Line(group, what, "failed", told, traceback.format_exc())
+        return Line(group, what, "failed", summary, traceback.format_exc())
     except Exception as error:  # a proof reports faults, whatever they are, and goes on
         return broken(group, what, error)
 

@@ -67,12 +67,12 @@ def _loss(ground: Ground, device: torch.device, count: int) -> str:
     loss = theirs(**padded(batch, device)).loss
     loss.backward()
     wanted = loss.item(), _norm(theirs)
-    told = t(
+    summary = t(
         "loss {a:.6f} and {b:.6f}, gradient norm {c:.6f} and {d:.6f}", a=got[0], b=wanted[0], c=got[1], d=wanted[1]
     )
     if abs(got[0] - wanted[0]) > 1e-4 * abs(wanted[0]) or abs(got[1] - wanted[1]) > 1e-3 * wanted[1]:
-        raise FailedError(told)
-    return told
+        raise FailedError(summary)
+    return summary
 
 
 def _export(ground: Ground, method: str, dtype: str) -> str:

@@ -26,8 +26,8 @@ def _unpacked(module: Any, bits: str) -> Tensor:
     """The weight of a quantised layer, float32 [out, in], on the CPU."""
     functional = importlib.import_module("bitsandbytes.functional")
     if bits == "nf4":
-        whole: Tensor = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        return whole.float().cpu()
+        weight: Tensor = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        return weight.float().cpu()
     # After a pass the numbers lie in the layer's state, before it beside the weight.
     packed, scales = (
         next(x for x in (getattr(module.state, name), getattr(module.weight, name)) if x is not None)
@@ -46,24 +46,24 @@ def _layers(model: nn.Module, bits: str) -> Iterator[Any]:
 def _agrees(ground: Ground, bits: Any) -> str:
     """Every quantised layer against the product with its own weight, unpacked, in float32 on the CPU."""
     importlib.import_module("bitsandbytes")
-    kept = pick_dtype("auto")
+    dtype = pick_dtype("auto")
     model = placed(load_model(ground.model, "auto", quantized=QloraPart(bits=bits)))
     worst, count, held, numbers = 0.0, 0, 0, 0
     torch.manual_seed(0)
     for layer in _layers(model, bits):
         x = torch.randn(48, layer.in_features)
-        got = layer(x.to(layer.weight.device, kept)).float().cpu()
+        got = layer(x.to(layer.weight.device, dtype)).float().cpu()
         weight = _unpacked(layer, bits)
-        exact = linear(x.to(kept).float(), weight)
+        exact = linear(x.to(dtype).float(), weight)
         worst = max(worst, float((got - exact).abs().max() / exact.abs().max()))
         held += layer.weight.data.numel() * layer.weight.data.itemsize
         numbers, count = numbers + weight.numel(), count + 1
-    allowed = ALLOWED["int8"] if bits == "int8" else ALLOWED["nf4"] * torch.finfo(kept).eps
-    told = t("{n} layers, largest relative difference {got:.1e}, allowed {allowed:.1e}; {bits:.1f} bits a weight",
+    allowed = ALLOWED["int8"] if bits == "int8" else ALLOWED["nf4"] * torch.finfo(dtype).eps
+    summary = t("{n} layers, largest relative difference {got:.1e}, allowed {allowed:.1e}; {bits:.1f} bits a weight",
              n=count, got=worst, allowed=allowed, bits=8 * held / max(1, numbers))  # fmt: skip
     if not count or not worst <= allowed:
-        raise FailedError(told)
-    return told
+        raise FailedError(summary)
+    return summary
 
 
 def prove(lines: Lines, ground: Ground) -> None:

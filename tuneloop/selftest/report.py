@@ -27,22 +27,22 @@ def _cell(text: str) -> str:
 
 def counts(lines: Iterable[Line]) -> dict[str, int]:
     """How many lines have each verdict."""
-    found = [line.verdict for line in lines]
-    return {verdict: found.count(verdict) for verdict in VERDICTS}
+    verdicts = [line.verdict for line in lines]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def closing(lines: Sequence[Line], seconds: float, *, on_card: bool) -> str:
     """The sentence that counts the lines."""
     of = counts(lines)
-    told = t("{passed} passed, {failed} failed, {refused} refused with a code, {absent} not run, in {n:.0f} s",
+    summary = t("{passed} passed, {failed} failed, {refused} refused with a code, {absent} not run, in {n:.0f} s",
              passed=of["passed"], failed=of["failed"], refused=of["refused"], absent=of["not run"],
              n=seconds)  # fmt: skip
-    return told if on_card else told + t(". No CUDA device: these lines ran on the CPU")
+    return summary if on_card else summary + t(". No CUDA device: these lines ran on the CPU")
 
 
 def page(first: str, facts: Iterable[Sequence[str]], lines: Iterable[Line]) -> str:
     """The report as Markdown that can be posted as it is."""
-    about = [f"| {_cell(name)} | {_cell(value)} |" for name, value in facts]
+    about = [f"| {_cell(name)} | {_cell(content)} |" for name, content in facts]
     table = [f"| {_cell(verdict)} | {_cell(what)} | {_cell(detail)} |" for verdict, what, detail in
              (line.row() for line in lines)]  # fmt: skip
     return "\n".join([
@@ -71,8 +71,8 @@ class Report:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal.write_text("", encoding="utf-8")
 
-    def facts(self, found: Iterable[tuple[str, str]], *, on_card: bool) -> None:
-        self._append({"facts": [list(pair) for pair in found], "on_card": on_card})
+    def facts(self, pairs: Iterable[tuple[str, str]], *, on_card: bool) -> None:
+        self._append({"facts": [list(pair) for pair in pairs], "on_card": on_card})
 
     def line(self, section: str, line: Line, seconds: float) -> None:
         """A claim, `seconds` after the proof began."""
@@ -81,22 +81,22 @@ class Report:
     def end(self, seconds: float) -> None:
         self._append({"end": True, "seconds": round(seconds, 1)})
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         with self.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         write_atomic(self.page, self._page())
 
     def entries(self) -> list[dict[str, Any]]:
         """What the journal holds; the last line may be half written."""
-        found = []
+        lines = []
         for line in self.journal.read_text(encoding="utf-8").split("\n"):
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError:
                 continue
-        return found
+        return lines
 
     def lines(self) -> list[Line]:
         return [Line(e["group"], e["what"], e["verdict"], e["detail"]) for e in self.entries() if "verdict" in e]

@@ -93,9 +93,9 @@ def _large(folder: Path) -> Ground:
     place, family = device.here(), "qwen2"
     on_card = place.type == "cuda"
     shape = subject.QWEN2_1_5B if on_card else {"num_hidden_layers": 4, "vocab_size": 8192}
-    made = subject.model_folder(folder / "large", family, device=place.type, dtype=device.kept(), **shape)
+    model = subject.model_folder(folder / "large", family, device=place.type, dtype=device.weights_dtype(), **shape)
     rows, longest = (128, min(2048, device.budget())) if on_card else (24, 512)
-    return training.Ground(folder, made, rows=partial(subject.long_rows, rows, longest),
+    return training.Ground(folder, model, rows=partial(subject.long_rows, rows, longest),
                            prepare={"max_length": longest, "validation": 0})  # fmt: skip
 
 

@@ -57,9 +57,9 @@ class Speed:
     rate: float
     memory: float | None
 
-    def told(self) -> str:
-        said = t("{n:,.0f} real tokens/s", n=self.rate)
-        return said if self.memory is None else said + t(", {n:.2f} GB at the peak", n=self.memory)
+    def describe(self) -> str:
+        words = t("{n:,.0f} real tokens/s", n=self.rate)
+        return words if self.memory is None else words + t(", {n:.2f} GB at the peak", n=self.memory)
 
 
 def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float, float]:
@@ -119,21 +119,21 @@ def with_trl(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sa
         importlib.import_module("liger_kernel")
     callback = importlib.import_module("transformers").TrainerCallback
     _forget(device)
-    kept, marks = pick_dtype("auto"), list[float]()
+    dtype, marks = pick_dtype("auto"), list[float]()
 
     class Clock(callback):  # type: ignore[misc, valid-type]
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             torch.cuda.synchronize() if device.type == "cuda" else None
             marks.append(time.perf_counter())
 
-    model = plainly(ground.model, kept)
+    model = plainly(ground.model, dtype)
     adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work),
                          task_type="CAUSAL_LM")  # fmt: skip
     settings = trl.SFTConfig(
         output_dir=str(ground.folder / "trl"), per_device_train_batch_size=work.micro, max_steps=work.steps,
         gradient_accumulation_steps=work.batch // work.micro, learning_rate=2e-4, use_liger_kernel=liger,
         max_length=None,
-        bf16=kept == torch.bfloat16 and device.type == "cuda", fp16=False, gradient_checkpointing=False, report_to=[],
+        bf16=dtype == torch.bfloat16 and device.type == "cuda", fp16=False, gradient_checkpointing=False, report_to=[],
         save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=device.type == "cpu",
         train_sampling_strategy="sequential", include_num_input_tokens_seen="non_padding", seed=0,
     )  # fmt: skip
@@ -157,25 +157,25 @@ def _or_too_large(measured: Callable[[], Speed]) -> Speed:
 
 def measure(lines: Lines, ground: Ground, device: torch.device, work: Work, name: str) -> None:
     """Lines of what was measured. Speed passes or fails nothing: only a way that breaks does."""
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
 
     def beside() -> str:
         speed = _or_too_large(lambda: theirs(ground, device, work, samples(ground, work.rows)))
-        found["peft"] = speed.rate
-        return speed.told()
+        rates["peft"] = speed.rate
+        return speed.describe()
 
     def liger() -> str:
-        return _or_too_large(lambda: with_trl(ground, device, work, samples(ground, work.rows))).told()
+        return _or_too_large(lambda: with_trl(ground, device, work, samples(ground, work.rows))).describe()
 
     def mine() -> str:
         rate = product_rate(pick_dtype("auto"), device.type, seconds=0.5)
         speed, planned, flops = ours(ground, device, work)
-        said = speed.told()
-        if "peft" in found:
-            said += t(", {n:.2f} times as fast as padded", n=speed.rate / found["peft"])
+        words = speed.describe()
+        if "peft" in rates:
+            words += t(", {n:.2f} times as fast as padded", n=speed.rate / rates["peft"])
         if speed.memory is not None:
-            said += t("; {n:.2f} GB were planned", n=planned)
-        return said + t("; {share:.0f} % of the {rate:,.0f} GFLOP/s that matrix products reach here",
+            words += t("; {n:.2f} GB were planned", n=planned)
+        return words + t("; {share:.0f} % of the {rate:,.0f} GFLOP/s that matrix products reach here",
                         share=100 * flops / rate, rate=rate)  # fmt: skip
 
     lines.claim(t("speed"), t("{model}: transformers + PEFT, padded batches", model=name), beside)

@@ -46,9 +46,9 @@ def questions(count: int, longest: int = 10**6) -> list[tuple[str, str]]:
 
 def rows(kind: Kind, count: int = ROWS, longest: int = 10**6) -> Iterator[dict[str, Any]]:
     """Rows of a kind, as they lie in files: the worse answer of a pair is another question's."""
-    asked = questions(count, longest)
-    for k, (question, answer) in enumerate(asked):
-        other = asked[(k + 1) % len(asked)][1]
+    pairs = questions(count, longest)
+    for k, (question, answer) in enumerate(pairs):
+        other = pairs[(k + 1) % len(pairs)][1]
         user = {"role": "user", "content": question}
         label = "yes" if k % 2 else "no"
         every: dict[Kind, dict[str, Any]] = {
@@ -76,10 +76,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate([*SPECIAL, *letters])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])
-    made.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
-    made.chat_template = CHATML
-    return made
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])
+    wrapped.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
+    wrapped.chat_template = CHATML
+    return wrapped
 
 
 def model_folder(folder: Path, family: str = "llama", *, device: str = "cpu", dtype: torch.dtype = torch.float32,

@@ -21,13 +21,14 @@ from tuneloop.inference.trained import load_trained
 from tuneloop.methods.table import METHODS
 from tuneloop.model import checkpoint
 from tuneloop.planning.planner import Plan
+from tuneloop.recipe.choices import USUAL
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.selftest import subject
 from tuneloop.selftest.lines import FailedError, Lines
-from tuneloop.tasks.table import TASKS, USUAL
+from tuneloop.tasks.table import TASKS
 
 STEPS = 4
 OF_METHOD: dict[str, dict[str, Any]] = {
@@ -116,23 +117,23 @@ def combination(ground: Ground, method: str, task: str, **more: Any) -> str:
     settings = OF_METHOD.get(method, {}) | OF_TASK.get(task, {}) | more
     recipe = ground.recipe(kind, task=task, method=method, **settings)
     run = ground.train(recipe, kind)
-    told = _losses(run)
-    if not all(x == x and abs(x) < 1e4 for x in told):
-        raise FailedError(t("losses {losses}", losses=told))
+    losses = _losses(run)
+    if not all(x == x and abs(x) < 1e4 for x in losses):
+        raise FailedError(t("losses {losses}", losses=losses))
     _read_back(run)
     _resumed(run)
-    return t("loss {first:.4f} -> {last:.4f}; read back; resumed bit for bit", first=told[0], last=told[-1])
+    return t("loss {first:.4f} -> {last:.4f}; read back; resumed bit for bit", first=losses[0], last=losses[-1])
 
 
 def _read_back(run: Run) -> None:
     """The result, loaded as a user would, has the weights of the last checkpoint."""
     last = load_file(run.checkpoints / f"step-{STEPS}" / "trained.safetensors")
-    found = dict(load_trained(run.path).model.named_parameters())
+    parameters = dict(load_trained(run.path).model.named_parameters())
     for name, weight in last.items():
         short = name.partition(".")[2]  # the objective's own name for its model stands in front
-        if short not in found:
+        if short not in parameters:
             raise FailedError(t("{name} is not in the result", name=short))
-        if not torch.equal(found[short].detach().float().cpu(), weight.float()):
+        if not torch.equal(parameters[short].detach().float().cpu(), weight.float()):
             raise FailedError(t("{name} is another one in the result", name=short))
 
 
@@ -140,9 +141,9 @@ def _resumed(run: Run) -> None:
     """Stopped after half the steps and taken up again, the run ends with the same bytes."""
     copy = Run(run.path.with_name(f"{run.name.rpartition('-')[0]}-9{run.name.rpartition('-')[2]}"))
     shutil.copytree(run.path, copy.path)
-    result = copy.result()
-    assert result is not None
-    shutil.rmtree(result)
+    trained = copy.trained_folder()
+    assert trained is not None
+    shutil.rmtree(trained)
     shutil.rmtree(copy.checkpoints / f"step-{STEPS}")
     pipeline.resume(copy)
     a, b = (checkpoint.newest(r.checkpoints) for r in (run, copy))
@@ -181,10 +182,10 @@ def _same(got: Run, wanted: Run, of_loss: float, of_norm: float) -> str:
     a, b = _lines(got), _lines(wanted)
     losses = max(abs(x["loss"] - y["loss"]) / abs(y["loss"]) for x, y in zip(a, b, strict=True))
     norms = max(abs(x["grad_norm"] - y["grad_norm"]) / y["grad_norm"] for x, y in zip(a, b, strict=True))
-    told = t("losses within {losses:.1e}, gradient norms within {norms:.1e}", losses=losses, norms=norms)
+    summary = t("losses within {losses:.1e}, gradient norms within {norms:.1e}", losses=losses, norms=norms)
     if not (losses <= of_loss and norms <= of_norm):
-        raise FailedError(told + t("; allowed {a:.0e} and {b:.0e}", a=of_loss, b=of_norm))
-    return told
+        raise FailedError(summary + t("; allowed {a:.0e} and {b:.0e}", a=of_loss, b=of_norm))
+    return summary
 
 
 def types(ground: Ground, lines: Lines, halves: Sequence[str]) -> None:

@@ -150,20 +150,20 @@ def _needs(wheel: Path, python: str) -> Iterator[str]:
 
 def _closure(python: str, store: Path) -> list[Path]:
     """The wheels of what is wanted and of all that it needs, in the order they were asked for."""
-    asked = list(map(canonical, WANTED))
-    seen, found = set(asked), list[Path]()
-    while asked:
+    wanted = list(map(canonical, WANTED))
+    seen, wheels = set(wanted), list[Path]()
+    while wanted:
         with tempfile.TemporaryDirectory(dir=store) as place:
-            _download(asked, python, Path(place))
+            _download(wanted, python, Path(place))
             got = {Wheel.of(p).name: p.rename(store / p.name) for p in Path(place).glob("*.whl")}
-        found += [got[name] for name in asked]
-        needed = [n for name in asked for n in _needs(got[name], python)]
-        asked = [n for n in dict.fromkeys(needed) if n not in seen and not NEVER.fullmatch(n)]
-        seen |= set(asked)
-    return found
+        wheels += [got[name] for name in wanted]
+        needed = [n for name in wanted for n in _needs(got[name], python)]
+        wanted = [n for n in dict.fromkeys(needed) if n not in seen and not NEVER.fullmatch(n)]
+        seen |= set(wanted)
+    return wheels
 
 
-def thinned(wheel: Path, target: Path, room: int) -> tuple[Path, list[str]]:
+def thinned(wheel: Path, target: Path, budget: int) -> tuple[Path, list[str]]:
     """bitsandbytes with the libraries of CUDA that there is room for, newest first, and what was left out.
 
     Its wheel holds one for each CUDA version and other makers' cards, eight times what one machine loads.
@@ -172,15 +172,15 @@ def thinned(wheel: Path, target: Path, room: int) -> tuple[Path, list[str]]:
         members = {i.filename: i for i in archive.infolist()}
         matches = {name: match for name in members if (match := LIBRARIES.fullmatch(name))}
         size = sum(i.compress_size for name, i in members.items() if name not in matches or "_cpu" in name)
-        kept = [name for name in members if name not in matches or "_cpu" in name]
+        chosen = [name for name in members if name not in matches or "_cpu" in name]
         for name in sorted(matches, key=lambda n: -int(matches[n]["cuda"] or 0)):
-            if matches[name]["cuda"] and size + members[name].compress_size <= room:
+            if matches[name]["cuda"] and size + members[name].compress_size <= budget:
                 size += members[name].compress_size
-                kept.append(name)
+                chosen.append(name)
         written = target / wheel.name
         with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as out:
             rows = []
-            for name in kept:
+            for name in chosen:
                 if not name.endswith("/RECORD"):
                     content = archive.read(name)
                     out.writestr(name, content)
@@ -188,14 +188,14 @@ def thinned(wheel: Path, target: Path, room: int) -> tuple[Path, list[str]]:
                     rows.append(f"{name},sha256={digest},{len(content)}")
             record = next(n for n in members if n.endswith("/RECORD"))
             out.writestr(record, "\n".join([*rows, f"{record},,", ""]))
-    return written, sorted(name.rpartition("/")[2] for name in matches if name not in kept)
+    return written, sorted(name.rpartition("/")[2] for name in matches if name not in chosen)
 
 
 def _checkout_size() -> int:
     """Bytes of the files of the checkout, or of the folder where git does not know it."""
-    asked = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, check=False)
-    files = [CHECKOUT / os.fsdecode(n) for n in asked.stdout.split(b"\0") if n]
-    if asked.returncode:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, check=False)
+    files = [CHECKOUT / os.fsdecode(n) for n in listing.stdout.split(b"\0") if n]
+    if listing.returncode:
         files = [Path(at, name) for at, _, names in os.walk(CHECKOUT) if "/." not in at for name in names]
     return sum(path.lstat().st_size for path in files if path.exists())
 
@@ -203,7 +203,7 @@ def _checkout_size() -> int:
 def gather(folder: Path) -> None:
     """Fill the folder, and say what it took and what did not fit."""
     folder.mkdir(parents=True, exist_ok=True)
-    room = MOST - _checkout_size()
+    budget = MOST - _checkout_size()
     with tempfile.TemporaryDirectory() as place:
         store = Path(place)
         wheels = list(dict.fromkeys(path for python in PYTHONS for path in _closure(python, store)))
@@ -213,21 +213,21 @@ def gather(folder: Path) -> None:
         first = [p for p in wheels if p not in late and p not in last]
         left = []
         for path in [*first, *late, *last]:
-            size, said = path.stat().st_size, ""
-            if path in late and size > room:
-                path, out = thinned(path, folder, room)
-                size, said = path.stat().st_size, f"  without {', '.join(out)}"
-            elif size <= room:
+            size, note = path.stat().st_size, ""
+            if path in late and size > budget:
+                path, out = thinned(path, folder, budget)
+                size, note = path.stat().st_size, f"  without {', '.join(out)}"
+            elif size <= budget:
                 path.rename(folder / path.name)
-            if size > room:
+            if size > budget:
                 left.append(path)
                 continue
-            room -= size
-            print(f"  {size / 1e6:6.1f} MB  {path.name}{said}", flush=True)
+            budget -= size
+            print(f"  {size / 1e6:6.1f} MB  {path.name}{note}", flush=True)
     for path in left:
         print(f"  did not fit: {path.name}")
     taken = sum(p.stat().st_size for p in folder.glob("*.whl"))
-    print(f"{taken / 1e6:.1f} MB of wheels, {(MOST - room) / 1e6:.1f} MB with the checkout")
+    print(f"{taken / 1e6:.1f} MB of wheels, {(MOST - budget) / 1e6:.1f} MB with the checkout")
 
 
 def run(folder: Path, more: list[str]) -> int:

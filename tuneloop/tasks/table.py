@@ -1,10 +1,11 @@
-"""The tasks: one visible dict, and which of them rows are for."""
+"""The tasks: one visible dict, the code of the rows in `recipe/choices.TASK_CHOICES`; and which of them rows teach."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tuneloop.base.errors import DataError
+from tuneloop.recipe.choices import USUAL, USUAL_TASK
 from tuneloop.tasks.chat import CHAT, TEXT
 from tuneloop.tasks.classify import CLASSIFY
 from tuneloop.tasks.prefer import PREFER
@@ -16,8 +17,6 @@ TASKS: dict[str, Task] = {
     "chat": CHAT, "text": TEXT, "classify": CLASSIFY, "classify_prompt": CLASSIFY_PROMPT, "prefer": PREFER,
     "reward": REWARD,
 }  # fmt: skip
-USUAL = {"chat": "chat", "text": "text", "label": "classify", "preference": "prefer", "judged": "prefer"}
-"""Kind of row -> the task it is mostly for: what `train.task: auto` means."""
 
 
 def task_name(wanted: str, kinds: Sequence[str], where: str = "train.task") -> str:
@@ -28,7 +27,7 @@ def task_name(wanted: str, kinds: Sequence[str], where: str = "train.task") -> s
     >>> task_name("auto", ["chat", "text"])
     'chat'
     """
-    name = wanted if wanted != "auto" else USUAL[kinds[0]] if kinds else "chat"
+    name = wanted if wanted != "auto" else USUAL[kinds[0]] if kinds else USUAL_TASK
     task = TASKS.get(name)
     if task is None or not set(kinds) <= task.kinds:
         raise DataError("TL-DATA-TASK", where=where, task=name, kinds=", ".join(kinds))

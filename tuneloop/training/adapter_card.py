@@ -10,6 +10,7 @@ import yaml
 
 from tuneloop.base.language import t
 from tuneloop.hub.provenance import base_name, licence, licence_fields
+from tuneloop.methods.table import METHODS
 from tuneloop.methods.wrap import bits_of
 from tuneloop.model.load import pick_dtype
 from tuneloop.recipe.schema import Recipe
@@ -103,15 +104,5 @@ def adapter_card(
 def method_text(recipe: Recipe) -> str:
     """The method with what belongs to it."""
     train = recipe.train
-    lora = t("rank {rank}, alpha {alpha}", rank=train.lora.rank, alpha=f"{train.lora.alpha:g}")
-    extra = [name for name in ("rslora", "dora") if getattr(train.lora, name)]
-    extra += [train.lora.init] if train.lora.init != "default" else []
-    words = {
-        "lora": ", ".join([lora, *extra]),
-        "qlora": ", ".join([train.qlora.bits, lora, *extra]),
-        "freeze": ", ".join(train.freeze.modules) or t("the last {n} layers", n=train.freeze.layers),
-        "ptuning_v2": t("{n} virtual tokens", n=train.virtual.tokens),
-        "prompt_tuning": t("{n} virtual tokens", n=train.virtual.tokens),
-    }
-    more = words.get(train.method)
-    return f"{train.method} ({more})" if more else train.method
+    settings = METHODS[train.method].describe(train)
+    return f"{train.method} ({settings})" if settings else train.method

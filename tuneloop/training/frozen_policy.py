@@ -19,7 +19,7 @@ from tuneloop.base.files import format_bytes
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space
 from tuneloop.data.batches.examples import Examples
-from tuneloop.model.backbone import KEPT, unwrap
+from tuneloop.model.backbone import FROZEN_CACHE, unwrap
 from tuneloop.model.blocks import blocks
 from tuneloop.model.frozen_cache import Frozen, frozen
 from tuneloop.model.kernels.matmul import matmul_precision
@@ -173,6 +173,6 @@ def _keep(below: Frozen, cache: CachePolicy, size: int) -> str:
 @contextlib.contextmanager
 def held_out(objective: nn.Module) -> Iterator[None]:
     """Inside, rows are made of held-out samples."""
-    below = next((below_blocks for m in objective.modules() if (below_blocks := vars(m).get(KEPT))), None)
+    below = next((below_blocks for m in objective.modules() if (below_blocks := vars(m).get(FROZEN_CACHE))), None)
     with below.of("validation") if below is not None else contextlib.nullcontext():
         yield

@@ -34,7 +34,7 @@ def starting_model(recipe: Recipe, folder: Path, task: Task, setting: TaskContex
         folder, "float32" if weights_trained else recipe.model.dtype, task.head(setting, config), bits_of(recipe.train)
     )
     wrapped = wrap(model, recipe.train, recipe.seed)
-    precision.hold(wrapped, dtype, whole=weights_trained)
+    precision.hold(wrapped, dtype, cast_frozen=weights_trained)
     return wrapped
 
 

@@ -405,6 +405,10 @@ class TestTraining:
 
     def test_what_quantized_weights_cannot_take(self) -> None:
         assert codes({"finetuning_type": "full", "load_in_4bit": True}) == [("TL-RECIPE-UNSUPPORTED", "load_in_4bit")]
+        assert codes({"train": {"method": ["lora"]}, "load_in_4bit": True})[0] == (
+            "TL-RECIPE-UNSUPPORTED",
+            "load_in_4bit",
+        )
         assert codes({"load_in_4bit": True, "load_in_8bit": True}) == [("TL-RECIPE-TWICE", "load_in_8bit")]
 
     def test_double_quantization(self) -> None:

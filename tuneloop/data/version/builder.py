@@ -35,6 +35,7 @@ from tuneloop.data.version.rows import PreparedRows
 from tuneloop.data.version.shards import Known, Shard, SourceGroups, Sources
 from tuneloop.data.version.split import Split
 from tuneloop.data.version.write import write
+from tuneloop.recipe.choices import learns_verdicts
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 
@@ -159,7 +160,7 @@ def _find(recipe: Recipe, digest_cache: DigestCache) -> tuple[SourceGroups, list
     listed = [(file, formats.paths(file)) for file in recipe.data]
     names = formats.labels(path for _, paths in listed for path in paths)
     was = {path: stamp(path) for path in names if path.is_file()}
-    verdicts = recipe.train.task == "prefer" or recipe.train.prefer.loss == "kto"
+    verdicts = learns_verdicts(recipe.train.task, recipe.train.prefer.loss)
     seen = [(file, formats.survey(file, names, verdicts=verdicts)) for file, _ in listed]
     groups = sides.settled([(file, one.sources) for file, one in seen])
     try:

@@ -229,7 +229,7 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
         raise DataError("TL-DATA-TARGET", where=printable(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
     if target.exists():
         raise DataError("TL-DATA-THERE", where=printable(target))
-    records = (record.whole() for record in records)
+    records = (record.without_cuts() for record in records)
     with writing(target), draft_of(target) as draft:
         return writers[target.suffix](draft, records, shape)
 

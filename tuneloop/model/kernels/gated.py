@@ -36,7 +36,7 @@ class _Gated(torch.autograd.Function):
         gate, up, down = three
         flat = x.reshape(-1, x.shape[-1])
         out = flat.new_empty(len(flat), down.weight.shape[0])
-        kept: list[Tensor | None] = []
+        saved: list[Tensor | None] = []
         for start in range(0, len(flat), ROWS):
             rows = flat[start : start + ROWS]
             masks = [dropped(gate, rows, training), dropped(up, rows, training)]
@@ -46,21 +46,21 @@ class _Gated(torch.autograd.Function):
             mask = dropped(down, wide, training)
             y, d_inner = forward(down, wide, mask)
             out[start : start + ROWS] = y
-            kept += [g, u, g_inner, u_inner, d_inner, *masks, mask]
+            saved += [g, u, g_inner, u_inner, d_inner, *masks, mask]
         ctx.three, ctx.act, ctx.shape = three, act, x.shape
-        ctx.save_for_backward(flat, *kept)
+        ctx.save_for_backward(flat, *saved)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        flat, *kept = ctx.saved_tensors
+        flat, *saved = ctx.saved_tensors
         grad = outputs[0].reshape(-1, outputs[0].shape[-1])
         needs = ctx.needs_input_grad
         to = torch.empty_like(flat) if needs[0] else None
         sums: list[Tensor | None] = [None] * 12
         for n, start in enumerate(range(0, len(flat), ROWS)):
             rows = slice(start, start + ROWS)
-            back, own = _block(ctx, flat[rows], kept[8 * n : 8 * n + 8], grad[rows], needs)
+            back, own = _block(ctx, flat[rows], saved[8 * n : 8 * n + 8], grad[rows], needs)
             if to is not None and back is not None:
                 to[rows] = back
             sums = [a if b is None else b if a is None else a.add_(b) for a, b in zip(sums, own, strict=True)]
@@ -68,11 +68,11 @@ class _Gated(torch.autograd.Function):
 
 
 def _block(
-    ctx: Any, x: Tensor, kept: list[Tensor | None], grad: Tensor, needs: tuple[bool, ...]
+    ctx: Any, x: Tensor, saved: list[Tensor | None], grad: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of one block of rows: of its input, and of the twelve tensors of the three projections."""
     gate, up, down = ctx.three
-    g, u, g_inner, u_inner, d_inner, g_mask, u_mask, d_mask = kept
+    g, u, g_inner, u_inner, d_inner, g_mask, u_mask, d_mask = saved
     assert g is not None
     assert u is not None
     active = ctx.act[0](g)

@@ -50,8 +50,8 @@ def _proven(module: Any) -> Callable[..., Any] | None:
     if _hides(module):
         return None
     try:
-        found = _faster(module)
-        return found[0] if found is not None and _agrees(module, *found) else None
+        candidate = _faster(module)
+        return candidate[0] if candidate is not None and _agrees(module, *candidate) else None
     except (TypeError, RuntimeError, AttributeError, ValueError, IndexError, KeyError):
         return None  # it is built otherwise than its names say: asked for more, or for other shapes
 
@@ -100,8 +100,8 @@ def _norm_forward(module: Any) -> Callable[..., Tensor]:
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
     with torch.no_grad():
         x = torch.linspace(1, 2, module.weight.shape[0])[None]
-        plain = norm(x, module.weight, eps)
-        shift = 0.0 if torch.allclose(plain, module(x), rtol=TOLERANCE, atol=TOLERANCE) else 1.0
+        unshifted = norm(x, module.weight, eps)
+        shift = 0.0 if torch.allclose(unshifted, module(x), rtol=TOLERANCE, atol=TOLERANCE) else 1.0
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         return norm(hidden_states, self.weight, eps, shift)
@@ -120,7 +120,7 @@ def _gated_forward(act: Act) -> Callable[..., Tensor]:
     return forward
 
 
-def _told(module: Any) -> dict[str, Any]:
+def _call_arguments(module: Any) -> dict[str, Any]:
     """What an attention module is called with beside three rows of two samples."""
     angles = torch.linspace(0, 2, 3)[:, None] * torch.linspace(1, 0.1, module.head_dim // 2)
     turn = torch.cat([angles, angles], -1)[None]
@@ -130,7 +130,7 @@ def _told(module: Any) -> dict[str, Any]:
 def _heads_forward(module: Any) -> Callable[..., Any] | None:
     """Some layers look back only so far: what they ask of attention tells."""
     with listening() as heard, torch.no_grad():
-        module(torch.ones(1, 3, module.q_proj.in_features), **_told(module))
+        module(torch.ones(1, 3, module.q_proj.in_features), **_call_arguments(module))
     if len(heard) != 1 or heard[0].scale is None or not heard[0].causal:
         return None
     return partial(_attend_heads, window=heard[0].window, scale=heard[0].scale)
@@ -145,8 +145,8 @@ def _attend_heads(
     three = tuple(projection(p) for p in (self.q_proj, self.k_proj, self.v_proj))
     dropout = self.training and getattr(self, "attention_dropout", 0.0)
     packed = segments is not None and sum(segments) == length and past_key_values is None
-    whole = position_embeddings is not None and position_embeddings[0].shape[-1] == self.head_dim
-    if segments is None or not packed or not whole or dropout or None in three:
+    full_width = position_embeddings is not None and position_embeddings[0].shape[-1] == self.head_dim
+    if segments is None or not packed or not full_width or dropout or None in three:
         own: tuple[Tensor, Tensor | None] = type(self).forward(
             self, hidden_states, position_embeddings, attention_mask, past_key_values, segments=segments, **kwargs
         )
@@ -178,8 +178,8 @@ def _agrees(module: Any, forward: Callable[..., Any], width: int) -> bool:
     x = torch.linspace(-1, 1, 3 * width).view(1, 3, width).sin()
     try:
         if hasattr(module, "q_proj"):
-            told = _told(module)
-            return _same(module(x, **told)[0], forward(module, x, **told)[0])
+            arguments = _call_arguments(module)
+            return _same(module(x, **arguments)[0], forward(module, x, **arguments)[0])
         return all(_same(module(size * x), forward(module, size * x)) for size in (1.0, 100.0))
     finally:
         module.train(was)

@@ -27,13 +27,13 @@ class _Project3(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        flat, *kept = ctx.saved_tensors
+        flat, *saved = ctx.saved_tensors
         needs, sums = ctx.needs_input_grad, list[Tensor | None]()
         to: Tensor | None = None
         for n, (p, grad) in enumerate(zip(ctx.three, outputs, strict=True)):
             own = needs[3 + 4 * n : 7 + 4 * n]
-            to, found = backward(p, flat, kept[n], grad, to, own, kept[3 + n], input_grad=needs[0])
-            sums += found
+            to, gradients = backward(p, flat, saved[n], grad, to, own, saved[3 + n], input_grad=needs[0])
+            sums += gradients
         return to.view(ctx.shape) if to is not None else None, None, None, *sums
 
 

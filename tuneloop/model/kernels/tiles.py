@@ -178,9 +178,9 @@ def _silence(cut: Cut, back: Tensor) -> None:
         back.view(-1, cut.shared, TILE, cut.group * back.shape[-1])[last, :, TILE - over :] = 0
 
 
-def _spread(cut: Cut, batch: Batch, own: Tensor, whole: Tensor) -> None:
+def _spread(cut: Cut, batch: Batch, own: Tensor, total: Tensor) -> None:
     """Add what the tiles' keys got, [tiles x kv heads, keys, width], to the row's keys."""
-    matrix = whole.view(len(whole), cut.shared, -1)
+    matrix = total.view(len(total), cut.shared, -1)
     each = own.view(-1, cut.shared, batch.width, own.shape[-1]).transpose(1, 2)
     for (low, high), mine in zip(batch.spans, each, strict=True):
         matrix[cut.prefix + low : cut.prefix + high] += mine[cut.prefix : cut.prefix + high - low]

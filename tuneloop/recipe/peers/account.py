@@ -11,24 +11,25 @@ from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import TRAIN_SECTIONS
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers.values import NOTHING, Cannot, Convert, Dropped, Wrong
 
-Said = tuple[str, Any]  # where a value was written, and the value
+Written = tuple[str, Any]  # where a setting was written, and the setting
 
 
-def shown(value: Any) -> str:
+def shown(setting: Any) -> str:
     """A value for a message: its first 80 characters.
 
     >>> shown([1, "two"])
     "[1, 'two']"
     """
-    if value is None or isinstance(value, bool):
-        return {True: "true", False: "false", None: "null"}[value]  # as YAML writes them
+    if setting is None or isinstance(setting, bool):
+        return {True: "true", False: "false", None: "null"}[setting]  # as YAML writes them
     try:
-        return repr(value)[:80]
+        return repr(setting)[:80]
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list within lists within lists
-        return type(value).__name__
+        return type(setting).__name__
 
 
 class Work:
@@ -42,7 +43,7 @@ class Work:
         self.problems: list[RecipeError] = []
         self.notes: list[str] = []
         self.renamed: list[tuple[str, str]] = []  # where -> key, its value as it was
-        self.said: dict[str, str] = {}  # key of the recipe -> where a person wrote it
+        self.places: dict[str, str] = {}  # key of the recipe -> where a person wrote it
         self.waiting: list[tuple[str, str, Any]] = []  # alias, where, value of what is read together
         self.dropped: dict[str, list[str]] = {}  # why -> where
         self.silent: list[str] = []  # written, but asking for nothing
@@ -54,7 +55,7 @@ class Work:
         if isinstance(self.out.get("model"), str):
             self.out["model"] = {"name": self.out["model"]}
         train = self.section("train")
-        for name in ("lora", "qlora", "freeze", "virtual", "classify", "prefer"):
+        for name in TRAIN_SECTIONS:
             if isinstance(train.get(name), dict):
                 train[name] = dict(train[name])
             elif name in train and train[name] is None:
@@ -77,13 +78,13 @@ class Work:
     def problem(self, code: str, where: str, **facts: Any) -> None:
         self.problems.append(RecipeError(code, where=where, **facts))
 
-    def unsupported(self, where: str, value: Any, feature: str, instead: str) -> None:
-        self.problem("TL-RECIPE-UNSUPPORTED", where, got=shown(value), feature=feature, instead=instead)
+    def unsupported(self, where: str, setting: Any, feature: str, instead: str) -> None:
+        self.problem("TL-RECIPE-UNSUPPORTED", where, got=shown(setting), feature=feature, instead=instead)
 
-    def twice(self, where: str, key: str, value: Any, other: str, before: Any) -> None:
-        self.problem("TL-RECIPE-TWICE", where, key=key, got=shown(value), other=other, before=shown(before))
+    def twice(self, where: str, key: str, setting: Any, other: str, before: Any) -> None:
+        self.problem("TL-RECIPE-TWICE", where, key=key, got=shown(setting), other=other, before=shown(before))
 
-    def put(self, key: str, value: Any, where: str) -> bool:
+    def put(self, key: str, setting: Any, where: str) -> bool:
         """Set a key of the recipe; False where something else is there already."""
         *parents, leaf = key.split(".")
         place: Any = self.out
@@ -91,40 +92,40 @@ class Work:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):  # `train: 5`: the recipe reports it
                 return False
-        if leaf in place and place[leaf] != value:
-            self.twice(where, key, value, self.said.get(key, key), place[leaf])
+        if leaf in place and place[leaf] != setting:
+            self.twice(where, key, setting, self.places.get(key, key), place[leaf])
             return False
-        place[leaf] = value
-        self.said.setdefault(key, where)
+        place[leaf] = setting
+        self.places.setdefault(key, where)
         return True
 
-    def read(self, where: str, convert: Convert, value: Any) -> Any:
+    def read(self, where: str, convert: Convert, setting: Any) -> Any:
         """The converted value, or NOTHING after a note or a problem."""
         try:
-            result = convert(value)
+            converted = convert(setting)
         except Wrong as error:
-            self.problem("TL-RECIPE-VALUE", where, got=shown(value), need=str(error))
+            self.problem("TL-RECIPE-VALUE", where, got=shown(setting), need=str(error))
         except Cannot as error:
-            self.unsupported(where, value, error.feature, str(error))
+            self.unsupported(where, setting, error.feature, str(error))
         except Dropped as error:
             self.drop(where, str(error))
         else:
-            if result is NOTHING:
+            if converted is NOTHING:
                 self.silent.append(where)
-            return result
+            return converted
         return NOTHING
 
-    def pick(self, key: str, convert: Convert, *aliases: str) -> Said | None:
+    def pick(self, key: str, convert: Convert, *aliases: str) -> Written | None:
         """Where, and what was said under one of these names; two different values are a problem."""
-        found: Said | None = None
-        for alias, where, value in self.waiting:
-            result = self.read(where, convert, value) if alias in aliases else NOTHING
-            if result is NOTHING:
+        first: Written | None = None
+        for alias, where, setting in self.waiting:
+            converted = self.read(where, convert, setting) if alias in aliases else NOTHING
+            if converted is NOTHING:
                 continue
-            if found and found[1] != result:
-                self.twice(where, key, result, found[0], found[1])
-            found = found or (where, result)
-        return found
+            if first and first[1] != converted:
+                self.twice(where, key, converted, first[0], first[1])
+            first = first or (where, converted)
+        return first
 
     def drop(self, where: str, why: str) -> None:
         self.dropped.setdefault(why, []).append(where)
@@ -153,12 +154,12 @@ class Work:
         return [t("{n} keys of {tool} were translated: {pairs}", n=len(self.renamed), tool=tool, pairs=pairs)]
 
     def _unused(self) -> list[str]:
-        told = []
+        lines = []
         if len(self.dropped) == 1:
-            told = [t("{keys}: not used, {why}", keys=", ".join(keys), why=why) for why, keys in self.dropped.items()]
+            lines = [t("{keys}: not used, {why}", keys=", ".join(keys), why=why) for why, keys in self.dropped.items()]
         elif self.dropped:
             groups = [t("{keys} ({why})", keys=", ".join(keys), why=why) for why, keys in self.dropped.items()]
-            told = [t("not used here: {groups}", groups=t("; ").join(groups))]
+            lines = [t("not used here: {groups}", groups=t("; ").join(groups))]
         if self.silent:
-            told.append(t("not read, being empty, off or the usual case: {keys}", keys=", ".join(self.silent)))
-        return told
+            lines.append(t("not read, being empty, off or the usual case: {keys}", keys=", ".join(self.silent)))
+        return lines

@@ -13,21 +13,21 @@ from tuneloop.base.errors import os_words
 from tuneloop.base.language import t
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers.account import Work
-from tuneloop.recipe.peers.values import NOTHING, Wrong, off, whole
+from tuneloop.recipe.peers.values import NOTHING, Wrong, integer, off
 
 
 def files(work: Work) -> None:
     """Data files under any of their names, with the limits that stand beside them."""
-    folder, limit = work.pick("data", _path, "dataset_dir"), work.pick("data", whole, "max_samples")
+    folder, limit = work.pick("data", _path, "dataset_dir"), work.pick("data", integer, "max_samples")
     base = folder[1].rstrip("/\\") if folder else ""
     own = work.out.get("data")
     if isinstance(own, dict | list):
         items = own if isinstance(own, list) else [own]
-        work.out["data"] = [e for n, item in enumerate(items) for e in _entry(work, f"data.{n}", item)]
-    for alias, where, value in work.waiting:
+        work.out["data"] = [e for n, spec in enumerate(items) for e in _file_sections(work, f"data.{n}", spec)]
+    for alias, where, setting in work.waiting:
         if alias in {"dataset", "datasets", "train_dataset", "dataset_name"}:
-            found = _files(work, where, value, base)
-            if found and work.put("data", found, where):
+            new_files = _files(work, where, setting, base)
+            if new_files and work.put("data", new_files, where):
                 work.called(where, "data")
     _texts(work, base)
     _held_out(work, base)
@@ -37,136 +37,136 @@ def files(work: Work) -> None:
         instead = t("write --set {key}", key=f"'data[].rows=[:{limit[1]}]'")
         work.unsupported(limit[0], limit[1], t("a limit apart from the files"), instead)
     elif limit:
-        data = work.out.get("data")
-        items = data if isinstance(data, list) else [data] if isinstance(data, str) else []
-        work.out["data"] = [_limited(item, limit[1]) for item in items]
+        own_files = work.out.get("data")
+        items = own_files if isinstance(own_files, list) else [own_files] if isinstance(own_files, str) else []
+        work.out["data"] = [_limited(spec, limit[1]) for spec in items]
         work.notes.append(t("{where}: the first {n} rows of each file, data[].rows here", where=limit[0], n=limit[1]))
 
 
 def _texts(work: Work, base: str) -> None:
     """Axolotl's files of plain text to go on writing."""
-    for alias, where, value in work.waiting:
+    for alias, where, setting in work.waiting:
         if alias != "pretraining_dataset":
             continue
-        if off(value):
+        if off(setting):
             work.silent.append(where)
             continue
-        found = _files(work, where, value, base)
-        data = work.out.setdefault("data", [])
-        data = [data] if isinstance(data, str | dict) else data
-        if found and isinstance(data, list):
-            work.out["data"] = [*data, *({"task": "text", **entry} for entry in found)]
+        new_files = _files(work, where, setting, base)
+        own_files = work.out.setdefault("data", [])
+        own_files = [own_files] if isinstance(own_files, str | dict) else own_files
+        if new_files and isinstance(own_files, list):
+            work.out["data"] = [*own_files, *({"task": "text", **section} for section in new_files)]
             work.notes.append(t("{where}: these files stand in data, with task: text", where=where))
 
 
 def _held_out(work: Work, base: str) -> None:
     """Files of their own for the held-out loss; nothing more is held out then, unless the recipe says so."""
-    for alias, where, value in work.waiting:
+    for alias, where, setting in work.waiting:
         if alias not in {"eval_dataset", "val_dataset", "test_datasets"}:
             continue
-        if off(value):
+        if off(setting):
             work.silent.append(where)
             continue
-        found = _files(work, where, value, base)
-        data = work.out.setdefault("data", [])
-        data = [data] if isinstance(data, str | dict) else data
-        if not found or not isinstance(data, list):
+        new_files = _files(work, where, setting, base)
+        own_files = work.out.setdefault("data", [])
+        own_files = [own_files] if isinstance(own_files, str | dict) else own_files
+        if not new_files or not isinstance(own_files, list):
             continue
-        work.out["data"] = [*data, *({**entry, "split": "validation"} for entry in found)]
+        work.out["data"] = [*own_files, *({**section, "split": "validation"} for section in new_files)]
         prepare = work.out.setdefault("prepare", {})
         if isinstance(prepare, dict) and "validation" not in prepare:
             prepare["validation"] = 0
         work.notes.append(t("{where}: these files stand in data, with split: validation", where=where))
 
 
-def _limited(item: Any, rows: int) -> Any:
-    item = {"path": item} if isinstance(item, str) else item
-    if isinstance(item, dict) and type(item.get("sample")) is int and item["sample"] > rows:
-        return {**item, "sample": rows}
-    return {"rows": f"[:{rows}]", **item} if isinstance(item, dict) else item
+def _limited(file: Any, rows: int) -> Any:
+    file = {"path": file} if isinstance(file, str) else file
+    if isinstance(file, dict) and type(file.get("sample")) is int and file["sample"] > rows:
+        return {**file, "sample": rows}
+    return {"rows": f"[:{rows}]", **file} if isinstance(file, dict) else file
 
 
-def _path(value: Any) -> str:
-    if not isinstance(value, str):
+def _path(setting: Any) -> str:
+    if not isinstance(setting, str):
         raise Wrong(t("the path of a file, or a list of them"))
-    return value.strip()
+    return setting.strip()
 
 
-def _files(work: Work, where: str, value: Any, folder: str) -> list[Any]:
+def _files(work: Work, where: str, setting: Any, folder: str) -> list[Any]:
     """`dataset:` as LLaMA-Factory (names, commas), ms-swift (path#500) and Axolotl (a list of sections) write it."""
-    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    found: list[Any] = []
-    for n, item in enumerate(items):
-        at = f"{where}.{n}" if isinstance(value, list) else where
-        if isinstance(item, dict):
-            for entry in _entry(work, at, item):
-                found += _file(work, at, entry.get("path"), folder, entry)
+    items = setting.split(",") if isinstance(setting, str) else setting if isinstance(setting, list) else [setting]
+    sections: list[Any] = []
+    for n, spec in enumerate(items):
+        at = f"{where}.{n}" if isinstance(setting, list) else where
+        if isinstance(spec, dict):
+            for section in _file_sections(work, at, spec):
+                sections += _file(work, at, section.get("path"), folder, section)
         else:
-            found += _file(work, at, item, folder, {})
-    return found
+            sections += _file(work, at, spec, folder, {})
+    return sections
 
 
-def _file(work: Work, where: str, value: Any, folder: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    path = work.read(where, _path, value)
+def _file(work: Work, where: str, setting: Any, folder: str, section: dict[str, Any]) -> list[dict[str, Any]]:
+    path = work.read(where, _path, setting)
     if path is NOTHING:
         return []
     sample = re.fullmatch(r"(.+)#(\d{1,18})", path)
     if sample:
-        path, entry = sample[1], {"sample": int(sample[2]), **entry}
+        path, section = sample[1], {"sample": int(sample[2]), **section}
         work.notes.append(t("{where}: #{n} is data[].sample: {n} here", where=where, n=int(sample[2])))
     listed = _listed(work, folder)
     if path in listed:
-        return _as_listed(work, where, path, listed[path], entry)
+        return _as_listed(work, where, path, listed[path], section)
     if not re.search(r"\.[A-Za-z]\w{0,7}(\.\w{2,3})?$|[*?]|^\.{0,2}[/\\]|^~|^[A-Za-z]:|^(hub|modelscope):", path):
         near = difflib.get_close_matches(path, listed, 3, 0.5)
         work.problem("TL-RECIPE-DATASET", where, name=path,
                      near=t("; near it: {names}", names=", ".join(near)) if near else "")  # fmt: skip
         return []
     path = f"{folder}/{path}" if folder and not re.match(r"[/\\~]|[A-Za-z]+:", path) else path
-    return [{**entry, "path": path}]
+    return [{**section, "path": path}]
 
 
-def _entry(work: Work, where: str, item: Any) -> list[Any]:
+def _file_sections(work: Work, where: str, spec: Any) -> list[Any]:
     """One file's section; Axolotl's `data_files` make several of one."""
-    if not isinstance(item, dict):
-        return [item]
-    entry = dict(item)
-    if isinstance(entry.get("type"), dict):
-        entry = {**{k: v for k, v in entry.pop("type").items() if not off(v)}, **entry}
-    files = entry.pop("data_files", None)
-    columns = {tables.COLUMNS[k]: entry.pop(k) for k in list(entry) if k in tables.COLUMNS}
+    if not isinstance(spec, dict):
+        return [spec]
+    section = dict(spec)
+    if isinstance(section.get("type"), dict):
+        section = {**{k: v for k, v in section.pop("type").items() if not off(v)}, **section}
+    files = section.pop("data_files", None)
+    columns = {tables.COLUMNS[k]: section.pop(k) for k in list(section) if k in tables.COLUMNS}
     if columns:
-        entry.setdefault("columns", {role: name for role, name in columns.items() if name is not None})
+        section.setdefault("columns", {role: name for role, name in columns.items() if name is not None})
         work.notes.append(t("{where}: field_… is called columns here", where=where))
-    _turns(work, where, entry)
-    if columns and entry.get("columns") in ({"messages": "messages"}, {"messages": "conversations"}):
-        del entry["columns"]  # found without being named, and tools and system prompts beside them
-    for key in [k for k in entry if k in tables.LOOKED_AT]:
-        if key == "split" and where.startswith("data.") and not str(entry[key]).startswith("train["):
+    _turns(work, where, section)
+    if columns and section.get("columns") in ({"messages": "messages"}, {"messages": "conversations"}):
+        del section["columns"]  # found without being named, and tools and system prompts beside them
+    for key in [k for k in section if k in tables.LOOKED_AT]:
+        if key == "split" and where.startswith("data.") and not str(section[key]).startswith("train["):
             continue  # there it is a key of the recipe
-        _look(work, f"{where}.{key}", key, entry.pop(key), entry)
+        _look(work, f"{where}.{key}", key, section.pop(key), section)
     if files is None:
-        return [entry]
-    return [{**entry, "path": file} for file in (files if isinstance(files, list) else [files])]
+        return [section]
+    return [{**section, "path": file} for file in (files if isinstance(files, list) else [files])]
 
 
-def _turns(work: Work, where: str, entry: dict[str, Any]) -> None:
+def _turns(work: Work, where: str, section: dict[str, Any]) -> None:
     """Axolotl's names for what is in a turn, as columns and speakers; which of it is trained has one answer here."""
-    asked: dict[str, tuple[str, Any]] = {}
-    mappings = entry.pop("message_property_mappings", None)
+    requests: dict[str, tuple[str, Any]] = {}
+    mappings = section.pop("message_property_mappings", None)
     for role, name in (mappings or {}).items() if isinstance(mappings, dict | None) else [("", mappings)]:
-        asked[f"{where}.message_property_mappings.{role}".rstrip(".")] = (role, name)
-    for key in [k for k in entry if k in tables.TURN_KEYS]:
-        asked[f"{where}.{key}"] = (tables.TURN_KEYS[key], entry.pop(key))
-    for at, (role, name) in asked.items():
+        requests[f"{where}.message_property_mappings.{role}".rstrip(".")] = (role, name)
+    for key in [k for k in section if k in tables.TURN_KEYS]:
+        requests[f"{where}.{key}"] = (tables.TURN_KEYS[key], section.pop(key))
+    for at, (role, name) in requests.items():
         if name is None or (isinstance(name, str) and name in tables.READ.get(role, ())):
             work.silent.append(at)
         elif role in ("role", "content", "reasoning") and isinstance(name, str):
-            entry["columns"] = {"messages": "messages", **entry.get("columns", {}), role: name}
+            section["columns"] = {"messages": "messages", **section.get("columns", {}), role: name}
             work.becomes(at, name, f"data[].columns.{role}", name)
         else:
             work.unsupported(at, name, t("other names for the keys of a turn"), t("rename the key in the rows"))
-    _speakers(work, f"{where}.roles", entry)
+    _speakers(work, f"{where}.roles", section)
     one = t("take it out: every answer of the assistant is trained, and nothing else")
     usual: dict[str, Callable[[Any], bool]] = {
         "roles_to_train": lambda v: (
@@ -176,17 +176,17 @@ def _turns(work: Work, where: str, entry: dict[str, Any]) -> None:
         "message_field_training": lambda v: str(v) in tables.MARKS,
         "message_field_training_detail": off,
     }
-    for key in [k for k in entry if k in usual]:
-        value = entry.pop(key)
-        if value is None or usual[key](value):
+    for key in [k for k in section if k in usual]:
+        setting = section.pop(key)
+        if setting is None or usual[key](setting):
             work.silent.append(f"{where}.{key}")
         else:
-            work.unsupported(f"{where}.{key}", value, t("another choice of trained tokens"), one)
+            work.unsupported(f"{where}.{key}", setting, t("another choice of trained tokens"), one)
 
 
-def _speakers(work: Work, where: str, entry: dict[str, Any]) -> None:
+def _speakers(work: Work, where: str, section: dict[str, Any]) -> None:
     """Axolotl's `roles`, each with the names that the rows have for it."""
-    roles = entry.pop("roles", None)
+    roles = section.pop("roles", None)
     if off(roles):
         return
     if not isinstance(roles, dict) or not set(roles) <= set(tables.SPEAKERS):
@@ -196,26 +196,26 @@ def _speakers(work: Work, where: str, entry: dict[str, Any]) -> None:
     named = {role: names if isinstance(names, list) else [names] for role, names in roles.items()}
     own = {str(name): role for role, names in named.items() for name in names if name not in tables.SPEAKERS[role]}
     if own:
-        entry["speakers"] = {**own, **entry.get("speakers", {})}
+        section["speakers"] = {**own, **section.get("speakers", {})}
         work.becomes(where, roles, "data[].speakers", own)
     else:
         work.silent.append(where)
 
 
-def _look(work: Work, where: str, key: str, value: Any, entry: dict[str, Any]) -> None:
-    if value is None or (key, value) == ("split", "train"):
+def _look(work: Work, where: str, key: str, setting: Any, section: dict[str, Any]) -> None:
+    if setting is None or (key, setting) == ("split", "train"):
         work.silent.append(where)
     elif key == "split":
-        part = re.fullmatch(r"train(\[-?\d*:-?\d*\])", value) if isinstance(value, str) else None
+        part = re.fullmatch(r"train(\[-?\d*:-?\d*\])", setting) if isinstance(setting, str) else None
         if part:
-            entry.setdefault("rows", part[1])
+            section.setdefault("rows", part[1])
             work.called(where, "data[].rows")
         else:
             instead = t("name the file, and rows: '[from:to]' for a slice of it")
-            work.unsupported(where, value, t("this choice of rows"), instead)
-    elif key == "type" and str(value).startswith(("completion", "pretrain")):
-        entry.setdefault("task", "text")
-        work.becomes(where, value, "data[].task", "text")
+            work.unsupported(where, setting, t("this choice of rows"), instead)
+    elif key == "type" and str(setting).startswith(("completion", "pretrain")):
+        section.setdefault("task", "text")
+        work.becomes(where, setting, "data[].task", "text")
     else:
         work.drop(where, t("the shape of the rows is recognised by looking at them"))
 
@@ -233,25 +233,25 @@ def _listed(work: Work, folder: str) -> Listed:
     """
     if folder in work.listed:
         return work.listed[folder]
-    found: Listed = {}
+    datasets: Listed = {}
     places = [base / (folder or name) for base in (work.folder or Path(), Path()) for name in ("", "data")]
     file = next((place / LIST for place in places if (place / LIST).is_file()), None)
     if file is not None:
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
             entries = content.items() if isinstance(content, dict) else ()
-            found = {
+            datasets = {
                 name: (file.parent.resolve(), info)
                 for name, info in entries if isinstance(info, dict) and any(info.get(key) for key in PLACES)
             }  # fmt: skip
         except (OSError, ValueError, RecursionError) as error:
             work.problem("TL-RECIPE-DATASET-INFO", str(file), error=os_words(error))
-    work.listed[folder] = found
-    return found
+    work.listed[folder] = datasets
+    return datasets
 
 
 def _as_listed(
-    work: Work, where: str, name: str, listed: tuple[Path, dict[str, Any]], entry: dict[str, Any]
+    work: Work, where: str, name: str, listed: tuple[Path, dict[str, Any]], section: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The file of a data set of dataset_info.json, its columns and tags in our words."""
     folder, info = listed
@@ -277,11 +277,11 @@ def _as_listed(
     speakers = {tag: tables.LISTED_TAGS[key][1] for key, tag in odd.items()}
     kind = "preference" if info.get("ranking") else "judged" if "label" in roles else "text" if "text" in roles else ""
     number = info.get("num_samples")
-    said = {"path": path, "columns": roles, "speakers": speakers, "task": kind, "sample": number}
-    said = {key: value for key, value in said.items() if value}
+    fields = {"path": path, "columns": roles, "speakers": speakers, "task": kind, "sample": number}
+    fields = {key: setting for key, setting in fields.items() if setting}
     work.notes.append(t("{where}: {name} is read as {file} says: {path}", where=where, name=name, file=folder / LIST,
                         path=path))  # fmt: skip
-    return [{**said, **entry}]
+    return [{**fields, **section}]
 
 
 def _beyond(columns: dict[str, str], tags: dict[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -295,9 +295,9 @@ def _beyond(columns: dict[str, str], tags: dict[str, str]) -> Iterator[tuple[str
 
 
 def _section(info: dict[str, Any], key: str) -> dict[str, str]:
-    found = info.get(key)
+    section = info.get(key)
     known = tables.LISTED_TAGS if key == "tags" else {}
-    pairs = found.items() if isinstance(found, dict) else ()
+    pairs = section.items() if isinstance(section, dict) else ()
     return {k: v for k, v in pairs if isinstance(v, str) and v and (not known or k in known)}
 
 

@@ -57,7 +57,7 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("prepare.too_long", too_long, "truncation_strategy excess_length_strategy truncation_mode"),
     ("train.task", together, "stage task task_type rl rlhf_type"),
     ("train.method", method, "finetuning_type train_type tuner_type sft_type adapter peft_type"),
-    ("train.method", lambda value: "lora" if either(value) else "full", "use_peft"),
+    ("train.method", lambda setting: "lora" if either(setting) else "full", "use_peft"),
     ("train.lora.rank", same, "lora_rank lora_r r"),
     ("train.lora.alpha", same, "lora_alpha"),
     ("train.lora.dropout", same, "lora_dropout lora_dropout_p"),
@@ -98,7 +98,7 @@ TABLE: list[tuple[str, Convert, str]] = [
     ("train.betas", together, "adam_beta1 adam_beta2"),
     ("train.max_grad_norm", same, "max_grad_norm gradient_clipping"),
     ("train.checkpointing", either, "gradient_checkpointing activation_checkpointing use_gradient_checkpointing"),
-    ("train.checkpointing", lambda value: not either(value), "disable_gradient_checkpointing"),
+    ("train.checkpointing", lambda setting: not either(setting), "disable_gradient_checkpointing"),
     ("train.checkpointing", flag(True), "use_unsloth_gc"),
     ("train.workers", same, "dataloader_num_workers"),
     ("train.logging_strategy", strategy, "logging_strategy"),
@@ -194,11 +194,13 @@ IGNORED: list[tuple[str, Why]] = [
 
 
 def _in(*harmless: str) -> Callable[[Any], bool]:
-    return lambda value: off(value) or (isinstance(value, str) and value.lower() in harmless)
+    return lambda setting: off(setting) or (isinstance(setting, str) and setting.lower() in harmless)
 
 
-def _loss_plugins(value: Any) -> bool:
-    return off(value) or (isinstance(value, list) and all("liger" in str(v) or "cut_cross" in str(v) for v in value))
+def _loss_plugins(setting: Any) -> bool:
+    return off(setting) or (
+        isinstance(setting, list) and all("liger" in str(v) or "cut_cross" in str(v) for v in setting)
+    )
 
 
 # names, which values ask for nothing, what they ask for, what to do instead
@@ -207,13 +209,13 @@ UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
      lambda: t("a reference or reward model of another folder"),
      lambda: t("take it out: the reference is the model as it was before training")),
     ("kto_chosen_weight kto_rejected_weight desirable_weight undesirable_weight kto_desirable_weight "
-     "kto_undesirable_weight", lambda value: off(value) or value == 1, lambda: t("weights for good and bad answers"),
-     lambda: t("take it out")),
+     "kto_undesirable_weight", lambda setting: off(setting) or setting == 1,
+     lambda: t("weights for good and bad answers"), lambda: t("take it out")),
     ("deepspeed deepspeed_* fsdp fsdp_* zero_hpz_partition_size use_ray use_mca", off,
      lambda: t("sharded training with DeepSpeed, FSDP or Ray"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
     ("sequence_parallel_size sequence_parallel_degree context_parallel_size expert_parallel_size "
-     "tensor_parallel_size", lambda value: off(value) or value == 1,
+     "tensor_parallel_size", lambda setting: off(setting) or setting == 1,
      lambda: t("splitting a sequence or a model over devices"),
      lambda: t("take it out; train.checkpointing: true and a smaller train.token_budget save memory")),
     ("quant_method quantization_method", _in("bnb", "bitsandbytes"), lambda: t("this form of quantized weights"),
@@ -256,11 +258,11 @@ UNSUPPORTED: list[tuple[str, Callable[[Any], bool], Why, Why]] = [
      lambda: t("take it out: data[].repeat weighs one file against another")),
     ("columns", off, lambda: t("columns for all files together"),
      lambda: t("write it beside the file: data: [{path: …, columns: {role: column}}]")),
-    ("dataset_shuffle train_dataloader_shuffle shuffle_merged_datasets", lambda value: not off(value),
+    ("dataset_shuffle train_dataloader_shuffle shuffle_merged_datasets", lambda setting: not off(setting),
      lambda: t("an order that is not shuffled"), lambda: t("take it out: the order depends on the seed alone")),
     ("disable_shuffling", off, lambda: t("an order that is not shuffled"),
      lambda: t("take it out: the order depends on the seed alone")),
-    ("special_tokens", lambda value: off(value) or (isinstance(value, dict) and set(value) <= {"pad_token"}),
+    ("special_tokens", lambda setting: off(setting) or (isinstance(setting, dict) and set(setting) <= {"pad_token"}),
      lambda: t("changing the tokenizer or the model's shape"), lambda: t("take it out")),
     ("add_tokens add_special_tokens new_special_tokens tokens resize_vocab rope_scaling", off,
      lambda: t("changing the tokenizer or the model's shape"), lambda: t("take it out")),
@@ -286,9 +288,9 @@ def tool(keys: Iterable[str]) -> str:
     >>> tool(["cutoff_len", "stage", "learning_rate"]), tool(["num_train_epochs"])
     ('LLaMA-Factory', '')
     """
-    found = {name: len(set(signs.split()) & set(keys)) for name, signs in SIGNS.items()}
-    best = max(found, key=lambda name: found[name])
-    return best if found[best] else ""
+    counts = {name: len(set(signs.split()) & set(keys)) for name, signs in SIGNS.items()}
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else ""
 
 
 # keys of an Axolotl dataset section: those that name a column, by the role it has; those that describe the rows

@@ -13,20 +13,20 @@ from typing import Any
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import METHOD_CHOICES, TRAIN_SECTIONS, USUAL_METHOD, MethodChoice
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers import values as convert
 from tuneloop.recipe.peers.account import Work
 from tuneloop.recipe.peers.data_files import files
 from tuneloop.recipe.peers.tables import Why
-from tuneloop.recipe.peers.values import NOTHING, Convert, Dropped, Wrong, number, together, whole
+from tuneloop.recipe.peers.values import NOTHING, Convert, Dropped, Wrong, integer, number, together
 
 ALIASES: dict[str, tuple[str, Convert]] = {
     alias: (key, how) for key, how, names in tables.TABLE for alias in names.split()
 }
 # Keys whose name means something else elsewhere: tokens of a tokenizer, a template of a list of templates.
 OWN = {key for key, _, _ in tables.TABLE} | {"prepare.tokens", "train.classify.template"}
-PARTS = ("lora", "qlora", "freeze", "virtual", "classify", "prefer")
-SECTIONS = ("", "model", "prepare", "train", *(f"train.{part}" for part in PARTS), "evaluate")
+SECTIONS = ("", "model", "prepare", "train", *(f"train.{name}" for name in TRAIN_SECTIONS), "evaluate")
 # Chinese words for a key, to guess from; they are not read as keys
 CHINESE = {
     "name": "名称 名字 任务名 运行名", "seed": "种子 随机种子", "model": "模型",
@@ -93,25 +93,25 @@ def _one(work: Work, section: str, place: dict[str, Any], key: str) -> None:
     if where in OWN:
         return
     if target and (section in {"", "train"} or target.startswith(f"{section}.")):
-        value = place.pop(key)
-        if value is None and key != "adapter":  # Axolotl: an empty adapter means all weights
+        setting = place.pop(key)
+        if setting is None and key != "adapter":  # Axolotl: an empty adapter means all weights
             work.silent.append(where)
         elif convert is together:
-            work.waiting.append((key, where, value))
+            work.waiting.append((key, where, setting))
         else:
-            result = work.read(where, convert, value)
-            if result is not NOTHING and work.put(target, result, where):
-                _tell(work, where, value, target, result, tables.REMARKS.get(key) or tables.REMARKS.get(target))
+            converted = work.read(where, convert, setting)
+            if converted is not NOTHING and work.put(target, converted, where):
+                _tell(work, where, setting, target, converted, tables.REMARKS.get(key) or tables.REMARKS.get(target))
         return
     fate, why = _fate(key), _ignored(key)
     if fate is None and why is None:
         return
-    value = place.pop(key)
+    setting = place.pop(key)
     try:
-        if value is None or (fate and fate[0](value)):
+        if setting is None or (fate and fate[0](setting)):
             work.silent.append(where)
         elif fate:
-            work.unsupported(where, value, fate[1](), fate[2]())
+            work.unsupported(where, setting, fate[1](), fate[2]())
         elif why:
             work.drop(where, why())
     except Dropped as reason:
@@ -127,11 +127,11 @@ def _tell(work: Work, where: str, before: Any, key: str, after: Any, remark: Why
 
 def _model(work: Work) -> None:
     """`model_name` is Unsloth's word for the model, and ms-swift's for what the assistant calls itself."""
-    said = work.pick("model.name", lambda v: v, "model_name")
-    if said and "name" in work.section("model"):
-        work.drop(said[0], t("the data says what the assistant is called"))
-    elif said and work.put("model.name", said[1], said[0]):
-        work.called(said[0], "model.name")
+    written = work.pick("model.name", lambda v: v, "model_name")
+    if written and "name" in work.section("model"):
+        work.drop(written[0], t("the data says what the assistant is called"))
+    elif written and work.put("model.name", written[1], written[0]):
+        work.called(written[0], "model.name")
 
 
 def _method(work: Work) -> None:
@@ -144,10 +144,10 @@ def _method(work: Work) -> None:
 
 def _task(work: Work) -> None:
     """The stage, or the kind of preference training, and with it the loss; a loss of its own may stand beside it."""
-    said = work.pick("train.task", convert.task, "stage", "task", "task_type", "rl", "rlhf_type")
+    written = work.pick("train.task", convert.task, "stage", "task", "task_type", "rl", "rlhf_type")
     loss = work.pick("train.prefer.loss", convert.preference, "pref_loss", "loss_type")
-    if said:
-        where, (task, wanted) = said
+    if written:
+        where, (task, wanted) = written
         if work.put("train.task", task, where):
             work.becomes(where, work.raw_at(where), "train.task", task)
         if wanted and loss:  # stage: kto knows no other loss, whatever pref_loss says
@@ -159,6 +159,10 @@ def _task(work: Work) -> None:
         work.becomes(loss[0], work.raw_at(loss[0]), "train.prefer.loss", loss[1])
 
 
+def _method_choice(train: dict[str, Any]) -> MethodChoice:
+    return METHOD_CHOICES.get(str(train.get("method", USUAL_METHOD)), MethodChoice())
+
+
 def _quantised(work: Work) -> None:
     """LoRA over weights in 4 or 8 bits is a method of its own here."""
     four = work.pick("train.qlora.bits", convert.flag("nf4"), "load_in_4bit")
@@ -167,17 +171,18 @@ def _quantised(work: Work) -> None:
     double = work.pick(
         "train.qlora.double", convert.either, "double_quantization", "bnb_4bit_use_double_quant", "use_bnb_nested_quant"
     )
-    found = [said for said in (four, eight, bits) if said]
+    forms = [written for written in (four, eight, bits) if written]
     train = work.section("train")
-    for where, form in found:
-        if train.get("method", "lora") not in {"lora", "qlora"}:
+    for where, form in forms:
+        quantized = _method_choice(train).quantized
+        if not quantized:
             feature = t("training {method} on quantized weights", method=train["method"])
             work.unsupported(where, work.raw_at(where), feature, t("take it out, or set train.method: qlora"))
         elif work.put("train.qlora.bits", form, where):
             train = work.section("train")
-            train["method"] = "qlora"
+            train["method"] = quantized
             work.notes.append(t("{where}: train.method is qlora, train.qlora.bits is {bits}", where=where, bits=form))
-    if double and train.get("method") != "qlora":
+    if double and not _method_choice(train).quantize:
         work.drop(double[0], t("only for quantized weights"))
     elif double and work.put("train.qlora.double", double[1], double[0]):
         work.called(double[0], "train.qlora.double")
@@ -185,13 +190,13 @@ def _quantised(work: Work) -> None:
 
 def _adapters(work: Work) -> None:
     """Adapters to go on from. Of several all but the last are added into the weights, as LLaMA-Factory does."""
-    said = work.pick("train.adapter", convert.adapters, "adapter_name_or_path", "lora_model_dir", "adapters")
+    written = work.pick("train.adapter", convert.adapters, "adapter_name_or_path", "lora_model_dir", "adapters")
     fresh = work.pick("train.adapter", convert.flag(True), "create_new_adapter")
-    if said is None:
+    if written is None:
         if fresh:
             work.silent.append(fresh[0])
         return
-    where, names = said
+    where, names = written
     merged, last = (names, None) if fresh else (names[:-1], names[-1])
     if merged and work.put("train.merge", merged, where):
         work.becomes(where, work.raw_at(where), "train.merge", merged)
@@ -201,10 +206,10 @@ def _adapters(work: Work) -> None:
 
 def _warmup(work: Work) -> None:
     """`warmup_steps` below 1 is a share (transformers 5); 0 beside a share says nothing (transformers 4)."""
-    said = work.pick("train.warmup_steps", number, "warmup_steps")
-    if not said:
+    written = work.pick("train.warmup_steps", number, "warmup_steps")
+    if not written:
         return
-    where, steps = said
+    where, steps = written
     if steps == 0 and "warmup_ratio" in work.section("train"):
         work.silent.append(where)
         return
@@ -216,17 +221,17 @@ def _warmup(work: Work) -> None:
 def _betas(work: Work) -> None:
     first = work.pick("train.betas", number, "adam_beta1")
     second = work.pick("train.betas", number, "adam_beta2")
-    for said in (first, second):
+    for written in (first, second):
         betas = [first[1] if first else 0.9, second[1] if second else 0.999]
-        if said and work.put("train.betas", betas, said[0]):
-            work.called(said[0], "train.betas")
+        if written and work.put("train.betas", betas, written[0]):
+            work.called(written[0], "train.betas")
 
 
 def _batch(work: Work) -> None:
     """Per-device size x accumulation steps is the global batch on one device; here the global size is the one said."""
     names = ("per_device_train_batch_size", "per_gpu_train_batch_size", "micro_batch_size")
-    micro = work.pick("train.micro_batch_size", whole, *names)
-    steps = work.pick("train.batch_size", whole, "gradient_accumulation_steps")
+    micro = work.pick("train.micro_batch_size", integer, *names)
+    steps = work.pick("train.batch_size", integer, "gradient_accumulation_steps")
     if micro is None and steps is None:
         return
     train = work.section("train")
@@ -235,7 +240,7 @@ def _batch(work: Work) -> None:
     where = micro[0] if micro else steps[0] if steps else ""
     if steps is not None or "batch_size" not in train:
         total = each * (steps[1] if steps else 1)
-        keys = ", ".join(said[0] for said in (micro, steps) if said)
+        keys = ", ".join(written[0] for written in (micro, steps) if written)
         if not work.put("train.batch_size", total, keys):
             return
         work.notes.append(t("{keys}: train.batch_size is {n}, the dialogues of one optimizer step over all devices",
@@ -247,7 +252,7 @@ def _micro(work: Work, each: int, where: str) -> None:
     train, length = work.section("train"), work.section("prepare").get("max_length")
     if train.get("packing") is False and each > 1:
         work.notes.append(t("train.micro_batch_size is left out: unpacked dialogues run singly, to the same result"))
-    elif train.get("packing") is True and "train.packing" in work.said and type(length) is int:
+    elif train.get("packing") is True and "train.packing" in work.places and type(length) is int:
         if "token_budget" not in train:  # elsewhere a micro-batch is so many packed rows, here so many dialogues
             work.put("train.token_budget", each * length, where)
             work.notes.append(t("{n} packed rows of {length} tokens: train.token_budget is {budget}",
@@ -266,8 +271,8 @@ def _strategies(work: Work) -> None:
             work.notes.append(t("train.{what}_steps is given, so train.{what}_strategy is steps", what=what))
 
 
-def _leaf(value: Any) -> str:
-    parts = [p for p in re.split(r"[/\\]+", value) if p not in {"", ".", ".."}] if isinstance(value, str) else []
+def _leaf(path: Any) -> str:
+    parts = [p for p in re.split(r"[/\\]+", path) if p not in {"", ".", ".."}] if isinstance(path, str) else []
     name = re.sub(r"[^\w.-]+", "-", parts[-1])[:64].strip("-.") if parts else ""
     if not name:
         raise Wrong(t("a name of letters and digits"))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tuneloop.base.language import t
+from tuneloop.recipe.choices import LOSS_CHOICES, METHOD_CHOICES, TASK_CHOICES
 
 Convert = Callable[[Any], Any]
 
@@ -32,51 +33,51 @@ class Dropped(Exception):
     """The value has no meaning here; the text says why."""
 
 
-def off(value: Any) -> bool:
+def off(setting: Any) -> bool:
     """Is this the value of something that is not wanted?
 
     >>> [off(v) for v in (None, False, 0, "", "none", [], "zero2", 5)]
     [True, True, True, True, True, True, False, False]
     """
-    if isinstance(value, str):
-        return value.strip().lower() in {"", "none", "no", "false", "null", "off", "0"}
-    return value is None or value in (False, [], {})
+    if isinstance(setting, str):
+        return setting.strip().lower() in {"", "none", "no", "false", "null", "off", "0"}
+    return setting is None or setting in (False, [], {})
 
 
-def on(value: Any) -> bool:
+def on(setting: Any) -> bool:
     """Is this the value of a switch that is on?"""
-    return value is True or (isinstance(value, str) and value.strip().lower() in {"true", "yes", "on", "1"})
+    return setting is True or (isinstance(setting, str) and setting.strip().lower() in {"true", "yes", "on", "1"})
 
 
-def same(value: Any) -> Any:
+def same(setting: Any) -> Any:
     """The value as it stands; the recipe judges it."""
-    return value
+    return setting
 
 
-def together(value: Any) -> Any:
+def together(setting: Any) -> Any:
     """Marks the keys that `translate.py` reads several at a time, e.g. per-device size and accumulation steps."""
-    return value
+    return setting
 
 
-def whole(value: Any) -> int:
+def integer(setting: Any) -> int:
     """A whole number of at least 1, also written as text or as 2.0; raises Wrong.
 
     >>> whole("4"), whole(2.0)
     (4, 2)
     """
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(setting, str) and setting.strip().isdecimal() and len(setting) < 20:
+        setting = int(setting)
+    if isinstance(setting, float) and setting.is_integer():
+        setting = int(setting)
+    if isinstance(setting, bool) or not isinstance(setting, int) or setting < 1:
         raise Wrong(t("a whole number of at least 1"))
-    return value
+    return setting
 
 
-def number(value: Any) -> float:
+def number(setting: Any) -> float:
     """A number, also written as text; raises Wrong."""
     try:
-        return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+        return setting if isinstance(setting, int) and not isinstance(setting, bool) else float(setting)
     except (TypeError, ValueError) as error:
         raise Wrong(t("a number")) from error
 
@@ -84,48 +85,48 @@ def number(value: Any) -> float:
 def flag(meaning: Any, auto: Any = NOTHING) -> Convert:
     """A switch that stands for a value: `bf16: true` means bfloat16, `bf16: false` says nothing."""
 
-    def convert(value: Any) -> Any:
-        if off(value):
+    def convert(setting: Any) -> Any:
+        if off(setting):
             return NOTHING
-        if on(value):
+        if on(setting):
             return meaning
-        if value == "auto" and auto is not NOTHING:
+        if setting == "auto" and auto is not NOTHING:
             return auto
         raise Wrong(t("true or false"))
 
     return convert
 
 
-def either(value: Any) -> bool:
+def either(setting: Any) -> bool:
     """A switch, also as `unsloth` or `offload` for a kind of recomputing; raises Wrong."""
-    if on(value) or (isinstance(value, str) and "offload" in value) or value == "unsloth":
+    if on(setting) or (isinstance(setting, str) and "offload" in setting) or setting == "unsloth":
         return True
-    if off(value):
+    if off(setting):
         return False
     raise Wrong(t("true or false"))
 
 
-def dtype(value: Any) -> str:
+def dtype(setting: Any) -> str:
     """The type of the weights under any of its names; raises Wrong.
 
     >>> dtype("torch.bfloat16"), dtype("fp16")
     ('bfloat16', 'float16')
     """
     short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-    name = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else ""
+    name = setting.strip().lower().removeprefix("torch.") if isinstance(setting, str) else ""
     name = short.get(name, name)
     if name not in {"auto", "bfloat16", "float16", "float32"}:
         raise Wrong(t("one of {choices}", choices="auto, bfloat16, float16, float32"))
     return name
 
 
-def targets(value: Any) -> Any:
+def targets(setting: Any) -> Any:
     """Module names as a list or a text; raises Wrong, or Cannot for a regular expression.
 
     >>> targets("q_proj, v_proj"), targets(["all-linear"]), targets("all")
     (['q_proj', 'v_proj'], 'all-linear', 'all-linear')
     """
-    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    names = setting.replace(",", " ").split() if isinstance(setting, str) else setting
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise Wrong(t("all-linear, or a list of module names"))
     if any(n.lower().replace("_", "-") in {"all", "all-linear"} for n in names):
@@ -135,24 +136,20 @@ def targets(value: Any) -> Any:
     return names
 
 
-METHODS = {
-    "lora": "lora", "qlora": "qlora", "full": "full", "freeze": "freeze", "prefix": "ptuning_v2",
-    "prefix_tuning": "ptuning_v2", "ptuning_v2": "ptuning_v2", "p_tuning_v2": "ptuning_v2",
-    "prompt": "prompt_tuning", "prompt_tuning": "prompt_tuning",
-}  # fmt: skip
+METHODS = {alias: name for name, row in METHOD_CHOICES.items() for alias in (name, *row.aliases)}
 
 
-def method(value: Any) -> str:
+def method(setting: Any) -> str:
     """The method under any of its names; raises Cannot for those that other tools alone have.
 
     >>> method("LORA"), method("PREFIX_TUNING"), method(None)
     ('lora', 'ptuning_v2', 'full')
     """
-    name = value.strip().lower().replace("-", "_") if isinstance(value, str) else "full" if off(value) else ""
+    name = setting.strip().lower().replace("-", "_") if isinstance(setting, str) else "full" if off(setting) else ""
     if name in METHODS:
         return METHODS[name]
     known = "oft longlora adalora llamapro adapter vera boft fourierft reft bone ia3 llama_adapter p_tuning loha lokr"
-    choices = "lora, qlora, full, freeze, ptuning_v2, prompt_tuning"
+    choices = ", ".join(METHOD_CHOICES)
     if name in known.split():
         raise Cannot(t("the method {name}", name=name), t("train.method is one of {choices}", choices=choices))
     raise Wrong(t("one of {choices}", choices=choices))
@@ -165,16 +162,16 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-def optimizer(value: Any) -> Any:
+def optimizer(setting: Any) -> Any:
     """An optimizer under the names of transformers and bitsandbytes; the usual AdamW says nothing.
 
     >>> optimizer("adamw_bnb_8bit"), optimizer("paged_adamw_32bit"), optimizer("adamw_torch_fused") is NOTHING
     ('adamw_8bit', 'paged_adamw', True)
     """
-    name = value.strip().lower() if isinstance(value, str) else ""
+    name = setting.strip().lower() if isinstance(setting, str) else ""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    if off(value) or name in USUAL_ADAMW:
+    if off(setting) or name in USUAL_ADAMW:
         return NOTHING
     if "adamw" in name and not any(other in name for other in ("galore", "apollo", "bit", "muon")):
         raise Dropped(t("the optimizer is AdamW in full precision"))
@@ -182,14 +179,14 @@ def optimizer(value: Any) -> Any:
     raise Cannot(t("the optimizer {name}", name=name or "?"), t("train.optimizer is one of {choices}", choices=choices))
 
 
-def lora_init(value: Any) -> Any:
+def lora_init(setting: Any) -> Any:
     """How adapters begin; `true` is the usual way.
 
     >>> lora_init("pissa_niter_16"), lora_init("gaussian"), lora_init(True) is NOTHING
     ('pissa', 'gaussian', True)
     """
-    name = value.strip().lower() if isinstance(value, str) else ""
-    if value is None or on(value) or name in {"default", "kaiming"}:
+    name = setting.strip().lower() if isinstance(setting, str) else ""
+    if setting is None or on(setting) or name in {"default", "kaiming"}:
         return NOTHING
     if name.startswith("pissa_niter_"):
         return "pissa"
@@ -199,110 +196,107 @@ def lora_init(value: Any) -> Any:
     raise Cannot(t("this start of the adapters"), t("train.lora.init is one of {choices}", choices=choices))
 
 
-def wanted(value: Any) -> Any:
+def wanted(setting: Any) -> Any:
     """The value, or NOTHING for one that switches off."""
-    return NOTHING if off(value) else value
+    return NOTHING if off(setting) else setting
 
 
-def amount(value: Any) -> Any:
+def amount(setting: Any) -> Any:
     """A number, or NOTHING for 0 and other values that switch off; raises Wrong."""
-    return NOTHING if off(value) else number(value)
+    return NOTHING if off(setting) else number(setting)
 
 
-def modules(value: Any) -> Any:
+def modules(setting: Any) -> Any:
     """Module names as a list, or a text with commas.
 
     >>> modules("embed_tokens,lm_head"), modules(["embed_tokens"]), modules([]) is NOTHING
     (['embed_tokens', 'lm_head'], ['embed_tokens'], True)
     """
-    if off(value):
+    if off(setting):
         return NOTHING
-    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    names = setting.replace(",", " ").split() if isinstance(setting, str) else setting
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise Wrong(t("a list of module names"))
     return names
 
 
-def last_blocks(value: Any) -> Any:
+def last_blocks(setting: Any) -> Any:
     """How many of the last blocks are trained; a negative number counts the first ones elsewhere."""
-    if isinstance(number(value), int) and value < 0:
+    if isinstance(number(setting), int) and setting < 0:
         raise Cannot(t("training the first blocks"), t("train.freeze.layers counts the last ones"))
-    return value
+    return setting
 
 
-def bits(value: Any) -> Any:
+def bits(setting: Any) -> Any:
     """4 or 8 bits as the name of a form; raises Cannot for others.
 
     >>> bits(4), bits("8"), bits(None) is NOTHING
     ('nf4', 'int8', True)
     """
-    if off(value):
+    if off(setting):
         return NOTHING
-    number_ = whole(value)
+    number_ = integer(setting)
     if number_ not in {4, 8}:
         raise Cannot(t("weights of {n} bits", n=number_), t("train.qlora.bits is nf4 or int8"))
     return {4: "nf4", 8: "int8"}[number_]
 
 
-def adapters(value: Any) -> Any:
+def adapters(setting: Any) -> Any:
     """Folders of adapters, as a list or a text with commas; raises Wrong.
 
     >>> adapters("a, b"), adapters(["a"]), adapters([]) is NOTHING
     (['a', 'b'], ['a'], True)
     """
-    if off(value):
+    if off(setting):
         return NOTHING
-    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
+    names = [n.strip() for n in setting.split(",")] if isinstance(setting, str) else setting
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         raise Wrong(t("the path of an adapter, or a list of them"))
     return names
 
 
-PREFERENCES = {"sigmoid": "dpo", "dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto"}
+PREFERENCES = {alias: name for name, row in LOSS_CHOICES.items() for alias in (name, *row.aliases)}
 
 
-def preference(value: Any) -> Any:
+def preference(setting: Any) -> Any:
     """A preference loss under the names of TRL, LLaMA-Factory and ms-swift; `nll` says nothing.
 
     >>> preference("sigmoid"), preference("simpo"), preference("nll") is NOTHING
     ('dpo', 'simpo', True)
     """
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    name = value.strip().lower() if isinstance(value, str) else ""
-    if off(value) or name == "nll":
+    setting = setting[0] if isinstance(setting, list) and len(setting) == 1 else setting
+    name = setting.strip().lower() if isinstance(setting, str) else ""
+    if off(setting) or name == "nll":
         return NOTHING
     if name in PREFERENCES:
         return PREFERENCES[name]
-    choices = "dpo, ipo, orpo, simpo, kto"
+    choices = ", ".join(LOSS_CHOICES)
     raise Cannot(t("the loss {name}", name=name or "?"), t("train.prefer.loss is one of {choices}", choices=choices))
 
 
-TASKS = {
-    "pt": ("text", ""), "rm": ("reward", ""), "dpo": ("prefer", ""), "kto": ("prefer", "kto"), "ipo": ("prefer", "ipo"),
-    "orpo": ("prefer", "orpo"), "simpo": ("prefer", "simpo"), "seq_cls": ("classify", ""),
-}  # fmt: skip
+TASKS = {loss: (name, loss) for name, row in TASK_CHOICES.items() for loss in row.losses}
+TASKS |= {alias: (name, "") for name, row in TASK_CHOICES.items() for alias in (name, *row.aliases)}
+"""Name of a task or stage -> the task, and the loss that it says; "" for the usual one."""
 
 
-def task(value: Any) -> Any:
+def task(setting: Any) -> Any:
     """What is learned, and the loss that this says: a stage, ms-swift's rlhf_type, Axolotl's rl, PEFT's task_type.
 
     >>> task("dpo"), task("pt"), task("SEQ_CLS"), task("sft") is NOTHING
     (('prefer', ''), ('text', ''), ('classify', ''), True)
     """
-    name = value.strip().lower() if isinstance(value, str) else ""
-    if off(value) or name in {"sft", "causal_lm", "auto"}:
+    name = setting.strip().lower() if isinstance(setting, str) else ""
+    if off(setting) or name in {"sft", "causal_lm", "auto"}:
         return NOTHING
     if name in TASKS:
         return TASKS[name]
-    if name in {"chat", "text", "classify", "classify_prompt", "reward", "prefer"}:
-        return name, ""
-    choices = "chat, text, classify, classify_prompt, reward, prefer"
+    choices = ", ".join(TASK_CHOICES)
     raise Cannot(t("the task {name}", name=name or "?"), t("train.task is one of {choices}", choices=choices))
 
 
-def schedule(value: Any) -> str:
+def schedule(setting: Any) -> str:
     """The learning rate's course; all of them warm up here."""
-    name = value.strip().lower() if isinstance(value, str) else ""
+    name = setting.strip().lower() if isinstance(setting, str) else ""
     name = "constant" if name == "constant_with_warmup" else name
     if name not in {"cosine", "linear", "constant"}:
         known = t("train.schedule is cosine, linear or constant")
@@ -310,42 +304,42 @@ def schedule(value: Any) -> str:
     return name
 
 
-def strategy(value: Any) -> Any:
+def strategy(setting: Any) -> Any:
     """When something is done: steps, epoch or no."""
-    return "no" if value is False else value  # YAML reads a bare no as false
+    return "no" if setting is False else setting  # YAML reads a bare no as false
 
 
-def times_an_epoch(value: Any) -> str:
+def times_an_epoch(setting: Any) -> str:
     """Axolotl's number of times an epoch."""
-    return "no" if number(value) == 0 else "epoch"
+    return "no" if number(setting) == 0 else "epoch"
 
 
-def max_steps(value: Any) -> Any:
+def max_steps(setting: Any) -> Any:
     """-1 elsewhere means: as the epochs say."""
-    return NOTHING if number(value) <= 0 else value
+    return NOTHING if number(setting) <= 0 else setting
 
 
-def system(value: Any) -> Any:
+def system(setting: Any) -> Any:
     """A system prompt; ms-swift takes a file as well, which raises Wrong."""
-    if isinstance(value, str) and value.endswith(".txt"):
+    if isinstance(setting, str) and setting.endswith(".txt"):
         raise Wrong(t("the system prompt itself, not a file"))
-    return value
+    return setting
 
 
-def template(value: Any) -> Any:
+def template(setting: Any) -> Any:
     """A template that can be named here; a name of another tool's list raises Dropped."""
-    if isinstance(value, str) and (value == "chatml" or value.endswith(".jinja")):
-        return value
-    if isinstance(value, str) and "{" in value:
+    if isinstance(setting, str) and (setting == "chatml" or setting.endswith(".jinja")):
+        return setting
+    if isinstance(setting, str) and "{" in setting:
         raise Cannot(
             t("a template inside the recipe"), t("save the template as a .jinja file and name that in model.template")
         )
     raise Dropped(t("the tokenizer's own chat template is used; model.template names another one"))
 
 
-def exact(value: Any) -> str:
+def exact(setting: Any) -> str:
     """A switch for exact deduplication."""
-    return "exact" if either(value) else "off"
+    return "exact" if either(setting) else "off"
 
 
 CUTS = {
@@ -354,14 +348,14 @@ CUTS = {
 }  # fmt: skip
 
 
-def too_long(value: Any) -> Any:
+def too_long(setting: Any) -> Any:
     """What ms-swift, Axolotl and TRL do with a longer dialogue; `left` cuts its beginning off.
 
     >>> too_long("left"), too_long("drop")
     ('cut_left', 'reject')
     """
-    name = value.strip().lower() if isinstance(value, str) else ""
-    if off(value):
+    name = setting.strip().lower() if isinstance(setting, str) else ""
+    if off(setting):
         return NOTHING
     if name not in CUTS:
         raise Wrong(t("one of {choices}", choices=", ".join(CUTS)))
