@@ -88,10 +88,17 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, befo
         say(t("{n} rows read", n=rows))
 
     # No process of a launcher needs its peers for this: the first one here holds a lock, the others find what it made.
-    return builder.build(recipe, workspace, bundle.encode, bundle.key, progress, bundle.view(),
-                         helpers(recipe, bundle.folder, bundle.tokenizer, say, about),
-                         bundle.most_tokens(_with_adapters(recipe, workspace)),
-                         before.held_out() if before else None)  # fmt: skip
+    return builder.build(
+        recipe,
+        workspace,
+        bundle.encode,
+        bundle.key,
+        progress,
+        bundle.view(),
+        helpers(recipe, bundle.folder, bundle.tokenizer, say, about),
+        bundle.most_tokens(_with_adapters(recipe, workspace)),
+        before.held_out() if before else None,
+    )
 
 
 def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
@@ -127,9 +134,15 @@ def _assembled(recipe: Recipe, dataset: Dataset, workspace: Path) -> TrainingInp
 def _foreseen(assembled: TrainingInput) -> tuple[Plan, Preflight]:
     recipe = assembled.recipe
     records = [record for record, _, _ in islice(assembled.dataset.rows("train"), LOOKED_AT)]
-    preflight_report = preflight(assembled.context.tokenizer, assembled.samples, recipe.train.token_budget, records,
-                       max_sequence_length=assembled.max_sequence_length, rows=vocabulary(assembled.folder),
-                       words=recipe.train.classify.words)  # fmt: skip
+    preflight_report = preflight(
+        assembled.context.tokenizer,
+        assembled.samples,
+        recipe.train.token_budget,
+        records,
+        max_sequence_length=assembled.max_sequence_length,
+        rows=vocabulary(assembled.folder),
+        words=recipe.train.classify.words,
+    )
     assembled.require_held()  # also of these rows is said now what would stop the run later
     return uncosted(assembled) if assembled.alone else planner.make(assembled), preflight_report
 
@@ -218,9 +231,7 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
     return evaluation
 
 
-def compare(
-    run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96
-) -> Comparison:  # fmt: skip
+def compare(run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96) -> Comparison:
     """The same prompts answered by two runs, or by one before and after training; and their metrics."""
     from tuneloop.inference.open import make_answerer
 
@@ -230,8 +241,7 @@ def compare(
 
     def answers(of: Trained, model: Any) -> list[Reply]:
         answerer = make_answerer(replace(of, model=model))
-        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8,
-                   system=first.recipe.prepare.system)  # fmt: skip
+        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8, system=first.recipe.prepare.system)
 
     metrics, warning = changes(mine), ""
     if other is None:

@@ -24,7 +24,7 @@ from tuneloop.model.frozen_cache import Frozen, frozen
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.loss import LossModel
-from tuneloop.training.frozen_policy import Question, objection
+from tuneloop.training.frozen_policy import CacheQuestion, objection
 
 LENGTHS = (19, 8, 11, 25, 40, 7)
 
@@ -212,18 +212,18 @@ def test_what_was_kept_is_read_again_and_damage_is_mended(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("train", "asked", "why"),
     [
-        ({}, Question(2, 3, 1000, 10**6, 2), ""),
-        ({}, Question(2, 3, 1000, 10**6, 1), "there is one epoch"),
-        ({}, Question(0, 3, 0, 10**6, 2), "training reaches the lowest block"),
-        ({}, Question(1, 12, 1000, 10**6, 2), "frozen blocks: 1 of 12 only"),
-        ({}, Question(2, 3, 10**6, 10**6, 2), "1 MB would be kept and 1 MB are free on the disk"),
-        ({"neftune_alpha": 5}, Question(2, 3, 1000, 10**6, 2), "NEFTune"),
-        ({"keep_trunk": "off"}, Question(2, 3, 1000, 10**6, 2), "train.keep_trunk is off"),
-        ({"keep_trunk": "on"}, Question(1, 12, 10**6, 10**6, 1), ""),
+        ({}, CacheQuestion(2, 3, 1000, 10**6, 2), ""),
+        ({}, CacheQuestion(2, 3, 1000, 10**6, 1), "there is one epoch"),
+        ({}, CacheQuestion(0, 3, 0, 10**6, 2), "training reaches the lowest block"),
+        ({}, CacheQuestion(1, 12, 1000, 10**6, 2), "frozen blocks: 1 of 12 only"),
+        ({}, CacheQuestion(2, 3, 10**6, 10**6, 2), "1 MB would be kept and 1 MB are free on the disk"),
+        ({"neftune_alpha": 5}, CacheQuestion(2, 3, 1000, 10**6, 2), "NEFTune"),
+        ({"keep_trunk": "off"}, CacheQuestion(2, 3, 1000, 10**6, 2), "train.keep_trunk is off"),
+        ({"keep_trunk": "on"}, CacheQuestion(1, 12, 10**6, 10**6, 1), ""),
     ],
     ids=str,
 )
-def test_when_it_is_kept(train: dict[str, Any], asked: Question, why: str) -> None:
+def test_when_it_is_kept(train: dict[str, Any], asked: CacheQuestion, why: str) -> None:
     said = objection(TrainPart.model_validate(train), asked)
     assert said.startswith(why) if why else not said
 
@@ -233,7 +233,7 @@ def test_when_it_is_kept(train: dict[str, Any], asked: Question, why: str) -> No
 )
 def test_asking_for_what_cannot_be_is_told(train: dict[str, Any], below: int) -> None:
     with pytest.raises(ModelError) as caught:
-        objection(TrainPart.model_validate(train), Question(below, 3, 1000, 10**6, 2))
+        objection(TrainPart.model_validate(train), CacheQuestion(below, 3, 1000, 10**6, 2))
     assert caught.value.code == "TL-MODEL-KEEP"
 
 

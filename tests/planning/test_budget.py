@@ -23,7 +23,7 @@ from tuneloop.planning.budget import (
     LAYER_SECONDS,
     PROCESS_GB,
     STATE,
-    Shape,
+    ModelShape,
     forward_flops,
     generation_seconds,
     kept_flops,
@@ -35,7 +35,7 @@ from tuneloop.planning.hardware import Hardware
 from tuneloop.recipe.schema import OptimizerName, TrainPart
 from tuneloop.tasks.loss import LossModel
 
-SEVEN = Shape(
+SEVEN = ModelShape(
     7_000_000_000, 20_000_000, 6_500_000_000, 4096, 11008, 32, 102400, 2, linear_trained=20_000_000,
     head=4096 * 102400, bytes_all=14_000_000_000,
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from tests.evaluations import evaluation, probe, scores
 from tuneloop.base import language
 from tuneloop.evaluation.evaluation import Evaluation
-from tuneloop.report.verdict import Verdict, verdict
+from tuneloop.report.verdict import Headline, verdict
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from tuneloop.report.verdict import Verdict, verdict
     ],
 )  # fmt: skip
 def test_words(measured: Evaluation, tone: str, text: str) -> None:
-    assert verdict(measured) == Verdict(tone, text)  # type: ignore[arg-type]
+    assert verdict(measured) == Headline(tone, text)  # type: ignore[arg-type]
 
 
 def test_nothing_held_out_says_nothing_about_loss() -> None:

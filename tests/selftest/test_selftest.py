@@ -144,15 +144,15 @@ def test_quantised_products_that_are_off_are_found(ground: Ground, monkeypatch: 
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ground, speed.Work]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ground, speed.Workload]:
     """The ground of speed and costs, small."""
     folder = tmp_path_factory.mktemp("speed")
     made = Ground(folder, subject.model_folder(folder / "tiny", "qwen2"), prepare={"max_length": 256, "validation": 0},
                   rows=lambda: subject.long_rows(8, 256))  # fmt: skip
-    return made, speed.Work(steps=3, rows=8, batch=4, micro=2, budget=512, rank=4)
+    return made, speed.Workload(steps=3, rows=8, batch=4, micro=2, budget=512, rank=4)
 
 
-def test_speed_beside_others(small: tuple[Ground, speed.Work]) -> None:
+def test_speed_beside_others(small: tuple[Ground, speed.Workload]) -> None:
     lines = silent()
     speed.measure(lines, small[0], torch.device("cpu"), small[1], "tiny")
     padded, ours, liger = lines.lines
@@ -162,20 +162,20 @@ def test_speed_beside_others(small: tuple[Ground, speed.Work]) -> None:
     assert "% of the" in ours.detail
 
 
-def test_trl_walks_the_same_rows(small: tuple[Ground, speed.Work]) -> None:
+def test_trl_walks_the_same_rows(small: tuple[Ground, speed.Workload]) -> None:
     """As with Liger, which needs a card, but for its kernels."""
     ground, work = small
     found = speed.with_trl(ground, torch.device("cpu"), work, parity.samples(ground, work.rows), liger=False)
     assert found.rate > 0
 
 
-def test_long_rows_are_as_long_as_they_are_asked_to_be(small: tuple[Ground, speed.Work]) -> None:
+def test_long_rows_are_as_long_as_they_are_asked_to_be(small: tuple[Ground, speed.Workload]) -> None:
     lengths = [len(s.ids) for s in parity.samples(small[0], 8)]
     assert 200 < max(lengths) <= 256
     assert min(lengths) < max(lengths) / 2
 
 
-def test_what_exact_resume_costs(small: tuple[Ground, speed.Work]) -> None:
+def test_what_exact_resume_costs(small: tuple[Ground, speed.Workload]) -> None:
     lines = silent()
     costs.measure(lines, small[0], torch.device("cpu"), small[1])
     assert [line.verdict for line in lines.lines] == ["passed", "passed"], lines.lines

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.selftest import wheels
-from tuneloop.selftest.wheels import Wheel
+from tuneloop.selftest.wheels import RequiredWheel
 
 CHECKOUT = Path(__file__).parents[2]
 BARE = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "sqlalchemy", "gguf", "bitsandbytes",
@@ -78,7 +78,7 @@ def test_only_what_is_lacking_or_older_is_unpacked(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_which_python_a_wheel_is_for(tag: str, minors: set[int]) -> None:
-    wheel = Wheel.of(Path(f"some_name-1.2.3-{tag}.whl"))
+    wheel = RequiredWheel.of(Path(f"some_name-1.2.3-{tag}.whl"))
     assert (wheel.name, wheel.version) == ("some-name", "1.2.3")
     assert {minor for minor in (11, 12) if wheel.fits(minor)} == minors
 
@@ -122,7 +122,7 @@ def test_gathering_takes_what_is_wanted_and_all_it_needs_but_never_torch(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
     wheels.gather(tmp_path / "wheels")
-    taken = [Wheel.of(p).name for p in (tmp_path / "wheels").glob("*.whl")]
+    taken = [RequiredWheel.of(p).name for p in (tmp_path / "wheels").glob("*.whl")]
     assert sorted(taken) == sorted(
         [*map(wheels.canonical, wheels.WANTED), "needed-by-it", "needed-deeper", "needed-deeper"]
     )

@@ -10,7 +10,16 @@ from pydantic import ValidationError
 
 from tuneloop.base.errors import FAMILIES, DataError, ServeError, catalogue
 from tuneloop.base.records import Reply
-from tuneloop.serving.schemas import STATUS, ChatRequest, Writer, answer_budget, error_body, event, status_of, usage
+from tuneloop.serving.schemas import (
+    STATUS,
+    ChatRequest,
+    ResponseWriter,
+    answer_budget,
+    error_body,
+    event,
+    status_of,
+    usage,
+)
 
 REPLY = Reply("Hi 🪨", 10, 4, "stop", 0.5)
 
@@ -146,7 +155,7 @@ def test_room_for_the_answer() -> None:
 
 
 def test_a_whole_answer() -> None:
-    body = Writer("m").completion(REPLY)
+    body = ResponseWriter("m").completion(REPLY)
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hi 🪨", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
@@ -154,7 +163,7 @@ def test_a_whole_answer() -> None:
 
 
 def test_the_chunks_of_an_answer_share_its_id() -> None:
-    writer = Writer("m")
+    writer = ResponseWriter("m")
     events = [writer.chunk({"role": "assistant", "content": ""}), writer.chunk({}, "stop"), writer.usage_chunk(REPLY)]
     bodies = [json.loads(e.removeprefix("data: ")) for e in events]
     assert len({b["id"] for b in bodies}) == 1

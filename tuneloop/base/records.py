@@ -21,11 +21,11 @@ class Text:
     text: str
 
 
-Part = Text
+MessagePart = Text
 """What a turn is made of. Another type of part is a class here, a member of this union, and a field of `Message`."""
 
 
-def content_of(parts: Iterable[Part]) -> str:
+def content_of(parts: Iterable[MessagePart]) -> str:
     """The `Message.content` of these parts: here alone it is decided what each type of part is to a reader of text.
 
     >>> content_of([Text("How far is "), Text("the Moon?")])
@@ -54,7 +54,7 @@ class Message:
     cut: bool = field(default=False, compare=False)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[MessagePart, ...]:
         """What the turn is made of, in order; `content_of` them is `content`. Computed when asked for."""
         return (Text(self.content),) if self.content else ()
 

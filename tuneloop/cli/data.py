@@ -66,11 +66,21 @@ def sniff(
 def _row(source: Any) -> dict[str, Any]:
     guess = source.guess
     return {
-        "file": source.label, "path": str(source.path), "container": guess.container, "compression": guess.compression,
-        "encoding": guess.encoding, "shape": guess.shape, "kind": guess.kind, "columns": list(guess.columns),
-        "roles": dict(guess.roles), "side": source.side, "label": source.given, "rows_looked_at": guess.rows_read,
-        "sure": guess.sure, "why": guess.why,
-    }  # fmt: skip
+        "file": source.label,
+        "path": str(source.path),
+        "container": guess.container,
+        "compression": guess.compression,
+        "encoding": guess.encoding,
+        "shape": guess.shape,
+        "kind": guess.kind,
+        "columns": list(guess.columns),
+        "roles": dict(guess.roles),
+        "side": source.side,
+        "label": source.given,
+        "rows_looked_at": guess.rows_read,
+        "sure": guess.sure,
+        "why": guess.why,
+    }
 
 
 def _tables(listed: list[dict[str, Any]]) -> None:
@@ -80,12 +90,24 @@ def _tables(listed: list[dict[str, Any]]) -> None:
         columns = [t("file"), t("side"), t("container"), t("encoding"), t("shape"), t("kind"), t("roles"),
                    t("looked at"), t("sure"), t("why")]  # fmt: skip
         show.table(
-            t("What the files are"), columns,
-            [(row["file"], row["side"], ".".join(filter(None, (row["container"], row["compression"]))),
-              row["encoding"] or "–", row["shape"], row["kind"],
-              "\n".join(f"{role}: {column}" for role, column in row["roles"].items()),
-              row["rows_looked_at"], f"{100 * row['sure']:.0f} %", row["why"]) for row in read],
-        )  # fmt: skip
+            t("What the files are"),
+            columns,
+            [
+                (
+                    row["file"],
+                    row["side"],
+                    ".".join(filter(None, (row["container"], row["compression"]))),
+                    row["encoding"] or "–",
+                    row["shape"],
+                    row["kind"],
+                    "\n".join(f"{role}: {column}" for role, column in row["roles"].items()),
+                    row["rows_looked_at"],
+                    f"{100 * row['sure']:.0f} %",
+                    row["why"],
+                )
+                for row in read
+            ],
+        )
     if left:
         show.table(t("Left out"), [t("file"), t("why")], [(row["file"], row["left_out"]) for row in left])
 

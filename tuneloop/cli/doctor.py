@@ -87,10 +87,12 @@ def _machine() -> list[Finding]:
     free = shutil.disk_usage(_existing()).free / 1e9
     findings.append(
         Finding(
-            t("disk"), t("{n} GB free in {path}", n=f"{free:.0f}", path=environment().home), free > 3,
+            t("disk"),
+            t("{n} GB free in {path}", n=f"{free:.0f}", path=environment().home),
+            free > 3,
             "" if free > 3 else t("Free some space, or set TUNELOOP_HOME to a larger disk."),
         )
-    )  # fmt: skip
+    )
     return findings
 
 
@@ -118,17 +120,35 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
         remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
         return Finding(what, t("none that this torch can use"), False, remedy)
     cuda = ".".join(map(str, driver.cuda))
-    state = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
-              cards=", ".join(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
-              torch=torch or t("missing"))  # fmt: skip
+    state = t(
+        "{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
+        cards=", ".join(driver.cards) or "NVIDIA",
+        version=driver.version,
+        cuda=cuda,
+        torch=torch or t("missing"),
+    )
     build = drivers.build_for(driver, torch or _package("torch") or drivers.NEWEST)
     if build is None:
-        return Finding(what, state, False, t("No build of this torch runs here: bring the driver up to date "
-                                             "(580 or newer), then ask again; until then the CPU trains."))  # fmt: skip
+        return Finding(
+            what,
+            state,
+            False,
+            t(
+                "No build of this torch runs here: bring the driver up to date "
+                "(580 or newer), then ask again; until then the CPU trains."
+            ),
+        )
     if torch.endswith(f"+{build.name}"):
-        return Finding(what, state, False, t("torch is the right build ({name}). Restart the machine after a driver's "
-                                             "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
-                                             name=build.name))  # fmt: skip
+        return Finding(
+            what,
+            state,
+            False,
+            t(
+                "torch is the right build ({name}). Restart the machine after a driver's "
+                "update, and see that CUDA_VISIBLE_DEVICES hides no card.",
+                name=build.name,
+            ),
+        )
     hint = t("The driver takes torch's build {name}: the line below.", name=build.name)
     where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
     return Finding(what, state, False, f"{hint} {where}" if build.index else hint, build.line)
@@ -145,11 +165,19 @@ def _models() -> list[Finding]:
     cached = [m.name for m in resolve.listing() if m.cached]
     hub = environment().hub_endpoint or t("the library's own")
     return [
-        Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,
-                "" if cached else show.command("model", "pull", "smollm2")),
-        Finding(t("model hub"), t("offline") if environment().offline else hub, True,
-                t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well.")),
-    ]  # fmt: skip
+        Finding(
+            t("models in the cache"),
+            ", ".join(cached) or t("none"),
+            True,
+            "" if cached else show.command("model", "pull", "smollm2"),
+        ),
+        Finding(
+            t("model hub"),
+            t("offline") if environment().offline else hub,
+            True,
+            t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well."),
+        ),
+    ]
 
 
 def _prove(report: Path, json: bool) -> None:

@@ -22,19 +22,19 @@ def evaluate(
     """
     from tuneloop.runs.run import open_run
 
-    made = open_run(run, workspace)
+    finished = open_run(run, workspace)
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import tables
     from tuneloop.report import run_view
 
-    evaluation = pipeline.measure(made, say=show.say)
-    version = pipeline.register(made, workspace=workspace)
+    evaluation = pipeline.measure(finished, say=show.say)
+    version = pipeline.register(finished, workspace=workspace)
     if json:
         show.as_json(evaluation.as_dict())
         return
     tables.answers(evaluation)
     tables.changes(evaluation)
     print(t("Version: {ref}", ref=version.ref))
-    print(t("Report: {path}", path=made.path / "report.html"))
-    tables.cautions(run_view.read(made.path).cautions())
+    print(t("Report: {path}", path=finished.path / "report.html"))
+    tables.cautions(run_view.read(finished.path).cautions())

@@ -167,8 +167,18 @@ def _repeats(figures: dict[str, Any]) -> None:
 
 
 def _sources(figures: dict[str, Any]) -> None:
-    rows = [(s["file"], f"{s['rows']:,}", s["repeat"], s["container"], s["encoding"] or "–", s["shape"],
-             f"{100 * s['sure']:.0f} %") for s in figures["sources"][:FILES]]  # fmt: skip
+    rows = [
+        (
+            s["file"],
+            f"{s['rows']:,}",
+            s["repeat"],
+            s["container"],
+            s["encoding"] or "–",
+            s["shape"],
+            f"{100 * s['sure']:.0f} %",
+        )
+        for s in figures["sources"][:FILES]
+    ]
     names = [t("file"), t("rows"), t("repeat"), t("container"), t("encoding"), t("shape"), t("sure")]
     show.table(t("Sources"), names, rows)
     rest, more = figures["sources"][FILES:], figures["more_sources"]

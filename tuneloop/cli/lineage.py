@@ -90,9 +90,12 @@ def _as_dict(story: Any) -> dict[str, Any]:
         return {"id": record.id, **asdict(record)}
 
     return {
-        "record": row(story.record), "side": story.side, "source": story.source,
-        "parents": [row(one) for one in story.parents], "ledger": [e.as_dict() for e in story.ledger],
-    }  # fmt: skip
+        "record": row(story.record),
+        "side": story.side,
+        "source": story.source,
+        "parents": [row(one) for one in story.parents],
+        "ledger": [e.as_dict() for e in story.ledger],
+    }
 
 
 def _story(story: Any) -> None:

@@ -23,24 +23,24 @@ EXAMPLES = 8
 SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
 
 
-def warn(made: Dataset, recipe: Recipe) -> list[str]:
+def warn(dataset: Dataset, recipe: Recipe) -> list[str]:
     """Print the panel where there is reason to. The sentences it says, so that nobody repeats them."""
-    counts, file = made.manifest["counts"], made.path / "ledger.jsonl"
-    told = [
-        *cautions(counts, made.manifest["steps"], str(file)),
-        *much_changed(counts, made.manifest["steps"], str(file)),
-        *foreign(recipe.model.name, made.path),
+    counts, file = dataset.manifest["counts"], dataset.path / "ledger.jsonl"
+    sentences = [
+        *cautions(counts, dataset.manifest["steps"], str(file)),
+        *much_changed(counts, dataset.manifest["steps"], str(file)),
+        *foreign(recipe.model.name, dataset.path),
     ]
     if not counts["validation"] and recipe.prepare.validation:
-        told.append(nothing_held())
-    told += few_held(counts, recipe.prepare)
-    told += _read_otherwise(made)
-    unsaid = _unsaid(made)
-    if told or unsaid:
+        sentences.append(nothing_held())
+    sentences += few_held(counts, recipe.prepare)
+    sentences += _read_otherwise(dataset)
+    unsaid = _unsaid(dataset)
+    if sentences or unsaid:
         reasons, lengths = _dropped(file)
         most = recipe.prepare.max_length
-        _panel([*told, *unsaid, *_remedies(reasons, lengths, most if isinstance(most, int) else 0)])
-    return told
+        _panel([*sentences, *unsaid, *_remedies(reasons, lengths, most if isinstance(most, int) else 0)])
+    return sentences
 
 
 REPAIRS = {"markup removed": "prepare.clean.html: false", "wrong encoding repaired": "prepare.clean.mojibake: false"}
@@ -56,56 +56,66 @@ def much_changed(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], 
     """
     rows = int(counts.get("rows_in") or 0)
     return [
-        t("{n} of {rows} rows were changed: {reason}. If it was meant to be so, leave it with {switch}. Which rows: "
-          "{ledger}", n=f"{int(step['changed']):,}", rows=f"{rows:,}", reason=words()[step["reason"]],
-          switch=REPAIRS[step["reason"]], ledger=where)
+        t(
+            "{n} of {rows} rows were changed: {reason}. If it was meant to be so, leave it with {switch}. Which rows: "
+            "{ledger}",
+            n=f"{int(step['changed']):,}",
+            rows=f"{rows:,}",
+            reason=words()[step["reason"]],
+            switch=REPAIRS[step["reason"]],
+            ledger=where,
+        )
         for step in steps
         if step["reason"] in REPAIRS and int(step.get("changed") or 0) > MOST * rows
-    ]  # fmt: skip
+    ]
 
 
-def _read_otherwise(made: Dataset) -> list[str]:
+def _read_otherwise(dataset: Dataset) -> list[str]:
     """What the reader had to say of rows that stay: keys of turns that nothing reads, values made text."""
     known = words()
     lines = {}
-    for step in made.manifest["steps"]:
+    for step in dataset.manifest["steps"]:
         if step["reason"] in NOTED:
             lines[step["reason"]] = t(
                 "{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"]
             )
     if not lines:
         return []
-    found: dict[str, dict[str, None]] = {reason: {} for reason in lines}
-    for entry in entries(made.path / "ledger.jsonl"):
-        if entry.reason in found and len(found[entry.reason]) < EXAMPLES:
-            found[entry.reason] |= dict.fromkeys(entry.detail.split(", "))
-    return [f"{line}: {', '.join(list(found[reason])[:EXAMPLES])}" for reason, line in lines.items()]
+    details: dict[str, dict[str, None]] = {reason: {} for reason in lines}
+    for line_of_ledger in entries(dataset.path / "ledger.jsonl"):
+        if line_of_ledger.reason in details and len(details[line_of_ledger.reason]) < EXAMPLES:
+            details[line_of_ledger.reason] |= dict.fromkeys(line_of_ledger.detail.split(", "))
+    return [f"{line}: {', '.join(list(details[reason])[:EXAMPLES])}" for reason, line in lines.items()]
 
 
-def _unsaid(made: Dataset) -> list[str]:
+def _unsaid(dataset: Dataset) -> list[str]:
     """How many answers are not trained since the chat template cannot write them, and which template can."""
-    steps = made.manifest["steps"]
+    steps = dataset.manifest["steps"]
     calls, thoughts = (
         sum(s["dropped"] + s["marked"] for s in steps if s["reason"] == f"{what} not written")
         for what in ("call", "thought")
     )
     if not calls + thoughts:
         return []
-    every = entries(made.path / "ledger.jsonl")
-    line = next((found[0] for e in every if (found := re.search("model.template: .+", e.detail))), "")
-    said = t("The model's chat template cannot write tool calls ({calls}) or thoughts ({thoughts}) of these answers, "
-             "so they are not trained.", calls=calls, thoughts=thoughts)  # fmt: skip
-    return [said, t("To train them: {line}", line=line)] if line else [said]
+    every = entries(dataset.path / "ledger.jsonl")
+    line = next((advice[0] for e in every if (advice := re.search("model.template: .+", e.detail))), "")
+    sentence = t(
+        "The model's chat template cannot write tool calls ({calls}) or thoughts ({thoughts}) of these answers, "
+        "so they are not trained.",
+        calls=calls,
+        thoughts=thoughts,
+    )
+    return [sentence, t("To train them: {line}", line=line)] if line else [sentence]
 
 
 def _dropped(file: Path) -> tuple[Counter[str], list[int]]:
     """Of a ledger: reason -> dropped rows, and the lengths of those that were too long ("1200 / 1024")."""
     reasons, lengths = Counter[str](), []
     with file.open(encoding="utf-8", newline="\n") as lines:
-        for entry in map(json.loads, lines):
-            if entry["action"] == "dropped":
-                reasons[entry["reason"]] += 1
-                if entry["reason"] == "too long" and (count := re.match(r"\d+", entry["detail"])):
+        for line in map(json.loads, lines):
+            if line["action"] == "dropped":
+                reasons[line["reason"]] += 1
+                if line["reason"] == "too long" and (count := re.match(r"\d+", line["detail"])):
                     lengths.append(int(count[0]))
     return reasons, lengths
 
@@ -122,11 +132,11 @@ def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) ->
         **dict.fromkeys(MISREAD, t("Say in data[].columns which column is what, if the rows were misread.")),
         **dict.fromkeys(SWITCHED, t("A step of prepare.clean that is set to mark instead of drop keeps its rows.")),
     }
-    said = [known[reason] for reason, _ in reasons.most_common(3) if reason in known]
+    remedies = [known[reason] for reason, _ in reasons.most_common(3) if reason in known]
     longer, more = roomier(lengths, max_length) if max_length else (0, 0)
-    if known["too long"] in said and more:
-        said.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
-    return list(dict.fromkeys(said))
+    if known["too long"] in remedies and more:
+        remedies.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
+    return list(dict.fromkeys(remedies))
 
 
 def roomier(lengths: Sequence[int], max_length: int) -> tuple[int, int]:

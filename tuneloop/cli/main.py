@@ -42,8 +42,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run.run, prepare.prepare, plan.plan, train.train, evaluate.evaluate, compare.compare, export.export,
-             chat.chat, serve.serve):  # fmt: skip
+for verb in (
+    run.run,
+    prepare.prepare,
+    plan.plan,
+    train.train,
+    evaluate.evaluate,
+    compare.compare,
+    export.export,
+    chat.chat,
+    serve.serve,
+):
     app.command(cls=Verb)(verb)
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
@@ -122,8 +131,11 @@ def main() -> NoReturn:
                 refusal.where = t("standard output")
             _report(refusal)
         typer.echo(
-            t("This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.", kind=type(error).__name__,
-              error=error),
+            t(
+                "This is a fault of tuneloop: {kind}: {error}. TUNELOOP_DEBUG=1 shows where.",
+                kind=type(error).__name__,
+                error=error,
+            ),
             err=True,
-        )  # fmt: skip
+        )
         sys.exit(1)

@@ -46,10 +46,14 @@ def counts_line(version: Dataset) -> None:
         t(
             "Rows read: {rows}. To train: {train}, held out: {held}, dropped: {dropped}, changed: {changed}. "
             "Ledger: {path}",
-            rows=counts["rows_in"], train=counts["train"], held=counts["validation"], dropped=counts["dropped"],
-            changed=counts["changed"], path=version.path / "ledger.jsonl",
+            rows=counts["rows_in"],
+            train=counts["train"],
+            held=counts["validation"],
+            dropped=counts["dropped"],
+            changed=counts["changed"],
+            path=version.path / "ledger.jsonl",
         )
-    )  # fmt: skip
+    )
     more = {"test": t("for a test"), "marked": t("marked"), "added": t("added")}
     if any(counts[kind] for kind in more):
         parts = [t("{what}: {n}", what=words, n=counts[kind]) for kind, words in more.items() if counts[kind]]
@@ -133,8 +137,10 @@ def classes(evaluation: Evaluation) -> None:
     if len(labels) <= WIDEST:
         matrix = [(label, *row) for label, row in zip(labels, confusion, strict=True)]
         table(t("What was taken for what"), [t("is ↓ called →"), *labels], matrix)
-    elif wrong := sorted(((n, labels[i], labels[j]) for i, row in enumerate(confusion) for j, n in enumerate(row)
-                          if n and i != j), key=lambda one: -one[0]):  # fmt: skip
+    elif wrong := sorted(
+        ((n, labels[i], labels[j]) for i, row in enumerate(confusion) for j, n in enumerate(row) if n and i != j),
+        key=lambda one: -one[0],
+    ):
         table(t("What was taken for what"), [t("is"), t("called"), t("texts")], [(i, j, n) for n, i, j in wrong[:20]])
     if warning := compare.fresh(evaluation):
         print(warning)

@@ -145,11 +145,22 @@ def keep_recipe(targets: list[str], recipe: Recipe) -> None:
         except (OSError, UnicodeEncodeError) as error:  # a folder that is not ours: the rows are prepared all the same
             say(t("The recipe was not kept in {file}: {error}.", file=file, error=os_words(error)))
             return
-        say(t("Wrote the recipe to {file}; change it as you like, and run it with: {command}", file=file,
-              command=command("run", file)))  # fmt: skip
+        say(
+            t(
+                "Wrote the recipe to {file}; change it as you like, and run it with: {command}",
+                file=file,
+                command=command("run", file),
+            )
+        )
     elif file.read_text(encoding="utf-8", errors="replace") != text:
-        say(t("{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run it "
-              "with: {command}", file=file, command=command("run", file)))  # fmt: skip
+        say(
+            t(
+                "{file} holds another recipe; it was not used, and stays as it is. Delete it for a fresh one, or run "
+                "it with: {command}",
+                file=file,
+                command=command("run", file),
+            )
+        )
 
 
 def _beside(recipe: Recipe) -> Recipe:

@@ -27,23 +27,31 @@ def prepared(recipe: Recipe, workspace: Path) -> tuple[Dataset, Recipe]:
     own = [line for file in recipe.data for line in places.own(file)]
     if own and _rank()[1]:
         show.say("\n".join(own))
-    made = pipeline.prepare(recipe, workspace=workspace, say=show.say)
-    doubts = {s["file"]: (s["doubt"], s.get("holds") or "0, 1") for s in made.manifest["sources"] if s.get("doubt")}
-    _told(made, recipe)
+    dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
+    doubts = {s["file"]: (s["doubt"], s.get("holds") or "0, 1") for s in dataset.manifest["sources"] if s.get("doubt")}
+    _tell_judged(dataset, recipe)
     if not doubts or recipe.train.task != "auto" or not _rank()[1]:
-        return made, recipe
+        return dataset, recipe
     for file, (column, values) in doubts.items():
-        said = t("{file}: `{column}` holds {values} beside answers; it is not used, and every answer is learned (SFT).",
-                 file=file, column=column, values=values)  # fmt: skip
-        show.say(said)
+        doubt = t(
+            "{file}: `{column}` holds {values} beside answers; it is not used, and every answer is learned (SFT).",
+            file=file,
+            column=column,
+            values=values,
+        )
+        show.say(doubt)
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or not _rank()[0]:
-        show.say(t("If it says which answers are good (1, true) and bad (0, false), "
-                   "--set train.task=prefer learns that (KTO)."))  # fmt: skip
-        return made, recipe
+        show.say(
+            t(
+                "If it says which answers are good (1, true) and bad (0, false), "
+                "--set train.task=prefer learns that (KTO)."
+            )
+        )
+        return dataset, recipe
     if not typer.confirm(
         t("Does it say which answers are good (1, true) and bad (0, false), to learn from that (KTO)?"), err=True
     ):
-        return made, recipe
+        return dataset, recipe
     train = recipe.train.model_copy(update={"task": "prefer"})
     recipe = recipe.model_copy(update={"train": train})
     return pipeline.prepare(recipe, workspace=workspace, say=show.say), recipe
@@ -60,11 +68,16 @@ def _rank() -> tuple[bool, bool]:
         return True, True
 
 
-def _told(made: Dataset, recipe: Recipe) -> None:
+def _tell_judged(dataset: Dataset, recipe: Recipe) -> None:
     """Say where a column has made judged answers of dialogues, and which line trains them all."""
     if recipe.train.task != "auto" or recipe.train.prefer.loss != "auto" or all(file.task for file in recipe.data):
         return
-    judged = [s["file"] for s in made.manifest["sources"] if s.get("shape") == "judged"]
+    judged = [s["file"] for s in dataset.manifest["sources"] if s.get("shape") == "judged"]
     for file in judged if judged and _rank()[1] else ():
-        show.say(t("{file}: a column says which answers are good and which are bad; that is learned (KTO). "
-                   "`task: chat` beside the path learns every answer instead (SFT).", file=file))  # fmt: skip
+        show.say(
+            t(
+                "{file}: a column says which answers are good and which are bad; that is learned (KTO). "
+                "`task: chat` beside the path learns every answer instead (SFT).",
+                file=file,
+            )
+        )

@@ -32,13 +32,25 @@ def versions(
         show.as_json([one.as_dict() for one in listed])
         return
     if not listed:
-        show.say(t("Nothing is registered in {workspace} yet; a run that ends becomes a version.",
-                   workspace=workspace.resolve()))  # fmt: skip
+        show.say(
+            t(
+                "Nothing is registered in {workspace} yet; a run that ends becomes a version.",
+                workspace=workspace.resolve(),
+            )
+        )
         return
     rows = [
-        (one.ref, " ".join(f":{alias}" for alias in one.aliases), one.run, one.base_model, one.method,
-         _loss(one.metrics), one.created[:16].replace("T", " ")) for one in listed
-    ]  # fmt: skip
+        (
+            one.ref,
+            " ".join(f":{alias}" for alias in one.aliases),
+            one.run,
+            one.base_model,
+            one.method,
+            _loss(one.metrics),
+            one.created[:16].replace("T", " "),
+        )
+        for one in listed
+    ]
     columns = [t("version"), t("called"), t("run"), t("model"), t("method"), t("held-out loss"), t("made")]
     show.table(t("Versions"), columns, rows)
     print(

@@ -28,9 +28,7 @@ from tuneloop.training.packing import packs_exactly, rows
 Say = Callable[[str], None]
 
 
-def held_out_loss(
-    model: nn.Module, tokenizer: Any, budget: int, *, empty_thoughts: bool = False
-) -> suite.HeldLoss:  # fmt: skip
+def held_out_loss(model: nn.Module, tokenizer: Any, budget: int, *, empty_thoughts: bool = False) -> suite.HeldLoss:
     """A function from records to (sum of losses, label tokens)."""
 
     def measure(records: list[Record]) -> tuple[float, int]:
@@ -69,8 +67,9 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
         model.eval()
         total = len(picked) + len(show) + sum(map(len, probes))
         answerer = Counted(writer(model), total, say)
-        loss = held_out_loss(model, trained.tokenizer, recipe.train.token_budget,
-                             empty_thoughts=recipe.prepare.empty_thoughts)  # fmt: skip
+        loss = held_out_loss(
+            model, trained.tokenizer, recipe.train.token_budget, empty_thoughts=recipe.prepare.empty_thoughts
+        )
         scores, answers = suite.score(
             answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
         )

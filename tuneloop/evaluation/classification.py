@@ -122,12 +122,17 @@ def _mean_loss(
 
 
 def _scores(
-    held: Sequence[Record], items: Examples | None, label: NDArray[np.int64], got: NDArray[np.float32] | None,
+    held: Sequence[Record],
+    items: Examples | None,
+    label: NDArray[np.int64],
+    got: NDArray[np.float32] | None,
     labels: Sequence[str],
-) -> Scores:  # fmt: skip
+) -> Scores:
     metrics = {**measured("rows", _mean_loss(items, got)), **measured("labels", _confusion(label, got, labels))}
-    files = {name: Scores({"loss": _mean_loss(items, got, index)}, texts=len(index))
-             for name, index in _by_source(held, items).items()}  # fmt: skip
+    files = {
+        name: Scores({"loss": _mean_loss(items, got, index)}, texts=len(index))
+        for name, index in _by_source(held, items).items()
+    }
     return Scores(metrics, texts=len(label), by_source=files)
 
 
@@ -157,7 +162,11 @@ def _mistakes(
     wrong = [k for k in range(len(label)) if answers[k] != label[k]]
     wrong.sort(key=lambda k: (-float(chance[k, answers[k]]), k))
     return tuple(
-        Mistake("".join(m.content for m in held[k].messages), labels[label[k]], labels[answers[k]],
-                round(float(chance[k, answers[k]]), 4))
+        Mistake(
+            "".join(m.content for m in held[k].messages),
+            labels[label[k]],
+            labels[answers[k]],
+            round(float(chance[k, answers[k]]), 4),
+        )
         for k in wrong[:MISTAKES]
-    )  # fmt: skip
+    )

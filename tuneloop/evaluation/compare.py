@@ -90,7 +90,7 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
 
 
 def ask(
-    answerer: suite.Answerer,
+    answerer: suite.AnswererLike,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
@@ -178,13 +178,16 @@ def assemble(
     written = zip(rows, answers_before, answers_after, strict=True)
     shown = zip(show, show_before, show_after, strict=True)
     return Evaluation(
-        before, after, task, held=tuple(r.id for r in held),
+        before,
+        after,
+        task,
+        held=tuple(r.id for r in held),
         answers=tuple(
             replace(side_by_side(_question(r), b, a, suite.reference(r)), context=_context(r)) for r, b, a in written
         ),
         show=tuple(side_by_side(p, b, a) for p, b, a in shown),
         probes=tuple(probes),
-    )  # fmt: skip
+    )
 
 
 def side_by_side(prompt: str, before: Reply, after: Reply, reference: str = "") -> Answer:
@@ -212,24 +215,28 @@ def changes(evaluation: Evaluation) -> list[Change]:
     """The rows of the closing table: the metrics, the loss of each file (where there are several), the probes."""
     before, after = evaluation.before, evaluation.after
     rows = [
-        _change(name, before[name], after[name], metric.higher_is_better) for name, metric in METRICS.items()
+        _change(name, before[name], after[name], metric.higher_is_better)
+        for name, metric in METRICS.items()
         if metric.needs in ALWAYS or name in {*before.metrics, *after.metrics}
-    ]  # fmt: skip
+    ]
     files = before.by_source
     if len(files) > 1:
         up = METRICS["loss"].higher_is_better
         rows[1:1] = [
             _change(f"loss/{name}", files[name]["loss"], after.by_source.get(name, Scores())["loss"], up)
             for name in files
-        ]  # fmt: skip
+        ]
     return rows + [_probe_change(one) for one in evaluation.probes]
 
 
 def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
     """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
     theirs = {c.metric: c for c in changes(right)}
-    return [replace(c, before=c.after, after=theirs[c.metric].after, change=None, better=None)
-            for c in changes(left) if c.metric in theirs]  # fmt: skip
+    return [
+        replace(c, before=c.after, after=theirs[c.metric].after, change=None, better=None)
+        for c in changes(left)
+        if c.metric in theirs
+    ]
 
 
 @dataclass(frozen=True, slots=True)

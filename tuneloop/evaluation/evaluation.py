@@ -149,8 +149,12 @@ class Classes:
         return cls(tuple(content["labels"]), bool(content["fresh"]), before, after)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"labels": list(self.labels), "fresh": self.fresh, "before": self.before.as_dict(),
-                "after": self.after.as_dict()}  # fmt: skip
+        return {
+            "labels": list(self.labels),
+            "fresh": self.fresh,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +219,16 @@ class Evaluation:
         )
         answers, show = (tuple(Answer.from_dict(one) for one in content.get(key) or ()) for key in ("answers", "show"))
         return cls(
-            before, after,
+            before,
+            after,
             task=content.get("task", ""),
             classes=Classes.from_dict(classes) if classes else None,
             mistakes=tuple(Mistake.from_dict(one) for one in content.get("mistakes") or ()),
             held=tuple(held) if isinstance(held, list) else None,
-            answers=answers, show=show,
+            answers=answers,
+            show=show,
             probes=tuple(ProbeResult.from_dict(one) for one in content.get("probes") or ()),
-        )  # fmt: skip
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """What evaluation.json holds, in its order."""
@@ -232,7 +238,7 @@ class Evaluation:
         content["by_source"] = {
             name: {side: getattr(self, side).by_source.get(name, Scores()).as_dict() for side in SIDES}
             for name in files
-        }  # fmt: skip
+        }
         if self.classes is not None:
             content["classes"] = self.classes.as_dict()
             content["mistakes"] = [one.as_dict() for one in self.mistakes]

@@ -127,9 +127,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-def rouge(
-    hypotheses: Sequence[str], references: Sequence[str], kinds: Sequence[str] = ROUGE
-) -> dict[str, float]:  # fmt: skip
+def rouge(hypotheses: Sequence[str], references: Sequence[str], kinds: Sequence[str] = ROUGE) -> dict[str, float]:
     """ROUGE-1, -2 and -L F-measure, 0-100, averaged over the pairs (Lin 2004, "ROUGE: a package for automatic
     evaluation of summaries"; rouge_score without stemming). Raises ValueError as `bleu` does.
 
@@ -247,6 +245,5 @@ def measured(need: Need, *evidence: Any) -> dict[str, float | None]:
     """The metrics of one need, by name; None where evidence is missing (None)."""
     missing = any(piece is None for piece in evidence)
     return {
-        name: None if missing else metric.measure(*evidence)
-        for name, metric in METRICS.items() if metric.needs == need
-    }  # fmt: skip
+        name: None if missing else metric.measure(*evidence) for name, metric in METRICS.items() if metric.needs == need
+    }

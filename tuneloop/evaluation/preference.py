@@ -113,7 +113,7 @@ def _items(trained: Trained, held: Sequence[Record]) -> Examples:
 
 def likelihoods(
     trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
-) -> NDArray[np.float64]:  # fmt: skip
+) -> NDArray[np.float64]:
     """Log-probability of each sample's labels, a token: so a long answer is no worse for being long, whatever the
     reference of its training was."""
     items = Examples.of(samples)
@@ -128,9 +128,7 @@ def likelihoods(
     return scores
 
 
-def rewards(
-    trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]
-) -> NDArray[np.float64]:  # fmt: skip
+def rewards(trained: Trained, model: nn.Module, samples: Sequences, records: Sequence[Record]) -> NDArray[np.float64]:
     """The reward of each sample."""
     pairs = trained.task.examples(SplitView(samples, lambda: records), trained.setting)
     module = trained.task.objective(model, pairs, trained.setting)

@@ -14,9 +14,7 @@ from tuneloop.inference.generate import Answerer
 class Counted:
     """Answers as `answerer` does and tells `say` now and then how many of `total` answers are written."""
 
-    def __init__(
-        self, answerer: Answerer, total: int, say: Callable[[str], None], *, interval: float = 5.0
-    ) -> None:  # fmt: skip
+    def __init__(self, answerer: Answerer, total: int, say: Callable[[str], None], *, interval: float = 5.0) -> None:
         self.answerer, self.total, self.say, self.interval = answerer, total, say, interval
         self.done = 0
         self.last_report = time.perf_counter()

@@ -13,7 +13,7 @@ HeldLoss = Callable[[list[Record]], tuple[float, int]]
 """Records -> (sum of the cross entropy over their label tokens in nats, number of label tokens)."""
 
 
-class Answerer(Protocol):
+class AnswererLike(Protocol):
     """What evaluation asks of a model (`tuneloop.inference.generate.Answerer`)."""
 
     @property
@@ -47,7 +47,7 @@ def comparable(record: Record) -> bool:
     return bool(any(m.role != "system" for m in prompt(record)) and reference(record).strip() and not record.tools)
 
 
-def fitting(answerer: Answerer, max_new_tokens: int) -> Callable[[Record], bool]:
+def fitting(answerer: AnswererLike, max_new_tokens: int) -> Callable[[Record], bool]:
     """Whether the prompt of a record leaves room for `max_new_tokens` in the model's context."""
 
     def fits(record: Record) -> bool:
@@ -110,7 +110,7 @@ def visible(text: str) -> str:
 
 
 def score(
-    answerer: Answerer,
+    answerer: AnswererLike,
     records: list[Record],
     held_loss: HeldLoss,
     *,

@@ -88,9 +88,9 @@ def _texts(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | 
 
 def _pairs(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | None) -> Questions:
     """Dialogues for a reward model: any will do, for scores can be compared to the last digit."""
-    return Questions([
-        [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q in QUESTIONS for a in QUESTIONS
-    ])  # fmt: skip
+    return Questions(
+        [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q in QUESTIONS for a in QUESTIONS]
+    )
 
 
 def _logits(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:

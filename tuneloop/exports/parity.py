@@ -67,12 +67,17 @@ class Parity:
         """One line for the console."""
         text = self._logits()
         if self.trained_loss is not None and self.exported_loss is not None:
-            text += t("; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed "
-                      "{tolerance:.2g})", trained=self.trained_loss, exported=self.exported_loss,
-                      tolerance=self.loss_tolerance or 0.0)  # fmt: skip
+            text += t(
+                "; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed {tolerance:.2g})",
+                trained=self.trained_loss,
+                exported=self.exported_loss,
+                tolerance=self.loss_tolerance or 0.0,
+            )
         if self.rounded:
-            text += t("; int8 also rounds what the trained model computes with, which no file can hold: logits are "
-                      "compared without it, losses with it")  # fmt: skip
+            text += t(
+                "; int8 also rounds what the trained model computes with, which no file can hold: logits are "
+                "compared without it, losses with it"
+            )
         return text
 
     def _logits(self) -> str:
@@ -126,9 +131,10 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     texts = (*(render(tokenizer, chat) for chat in chats), *prompts)
     ids_of_texts = encode(tokenizer, list(texts))
     samples = [
-        one for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
+        one
+        for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
         for one in _answer_positions(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
-    ]  # fmt: skip
+    ]
     vocabulary = int(unwrap(model).config.get_text_config().vocab_size)
     most = max(1, MOST_LOGITS // (vocabulary * max(1, len(samples))))
     logits = []

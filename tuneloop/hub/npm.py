@@ -41,9 +41,17 @@ def download(tarball: Tarball, folder: Path) -> Path:
     command = [npm, "pack", where, "--ignore-scripts", "--loglevel=error", "--pack-destination", str(target)]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",
-            timeout=_SECONDS, check=False, cwd=target, env=os.environ | {"npm_config_update_notifier": "false"},
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            cwd=target,
+            env=os.environ | {"npm_config_update_notifier": "false"},
+        )
         words, failed = done.stderr or done.stdout, done.returncode != 0
     except (OSError, subprocess.TimeoutExpired) as error:
         words, failed = str(error), True

@@ -25,7 +25,7 @@ from tuneloop.hub.pull import PROVENANCE, cache_folder, check_known, is_cached, 
 from tuneloop.hub.pypi import Say
 from tuneloop.recipe.schema import ModelPart
 
-__all__ = ["Row", "check", "listing", "model_folder", "on_hub", "pull", "resolve", "where"]
+__all__ = ["ModelRow", "check", "listing", "model_folder", "on_hub", "pull", "resolve", "where"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -33,7 +33,7 @@ _MODELSCOPE = "modelscope:"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelRow:
     """A known model as `tuneloop model list` shows it. `size`: bytes once pulled; `path`: where it is or will be."""
 
     name: str
@@ -46,10 +46,10 @@ class Row:
     path: Path
 
 
-def listing() -> list[Row]:
+def listing() -> list[ModelRow]:
     """The known models, in the order of `KNOWN`."""
     return [
-        Row(k.name, k.aliases, k.kind, k.licence, k.size, k.download, is_cached(k), cache_folder(k))
+        ModelRow(k.name, k.aliases, k.kind, k.licence, k.size, k.download, is_cached(k), cache_folder(k))
         for k in KNOWN.values()
     ]
 

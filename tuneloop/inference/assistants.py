@@ -129,9 +129,13 @@ class _Own:
         answerer = Answerer(self._model, self._tokenizer)
         fitting = [n for n, chat in enumerate(chats) if answerer.count(chat) < answerer.context]
         replies = answerer.answer(
-            [chats[n] for n in fitting], max_new_tokens=longest, temperature=0.7, top_p=0.95, seed=self._recipe.seed,
+            [chats[n] for n in fitting],
+            max_new_tokens=longest,
+            temperature=0.7,
+            top_p=0.95,
+            seed=self._recipe.seed,
             share=lambda done: self.watch.hear(done),
-        )  # fmt: skip
+        )
         by_chat = dict(zip(fitting, replies, strict=True))
         return [by_chat.get(n) for n in range(len(chats))]
 

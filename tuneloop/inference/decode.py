@@ -54,9 +54,12 @@ class Decoder:
     def step(self, state: DecodeState) -> Tensor:
         """logits [batch, vocabulary] of the next token of each row. A state is good for one step: its cache grows."""
         output = self.base(
-            **state.text, past_key_values=state.cache, attention_mask=state.mask, position_ids=state.positions,
+            **state.text,
+            past_key_values=state.cache,
+            attention_mask=state.mask,
+            position_ids=state.positions,
             **self.options,
-        )  # fmt: skip
+        )
         logits: Tensor = output.logits[:, -1]
         return logits
 

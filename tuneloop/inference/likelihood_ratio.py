@@ -175,7 +175,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
     cache = DynamicCache(config=base.config)
     read = backbone(
         input_ids=ids, attention_mask=mask, position_ids=places.expand_as(ids), past_key_values=cache, use_cache=True
-    ).last_hidden_state  # fmt: skip
+    ).last_hidden_state
     last = read[torch.arange(len(batch), device=device), lengths - 1]
     tails = [tail[:-1] for change in batch for tail in change.tails]
     width = max(map(len, tails))
@@ -187,7 +187,7 @@ def _states(model: nn.Module, batch: Sequence[_Change]) -> tuple[Tensor, int]:
     places = lengths.repeat_interleave(2)[:, None] + torch.arange(width, device=device)
     read = backbone(
         input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-    ).last_hidden_state  # fmt: skip
+    ).last_hidden_state
     return torch.cat([last, read.flatten(0, 1)]), width
 
 

@@ -90,9 +90,11 @@ def _scored(model: nn.Module, rows: Sequence[Sequence[int]], own: bool) -> list[
     states, targets = hidden[row_of, at], ids[row_of, at + 1]
     size = max(1, CHUNK // int(base.config.get_text_config().vocab_size))
     head = (lambda x: x) if own else LossModel(model).head
-    losses = torch.cat([
-        cross_entropy(head(h).float(), y, reduction="none")
-        for h, y in zip(states.split(size), targets.split(size), strict=True)
-    ])  # fmt: skip
+    losses = torch.cat(
+        [
+            cross_entropy(head(h).float(), y, reduction="none")
+            for h, y in zip(states.split(size), targets.split(size), strict=True)
+        ]
+    )
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device).index_add_(0, row_of, losses.double())
     return [float(total) for total in sums]

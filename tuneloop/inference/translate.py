@@ -90,9 +90,13 @@ class _Model:
         self.tokenizer: Any = load_tokenizer(folder)
         try:
             loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, dtype=pick_dtype("auto"), local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                folder,
+                dtype=pick_dtype("auto"),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
                 output_loading_info=True,
-            )  # fmt: skip
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
         model, info = loaded
@@ -116,8 +120,10 @@ class _Model:
             tokens = self.model.generate(
                 input_ids=padded["input_ids"].to(self.model.device),
                 attention_mask=padded["attention_mask"].to(self.model.device),
-                max_new_tokens=most, do_sample=False, **options,
-            )  # fmt: skip
+                max_new_tokens=most,
+                do_sample=False,
+                **options,
+            )
             for n, row in zip(group, tokens.tolist(), strict=True):
                 if self._ended(row[1:]):
                     written = [i for i in row if i != options.get("forced_bos_token_id")]

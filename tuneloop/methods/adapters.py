@@ -107,8 +107,11 @@ def require_same_bits(adapter: Path, part: QloraPart | None, method: str, where:
         return
     theirs = held(adapter)
     wanted = "train.method: lora" if theirs is None else f"train.method: qlora, train.qlora: {described(theirs)}"
-    reason = t("the adapter was trained on weights held otherwise: take {wanted}, or add it into the weights first "
-               "with train.merge", wanted=wanted)  # fmt: skip
+    reason = t(
+        "the adapter was trained on weights held otherwise: take {wanted}, or add it into the weights first "
+        "with train.merge",
+        wanted=wanted,
+    )
     raise ModelError("TL-MODEL-METHOD", where=where, method=method, reason=reason)
 
 
@@ -120,8 +123,12 @@ def held_alike(adapters: Sequence[Path]) -> QloraPart | None:
     known = [(folder, held(folder)) for folder in adapters if "bits" in known_base(folder)]
     for folder, part in known[1:]:
         if part != known[0][1]:
-            reason = t("{one} and {two} were trained on weights held differently (one of them in 4 or 8 bits): add "
-                       "them one after the other, each in a run of its own", one=known[0][0], two=folder)  # fmt: skip
+            reason = t(
+                "{one} and {two} were trained on weights held differently (one of them in 4 or 8 bits): add "
+                "them one after the other, each in a run of its own",
+                one=known[0][0],
+                two=folder,
+            )
             raise ModelError("TL-MODEL-METHOD", where="train.merge", method="qlora", reason=reason)
     return known[0][1] if known else None
 
@@ -229,8 +236,10 @@ def merged(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedModel:
     for folder in adapters:
         config = read_config(folder)
         if config["peft_type"] != "LORA" or config.get("task_type") == "SEQ_CLS":
-            reason = t("only LoRA adapters of models that write can be added into the weights, and {adapter} is none",
-                       adapter=folder)  # fmt: skip
+            reason = t(
+                "only LoRA adapters of models that write can be added into the weights, and {adapter} is none",
+                adapter=folder,
+            )
             raise ModelError("TL-MODEL-METHOD", where="train.merge", method=config["peft_type"], reason=reason)
         model = added(model, folder)
     return model
@@ -290,15 +299,20 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
             if path.is_file() and not weights and not (draft / path.name).exists():
                 shutil.copyfile(path, draft / path.name)
         keep_old_keys(draft, base)
-        back = kind.from_pretrained(draft, dtype=merged_model.dtype, local_files_only=True, use_safetensors=True,
-                                    attn_implementation=merged_model.config._attn_implementation)  # fmt: skip
+        back = kind.from_pretrained(
+            draft,
+            dtype=merged_model.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation=merged_model.config._attn_implementation,
+        )
         require_same(logits, _answer(back), merged_model.dtype, adapters[-1])
     return target
 
 
 def save_adapter(
     model: PeftModel, target: Path, base: Path, named: dict[str, Any], bits: QloraPart | None = None
-) -> None:  # fmt: skip
+) -> None:
     """Write an adapter in PEFT's own layout, to be put on the weights in `base`; `named` goes into its config.
 
     `bits` says how those were held while it was trained.
@@ -311,5 +325,7 @@ def save_adapter(
     if any(state[n] is not before[n] for n in state):
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
     write_json(target / CONFIG, config | named)
-    write_json(target / BASE, {"mark": provenance_note(base), **({"bits": bits.bits, "double": bits.double} if bits else
-                                                      {"bits": WHOLE})})  # fmt: skip
+    write_json(
+        target / BASE,
+        {"mark": provenance_note(base), **({"bits": bits.bits, "double": bits.double} if bits else {"bits": WHOLE})},
+    )

@@ -71,12 +71,19 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     # The dry run of the planner has no numbers that a decomposition could begin with.
     init = True if part.init == "default" or model.device.type == "meta" else part.init
     config = LoraConfig(
-        task_type=task_type(model), r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout,
-        target_modules=targets, exclude_modules=rf"({'|'.join(map(re.escape, excluded))})(\..*)?" if excluded else None,
-        use_rslora=part.rslora, use_dora=part.dora, init_lora_weights=init, modules_to_save=saved or None,
+        task_type=task_type(model),
+        r=part.rank,
+        lora_alpha=part.alpha,
+        lora_dropout=part.dropout,
+        target_modules=targets,
+        exclude_modules=rf"({'|'.join(map(re.escape, excluded))})(\..*)?" if excluded else None,
+        use_rslora=part.rslora,
+        use_dora=part.dora,
+        init_lora_weights=init,
+        modules_to_save=saved or None,
         ensure_weight_tying=tied and bool(_embeddings(model, part.train_also)),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
-    )  # fmt: skip
+    )
     if quantised and part.init in CHANGING:
         reason = t("{init} takes its part out of the base weights, which are quantised here", init=part.init)
         raise ModelError("TL-MODEL-METHOD", where="train.lora.init", method=train.method, reason=reason)

@@ -83,17 +83,26 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
     if method.kind == "LORA" and (n := stacked(base)):
         out.extend(_of_experts(model, base, n, method.quantize))
     if old := getattr(base, OLD_LABELS, ()):
-        out.append(t("The model's head is of other labels ({labels}): a new one is trained in its place.",
-                     labels=_some(old)))  # fmt: skip
+        out.append(
+            t("The model's head is of other labels ({labels}): a new one is trained in its place.", labels=_some(old))
+        )
     if method.kind == "LORA" and (names := _tied(model, base)):
-        out.append(t("Head and embeddings are one tensor in this model, and only {names} gets an adapter: an export or "
-                     "a merge gives the head a tensor of its own, and is larger by it.",
-                     names=", ".join(names)))  # fmt: skip
+        out.append(
+            t(
+                "Head and embeddings are one tensor in this model, and only {names} gets an adapter: an export or "
+                "a merge gives the head a tensor of its own, and is larger by it.",
+                names=", ".join(names),
+            )
+        )
     if routers_off(base):
         out.append(t("output_router_logits: the loss that balances the experts' load is not trained."))
     if train.adapter:
-        out.append(t("Goes on from {adapter}; its own rank, targets and the like hold.",
-                     adapter=came_from(Path(train.adapter))))  # fmt: skip
+        out.append(
+            t(
+                "Goes on from {adapter}; its own rank, targets and the like hold.",
+                adapter=came_from(Path(train.adapter)),
+            )
+        )
     return out
 
 
@@ -118,8 +127,11 @@ def _of_experts(model: nn.Module, base: PreTrainedModel, weights: int, quantized
     left = [n for n in linear_names(base) if n not in adapted | {"base_layer", "default"}]
     out = []
     if left:
-        more = t("This model's experts ({n:,} weights) and what is called like their parts ({names}) get no adapters.",
-                 n=weights, names=", ".join(left))  # fmt: skip
+        more = t(
+            "This model's experts ({n:,} weights) and what is called like their parts ({names}) get no adapters.",
+            n=weights,
+            names=", ".join(left),
+        )
         out.append(more + " " + t("To train them, name these in train.lora.targets; each step then costs far more."))
     if quantized:
         out.append(t("The experts' weights stay as they are: only linear layers are quantised."))

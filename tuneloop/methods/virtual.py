@@ -24,10 +24,12 @@ def prefix(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     """
     part, width = train.virtual, int(model.config.get_text_config().hidden_size)
     config = PrefixTuningConfig(
-        task_type=task_type(model), num_virtual_tokens=part.tokens, prefix_projection=part.projection,
+        task_type=task_type(model),
+        num_virtual_tokens=part.tokens,
+        prefix_projection=part.projection,
         encoder_hidden_size=width if part.projection else None,  # type: ignore[arg-type]
         modules_to_save=new_parts(model) or None,
-    )  # fmt: skip
+    )
     wrapped = _wrapped(model, train, config)
     if part.projection and part.text:
         _refuse(train, t("a network makes the vectors, so that they cannot begin as a text"))
@@ -44,10 +46,12 @@ def prompt(model: PreTrainedModel, train: TrainPart) -> nn.Module:
     """
     part = train.virtual
     config = PromptTuningConfig(
-        task_type=task_type(model), num_virtual_tokens=part.tokens, prompt_tuning_init="SAMPLE_VOCAB",
+        task_type=task_type(model),
+        num_virtual_tokens=part.tokens,
+        prompt_tuning_init="SAMPLE_VOCAB",
         token_dim=int(model.get_input_embeddings().embedding_dim),  # type: ignore[arg-type]
         modules_to_save=new_parts(model) or None,
-    )  # fmt: skip
+    )
     wrapped = _wrapped(model, train, config)
     if part.text and model.device.type != "meta":
         _begin_as(wrapped, model, train, part.text)

@@ -51,8 +51,9 @@ def _continued(model: PreTrainedModel, train: TrainPart) -> PeftModel:
     folder, method = Path(train.adapter), METHODS[train.method]
     kind = str(adapters.read_config(folder)["peft_type"])
     if kind != method.kind:
-        reason = t("the adapter is a {kind}; add it into the weights with train.merge, or take the method it is of",
-                   kind=kind)  # fmt: skip
+        reason = t(
+            "the adapter is a {kind}; add it into the weights with train.merge, or take the method it is of", kind=kind
+        )
         raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=train.method, reason=reason)
     theirs, ours = adapters.read_config(folder).get("task_type"), anatomy.task_type(model)
     if theirs and ours and theirs != ours.value:

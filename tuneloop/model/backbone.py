@@ -101,7 +101,7 @@ def token_types(model: nn.Module, ids: Tensor, segments: tuple[int, ...] | None 
 
 def packed_inputs(
     model: nn.Module, input_ids: Tensor, position_ids: Tensor, segments: tuple[int, ...] | None = None
-) -> Entry:  # fmt: skip
+) -> Entry:
     """A packed row, ids and positions int64 [1, length], as the model's own forward takes it: with the virtual tokens
     before each sample, and in training with NEFTune's noise."""
     base = unwrap(model)
@@ -198,8 +198,12 @@ def prefill_inputs(model: nn.Module, ids: Tensor, mask: Tensor, place: Tensor) -
     for k, begin in enumerate(begins):
         attended[k, :begin], attended[k, begin:] = 0, 1
     places = (attended.cumsum(-1) - 1).clamp(min=0)
-    return {"inputs_embeds": torch.stack(rows), "attention_mask": attended, "position_ids": places,
-            "past_key_values": DynamicCache(config=base.config)}  # fmt: skip
+    return {
+        "inputs_embeds": torch.stack(rows),
+        "attention_mask": attended,
+        "position_ids": places,
+        "past_key_values": DynamicCache(config=base.config),
+    }
 
 
 def _noisy(embedded: Tensor, lengths: tuple[int, ...], alpha: float) -> Tensor:

@@ -45,7 +45,7 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Store:
+class StateStore:
     """The kept states of some samples: sample m begins at starts[m] (-1: not kept) and has lengths[m] rows."""
 
     states: Tensor
@@ -68,8 +68,8 @@ class Frozen:
     def __init__(self, model: nn.Module, count: int) -> None:
         self.model, self.base = model, unwrap(model)
         self.blocks = blocks(self.base)[:count]
-        self.stores: dict[str, Store] = {}
-        self._current: Store | None = None
+        self.stores: dict[str, StateStore] = {}
+        self._current: StateStore | None = None
         self._given: Tensor | None = None
         self._reaching = False
         self._forms = [0] * count
@@ -172,7 +172,7 @@ class Frozen:
         starts[used] = np.cumsum(lengths[used]) - lengths[used]
         tokens, width = int(lengths[used].sum()), self.width
         mapped = torch.from_file(str(path), shared=False, size=tokens * width, dtype=self.base.dtype)
-        self.stores[side] = Store(mapped.view(tokens, width), starts, lengths)
+        self.stores[side] = StateStore(mapped.view(tokens, width), starts, lengths)
 
     @property
     def width(self) -> int:
@@ -284,8 +284,12 @@ def _reached_by_gradient(frozen: Frozen) -> bool:
     try:
         # NEFTune draws here as in training: what training draws later must not depend on it.
         with torch.random.fork_rng(cards), torch.enable_grad(), computing(frozen.model, frozen.base.dtype):
-            states(frozen.model, torch.zeros(1, 2, dtype=torch.int64, device=device),
-                   torch.arange(2, device=device)[None], (2,))  # fmt: skip
+            states(
+                frozen.model,
+                torch.zeros(1, 2, dtype=torch.int64, device=device),
+                torch.arange(2, device=device)[None],
+                (2,),
+            )
     except _Reached:
         return any(requires)
     finally:

@@ -82,9 +82,16 @@ def load_model(
         bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head)) if quantized else {}
         with quiet():
             loaded: Any = CLASSES[head.kind].from_pretrained(
-                folder, dtype=pick_dtype(dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                attn_implementation=name, output_loading_info=True, **_labels(head), **bits,
-            )  # fmt: skip
+                folder,
+                dtype=pick_dtype(dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation=name,
+                output_loading_info=True,
+                **_labels(head),
+                **bits,
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
     model, info = loaded

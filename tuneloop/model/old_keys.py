@@ -49,8 +49,12 @@ def keep_old_keys(folder: Path, base: Path) -> None:
         template = folder / "chat_template.jinja"
         text = template.read_text(encoding="utf-8") if template.is_file() else None
         write_json(words, tokenizer_keys(_read(words), _read(base / "tokenizer_config.json"), text))
-    for name in ("generation_config.json", "special_tokens_map.json", "added_tokens.json",
-                 "model.safetensors.index.json"):  # fmt: skip
+    for name in (
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "model.safetensors.index.json",
+    ):
         if (folder / name).is_file():
             write_json(folder / name, _read(folder / name))
 
@@ -61,8 +65,10 @@ def with_old_names(config: Json) -> Json:
     >>> with_old_names({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}})["rope_theta"]
     100000.0
     """
-    out = {key: with_old_names(setting) if key.endswith("_config") and isinstance(setting, dict) else setting
-           for key, setting in config.items()}  # fmt: skip
+    out = {
+        key: with_old_names(setting) if key.endswith("_config") and isinstance(setting, dict) else setting
+        for key, setting in config.items()
+    }
     if isinstance(out.get("dtype"), str):
         out["torch_dtype"] = out["dtype"]
     if "num_local_experts" in out:  # 5 has renamed it in Qwen3-MoE, and 4 would build 128 of them

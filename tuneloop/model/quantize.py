@@ -28,9 +28,13 @@ def settings(part: QloraPart, dtype: torch.dtype, skipped: list[str] | None = No
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     else:
         config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=part.double,
-            bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=torch.uint8, llm_int8_skip_modules=skipped,
-        )  # fmt: skip
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=part.double,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+            llm_int8_skip_modules=skipped,
+        )
     place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": place}}
 

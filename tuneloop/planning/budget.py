@@ -57,7 +57,7 @@ ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What the arithmetic needs to know of a model; counts of weights, widths in elements.
 
     `linear` are the weights that one token is multiplied by: of a mixture of experts, those it passes. Of these,
@@ -85,7 +85,9 @@ class Shape:
     gated: bool = False
 
 
-def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], Head] = lambda config: Head()) -> Shape:
+def shape(
+    folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], Head] = lambda config: Head()
+) -> ModelShape:
     """Build the model on torch's meta device (no memory) and read its shape. `head_of` is told its configuration.
 
     Raises TL-MODEL-CONFIG when transformers cannot build it, and what a method says of a recipe that it cannot follow.
@@ -110,7 +112,7 @@ def shape(folder: Path, train: TrainPart, dtype: str, head_of: Callable[[Any], H
     linear = _linear(base, below, *experts(text))
     out = base.get_output_embeddings()
     scores = out if head.kind != "classifier" else None
-    return Shape(
+    return ModelShape(
         parameters=total,
         trainable=trainable,
         linear=linear.all,
@@ -193,7 +195,7 @@ def _linear(base: PreTrainedModel, below: int, total: int, active: int) -> _Line
     return _Linear(round(every), round(trained), round(under), quantised)
 
 
-def step_flops(shape: Shape, tokens: int, labels: int, train: TrainPart, *, cached: bool = False) -> float:
+def step_flops(shape: ModelShape, tokens: int, labels: int, train: TrainPart, *, cached: bool = False) -> float:
     """Floating-point operations of forward and backward over `tokens` with `labels` label tokens.
 
     Two a weight and token forward; where a gradient passes, two for the activations' and two more for the weights' that
@@ -205,23 +207,23 @@ def step_flops(shape: Shape, tokens: int, labels: int, train: TrainPart, *, cach
     return float(weights * tokens + (6 if shape.head_trained else 4) * shape.head * labels)
 
 
-def kept_flops(shape: Shape, tokens: int) -> float:
+def kept_flops(shape: ModelShape, tokens: int) -> float:
     """Floating-point operations of the frozen blocks alone, forward: what keeping their output costs, once."""
     return 2.0 * shape.linear_below * tokens
 
 
-def forward_flops(shape: Shape, tokens: int, labels: int) -> float:
+def forward_flops(shape: ModelShape, tokens: int, labels: int) -> float:
     """Floating-point operations of one forward pass alone: reading a prompt, or measuring a loss."""
     return 2.0 * (shape.linear * tokens + shape.head * labels)
 
 
-def generation_seconds(shape: Shape, machine: Hardware, batches: int, tokens: int) -> float:
+def generation_seconds(shape: ModelShape, machine: Hardware, batches: int, tokens: int) -> float:
     """Seconds to write `batches` batches of answers of `tokens` tokens: each step reads all weights once."""
     step = shape.bytes_all / (machine.weights_gbs * GENERATION * 1e9) + shape.layers * LAYER_SECONDS
     return batches * tokens * step
 
 
-def memory_gb(shape: Shape, tokens: int, train: TrainPart, *, fused: bool = False) -> float:
+def memory_gb(shape: ModelShape, tokens: int, train: TrainPart, *, fused: bool = False) -> float:
     """Most memory of a step over one forward pass of `tokens`, in GB (1e9 bytes). `fast` parts keep half as much."""
     trained = shape.trainable * (4 + STATE[train.optimizer])  # gradients are float32, as what is trained
     # What a decoder layer keeps for its backward pass, per token: about ten rows of its width (norms, q, k, v,

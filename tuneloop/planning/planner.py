@@ -25,7 +25,7 @@ from tuneloop.planning.budget import (
     EFFICIENCY_QUANTISED,
     OTHER_HALF,
     STATE,
-    Shape,
+    ModelShape,
     forward_flops,
     generation_seconds,
     kept_flops,
@@ -39,7 +39,7 @@ from tuneloop.planning.lengths import options
 from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.tasks.table import TASKS
 from tuneloop.tasks.task import Task
-from tuneloop.training.frozen_policy import Question, kept_bytes, measurements, objection
+from tuneloop.training.frozen_policy import CacheQuestion, kept_bytes, measurements, objection
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.optim import total_steps, warmup_steps
 
@@ -51,7 +51,7 @@ COMMA = {"en": ", ", "zh": "，"}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlanChoice:
     """One thing the plan settles, and why."""
 
     what: str
@@ -70,7 +70,7 @@ class Plan:
     machine: Hardware
     model: dict[str, Any]
     data: dict[str, Any]
-    choices: tuple[Choice, ...]
+    choices: tuple[PlanChoice, ...]
     seconds: float
     evaluation: dict[str, Any]
     memory_gb: float
@@ -92,7 +92,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class EvaluationSize:
     """What evaluation will have before it. `prompts` are those of show and of all probes."""
 
     rows: int = 0
@@ -133,7 +133,7 @@ def make(assembled: TrainingInput) -> Plan:
     if memory > machine.room_gb:
         raise _too_much(recipe, machine, size, items, memory, most)
     counts = manifest.get("counts") or {}
-    held = Held(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
+    held = EvaluationSize(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
     warnings = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
     warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
     if counts and not held.rows:
@@ -170,7 +170,7 @@ def _name(task: Task) -> str:
 
 
 def _too_much(
-    recipe: Recipe, machine: Hardware, size: Shape, items: Examples, memory: float, most: int
+    recipe: Recipe, machine: Hardware, size: ModelShape, items: Examples, memory: float, most: int
 ) -> MachineError:
     """The error of a run that does not fit. Where the recipe left the length to the rows, with the lengths that would.
 
@@ -198,7 +198,7 @@ def _too_much(
     return MachineError("TL-MACHINE-LENGTH", longest=int(lengths.max()), lines=lines, options=fitting, **facts)
 
 
-def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = False) -> float:
+def _rate(machine: Hardware, size: ModelShape, train: TrainPart, *, training: bool = False) -> float:
     """Operations a second: what is reached of the measured rate of matrix products, in training or in evaluation."""
     if machine.device != "cpu":
         return machine.gflops * 1e9 * EFFICIENCY
@@ -210,7 +210,7 @@ def _rate(machine: Hardware, size: Shape, train: TrainPart, *, training: bool = 
     return rate * 1e9 * (EFFICIENCY_QUANTISED if METHODS[train.method].quantize else 1.0)
 
 
-def _slow_half(recipe: Recipe, machine: Hardware, size: Shape, tokens: int) -> list[str]:
+def _slow_half(recipe: Recipe, machine: Hardware, size: ModelShape, tokens: int) -> list[str]:
     """The sentence about a 16-bit type on a processor that is slower in it than in float32."""
     if machine.device != "cpu" or size.bytes_each == 4:
         return []
@@ -250,7 +250,7 @@ def busy(machine: Hardware) -> list[str]:
     ]
 
 
-def _fused(machine: Hardware, size: Shape, train: TrainPart) -> bool:
+def _fused(machine: Hardware, size: ModelShape, train: TrainPart) -> bool:
     """Whether the model's blocks get fast parts."""
     return machine.device == "cpu" and size.gated and size.bytes_each == 4 and not METHODS[train.method].quantize
 
@@ -261,7 +261,7 @@ def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
 
 def _unkept(
     recipe: Recipe,
-    size: Shape,
+    size: ModelShape,
     items: Examples,
     manifest: Mapping[str, Any] | None,
     steps: int,
@@ -274,11 +274,11 @@ def _unkept(
     if measurements(train, steps, per_epoch) > 1:
         need += _held_tokens(manifest) * size.hidden * size.bytes_each
     free = shutil.disk_usage(folder if folder.is_dir() else Path()).free
-    return objection(train, Question(size.below, size.layers, need, free, steps / per_epoch))
+    return objection(train, CacheQuestion(size.below, size.layers, need, free, steps / per_epoch))
 
 
 def _evaluation(
-    recipe: Recipe, machine: Hardware, size: Shape, held: Held, *, measured: int, generates: bool = True
+    recipe: Recipe, machine: Hardware, size: ModelShape, held: EvaluationSize, *, measured: int, generates: bool = True
 ) -> dict[str, Any]:
     """Seconds for the answers before and after and for the held-out loss, `measured` times.
 
@@ -301,7 +301,7 @@ def _evaluation(
     }
 
 
-def times(plan: Plan) -> list[Choice]:
+def times(plan: Plan) -> list[PlanChoice]:
     """The times of a plan for the reader: training, evaluation, both."""
     measured = plan.evaluation
     why = t("estimated: no answers, the held-out loss alone")
@@ -313,9 +313,9 @@ def times(plan: Plan) -> list[Choice]:
             speed=f"{measured['tokens_per_second']:.0f}",
         )
     return [
-        Choice(t("training time"), about(plan.seconds), t("estimated from the operations of a step")),
-        Choice(t("evaluation time"), about(float(measured["seconds"])), why),
-        Choice(t("time in all"), about(plan.total_seconds), t("without loading the model")),
+        PlanChoice(t("training time"), about(plan.seconds), t("estimated from the operations of a step")),
+        PlanChoice(t("evaluation time"), about(float(measured["seconds"])), why),
+        PlanChoice(t("time in all"), about(plan.total_seconds), t("without loading the model")),
     ]
 
 
@@ -324,7 +324,7 @@ def _fullest(batches: BatchPlan) -> int:
     return max(sum(batches.lengths[i] for i in b) for k in range(batches.steps_per_epoch) for b in batches.step(k))
 
 
-def _method(train: TrainPart, size: Shape) -> str:
+def _method(train: TrainPart, size: ModelShape) -> str:
     """What there is to say of the method: how much it trains, and what it does beside that."""
     part = 100 * size.trainable / size.parameters
     sentences = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
@@ -344,34 +344,34 @@ def _method(train: TrainPart, size: Shape) -> str:
     return COMMA[current()].join(sentences)
 
 
-def _frozen(size: Shape, unkept: str) -> list[Choice]:
+def _frozen(size: ModelShape, unkept: str) -> list[PlanChoice]:
     """What becomes of blocks that are not trained, where there are some."""
     if not size.below:
         return []
     how = t("run at every step") if unkept else t("run once for all epochs")
     why = unkept or t("frozen blocks: {n} of {all}; their output is kept on the disk", n=size.below, all=size.layers)
-    return [Choice(t("frozen blocks"), how, why)]
+    return [PlanChoice(t("frozen blocks"), how, why)]
 
 
-def _task(task: Task, manifest: Mapping[str, Any]) -> Choice:
+def _task(task: Task, manifest: Mapping[str, Any]) -> PlanChoice:
     kinds = ", ".join(manifest.get("kinds") or ())
     why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
-    return Choice(t("task"), _name(task), why)
+    return PlanChoice(t("task"), _name(task), why)
 
 
 def _choices(
-    recipe: Recipe, machine: Hardware, size: Shape, batches: BatchPlan, steps: int, unkept: str
-) -> list[Choice]:
+    recipe: Recipe, machine: Hardware, size: ModelShape, batches: BatchPlan, steps: int, unkept: str
+) -> list[PlanChoice]:
     train = recipe.train
     device = machine.gpus[0] if machine.gpus else t("CPU, cores: {n}", n=machine.cores)
     dtype = "bfloat16" if machine.bfloat16_gflops else str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     rate = machine.bfloat16_gflops or machine.gflops
     return [
-        Choice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{rate:.0f}", dtype=dtype)),
-        Choice(t("method"), train.method, _method(train, size)),
+        PlanChoice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{rate:.0f}", dtype=dtype)),
+        PlanChoice(t("method"), train.method, _method(train, size)),
         *_frozen(size, unkept),
         *shared_choices(recipe, batches, steps),
-        Choice(
+        PlanChoice(
             t("optimizer"),
             train.optimizer,
             t("its state: {size}", size=format_bytes(round(size.trainable * STATE[train.optimizer]))),
@@ -379,14 +379,14 @@ def _choices(
     ]
 
 
-def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choice]:
+def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[PlanChoice]:
     """What follows from rows and recipe alone: lengths, batches, steps, the learning rate."""
     train, wanted = recipe.train, recipe.prepare.max_length
     passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
     longest = t("tokens: {n}", n=max(batches.lengths))
     return [
-        Choice(t("longest row"), longest, f"prepare.max_length: {wanted}"),
-        Choice(
+        PlanChoice(t("longest row"), longest, f"prepare.max_length: {wanted}"),
+        PlanChoice(
             t("batch"),
             t("dialogues a step: {n}", n=train.batch_size),
             t(
@@ -395,7 +395,7 @@ def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choic
                 budget=_fullest(batches),
             ),
         ),
-        Choice(
+        PlanChoice(
             t("steps"),
             str(steps),
             t(
@@ -404,7 +404,7 @@ def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[Choic
                 epochs=f"{steps / batches.steps_per_epoch:.3g}",
             ),
         ),
-        Choice(
+        PlanChoice(
             t("learning rate"),
             f"{train.learning_rate:g}",
             t("{schedule}, steps in which it rises: {n}", schedule=train.schedule, n=warmup_steps(train, steps)),

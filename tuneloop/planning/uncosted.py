@@ -9,7 +9,7 @@ from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.planning.cautions import cautions, nothing_held
 from tuneloop.planning.hardware import look
-from tuneloop.planning.planner import Choice, Plan, shared_choices
+from tuneloop.planning.planner import Plan, PlanChoice, shared_choices
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.optim import total_steps
 
@@ -33,7 +33,7 @@ def uncosted(assembled: TrainingInput) -> Plan:
         machine=look(),
         model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
         data={"dialogues": len(items), "tokens": sum(batches.lengths), "label_tokens": labels, "steps": steps},
-        choices=(Choice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
+        choices=(PlanChoice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
         seconds=0.0,
         evaluation=none,
         memory_gb=0.0,

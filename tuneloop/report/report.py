@@ -208,10 +208,9 @@ def _classes(evaluation: Evaluation) -> dict[str, Any]:
         for scores, title in ((before, t("Before")), (after, t("After")))
     ]
     each = [
-        {"label": label, "texts": after.each[k].texts,
-         **{key: pair(k, key) for key in ("precision", "recall", "f1")}}
+        {"label": label, "texts": after.each[k].texts, **{key: pair(k, key) for key in ("precision", "recall", "f1")}}
         for k, label in enumerate(classes.labels)
-    ]  # fmt: skip
+    ]
     return {"labels": classes.labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
 
 

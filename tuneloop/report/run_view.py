@@ -59,8 +59,10 @@ class Folder:
         folder = Path(self.dataset_path or "")
         model = self.recipe.get("model")
         name = str(model.get("name")) if isinstance(model, dict) else ""
-        return [*cautions(counts, self.manifest.get("steps") or (), str(folder / "ledger.jsonl")),
-                *foreign(name, folder)]  # fmt: skip
+        return [
+            *cautions(counts, self.manifest.get("steps") or (), str(folder / "ledger.jsonl")),
+            *foreign(name, folder),
+        ]
 
 
 def read(run: Path) -> Folder:

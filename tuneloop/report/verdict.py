@@ -31,7 +31,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Headline:
     """Sentences, the bad news first, and their tone: "bad" as soon as one thing is bad."""
 
     tone: Tone
@@ -40,7 +40,7 @@ class Verdict:
 
 def verdict(
     evaluation: Evaluation | None, events: Sequence[dict[str, Any]] = (), metrics: Sequence[dict[str, Any]] = ()
-) -> Verdict:
+) -> Headline:
     """The verdict on a run's evaluation (None if there is none), events.jsonl and metrics.jsonl.
 
     >>> from tuneloop.evaluation.evaluation import Scores
@@ -54,7 +54,7 @@ def verdict(
     sentences += _state(evaluation, events, metrics)
     tones = {tone for tone, _ in sentences}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
-    return Verdict(tone, SPACE[current()].join(text for _, text in sorted(sentences, key=lambda s: s[0] != "bad")))
+    return Headline(tone, SPACE[current()].join(text for _, text in sorted(sentences, key=lambda s: s[0] != "bad")))
 
 
 def _probes(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:

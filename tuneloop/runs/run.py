@@ -129,15 +129,19 @@ def run_recipe(path: Path) -> Recipe:
     if train.adapter and (path / BEGUN).is_dir():
         adapter = str((path / BEGUN).resolve())
     show = moved(part.show) if isinstance(part.show, str) else part.show
-    probes = [p.model_copy(update={"prompts": moved(p.prompts)}) if isinstance(p.prompts, str) else p
-              for p in part.probes]  # fmt: skip
+    probes = [
+        p.model_copy(update={"prompts": moved(p.prompts)}) if isinstance(p.prompts, str) else p for p in part.probes
+    ]
     files = [d.model_copy(update={"path": moved(d.path)}) for d in recipe.data]
-    return recipe.model_copy(update={
-        "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
-        "train": train.model_copy(update={"adapter": adapter}),
-        "evaluate": part.model_copy(update={"show": show, "probes": probes}), "data": files,
-        "serve": recipe.serve.model_copy(update={"key_file": moved(recipe.serve.key_file)}),
-    })  # fmt: skip
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
+            "train": train.model_copy(update={"adapter": adapter}),
+            "evaluate": part.model_copy(update={"show": show, "probes": probes}),
+            "data": files,
+            "serve": recipe.serve.model_copy(update={"key_file": moved(recipe.serve.key_file)}),
+        }
+    )
 
 
 def new_run(workspace: Path, name: str, number: int | None = None) -> Run:

@@ -97,7 +97,8 @@ def main() -> int:
         left = began + 60 * arguments.minutes - time.time()
         if left < 1:
             Lines(_say, lambda line, s=section: report.line(s.name, line, time.time() - began)).add(  # type: ignore[misc]
-                Line(section.name, t("this section"), "not run", t("the proof's time is over")))  # fmt: skip
+                Line(section.name, t("this section"), "not run", t("the proof's time is over"))
+            )
             continue
         _say(f"== {section.name}")
         _run(section.name, min(section.seconds, left), report, began)

@@ -20,7 +20,7 @@ from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.selftest.lines import FailedError, Lines
 from tuneloop.selftest.parity import samples
-from tuneloop.selftest.speed import Work
+from tuneloop.selftest.speed import Workload
 from tuneloop.selftest.training import Ground
 from tuneloop.tasks.loss import LossModel
 
@@ -47,8 +47,16 @@ def _order(fixed: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _steps(model: nn.Module, rows: list[Batch], start: list[Tensor], device: torch.device, *, fixed: bool, read: bool,
-           steps: int) -> Measured:  # fmt: skip
+def _steps(
+    model: nn.Module,
+    rows: list[Batch],
+    start: list[Tensor],
+    device: torch.device,
+    *,
+    fixed: bool,
+    read: bool,
+    steps: int,
+) -> Measured:
     """Steps of AdamW over the rows from the weights `start`; `read` waits for loss and norm at each."""
     weights = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():
@@ -87,7 +95,7 @@ def _rows(every: list[Sample], budget: int) -> list[Batch]:
     return [*batches, pack(held)]
 
 
-def measure(lines: Lines, ground: Ground, device: torch.device, work: Work) -> None:
+def measure(lines: Lines, ground: Ground, device: torch.device, work: Workload) -> None:
     """Two lines: what each costs. A fixed order that is none fails."""
     torch.manual_seed(0)
     model: Any = load_model(ground.model, "auto")
@@ -104,17 +112,25 @@ def measure(lines: Lines, ground: Ground, device: torch.device, work: Work) -> N
         run(fixed=False, read=False)
         free, again = run(fixed=False, read=False), run(fixed=False, read=False)
         fixed, twice = run(fixed=True, read=False), run(fixed=True, read=False)
-        summary = t("{a:.1f} ms a step in any order ({same} twice), {b:.1f} ms in a fixed one: {cost:+.1f} %",
-                 a=1e3 * free.seconds, b=1e3 * fixed.seconds, cost=100 * (fixed.seconds / free.seconds - 1),
-                 same=t("the same bits") if free.same(again) else t("other bits"))  # fmt: skip
+        summary = t(
+            "{a:.1f} ms a step in any order ({same} twice), {b:.1f} ms in a fixed one: {cost:+.1f} %",
+            a=1e3 * free.seconds,
+            b=1e3 * fixed.seconds,
+            cost=100 * (fixed.seconds / free.seconds - 1),
+            same=t("the same bits") if free.same(again) else t("other bits"),
+        )
         if not fixed.same(twice):
             raise FailedError(summary + t("; its weights differ from one time to the next"))
         return summary
 
     def reading() -> str:
         late, each = run(fixed=True, read=False), run(fixed=True, read=True)
-        return t("{a:.1f} ms a step without, {b:.1f} ms with: {cost:+.1f} %", a=1e3 * late.seconds,
-                 b=1e3 * each.seconds, cost=100 * (each.seconds / late.seconds - 1))  # fmt: skip
+        return t(
+            "{a:.1f} ms a step without, {b:.1f} ms with: {cost:+.1f} %",
+            a=1e3 * late.seconds,
+            b=1e3 * each.seconds,
+            cost=100 * (each.seconds / late.seconds - 1),
+        )
 
     lines.claim(t("cost"), t("sums in a fixed order"), order)
     lines.claim(t("cost"), t("loss and norm read at every step"), reading)

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from tuneloop.base.language import t
 from tuneloop.model.kernels import varlen
-from tuneloop.model.kernels.varlen import Kernel, Shape
+from tuneloop.model.kernels.varlen import Kernel, VarlenShape
 from tuneloop.selftest.lines import FailedError, Lines, NotRunError
 
 SEGMENTS = (200, 1, 57, 130, 252)
@@ -32,15 +32,18 @@ def _chosen(dtype: torch.dtype, device: torch.device) -> str:
              "triton": importlib.util.find_spec("triton") is not None}  # fmt: skip
     cards = [here] if device.type == "cuda" else []
     cards += [varlen.Card(c, **facts) for c in CAPABILITIES]
-    choices = [(c.capability, varlen.choose(c, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))) for c in cards]
+    choices = [(c.capability, varlen.choose(c, VarlenShape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))) for c in cards]
     return ", ".join(f"{major}.{minor}: {kernel}" for (major, minor), kernel in choices)
 
 
 def prove(lines: Lines, device: torch.device) -> None:
     """A line a type: which kernel is chosen by which compute capability; and one a type and kernel but flex."""
     for dtype in TYPES:
-        lines.claim(t("attention"), t("chosen in {dtype} by compute capability", dtype=_name(dtype)),
-                    lambda d=dtype: _chosen(d, device))  # type: ignore[misc]  # fmt: skip
+        lines.claim(
+            t("attention"),
+            t("chosen in {dtype} by compute capability", dtype=_name(dtype)),
+            lambda d=dtype: _chosen(d, device),
+        )  # type: ignore[misc]
     for kernel in varlen.KERNELS:
         if kernel != "flex":
             _every_type(lines, kernel, device)
@@ -58,9 +61,12 @@ def _name(dtype: torch.dtype) -> str:
 def _every_type(lines: Lines, kernel: Kernel, device: torch.device) -> None:
     card = varlen.card(device)
     for dtype in TYPES:
-        chosen = varlen.choose(card, Shape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))
-        label = t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=_name(dtype)) if kernel == chosen else t(
-            "{kernel} in {dtype}", kernel=kernel, dtype=_name(dtype))  # fmt: skip
+        chosen = varlen.choose(card, VarlenShape(dtype, WIDTH, WIDTH, sum(SEGMENTS)))
+        label = (
+            t("{kernel} in {dtype} (chosen here)", kernel=kernel, dtype=_name(dtype))
+            if kernel == chosen
+            else t("{kernel} in {dtype}", kernel=kernel, dtype=_name(dtype))
+        )
         lines.claim(t("attention"), label, lambda d=dtype: _agrees(kernel, d, device))  # type: ignore[misc]
 
 

@@ -94,5 +94,6 @@ def _line(group: str, what: str, look: Callable[[], str], may_refuse: bool) -> L
 
 def broken(group: str, what: str, error: Exception) -> Line:
     """The line of an error that nobody expected, with its traceback. Called where it is caught."""
-    return Line(group, what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-                traceback.format_exc())  # fmt: skip
+    return Line(
+        group, what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", traceback.format_exc()
+    )

@@ -84,13 +84,15 @@ def _export(ground: Ground, method: str, dtype: str) -> str:
 def prove(lines: Lines, ground: Ground, device: torch.device, name: str) -> None:
     """`name` is what the model of this ground is called in the report."""
     group = t("parity")
-    lines.claim(group, t("{model}: loss and gradient of transformers", model=name),
-                lambda: _loss(ground, device, 4))  # fmt: skip
+    lines.claim(group, t("{model}: loss and gradient of transformers", model=name), lambda: _loss(ground, device, 4))
     lines.claim(group, t("{model}: export of a LoRA run", model=name), lambda: _export(ground, "lora", "float32"))
 
 
 def merged(lines: Lines, ground: Ground, name: str) -> None:
     """A line: an adapter added into weights of this device's own type answers as it did beside them."""
     dtype = str(pick_dtype("auto")).removeprefix("torch.") if torch.cuda.is_available() else "bfloat16"
-    lines.claim(t("parity"), t("{model}: export of a LoRA run in {dtype}", model=name, dtype=dtype),
-                lambda: _export(ground, "lora", dtype))  # fmt: skip
+    lines.claim(
+        t("parity"),
+        t("{model}: export of a LoRA run in {dtype}", model=name, dtype=dtype),
+        lambda: _export(ground, "lora", dtype),
+    )

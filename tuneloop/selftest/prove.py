@@ -14,7 +14,7 @@ import torch
 from tuneloop.base.language import t
 from tuneloop.selftest import device, report
 from tuneloop.selftest.lines import Line, Lines, Say
-from tuneloop.selftest.sections import SECTIONS, Section
+from tuneloop.selftest.sections import SECTIONS, ProofSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Proof:
         return report.page(self.closing(), self.facts, self.lines)
 
 
-def prove(say: Say, sections: Sequence[Section] = SECTIONS) -> Proof:
+def prove(say: Say, sections: Sequence[ProofSection] = SECTIONS) -> Proof:
     """The lines of all sections, each told as it stands. On a CPU about two minutes with SmolLM2."""
     began = time.perf_counter()
     lines = Lines(say)

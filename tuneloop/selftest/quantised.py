@@ -59,8 +59,13 @@ def _agrees(ground: Ground, bits: Any) -> str:
         held += layer.weight.data.numel() * layer.weight.data.itemsize
         numbers, count = numbers + weight.numel(), count + 1
     allowed = ALLOWED["int8"] if bits == "int8" else ALLOWED["nf4"] * torch.finfo(dtype).eps
-    summary = t("{n} layers, largest relative difference {got:.1e}, allowed {allowed:.1e}; {bits:.1f} bits a weight",
-             n=count, got=worst, allowed=allowed, bits=8 * held / max(1, numbers))  # fmt: skip
+    summary = t(
+        "{n} layers, largest relative difference {got:.1e}, allowed {allowed:.1e}; {bits:.1f} bits a weight",
+        n=count,
+        got=worst,
+        allowed=allowed,
+        bits=8 * held / max(1, numbers),
+    )
     if not count or not worst <= allowed:
         raise FailedError(summary)
     return summary
@@ -69,7 +74,13 @@ def _agrees(ground: Ground, bits: Any) -> str:
 def prove(lines: Lines, ground: Ground) -> None:
     """Two lines for each kind of weights."""
     for bits in BITS:
-        lines.claim(t("quantised"), t("{bits}: products as with its weights unpacked", bits=bits),
-                    lambda b=bits: _agrees(ground, b))  # type: ignore[misc]  # fmt: skip
-        lines.claim(t("quantised"), t("{bits}: qlora trains, is read back, resumes", bits=bits),
-                    lambda b=bits: training.combination(ground, "qlora", "chat", qlora={"bits": b}))  # type: ignore[misc]  # fmt: skip
+        lines.claim(
+            t("quantised"),
+            t("{bits}: products as with its weights unpacked", bits=bits),
+            lambda b=bits: _agrees(ground, b),
+        )  # type: ignore[misc]
+        lines.claim(
+            t("quantised"),
+            t("{bits}: qlora trains, is read back, resumes", bits=bits),
+            lambda b=bits: training.combination(ground, "qlora", "chat", qlora={"bits": b}),
+        )  # type: ignore[misc]

@@ -23,4 +23,4 @@ def prove(lines: Lines, folder: Path, name: str) -> None:
     ground, place = training.Ground(folder, cached[name]), device.here()
     parity.prove(lines, ground, place, name)
     steps = 20 if place.type == "cuda" else 3
-    speed.measure(lines, ground, place, speed.Work(steps, targets=["q_proj", "v_proj"]), name)
+    speed.measure(lines, ground, place, speed.Workload(steps, targets=["q_proj", "v_proj"]), name)

@@ -34,22 +34,40 @@ def counts(lines: Iterable[Line]) -> dict[str, int]:
 def closing(lines: Sequence[Line], seconds: float, *, on_card: bool) -> str:
     """The sentence that counts the lines."""
     of = counts(lines)
-    summary = t("{passed} passed, {failed} failed, {refused} refused with a code, {absent} not run, in {n:.0f} s",
-             passed=of["passed"], failed=of["failed"], refused=of["refused"], absent=of["not run"],
-             n=seconds)  # fmt: skip
+    summary = t(
+        "{passed} passed, {failed} failed, {refused} refused with a code, {absent} not run, in {n:.0f} s",
+        passed=of["passed"],
+        failed=of["failed"],
+        refused=of["refused"],
+        absent=of["not run"],
+        n=seconds,
+    )
     return summary if on_card else summary + t(". No CUDA device: these lines ran on the CPU")
 
 
 def page(first: str, facts: Iterable[Sequence[str]], lines: Iterable[Line]) -> str:
     """The report as Markdown that can be posted as it is."""
     about = [f"| {_cell(name)} | {_cell(content)} |" for name, content in facts]
-    table = [f"| {_cell(verdict)} | {_cell(what)} | {_cell(detail)} |" for verdict, what, detail in
-             (line.row() for line in lines)]  # fmt: skip
-    return "\n".join([
-        f"# {t('tuneloop: proof on this machine')}", "", f"{first}{t('.')}", "",
-        f"| {t('fact')} | {t('value')} |", "|---|---|", *about, "",
-        f"| {t('result')} | {t('claim')} | {t('measured')} |", "|---|---|---|", *table, "",
-    ])  # fmt: skip
+    table = [
+        f"| {_cell(verdict)} | {_cell(what)} | {_cell(detail)} |"
+        for verdict, what, detail in (line.row() for line in lines)
+    ]
+    return "\n".join(
+        [
+            f"# {t('tuneloop: proof on this machine')}",
+            "",
+            f"{first}{t('.')}",
+            "",
+            f"| {t('fact')} | {t('value')} |",
+            "|---|---|",
+            *about,
+            "",
+            f"| {t('result')} | {t('claim')} | {t('measured')} |",
+            "|---|---|---|",
+            *table,
+            "",
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

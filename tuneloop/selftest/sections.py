@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the parent of a proof must not need what its sections need
     from tuneloop.selftest.lines import Lines
-    from tuneloop.selftest.speed import Work
+    from tuneloop.selftest.speed import Workload
     from tuneloop.selftest.training import Ground
 
 SHAPES = ("qwen2", "qwen3", "gemma3_text", "deepseek_v3")
@@ -18,7 +18,7 @@ REAL = "smollm2-135m-instruct"
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ProofSection:
     """`prove` writes its lines; it is stopped after `seconds`."""
 
     name: str
@@ -95,17 +95,18 @@ def _large(folder: Path) -> Ground:
     shape = subject.QWEN2_1_5B if on_card else {"num_hidden_layers": 4, "vocab_size": 8192}
     model = subject.model_folder(folder / "large", family, device=place.type, dtype=device.weights_dtype(), **shape)
     rows, longest = (128, min(2048, device.budget())) if on_card else (24, 512)
-    return training.Ground(folder, model, rows=partial(subject.long_rows, rows, longest),
-                           prepare={"max_length": longest, "validation": 0})  # fmt: skip
+    return training.Ground(
+        folder, model, rows=partial(subject.long_rows, rows, longest), prepare={"max_length": longest, "validation": 0}
+    )
 
 
-def _work() -> Work:
+def _work() -> Workload:
     from tuneloop.selftest import device, speed
 
     if device.here().type == "cuda":
         budget = device.budget()
-        return speed.Work(steps=9, rows=128, batch=16, micro=max(1, budget // 2048), budget=budget, rank=16)
-    return speed.Work(steps=3, rows=24, batch=8, micro=4, budget=1024, rank=16)
+        return speed.Workload(steps=9, rows=128, batch=16, micro=max(1, budget // 2048), budget=budget, rank=16)
+    return speed.Workload(steps=3, rows=24, batch=8, micro=4, budget=1024, rank=16)
 
 
 def _speed(lines: Lines, folder: Path) -> None:
@@ -129,16 +130,16 @@ def _real(lines: Lines, folder: Path) -> None:
 
 
 SECTIONS = (
-    Section("attention", _attention, 60),
-    Section("equal recipes", _equal, 120),
-    Section("merging", _parity, 60),
-    Section("quantised", _quantised, 60),
-    Section("speed", _speed, 150),
-    Section("methods and tasks", _methods, 180),
-    Section("other shapes", _shapes, 150),
-    Section("cost of exact resume", _costs, 90),
-    Section("compiled attention", _compiled, 150),
-    Section("a real model", _real, 120),
+    ProofSection("attention", _attention, 60),
+    ProofSection("equal recipes", _equal, 120),
+    ProofSection("merging", _parity, 60),
+    ProofSection("quantised", _quantised, 60),
+    ProofSection("speed", _speed, 150),
+    ProofSection("methods and tasks", _methods, 180),
+    ProofSection("other shapes", _shapes, 150),
+    ProofSection("cost of exact resume", _costs, 90),
+    ProofSection("compiled attention", _compiled, 150),
+    ProofSection("a real model", _real, 120),
 )
 """The sections. Their limits add up to more than the proof may take: what is left of that counts as well. On an H200
 with 16 cores each begins with 15 s of imports; the first five took 280 s."""

@@ -26,7 +26,7 @@ from tuneloop.selftest.training import Ground
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """What is measured: `rows` dialogues, `batch` of them a step in passes of `micro` where others pad; `budget` tokens
     a pass of ours; the adapter."""
 
@@ -62,13 +62,19 @@ class Speed:
         return words if self.memory is None else words + t(", {n:.2f} GB at the peak", n=self.memory)
 
 
-def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float, float]:
+def ours(ground: Ground, device: torch.device, work: Workload) -> tuple[Speed, float, float]:
     """A run by the whole pipeline; what it needed, the memory that was planned, its operations a second / 1e9."""
     _forget(device)
     recipe = ground.recipe(
-        "chat", "auto", batch_size=work.batch, max_steps=work.steps, save_steps=work.steps, learning_rate=2e-4,
-        token_budget=work.budget, lora={"rank": work.rank, "alpha": 2 * work.rank, "targets": work.targets},
-    )  # fmt: skip
+        "chat",
+        "auto",
+        batch_size=work.batch,
+        max_steps=work.steps,
+        save_steps=work.steps,
+        learning_rate=2e-4,
+        token_budget=work.budget,
+        lora={"rank": work.rank, "alpha": 2 * work.rank, "targets": work.targets},
+    )
     run = ground.train(recipe, "chat")
     if not any(event.get("packing") for event in Journal(run.events).lines()):
         raise FailedError(t("its rows were not packed"))
@@ -80,20 +86,21 @@ def ours(ground: Ground, device: torch.device, work: Work) -> tuple[Speed, float
     return Speed(tokens / seconds, _most_gb(device)), ground.datasets["chat"][1].memory_gb, work_done / seconds / 1e9
 
 
-def _targets(model: torch.nn.Module, work: Work) -> list[str]:
+def _targets(model: torch.nn.Module, work: Workload) -> list[str]:
     if not isinstance(work.targets, str):
         return work.targets
     names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LINEAR)}
     return sorted(names - {"lm_head"})
 
 
-def theirs(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sample]) -> Speed:
+def theirs(ground: Ground, device: torch.device, work: Workload, rows: Sequence[Sample]) -> Speed:
     """The same of transformers and PEFT: batches padded to their longest row, in the given order."""
     _forget(device)
     torch.manual_seed(0)
     model = plainly(ground.model, pick_dtype("auto"))
-    config = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work),
-                        task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(
+        r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work), task_type="CAUSAL_LM"
+    )
     model = get_peft_model(model, config).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     tokens, seconds = 0, 0.0
@@ -112,7 +119,9 @@ def theirs(ground: Ground, device: torch.device, work: Work, rows: Sequence[Samp
     return Speed(tokens / seconds, _most_gb(device))
 
 
-def with_trl(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sample], *, liger: bool = True) -> Speed:
+def with_trl(
+    ground: Ground, device: torch.device, work: Workload, rows: Sequence[Sample], *, liger: bool = True
+) -> Speed:
     """The same of TRL with Liger's kernels. ImportError where one of the two is absent."""
     trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
     if liger:
@@ -127,21 +136,40 @@ def with_trl(ground: Ground, device: torch.device, work: Work, rows: Sequence[Sa
             marks.append(time.perf_counter())
 
     model = plainly(ground.model, dtype)
-    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work),
-                         task_type="CAUSAL_LM")  # fmt: skip
+    adapter = LoraConfig(
+        r=work.rank, lora_alpha=2 * work.rank, target_modules=_targets(model, work), task_type="CAUSAL_LM"
+    )
     settings = trl.SFTConfig(
-        output_dir=str(ground.folder / "trl"), per_device_train_batch_size=work.micro, max_steps=work.steps,
-        gradient_accumulation_steps=work.batch // work.micro, learning_rate=2e-4, use_liger_kernel=liger,
+        output_dir=str(ground.folder / "trl"),
+        per_device_train_batch_size=work.micro,
+        max_steps=work.steps,
+        gradient_accumulation_steps=work.batch // work.micro,
+        learning_rate=2e-4,
+        use_liger_kernel=liger,
         max_length=None,
-        bf16=dtype == torch.bfloat16 and device.type == "cuda", fp16=False, gradient_checkpointing=False, report_to=[],
-        save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=device.type == "cpu",
-        train_sampling_strategy="sequential", include_num_input_tokens_seen="non_padding", seed=0,
-    )  # fmt: skip
-    table = datasets.Dataset.from_list([
-        {"input_ids": s.ids.tolist(), "completion_mask": s.trained.astype(int).tolist()} for s in rows
-    ])  # fmt: skip
-    trainer = trl.SFTTrainer(model=model, args=settings, train_dataset=table, peft_config=adapter, callbacks=[Clock()],
-                             processing_class=load_tokenizer(ground.model))  # fmt: skip
+        bf16=dtype == torch.bfloat16 and device.type == "cuda",
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        train_sampling_strategy="sequential",
+        include_num_input_tokens_seen="non_padding",
+        seed=0,
+    )
+    table = datasets.Dataset.from_list(
+        [{"input_ids": s.ids.tolist(), "completion_mask": s.trained.astype(int).tolist()} for s in rows]
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=table,
+        peft_config=adapter,
+        callbacks=[Clock()],
+        processing_class=load_tokenizer(ground.model),
+    )
     trainer.train()
     used = [len(rows[i % len(rows)].ids) for i in range(work.batch, work.batch * work.steps)]
     return Speed(sum(used) / (marks[-1] - marks[0]), _most_gb(device))
@@ -155,7 +183,7 @@ def _or_too_large(measured: Callable[[], Speed]) -> Speed:
         raise NotRunError(t("out of memory on this card")) from error
 
 
-def measure(lines: Lines, ground: Ground, device: torch.device, work: Work, name: str) -> None:
+def measure(lines: Lines, ground: Ground, device: torch.device, work: Workload, name: str) -> None:
     """Lines of what was measured. Speed passes or fails nothing: only a way that breaks does."""
     rates: dict[str, float] = {}
 
@@ -175,8 +203,11 @@ def measure(lines: Lines, ground: Ground, device: torch.device, work: Work, name
             words += t(", {n:.2f} times as fast as padded", n=speed.rate / rates["peft"])
         if speed.memory is not None:
             words += t("; {n:.2f} GB were planned", n=planned)
-        return words + t("; {share:.0f} % of the {rate:,.0f} GFLOP/s that matrix products reach here",
-                        share=100 * flops / rate, rate=rate)  # fmt: skip
+        return words + t(
+            "; {share:.0f} % of the {rate:,.0f} GFLOP/s that matrix products reach here",
+            share=100 * flops / rate,
+            rate=rate,
+        )
 
     lines.claim(t("speed"), t("{model}: transformers + PEFT, padded batches", model=name), beside)
     lines.claim(t("speed"), t("{model}: tuneloop", model=name), mine)

@@ -82,8 +82,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def model_folder(folder: Path, family: str = "llama", *, device: str = "cpu", dtype: torch.dtype = torch.float32,
-                 **shape: Any) -> Path:  # fmt: skip
+def model_folder(
+    folder: Path, family: str = "llama", *, device: str = "cpu", dtype: torch.dtype = torch.float32, **shape: Any
+) -> Path:
     """A random model of two layers, whose heads are as wide as graphics cards want them; a token a byte.
 
     `shape` overrides what the family's tiny one is; it is drawn on `device` in `dtype`.

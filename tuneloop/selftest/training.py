@@ -68,10 +68,15 @@ class Ground:
         settings = {"max_steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "save_strategy": "steps",
                     "save_steps": STEPS // 2, "save_total_limit": None, "eval_strategy": "no", "warmup_ratio": 0.0,
                     **train}  # fmt: skip
-        recipe, _ = make_recipe({
-            "name": kind, "model": {"name": str(self.model), "dtype": dtype}, "data": {"path": str(file), "task": kind},
-            "prepare": {"validation": 4, "clean": CLEAN, **self.prepare}, "train": settings,
-        })  # fmt: skip
+        recipe, _ = make_recipe(
+            {
+                "name": kind,
+                "model": {"name": str(self.model), "dtype": dtype},
+                "data": {"path": str(file), "task": kind},
+                "prepare": {"validation": 4, "clean": CLEAN, **self.prepare},
+                "train": settings,
+            }
+        )
         return recipe
 
     def train(self, recipe: Recipe, kind: Kind) -> Run:
@@ -107,8 +112,12 @@ def combinations(ground: Ground, lines: Lines) -> None:
     """One line a method and task: it trains, its result is read back whole, and resuming changes nothing."""
     for method in METHODS:
         for task in TASKS:
-            lines.claim(t("training"), f"{method} x {task}", lambda m=method, k=task: combination(ground, m, k),  # type: ignore[misc]
-                        may_refuse=True)  # fmt: skip
+            lines.claim(
+                t("training"),
+                f"{method} x {task}",
+                lambda m=method, k=task: combination(ground, m, k),  # type: ignore[misc]
+                may_refuse=True,
+            )
 
 
 def combination(ground: Ground, method: str, task: str, **more: Any) -> str:
@@ -173,8 +182,11 @@ def equal_recipes(ground: Ground, lines: Lines, methods: Sequence[str] = ("lora"
     }  # fmt: skip
     for method in methods:
         for what, variant in variants.items():
-            lines.claim(t("equal recipes"), f"{before}{method}, {what}",
-                        lambda m=method, v=variant: _same(ground.chat(method=m, **v), ground.base(m), 1e-4, 1e-3))  # type: ignore[misc]  # fmt: skip
+            lines.claim(
+                t("equal recipes"),
+                f"{before}{method}, {what}",
+                lambda m=method, v=variant: _same(ground.chat(method=m, **v), ground.base(m), 1e-4, 1e-3),
+            )  # type: ignore[misc]
 
 
 def _same(got: Run, wanted: Run, of_loss: float, of_norm: float) -> str:
@@ -192,5 +204,8 @@ def types(ground: Ground, lines: Lines, halves: Sequence[str]) -> None:
     """16-bit types lose what float32 loses, within their rounding."""
     for dtype in halves:
         for method in ("lora", "full"):
-            lines.claim(t("types"), t("{method} in {dtype} as in float32", method=method, dtype=dtype),
-                        lambda d=dtype, m=method: _same(ground.chat(d, method=m), ground.base(m), 1e-2, 5e-2))  # type: ignore[misc]  # fmt: skip
+            lines.claim(
+                t("types"),
+                t("{method} in {dtype} as in float32", method=method, dtype=dtype),
+                lambda d=dtype, m=method: _same(ground.chat(d, method=m), ground.base(m), 1e-2, 5e-2),
+            )  # type: ignore[misc]

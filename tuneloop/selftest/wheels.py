@@ -46,7 +46,7 @@ def canonical(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
+class RequiredWheel:
     """A wheel file, and what its name says (PEP 427)."""
 
     path: Path
@@ -57,7 +57,7 @@ class Wheel:
     platforms: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path) -> Wheel:
+    def of(cls, path: Path) -> RequiredWheel:
         """
         >>> Wheel.of(Path("x_y-1.0-cp39-abi3-manylinux_2_17_x86_64.whl")).name
         'x-y'
@@ -87,7 +87,7 @@ def _numbers(version: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", version.partition("+")[0])]
 
 
-def lacking(wheels: Iterable[Wheel]) -> Iterator[Wheel]:
+def lacking(wheels: Iterable[RequiredWheel]) -> Iterator[RequiredWheel]:
     """Those that fit this Python, and that it has not, or in an older version."""
     for wheel in wheels:
         if not wheel.fits(sys.version_info.minor):
@@ -100,9 +100,9 @@ def lacking(wheels: Iterable[Wheel]) -> Iterator[Wheel]:
         yield wheel
 
 
-def unpack(folder: Path, target: Path) -> list[Wheel]:
+def unpack(folder: Path, target: Path) -> list[RequiredWheel]:
     """Unpack what is lacking of a folder's wheels into `target`; a wheel is a zip of what lies on the path."""
-    taken = list(lacking(map(Wheel.of, sorted(folder.glob("*.whl")))))
+    taken = list(lacking(map(RequiredWheel.of, sorted(folder.glob("*.whl")))))
     for wheel in taken:
         with zipfile.ZipFile(wheel.path) as archive:
             archive.extractall(target)
@@ -155,7 +155,7 @@ def _closure(python: str, store: Path) -> list[Path]:
     while wanted:
         with tempfile.TemporaryDirectory(dir=store) as place:
             _download(wanted, python, Path(place))
-            got = {Wheel.of(p).name: p.rename(store / p.name) for p in Path(place).glob("*.whl")}
+            got = {RequiredWheel.of(p).name: p.rename(store / p.name) for p in Path(place).glob("*.whl")}
         wheels += [got[name] for name in wanted]
         needed = [n for name in wanted for n in _needs(got[name], python)]
         wanted = [n for n in dict.fromkeys(needed) if n not in seen and not NEVER.fullmatch(n)]
@@ -207,7 +207,7 @@ def gather(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         store = Path(place)
         wheels = list(dict.fromkeys(path for python in PYTHONS for path in _closure(python, store)))
-        of = {path: Wheel.of(path) for path in wheels}
+        of = {path: RequiredWheel.of(path) for path in wheels}
         late = [p for p in wheels if of[p].name == "bitsandbytes"]
         last = sorted((p for p in wheels if of[p].name in THERE), key=lambda p: p.stat().st_size)
         first = [p for p in wheels if p not in late and p not in last]
@@ -235,9 +235,17 @@ def run(folder: Path, more: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tuneloop-wheels-", ignore_cleanup_errors=True) as place:
         for wheel in unpack(folder, Path(place, "site")):
             print(f"unpacked {wheel.name} {wheel.version}", flush=True)
-        caches = {name: str(Path(place, "cache", name.lower())) for name in (
-            "TUNELOOP_HOME", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"
-        )}  # fmt: skip
+        caches = {
+            name: str(Path(place, "cache", name.lower()))
+            for name in (
+                "TUNELOOP_HOME",
+                "HF_HOME",
+                "XDG_CACHE_HOME",
+                "MPLCONFIGDIR",
+                "TRITON_CACHE_DIR",
+                "TORCHINDUCTOR_CACHE_DIR",
+            )
+        }
         path = os.pathsep.join([str(Path(place, "site")), str(CHECKOUT)])
         environment = {**os.environ, **caches, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1",
                        "PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "TUNELOOP_OFFLINE": "1"}  # fmt: skip

@@ -25,7 +25,7 @@ from tuneloop.serving.schemas import (
     DONE,
     ChatRequest,
     ClassifyRequest,
-    Writer,
+    ResponseWriter,
     answer_budget,
     classified,
     error_body,
@@ -124,7 +124,7 @@ def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Su
             stop=body.stops,
         )
         stream = await submit(question)
-        writer = Writer(model_name)
+        writer = ResponseWriter(model_name)
         if body.stream:
             with_usage = bool(body.stream_options and body.stream_options.include_usage)
             return _EventStream(_events(writer, stream, with_usage), stream)
@@ -189,7 +189,7 @@ async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:
         await stream.aclose()
 
 
-async def _events(writer: Writer, stream: AnswerStream, with_usage: bool) -> AsyncIterator[str]:
+async def _events(writer: ResponseWriter, stream: AnswerStream, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events of an answer. A failure after the first byte has no status any more: it is an event itself."""
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     yield writer.chunk({"role": "assistant", "content": ""}, **extra)

@@ -220,7 +220,7 @@ def answer_budget(request: ChatRequest, prompt_tokens: int, context: int, defaul
     return request.wanted
 
 
-class Writer:
+class ResponseWriter:
     """Writes one answer: whole, or as server-sent events that share an id."""
 
     def __init__(self, model: str) -> None:

@@ -77,7 +77,7 @@ class Cores:
         self.count = min(self.count, len(self.allowed))
         self.now = self.count
 
-    def on_step(self, state: State, result: StepResult) -> None:
+    def on_step(self, state: State, outcome: StepResult) -> None:
         if self.others.seconds < INTERVAL:
             return
         busy, seconds = self.others.cores(), _seconds()

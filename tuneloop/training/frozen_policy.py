@@ -31,7 +31,7 @@ SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CacheQuestion:
     """What decides. `below` of `of` blocks are frozen; `size` in bytes of what would be kept, `free` of the disk."""
 
     below: int
@@ -41,7 +41,7 @@ class Question:
     epochs: float
 
 
-def objection(train: TrainPart, question: Question) -> str:
+def objection(train: TrainPart, question: CacheQuestion) -> str:
     """Why the frozen blocks' output is not kept, "" where it is.
 
     Raises TL-MODEL-KEEP where the recipe asks for what cannot be.
@@ -115,7 +115,7 @@ def kept_blocks(model: nn.Module, cache: CachePolicy) -> Iterator[None]:
     """
     below = frozen(model)
     if below is None:
-        objection(cache.train, Question(0, len(blocks(unwrap(model))), 0, 0, cache.epochs))
+        objection(cache.train, CacheQuestion(0, len(blocks(unwrap(model))), 0, 0, cache.epochs))
         yield
         return
     try:
@@ -131,7 +131,7 @@ def _decide(below: Frozen, cache: CachePolicy) -> None:
     size = sum(kept_bytes(items, below.width, below.base.dtype.itemsize) for items in cache.sides.values())
     if cache.decided is None:
         free = shutil.disk_usage(cache.folder.parent).free
-        question = Question(len(below.blocks), len(blocks(below.base)), size, free, cache.epochs)
+        question = CacheQuestion(len(below.blocks), len(blocks(below.base)), size, free, cache.epochs)
         why = distributed.shared(objection(cache.train, question))
     if cache.decided is not False and not why:
         why = _keep(below, cache, size)

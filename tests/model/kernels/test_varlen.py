@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from tuneloop.model.kernels import varlen
 from tuneloop.model.kernels.varlen import (
     Card,
-    Shape,
+    VarlenShape,
     attend,
     bounds,
     by_flex,
@@ -27,8 +27,8 @@ AMPERE = Card((8, 6), flash_attn=True, torch_varlen=True, triton=True)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def shape(dtype: torch.dtype = BF16, width: int = 64, **more: Any) -> Shape:
-    return replace(Shape(dtype, width, width, 2048), **more)
+def shape(dtype: torch.dtype = BF16, width: int = 64, **more: Any) -> VarlenShape:
+    return replace(VarlenShape(dtype, width, width, 2048), **more)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def shape(dtype: torch.dtype = BF16, width: int = 64, **more: Any) -> Shape:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_kernel_is_chosen_by_what_the_card_can_do(on: Card, asked: Shape, kernel: str) -> None:
+def test_a_kernel_is_chosen_by_what_the_card_can_do(on: Card, asked: VarlenShape, kernel: str) -> None:
     assert choose(on, asked) == kernel
 
 

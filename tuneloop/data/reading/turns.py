@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tuneloop.base.records import Message, Part, Text, content_of
+from tuneloop.base.records import Message, MessagePart, Text, content_of
 from tuneloop.data.reading.keys import CONTENT, SPEAKER, THOUGHT, Notes, extras, text, thought
 from tuneloop.data.reading.keys import BadRow as BadRow
 from tuneloop.data.reading.shapes import PAIR_TURNS
@@ -175,7 +175,7 @@ def _content(raw: Any, notes: Notes) -> tuple[str, str, tuple[dict[str, Any], ..
         return "", "", ()
     if not isinstance(raw, list):
         return text(raw, "content", notes), "", ()
-    parts: list[Part] = []
+    parts: list[MessagePart] = []
     reasoning = ""
     calls: tuple[dict[str, Any], ...] = ()
     for part in raw:

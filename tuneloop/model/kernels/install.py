@@ -137,10 +137,17 @@ def _heads_forward(module: Any) -> Callable[..., Any] | None:
 
 
 def _attend_heads(
-    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None,
-    past_key_values: Any = None, *, segments: tuple[int, ...] | None = None, window: int | None,
-    scale: float, **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: Any = None,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    *,
+    segments: tuple[int, ...] | None = None,
+    window: int | None,
+    scale: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     length = hidden_states.shape[1]
     three = tuple(projection(p) for p in (self.q_proj, self.k_proj, self.v_proj))
     dropout = self.training and getattr(self, "attention_dropout", 0.0)

@@ -43,9 +43,16 @@ def forward(p: Projection, x: Tensor, mask: Tensor | None = None) -> tuple[Tenso
 
 
 def backward(
-    p: Projection, x: Tensor, inner: Tensor | None, grad: Tensor, to: Tensor | None, needs: tuple[bool, ...],
-    mask: Tensor | None = None, *, input_grad: bool = True,
-) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:  # fmt: skip
+    p: Projection,
+    x: Tensor,
+    inner: Tensor | None,
+    grad: Tensor,
+    to: Tensor | None,
+    needs: tuple[bool, ...],
+    mask: Tensor | None = None,
+    *,
+    input_grad: bool = True,
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """grad [n, out] -> (gradient of x, gradients of weight, bias, down and up where `needs` says so).
 
     The input's gradient is added to `to` in place where that is given; none is computed without `input_grad`.

@@ -59,8 +59,9 @@ class _Turned(torch.autograd.Function):
     """Writes over query and key, which nobody else may need: they come fresh from a projection or a norm."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, scale: float, cut: Cut
-                ) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, scale: float, cut: Cut
+    ) -> Tensor:
         query, key = turn_(query.detach(), cos * scale, sin * scale), turn_(key.detach(), cos, sin)
         ctx.save_for_backward(query, key, value, cos, sin)
         ctx.cut, ctx.scale = cut, scale

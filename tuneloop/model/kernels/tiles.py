@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class TileBatch:
     """Tiles that share a product: those at first … last - 1 of the cut's order, with as many keys each.
 
     keys int64 [tiles x kv heads x width]: rows of the keys' matrix; mask float [tiles, 1, queries, width] adds 0 where
@@ -51,13 +51,11 @@ class Cut:
     group: int
     gather: Tensor
     scatter: Tensor
-    batches: tuple[Batch, ...]
+    batches: tuple[TileBatch, ...]
 
 
 @lru_cache(maxsize=4)
-def cut_row(
-    segments: tuple[int, ...], shared: int, group: int, prefix: int, causal: bool, window: int | None
-) -> Cut:  # fmt: skip
+def cut_row(segments: tuple[int, ...], shared: int, group: int, prefix: int, causal: bool, window: int | None) -> Cut:
     """The tiles of a row of samples of these lengths; `shared` kv heads with `group` query heads each."""
     lengths = torch.tensor(segments)
     ends = lengths.cumsum(0)
@@ -90,9 +88,19 @@ def cut_row(
 
 
 def _batch(
-    order: list[int], spans: list[tuple[int, int]], first: int, last: int, width: int, places: Tensor, sample: Tensor,
-    prefix: int, shared: int, group: int, causal: bool, window: int | None,
-) -> Batch:  # fmt: skip
+    order: list[int],
+    spans: list[tuple[int, int]],
+    first: int,
+    last: int,
+    width: int,
+    places: Tensor,
+    sample: Tensor,
+    prefix: int,
+    shared: int,
+    group: int,
+    causal: bool,
+    window: int | None,
+) -> TileBatch:
     own = tuple(spans[n] for n in order[first:last])
     low, high = torch.tensor(own).T[..., None]
     key = torch.arange(width)[None] - prefix
@@ -111,10 +119,10 @@ def _batch(
     mask = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
     rows = torch.where(key < 0, key.expand(len(own), -1), position) + prefix
     keys = (rows[:, None] * shared + torch.arange(shared)[:, None]).flatten()
-    return Batch(first, last, width, keys, mask.repeat_interleave(group, 1).unsqueeze(1), own)
+    return TileBatch(first, last, width, keys, mask.repeat_interleave(group, 1).unsqueeze(1), own)
 
 
-def _weights(cut: Cut, batch: Batch, rows: Tensor, keys: Tensor) -> Tensor:
+def _weights(cut: Cut, batch: TileBatch, rows: Tensor, keys: Tensor) -> Tensor:
     scores = torch.bmm(rows, keys.transpose(1, 2))
     scores.view(-1, cut.shared, *scores.shape[1:]).add_(batch.mask)
     return torch.softmax(scores, -1)
@@ -132,7 +140,7 @@ def _natural(cut: Cut, rows: Tensor) -> Tensor:
     return rows.view(-1, cut.group * rows.shape[-1]).index_select(0, cut.scatter).view(cut.length, -1)
 
 
-def _picked(cut: Cut, batch: Batch, matrix: Tensor) -> Tensor:
+def _picked(cut: Cut, batch: TileBatch, matrix: Tensor) -> Tensor:
     """[prefix + length, kv heads x width] -> what each tile sees of it, [tiles x kv heads, keys, width]."""
     width = matrix.shape[1] // cut.shared
     return matrix.reshape(-1, width).index_select(0, batch.keys).view(-1, batch.width, width)
@@ -152,9 +160,7 @@ def attend_forward(cut: Cut, query: Tensor, key: Tensor, value: Tensor) -> Tenso
     return _natural(cut, out)
 
 
-def attend_backward(
-    cut: Cut, query: Tensor, key: Tensor, value: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def attend_backward(cut: Cut, query: Tensor, key: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, for the same arguments and the gradient of the result."""
     rows, back = _tiled(cut, query), _tiled(cut, grad)
     _silence(cut, back)
@@ -178,7 +184,7 @@ def _silence(cut: Cut, back: Tensor) -> None:
         back.view(-1, cut.shared, TILE, cut.group * back.shape[-1])[last, :, TILE - over :] = 0
 
 
-def _spread(cut: Cut, batch: Batch, own: Tensor, total: Tensor) -> None:
+def _spread(cut: Cut, batch: TileBatch, own: Tensor, total: Tensor) -> None:
     """Add what the tiles' keys got, [tiles x kv heads, keys, width], to the row's keys."""
     matrix = total.view(len(total), cut.shared, -1)
     each = own.view(-1, cut.shared, batch.width, own.shape[-1]).transpose(1, 2)
@@ -204,9 +210,15 @@ class _Attend(torch.autograd.Function):
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, segments: tuple[int, ...], *, scale: float, causal: bool = True,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: tuple[int, ...],
+    *,
+    scale: float,
+    causal: bool = True,
     window: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """query [heads, length, width], key and value [kv heads, prefix + length, width] -> [length, heads, width].
 
     Each sample sees itself, and every sample the prefix that the keys have more than the queries.

@@ -37,7 +37,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class VarlenShape:
     """What is asked: the widths of a head's keys and values, the row's length, how many keys all samples share in front
     of it (prefix tuning), and dropout on the weights."""
 
@@ -49,7 +49,7 @@ class Shape:
     dropout: float = 0.0
 
 
-def choose(card: Card, shape: Shape) -> Kernel:
+def choose(card: Card, shape: VarlenShape) -> Kernel:
     """The kernel for this shape on this card.
 
     flash-attn and torch's own varlen want Ampere, half precision, one width of at most 256 in steps of 8, and above 192
@@ -166,7 +166,9 @@ def attend(
     Each of the samples, whose lengths are `segments`, sees only itself; and the keys that there are more than queries,
     which stand in front and which all samples see. `kernel` is for those who compare them.
     """
-    shape = Shape(query.dtype, query.shape[3], value.shape[3], query.shape[2], key.shape[2] - query.shape[2], dropout)
+    shape = VarlenShape(
+        query.dtype, query.shape[3], value.shape[3], query.shape[2], key.shape[2] - query.shape[2], dropout
+    )
     if kernel is None:
         kernel = choose(card(query.device), shape)
         if kernel == "flex" and not _compiles(query.device):
@@ -186,14 +188,27 @@ def attend(
                 grouped = {"enable_gqa": True}
             else:  # torch 2.11
                 k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = varlen(q, k, v, starts, starts, longest, longest, scale=scale, window_size=reach(causal, window),
-                     **grouped)  # fmt: skip
+        out = varlen(
+            q, k, v, starts, starts, longest, longest, scale=scale, window_size=reach(causal, window), **grouped
+        )
     else:
         flash = _flash()
         assert flash is not None
         # Deterministic: else a resumed run would not be bit for bit the run that was never stopped.
-        out = flash(q, k, v, starts, starts, longest, longest, dropout_p=dropout, softmax_scale=scale, causal=causal,
-                    window_size=reach(causal, window), deterministic=True)  # fmt: skip
+        out = flash(
+            q,
+            k,
+            v,
+            starts,
+            starts,
+            longest,
+            longest,
+            dropout_p=dropout,
+            softmax_scale=scale,
+            causal=causal,
+            window_size=reach(causal, window),
+            deterministic=True,
+        )
     row: Tensor = out.unsqueeze(0)
     return row
 
@@ -217,9 +232,16 @@ def of_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, segments: tuple[int, ...], *, causal: bool, scale: float | None = None,
-    window: int | None = None, dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: tuple[int, ...],
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """As `attend`, by torch's scaled_dot_product_attention for one sample after the other."""
     groups, prefix = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]
     if groups > 1:
@@ -249,9 +271,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=8)
-def documents(
-    segments: tuple[int, ...], causal: bool, window: int | None, prefix: int, device: torch.device
-) -> Any:  # fmt: skip
+def documents(segments: tuple[int, ...], causal: bool, window: int | None, prefix: int, device: torch.device) -> Any:
     """flex_attention's block mask: a position sees its own sample only, back alone if causal, and as far as the window.
 
     Blocks between samples are left out of the work altogether; the prefix is seen by all.
@@ -279,9 +299,16 @@ def documents(
 
 
 def by_flex(
-    flex: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, segments: tuple[int, ...], *, causal: bool,
-    scale: float | None = None, window: int | None = None,
-) -> Tensor:  # fmt: skip
+    flex: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: tuple[int, ...],
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     """As `attend`, by flex_attention: the compiled one on a card, the plain one as its twin on a CPU."""
     mask = documents(segments, causal, window, key.shape[2] - query.shape[2], query.device)
     out: Tensor = flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])

@@ -139,8 +139,15 @@ class Work:
 
     def becomes(self, where: str, before: Any, key: str, after: Any) -> None:
         """Another name, and another way to write the value."""
-        self.notes.append(t("{where}: {before} is {key}: {after} here", where=where, before=shown(before), key=key,
-                            after=shown(after)))  # fmt: skip
+        self.notes.append(
+            t(
+                "{where}: {before} is {key}: {after} here",
+                where=where,
+                before=shown(before),
+                key=key,
+                after=shown(after),
+            )
+        )
 
     def all_notes(self) -> list[str]:
         """What is only called otherwise in one line; then each value that changed; then what is not used, and why."""

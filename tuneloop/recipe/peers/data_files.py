@@ -119,8 +119,9 @@ def _file(work: Work, where: str, setting: Any, folder: str, section: dict[str, 
         return _as_listed(work, where, path, listed[path], section)
     if not re.search(r"\.[A-Za-z]\w{0,7}(\.\w{2,3})?$|[*?]|^\.{0,2}[/\\]|^~|^[A-Za-z]:|^(hub|modelscope):", path):
         near = difflib.get_close_matches(path, listed, 3, 0.5)
-        work.problem("TL-RECIPE-DATASET", where, name=path,
-                     near=t("; near it: {names}", names=", ".join(near)) if near else "")  # fmt: skip
+        work.problem(
+            "TL-RECIPE-DATASET", where, name=path, near=t("; near it: {names}", names=", ".join(near)) if near else ""
+        )
         return []
     path = f"{folder}/{path}" if folder and not re.match(r"[/\\~]|[A-Za-z]+:", path) else path
     return [{**section, "path": path}]
@@ -242,8 +243,9 @@ def _listed(work: Work, folder: str) -> Listed:
             entries = content.items() if isinstance(content, dict) else ()
             datasets = {
                 name: (file.parent.resolve(), info)
-                for name, info in entries if isinstance(info, dict) and any(info.get(key) for key in PLACES)
-            }  # fmt: skip
+                for name, info in entries
+                if isinstance(info, dict) and any(info.get(key) for key in PLACES)
+            }
         except (OSError, ValueError, RecursionError) as error:
             work.problem("TL-RECIPE-DATASET-INFO", str(file), error=os_words(error))
     work.listed[folder] = datasets
@@ -257,8 +259,12 @@ def _as_listed(
     folder, info = listed
     path = _place(folder, info)
     if not path:
-        work.unsupported(where, name, t("a data set that a script or a cloud brings"),
-                         t("write its rows into a file, and name that under file_name"))  # fmt: skip
+        work.unsupported(
+            where,
+            name,
+            t("a data set that a script or a cloud brings"),
+            t("write its rows into a file, and name that under file_name"),
+        )
         return []
     if (style := info.get("formatting", "alpaca")) not in ("alpaca", "sharegpt", "openai"):
         work.unsupported(where, style, t("this formatting of {file}", file=LIST), t("alpaca, sharegpt or openai"))
@@ -279,8 +285,9 @@ def _as_listed(
     number = info.get("num_samples")
     fields = {"path": path, "columns": roles, "speakers": speakers, "task": kind, "sample": number}
     fields = {key: setting for key, setting in fields.items() if setting}
-    work.notes.append(t("{where}: {name} is read as {file} says: {path}", where=where, name=name, file=folder / LIST,
-                        path=path))  # fmt: skip
+    work.notes.append(
+        t("{where}: {name} is read as {file} says: {path}", where=where, name=name, file=folder / LIST, path=path)
+    )
     return [{**fields, **section}]
 
 

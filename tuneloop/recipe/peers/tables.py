@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tuneloop.base.language import t
-from tuneloop.recipe.peers.values import (  # fmt: skip
+from tuneloop.recipe.peers.values import (
     Convert,
     amount,
     dtype,

@@ -243,8 +243,13 @@ def _batch(work: Work) -> None:
         keys = ", ".join(written[0] for written in (micro, steps) if written)
         if not work.put("train.batch_size", total, keys):
             return
-        work.notes.append(t("{keys}: train.batch_size is {n}, the dialogues of one optimizer step over all devices",
-                            keys=keys, n=total))  # fmt: skip
+        work.notes.append(
+            t(
+                "{keys}: train.batch_size is {n}, the dialogues of one optimizer step over all devices",
+                keys=keys,
+                n=total,
+            )
+        )
     _micro(work, each, where)
 
 
@@ -255,11 +260,22 @@ def _micro(work: Work, each: int, where: str) -> None:
     elif train.get("packing") is True and "train.packing" in work.places and type(length) is int:
         if "token_budget" not in train:  # elsewhere a micro-batch is so many packed rows, here so many dialogues
             work.put("train.token_budget", each * length, where)
-            work.notes.append(t("{n} packed rows of {length} tokens: train.token_budget is {budget}",
-                                n=each, length=length, budget=each * length))  # fmt: skip
+            work.notes.append(
+                t(
+                    "{n} packed rows of {length} tokens: train.token_budget is {budget}",
+                    n=each,
+                    length=length,
+                    budget=each * length,
+                )
+            )
     elif work.put("train.micro_batch_size", each, where):
-        work.notes.append(t("{where}: train.micro_batch_size is {n}; without it train.token_budget alone limits a pass",
-                            where=where, n=each))  # fmt: skip
+        work.notes.append(
+            t(
+                "{where}: train.micro_batch_size is {n}; without it train.token_budget alone limits a pass",
+                where=where,
+                n=each,
+            )
+        )
 
 
 def _strategies(work: Work) -> None:
