@@ -23,7 +23,7 @@ RETIRED = frozenset({
 EXCEPTIONS = {
     ("recipe/schema", "data"): "a key of the recipe",
     ("planning/planner", "data"): "a key of plan.json",
-    ("planning/planner", "value"): "a key of plan.json",
+    ("planning/choices", "value"): "a key of plan.json",
     ("cli/doctor", "value"): "a key of `doctor --json`",
     ("cli/data", "data"): "the verb `tuneloop data`",
     ("model/precision", "data"): "torch's own attribute of a parameter",

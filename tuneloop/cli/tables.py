@@ -11,7 +11,7 @@ from tuneloop.data.tokens.preflight import Preflight
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Answer, Evaluation
-from tuneloop.planning import planner
+from tuneloop.planning import choices, planner
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
 
@@ -57,7 +57,7 @@ def counts_line(version: Dataset) -> None:
     more = {"test": t("for a test"), "marked": t("marked"), "added": t("added")}
     if any(counts[kind] for kind in more):
         parts = [t("{what}: {n}", what=words, n=counts[kind]) for kind, words in more.items() if counts[kind]]
-        print(planner.COMMA[current()].join(parts))
+        print(choices.COMMA[current()].join(parts))
 
 
 def plan(foreseen: Plan, checked: Preflight) -> None:

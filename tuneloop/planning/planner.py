@@ -11,11 +11,9 @@ from typing import Any
 
 from tuneloop.base.duration import about
 from tuneloop.base.errors import MachineError
-from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, t
-from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches.examples import Examples
-from tuneloop.data.batches.plan import BatchPlan, batch_plan
+from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.model.kernels.matmul import chosen
 from tuneloop.model.load import pick_dtype
@@ -24,7 +22,6 @@ from tuneloop.planning.budget import (
     EFFICIENCY_BFLOAT16,
     EFFICIENCY_QUANTISED,
     OTHER_HALF,
-    STATE,
     ModelShape,
     forward_flops,
     generation_seconds,
@@ -34,29 +31,20 @@ from tuneloop.planning.budget import (
     step_flops,
 )
 from tuneloop.planning.cautions import SEMICOLON, cautions, foreign, low_rate, nothing_held
+from tuneloop.planning.choices import PlanChoice, fullest_pass, run_choices, task_line
 from tuneloop.planning.hardware import Hardware, look
 from tuneloop.planning.lengths import options
+from tuneloop.recipe.choices import USUAL_TASK
 from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.tasks.table import TASKS
-from tuneloop.tasks.task import Task
 from tuneloop.training.frozen_policy import CacheQuestion, kept_bytes, measurements, objection
 from tuneloop.training.input import TrainingInput
-from tuneloop.training.optim import total_steps, warmup_steps
+from tuneloop.training.optim import total_steps
 
 SLOWER = 1.5
 """From so many times on, a type that is slower than float32 is worth a word."""
 QUIET = 0.8
 """With a larger share of its cores idle than this, a machine counts as quiet."""
-COMMA = {"en": ", ", "zh": "，"}
-
-
-@dataclass(frozen=True, slots=True)
-class PlanChoice:
-    """One thing the plan settles, and why."""
-
-    what: str
-    value: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +115,13 @@ def make(assembled: TrainingInput) -> Plan:
     seconds = work / _rate(machine, size, train, training=True)
     if task.precompute_reference is not None and (task.needs_reference is None or task.needs_reference(items, train)):
         seconds += forward_flops(size, passed, labels) / _rate(machine, size, train)
-    fullest = min(train.token_budget, _fullest(batches))
+    fullest = min(train.token_budget, fullest_pass(batches))
     most = max(len(b) for b in batches.step(0)) * items.members.shape[1]
     memory = memory_gb(size, fullest + most * size.virtual, train, fused=_fused(machine, size, train))
     if memory > machine.room_gb:
         raise _too_much(recipe, machine, size, items, memory, most)
     counts = manifest.get("counts") or {}
     held = EvaluationSize(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
-    warnings = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
-    warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(train, _name(task))]
-    if counts and not held.rows:
-        warnings.append(nothing_held())
-    warnings += [*_slow_half(recipe, machine, size, fullest + most * size.virtual), *busy(machine)]
-    if endpoint_notice := notice(recipe.prepare.augment.endpoint):
-        warnings.append(endpoint_notice)
     return Plan(
         machine=machine,
         model={
@@ -150,7 +131,10 @@ def make(assembled: TrainingInput) -> Plan:
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=(_task(task, manifest), *_choices(recipe, machine, size, batches, steps, unkept)),
+        choices=(
+            task_line(_task_name(assembled), manifest),
+            *run_choices(recipe, machine, size, batches, steps, unkept),
+        ),
         seconds=round(seconds, 1),
         evaluation=_evaluation(
             recipe,
@@ -161,12 +145,29 @@ def make(assembled: TrainingInput) -> Plan:
             generates=task.generates,
         ),
         memory_gb=round(memory, 2),
-        warnings=tuple(warnings),
+        warnings=(
+            *_warnings(assembled, ledger),
+            *_slow_half(recipe, machine, size, fullest + most * size.virtual),
+            *busy(machine),
+        ),
     )
 
 
-def _name(task: Task) -> str:
-    return next((name for name, one in TASKS.items() if one is task), "chat")
+def _task_name(assembled: TrainingInput) -> str:
+    """The task of a run by its name in the recipe."""
+    name = assembled.recipe.train.task
+    return name if name != "auto" else next((n for n, task in TASKS.items() if task is assembled.task), USUAL_TASK)
+
+
+def _warnings(assembled: TrainingInput, ledger: str) -> list[str]:
+    """Sentences about the dataset, the model and the learning rate."""
+    recipe, manifest = assembled.recipe, assembled.dataset.manifest
+    counts = manifest.get("counts") or {}
+    warnings = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
+    warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(recipe.train, _task_name(assembled))]
+    if counts and not counts.get("validation"):
+        warnings.append(nothing_held())
+    return warnings
 
 
 def _too_much(
@@ -316,97 +317,4 @@ def times(plan: Plan) -> list[PlanChoice]:
         PlanChoice(t("training time"), about(plan.seconds), t("estimated from the operations of a step")),
         PlanChoice(t("evaluation time"), about(float(measured["seconds"])), why),
         PlanChoice(t("time in all"), about(plan.total_seconds), t("without loading the model")),
-    ]
-
-
-def _fullest(batches: BatchPlan) -> int:
-    """Tokens of the fullest forward pass of the first epoch."""
-    return max(sum(batches.lengths[i] for i in b) for k in range(batches.steps_per_epoch) for b in batches.step(k))
-
-
-def _method(train: TrainPart, size: ModelShape) -> str:
-    """What there is to say of the method: how much it trains, and what it does beside that."""
-    part = 100 * size.trainable / size.parameters
-    sentences = [t("{part} % of {all} parameters are trained", part=f"{part:.2f}" if part >= 0.01 else f"{part:.1g}",
-              all=f"{size.parameters:,}")]  # fmt: skip
-    if METHODS[train.method].quantize:
-        sentences.append(
-            t("frozen weights in {bits}: {size} in all", bits=train.qlora.bits, size=format_bytes(size.bytes_all))
-        )
-    if size.virtual:
-        sentences.append(t("virtual tokens before each text: {n}", n=size.virtual))
-    if size.below:
-        sentences.append(
-            t("no gradient goes below block {n} of {all}", n=size.below + 1, all=size.layers)
-            if size.below < size.layers
-            else t("no gradient goes into the blocks")
-        )
-    return COMMA[current()].join(sentences)
-
-
-def _frozen(size: ModelShape, unkept: str) -> list[PlanChoice]:
-    """What becomes of blocks that are not trained, where there are some."""
-    if not size.below:
-        return []
-    how = t("run at every step") if unkept else t("run once for all epochs")
-    why = unkept or t("frozen blocks: {n} of {all}; their output is kept on the disk", n=size.below, all=size.layers)
-    return [PlanChoice(t("frozen blocks"), how, why)]
-
-
-def _task(task: Task, manifest: Mapping[str, Any]) -> PlanChoice:
-    kinds = ", ".join(manifest.get("kinds") or ())
-    why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
-    return PlanChoice(t("task"), _name(task), why)
-
-
-def _choices(
-    recipe: Recipe, machine: Hardware, size: ModelShape, batches: BatchPlan, steps: int, unkept: str
-) -> list[PlanChoice]:
-    train = recipe.train
-    device = machine.gpus[0] if machine.gpus else t("CPU, cores: {n}", n=machine.cores)
-    dtype = "bfloat16" if machine.bfloat16_gflops else str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
-    rate = machine.bfloat16_gflops or machine.gflops
-    return [
-        PlanChoice(t("device"), device, t("{rate} GFLOP/s measured in {dtype}", rate=f"{rate:.0f}", dtype=dtype)),
-        PlanChoice(t("method"), train.method, _method(train, size)),
-        *_frozen(size, unkept),
-        *shared_choices(recipe, batches, steps),
-        PlanChoice(
-            t("optimizer"),
-            train.optimizer,
-            t("its state: {size}", size=format_bytes(round(size.trainable * STATE[train.optimizer]))),
-        ),
-    ]
-
-
-def shared_choices(recipe: Recipe, batches: BatchPlan, steps: int) -> list[PlanChoice]:
-    """What follows from rows and recipe alone: lengths, batches, steps, the learning rate."""
-    train, wanted = recipe.train, recipe.prepare.max_length
-    passes = sum(len(batches.step(k)) for k in range(batches.steps_per_epoch)) / batches.steps_per_epoch
-    longest = t("tokens: {n}", n=max(batches.lengths))
-    return [
-        PlanChoice(t("longest row"), longest, f"prepare.max_length: {wanted}"),
-        PlanChoice(
-            t("batch"),
-            t("dialogues a step: {n}", n=train.batch_size),
-            t(
-                "forward passes a step: {n} on average, at most {budget} tokens each, no padding",
-                n=f"{passes:.1f}",
-                budget=_fullest(batches),
-            ),
-        ),
-        PlanChoice(
-            t("steps"),
-            str(steps),
-            t(
-                "dialogues: {n}, epochs: {epochs}",
-                n=len(batches.lengths),
-                epochs=f"{steps / batches.steps_per_epoch:.3g}",
-            ),
-        ),
-        PlanChoice(
-            t("learning rate"),
-            f"{train.learning_rate:g}",
-            t("{schedule}, steps in which it rises: {n}", schedule=train.schedule, n=warmup_steps(train, steps)),
-        ),
     ]

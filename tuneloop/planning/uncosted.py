@@ -8,8 +8,9 @@ from tuneloop.base.language import t
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.planning.cautions import cautions, nothing_held
+from tuneloop.planning.choices import PlanChoice, shared_choices
 from tuneloop.planning.hardware import look
-from tuneloop.planning.planner import Plan, PlanChoice, shared_choices
+from tuneloop.planning.planner import Plan
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.optim import total_steps
 

@@ -42,8 +42,8 @@ def prove(lines: Lines, device: torch.device) -> None:
         lines.claim(
             t("attention"),
             t("chosen in {dtype} by compute capability", dtype=_name(dtype)),
-            lambda d=dtype: _chosen(d, device),
-        )  # type: ignore[misc]
+            lambda d=dtype: _chosen(d, device),  # type: ignore[misc]
+        )
     for kernel in varlen.KERNELS:
         if kernel != "flex":
             _every_type(lines, kernel, device)

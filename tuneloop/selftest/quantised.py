@@ -77,10 +77,10 @@ def prove(lines: Lines, ground: Ground) -> None:
         lines.claim(
             t("quantised"),
             t("{bits}: products as with its weights unpacked", bits=bits),
-            lambda b=bits: _agrees(ground, b),
-        )  # type: ignore[misc]
+            lambda b=bits: _agrees(ground, b),  # type: ignore[misc]
+        )
         lines.claim(
             t("quantised"),
             t("{bits}: qlora trains, is read back, resumes", bits=bits),
-            lambda b=bits: training.combination(ground, "qlora", "chat", qlora={"bits": b}),
-        )  # type: ignore[misc]
+            lambda b=bits: training.combination(ground, "qlora", "chat", qlora={"bits": b}),  # type: ignore[misc]
+        )

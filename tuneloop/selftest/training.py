@@ -185,8 +185,8 @@ def equal_recipes(ground: Ground, lines: Lines, methods: Sequence[str] = ("lora"
             lines.claim(
                 t("equal recipes"),
                 f"{before}{method}, {what}",
-                lambda m=method, v=variant: _same(ground.chat(method=m, **v), ground.base(m), 1e-4, 1e-3),
-            )  # type: ignore[misc]
+                lambda m=method, v=variant: _same(ground.chat(method=m, **v), ground.base(m), 1e-4, 1e-3),  # type: ignore[misc]
+            )
 
 
 def _same(got: Run, wanted: Run, of_loss: float, of_norm: float) -> str:
@@ -207,5 +207,5 @@ def types(ground: Ground, lines: Lines, halves: Sequence[str]) -> None:
             lines.claim(
                 t("types"),
                 t("{method} in {dtype} as in float32", method=method, dtype=dtype),
-                lambda d=dtype, m=method: _same(ground.chat(d, method=m), ground.base(m), 1e-2, 5e-2),
-            )  # type: ignore[misc]
+                lambda d=dtype, m=method: _same(ground.chat(d, method=m), ground.base(m), 1e-2, 5e-2),  # type: ignore[misc]
+            )

@@ -100,29 +100,17 @@ def train(
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]
         inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
-        total, sums = torch.zeros((), device=accelerator.device), _zeros(inner, accelerator.device)
-        per_item = []
-        for batch in batches:
-            losses: Losses = model(batch)
-            with determinism.backward():
-                accelerator.backward(losses.total * (accelerator.num_processes / (1 if late else step.weight)))
-            total += losses.total.detach()
-            if sums is not None and losses.metrics is not None:
-                sums += losses.metrics
-            per_item.append(losses.per_item)
+        total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
         if late:
             _divide(weights, step.weight)
-        total = accelerator.reduce(total, "sum")
         norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
         finite.see(state.step + 1, total, norm, step.weight)
-        if sums is not None:
-            sums = accelerator.reduce(sums, "sum")
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, tuple(per_item))
+        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, per_item)
         for callback in callbacks:
             callback.on_step(state, seen)
         if stop():
@@ -133,9 +121,26 @@ def train(
     return state
 
 
-def _zeros(objective: Objective, device: torch.device) -> Tensor | None:
-    """Where the sums of an objective's metrics begin."""
-    return torch.zeros(len(objective.metrics), device=device) if objective.metrics else None
+def _passes(
+    accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], weight: float, metrics: tuple[str, ...]
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """Forward and backward over a step's batches, each loss divided by `weight`.
+
+    The sum of the losses float32 [] and of what the objective tells beside it, over all ranks; and what each example of
+    this rank lost, by batch.
+    """
+    total, per_item = torch.zeros((), device=accelerator.device), []
+    sums = torch.zeros(len(metrics), device=accelerator.device) if metrics else None
+    for batch in batches:
+        losses: Losses = model(batch)
+        with determinism.backward():
+            accelerator.backward(losses.total * (accelerator.num_processes / weight))
+        total += losses.total.detach()
+        if sums is not None and losses.metrics is not None:
+            sums += losses.metrics
+        per_item.append(losses.per_item)
+    total = accelerator.reduce(total, "sum")
+    return total, None if sums is None else accelerator.reduce(sums, "sum"), tuple(per_item)
 
 
 def _draw(accelerator: Accelerator, seed: int, step: int) -> None:

@@ -7,6 +7,7 @@ import io
 import random
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,17 +85,8 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     file = sys.stderr if accelerator.is_main_process else io.StringIO()
     lines = Due(recipe.train.logging_strategy, recipe.train.logging_steps, setup.batches.steps_per_epoch, setup.total)
     screen = Screen(setup.total, setup.meter, file, first=state.step, due=lines)
-    for line in notes(model, recipe.train):
+    for line in _notices(setup, unordered):
         screen.say(line)
-    if recipe.train.packing and not setup.batches.packing:
-        screen.say(t("This model cannot be packed exactly: one dialogue a row."))
-    if unordered:
-        screen.say(
-            t(
-                "{operation} adds up in any order on this card: a resumed run may differ by rounding.",
-                operation=unordered,
-            )
-        )
     require_held_out(recipe.train, len(setup.held))
     guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, setup.metrics, setup.events, screen.say)
     watchers = _watchers(setup, screen, accelerator, guard, assembled) if accelerator.is_main_process else []
@@ -111,9 +103,7 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     multiplying = matmul_precision(_matmul(recipe, assembled.task))
     with multiplying, device.watched(run.checkpoints), frozen, cores.restored(), interruptible as interrupt:
         try:
-            if not distributed.shared(
-                guard.stops
-            ):  # else it was stopped early, and killed before its result was written
+            if not distributed.shared(guard.stops):  # else it was killed between its early stop and its result
                 train(
                     accelerator,
                     wrapped,
@@ -133,6 +123,18 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
         _close(setup, state, model, assembled.context, folder, guard)
     accelerator.wait_for_everyone()
     return Outcome(state.step >= setup.total or distributed.shared(guard.stops), state.step, setup.total)
+
+
+def _notices(setup: TrainState, unordered: str) -> Iterator[str]:
+    """What there is to say of a run before its first step; `unordered` is an operation that has no fixed order."""
+    train = setup.recipe.train
+    yield from notes(setup.model, train)
+    if train.packing and not setup.batches.packing:
+        yield t("This model cannot be packed exactly: one dialogue a row.")
+    if unordered:
+        yield t(
+            "{operation} adds up in any order on this card: a resumed run may differ by rounding.", operation=unordered
+        )
 
 
 def _matmul(recipe: Recipe, task: Task) -> MatmulPrecision:
