@@ -124,14 +124,16 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
     Of a tokenizer alone, what it can count. Raises TL-DATA-PREFLIGHT, TL-MACHINE-MEMORY or TL-MACHINE-LENGTH rather
     than let a run start that must fail.
     """
-    return _foreseen(_assembled(recipe, dataset, workspace))
+    return foresee(assembled(recipe, dataset, workspace))
 
 
-def _assembled(recipe: Recipe, dataset: Dataset, workspace: Path) -> TrainingInput:
+def assembled(recipe: Recipe, dataset: Dataset, workspace: Path = Path()) -> TrainingInput:
+    """What `foresee` and `start` work on, put together once for both."""
     return assemble(recipe, dataset, workspace, evaluation_prompts(recipe))
 
 
-def _foreseen(assembled: TrainingInput) -> tuple[Plan, Preflight]:
+def foresee(assembled: TrainingInput) -> tuple[Plan, Preflight]:
+    """`plan` of what was assembled."""
     recipe = assembled.recipe
     records = [record for record, _, _ in islice(assembled.dataset.rows("train"), LOOKED_AT)]
     preflight_report = preflight(
@@ -156,10 +158,13 @@ def train(
     number: int | None = None,
 ) -> Run:
     """Dataset -> a run folder with an adapter (or model). After Ctrl-C the run has checkpoints and no result."""
-    model_folder(recipe.model)  # a tokenizer alone can be planned with
-    assembled = _assembled(recipe, dataset, workspace)
-    if foreseen is None:
-        foreseen, _ = _foreseen(assembled)
+    given = assembled(recipe, dataset, workspace)
+    return start(given, foreseen or foresee(given)[0], workspace=workspace, number=number)
+
+
+def start(assembled: TrainingInput, foreseen: Plan, *, workspace: Path = Path(), number: int | None = None) -> Run:
+    """`train` of what was assembled and foreseen."""
+    model_folder(assembled.recipe.model)  # a tokenizer alone can be planned with
     assembled.require_held()
     with refusals.writing(workspace / "runs"):
         leads = distributed.leads()
@@ -177,9 +182,9 @@ def train(
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
     """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
     recipe = resumable(run_recipe(run.path), list(settings))
-    assembled = assemble(recipe, _dataset(run))
-    assembled.require_held()
-    return _train(run, assembled, resume=True)
+    given = assemble(recipe, _dataset(run))
+    given.require_held()
+    return _train(run, given, resume=True)
 
 
 def _dataset(run: Run) -> Dataset:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tuneloop.planning.planner import Plan
     from tuneloop.recipe.schema import Recipe
     from tuneloop.runs.run import Run
+    from tuneloop.training.input import TrainingInput
 
 
 def run(
@@ -56,14 +57,14 @@ def run(
     if distributed.leads():
         keep_recipe(targets, recipe)
         shown = losses.warn(dataset, recipe)
-    recipe, dataset, foreseen, checked = planned(recipe, dataset, workspace, ask=not json)
+    assembled, foreseen, checked = planned(recipe, dataset, workspace, ask=not json)
     fresh = tuple(w for w in foreseen.warnings if w not in shown)
     if not json:
-        tables.dataset(dataset)
+        tables.dataset(assembled.dataset)
         tables.plan(replace(foreseen, warnings=fresh), checked)
     elif distributed.leads():
         show.warnings(fresh)
-    trained = pipeline.train(recipe, dataset, workspace=workspace, foreseen=foreseen)
+    trained = pipeline.start(assembled, foreseen, workspace=workspace)
     if not distributed.leads():  # one of the processes of torchrun goes on
         return
     if trained.trained_folder() is None:
@@ -86,16 +87,18 @@ def run(
     _closing(trained, version.ref, seconds, evaluation)
 
 
-def planned(recipe: Recipe, dataset: Dataset, workspace: Path, *, ask: bool) -> tuple[Recipe, Dataset, Plan, Preflight]:
+def planned(recipe: Recipe, dataset: Dataset, workspace: Path, *, ask: bool) -> tuple[TrainingInput, Plan, Preflight]:
     """The plan of a run; where its longest rows do not fit, of the shorter ones that somebody at a terminal chooses."""
     from tuneloop import pipeline
 
+    assembled = pipeline.assembled(recipe, dataset, workspace)
     try:
-        return recipe, dataset, *pipeline.plan(recipe, dataset, workspace=workspace)
+        return assembled, *pipeline.foresee(assembled)
     except MachineError as error:
         recipe = shorter(recipe, error, ask=ask)
     dataset = pipeline.prepare(recipe, workspace=workspace, say=show.say)
-    return recipe, dataset, *pipeline.plan(recipe, dataset, workspace=workspace)
+    assembled = pipeline.assembled(recipe, dataset, workspace)
+    return assembled, *pipeline.foresee(assembled)
 
 
 def shorter(recipe: Recipe, error: MachineError, *, ask: bool) -> Recipe:

@@ -58,10 +58,11 @@ def train(
             if not json:
                 tables.counts_line(dataset)
             shown = losses.warn(dataset, recipe)
-        foreseen, _ = pipeline.plan(recipe, dataset, workspace=workspace)
+        assembled = pipeline.assembled(recipe, dataset, workspace)
+        foreseen, _ = pipeline.foresee(assembled)
         if distributed.leads():  # said before the first step
             show.warnings(one for one in foreseen.warnings if one not in shown)
-        trained = pipeline.train(recipe, dataset, workspace=workspace, number=number, foreseen=foreseen)
+        trained = pipeline.start(assembled, foreseen, workspace=workspace, number=number)
     if not distributed.leads():  # one of the processes of torchrun speaks
         return
     folder = trained.trained_folder()
