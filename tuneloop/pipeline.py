@@ -10,45 +10,37 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base import refusals
 from tuneloop.base.duration import about
-from tuneloop.base.errors import RunError, TuneloopError
+from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
-from tuneloop.base.records import Record, Reply
+from tuneloop.base.records import Record
 from tuneloop.data.tokens.preflight import Preflight, preflight
 from tuneloop.data.version import builder
-from tuneloop.data.version import dataset as datasets
 from tuneloop.data.version.dataset import Dataset
-from tuneloop.evaluation.before_after import measure_before_after, questions
+from tuneloop.data.version.find import dataset_of
+from tuneloop.evaluation.before_after import measure_before_after
 from tuneloop.evaluation.compare import (
     Comparison,
-    ask,
-    changes,
-    different_rows,
     evaluation_prompts,
-    of_two_runs,
-    side_by_side,
 )
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
-from tuneloop.evaluation.untrained import untrained
 from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.assistants import helpers
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.scorer import Scorer
-from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.inference.trained import load_trained
 from tuneloop.model import checkpoint
 from tuneloop.planning import planner
 from tuneloop.planning.planner import Plan
 from tuneloop.planning.uncosted import uncosted
-from tuneloop.recipe.choices import task_choice
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
@@ -56,7 +48,7 @@ from tuneloop.report import chart, report
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
 from tuneloop.training import distributed
-from tuneloop.training.input import TrainingInput, assemble, located, tokenizer_bundle
+from tuneloop.training.input import TrainingInput, assemble, labelled, tokenizer_bundle, with_adapters
 from tuneloop.training.run_folder import begin, inside
 from tuneloop.training.session import Outcome, session
 
@@ -81,7 +73,7 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, befo
 
     What the version `before` holds out is held out again, with all that belongs to it.
     """
-    recipe = _labelled(recipe)
+    recipe = labelled(recipe)
     bundle = tokenizer_bundle(recipe)
 
     def progress(rows: int) -> None:
@@ -96,26 +88,9 @@ def prepare(recipe: Recipe, *, workspace: Path = Path(), say: Say = _quiet, befo
         progress,
         bundle.view(),
         helpers(recipe, bundle.folder, bundle.tokenizer, say, about),
-        bundle.most_tokens(_with_adapters(recipe, workspace)),
+        bundle.most_tokens(with_adapters(recipe, workspace)),
         before.held_out() if before else None,
     )
-
-
-def _with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
-    """The recipe with the folders of its adapters; without them where they are not there yet: rows can be prepared."""
-    try:
-        return located(recipe, workspace)
-    except TuneloopError:
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": None})})
-
-
-def _labelled(recipe: Recipe) -> Recipe:
-    """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
-    reads = task_choice(recipe.train.task).reads
-    if reads is None:
-        return recipe
-    files = [d if d.task or d.columns else d.model_copy(update={"task": reads}) for d in recipe.data]
-    return recipe.model_copy(update={"data": files})
 
 
 def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple[Plan, Preflight]:
@@ -182,16 +157,9 @@ def start(assembled: TrainingInput, foreseen: Plan, *, workspace: Path = Path(),
 def resume(run: Run, settings: Sequence[str] = ()) -> Outcome:
     """Take a stopped or crashed run up at its newest checkpoint. `settings` may change what changes no number."""
     recipe = resumable(run_recipe(run.path), list(settings))
-    given = assemble(recipe, _dataset(run))
+    given = assemble(recipe, dataset_of(run))
     given.require_held()
     return _train(run, given, resume=True)
-
-
-def _dataset(run: Run) -> Dataset:
-    location = run.read("dataset.json").get("path")
-    if not location:
-        raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
-    return datasets.open_dataset(run.dataset() or Path(location))
 
 
 def _train(run: Run, assembled: TrainingInput, *, resume: bool) -> Outcome:
@@ -226,7 +194,7 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
     refusals.require_writable(run.path)
     trained = load_trained(run.path)
     if held is None:
-        held = _dataset(run).records("validation")
+        held = dataset_of(run).records("validation")
     evaluation = measure_before_after(trained, held, say)
     with refusals.writing(run.path):
         evaluation.write(run.path)
@@ -238,41 +206,9 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
 
 def compare(run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96) -> Comparison:
     """The same prompts answered by two runs, or by one before and after training; and their metrics."""
-    from tuneloop.inference.open import make_answerer
+    from tuneloop.evaluation.runs import compare_runs
 
-    first, measured = load_trained(run.path), Evaluation.read(run.path)
-    mine = measured or Evaluation()
-    asking = list(prompts) or questions(first.recipe) or [answer.prompt for answer in mine.answers]
-
-    def answers(of: Trained, model: Any) -> list[Reply]:
-        answerer = make_answerer(replace(of, model=model))
-        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8, system=first.recipe.prepare.system)
-
-    metrics, warning = changes(mine), ""
-    if other is None:
-        right = answers(first, first.model)
-        with untrained(first) as base:
-            left = answers(first, base)
-    else:
-        left = answers(first, first.model)
-        second, theirs = load_trained(other.path), Evaluation.read(other.path)
-        right = answers(second, second.model)
-        if measured and theirs:
-            warning = different_rows(measured, theirs, [_held(run), _held(other)])
-        metrics = of_two_runs(mine, theirs or Evaluation())
-    rows = tuple(side_by_side(p, a, b) for p, a, b in zip(asking, left, right, strict=True))
-    return Comparison(rows, tuple(change for change in metrics if change.measured), warning)
-
-
-def _held(run: Run) -> Sequence[str] | None:
-    """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
-    evaluation = Evaluation.read(run.path)
-    if evaluation is not None and evaluation.held is not None:
-        return evaluation.held
-    try:  # evaluations of earlier versions name no rows
-        return [record.id for record in _dataset(run).records("validation")]
-    except TuneloopError:
-        return None
+    return compare_runs(run, other, prompts, max_new_tokens=max_new_tokens)
 
 
 def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
@@ -317,7 +253,7 @@ def improve(
     if grown.prepare.max_length == "auto":  # the pass was made as long as the old rows are
         usual = TrainPart().token_budget
         grown = grown.model_copy(update={"train": grown.train.model_copy(update={"token_budget": usual})})
-    old = _dataset(run)
+    old = dataset_of(run)
     dataset = prepare(grown, workspace=workspace, say=say, before=old)
     new = train(grown, dataset, workspace=workspace)
     if new.trained_folder() is None:

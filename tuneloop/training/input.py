@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.base.errors import DataError, ModelError, RecipeError
+from tuneloop.base.errors import DataError, ModelError, RecipeError, TuneloopError
 from tuneloop.base.files import printable
 from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
@@ -30,6 +30,7 @@ from tuneloop.inference.tokenizer import fingerprint, load_tokenizer
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
 from tuneloop.model.load import known_labels, numbered_places
+from tuneloop.recipe.choices import task_choice
 from tuneloop.recipe.defaults import roomy, settled
 from tuneloop.recipe.schema import Recipe, TrainPart
 from tuneloop.registry import versions
@@ -232,6 +233,23 @@ def located(recipe: Recipe, workspace: Path) -> Recipe:
     update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
     adapters.held_alike([Path(str(m)) for m in update["merge"] or ()])
     return recipe.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def with_adapters(recipe: Recipe, workspace: Path) -> Recipe:
+    """The recipe with the folders of its adapters; without them where they are not there yet: rows can be prepared."""
+    try:
+        return located(recipe, workspace)
+    except TuneloopError:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update={"adapter": None})})
+
+
+def labelled(recipe: Recipe) -> Recipe:
+    """The recipe with what its task says of its rows: those of a classifier are labelled texts, however many labels."""
+    reads = task_choice(recipe.train.task).reads
+    if reads is None:
+        return recipe
+    files = [d if d.task or d.columns else d.model_copy(update={"task": reads}) for d in recipe.data]
+    return recipe.model_copy(update={"data": files})
 
 
 def _task_context(recipe: Recipe, dataset: Dataset, bundle: TokenizerBundle, task: Task) -> TaskContext:

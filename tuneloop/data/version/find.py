@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tuneloop.base.errors import DataError
+from tuneloop.base.errors import DataError, RunError
 from tuneloop.base.files import printable
+from tuneloop.base.language import t
 from tuneloop.base.refusals import require_readable
 from tuneloop.data.version.dataset import Dataset, open_dataset
+from tuneloop.runs.run import Run
 
 
 def locate(workspace: Path, name: str) -> Dataset:
@@ -54,3 +56,11 @@ def _created(path: Path) -> str:
         return str(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["created"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def dataset_of(run: Run) -> Dataset:
+    """The dataset that a run was trained on. Raises TL-RUN-DAMAGED, TL-DATA-NO-DATASET, TL-DATA-DAMAGED."""
+    location = run.read("dataset.json").get("path")
+    if not location:
+        raise RunError("TL-RUN-DAMAGED", where=str(run.path / "dataset.json"), error=t("there is no such file"))
+    return open_dataset(run.dataset() or Path(location))

@@ -1,0 +1,55 @@
+"""Two runs side by side, or one before and after training: the same prompts, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tuneloop.base.errors import TuneloopError
+from tuneloop.base.records import Reply
+from tuneloop.data.version.find import dataset_of
+from tuneloop.evaluation.before_after import questions
+from tuneloop.evaluation.compare import Comparison, ask, changes, different_rows, of_two_runs, side_by_side
+from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.untrained import untrained
+from tuneloop.inference.open import make_answerer
+from tuneloop.inference.trained import Trained, load_trained
+from tuneloop.runs.run import Run
+
+
+def compare_runs(run: Run, other: Run | None, prompts: Sequence[str], *, max_new_tokens: int) -> Comparison:
+    """The same prompts answered by two runs, or by one before and after training; and their metrics."""
+    first, measured = load_trained(run.path), Evaluation.read(run.path)
+    mine = measured or Evaluation()
+    asking = list(prompts) or questions(first.recipe) or [answer.prompt for answer in mine.answers]
+
+    def answers(of: Trained, model: Any) -> list[Reply]:
+        answerer = make_answerer(replace(of, model=model))
+        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8, system=first.recipe.prepare.system)
+
+    metrics, warning = changes(mine), ""
+    if other is None:
+        right = answers(first, first.model)
+        with untrained(first) as base:
+            left = answers(first, base)
+    else:
+        left = answers(first, first.model)
+        second, theirs = load_trained(other.path), Evaluation.read(other.path)
+        right = answers(second, second.model)
+        if measured and theirs:
+            warning = different_rows(measured, theirs, [_held(run), _held(other)])
+        metrics = of_two_runs(mine, theirs or Evaluation())
+    rows = tuple(side_by_side(p, a, b) for p, a, b in zip(asking, left, right, strict=True))
+    return Comparison(rows, tuple(change for change in metrics if change.measured), warning)
+
+
+def _held(run: Run) -> Sequence[str] | None:
+    """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
+    evaluation = Evaluation.read(run.path)
+    if evaluation is not None and evaluation.held is not None:
+        return evaluation.held
+    try:  # evaluations of earlier versions name no rows
+        return [record.id for record in dataset_of(run).records("validation")]
+    except TuneloopError:
+        return None
