@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.base.environment import environment
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.base.optional import install
 from tuneloop.cli import show
 from tuneloop.planning import driver as drivers
@@ -112,14 +112,14 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
     """
     what = t("graphics card")
     if usable:
-        return Finding(what, ", ".join(usable), True)
+        return Finding(what, listed(usable), True)
     driver = driver or drivers.look()
     if driver is None:
         remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
         return Finding(what, t("none that this torch can use"), False, remedy)
     cuda = ".".join(map(str, driver.cuda))
     value = t("{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
-              cards=", ".join(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
+              cards=listed(driver.cards) or "NVIDIA", version=driver.version, cuda=cuda,
               torch=torch or t("missing"))  # fmt: skip
     build = drivers.build_for(driver, torch or _package("torch") or drivers.NEWEST)
     if build is None:
@@ -131,7 +131,7 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
                                              name=build.name))  # fmt: skip
     said = t("The driver takes torch's build {name}: the line below.", name=build.name)
     where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
-    return Finding(what, value, False, f"{said} {where}" if build.index else said, build.line)
+    return Finding(what, value, False, sentences(said, where) if build.index else said, build.line)
 
 
 def _existing() -> str:
@@ -145,7 +145,7 @@ def _models() -> list[Finding]:
     cached = [m.name for m in resolve.listing() if m.cached]
     hub = environment().hub_endpoint or t("the library's own")
     return [
-        Finding(t("models in the cache"), ", ".join(cached) or t("none"), True,
+        Finding(t("models in the cache"), listed(cached) or t("none"), True,
                 "" if cached else show.command("model", "pull", "smollm2")),
         Finding(t("model hub"), t("offline") if environment().offline else hub, True,
                 t("A mirror: export HF_ENDPOINT=https://…; a folder on disk works as well.")),

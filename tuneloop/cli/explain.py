@@ -13,6 +13,9 @@ from tuneloop.base.errors import FAMILIES, RecipeError, catalogue
 from tuneloop.base.language import t
 from tuneloop.cli import show
 
+ADDED = frozenset({"near", "detail", "then"})
+"""Facts that add a whole clause to a sentence, or nothing."""
+
 
 def explain(
     code: Annotated[str, typer.Argument(help="A code such as TL-DATA-JSON; without one, all codes.")] = "",
@@ -44,9 +47,13 @@ def explain(
 
 
 def open_facts(text: str) -> str:
-    """A text with its facts still open, for a reader: their places are marked, not filled.
+    """A text with its facts still open, for a reader: their places are marked, not filled, those of ADDED left out.
 
     >>> open_facts("{n} of {of:,} rows of {name!r}: {{x}}")
     '‹n› of ‹of› rows of ‹name›: {x}'
     """
-    return "".join(f"{said}‹{name}›" if name else said for said, name, _, _ in string.Formatter().parse(text))
+    shown = []
+    for said, name, _, _ in string.Formatter().parse(text):
+        clause = name in ADDED and not said.endswith((" ", "："))
+        shown.append(said if not name or clause else f"{said}‹{name}›")
+    return "".join(shown)

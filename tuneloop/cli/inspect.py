@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show
 
 BAR = 40
@@ -124,7 +124,7 @@ def _lengths(data: dict[str, Any]) -> None:
         if over:
             limits.append(t("{n:,} dropped for their length", n=over))
         bar = _bar(kept, most) + "░" * (len(_bar(kept + over, most)) - len(_bar(kept, most)))
-        rows.append((f"≤ {top:,}", f"{kept:,}", bar, ", ".join(limits)))
+        rows.append((f"≤ {top:,}", f"{kept:,}", bar, listed(limits)))
     show.table(t("Length in tokens"), ["", t("rows"), "", ""], rows)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show
 from tuneloop.cli.inspect import Json, Version, Workspace
 
@@ -52,15 +53,32 @@ def _differences(found: dict[str, Any], a: str, b: str) -> None:
         said = {"added": t("added"), "removed": t("removed"), "changed": t("changed")}
         show.table(t("Sources"), [t("file"), ""], [(file, said[what]) for file, what in found["sources"].items()])
     if found["settings"]:
-        show.table(t("Settings"), [t("setting"), a, b], [(key, *pair) for key, pair in found["settings"].items()])
+        settings = [line for key, pair in found["settings"].items() for line in _parts(key, *pair)]
+        show.table(t("Settings"), [t("setting"), a, b], settings)
     if found["steps"]:
         reasons = ledger.words()
         rows = [(reasons.get(name, name), f"{x:,}", f"{y:,}") for name, (x, y) in found["steps"].items()]
         show.table(t("Why rows were dropped"), [t("reason"), a, b], rows)
 
 
+def _parts(key: str, a: Any, b: Any) -> list[tuple[str, str, str]]:
+    """A setting that differs, of a list or a section only what differs in it.
+
+    >>> _parts("data", [{"files": ["a.csv"], "repeat": 1}], [{"files": ["b.csv"], "repeat": 1}])
+    [('data[0].files', 'a.csv', 'b.csv')]
+    """
+    if a == b:
+        return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [line for name in a | b for line in _parts(f"{key}.{name}", a.get(name), b.get(name))]
+    if any(isinstance(x, dict) for one in (a, b) if isinstance(one, list) for x in one):
+        pairs = zip_longest(a or [], b or [], fillvalue={})
+        return [line for n, pair in enumerate(pairs) for line in _parts(f"{key}[{n}]", *pair)]
+    return [(key, *(listed(one) if isinstance(one, list) else "–" if one is None else str(one) for one in (a, b)))]
+
+
 def _place(row: dict[str, Any]) -> str:
-    return f"{row['file']}:{row['line']} {row['side']} {row['id']}"
+    return f"{row['file']}:{row['line']} {show.side(row['side'])} {row['id']}"
 
 
 def trace(
@@ -102,7 +120,7 @@ def _story(found: Any) -> None:
 
     record, source = found.record, found.source
     rows = [
-        (t("row"), f"{record.file}:{record.line}"), (t("side"), found.side), (t("kind"), record.kind),
+        (t("row"), f"{record.file}:{record.line}"), (t("side"), show.side(found.side)), (t("kind"), record.kind),
         (t("label"), record.label), (t("shape"), source.get("shape", "")), ("sha256", source.get("sha256", "")),
         (t("made from"), "\n".join(f"{one.id} {one.file}:{one.line}" for one in found.parents) or record.parent),
     ]  # fmt: skip

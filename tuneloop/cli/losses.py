@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
+from tuneloop.cli import wrapping
 from tuneloop.data.ledger import entries, words
 from tuneloop.planning.cautions import cautions, few_held, foreign, nothing_held
 
@@ -71,7 +72,7 @@ def _read_otherwise(made: Dataset) -> list[str]:
     for step in made.manifest["steps"]:
         if step["reason"] in NOTED:
             lines[step["reason"]] = t(
-                "{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"]
+                "{reason} ({n} rows)", reason=known[step["reason"]], n=step["marked"] + step["changed"]
             )
     if not lines:
         return []
@@ -79,7 +80,7 @@ def _read_otherwise(made: Dataset) -> list[str]:
     for entry in entries(made.path / "ledger.jsonl"):
         if entry.reason in found and len(found[entry.reason]) < EXAMPLES:
             found[entry.reason] |= dict.fromkeys(entry.detail.split(", "))
-    return [f"{line}: {', '.join(list(found[reason])[:EXAMPLES])}" for reason, line in lines.items()]
+    return [t("{what}: {n}", what=line, n=listed(list(found[reason])[:EXAMPLES])) for reason, line in lines.items()]
 
 
 def _unsaid(made: Dataset) -> list[str]:
@@ -146,6 +147,7 @@ def _panel(lines: Sequence[str]) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
+    wrapping.break_chinese()
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=True, highlight=False, width=120)

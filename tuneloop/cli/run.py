@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop.base.errors import MachineError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
@@ -129,7 +129,7 @@ def _closing(made: Run, ref: str, seconds: float, evaluation: dict[str, Any]) ->
     failed = [p["name"] for p in evaluation.get("probes", []) if not p["passed"]]
     if failed:
         print()
-        print(t("Probes that did not pass: {names}", names=", ".join(failed)))
+        print(t("Probes that did not pass: {names}", names=listed(failed)))
     tables.cautions(run_view.read(made.path).cautions())
 
 

@@ -90,7 +90,7 @@ def _said(row: dict[str, Any], side: str) -> str:
     from tuneloop.evaluation import faults
 
     wrong = faults.words(row.get(f"{side}_fault", ""))
-    return f"{row[side].strip()} [{wrong}]" if wrong else str(row[side]).strip()
+    return t("{answer} [{fault}]", answer=row[side].strip(), fault=wrong) if wrong else str(row[side]).strip()
 
 
 def changes(evaluation: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tuneloop.base.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.base.files import folder_atomic
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.hub.folder_check import check_safetensors
 from tuneloop.hub.provenance import provenance_note
 from tuneloop.methods.lora import adapter_state
@@ -172,7 +172,7 @@ def with_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
         there = set(weights.keys())
     own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if missing := sorted(own - there):
-        error_ = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+        error_ = t("{n} weights are in no file: {names}", n=len(missing), names=listed(missing[:3]))
         raise RunError("TL-RUN-DAMAGED", where=str(file), error=error_)
     model.train(trainable and base.training)
     return model

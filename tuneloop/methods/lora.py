@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneloop.base.errors import ModelError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.model.anatomy import heads, new_parts, task_type
 from tuneloop.recipe.schema import TrainPart
 
@@ -46,7 +46,7 @@ def require_modules(model: nn.Module, names: Iterable[str], where: str) -> None:
         close = difflib.get_close_matches(unknown[0], known, 3, 0.4) or difflib.get_close_matches(
             unknown[0], every, 3, 0.4
         )
-        raise ModelError("TL-MODEL-MODULE", where=where, got=", ".join(unknown), near=", ".join(close or known[:12]))
+        raise ModelError("TL-MODEL-MODULE", where=where, got=listed(unknown), near=listed(close or known[:12]))
 
 
 def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.methods.adapters import came_from
 from tuneloop.methods.freeze import freeze, tied_head
 from tuneloop.methods.lora import LINEAR, linear_names, lora, stacked
@@ -83,7 +83,7 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
     if method.kind == "LORA" and (names := _tied(model, base)):
         out.append(t("Head and embeddings are one tensor in this model, and only {names} gets an adapter: an export or "
                      "a merge gives the head a tensor of its own, and is larger by it.",
-                     names=", ".join(names)))  # fmt: skip
+                     names=listed(names)))  # fmt: skip
     if routers_off(base):
         out.append(t("output_router_logits: the loss that balances the experts' load is not trained."))
     if train.adapter:
@@ -94,7 +94,7 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """The first names, and that there are more."""
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return listed(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _tied(model: nn.Module, base: PreTrainedModel) -> list[str]:
@@ -114,8 +114,9 @@ def _of_experts(model: nn.Module, base: PreTrainedModel, weights: int, quantized
     out = []
     if left:
         more = t("This model's experts ({n:,} weights) and what is called like their parts ({names}) get no adapters.",
-                 n=weights, names=", ".join(left))  # fmt: skip
-        out.append(more + " " + t("To train them, name these in train.lora.targets; each step then costs far more."))
+                 n=weights, names=listed(left))  # fmt: skip
+        how = t("To train them, name these in train.lora.targets; each step then costs far more.")
+        out.append(sentences(more, how))
     if quantized:
         out.append(t("The experts' weights stay as they are: only linear layers are quantised."))
     return out

@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.base.duration import about
 from tuneloop.base.errors import MachineError
 from tuneloop.base.files import format_bytes
-from tuneloop.base.language import current, t
+from tuneloop.base.language import current, listed, t
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import BatchPlan, batch_plan
@@ -322,7 +322,7 @@ def _frozen(size: Shape, unkept: str) -> list[Choice]:
 
 
 def _task(task: Task, manifest: Mapping[str, Any]) -> Choice:
-    kinds = ", ".join(manifest.get("kinds") or ())
+    kinds = listed(manifest.get("kinds") or ())
     why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
     return Choice(t("task"), _name(task), why)
 

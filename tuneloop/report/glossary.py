@@ -23,6 +23,7 @@ def events() -> dict[str, str]:
         "early_stop": t("stopped early, the held-out loss did not fall"),
         "best": t("the best state is the result"),
         "frozen_blocks": t("the frozen blocks ran"),
+        "threads": t("other number of threads"),
     }
 
 
@@ -57,6 +58,7 @@ def keys() -> dict[str, str]:
         "float32_gflops": f"{t('speed of matrix products')} (float32)",
         "all_cores": t("cores in all"),
         "threads": t("threads"),
+        "of": t("of at most"),
         "others": t("cores that other programs kept busy"),
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),

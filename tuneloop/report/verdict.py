@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuneloop.base.language import current, t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.evaluation import compare
 from tuneloop.planning.cautions import nothing_held
 
@@ -15,18 +15,6 @@ ENDS, STARTS = frozenset({"finished", "stopped"}), frozenset({"started", "resume
 """Events that end a stretch of training, and that begin one."""
 RISE = 0.01
 """A file's held-out loss that rose by less than this share is not worth a sentence."""
-
-SPACE = {"en": " ", "zh": ""}
-COMMA = {"en": ", ", "zh": "、"}
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a row, with the comma of the reader's language.
-
-    >>> listed(["a.csv", "b.csv"])
-    'a.csv, b.csv'
-    """
-    return COMMA[current()].join(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,7 @@ def verdict(
     ]
     tones = {tone for tone, _ in found}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
-    return Verdict(tone, SPACE[current()].join(text for _, text in sorted(found, key=lambda f: f[0] != "bad")))
+    return Verdict(tone, sentences(*(text for _, text in sorted(found, key=lambda f: f[0] != "bad"))))
 
 
 def _probes(evaluation: dict[str, Any]) -> Iterator[tuple[Tone, str]]:

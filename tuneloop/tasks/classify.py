@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tuneloop.base.errors import DataError, RecipeError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.model.backbone import callable_model, states, tell_pairs, token_types, unwrap
@@ -150,7 +150,7 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
     if wanted == "balanced":
         return tuple(sum(counts.values()) / (len(counts) * n) for n in counts.values())
     if set(wanted) != set(counts):
-        got, need = (", ".join(str(x) for x in sorted(names)) for names in (wanted, counts))
+        got, need = (listed(str(x) for x in sorted(names)) for names in (wanted, counts))
         raise RecipeError("TL-RECIPE-WEIGHTS", where="train.classify.weights", got=got, labels=need)
     low = sorted(label for label, weight in wanted.items() if weight <= 0)
     if low:
@@ -163,13 +163,13 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
 def labelled(
     samples: Sequences, rows: SplitView, setting: TaskContext, more: dict[str, NDArray[Any]] | None = None
 ) -> Examples:
-    """Examples of one text each, with class and weight of each. Raises TL-DATA-LABEL for a label that no class is of."""
+    """Examples of one text each, with class and weight. Raises TL-DATA-LABEL for a label that no class is of."""
     number = {label: k for k, label in enumerate(setting.labels)}
     names = [record.label for record in rows.records()]
     unknown = sorted(set(names) - set(number))
     if unknown:
         raise DataError("TL-DATA-LABEL", where="data", n=sum(name not in number for name in names),
-                        label=", ".join(unknown[:5]), labels=", ".join(setting.labels))  # fmt: skip
+                        label=listed(unknown[:5]), labels=listed(setting.labels))  # fmt: skip
     label = np.array([number[name] for name in names], np.int64)[samples.row]
     weights = np.array(setting.weights or [1.0] * len(number), np.float32)[label]
     columns: dict[str, NDArray[Any]] = {"label": label, "weight": weights, **(more or {})}

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from tuneloop.base.environment import launch
 from tuneloop.base.errors import RunError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def world() -> PartialState:
     count, told, missing = launch()
     where = ", ".join(told)
     if told and missing and (count > 1 or "LOCAL_RANK" in where):
-        said = t("the environment speaks of several processes, but not of {missing}", missing=", ".join(missing))
+        said = t("the environment speaks of several processes, but not of {missing}", missing=listed(missing))
         raise RunError("TL-RUN-PEERS", where=where, error=said, names=_names(told))
     try:
         return PartialState(cpu=on_cpu())

@@ -13,7 +13,7 @@ import numpy as np
 
 from tuneloop.base.errors import DataError, ModelError, RecipeError
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.card.excerpts import View
@@ -138,8 +138,8 @@ def setting_of(recipe: Recipe, dataset: Dataset, words: TokenizerBundle) -> tupl
     known = known_labels(words.folder)
     if recipe.train.adapter and (theirs := adapter_labels(Path(recipe.train.adapter))):
         if set(theirs) != set(counts):
-            reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=", ".join(theirs),
-                       ours=", ".join(sorted(counts)))  # fmt: skip
+            reason = t("its labels are {theirs}, and those of the rows {ours}", theirs=listed(theirs),
+                       ours=listed(sorted(counts)))  # fmt: skip
             raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
         known = theirs
     labels, weights = task.classes(counts, recipe.train, known)
