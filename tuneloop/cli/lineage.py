@@ -72,9 +72,13 @@ def _parts(key: str, a: Any, b: Any) -> list[tuple[str, str, str]]:
     if isinstance(a, dict) and isinstance(b, dict):
         return [line for name in a | b for line in _parts(f"{key}.{name}", a.get(name), b.get(name))]
     if any(isinstance(x, dict) for one in (a, b) if isinstance(one, list) for x in one):
-        pairs = zip_longest(a or [], b or [], fillvalue={})
-        return [line for n, pair in enumerate(pairs) for line in _parts(f"{key}[{n}]", *pair)]
-    return [(key, *(listed(one) if isinstance(one, list) else "–" if one is None else str(one) for one in (a, b)))]
+        pairs = enumerate(zip_longest(a or [], b or [], fillvalue=None))
+        return [line for n, (ours, theirs) in pairs for line in _parts(f"{key}[{n}]", ours or {}, theirs or {})]
+    return [(key, _shown(a), _shown(b))]
+
+
+def _shown(setting: Any) -> str:
+    return listed(setting) if isinstance(setting, list) else "–" if setting is None else str(setting)
 
 
 def _place(row: dict[str, Any]) -> str:

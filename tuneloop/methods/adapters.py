@@ -24,6 +24,7 @@ from tuneloop.hub.provenance import provenance_note
 from tuneloop.methods.lora import adapter_state
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.precision import tolerance
+from tuneloop.model.quiet import quiet
 from tuneloop.model.tying import untied
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import QloraPart
@@ -186,7 +187,8 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
         if hasattr(config, name):
             setattr(config, name, value)
     try:
-        model = get_peft_model(base, config)
+        with quiet():
+            model = get_peft_model(base, config)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError("TL-MODEL-ADAPTER-BASE", where=str(folder), reason=reason) from error
@@ -197,9 +199,10 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
 def _put_on(base: PreTrainedModel, folder: Path, config: PeftConfig, trainable: bool) -> PeftModel:
     if not (trainable and config.is_prompt_learning):  # these PEFT loads to answer only
         # PEFT takes no path for a folder unless it is text, and looks at a hub for one that is not there.
-        return PeftModel.from_pretrained(
-            base, str(folder), is_trainable=trainable, config=config, local_files_only=True
-        )
+        with quiet():
+            return PeftModel.from_pretrained(
+                base, str(folder), is_trainable=trainable, config=config, local_files_only=True
+            )
     # What is saved of a prefix are its keys and values, not the network that made them, and of a prompt its vectors.
     model = unfilled(base, folder)
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
@@ -281,7 +284,8 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
     with folder_atomic(target) as draft:
         whole = merged(model, adapters)
         said, kind = _answer(whole), type(whole)
-        whole.save_pretrained(draft, safe_serialization=True)
+        with quiet():
+            whole.save_pretrained(draft, safe_serialization=True)
         for path in base.iterdir():  # tokenizer, template, licence, where it is from
             weights = path.name.endswith((".bin", ".gguf", ".pt")) or ".safetensors" in path.name
             if path.is_file() and not weights and not (draft / path.name).exists():

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import listed, t
 from tuneloop.model.anatomy import heads, new_parts, task_type
+from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import TrainPart
 
 LINEAR = (nn.Linear, Conv1D)
@@ -81,7 +82,8 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
         reason = t("{init} takes its part out of the base weights, which are quantised here", init=part.init)
         raise ModelError("TL-MODEL-METHOD", where="train.lora.init", method=train.method, reason=reason)
     try:
-        wrapped: nn.Module = get_peft_model(model, config)
+        with quiet():
+            wrapped: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError("TL-MODEL-METHOD", where="train.lora", method=train.method, reason=reason) from error
