@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base import language
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, sentences, t
 
 SOURCE = Path(str(files("tuneloop")))
 
@@ -80,3 +80,9 @@ def test_a_program_that_imports_tuneloop_is_answered_in_its_language(said: str, 
 
 def test_facts_are_never_read_as_placeholders() -> None:
     assert t("{n} rows", n="{n!r} {0}") == "{n!r} {0} rows"
+
+
+def test_names_and_sentences_in_a_row_follow_the_language() -> None:
+    language.use("zh")
+    assert listed(["a.csv", "b.csv"]) == "a.csv、b.csv"
+    assert sentences("找不到。", "", "请检查路径。") == "找不到。请检查路径。"

@@ -50,7 +50,7 @@ def test_many_rows_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     told = losses.warn(made(tmp_path, lost, train=40), make_recipe({"prepare": {"max_length": 1024}})[0])
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert "51 of 100 rows were dropped" in told[0]
-    for words in ("longer than max_length (46)", f"{ledger.words()['other shape']} (5)",
+    for words in ("longer than max_length (46 rows)", f"{ledger.words()['other shape']} (5 rows)",
                   "prepare.max_length: 1536 would keep 44 more.", "data[].columns"):  # fmt: skip
         assert words in said
     assert "ledger.jsonl" in said

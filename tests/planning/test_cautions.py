@@ -31,16 +31,16 @@ def test_it_says_how_many_why_and_where() -> None:
     ]  # fmt: skip
     (said,) = cautions({"rows_in": 2000, "train": 792, "dropped": 1208}, steps, "here/ledger.jsonl")
     assert said == (
-        "1,208 of 2,000 rows were dropped (60 %): longer than max_length (1,200); home made (5); "
-        "nothing to learn: no answer (2). Each row and its reason: here/ledger.jsonl"
+        "1,208 of 2,000 rows were dropped (60 %): longer than max_length (1,200 rows); home made (5 rows); "
+        "nothing to learn: no answer (2 rows). Each row and its reason: here/ledger.jsonl"
     )
 
 
 def test_chinese_reasons_are_joined_as_chinese_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"longer than max_length": "超过 max_length", "{reason} ({n})": "{reason}（{n}）"}
+    words = {"longer than max_length": "超过 max_length", "{reason} ({n} rows)": "{reason}（{n} 行）"}
     monkeypatch.setattr(language, "_catalogue", lambda chosen: words)
     language.use("zh")
     assert (
         top_reasons([{"reason": "too long", "dropped": 3}, {"reason": "x", "dropped": 1}])
-        == "超过 max_length（3）；x（1）"
+        == "超过 max_length（3 行）；x（1 行）"
     )

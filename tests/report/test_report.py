@@ -220,6 +220,14 @@ def test_the_next_step_depends_on_how_far_the_run_came(tmp_path: Path) -> None:
     assert "tuneloop chat" not in text
 
 
+def test_a_chinese_name_needs_no_quotes_in_a_command(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    named = run.rename(run.with_name("书店-1"))
+    text = written(named).text
+    assert "tuneloop chat runs/书店-1" in text
+    assert "tuneloop run runs/书店-1/recipe.yaml" in text
+
+
 def test_a_model_folder_is_called_by_its_name(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
@@ -326,7 +334,7 @@ def test_a_dataset_that_lost_most_of_its_rows_is_said_at_the_top(tmp_path: Path)
     manifest = tmp_path / "datasets/demo/0f3a9c1b22de/manifest.json"
     manifest.write_text(json.dumps({"steps": steps}), encoding="utf-8")
     page = written(run)
-    lost = "83 of 100 rows were dropped (83 %): the line is not JSON (70); odd (13)."
+    lost = "83 of 100 rows were dropped (83 %): the line is not JSON (70 rows); odd (13 rows)."
     assert lost in page.text
     assert "datasets/demo/0f3a9c1b22de/ledger.jsonl" in page.text
     assert str(tmp_path) not in page.text

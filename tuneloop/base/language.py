@@ -7,6 +7,7 @@ fails when a `t("…")` has no Chinese.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -55,3 +56,21 @@ def t(text: str, **facts: Any) -> str:
     """
     words = _catalogue(current()).get(text, text)
     return words.format(**facts) if facts else words
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a row, with the comma of the reader's language.
+
+    >>> listed(["a.csv", "b.csv"])
+    'a.csv, b.csv'
+    """
+    return ("、" if current() == "zh" else ", ").join(map(str, names))
+
+
+def sentences(*texts: str) -> str:
+    """Sentences in a row, empty ones left out: Chinese has no blank between them.
+
+    >>> sentences("It is gone.", "", "Pull it again.")
+    'It is gone. Pull it again.'
+    """
+    return ("" if current() == "zh" else " ").join(text for text in texts if text)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.base.environment import environment
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.base.optional import install
 from tuneloop.cli import show
 from tuneloop.planning import driver as drivers
@@ -114,7 +114,7 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
     """
     what = t("graphics card")
     if usable:
-        return Finding(what, ", ".join(usable), True)
+        return Finding(what, listed(usable), True)
     driver = driver or drivers.look()
     if driver is None:
         remedy = t("Training runs on the CPU. For an NVIDIA card install its driver, then ask again.")
@@ -122,7 +122,7 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
     cuda = ".".join(map(str, driver.cuda))
     state = t(
         "{cards}, driver {version} (CUDA {cuda}); not used by this torch ({torch})",
-        cards=", ".join(driver.cards) or "NVIDIA",
+        cards=listed(driver.cards) or "NVIDIA",
         version=driver.version,
         cuda=cuda,
         torch=torch or t("missing"),
@@ -151,7 +151,7 @@ def card(torch: str, usable: Sequence[str], driver: Driver | None = None) -> Fin
         )
     hint = t("The driver takes torch's build {name}: the line below.", name=build.name)
     where = t("INDEX is what pytorch.org shows under Get Started behind --index-url, without its last part.")
-    return Finding(what, state, False, f"{hint} {where}" if build.index else hint, build.line)
+    return Finding(what, state, False, sentences(hint, where) if build.index else hint, build.line)
 
 
 def _existing() -> str:
@@ -167,7 +167,7 @@ def _models() -> list[Finding]:
     return [
         Finding(
             t("models in the cache"),
-            ", ".join(cached) or t("none"),
+            listed(cached) or t("none"),
             True,
             "" if cached else show.command("model", "pull", "smollm2"),
         ),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show, usage
 from tuneloop.cli.inspect import Json, Version, Workspace
 
@@ -35,7 +35,7 @@ def export(
     kinds = [kind] if kind else list(dataset.manifest["kinds"])
     for name, got, known in (("--side", side, SIDES), ("--kind", kind, tuple(dataset.manifest["kinds"]))):
         if got and got not in known:
-            raise usage.wrong("tuneloop data export", t("{name} takes {need}", name=name, need=", ".join(known)))
+            raise usage.wrong("tuneloop data export", t("{name} takes {need}", name=name, need=listed(known)))
     sides = [one for one in SIDES if side in ("", one)]
     rows = (record for record, _, _ in dataset.rows(*sides) if record.kind in kinds)
     written = exchange.export(rows, file, shape or exchange.DEFAULT[kinds[0]])
@@ -43,10 +43,9 @@ def export(
         show.as_json({"path": str(file), **written})
         return
     print(t("{n:,} rows written to {file}.", n=written["rows"], file=file))
-    if (
-        len(there := [f"{one} {dataset.manifest['counts'][one]:,}" for one in sides if dataset.manifest["counts"][one]])
-        > 1
-    ):
-        print(t("All sides together: {sides}. --side writes one alone.", sides=", ".join(there)))
+    counts = dataset.manifest["counts"]
+    there = [t("{what}: {n}", what=show.side(one), n=f"{counts[one]:,}") for one in sides if counts[one]]
+    if len(there) > 1:
+        print(t("All sides together: {sides}. --side writes one alone.", sides=listed(there)))
     if written["guarded"]:
         print(t("{n:,} cells got a ' in front: a spreadsheet would have run them as formulas.", n=written["guarded"]))

@@ -13,6 +13,9 @@ from tuneloop.base.errors import FAMILIES, RecipeError, catalogue
 from tuneloop.base.language import t
 from tuneloop.cli import show
 
+ADDED = frozenset({"near", "detail", "then"})
+"""Facts that add a whole clause to a sentence, or nothing."""
+
 
 def explain(
     code: Annotated[str, typer.Argument(help="A code such as TL-DATA-JSON; without one, all codes.")] = "",
@@ -44,9 +47,13 @@ def explain(
 
 
 def open_facts(text: str) -> str:
-    """A text with its facts still open, for a reader: their places are marked, not filled.
+    """A text with its facts still open, for a reader: their places are marked, not filled, those of ADDED left out.
 
     >>> open_facts("{n} of {of:,} rows of {name!r}: {{x}}")
     '‹n› of ‹of› rows of ‹name›: {x}'
     """
-    return "".join(f"{literal}‹{name}›" if name else literal for literal, name, _, _ in string.Formatter().parse(text))
+    shown = []
+    for literal, name, _, _ in string.Formatter().parse(text):
+        clause = name in ADDED and not literal.endswith((" ", "："))
+        shown.append(literal if not name or clause else f"{literal}‹{name}›")
+    return "".join(shown)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show
 
 BAR = 40
@@ -126,7 +126,7 @@ def _lengths(figures: dict[str, Any]) -> None:
         if over:
             limits.append(t("{n:,} dropped for their length", n=over))
         bar = _bar(fitting, most) + "░" * (len(_bar(fitting + over, most)) - len(_bar(fitting, most)))
-        rows.append((f"≤ {top:,}", f"{fitting:,}", bar, ", ".join(limits)))
+        rows.append((f"≤ {top:,}", f"{fitting:,}", bar, listed(limits)))
     show.table(t("Length in tokens"), ["", t("rows"), "", ""], rows)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show
 from tuneloop.cli.inspect import Json, Version, Workspace
 
@@ -52,15 +53,36 @@ def _differences(changes: dict[str, Any], a: str, b: str) -> None:
         actions = {"added": t("added"), "removed": t("removed"), "changed": t("changed")}
         show.table(t("Sources"), [t("file"), ""], [(file, actions[what]) for file, what in changes["sources"].items()])
     if changes["settings"]:
-        show.table(t("Settings"), [t("setting"), a, b], [(key, *pair) for key, pair in changes["settings"].items()])
+        settings = [line for key, pair in changes["settings"].items() for line in _parts(key, *pair)]
+        show.table(t("Settings"), [t("setting"), a, b], settings)
     if changes["steps"]:
         reasons = ledger.words()
         rows = [(reasons.get(name, name), f"{x:,}", f"{y:,}") for name, (x, y) in changes["steps"].items()]
         show.table(t("Why rows were dropped"), [t("reason"), a, b], rows)
 
 
+def _parts(key: str, a: Any, b: Any) -> list[tuple[str, str, str]]:
+    """A setting that differs, of a list or a section only what differs in it.
+
+    >>> _parts("data", [{"files": ["a.csv"], "repeat": 1}], [{"files": ["b.csv"], "repeat": 1}])
+    [('data[0].files', 'a.csv', 'b.csv')]
+    """
+    if a == b:
+        return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [line for name in a | b for line in _parts(f"{key}.{name}", a.get(name), b.get(name))]
+    if any(isinstance(x, dict) for one in (a, b) if isinstance(one, list) for x in one):
+        pairs = enumerate(zip_longest(a or [], b or [], fillvalue=None))
+        return [line for n, (ours, theirs) in pairs for line in _parts(f"{key}[{n}]", ours or {}, theirs or {})]
+    return [(key, _shown(a), _shown(b))]
+
+
+def _shown(setting: Any) -> str:
+    return listed(setting) if isinstance(setting, list) else "–" if setting is None else str(setting)
+
+
 def _place(row: dict[str, Any]) -> str:
-    return f"{row['file']}:{row['line']} {row['side']} {row['id']}"
+    return f"{row['file']}:{row['line']} {show.side(row['side'])} {row['id']}"
 
 
 def trace(
@@ -105,7 +127,7 @@ def _story(story: Any) -> None:
 
     record, source = story.record, story.source
     rows = [
-        (t("row"), f"{record.file}:{record.line}"), (t("side"), story.side), (t("kind"), record.kind),
+        (t("row"), f"{record.file}:{record.line}"), (t("side"), show.side(story.side)), (t("kind"), record.kind),
         (t("label"), record.label), (t("shape"), source.get("shape", "")), ("sha256", source.get("sha256", "")),
         (t("made from"), "\n".join(f"{one.id} {one.file}:{one.line}" for one in story.parents) or record.parent),
     ]  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
+from tuneloop.cli import wrapping
 from tuneloop.data.ledger import entries, words
 from tuneloop.planning.cautions import cautions, few_held, foreign, nothing_held
 
@@ -77,7 +78,7 @@ def _read_otherwise(dataset: Dataset) -> list[str]:
     for step in dataset.manifest["steps"]:
         if step["reason"] in NOTED:
             lines[step["reason"]] = t(
-                "{reason} ({n})", reason=known[step["reason"]], n=step["marked"] + step["changed"]
+                "{reason} ({n} rows)", reason=known[step["reason"]], n=step["marked"] + step["changed"]
             )
     if not lines:
         return []
@@ -85,7 +86,7 @@ def _read_otherwise(dataset: Dataset) -> list[str]:
     for line_of_ledger in entries(dataset.path / "ledger.jsonl"):
         if line_of_ledger.reason in details and len(details[line_of_ledger.reason]) < EXAMPLES:
             details[line_of_ledger.reason] |= dict.fromkeys(line_of_ledger.detail.split(", "))
-    return [f"{line}: {', '.join(list(details[reason])[:EXAMPLES])}" for reason, line in lines.items()]
+    return [t("{what}: {n}", what=line, n=listed(list(details[reason])[:EXAMPLES])) for reason, line in lines.items()]
 
 
 def _unsaid(dataset: Dataset) -> list[str]:
@@ -156,6 +157,7 @@ def _panel(lines: Sequence[str]) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
+    wrapping.break_chinese()
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=True, highlight=False, width=120)

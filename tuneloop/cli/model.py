@@ -33,12 +33,13 @@ def list_models(json: Json = False) -> None:
     if json:
         show.as_json([asdict(row) for row in models])
         return
+    kinds = {"chat": t("chat"), "base": t("base"), "encoder": t("encoder"), "tokenizer": t("tokenizer")}
     columns = [t("name"), t("also called"), t("kind"), t("size"), t("download"), t("licence"), t("here")]
     rows = [
         (
             r.name,
             "\n".join(r.aliases),
-            r.kind,
+            kinds.get(r.kind, r.kind),
             format_bytes(r.size),
             format_bytes(r.download),
             r.licence,

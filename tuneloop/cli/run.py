@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneloop.base.errors import MachineError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
@@ -135,7 +135,7 @@ def _closing(trained: Run, ref: str, seconds: float, evaluation: Evaluation) -> 
     failed = [probe.name for probe in evaluation.probes if not probe.passed]
     if failed:
         print()
-        print(t("Probes that did not pass: {names}", names=", ".join(failed)))
+        print(t("Probes that did not pass: {names}", names=listed(failed)))
     tables.cautions(run_view.read(trained.path).cautions())
 
 

@@ -80,6 +80,6 @@ def _examples(base: str, model: str, key_file: Path | None) -> str:
         "from openai import OpenAI\n"
         f'client = OpenAI(base_url="{base}/v1", api_key={key})\n'
         f'chat = [{{"role": "user", "content": "{question}"}}]\n'
-        f"reply = client.chat.completions.create(model={model!r}, messages=chat)\n"
+        f"reply = client.chat.completions.create(model={json.dumps(model, ensure_ascii=False)}, messages=chat)\n"
         "print(reply.choices[0].message.content)\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneloop.base.language import current, is_passing, t
 from tuneloop.base.optional import quoted
+from tuneloop.cli.wrapping import break_chinese
 
 
 def say(text: str) -> None:
@@ -43,6 +44,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     from rich.table import Table
     from rich.text import Text
 
+    break_chinese()
     drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
         drawn.add_column(column, overflow="fold")
@@ -57,6 +59,19 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     with console.capture() as captured:
         console.print(drawn)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def side(name: str) -> str:
+    """A side of the split in the reader's language.
+
+    >>> side("train")
+    'train'
+    """
+    return (
+        {"train": t("to train"), "validation": t("to validate"), "test": t("to test")}.get(name, name)
+        if (current() == "zh")
+        else name
+    )
 
 
 def trained_text(runs: Sequence[tuple[str, bool]]) -> None:

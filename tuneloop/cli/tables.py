@@ -94,7 +94,7 @@ def _text(answer: str, fault: str) -> str:
     from tuneloop.evaluation import faults
 
     wrong = faults.words(fault)
-    return f"{answer.strip()} [{wrong}]" if wrong else answer.strip()
+    return t("{answer} [{fault}]", answer=answer.strip(), fault=wrong) if wrong else answer.strip()
 
 
 def changes(evaluation: Evaluation) -> None:

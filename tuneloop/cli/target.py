@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import RecipeError, nearest_path, os_words
 from tuneloop.base.files import write_atomic
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli.show import command, say
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def recipe_of(
         recipe, notes = _bare_recipe(targets), []
     else:
         near = difflib.get_close_matches(targets[0], known, 1) or [nearest_path(targets[0]) or "demo"]
-        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=", ".join(known), guess=near[0])
+        raise RecipeError("TL-RECIPE-NAME", where=targets[0], known=listed(known), guess=near[0])
     if assignments:
         recipe, more = changed_with_notes(recipe, assignments)
         notes += more

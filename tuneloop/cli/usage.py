@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from tuneloop.base.errors import RecipeError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.cli import show
 
 # The parser's own class of such errors is not public in typer; this is its public child's parent.
@@ -22,7 +22,7 @@ def no_verb(got: str, known: Sequence[str], path: str) -> RecipeError:
     guess = (
         t("Did you mean {near}?", near=f"{_short(path)} {near[0]}")
         if near
-        else t("They are: {all}.", all=", ".join(known))
+        else t("They are: {all}.", all=listed(known))
     )
     return RecipeError("TL-RECIPE-VERB", where=_short(path), got=got, guess=guess, help=_help(path))
 

@@ -31,6 +31,7 @@ from tuneloop.model.backbone import unwrap
 from tuneloop.model.head import Head
 from tuneloop.model.load import load_model
 from tuneloop.model.old_keys import keep_old_keys, write_json
+from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.task import Task, TaskContext
 
@@ -101,7 +102,8 @@ def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
     refusals.require_space(folder.parent, _bytes(model) + TOKENIZER_BYTES)
     quantize.forget(model)  # a model read from GGUF says it is quantised, too
     _stop_where_trained(model, tokenizer)
-    model.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     keep_old_keys(folder, model_folder(recipe.model))
     return saved

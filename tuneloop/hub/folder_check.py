@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import ModelError, nearby, os_words
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """What files of pickled weights are called. They can run code when read, so they are never read."""
@@ -123,19 +123,19 @@ def weight_files(folder: Path) -> list[Path]:
         shards = {str(name) for name in table.values()} if isinstance(table, dict) else set()
         missing = sorted(shards - {p.name for p in folder.iterdir()})
         if missing or not shards:
-            names = ", ".join(missing[:5])
+            names = listed(missing[:5])
             broken = t("its index names {names}, which is not in the folder", names=names) if missing else ""
             raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=broken or t("its index is empty"))
         return [folder / s for s in sorted(shards)]
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    listed = sorted(p.name for p in folder.iterdir() if p.is_file())
-    pickles = [name for name in listed if name.endswith(PICKLES) and name != "training_args.bin"]
-    tensors = [name for name in listed if name.endswith(".safetensors")]
+    names_there = sorted(p.name for p in folder.iterdir() if p.is_file())
+    pickles = [name for name in names_there if name.endswith(PICKLES) and name != "training_args.bin"]
+    tensors = [name for name in names_there if name.endswith(".safetensors")]
     if pickles and not tensors:
-        raise ModelError("TL-MODEL-PICKLE", where=str(folder), files=", ".join(pickles[:3]))
-    others = tensors or [name for name in listed if name.endswith(".gguf")]
+        raise ModelError("TL-MODEL-PICKLE", where=str(folder), files=listed(pickles[:3]))
+    others = tensors or [name for name in names_there if name.endswith(".gguf")]
     error = t("there is no model.safetensors") + (f" ({', '.join(others[:3])})" if others else "")
     raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneloop.base.environment import environment, quiet_libraries
 from tuneloop.base.errors import ModelError, TuneloopError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.network import is_reachable
 from tuneloop.base.optional import need
 from tuneloop.base.refusals import require_space
@@ -87,7 +87,7 @@ def require_no_pickles(name: str, files: list[str]) -> None:
     """Raise TL-MODEL-PICKLE when `files` has pickled weights and no safetensors."""
     pickles = [file for file in files if file.endswith(PICKLES) and not file.startswith("training_args")]
     if pickles and not any(is_wanted(file) and file.endswith(".safetensors") for file in files):
-        raise ModelError("TL-MODEL-PICKLE", where=name, files=", ".join(pickles[:3]))
+        raise ModelError("TL-MODEL-PICKLE", where=name, files=listed(pickles[:3]))
 
 
 def is_wanted(file: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.base.errors import ModelError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.hub.makers import (
     GEMMA,
     QWEN,
@@ -114,7 +114,7 @@ def nearest(name: str) -> list[str]:
 def unknown(name: str) -> ModelError:
     """TL-MODEL-NAME, with the nearest names where there are any."""
     near = nearest(name)
-    hint = t("; near it: {names}", names=", ".join(near)) if near else ""
+    hint = t("; near it: {names}", names=listed(near)) if near else ""
     wanted = re.split(r"[/\\]", name.strip())[-1]
     org = next((org for org, names in HUB_ORGS.items() if re.match(rf"(?:{names})", wanted.lower())), "")
     if org:

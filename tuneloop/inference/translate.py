@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM
 
 from tuneloop.base.errors import DataError, ModelError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.load import pick_dtype, placed
 
@@ -101,7 +101,7 @@ class _Model:
             raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
         model, info = loaded
         if missing := sorted(info["missing_keys"]):
-            lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+            lost = t("{n} weights are in no file: {names}", n=len(missing), names=listed(missing[:3]))
             raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
         self.model: Any = placed(model.eval())
         self.longest = int(getattr(model.config, "max_position_embeddings", 0) or LONGEST)

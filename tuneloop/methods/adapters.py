@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 
 from tuneloop.base.errors import ModelError, RunError, TuneloopError, os_words
 from tuneloop.base.files import folder_atomic
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.hub.folder_check import check_safetensors
 from tuneloop.hub.provenance import provenance_note
 from tuneloop.methods.lora import adapter_state
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.precision import tolerance
+from tuneloop.model.quiet import quiet
 from tuneloop.model.tying import untied
 from tuneloop.recipe.choices import METHOD_CHOICES
 from tuneloop.recipe.recipe import read_recipe
@@ -182,7 +183,7 @@ def with_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
         there = set(weights.keys())
     own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if missing := sorted(own - there):
-        error_ = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+        error_ = t("{n} weights are in no file: {names}", n=len(missing), names=listed(missing[:3]))
         raise RunError("TL-RUN-DAMAGED", where=str(file), error=error_)
     model.train(trainable and base.training)
     return model
@@ -196,7 +197,8 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
         if hasattr(config, name):
             setattr(config, name, setting)
     try:
-        model = get_peft_model(base, config)
+        with quiet():
+            model = get_peft_model(base, config)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError("TL-MODEL-ADAPTER-BASE", where=str(folder), reason=reason) from error
@@ -207,9 +209,10 @@ def unfilled(base: PreTrainedModel, folder: Path) -> PeftModel:
 def _put_on(base: PreTrainedModel, folder: Path, config: PeftConfig, trainable: bool) -> PeftModel:
     if not (trainable and config.is_prompt_learning):  # these PEFT loads to answer only
         # PEFT takes no path for a folder unless it is text, and looks at a hub for one that is not there.
-        return PeftModel.from_pretrained(
-            base, str(folder), is_trainable=trainable, config=config, local_files_only=True
-        )
+        with quiet():
+            return PeftModel.from_pretrained(
+                base, str(folder), is_trainable=trainable, config=config, local_files_only=True
+            )
     # What is saved of a prefix are its keys and values, not the network that made them, and of a prompt its vectors.
     model = unfilled(base, folder)
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
@@ -293,7 +296,8 @@ def stacked(model: PreTrainedModel, base: Path, adapters: Sequence[Path], target
     with folder_atomic(target) as draft:
         merged_model = merged(model, adapters)
         logits, kind = _answer(merged_model), type(merged_model)
-        merged_model.save_pretrained(draft, safe_serialization=True)
+        with quiet():
+            merged_model.save_pretrained(draft, safe_serialization=True)
         for path in base.iterdir():  # tokenizer, template, licence, where it is from
             weights = path.name.endswith((".bin", ".gguf", ".pt")) or ".safetensors" in path.name
             if path.is_file() and not weights and not (draft / path.name).exists():

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneloop.base.errors import ModelError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.model.anatomy import heads, new_parts, task_type
+from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import TrainPart
 
 LINEAR = (nn.Linear, Conv1D)
@@ -46,7 +47,7 @@ def require_modules(model: nn.Module, names: Iterable[str], where: str) -> None:
         close = difflib.get_close_matches(unknown[0], known, 3, 0.4) or difflib.get_close_matches(
             unknown[0], every, 3, 0.4
         )
-        raise ModelError("TL-MODEL-MODULE", where=where, got=", ".join(unknown), near=", ".join(close or known[:12]))
+        raise ModelError("TL-MODEL-MODULE", where=where, got=listed(unknown), near=listed(close or known[:12]))
 
 
 def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
@@ -88,7 +89,8 @@ def lora(model: PreTrainedModel, train: TrainPart) -> nn.Module:
         reason = t("{init} takes its part out of the base weights, which are quantised here", init=part.init)
         raise ModelError("TL-MODEL-METHOD", where="train.lora.init", method=train.method, reason=reason)
     try:
-        wrapped: nn.Module = get_peft_model(model, config)
+        with quiet():
+            wrapped: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError("TL-MODEL-METHOD", where="train.lora", method=train.method, reason=reason) from error

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.methods.adapters import came_from
 from tuneloop.methods.freeze import describe_freeze, freeze, tied_head
 from tuneloop.methods.lora import LINEAR, describe_lora, describe_qlora, linear_names, lora, stacked
@@ -91,7 +91,7 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
             t(
                 "Head and embeddings are one tensor in this model, and only {names} gets an adapter: an export or "
                 "a merge gives the head a tensor of its own, and is larger by it.",
-                names=", ".join(names),
+                names=listed(names),
             )
         )
     if routers_off(base):
@@ -108,7 +108,7 @@ def notes(model: nn.Module, train: TrainPart) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """The first names, and that there are more."""
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return listed(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _tied(model: nn.Module, base: PreTrainedModel) -> list[str]:
@@ -130,9 +130,10 @@ def _of_experts(model: nn.Module, base: PreTrainedModel, weights: int, quantized
         more = t(
             "This model's experts ({n:,} weights) and what is called like their parts ({names}) get no adapters.",
             n=weights,
-            names=", ".join(left),
+            names=listed(left),
         )
-        out.append(more + " " + t("To train them, name these in train.lora.targets; each step then costs far more."))
+        how = t("To train them, name these in train.lora.targets; each step then costs far more.")
+        out.append(sentences(more, how))
     if quantized:
         out.append(t("The experts' weights stay as they are: only linear layers are quantised."))
     return out

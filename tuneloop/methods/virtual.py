@@ -13,6 +13,7 @@ from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
 from tuneloop.model.anatomy import new_parts, task_type
 from tuneloop.model.backbone import states, unwrap
+from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import TrainPart
 
 
@@ -68,7 +69,8 @@ def _wrapped(model: PreTrainedModel, train: TrainPart, config: PeftConfig) -> Pe
         reason = t("PEFT puts virtual tokens before models that write or that score labels, not before this one")
         raise ModelError("TL-MODEL-METHOD", where="train.method", method=train.method, reason=reason)
     try:
-        wrapped = get_peft_model(model, config)
+        with quiet():
+            wrapped = get_peft_model(model, config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError("TL-MODEL-METHOD", where="train.method", method=train.method, reason=reason) from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneloop.base.language import current, t
+from tuneloop.base.language import current, listed, sentences, t
 from tuneloop.data import ledger
 from tuneloop.data.card import language_names
 from tuneloop.data.version.split import SIDES, SMALL
@@ -20,8 +20,6 @@ FEW = 20
 """Fewer rows to train on teach a model little but those rows."""
 REASONS = 3
 SEMICOLON = {"en": "; ", "zh": "；"}
-BLANK = {"en": " ", "zh": ""}
-LISTED = {"en": ", ", "zh": "、"}
 
 
 def cautions(counts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], where: str) -> list[str]:
@@ -62,12 +60,12 @@ def top_reasons(steps: Sequence[Mapping[str, Any]]) -> str:
     """The most frequent reasons for dropped rows with their numbers, most first.
 
     >>> top_reasons([{"reason": "no answer", "dropped": 2}, {"reason": "too long", "dropped": 5}])
-    'longer than max_length (5); nothing to learn: no answer (2)'
+    'longer than max_length (5 rows); nothing to learn: no answer (2 rows)'
     """
     words = ledger.words()
     lost = sorted((s for s in steps if s.get("dropped")), key=lambda s: -int(s["dropped"]))
     shown = [
-        t("{reason} ({n})", reason=words.get(s["reason"], s["reason"]), n=f"{int(s['dropped']):,}")
+        t("{reason} ({n} rows)", reason=words.get(s["reason"], s["reason"]), n=f"{int(s['dropped']):,}")
         for s in lost[:REASONS]
     ]
     return SEMICOLON[current()].join(shown)
@@ -108,12 +106,9 @@ def foreign(model: str, dataset: Path) -> list[str]:
         language=language_names.name(code),
         model=known.name,
     )
-    able = LISTED[current()].join(name for name in CHINESE if find(name))
-    return [
-        sentence + BLANK[current()] + t("Models that write Chinese: {names} (--model NAME).", names=able)
-        if code == "zh"
-        else sentence
-    ]
+    able = listed(name for name in CHINESE if find(name))
+    more = t("Models that write Chinese: {names} (--model NAME).", names=able)
+    return [sentences(sentence, more) if code == "zh" else sentence]
 
 
 LOW = 5

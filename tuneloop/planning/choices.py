@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.base.files import format_bytes
-from tuneloop.base.language import current, t
+from tuneloop.base.language import current, listed, t
 from tuneloop.data.batches.plan import BatchPlan
 from tuneloop.methods.table import METHODS
 from tuneloop.model.load import pick_dtype
@@ -63,7 +63,7 @@ def _frozen(size: ModelShape, unkept: str) -> list[PlanChoice]:
 
 
 def task_line(name: str, manifest: Mapping[str, Any]) -> PlanChoice:
-    kinds = ", ".join(manifest.get("kinds") or ())
+    kinds = listed(manifest.get("kinds") or ())
     why = t("kind of the rows: {kinds}", kinds=kinds) if kinds else t("the recipe says so")
     return PlanChoice(t("task"), name, why)
 

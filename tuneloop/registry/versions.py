@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Row, func, select
 from tuneloop.base import refusals
 from tuneloop.base.errors import ModelError, RunError, nearby
 from tuneloop.base.files import sha256_of
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.hub import resolve
 from tuneloop.hub.known import find as find_model
 from tuneloop.hub.known import nearest
@@ -132,7 +132,7 @@ def find(workspace: Path, ref: str, *, store: Store | None = None) -> Version:
         names = [v.ref for v in mine] + [f"{v.name}:{a}" for v in mine for a in v.aliases]
         names = names or sorted({v.name for v in known})
         near = difflib.get_close_matches(ref, names, 5, 0.3) or names[-5:]
-        raise RunError("TL-RUN-VERSION", where=ref, ref=ref, known=", ".join(near) or "-")
+        raise RunError("TL-RUN-VERSION", where=ref, ref=ref, known=listed(near) or "-")
     return matches[0]
 
 
@@ -229,7 +229,7 @@ def require(workspace: Path, ref: str) -> None:
 def near_names(ref: str, versions: Sequence[str]) -> str:
     """Words for an error: versions and models that are called much like `ref`."""
     names = difflib.get_close_matches(ref.partition(":")[0], versions, 3, 0.6) + nearest(ref)
-    return t("; near it: {names}", names=", ".join(names)) if names else ""
+    return t("; near it: {names}", names=listed(names)) if names else ""
 
 
 def _path(workspace: Path) -> Path:

@@ -229,9 +229,9 @@ def _draw(axes: Sequence[Axes], series: Curves, say: dict[str, str]) -> None:
         top.annotate(
             f"{series.held[-1][1]:.3f}",
             series.held[-1],
-            xytext=(0, 10),
+            xytext=(8, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
             color=HELD,
             fontweight="bold",
         )
@@ -275,7 +275,7 @@ def _xy(points: Points) -> tuple[list[float], list[float]]:
 
 # The SVG of the report takes its colours from the page's style sheet (classes raw, smooth, held, grad, rate, tick), so
 # that it follows light and dark; that is why it is not matplotlib's.
-WIDTH, LEFT, RIGHT = 760.0, 48.0, 26.0
+WIDTH, LEFT, RIGHT = 760.0, 48.0, 58.0
 PANELS = (("loss", 14.0, 250.0), ("grad", 300.0, 352.0), ("rate", 392.0, 436.0))
 
 
@@ -340,7 +340,7 @@ def _panel(
         if name == "held" or few or len(places) == 1:
             out += [f'<circle class="{name}" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in places]
         if name == "held" and places:
-            out.append(_text(places[-1][0], places[-1][1] - 9, f"{points[-1][1]:.3f}", "end", "tick held"))
+            out.append(_text(places[-1][0] + 8, places[-1][1] + 3.5, f"{points[-1][1]:.3f}", "start", "tick held"))
     return "".join(out)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -24,14 +23,15 @@ from markupsafe import Markup, escape
 
 from tuneloop.base.duration import about, duration
 from tuneloop.base.files import write_atomic
-from tuneloop.base.language import current, is_passing, t
+from tuneloop.base.language import current, is_passing, listed, t
+from tuneloop.base.optional import quoted
 from tuneloop.data import ledger
 from tuneloop.evaluation import compare, faults
 from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import chart, glossary
 from tuneloop.report.run_view import Folder, clock, read, spent
-from tuneloop.report.verdict import COMMA, ENDS, SPACE, STARTS, listed, verdict
+from tuneloop.report.verdict import ENDS, STARTS, verdict
 from tuneloop.runs.journal import Journal
 
 OPEN_ANSWERS = 3
@@ -64,7 +64,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         judged = replace(judged, tone="plain")
     return {
         "language": "zh-CN" if current() == "zh" else "en",
-        "space": SPACE[current()],
+        "space": "" if current() == "zh" else " ",
         "name": folder.path.name,
         "subtitle": _subtitle(folder),
         "verdict": judged,
@@ -306,7 +306,8 @@ def short(number: float) -> str:
 
 
 def _commands(folder: Folder) -> list[tuple[str, str]]:
-    run = shlex.quote(f"{folder.path.parent.name}/{folder.path.name}")
+    name = f"{folder.path.parent.name}/{folder.path.name}"
+    run, again = quoted(name), quoted(f"{name}/recipe.yaml")
     more = f" --lang {current()}" if is_passing() else ""
     last = next((e["event"] for e in reversed(folder.events) if e.get("event") in ENDS | STARTS), "finished")
     if last != "finished":
@@ -317,7 +318,7 @@ def _commands(folder: Folder) -> list[tuple[str, str]]:
         (t("Talk to it"), f"tuneloop chat {run}{more}"),
         (t("Serve it to any OpenAI client"), f"tuneloop serve {run}{more}"),
         (t("Export it"), f"tuneloop export {run}{more}"),
-        (t("Train again, twice as long"), f"tuneloop run {run}/recipe.yaml --set {_longer(folder)}{more}"),
+        (t("Train again, twice as long"), f"tuneloop run {again} --set {_longer(folder)}{more}"),
     ]
 
 
@@ -332,7 +333,7 @@ def _longer(folder: Folder) -> str:
 
 def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
     rest = glossary.facts(event, skip=frozenset({"time", "event"}))
-    details = COMMA[current()].join(f"{name} {fact}" for name, fact in rest)
+    details = listed(f"{name} {fact}" for name, fact in rest)
     what = str(event.get("event", ""))
     return glossary.moment(event.get("time")), glossary.events().get(what, what), _private(details, folder)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuneloop.base.language import current, t
+from tuneloop.base.language import listed, sentences, t
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.planning.cautions import nothing_held
@@ -16,18 +16,6 @@ ENDS, STARTS = frozenset({"finished", "stopped"}), frozenset({"started", "resume
 """Events that end a stretch of training, and that begin one."""
 RISE = 0.01
 """A file's held-out loss that rose by less than this share is not worth a sentence."""
-
-SPACE = {"en": " ", "zh": ""}
-COMMA = {"en": ", ", "zh": "、"}
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a row, with the comma of the reader's language.
-
-    >>> listed(["a.csv", "b.csv"])
-    'a.csv, b.csv'
-    """
-    return COMMA[current()].join(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +33,16 @@ def verdict(
 
     >>> from tuneloop.evaluation.evaluation import Scores
     >>> verdict(Evaluation(Scores({"loss": 2.0}), Scores({"loss": 1.5})))
-    Verdict(tone='good', text='The held-out loss fell from 2.00 to 1.50.')
+    Headline(tone='good', text='The held-out loss fell from 2.00 to 1.50.')
     """
-    sentences = []
+    parts: list[tuple[Tone, str]] = []
     if evaluation is not None:
         changes = {change.metric: change for change in compare.changes(evaluation)}
-        sentences = [*_probes(evaluation), *_form(evaluation), *_preference(changes), *_loss(evaluation, changes)]
-    sentences += _state(evaluation, events, metrics)
-    tones = {tone for tone, _ in sentences}
+        parts = [*_probes(evaluation), *_form(evaluation), *_preference(changes), *_loss(evaluation, changes)]
+    parts += _state(evaluation, events, metrics)
+    tones = {tone for tone, _ in parts}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
-    return Headline(tone, SPACE[current()].join(text for _, text in sorted(sentences, key=lambda s: s[0] != "bad")))
+    return Headline(tone, sentences(*(text for _, text in sorted(parts, key=lambda s: s[0] != "bad"))))
 
 
 def _probes(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:

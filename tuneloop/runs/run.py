@@ -17,7 +17,7 @@ from filelock import Timeout
 from tuneloop.base import refusals
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import write_atomic
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.recipe.overrides import changed
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import Recipe
@@ -183,7 +183,7 @@ def near_run(ref: str, workspace: Path = Path()) -> str:
     above = (os.path.join(*[os.pardir] * n, "runs", name) for n in (1, 2, 3))
     names = [p.parent.name for p in (workspace / "runs").glob("*/recipe.yaml")]
     near = next((p for p in above if os.path.isfile(os.path.join(p, "recipe.yaml"))), "")
-    near = near or ", ".join(difflib.get_close_matches(name, names, 3, 0.6))
+    near = near or listed(difflib.get_close_matches(name, names, 3, 0.6))
     return t("; near it: {names}", names=near) if near else ""
 
 
@@ -195,7 +195,7 @@ def resumable(recipe: Recipe, settings: list[str]) -> Recipe:
     free = {name: getattr(wanted.train, name) for name in FREE_ON_RESUME}
     allowed = recipe.model_copy(update={"train": recipe.train.model_copy(update=free)})
     if wanted != allowed:
-        raise RunError("TL-RUN-RESUME", where=", ".join(settings), free=", ".join(sorted(FREE_ON_RESUME)))
+        raise RunError("TL-RUN-RESUME", where=listed(settings), free=listed(sorted(FREE_ON_RESUME)))
     return allowed
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.language import sentences
 from tuneloop.base.records import Reply
 from tuneloop.data.tokens.templates import Chat
 
@@ -303,7 +304,7 @@ def status_of(error: TuneloopError) -> int:
 def error_body(error: TuneloopError) -> dict[str, Any]:
     """{"error": {"message", "type", "param", "code"}}, the message with its remedy in the chosen language."""
     kind = TYPES.get(status_of(error), "server_error")
-    message = " ".join(part for part in (error.what, error.do) if part)
+    message = sentences(error.what, error.do)
     return {"error": {"message": message, "type": kind, "param": error.facts.get("param"), "code": error.code}}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tuneloop.base.errors import DataError, RecipeError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Batch
 from tuneloop.data.tokens.samples import Sequences
@@ -143,7 +143,7 @@ def class_weights(train: TrainPart, counts: dict[str, int]) -> tuple[float, ...]
     if wanted == "balanced":
         return tuple(sum(counts.values()) / (len(counts) * n) for n in counts.values())
     if set(wanted) != set(counts):
-        got, need = (", ".join(str(x) for x in sorted(names)) for names in (wanted, counts))
+        got, need = (listed(str(x) for x in sorted(names)) for names in (wanted, counts))
         raise RecipeError("TL-RECIPE-WEIGHTS", where="train.classify.weights", got=got, labels=need)
     low = sorted(label for label, weight in wanted.items() if weight <= 0)
     if low:
@@ -165,8 +165,8 @@ def labelled(
             "TL-DATA-LABEL",
             where="data",
             n=sum(name not in number for name in names),
-            label=", ".join(unknown[:5]),
-            labels=", ".join(setting.labels),
+            label=listed(unknown[:5]),
+            labels=listed(setting.labels),
         )
     label = np.array([number[name] for name in names], np.int64)[samples.row]
     weights = np.array(setting.weights or [1.0] * len(number), np.float32)[label]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.base.errors import DataError
+from tuneloop.base.language import listed
 from tuneloop.recipe.choices import USUAL, USUAL_TASK
 from tuneloop.tasks.chat import CHAT, TEXT
 from tuneloop.tasks.classify import CLASSIFY
@@ -30,5 +31,5 @@ def task_name(wanted: str, kinds: Sequence[str], where: str = "train.task") -> s
     name = wanted if wanted != "auto" else USUAL[kinds[0]] if kinds else USUAL_TASK
     task = TASKS.get(name)
     if task is None or not set(kinds) <= task.kinds:
-        raise DataError("TL-DATA-TASK", where=where, task=name, kinds=", ".join(kinds))
+        raise DataError("TL-DATA-TASK", where=where, task=name, kinds=listed(kinds))
     return name

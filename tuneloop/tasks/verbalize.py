@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from tuneloop.base.errors import DataError, RecipeError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Batch
@@ -170,7 +170,7 @@ def classes(
     labels = ordered(label for label, own in words.items() if own)
     lacking = sorted(set(counts) - set(labels))
     if lacking or len(labels) < 2:
-        why = t("no words for {labels}", labels=", ".join(lacking)) if lacking else t("two labels are needed at least")
+        why = t("no words for {labels}", labels=listed(lacking)) if lacking else t("two labels are needed at least")
         shown = _words(sorted({*counts, *labels}))
         raise RecipeError("TL-RECIPE-WORDS", where="train.classify.words", error=why, example=shown)
     if train.classify.weights == "balanced":

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from tuneloop.base.environment import launch
 from tuneloop.base.errors import RunError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 
 T = TypeVar("T")
 
@@ -32,9 +32,9 @@ def world() -> PartialState:
     Raises TL-RUN-PEERS where the environment speaks of others and no launcher started this one, or they do not come.
     """
     count, variables, missing = launch()
-    where = ", ".join(variables)
+    where = listed(variables)
     if variables and missing and (count > 1 or "LOCAL_RANK" in where):
-        reason = t("the environment speaks of several processes, but not of {missing}", missing=", ".join(missing))
+        reason = t("the environment speaks of several processes, but not of {missing}", missing=listed(missing))
         raise RunError("TL-RUN-PEERS", where=where, error=reason, names=_names(variables))
     try:
         return PartialState(cpu=on_cpu())

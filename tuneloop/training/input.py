@@ -13,7 +13,7 @@ import numpy as np
 
 from tuneloop.base.errors import DataError, ModelError, RecipeError, TuneloopError
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Message, Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.card.excerpts import View
@@ -263,8 +263,8 @@ def _task_context(recipe: Recipe, dataset: Dataset, bundle: TokenizerBundle, tas
         if set(theirs) != set(counts):
             reason = t(
                 "its labels are {theirs}, and those of the rows {ours}",
-                theirs=", ".join(theirs),
-                ours=", ".join(sorted(counts)),
+                theirs=listed(theirs),
+                ours=listed(sorted(counts)),
             )
             raise ModelError("TL-MODEL-METHOD", where="train.adapter", method=recipe.train.method, reason=reason)
         known = theirs

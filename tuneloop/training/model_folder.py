@@ -20,6 +20,7 @@ from tuneloop.methods.wrap import bits_of, wrap
 from tuneloop.model import precision
 from tuneloop.model.load import load_model, pick_dtype
 from tuneloop.model.old_keys import keep_old_keys
+from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import ModelPart, QloraPart, Recipe
 from tuneloop.tasks.task import Task, TaskContext
 
@@ -53,7 +54,8 @@ def save_result(
     tokenizer.save_pretrained(str(target))
     if not isinstance(model, PeftModel):
         assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(str(target), safe_serialization=True)
+        with quiet():
+            model.save_pretrained(str(target), safe_serialization=True)
         keep_old_keys(target, base)
         return
     keep_old_keys(target, base)

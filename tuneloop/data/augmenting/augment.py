@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import DataError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Record
 from tuneloop.data.augmenting.calls import Calls
 from tuneloop.data.augmenting.dialogue_growth import grown
@@ -81,7 +81,7 @@ def check(part: AugmentPart, helpers: Helpers) -> None:
             if needed and there is None
         ]
         if lacks:
-            raise DataError("TL-DATA-AUGMENT", where="prepare.augment.methods", method=method, lacks=", ".join(lacks))
+            raise DataError("TL-DATA-AUGMENT", where="prepare.augment.methods", method=method, lacks=listed(lacks))
     if "synonyms" in part.methods:
         groups(part.synonyms_file)
 
@@ -140,7 +140,7 @@ def reasons() -> dict[str, str]:
 
 def _progress_line(method: str, count: int, quota: int, rejected: Counter[str]) -> str:
     line = t("{method}: {n} of {of} rows", method=method, n=count, of=quota)
-    why = ", ".join(f"{reasons()[reason]}: {n}" for reason, n in (+rejected).most_common(3))
+    why = listed(f"{reasons()[reason]}: {n}" for reason, n in (+rejected).most_common(3))
     return t("{line} (parents without one: {why})", line=line, why=why) if why else line
 
 

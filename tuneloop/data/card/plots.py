@@ -6,7 +6,7 @@ Colours come from the page's style sheet (classes kept, over, limit, grid, tick)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
@@ -38,7 +38,7 @@ def lengths(within: Sequence[Sequence[int]], over: Sequence[Sequence[int]], limi
         return LEFT + (4 * math.log2(length) - first + 1) * wide
 
     floor = HEIGHT - BOTTOM
-    out = [_grid(most, tall), _octaves(first, last, across)]
+    out = [_grid(most, tall), _marks(first, last, across)]
     for k, (a, b) in bars.items():
         x = LEFT + (k - first) * wide
         for name, low, n in (("kept", 0, a), ("over", a, b)):
@@ -74,16 +74,18 @@ def _grid(most: int, tall: float) -> str:
     return "".join(out)
 
 
-def _octaves(first: int, last: int, across: object) -> str:
+def _marks(first: int, last: int, across: Callable[[float], float]) -> str:
+    """Lengths below the bars: each doubling, or where that would be one or none, the bounds of each bar."""
+    step = 4 if last - first >= 6 else 1
     out = []
-    for n, k in enumerate(range(-(-(first - 1) // 4) * 4, last + 1, 4)):
-        x = across(2 ** (k // 4))  # type: ignore[operator]
+    for n, k in enumerate(range(-(-(first - 1) // step) * step, last + 1, step)):
+        x = across(2 ** (k / 4))
         if x <= WIDTH - RIGHT + 1:
             out.append(
                 _text(
                     min(x, WIDTH - RIGHT - 6),
                     HEIGHT - BOTTOM + 18,
-                    short(2 ** (k // 4)),
+                    short(round(2 ** (k / 4))),
                     "middle",
                     "tick odd" if n % 2 else "tick",
                 )

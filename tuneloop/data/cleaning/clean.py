@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.errors import DataError
+from tuneloop.base.language import listed
 from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.cleaning import meant, misread, quality, repair
 from tuneloop.data.cleaning.dialogue import (
@@ -161,7 +162,7 @@ def _codes(names: Sequence[str]) -> frozenset[str]:
     for name, code in codes.items():
         if code not in KNOWN:
             raise DataError(
-                "TL-DATA-LANGUAGE", where="prepare.clean.languages", language=name, known=", ".join(sorted(KNOWN))
+                "TL-DATA-LANGUAGE", where="prepare.clean.languages", language=name, known=listed(sorted(KNOWN))
             )
     return frozenset("no" if code == "nb" else code for code in codes.values())
 

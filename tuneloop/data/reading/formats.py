@@ -17,7 +17,7 @@ from typing import Any
 
 from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data.ledger import words
 from tuneloop.data.reading import (
@@ -152,7 +152,7 @@ def _open(place: Place, label: str, wish: Wish, out: Survey) -> None:
         names = [archives.title(name, place.path) for name in archives.members(place.path)]
         inside = _members(place, label, wish, out)
     if place.inside and place.inside not in names:
-        near = ", ".join(printable(name) for name in names[:20]) or t("none")
+        near = listed(printable(name) for name in names[:20]) or t("none")
         raise DataError("TL-DATA-INSIDE", where=printable(place.path), name=printable(place.inside), known=near)
     inside = [one for one in inside if place.inside in ("", one[0].removeprefix(f"{label}!/"))]
     if inside:
@@ -200,12 +200,12 @@ def _source(place: Place, label: str, blob: Blob, wish: Wish) -> Source:
     if wish.columns:
         _check_columns(blob.where, guess, wish)
     elif guess.kind is None:
-        columns = ", ".join(guess.columns) or t("none")
+        columns = listed(guess.columns) or t("none")
         if wish.task and look(blob, Wish(encoding=wish.encoding)).kind:
             raise DataError("TL-DATA-KIND", where=blob.where, task=wish.task, columns=columns)
         if guess.shape == shapes.MANY_LABELS:
             raise DataError("TL-DATA-MANY-LABELS", where=blob.where, why=guess.why, columns=columns)
-        raise DataError("TL-DATA-SHAPE", where=blob.where, columns=columns, roles=", ".join(shapes.ROLE_NAMES))
+        raise DataError("TL-DATA-SHAPE", where=blob.where, columns=columns, roles=listed(shapes.ROLE_NAMES))
     return Source(place.path, label, guess, place.side, blob)
 
 
@@ -235,19 +235,19 @@ def _check_columns(where: str, guess: Guess, wish: Wish) -> None:
         t(
             "{column} cannot be {roles} at once",
             column=printable(column),
-            roles=", ".join(role for role, one in columns.items() if one == column),
+            roles=listed(role for role, one in columns.items() if one == column),
         )
         for column, times in twice.items()
         if times > 1
     ]
     beside = sorted({"user", "assistant", "input", "history", "conversation", "order"} & set(columns))
     if "messages" in columns and beside:
-        problems.append(t("messages and {roles} exclude each other", roles=", ".join(beside)))
+        problems.append(t("messages and {roles} exclude each other", roles=listed(beside)))
     if not problems and guess.kind is None:
         task = t(" for task {task}", task=wish.task) if wish.task else ""
         problems = [t("these roles make no record{task}", task=task)]
     if problems:
-        faults, roles, seen = ", ".join(problems), ", ".join(shapes.ROLE_NAMES), ", ".join(guess.columns) or t("none")
+        faults, roles, seen = listed(problems), listed(shapes.ROLE_NAMES), listed(guess.columns) or t("none")
         raise DataError("TL-DATA-COLUMNS", where=where, problems=faults, columns=seen, roles=roles)
 
 

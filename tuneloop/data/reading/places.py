@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import DataError, nearby
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.data.reading import folders, ours, remote, slices
 from tuneloop.data.reading.containers import Blob
 from tuneloop.data.reading.folders import FolderSide, Leaf
@@ -105,7 +105,7 @@ def _left_out(folder: Path, wrote: set[Path]) -> list[Place]:
     if not wrote:
         return []
     names = sorted({path.relative_to(folder).parts[0] for path in wrote})
-    why = t("{n} files that tuneloop wrote: {names}", n=len(wrote), names=printable(", ".join(names[:6])))
+    why = t("{n} files that tuneloop wrote: {names}", n=len(wrote), names=printable(listed(names[:6])))
     return [Place(folder / names[0], named=False, left_out=why, ours=True)]
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from tuneloop.base.environment import environment, quiet_libraries
 from tuneloop.base.errors import DataError, TuneloopError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.network import is_reachable
 from tuneloop.base.optional import need
 from tuneloop.base.refusals import require_space
@@ -102,13 +102,13 @@ def _chosen(where: Address, configs: list[Mapping[str, Any]], names: list[str]) 
         inside = [n for n in names if where.config in (n.split("/")[:-1] or [re.split(r"[.-]", n)[0]])]
         if where.config and not inside:
             folders = sorted({n.split("/")[0] for n in names if "/" in n})
-            raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=", ".join(folders) or t("none"))
+            raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=listed(folders) or t("none"))
         return {n: side_of(n) for n in (inside if where.config else names)}
     known = {str(c["config_name"]): c for c in configs}
     default = next((n for n, c in known.items() if c.get("default") is True or n == "default"), "")
     wanted = where.config or default or (next(iter(known)) if len(known) == 1 else "")
     if wanted not in known:
-        raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=", ".join(known))
+        raise DataError("TL-DATA-HUB-CONFIG", where=str(where), configs=listed(known))
     out: dict[str, FolderSide] = {}
     for side, pattern in _patterns(known[wanted]):
         out |= {n: declared(side) if side else side_of(n) for n in names if fnmatch.fnmatch(n, pattern)}

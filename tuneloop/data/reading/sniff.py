@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Kind
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading import (
@@ -255,13 +255,11 @@ def _chat(blob: Blob, encoding: str, wish: Wish, form: int, speakers: tuple[str,
     """A chat that somebody wrote down; `columns: {assistant: NAME}` says who the model is to learn from."""
     ours = [wish.columns["assistant"]] if "assistant" in wish.columns else chatlog.learner(speakers)
     if not ours:
-        names = ", ".join(speakers[:8])
+        names = listed(speakers[:8])
         raise DataError("TL-DATA-CHAT", where=blob.where, speakers=printable(names), example=printable(speakers[-1]))
     rows = list(islice(chatlog.rows(blob, encoding, form, ours), SAMPLE))
     seen = tuple(map(printable, speakers))
-    why = t(
-        "a chat of {speakers}; {ours} is the assistant", speakers=", ".join(seen[:8]), ours=printable(", ".join(ours))
-    )
+    why = t("a chat of {speakers}; {ours} is the assistant", speakers=listed(seen[:8]), ours=printable(listed(ours)))
     kind: Kind | None = "chat" if set(wish.columns) <= {"assistant", "user"} else None
     roles = {"messages": "messages"}
     return Guess(
@@ -288,7 +286,7 @@ def _object(blob: Blob, encoding: str, wish: Wish, *, one_line: bool) -> Guess:
     if fits or not lists:
         return _judged("jsonl" if one_line else "object", encoding, _columns([document]), [document], wish)
     if len(lists) > 1:
-        raise DataError("TL-DATA-LISTS", where=blob.where, keys=printable(", ".join(lists)))
+        raise DataError("TL-DATA-LISTS", where=blob.where, keys=printable(listed(lists)))
     key, held = next(iter(lists.items()))
     return _judged("object", encoding, _columns(held[:SAMPLE]), held, wish, key=key)
 
@@ -316,7 +314,7 @@ def _judged(
     def guessed(shape: str, kind: Kind | None, roles: Mapping[str, str], why: str, sure: float) -> Guess:
         unread, inside = _inside(rows, kind, roles, wish)
         if unread:
-            why += t("; keys of turns not used: {keys}", keys=printable(", ".join(unread)))
+            why += t("; keys of turns not used: {keys}", keys=printable(listed(unread)))
         return Guess(container, encoding, shape, seen, why, sure, roles, kind, len(rows), inside=inside, **more)
 
     if wish.columns:
@@ -356,11 +354,11 @@ def _unknown(rows: Sequence[Any]) -> tuple[str, None, dict[str, str], str]:
 
 def _by_columns(shape: shapes.RowShape, n: int, rows: Sequence[Any], names: Sequence[str], table: Table | None) -> str:
     """Why `n` of these rows have the shape, and what of them is not used."""
-    used = ", ".join(dict.fromkeys(shape.roles.values()))
+    used = listed(dict.fromkeys(shape.roles.values()))
     why = t("{n} of the file's first {total} rows have {columns}", n=n, total=len(rows), columns=printable(used))
     left = shapes.unused(shape, names)
     if left:
-        why += t("; not used: {columns}", columns=printable(", ".join(left)))
+        why += t("; not used: {columns}", columns=printable(listed(left)))
     if table and table.above:
         why += t("; the table begins at line {line}", line=table.above + 1)
     if shape.name == shapes.JUDGED:
@@ -379,7 +377,7 @@ def _by_turns(shape: shapes.RowShape, rows: Sequence[Any], names: Sequence[str])
     if column or len(rows) >= grouping.ONE or any(SPEAKERS.get(one) == "system" for one in speakers[1:]):
         roles = {**{role: shape.roles[role] for role in shapes.INSIDE}, "conversation": column or "your_id"}
         line = ", ".join(f"{role}: {name}" for role, name in roles.items())
-        raise DataError("TL-DATA-TURNS", where="", columns=printable(", ".join(names)), line=printable(line))
+        raise DataError("TL-DATA-TURNS", where="", columns=printable(listed(names)), line=printable(line))
     return t("each row is one turn, and no column says of which dialogue: all are one")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import DataError, ModelError
+from tuneloop.base.language import listed
 from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
 
 __all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
@@ -36,7 +37,7 @@ def choose_template(tokenizer: Any, wanted: str | None) -> str:
         return name
     path = Path(name)
     if path.suffix != ".jinja" or not path.is_file():
-        raise ModelError("TL-MODEL-TEMPLATE", where=name, known=", ".join(DEFAULTS))
+        raise ModelError("TL-MODEL-TEMPLATE", where=name, known=listed(DEFAULTS))
     tokenizer.chat_template = path.read_text(encoding="utf-8")
     return path.name
 

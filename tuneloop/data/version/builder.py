@@ -19,6 +19,7 @@ from filelock import Timeout
 
 from tuneloop.base.errors import DataError, os_words
 from tuneloop.base.files import printable, sha256_of, write_atomic
+from tuneloop.base.language import listed
 from tuneloop.base.refusals import require_name, require_space, writing
 from tuneloop.data.augmenting.augment import NOBODY, Helpers, check
 from tuneloop.data.augmenting.substitute import synonym_tables
@@ -218,7 +219,7 @@ def _one_kind(rows: PreparedRows) -> None:
     kinds = set(rows.kinds)
     if not mixable(kinds):
         first = {kind: rows.files[rows.kinds.index(kind)] for kind in sorted(kinds)}
-        raise DataError("TL-DATA-MIXED", where="data", files=", ".join(f"{f}: {k}" for k, f in first.items()))
+        raise DataError("TL-DATA-MIXED", where="data", files=listed(f"{f}: {k}" for k, f in first.items()))
 
 
 def _cache_key(

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.files import draft_of, printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.records import Kind, Message, Record
 from tuneloop.base.refusals import writing
 from tuneloop.data.kinds import KINDS
@@ -226,7 +226,7 @@ def export(records: Iterable[Record], target: Path, shape: str) -> dict[str, int
     """
     writers = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
     if target.suffix not in writers or shape not in SHAPES:
-        raise DataError("TL-DATA-TARGET", where=printable(target), shapes=", ".join(SHAPES), endings=", ".join(writers))
+        raise DataError("TL-DATA-TARGET", where=printable(target), shapes=listed(SHAPES), endings=listed(writers))
     if target.exists():
         raise DataError("TL-DATA-THERE", where=printable(target))
     records = (record.without_cuts() for record in records)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import DataError, RunError
 from tuneloop.base.files import printable
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.base.refusals import require_readable
 from tuneloop.data.version.dataset import Dataset, open_dataset
 from tuneloop.runs.run import Run
@@ -29,7 +29,7 @@ def locate(workspace: Path, name: str) -> Dataset:
     meant = [path for path in every if digits and path.name.startswith(digits) and dataset in ("", path.parent.name)]
     if len(meant) != 1:
         require_readable(workspace / "datasets")
-        known = ", ".join(printable(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
+        known = listed(printable(f"{path.parent.name}/{path.name}") for path in (meant or every)[:8])
         raise DataError("TL-DATA-VERSION", where=printable(workspace), got=name, n=len(meant), known=known or "–")
     return open_dataset(meant[0])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import RecipeError
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.recipe.choices import TRAIN_SECTIONS
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers.values import NOTHING, Cannot, Convert, Dropped, Wrong
@@ -156,17 +156,17 @@ class Work:
     def _names(self) -> list[str]:
         if len(self.renamed) < 2:
             return [t("{where} is called {key} here", where=where, key=key) for where, key in self.renamed]
-        pairs = ", ".join(f"{where} → {key}" for where, key in self.renamed)
+        pairs = listed(f"{where} → {key}" for where, key in self.renamed)
         tool = tables.tool(self.raw) or t("other tools")
         return [t("{n} keys of {tool} were translated: {pairs}", n=len(self.renamed), tool=tool, pairs=pairs)]
 
     def _unused(self) -> list[str]:
         lines = []
         if len(self.dropped) == 1:
-            lines = [t("{keys}: not used, {why}", keys=", ".join(keys), why=why) for why, keys in self.dropped.items()]
+            lines = [t("{keys}: not used, {why}", keys=listed(keys), why=why) for why, keys in self.dropped.items()]
         elif self.dropped:
-            groups = [t("{keys} ({why})", keys=", ".join(keys), why=why) for why, keys in self.dropped.items()]
+            groups = [t("{keys} ({why})", keys=listed(keys), why=why) for why, keys in self.dropped.items()]
             lines = [t("not used here: {groups}", groups=t("; ").join(groups))]
         if self.silent:
-            lines.append(t("not read, being empty, off or the usual case: {keys}", keys=", ".join(self.silent)))
+            lines.append(t("not read, being empty, off or the usual case: {keys}", keys=listed(self.silent)))
         return lines

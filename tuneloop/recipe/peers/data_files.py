@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import os_words
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.recipe.peers import tables
 from tuneloop.recipe.peers.account import Work
 from tuneloop.recipe.peers.values import NOTHING, Wrong, integer, off
@@ -114,13 +114,13 @@ def _file(work: Work, where: str, setting: Any, folder: str, section: dict[str, 
     if sample:
         path, section = sample[1], {"sample": int(sample[2]), **section}
         work.notes.append(t("{where}: #{n} is data[].sample: {n} here", where=where, n=int(sample[2])))
-    listed = _listed(work, folder)
-    if path in listed:
-        return _as_listed(work, where, path, listed[path], section)
+    named = _listed(work, folder)
+    if path in named:
+        return _as_listed(work, where, path, named[path], section)
     if not re.search(r"\.[A-Za-z]\w{0,7}(\.\w{2,3})?$|[*?]|^\.{0,2}[/\\]|^~|^[A-Za-z]:|^(hub|modelscope):", path):
-        near = difflib.get_close_matches(path, listed, 3, 0.5)
+        near = difflib.get_close_matches(path, named, 3, 0.5)
         work.problem(
-            "TL-RECIPE-DATASET", where, name=path, near=t("; near it: {names}", names=", ".join(near)) if near else ""
+            "TL-RECIPE-DATASET", where, name=path, near=t("; near it: {names}", names=listed(near)) if near else ""
         )
         return []
     path = f"{folder}/{path}" if folder and not re.match(r"[/\\~]|[A-Za-z]+:", path) else path
@@ -253,10 +253,10 @@ def _listed(work: Work, folder: str) -> Listed:
 
 
 def _as_listed(
-    work: Work, where: str, name: str, listed: tuple[Path, dict[str, Any]], section: dict[str, Any]
+    work: Work, where: str, name: str, place_and_info: tuple[Path, dict[str, Any]], section: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The file of a data set of dataset_info.json, its columns and tags in our words."""
-    folder, info = listed
+    folder, info = place_and_info
     path = _place(folder, info)
     if not path:
         work.unsupported(
