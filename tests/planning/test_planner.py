@@ -198,7 +198,7 @@ def test_a_plan_warns_of_what_the_dataset_lost(tiny_model: Path, samples: list[S
     made = foreseen(tiny_model, samples, lost, version="datasets/x")
     rows, few, held = made.warnings
     assert rows == (
-        "88 of 100 rows were dropped (88 %): the line is not JSON (88). Each row and its reason: datasets/x/ledger.jsonl"
+        "88 of 100 rows were dropped (88 %): the line is not JSON (88 rows). Each row and its reason: datasets/x/ledger.jsonl"
     )
     assert few.startswith("Rows left to train on: 12")
     assert held.startswith("Nothing was held out, so there is no comparison of loss")
