@@ -87,7 +87,7 @@ ROOM = [(path.stem, path.read_text("utf-8")) for path in Path(str(tuneloop.data.
 CODE = "".join(text for name, text in ROOM if name != "ledger")
 CALLS = {
     "LedgerEntry": (1, 2), "dropped": (1, 2), "marked": (1, 2), "changed": (2, 3), "judged": (2, 3),
-    "BadRow": (None, 0), "Flaw": (None, 0), "_as_list": (None, 1), "lengths._entry": (None, 1), "ledger_entry": (2, 3),
+    "BadRow": (None, 0), "Flaw": (None, 0), "_as_list": (None, 1), "_ledger_entry": (None, 1), "ledger_entry": (2, 3),
 }  # fmt: skip
 """Function -> which of its arguments are a step and a reason."""
 

@@ -59,7 +59,7 @@ def test_every_section_is_one_of_train() -> None:
 
 # A setting of each section that is not its default.
 SETTINGS = {"lora": {"rank": 2}, "qlora": {"double": False}, "freeze": {"layers": 3}, "virtual": {"tokens": 3},
-            "classify": {"weights": "balanced"}, "prefer": {"beta": 0.5}}  # fmt: skip
+            "classify": {"weights": "balanced"}, "prefer": {"beta": 0.5}, "sft": {"loss": "focal"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("section", METHOD_SECTIONS)

@@ -34,7 +34,7 @@ def next_version(store: Store, name: str) -> int:
 
     def work(connection: Connection) -> int:
         highest = connection.execute(select(func.max(versions.c.version)).where(versions.c.name == name)).scalar()
-        connection.execute(insert(versions).values(row(name, (highest or 0) + 1)).total)
+        connection.execute(insert(versions).values(**row(name, (highest or 0) + 1)))
         return (highest or 0) + 1
 
     return store.retried(work)
@@ -76,7 +76,7 @@ def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
 
     def fail() -> None:
         with store.write() as connection:
-            connection.execute(insert(versions).values(row("a", 1)).total)
+            connection.execute(insert(versions).values(**row("a", 1)))
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -90,7 +90,7 @@ def test_missing_migrations_are_applied_to_an_old_file(tmp_path: Path, monkeypat
     path = tmp_path / "s.db"
     store = open_store(path)
     with store.write() as connection:
-        connection.execute(insert(versions).values(row("kept", 1)).total)
+        connection.execute(insert(versions).values(**row("kept", 1)))
     store.close()
     monkeypatch.setattr(stores, "MIGRATIONS", [*MIGRATIONS, ("CREATE TABLE extra (x INTEGER)",)])
     store = open_store(path)
@@ -183,7 +183,7 @@ def test_readers_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(stores, "BUSY_SECONDS", 0.05)
     store = open_store(tmp_path / "s.db")
     with store.write() as writer:
-        writer.execute(insert(versions).values(row("new", 1)).total)
+        writer.execute(insert(versions).values(**row("new", 1)))
         with store.read() as reader:
             assert reader.execute(select(func.count()).select_from(versions)).scalar() == 0
     store.close()
@@ -216,8 +216,8 @@ def test_retried_gives_up_with_a_code(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def always_the_same(connection: Connection) -> None:
         tries.append(1)
-        connection.execute(insert(versions).values(row("x", 1)).total)
-        connection.execute(insert(versions).values(row("x", 1)).total)
+        connection.execute(insert(versions).values(**row("x", 1)))
+        connection.execute(insert(versions).values(**row("x", 1)))
 
     with pytest.raises(RunError) as caught:
         store.retried(always_the_same)

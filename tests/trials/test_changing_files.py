@@ -55,7 +55,7 @@ def test_a_file_that_changes(
             changed.append(True)
             change(path)
 
-    place, name = (shards, "fit") if when.startswith("while") else (formats, "survey")
+    place, name = (shards, "fit_lengths") if when.startswith("while") else (formats, "survey")
     real = getattr(place, name)
 
     def then_changed(*args: Any, **more: Any) -> Any:

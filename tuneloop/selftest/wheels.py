@@ -59,7 +59,7 @@ class RequiredWheel:
     @classmethod
     def of(cls, path: Path) -> RequiredWheel:
         """
-        >>> Wheel.of(Path("x_y-1.0-cp39-abi3-manylinux_2_17_x86_64.whl")).name
+        >>> RequiredWheel.of(Path("x_y-1.0-cp39-abi3-manylinux_2_17_x86_64.whl")).name
         'x-y'
         """
         name, version, *_, pythons, abis, platforms = path.name.removesuffix(".whl").split("-")
@@ -68,8 +68,8 @@ class RequiredWheel:
     def fits(self, minor: int) -> bool:
         """Whether Python 3.`minor` on Linux x86-64 can import it.
 
-        >>> wheel = Wheel.of(Path("x-1.0-cp39-abi3-manylinux_2_17_x86_64.whl"))
-        >>> wheel.fits(12), wheel.fits(8), Wheel.of(Path("x-1.0-cp311-cp311-manylinux1_x86_64.whl")).fits(12)
+        >>> wheel = RequiredWheel.of(Path("x-1.0-cp39-abi3-manylinux_2_17_x86_64.whl"))
+        >>> wheel.fits(12), wheel.fits(8), RequiredWheel.of(Path("x-1.0-cp311-cp311-manylinux1_x86_64.whl")).fits(12)
         (True, False, False)
         """
         if not any(p == "any" or p.startswith("manylinux") for p in self.platforms):

@@ -46,9 +46,9 @@ def objection(train: TrainPart, question: CacheQuestion) -> str:
 
     Raises TL-MODEL-KEEP where the recipe asks for what cannot be.
 
-    >>> objection(TrainPart(), Question(28, 30, 10**8, 10**11, 3))
+    >>> objection(TrainPart(), CacheQuestion(28, 30, 10**8, 10**11, 3))
     ''
-    >>> objection(TrainPart(), Question(28, 30, 10**8, 10**11, 1))
+    >>> objection(TrainPart(), CacheQuestion(28, 30, 10**8, 10**11, 1))
     'there is one epoch'
     """
     if train.keep_trunk == "off":

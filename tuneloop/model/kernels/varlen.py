@@ -57,8 +57,8 @@ def choose(card: Card, shape: VarlenShape) -> Kernel:
     consumer cards above a width of 128 (64 in float32).
 
     >>> a100 = Card((8, 0), flash_attn=False, torch_varlen=True, triton=True)
-    >>> choose(a100, Shape(torch.bfloat16, 64, 64, 2048)), choose(a100, Shape(torch.float32, 64, 64, 2048))
-    ('torch_varlen', 'flex')
+    >>> [choose(a100, VarlenShape(dtype, 64, 64, 2048)) for dtype in (torch.bfloat16, torch.float32)]
+    ['torch_varlen', 'flex']
     """
     if card.capability < (8, 0):
         return "segments"

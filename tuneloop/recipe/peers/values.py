@@ -62,7 +62,7 @@ def together(setting: Any) -> Any:
 def integer(setting: Any) -> int:
     """A whole number of at least 1, also written as text or as 2.0; raises Wrong.
 
-    >>> whole("4"), whole(2.0)
+    >>> integer("4"), integer(2.0)
     (4, 2)
     """
     if isinstance(setting, str) and setting.strip().isdecimal() and len(setting) < 20:
