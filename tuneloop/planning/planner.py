@@ -12,6 +12,7 @@ from typing import Any
 from tuneloop.base.duration import about
 from tuneloop.base.errors import MachineError
 from tuneloop.base.language import current, t
+from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
@@ -149,6 +150,7 @@ def make(assembled: TrainingInput) -> Plan:
             *_warnings(assembled, ledger),
             *_slow_half(recipe, machine, size, fullest + most * size.virtual),
             *busy(machine),
+            *filter(None, [notice(recipe.prepare.augment.endpoint)]),
         ),
     )
 
