@@ -1,8 +1,8 @@
 """A LoRA step beside another program: python -m benchmarks busy. About three minutes on two quiet cores.
 
 Each process trains the same few rows twice: on the machine as it is, then beside one program that keeps a core busy.
-It waits and gives way as tuneloop does (after: threads soon sleep, and share the cores that are free), or as before
-(GOMP_SPINCOUNT=20000, so that they spin, and two threads whatever else runs). The
+It waits and gives way as tuneloop does (after: threads soon sleep, beside other programs at once), or as before
+(GOMP_SPINCOUNT=20000, so that they spin, whatever else runs). The
 processes of both kinds take turns, and of each step the best of its kind counts, so that a busy moment of the machine
 counts for neither. Wants: beside a busy core at most 2.2 times the quiet time, and quiet within 2% of before.
 """
@@ -46,10 +46,10 @@ def busy() -> Iterator[None]:
 def once(folder: Path, model: str, steps: int, way: str) -> dict[str, list[float]]:
     """Seconds of each step, quiet and busy, of two runs in this process."""
     import tuneloop
-    from tuneloop.training import cores
+    from tuneloop.training import waiting
 
     if way == "before":
-        cores.INTERVAL = float("inf")
+        waiting.INTERVAL = float("inf")
     recipe, _ = tuneloop.make_recipe({
         "name": "busy", "model": {"name": model, "dtype": "float32"}, "data": str(folder / "rows.json"),
         "prepare": {"max_length": 256, "too_long": "cut_right", "validation": 0, "dedupe": "off"},

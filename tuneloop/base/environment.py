@@ -124,6 +124,11 @@ def _quota(group: Path) -> float:
         return 0.0
 
 
+def waits_our_way() -> bool:
+    """Whether OpenMP's threads wait for each other as `quiet_libraries` has set it, and not as somebody else has."""
+    return os.environ.get("OMP_WAIT_POLICY") == "passive" and os.environ.get("GOMP_SPINCOUNT") == "3000"
+
+
 def quiet_console() -> None:
     """For a command line, before transformers is imported: it tells errors only, unless its variable is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -144,7 +149,7 @@ def quiet_libraries() -> None:
     # Threads of a product wait for the last of them. By default they spin meanwhile, and take the core that another
     # program or the last thread itself needs: a step beside a busy program took 2 to 15 times as long. Sleeping at once
     # costs a quiet machine 16 % (they wake late), spinning 2,500 times 5 %, 3,000 times 1 %; beside a busy core a step
-    # is then 2.3 times as long, and was 3.8 times with 20,000 (python -m benchmarks busy); training/cores.py does the
+    # is then 2.3 times as long, and was 3.8 times with 20,000 (python -m benchmarks busy); training/waiting.py does the
     # rest. OpenMP reads both when torch is first imported; GNU's goes by the count, others by the policy.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -23,7 +23,7 @@ def events() -> dict[str, str]:
         "early_stop": t("stopped early, the held-out loss did not fall"),
         "best": t("the best state is the result"),
         "frozen_blocks": t("the frozen blocks ran"),
-        "cores": t("other cores are used"),
+        "threads": t("threads wait in another way"),
     }
 
 
@@ -58,7 +58,7 @@ def keys() -> dict[str, str]:
         "float32_gflops": f"{t('speed of matrix products')} (float32)",
         "all_cores": t("cores in all"),
         "threads": t("threads"),
-        "of": t("cores at most"),
+        "asleep": t("asleep"),
         "others": t("cores that other programs kept busy"),
         "counts.train": t("dialogues to train on"),
         "counts.validation": t("dialogues held out"),

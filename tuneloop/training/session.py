@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import nn
 
 from tuneloop.base.duration import about
+from tuneloop.base.environment import waits_our_way
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, format_bytes
 from tuneloop.base.language import t
@@ -34,7 +35,7 @@ from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.labels_file import write_classes
 from tuneloop.tasks.task import Task, TaskContext
-from tuneloop.training import cores, device, distributed
+from tuneloop.training import device, distributed
 from tuneloop.training.adapter_card import adapter_card
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
@@ -46,6 +47,7 @@ from tuneloop.training.model_folder import save_result
 from tuneloop.training.packing import rows
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState, build, unordered_operation
+from tuneloop.training.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
         screen.say(line)
     require_held_out(recipe.train, len(setup.held))
     guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, setup.metrics, setup.events, screen.say)
-    watchers = _watchers(setup, screen, accelerator, guard, assembled) if accelerator.is_main_process else []
+    waiting = Waiting(setup.events)
+    watchers = _watchers(setup, screen, accelerator, guard, assembled, waiting) if accelerator.is_main_process else []
     steps = Steps(
         setup.batches,
         setup.train,
@@ -101,7 +104,7 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     frozen = kept_blocks(model, _cache_policy(setup, state, screen))
     interruptible = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
     multiplying = matmul_precision(_matmul(recipe, assembled.task))
-    with multiplying, device.watched(run.checkpoints), frozen, cores.restored(), interruptible as interrupt:
+    with multiplying, device.watched(run.checkpoints), frozen, waiting, interruptible as interrupt:
         try:
             if not distributed.shared(guard.stops):  # else it was killed between its early stop and its result
                 train(
@@ -169,7 +172,12 @@ def _cache_policy(setup: TrainState, state: checkpoint.State, screen: Screen) ->
 
 
 def _watchers(
-    setup: TrainState, screen: Screen, accelerator: Accelerator, guard: Guard, assembled: TrainingInput
+    setup: TrainState,
+    screen: Screen,
+    accelerator: Accelerator,
+    guard: Guard,
+    assembled: TrainingInput,
+    waiting: Waiting,
 ) -> list[Callback]:
     """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
     settings, per_epoch = setup.recipe.train, setup.batches.steps_per_epoch
@@ -216,7 +224,7 @@ def _watchers(
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
-        *([cores.Cores(setup.events, screen.say)] if alone and cores.can_choose() else []),
+        *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
     ]
 
 
