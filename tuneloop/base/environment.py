@@ -125,7 +125,7 @@ def _quota(group: Path) -> float:
 
 
 def waits_our_way() -> bool:
-    """Whether OpenMP's threads wait for each other as `quiet_libraries` has set it, and not as somebody else has."""
+    """Whether OpenMP's threads wait as `quiet_libraries` has set it: OMP_WAIT_POLICY and GOMP_SPINCOUNT are ours."""
     return os.environ.get("OMP_WAIT_POLICY") == "passive" and os.environ.get("GOMP_SPINCOUNT") == "3000"
 
 
