@@ -109,7 +109,7 @@ def has_model(folder: Path) -> bool:
 
 
 def tokenizer_bundle(recipe: Recipe) -> TokenizerBundle:
-    """The words of a recipe's model; a tokenizer alone has them as well."""
+    """The tokenizer of a recipe's model, or one that stands alone, with its folder and key."""
     folder = model_folder(recipe.model, weights=False)
     tokenizer = load_tokenizer(folder, recipe.model.template)
     key = fingerprint(folder, tokenizer)
@@ -212,7 +212,7 @@ def assemble(recipe: Recipe, dataset: Dataset, workspace: Path = Path(), prompts
 
 def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
     """The recipe with what its rows decide: the task and its usual learning rate, where none is written; and where
-    their length is left to them, a pass that the longest has places for."""
+    their length is left to them, a pass that the longest fits into."""
     kinds = list(dataset.manifest["kinds"])
     name = task_name(recipe.train.task, kinds, printable(dataset.path))
     samples = max((KINDS[kind].pass_samples for kind in kinds), default=1)
