@@ -11,6 +11,7 @@ from typing import Any
 from tuneloop.base.errors import RunError
 from tuneloop.base.records import Message
 from tuneloop.evaluation.metrics import METRICS, ClassScore
+from tuneloop.evaluation.paired import Paired, RowScores
 from tuneloop.runs.run import Run
 
 FILE = "evaluation.json"
@@ -193,6 +194,10 @@ class Evaluation:
     show: tuple[Answer, ...] = ()
     """To the prompts of evaluate.show."""
     probes: tuple[ProbeResult, ...] = ()
+    paired: tuple[Paired, ...] = ()
+    """Metrics with their intervals, one a metric and section of the suite; () in evaluations of earlier versions."""
+    row_scores: tuple[RowScores, ...] = ()
+    """What each row scored, from which `paired` was computed."""
 
     @classmethod
     def read(cls, run: Path) -> Evaluation | None:
@@ -228,6 +233,8 @@ class Evaluation:
             answers=answers,
             show=show,
             probes=tuple(ProbeResult.from_dict(one) for one in content.get("probes") or ()),
+            paired=tuple(Paired.from_dict(one) for one in content.get("paired") or ()),
+            row_scores=tuple(RowScores.from_dict(one) for one in content.get("row_scores") or ()),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -246,6 +253,9 @@ class Evaluation:
             content["held"] = list(self.held)
         for key in ("answers", "show", "probes"):
             content[key] = [one.as_dict() for one in getattr(self, key)]
+        for key in ("paired", "row_scores"):  # earlier versions have neither
+            if rows := getattr(self, key):
+                content[key] = [one.as_dict() for one in rows]
         return content
 
 
