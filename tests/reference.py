@@ -93,7 +93,18 @@ def turn(tokenizer: Any, record: Record, at: int) -> tuple[str, str] | None:
     blank = re.match(r"\s*(<think>\s*)?</think>\s*", said)
     if blank and "<think>" in str(tokenizer.chat_template) and "</think>" not in message.content:
         context += blank[0]
+    elif not message.reasoning and "</think>" not in message.content:
+        none = without_thought(tokenizer)
+        context, full = context + none, context + none + full[len(context) :]
     return context, full
+
+
+def without_thought(tokenizer: Any) -> str:
+    """What the template itself writes between a prompt and an answer without a thought: an empty thought, or nothing."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"}]
+    context, full = render(tokenizer, chat[:1], True, ()), render(tokenizer, chat, False, ())
+    between = full[len(context) :].partition("answer")[0] if full.startswith(context) else ""
+    return between if "<think>" in str(tokenizer.chat_template) and "</think>" in between else ""
 
 
 def called(message: Message) -> Iterator[str]:

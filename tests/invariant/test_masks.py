@@ -223,6 +223,16 @@ def test_what_is_before_an_answer_is_what_serving_makes_of_the_prompt(case: str,
             assert samples.ids[start:begin].tolist() == ids, f"{records[row].file}:{records[row].line}"
 
 
+@pytest.mark.parametrize("case", ["Qwen3", "R1", "SmolLM2"])
+def test_a_dialogue_without_a_user_is_trained_as_it_is_served(case: str) -> None:
+    """Qwen3's template leaves the empty thought out where no user has spoken; serving begins the answer behind it."""
+    record = Record((Message("system", "Be kind."), Message("assistant", "You're great!")))
+    (sample,) = encode_records(tokenizer_of(case), [record])
+    prompt = tokenizer_of(case)(served(case, record, 1), add_special_tokens=False)["input_ids"]
+    assert sample.ids[: len(prompt)].tolist() == prompt
+    assert sample.trained.tolist().index(True) == len(prompt)
+
+
 @pytest.mark.parametrize("each", [pytest.param(40, id="quick"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("template", ["own", "chatml", "gemma", "plain"])
 @pytest.mark.parametrize("case", ["DeepSeek-V3", "Qwen3", "SmolLM2", "R1"])

@@ -134,6 +134,9 @@ class ChainWriter:
                 lost += [Unsaid(row, at + 1, one, self._fuller if one in ("call", "thought") else "") for one in what]
                 continue
             begin = len(context)
+            if self._empty_thought and not (written.startswith(self._empty_thought) or _thinks(message)):
+                # Qwen3's template leaves it out where no user has spoken; what serves the prompt does not.
+                full, written = context + self._empty_thought + full[begin:], self._empty_thought + written
             if self._empty_thought and written.startswith(self._empty_thought):
                 begin += len(self._empty_thought)
             out.append(Turn(full[: len(context)] + written.rstrip(), begin, True) if message.cut else Turn(full, begin))
@@ -189,6 +192,11 @@ ENCODINGS: dict[Encoding, Callable[[ChainWriter, int, Record, list[Unsaid]], lis
     "framed": ChainWriter.framed,
 }
 """How a record becomes samples, by the encoding of its kind."""
+
+
+def _thinks(message: Message) -> bool:
+    """Whether a message has a thought, apart or inside its text."""
+    return bool(message.reasoning) or "</think>" in message.content
 
 
 def _closed(context: str, full: str, message: Message) -> str:

@@ -41,7 +41,7 @@ from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 
 Say = Callable[[int], None]
-PREPARE_FORMAT = 1
+PREPARE_FORMAT = 2
 """To be raised with every change of what preparing makes of the same files, settings and tokenizer: a version made in
 another format is not taken for what would be made now. `tests/data/version/test_format.py` sees to it."""
 
