@@ -117,8 +117,9 @@ def right(reply: Reply, record: Record) -> float:
     0.0
     """
     written = written_calls(reply.text)
-    return 100.0 * (None not in written and sorted(map(_canonical, written)) == sorted(
-        map(_canonical, wanted_calls(record))))  # fmt: skip
+    return 100.0 * (
+        None not in written and sorted(map(_canonical, written)) == sorted(map(_canonical, wanted_calls(record)))
+    )
 
 
 def valid(reply: Reply, record: Record) -> float | None:
@@ -140,8 +141,11 @@ def valid(reply: Reply, record: Record) -> float | None:
 
 
 def _fits(call: Call | None, tools: tuple[dict[str, Any], ...]) -> bool | None:
-    offered = {tool["name"]: tool for one in tools if isinstance(tool := one.get("function", one), dict)
-               and isinstance(tool.get("name"), str)}  # fmt: skip
+    offered = {
+        tool["name"]: tool
+        for one in tools
+        if isinstance(tool := one.get("function", one), dict) and isinstance(tool.get("name"), str)
+    }
     if call is None or call.name not in offered:
         return False
     schema = offered[call.name].get("parameters", {})

@@ -95,10 +95,10 @@ def _by_counts(texts: SectionTexts, counts: Callable[[str, str], tuple[float, ..
         low, high = np.quantile(draws, (tail, 1 - tail))
         return Estimate(figure, low, high, n, "bootstrap", "few rows" if n < FEW else "")
 
-    both = np.concatenate([before, after])
+    pooled = np.concatenate([before, after])
 
     def change(last: NDArray[np.int64], first: NDArray[np.int64]) -> float:
-        return sides.score(both[last].sum(0)) - sides.score(both[first].sum(0))
+        return sides.score(pooled[last].sum(0)) - sides.score(pooled[first].sum(0))
 
     places = np.arange(2 * n).reshape(2, n)
     p = swap_test(change, places[1], places[0]) if (before != after).any() else 1.0

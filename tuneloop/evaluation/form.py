@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneloop.base.records import Reply
+from tuneloop.data.cleaning.quality import refuses
 from tuneloop.evaluation.faults import fault
 from tuneloop.evaluation.overlap import words
-from tuneloop.evaluation.refusal import refuses
 
 OPENS, CLOSES = "<think>", "</think>"
 

@@ -215,9 +215,18 @@ def bootstrapped(statistic: Callable[..., Any], *columns: Floats) -> Estimate:
 def _bootstrap(statistic: Callable[..., Any], columns: Sequence[Floats], method: str, drawn: Any = None) -> Any:
     resamples = {"n_resamples": RESAMPLES} if drawn is None else {"n_resamples": 0, "bootstrap_result": drawn}
     batch = max(1, 2_000_000 // len(columns[0]))  # 16 MB of resampled rows at a time
-    return _stats().bootstrap(columns, statistic, paired=len(columns) > 1, vectorized=True, axis=-1, batch=batch,
-                              confidence_level=CONFIDENCE, method=method, rng=np.random.default_rng(SEED),
-                              **resamples)  # fmt: skip
+    return _stats().bootstrap(
+        columns,
+        statistic,
+        paired=len(columns) > 1,
+        vectorized=True,
+        axis=-1,
+        batch=batch,
+        confidence_level=CONFIDENCE,
+        method=method,
+        rng=np.random.default_rng(SEED),
+        **resamples,
+    )
 
 
 def sign_flip(differences: ArrayLike) -> float:
@@ -244,8 +253,9 @@ def sign_flip(differences: ArrayLike) -> float:
         signs: Floats = np.abs(change) * (2.0 * rng.integers(0, 2, size) - 1.0)
         return signs
 
-    tried = _stats().monte_carlo_test(change, drawn, _mean, vectorized=True, n_resamples=RESAMPLES,
-                                      batch=max(1, 2_000_000 // len(change)))  # fmt: skip
+    tried = _stats().monte_carlo_test(
+        change, drawn, _mean, vectorized=True, n_resamples=RESAMPLES, batch=max(1, 2_000_000 // len(change))
+    )
     return float(tried.pvalue)
 
 
@@ -254,8 +264,14 @@ def swap_test(change: Callable[[Any, Any], float], after: NDArray[Any], before: 
 
     `change(after, before)` is the metric after minus before. All exchanges of at most ten rows, 1,024 draws otherwise.
     """
-    swapped = _stats().permutation_test((after, before), change, permutation_type="samples", n_resamples=SWAPS,
-                                        vectorized=False, rng=np.random.default_rng(SEED))  # fmt: skip
+    swapped = _stats().permutation_test(
+        (after, before),
+        change,
+        permutation_type="samples",
+        n_resamples=SWAPS,
+        vectorized=False,
+        rng=np.random.default_rng(SEED),
+    )
     return float(swapped.pvalue)
 
 

@@ -130,12 +130,17 @@ def _mean_of(by_row: Callable[..., float | None]) -> Callable[..., float | None]
 
 
 def _of_rows(
-    label: Callable[[], str], up: bool | None, digits: int, needs: Need, interval: Interval,
+    label: Callable[[], str],
+    up: bool | None,
+    digits: int,
+    needs: Need,
+    interval: Interval,
     by_row: Callable[..., float | None],
-) -> Metric:  # fmt: skip
+) -> Metric:
     """A metric that is the mean of a figure of each row; where that is a share of rows, it is a percentage."""
-    return Metric(label, up, digits, needs, _mean_of(by_row), interval, by_row,
-                  scale=100 if interval == "proportion" else 1)  # fmt: skip
+    return Metric(
+        label, up, digits, needs, _mean_of(by_row), interval, by_row, scale=100 if interval == "proportion" else 1
+    )
 
 
 def _rouge(kind: str) -> Metric:

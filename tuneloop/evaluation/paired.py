@@ -15,6 +15,8 @@ from tuneloop.evaluation.corpus import SectionTexts, corpus_pair
 from tuneloop.evaluation.intervals import CONFIDENCE, Estimate
 from tuneloop.evaluation.metrics import METRICS, Metric
 
+SOURCE = "source/"
+"""Section of a file's held-out rows, where there are several files: they are those of section "" once more."""
 Separation = Literal["better", "worse", "not separable", "not defined"]
 
 
@@ -37,8 +39,9 @@ class RowScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RowScores:
-        return cls(content["id"], content.get("section", ""), content["before"], content["after"],
-                   content.get("weight", 1.0))  # fmt: skip
+        return cls(
+            content["id"], content.get("section", ""), content["before"], content["after"], content.get("weight", 1.0)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         sides = {"before": dict(self.before), "after": dict(self.after)}
@@ -103,40 +106,40 @@ def _pair(name: str, section: str, rows: Sequence[RowScores], texts: SectionText
         wanted = texts is not None and (metric.needs == "labels") == _has(rows, "accuracy")
         return _judged(name, section, *corpus_pair(name, texts)) if texts is not None and wanted else None
     source = metric.of_rows or name
-    if not metric.interval or not _has(rows, source):
+    if not metric.interval or not _has(rows, name):
         return None
-    both = [
+    pairs = [
         (before, after, row.weight)
         for row in rows
         if (before := row.before.get(source)) is not None and (after := row.after.get(source)) is not None
     ]
-    if not both:
+    if not pairs:
         nothing = Estimate(note="not measured")
         return Paired(name, section, nothing, nothing, nothing, "not defined")
-    return _judged(name, section, *MEASURES_OF_ROWS[metric.interval](metric, *np.array(both, np.float64).T))
+    return _judged(name, section, *PAIRED_BY[metric.interval](metric, *np.array(pairs, np.float64).T))
 
 
 def _has(rows: Sequence[RowScores], metric: str) -> bool:
     return any(metric in row.before or metric in row.after for row in rows)
 
 
-Measured = tuple[Estimate, Estimate, Estimate, float | None]
+PairMeasured = tuple[Estimate, Estimate, Estimate, float | None]
 """Before, after, difference, and the p of an exact test."""
 
 
-def _means(metric: Metric, before: Any, after: Any, weight: Any) -> Measured:
+def _means(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
     difference = intervals.mean_difference(before, after)
     return intervals.mean(before), intervals.mean(after), difference, intervals.sign_flip(after - before)
 
 
-def _proportions(metric: Metric, before: Any, after: Any, weight: Any) -> Measured:
+def _proportions(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
     first, last = before > 0, after > 0
     old, new = (intervals.proportion(int(side.sum()), len(side)).scaled(metric.scale) for side in (first, last))
     difference = intervals.proportion_difference(first, last).scaled(metric.scale)
     return old, new, difference, intervals.mcnemar(first, last)
 
 
-def _ratios(metric: Metric, before: Any, after: Any, weight: Any) -> Measured:
+def _ratios(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
     def of(share: Any) -> Any:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.exp(share) if metric.of_rows else share
@@ -146,7 +149,11 @@ def _ratios(metric: Metric, before: Any, after: Any, weight: Any) -> Measured:
     return old, new, intervals.ratio_difference(first, last, weight, of=of), intervals.sign_flip(last - first)
 
 
-MEASURES_OF_ROWS: dict[str, Callable[..., Measured]] = {"mean": _means, "proportion": _proportions, "ratio": _ratios}
+PAIRED_BY: dict[str, Callable[..., PairMeasured]] = {
+    "mean": _means,
+    "proportion": _proportions,
+    "ratio": _ratios,
+}
 """How a metric of rows gets its interval -> the function that gives it."""
 
 
