@@ -177,8 +177,13 @@ def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:
     def cell(row: compare.Change, score: float | None) -> str:
         return row.shown(score) if row.total and score is not None else number(score)
 
-    lines = [(row.label, cell(row, row.before), cell(row, row.after)) for row in rows]
-    table(t("Metrics"), [t("measure"), left, right], lines)
+    judged = any(row.separation for row in rows)
+    lines = [
+        (row.label, cell(row, row.before), cell(row, row.after), *((row.interval, row.word) if judged else ()))
+        for row in rows
+    ]
+    more = [t("95 % interval"), t("{right} against {left}", left=left, right=right)] if judged else []
+    table(t("Metrics"), [t("measure"), left, right, *more], lines)
 
 
 def cautions(texts: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult, Scor
 from tuneloop.evaluation.faults import fault
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, matches
-from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, pair_runs, separations
 from tuneloop.recipe.schema import Probe, Recipe
 
 
@@ -269,11 +269,14 @@ def _judged(change: Change, pair: Paired | None) -> Change:
 def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
     """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
     theirs = {c.metric: c for c in changes(right)}
-    return [
-        Change(c.metric, c.after, theirs[c.metric].after, None, None, c.total)
-        for c in changes(left)
-        if c.metric in theirs
-    ]
+    paired = {pair.metric: pair for pair in pair_runs(left.row_scores, right.row_scores) if pair.section == ""}
+    rows = []
+    for c in changes(left):
+        if c.metric in theirs:
+            row, pair = Change(c.metric, c.after, theirs[c.metric].after, None, None, c.total), paired.get(c.metric)
+            known = pair is not None and None not in (row.before, row.after)
+            rows.append(_judged(replace(row, change=row.after - row.before), pair) if known else row)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
-        metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in self.metrics]
+        metrics = [
+            {"metric": c.label, "left": c.before, "right": c.after, "of": c.total}
+            | ({"difference": c.difference.as_dict(), "separation": c.separation} if c.difference else {})
+            for c in self.metrics
+        ]
         return {"answers": [a.as_dict() for a in self.answers], "metrics": metrics, "warning": self.warning}
 
 

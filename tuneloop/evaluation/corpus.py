@@ -84,8 +84,8 @@ def _by_counts(texts: SectionTexts, counts: Callable[[str, str], tuple[float, ..
     n, sides = len(before), _BothSides(scorer)
     figures = np.array([sides.score(before.sum(0)), sides.score(after.sum(0))])
     if n == 1:
-        old, new, change = (Estimate(f, rows=1, note="one row") for f in (*figures, figures[1] - figures[0]))
-        return old, new, change, None
+        single = [Estimate(f, rows=1, note="one row") for f in (*figures, figures[1] - figures[0])]
+        return single[0], single[1], single[2], None
     resample = import_module("sacrebleu.significance")._bootstrap_resample
     drawn = np.array(resample(np.concatenate([before, after], 1), sides, RESAMPLES)[1])
 
@@ -114,7 +114,7 @@ def _macro_f1(texts: SectionTexts) -> CorpusPair:
     )
 
     def f1(wanted: Floats, answers: Floats, axis: int = -1) -> Floats:
-        return _class_f1(*np.broadcast_arrays(wanted, answers), len(names))
+        return _class_f1(wanted, answers, len(names))
 
     def gain(wanted: Floats, before: Floats, after: Floats, axis: int = -1) -> Floats:
         return f1(wanted, after) - f1(wanted, before)
@@ -126,17 +126,17 @@ def _macro_f1(texts: SectionTexts) -> CorpusPair:
 
 def _class_f1(wanted: Floats, answers: Floats, classes: int) -> Floats:
     """Macro F1 of each resample, [..., rows] -> [...]: the mean over the classes that occur in it."""
-    shape = wanted.shape[:-1]
-    wanted, answers = (side.reshape(-1, side.shape[-1]).astype(np.int64) for side in (wanted, answers))
-    offset = np.arange(len(wanted))[:, None] * classes
+    shape, n = wanted.shape[:-1], wanted.shape[-1]
+    labels, called = wanted.reshape(-1, n).astype(np.int64), answers.reshape(-1, n).astype(np.int64)
+    offset = np.arange(len(labels))[:, None] * classes
 
-    def count(of: NDArray[np.int64], weights: NDArray[Any] | None = None) -> Floats:
-        counts = np.bincount((of + offset).ravel(), weights, len(of) * classes).reshape(-1, classes)
-        return counts.astype(np.float64)
+    def count(of: NDArray[np.int64], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        counts: NDArray[Any] = np.bincount((of + offset).ravel(), weights, len(of) * classes).reshape(-1, classes)
+        return counts
 
-    right = count(wanted, (wanted == answers).ravel().astype(np.float64))
-    total = count(wanted) + count(answers)
-    f1 = np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
+    right = count(labels, (labels == called).ravel().astype(np.float64))
+    total = count(labels) + count(called)
+    f1 = np.divide(2 * right, total, out=np.zeros(total.shape), where=total > 0)
     mean: Floats = (f1.sum(1) / (total > 0).sum(1)).reshape(shape)
     return mean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -57,8 +57,8 @@ class Estimate:
         >>> proportion(1, 4).scaled(100).estimate
         25.0
         """
-        figures = {name: getattr(self, name) for name in ("estimate", "low", "high")}
-        return replace(self, **{name: None if f is None else scale * f for name, f in figures.items()})
+        figures = (None if f is None else scale * f for f in (self.estimate, self.low, self.high))
+        return Estimate(*figures, self.rows, self.method, self.note)
 
 
 def notes() -> dict[str, str]:
