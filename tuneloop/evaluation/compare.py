@@ -270,13 +270,14 @@ def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
     """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
     theirs = {c.metric: c for c in changes(right)}
     paired = {pair.metric: pair for pair in pair_runs(left.row_scores, right.row_scores) if pair.section == ""}
-    rows = []
-    for c in changes(left):
-        if c.metric in theirs:
-            row, pair = Change(c.metric, c.after, theirs[c.metric].after, None, None, c.total), paired.get(c.metric)
-            known = pair is not None and None not in (row.before, row.after)
-            rows.append(_judged(replace(row, change=row.after - row.before), pair) if known else row)
-    return rows
+    return [_of_runs(c, theirs[c.metric], paired.get(c.metric)) for c in changes(left) if c.metric in theirs]
+
+
+def _of_runs(left: Change, right: Change, pair: Paired | None) -> Change:
+    row = Change(left.metric, left.after, right.after, None, None, left.total)
+    if pair is None or row.before is None or row.after is None:
+        return row
+    return _judged(replace(row, change=row.after - row.before), pair)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,8 @@ class Estimate:
         >>> proportion(1, 4).scaled(100).estimate
         25.0
         """
-        figures = (None if f is None else scale * f for f in (self.estimate, self.low, self.high))
-        return Estimate(*figures, self.rows, self.method, self.note)
+        estimate, low, high = (None if f is None else scale * f for f in (self.estimate, self.low, self.high))
+        return Estimate(estimate, low, high, self.rows, self.method, self.note)
 
 
 def notes() -> dict[str, str]:
@@ -240,7 +240,7 @@ def sign_flip(differences: ArrayLike) -> float:
     """
     change = np.asarray(differences, np.float64)
     change = change[change != 0]
-    if not len(change):
+    if len(change) < 2:  # one row can as well have the other sign
         return 1.0
     rng = np.random.default_rng(SEED)
     if len(change) <= 12:
@@ -264,6 +264,8 @@ def swap_test(change: Callable[[Any, Any], float], after: NDArray[Any], before: 
 
     `change(after, before)` is the metric after minus before. All exchanges of at most ten rows, 1,024 draws otherwise.
     """
+    if len(after) < 2:
+        return 1.0
     swapped = _stats().permutation_test(
         (after, before),
         change,
