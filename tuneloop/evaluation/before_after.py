@@ -111,7 +111,8 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
     answerer = writer(trained.model)
     fits = suite.fitting(answerer, part.max_new_tokens)
     picked = suite.pick(answered, part.rows, fits)
-    more = MoreAnswers(trained.tokenizer, part, picked, suite.pick(answered, part.rows, fits, suite.calls_tools))
+    calling = suite.pick(answered, part.rows, fits, suite.calls_tools)
+    more = MoreAnswers(trained.tokenizer, part, picked, [r for r in calling if suite.offers(answerer, r)])
     say(t("Answering before training"))
     with untrained(trained) as base:
         before = measure(base)

@@ -62,6 +62,12 @@ def calls_tools(record: Record) -> bool:
     return last is not None and bool(record.tools) and bool(last.tool_calls or last.content.strip())
 
 
+def offers(answerer: AnswererLike, record: Record) -> bool:
+    """Whether the model's template puts the tools of a record before it: some do not know them."""
+    chat = [m.as_chat() for m in prompt(record)]
+    return answerer.count(chat, tools=record.tools) != answerer.count(chat)
+
+
 def fitting(answerer: AnswererLike, max_new_tokens: int) -> Callable[[Record], bool]:
     """Whether the prompt of a record leaves room for `max_new_tokens` in the model's context."""
 
