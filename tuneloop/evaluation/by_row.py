@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,12 +87,16 @@ def joined(*groups: Sequence[RowScores]) -> list[RowScores]:
     >>> joined([RowScores("a", "", {"loss": 1.0}, {"loss": 2.0}, 9.0)], [RowScores("a", "", {"x": 0.0}, {"x": 1.0})])
     [RowScores(id='a', section='', before={'loss': 1.0, 'x': 0.0}, after={'loss': 2.0, 'x': 1.0}, weight=9.0)]
     """
-    rows: dict[tuple[str, str], RowScores] = {}
-    for row in (row for group in groups for row in group):
-        old = rows.get((row.section, row.id))
-        rows[row.section, row.id] = (
-            row if old is None else replace(old, before={**old.before, **row.before}, after={**old.after, **row.after})
-        )
+    rows: dict[tuple[str, str, int], RowScores] = {}
+    for group in groups:
+        times: Counter[tuple[str, str]] = Counter()  # of two equal rows each has its own figures
+        for row in group:
+            key = (row.section, row.id, times[row.section, row.id])
+            times[row.section, row.id] += 1
+            old = rows.get(key)
+            if old is not None:
+                row = replace(old, before={**old.before, **row.before}, after={**old.after, **row.after})
+            rows[key] = row
     return list(rows.values())
 
 

@@ -24,8 +24,9 @@ from tuneloop.evaluation.by_row import (
     section_texts,
 )
 from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import Need
-from tuneloop.evaluation.paired import RowScores
+from tuneloop.evaluation.paired import Paired, RowScores
 from tuneloop.evaluation.preference import dialogues
 from tuneloop.evaluation.progress import Counted
 from tuneloop.recipe.schema import EvaluatePart
@@ -116,8 +117,17 @@ def with_rows(
         before=_with_more(before, more, needs),
         after=_with_more(after, more, needs),
         row_scores=tuple(rows),
-        paired=compare_held(rows, texts, suite.by_file(answered)),
+        paired=(*compare_held(rows, texts, suite.by_file(answered)), *_without_rows(before, after)),
     )
+
+
+def _without_rows(before: SideMeasured, after: SideMeasured) -> list[Paired]:
+    """Of judged answers the lead of the good over the bad: a figure, and none of single rows to tell it from chance."""
+    old, new = before.scores["margin"], after.scores["margin"]
+    if before.leads or old is None or new is None:
+        return []
+    sides = [Estimate(figure, note="no rows apart") for figure in (old, new, new - old)]
+    return [Paired("margin", "", sides[0], sides[1], sides[2], "not defined")]
 
 
 def _with_more(side: SideMeasured, more: MoreAnswers, needs: Sequence[Need]) -> Scores:

@@ -20,18 +20,17 @@ class AnswererLike(Protocol):
     @property
     def context(self) -> int: ...
 
-    def count(self, chat: list[dict[str, Any]], /, *, tools: Sequence[Any] = ...) -> int: ...
+    def count(self, chat: list[dict[str, Any]], /) -> int: ...
 
     def answer(
-        self,
-        chats: list[list[dict[str, Any]]],
-        /,
-        *,
-        max_new_tokens: int = ...,
-        batch_size: int = ...,
-        tools: Sequence[Sequence[Any]] = ...,
-        thinking: bool | None = ...,
+        self, chats: list[list[dict[str, Any]]], /, *, max_new_tokens: int = ..., batch_size: int = ...
     ) -> list[Reply]: ...
+
+
+class ToolAnswerer(AnswererLike, Protocol):
+    """One that can be offered tools; `tools` are passed for rows that have some, and not for others."""
+
+    def count(self, chat: list[dict[str, Any]], /, *, tools: Sequence[Any] = ...) -> int: ...
 
 
 def prompt(record: Record) -> tuple[Message, ...]:
@@ -62,13 +61,13 @@ def calls_tools(record: Record) -> bool:
     return last is not None and bool(record.tools) and bool(last.tool_calls or last.content.strip())
 
 
-def offers(answerer: AnswererLike, record: Record) -> bool:
+def offers(answerer: ToolAnswerer, record: Record) -> bool:
     """Whether the model's template puts the tools of a record before it: some do not know them."""
     chat = [m.as_chat() for m in prompt(record)]
     return answerer.count(chat, tools=record.tools) != answerer.count(chat)
 
 
-def fitting(answerer: AnswererLike, max_new_tokens: int) -> Callable[[Record], bool]:
+def fitting(answerer: ToolAnswerer, max_new_tokens: int) -> Callable[[Record], bool]:
     """Whether the prompt of a record leaves room for `max_new_tokens` in the model's context."""
 
     def fits(record: Record) -> bool:
@@ -127,7 +126,7 @@ def loss_by_source(records: Sequence[Record], held_loss: HeldLoss) -> dict[str, 
 
 
 def score(
-    answerer: AnswererLike,
+    answerer: ToolAnswerer,
     records: list[Record],
     held_loss: HeldLoss,
     *,
