@@ -27,6 +27,8 @@ QUESTION, TEXT = "Who are you?", "the good film was fine"
 WITHIN = 0.0 if processor() == EXPECTED["processor"] else 1e-5
 """How far numbers may be from those that were written, as a share: not at all on the same processor with the same
 torch. Others add up in another order: with torch held to AVX2 or to SSE4 the largest difference was 6.2e-7."""
+ADDED = {"chrf", "exact_match", "token_f1", "length", "repeats", "refused"}
+"""Metrics that are measured since that commit."""
 Tuneloop = Callable[..., str]
 
 
@@ -110,7 +112,7 @@ def test_a_version_answers_by_its_alias(workspace: Path) -> None:
 def test_a_run_is_measured_as_it_was(name: str, workspace: Path, run: Tuneloop) -> None:
     told = json.loads(run("evaluate", name, "--workspace", workspace, "--json"))
     for when in ("before", "after"):
-        assert told[when].keys() == RUNS[name][when].keys()
+        assert told[when].keys() - ADDED == RUNS[name][when].keys()
         for metric, wanted in RUNS[name][when].items():
             assert near(told[when][metric], wanted), metric
     listed = json.loads(run("model", "versions", "--workspace", workspace, "--json"))

@@ -14,6 +14,7 @@ from rouge_score import rouge_scorer
 
 from tests.evaluations import evaluation
 from tuneloop.base import language
+from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluation import metrics
 from tuneloop.evaluation.compare import changes
 from tuneloop.evaluation.evaluation import Evaluation, Scores
@@ -109,9 +110,16 @@ def test_heavy_packages_load_late() -> None:
     assert done.stdout.strip() == "[]"
 
 
+CALL = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "required": ["city"]}}},)
+CALLING = Record((Message("user", "?"), Message("assistant", "", tool_calls=(CALL,))), tools=TOOLS)
+REPLIES = [Reply("<think>Rome.</think>\n" + text, 9, 9, "stop", 1.0) for text in (
+    '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>',
+    '<tool_call>{"name": "weather", "arguments": {}}</tool_call>')]  # fmt: skip
 EVIDENCE: dict[str, tuple[Any, ...]] = {
     "rows": (2.0,), "tokens": (2.0,), "labels": ([[3, 1], [0, 4]],), "pairs": (np.array([0.5, -0.1]),),
-    "leads": (np.array([0.5, -0.1]),), "answers": (SAID, WANTED),
+    "leads": (np.array([0.5, -0.1]),), "answers": (SAID, WANTED), "replies": (REPLIES,), "thoughts": (REPLIES,),
+    "calls": (REPLIES, [CALLING] * 2),
 }  # fmt: skip
 
 
@@ -127,7 +135,7 @@ def test_each_metric_is_measured_written_shown_and_documented(name: str, tmp_pat
     assert Evaluation.read(one.write(tmp_path).parent) == one
     row = next(c for c in changes(one) if c.metric == name)
     assert (row.before, row.after, row.better, row.digits, row.label) == (
-        score, better, True, metric.digits, metric.label())  # fmt: skip
+        score, better, None if metric.higher_is_better is None else True, metric.digits, metric.label())  # fmt: skip
     text = card(tmp_path, Recipe(), tmp_path, Parity(0, 0, 1, 1, True, True, 1e-3), dtype="float32")
     assert f"| {metric.label()} | {score:.4g} | {better:.4g} |" in text
     for tongue in ("en", "zh"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
-from tuneloop.evaluation.metrics import bleu, rouge, words
+from tuneloop.evaluation.metrics import bleu, rouge
+from tuneloop.evaluation.overlap import words
 
 CASES = Path(__file__).parents[1] / "cases" / "06-bleu-mixed-languages" / "rows.json"
 ROWS: dict[str, dict[str, str]] = json.loads(CASES.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ from tuneloop.data.tokens.preflight import Preflight
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Answer, Evaluation
+from tuneloop.evaluation.metrics import METRICS
+from tuneloop.evaluation.paired import separations
 from tuneloop.planning import choices, planner
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
@@ -98,25 +100,48 @@ def _text(answer: str, fault: str) -> str:
 
 
 def changes(evaluation: Evaluation) -> None:
-    """The closing table: every metric before and after, and whether that is better."""
-    marks = {True: t("better"), False: t("worse"), None: ""}
+    """The closing table: every metric before and after, the change with its interval, and whether that is better."""
+    changed = [c for c in compare.changes(evaluation) if c.measured]
+    has_intervals = any(c.interval for c in changed)
     rows = [
         (
             c.label,
             c.shown(c.before) or number(None),
             c.shown(c.after) or number(None),
             number(c.change, 0 if c.total else 3),
-            marks[c.better],
+            *([c.interval] if has_intervals else []),
+            c.word,
         )
-        for c in compare.changes(evaluation)
-        if c.measured
+        for c in changed
     ]
     if compare.nothing_held(evaluation):
         cautions([nothing_held()])
     if not rows:
         return
-    table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), ""], rows)
+    intervals = [t("95 % interval")] if has_intervals else []
+    table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), *intervals, ""], rows)
+    if few := [c.difference.rows for c in changed if c.difference and c.difference.note == "few rows"]:
+        print(t("Few rows ({n}): the intervals may be too narrow.", n=min(few)))
+    thinking(evaluation)
     classes(evaluation)
+
+
+def thinking(evaluation: Evaluation) -> None:
+    """Of a model whose template has a switch for thoughts: its scores with thoughts on and off."""
+    sections = {"thinking/on": t("thoughts on"), "thinking/off": t("thoughts off")}
+    rows = [
+        (
+            sections[pair.section],
+            METRICS[pair.metric].label(),
+            number(pair.before.estimate),
+            number(pair.after.estimate),
+            separations()[pair.separation] if METRICS[pair.metric].higher_is_better is not None else "",
+        )
+        for pair in evaluation.paired
+        if pair.section in sections
+    ]
+    if rows:
+        table(t("With thoughts on and off"), ["", t("measure"), t("before"), t("after"), ""], rows)
 
 
 WIDEST = 12
@@ -152,8 +177,13 @@ def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:
     def cell(row: compare.Change, score: float | None) -> str:
         return row.shown(score) if row.total and score is not None else number(score)
 
-    lines = [(row.label, cell(row, row.before), cell(row, row.after)) for row in rows]
-    table(t("Metrics"), [t("measure"), left, right], lines)
+    judged = any(row.separation for row in rows)
+    lines = [
+        (row.label, cell(row, row.before), cell(row, row.after), *((row.interval, row.word) if judged else ()))
+        for row in rows
+    ]
+    more = [t("95 % interval"), t("{right} against {left}", left=left, right=right)] if judged else []
+    table(t("Metrics"), [t("measure"), left, right, *more], lines)
 
 
 def cautions(texts: Iterable[str]) -> None:

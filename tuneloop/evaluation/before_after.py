@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from tuneloop.base.language import t
-from tuneloop.base.records import Record, Reply
+from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
-from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.more_answers import MoreAnswers, SideMeasured, with_rows
 from tuneloop.evaluation.progress import Counted
+from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
@@ -22,23 +25,35 @@ from tuneloop.model.head import Answers
 from tuneloop.model.load import placed
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import objective
-from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
 
 
-def held_out_loss(model: nn.Module, tokenizer: Any, budget: int, *, empty_thoughts: bool = False) -> suite.HeldLoss:
-    """A function from records to (sum of losses, label tokens)."""
+def held_out_loss(
+    model: nn.Module,
+    tokenizer: Any,
+    budget: int,
+    *,
+    empty_thoughts: bool = False,
+    each: Callable[[Record, float, int], None] | None = None,
+) -> suite.HeldLoss:
+    """A function from records to (sum of losses, label tokens); `each` hears them of each record that has labels."""
 
     def measure(records: list[Record]) -> tuple[float, int]:
-        samples = [s for s in tokenize(tokenizer, records, empty_thoughts=empty_thoughts) if s.labels]
-        if not samples:
+        sequences = tokenize(tokenizer, records, empty_thoughts=empty_thoughts)
+        labelled = [k for k, sample in enumerate(sequences) if sample.labels]
+        if not labelled:
             return 0.0, 0
-        items = Examples.of(samples)
+        items = Examples.of([sequences[k] for k in labelled])
         module = objective(model, items)
         packing = packs_exactly(module, items)
-        loss = held_loss(module, rows(items, budget, packing=packing), next(model.parameters()).device)
+        batches = rows(items, budget, packing=packing)
+        loss, losses = row_losses(module, batches, items, next(model.parameters()).device)
+        if each is not None:
+            of = sequences.row[labelled]
+            for row in np.unique(of):
+                each(records[row], float(losses[of == row].sum()), int(items.samples.labels[of == row].sum()))
         return loss, int(items.samples.labels.sum())
 
     return measure
@@ -63,45 +78,59 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
     def writer(model: nn.Module) -> Answerer:
         return Answerer(model, trained.tokenizer, answer_prefix=trained.answer_prefix)
 
-    def measure(model: nn.Module) -> tuple[Scores, list[Reply], list[Reply], list[list[Reply]]]:
+    def measure(model: nn.Module) -> SideMeasured:
         model.eval()
-        total = len(picked) + len(show) + sum(map(len, probes))
+        total = len(picked) + len(show) + sum(map(len, probes)) + more.most
         answerer = Counted(writer(model), total, say)
+        losses: dict[int, tuple[float, int]] = {}
+        leads: dict[str, dict[str, float | None]] = {}
         loss = held_out_loss(
-            model, trained.tokenizer, recipe.train.token_budget, empty_thoughts=recipe.prepare.empty_thoughts
+            model,
+            trained.tokenizer,
+            recipe.train.token_budget,
+            empty_thoughts=recipe.prepare.empty_thoughts,
+            each=lambda record, lost, tokens: losses.update({id(record): (lost, tokens)}),
         )
         scores, answers = suite.score(
             answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size
         )
-        preferred = preference.prefers(trained, model, held, preference.likelihoods)
+        preferred = preference.prefers(trained, model, held, preference.likelihoods, leads.update)
         scores = replace(scores, metrics={**scores.metrics, **preferred})
         # All prompts together fill the batches better than one question at a time.
         every = [*show, *(p for prompts in probes for p in prompts)]
         replies = iter(
             compare.ask(answerer, every, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size, system=system)
         )
-        return scores, answers, [next(replies) for _ in show], [[next(replies) for _ in prompts] for prompts in probes]
+        shown = [next(replies) for _ in show]
+        to_probes = [[next(replies) for _ in prompts] for prompts in probes]
+        return SideMeasured(
+            scores, answers, shown, to_probes, losses, leads, more.calls(answerer), more.switched(answerer, answers)
+        )
 
     placed(trained.model)
-    fits = suite.fitting(writer(trained.model), part.max_new_tokens)
+    answerer = writer(trained.model)
+    fits = suite.fitting(answerer, part.max_new_tokens)
     picked = suite.pick(answered, part.rows, fits)
+    calling = suite.pick(answered, part.rows, fits, suite.calls_tools)
+    more = MoreAnswers(trained.tokenizer, part, picked, [r for r in calling if suite.offers(answerer, r)])
     say(t("Answering before training"))
     with untrained(trained) as base:
-        scores0, answers0, show0, probes0 = measure(base)
+        before = measure(base)
     say(t("Answering after training"))
-    scores1, answers1, show1, probes1 = measure(trained.model)
-    return compare.assemble(
-        before=scores0,
-        after=scores1,
+    after = measure(trained.model)
+    evaluation = compare.assemble(
+        before=before.scores,
+        after=after.scores,
         rows=picked,
         held=held,
-        answers_before=answers0,
-        answers_after=answers1,
+        answers_before=before.answers,
+        answers_after=after.answers,
         show=show,
-        show_before=show0,
-        show_after=show1,
-        probes=[compare.probe(p, b, a) for p, b, a in zip(part.probes, probes0, probes1, strict=True)],
+        show_before=before.show,
+        show_after=after.show,
+        probes=[compare.probe(*three) for three in zip(part.probes, before.probes, after.probes, strict=True)],
     )
+    return with_rows(evaluation, held, before, after, more)
 
 
 MEASURES: dict[Answers, Callable[[Trained, Sequence[Record], Say], Evaluation]] = {

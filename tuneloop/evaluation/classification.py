@@ -14,8 +14,11 @@ from tuneloop.base.records import Record, Reply
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, suite
+from tuneloop.evaluation.by_row import compare_held
+from tuneloop.evaluation.corpus import SectionTexts
 from tuneloop.evaluation.evaluation import Answer, Classes, ClassScores, Evaluation, Mistake, Scores
 from tuneloop.evaluation.metrics import by_class, measured
+from tuneloop.evaluation.paired import RowScores
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.classifier import Classifier, likeliest
 from tuneloop.inference.trained import Trained
@@ -87,6 +90,7 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> Evaluation:
     after, show1, probes1 = ask(trained.model)
     label = np.zeros(0, np.int64) if items is None else items.columns["label"]
     labels = trained.setting.labels
+    scored, texts = ([], {}) if items is None else _rows(held, items, (before, after), labels)
     return Evaluation(
         _scores(held, items, label, before, labels),
         _scores(held, items, label, after, labels),
@@ -96,7 +100,31 @@ def measure(trained: Trained, held: Sequence[Record], say: Say) -> Evaluation:
         held=tuple(record.id for record in held),
         show=tuple(Answer(p, b, a) for p, b, a in zip(show, show0, show1, strict=True)),
         probes=tuple(compare.probe(p, b, a) for p, b, a in zip(part.probes, probes0, probes1, strict=True)),
+        paired=compare_held(scored, texts, suite.by_file(held)),
+        row_scores=tuple(scored),
     )
+
+
+def _rows(
+    held: Sequence[Record], items: Examples, got: Sequence[NDArray[np.float32] | None], labels: Sequence[str]
+) -> tuple[list[RowScores], dict[str, SectionTexts]]:
+    """What each text scores before and after, and its label and both answers."""
+    if any(one is None for one in got):
+        return [], {}
+    label, weights = items.columns["label"], items.weights
+    sides = [one for one in got if one is not None]
+    answers = [one.argmax(1) for one in sides]
+    figures = [
+        [
+            {"loss": loss / weight if weight and np.isfinite(scores).all() else None, "accuracy": float(right)}
+            for loss, weight, right in zip(losses(items, scores), weights, answer == label, strict=True)
+        ]
+        for scores, answer in zip(sides, answers, strict=True)
+    ]
+    ids = [held[row].id for row in items.samples.row]
+    scored = [RowScores(i, "", b, a, float(w)) for i, b, a, w in zip(ids, *figures, weights, strict=True)]
+    names = [[labels[k] for k in side] for side in (label, *answers)]
+    return scored, {"": SectionTexts(*names)}
 
 
 def _shown(classifier: Classifier, prompts: Sequence[str]) -> list[str]:

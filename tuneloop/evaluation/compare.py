@@ -1,7 +1,4 @@
-"""Before and after training, side by side: the same questions to both, and what changed.
-
-Whether a change is more than chance is not judged here.
-"""
+"""Before and after training, side by side: the same questions to both, and what changed."""
 
 from __future__ import annotations
 
@@ -17,7 +14,9 @@ from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluation import suite
 from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult, Scores
 from tuneloop.evaluation.faults import fault
+from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, matches
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, pair_runs, separations
 from tuneloop.recipe.schema import Probe, Recipe
 
 
@@ -33,6 +32,28 @@ class Change:
     better: bool | None
     total: int | None = None
     """Of a probe: answers in all."""
+    difference: Estimate | None = None
+    """The change with its interval; None where nothing of single rows is known, as in evaluations of old versions."""
+    separation: Separation | None = None
+    """Whether the change is more than chance; None where that is not known."""
+
+    @property
+    def word(self) -> str:
+        """The change for the reader: better, worse, not separable, or nothing."""
+        if self.separation in ("better", "worse", "not separable"):
+            return separations()[self.separation]
+        return "" if self.better is None else separations()["better" if self.better else "worse"]
+
+    @property
+    def interval(self) -> str:
+        """The interval of the change, in as many decimals as the change; "" where there is none.
+
+        >>> Change("loss", 2.0, 1.5, -0.5, True, difference=Estimate(-0.5, -0.7, -0.3)).interval
+        '-0.700 … -0.300'
+        """
+        if self.difference is None or self.difference.low is None or self.difference.high is None:
+            return ""
+        return f"{self.difference.low:.3f} … {self.difference.high:.3f}"
 
     @property
     def measured(self) -> bool:
@@ -214,6 +235,7 @@ def _context(record: Record) -> tuple[Message, ...]:
 def changes(evaluation: Evaluation) -> list[Change]:
     """The rows of the closing table: the metrics, the loss of each file (where there are several), the probes."""
     before, after = evaluation.before, evaluation.after
+    paired = {(pair.metric, pair.section): pair for pair in evaluation.paired}
     rows = [
         _change(name, before[name], after[name], metric.higher_is_better)
         for name, metric in METRICS.items()
@@ -226,17 +248,36 @@ def changes(evaluation: Evaluation) -> list[Change]:
             _change(f"loss/{name}", files[name]["loss"], after.by_source.get(name, Scores())["loss"], up)
             for name in files
         ]
+    rows = [_judged(row, paired.get(_pair_of(row.metric))) for row in rows]
     return rows + [_probe_change(one) for one in evaluation.probes]
+
+
+def _pair_of(metric: str) -> tuple[str, str]:
+    """The metric and the section of the suite that a row of the table is of."""
+    kind, _, file = metric.partition("/")
+    return kind, f"{SOURCE}{file}" if file else ""
+
+
+def _judged(change: Change, pair: Paired | None) -> Change:
+    """A change that is better or worse only where the rows show it; as it was where nothing is known of them."""
+    if pair is None or change.change is None:
+        return change
+    better = {"better": True, "worse": False}.get(pair.separation)
+    return replace(change, better=better, difference=pair.difference, separation=pair.separation)
 
 
 def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
     """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
     theirs = {c.metric: c for c in changes(right)}
-    return [
-        replace(c, before=c.after, after=theirs[c.metric].after, change=None, better=None)
-        for c in changes(left)
-        if c.metric in theirs
-    ]
+    paired = {pair.metric: pair for pair in pair_runs(left.row_scores, right.row_scores) if pair.section == ""}
+    return [_of_runs(c, theirs[c.metric], paired.get(c.metric)) for c in changes(left) if c.metric in theirs]
+
+
+def _of_runs(left: Change, right: Change, pair: Paired | None) -> Change:
+    row = Change(left.metric, left.after, right.after, None, None, left.total)
+    if pair is None or row.before is None or row.after is None:
+        return row
+    return _judged(replace(row, change=row.after - row.before), pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +291,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
-        metrics = [{"metric": c.label, "left": c.before, "right": c.after, "of": c.total} for c in self.metrics]
+        metrics = [
+            {"metric": c.label, "left": c.before, "right": c.after, "of": c.total}
+            | ({"difference": c.difference.as_dict(), "separation": c.separation} if c.difference else {})
+            for c in self.metrics
+        ]
         return {"answers": [a.as_dict() for a in self.answers], "metrics": metrics, "warning": self.warning}
 
 

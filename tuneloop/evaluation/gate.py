@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.paired import Separation, pair_runs
 
 SLACK = 0.005
 """Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
@@ -18,6 +19,9 @@ class Verdict:
     old_loss: float | None
     new_loss: float | None
     failed: tuple[str, ...]
+    separation: Separation | None = None
+    """Whether the new run's loss, or of pairs its share of preferred ones, differs from the old one's by more than
+    chance; None where what the rows scored is not known. The gate itself asks only whether the new run is no worse."""
 
 
 def better(old: Evaluation, new: Evaluation) -> Verdict:
@@ -35,4 +39,6 @@ def better(old: Evaluation, new: Evaluation) -> Verdict:
     share, new_share = old.after["preferred"], new.after["preferred"]
     if share is not None and new_share is not None:
         holds = new_share >= share  # after preference training the loss of an answer says little, and its rank all
-    return Verdict(holds and not failed, before, after, failed)
+    pairs = {pair.metric: pair for pair in pair_runs(old.row_scores, new.row_scores) if pair.section == ""}
+    decisive = pairs.get("preferred", pairs.get("loss"))
+    return Verdict(holds and not failed, before, after, failed, decisive.separation if decisive else None)

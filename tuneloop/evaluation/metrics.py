@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from typing import Any, Literal
 
 from tuneloop.base.language import t
-from tuneloop.base.segmenter import segmenter
-
-UNSPACED = r"\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-"""The inside of a character class of the module regex: scripts that put no blanks between words, Chinese aside."""
-MARKS = r"\p{M}\u200c\u200d"
-"""The same: what belongs to the letter before it (vowel signs, accents, joiners)."""
+from tuneloop.evaluation import calls, form
+from tuneloop.evaluation.overlap import bleu, chrf, exact_match, rouge, rouge_rows, token_f1
 
 
 def perplexity(loss: float) -> float:
@@ -46,114 +39,6 @@ def matches(pattern: str, text: str) -> bool:
     (True, False)
     """
     return re.search(pattern, text, re.IGNORECASE) is not None
-
-
-@cache
-def _pattern(text: str) -> Any:
-    """A pattern of the module regex, which knows scripts and combining marks."""
-    return import_module("regex").compile(text)
-
-
-def words(text: str) -> list[str]:
-    """The words ROUGE counts, in lower case: letters and digits with the marks that belong to them.
-
-    Chinese is cut by jieba, and what else is written without blanks (kana, Thai, Lao, Khmer, Burmese) into characters.
-    On plain English this is what rouge_score does by itself.
-
-    >>> words("It's Tuneloop 2_0!")
-    ['it', 's', 'tuneloop', '2', '0']
-    >>> words("我来到北京清华大学 today")
-    ['我', '来到', '北京', '清华大学', 'today']
-    >>> words("सुबह की कॉफ़ी"), words("お茶"), words("ดื่มชา")
-    (['सुबह', 'की', 'कॉफ़ी'], ['お', '茶'], ['ดื่', 'ม', 'ช', 'า'])
-    """
-    letter = rf"[\p{{L}}\p{{N}}--\p{{Han}}--[{UNSPACED}]]"
-    piece = _pattern(rf"(?V1)(\p{{Han}}+)|([{UNSPACED}][{MARKS}]*)|({letter}(?:{letter}|[{MARKS}])*)")
-    out: list[str] = []
-    # NFC: a letter and its accent are the same word whether they are one character or two.
-    for chinese, character, word in piece.findall(unicodedata.normalize("NFC", text)):
-        out += segmenter().lcut(chinese) if chinese else [character or word.lower()]
-    return out
-
-
-def tokens(text: str, unspaced: bool) -> str:
-    """The tokens BLEU counts, with blanks between them: sacrebleu's "13a", or "zh" for texts written without blanks.
-
-    "zh" cuts Chinese into characters and leaves Western words as 13a has them; characters of the other scripts without
-    blanks, which it does not know, are parted here, each with its marks.
-
-    >>> tokens("It's 3.5%, no?", False)
-    "It's 3.5 % , no ?"
-    >>> tokens("私は AI です。", True), tokens("ดื่มชา", True)
-    ('私 は AI で す 。', 'ดื่ ม ช า')
-    """
-    if unspaced:
-        text = _pattern(rf"([\p{{Han}}{UNSPACED}][{MARKS}]*)").sub(r" \1 ", text)
-    return str(_tokenizer("zh" if unspaced else "13a")(text))
-
-
-@cache
-def _tokenizer(name: str) -> Any:
-    """One of sacrebleu's tokenizers, by the name it has there."""
-    return getattr(import_module(f"sacrebleu.tokenizers.tokenizer_{name}"), f"Tokenizer{name.capitalize()}")()
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU, 0-100 (Papineni et al. 2002; sacrebleu, Post 2018, arXiv:1804.08771), one reference each.
-
-    sacrebleu's defaults, but each pair has its own tokenizer: characters where the reference is of a script without
-    blanks between words (Chinese, kana, Thai, Lao, Khmer, Burmese), "13a" elsewhere. So a set of several languages is
-    scored in each of them. N-gram orders that no answer is long enough for are left out, so that right answers of one
-    word score 100 and not 0. Raises ValueError for no pairs or lists of unequal length.
-
-    >>> round(bleu(["the cat sat on the mat"], ["the cat sat on the mat"]), 6)
-    100.0
-    >>> round(bleu(["今天天气很好"], ["今天天气不好"]), 1)
-    53.7
-    >>> bleu([""], ["the cat"])
-    0.0
-    """
-    _check(hypotheses, references)
-    unspaced = [bool(_pattern(rf"[\p{{Han}}{UNSPACED}]").search(reference)) for reference in references]
-    answers, wanted = (
-        [tokens(*one) for one in zip(texts, unspaced, strict=True)] for texts in (hypotheses, references)
-    )
-    corpus_bleu = import_module("sacrebleu").corpus_bleu
-    # `force` only silences the advice that the texts look tokenized, which they are.
-    scored = corpus_bleu(answers, [wanted], tokenize="none", use_effective_order=True, force=True)
-    return float(scored.score)
-
-
-ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-def rouge(hypotheses: Sequence[str], references: Sequence[str], kinds: Sequence[str] = ROUGE) -> dict[str, float]:
-    """ROUGE-1, -2 and -L F-measure, 0-100, averaged over the pairs (Lin 2004, "ROUGE: a package for automatic
-    evaluation of summaries"; rouge_score without stemming). Raises ValueError as `bleu` does.
-
-    >>> {k: round(v, 1) for k, v in rouge(["the cat sat"], ["the cat ran"]).items()}
-    {'rouge1': 66.7, 'rouge2': 50.0, 'rougeL': 66.7}
-    >>> rouge(["我爱北京"], ["我爱北京"])["rougeL"]
-    100.0
-    """
-    _check(hypotheses, references)
-    scorer = import_module("rouge_score.rouge_scorer").RougeScorer(list(kinds), tokenizer=_Tokenizer())
-    scores = [scorer.score(reference, answer) for answer, reference in zip(hypotheses, references, strict=True)]
-    return {kind: 100.0 * math.fsum(s[kind].fmeasure for s in scores) / len(scores) for kind in kinds}
-
-
-class _Tokenizer:
-    """What rouge_score asks of a tokenizer."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
-
-
-def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses but {len(references)} references")
-    if not references:
-        raise ValueError("no pairs to score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +86,15 @@ def macro_f1(matrix: Sequence[Sequence[int]]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-Need = Literal["rows", "tokens", "labels", "pairs", "leads", "answers"]
+Interval = Literal["", "mean", "proportion", "ratio", "corpus"]
+"""How a metric of rows gets its interval. mean: of the rows' figures; proportion: of rows that are right, each worth
+`scale`; ratio: a mean that weighs each row (`RowScores.weight`); corpus: the metric of resampled rows; "": none."""
+
+Need = Literal["rows", "tokens", "labels", "pairs", "leads", "answers", "replies", "thoughts", "calls"]
 """What a metric is measured on. rows: the mean loss of held-out rows in nats, float; tokens: the same, where it is a
 label token's; labels: a confusion matrix; pairs: by how much the better answer of each pair is ahead, float64 [pairs];
-leads: the same, or of judged answers the one lead of the good over the bad; answers: written texts and references."""
+leads: the same, or of judged answers the one lead of the good over the bad; answers: written texts and references;
+replies, thoughts: `Reply` objects, these of a model that thinks; calls: replies, and the rows whose tools they had."""
 ALWAYS: frozenset[Need] = frozenset({"rows", "tokens", "answers"})
 """Metrics of these are listed even where they were not measured; the others where the task has them."""
 
@@ -215,28 +105,83 @@ class Metric:
 
     label: Callable[[], str]
     """Its name in the reader's language."""
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None where more of it is neither better nor worse."""
     digits: int
     needs: Need
     measure: Callable[..., float | None]
+    interval: Interval = ""
+    by_row: Callable[..., float | None] | None = None
+    """Its figure of one row, from what `measure` takes of that row; None where rows have none, or another source."""
+    scale: float = 1.0
+    """What a row that is right counts in a proportion: 100 in a percentage."""
+    of_rows: str = ""
+    """The metric whose figures of rows it is computed from, "" where these are its own."""
 
 
-def _rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], float]:
-    return lambda hypotheses, references: rouge(hypotheses, references, [kind])[kind]
+def _mean_of(by_row: Callable[..., float | None]) -> Callable[..., float | None]:
+    """The metric that is the mean of a figure of each row that has one; None of no rows."""
+
+    def mean(*evidence: Sequence[Any]) -> float | None:
+        figures = [figure for row in zip(*evidence, strict=True) if (figure := by_row(*row)) is not None]
+        return math.fsum(figures) / len(figures) if figures else None
+
+    return mean
+
+
+def _of_rows(
+    label: Callable[[], str],
+    up: bool | None,
+    digits: int,
+    needs: Need,
+    interval: Interval,
+    by_row: Callable[..., float | None],
+) -> Metric:
+    """A metric that is the mean of a figure of each row; where that is a share of rows, it is a percentage."""
+    return Metric(
+        label, up, digits, needs, _mean_of(by_row), interval, by_row, scale=100 if interval == "proportion" else 1
+    )
+
+
+def _rouge(kind: str) -> Metric:
+    def score(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+        return rouge(hypotheses, references, [kind])[kind]
+
+    def by_row(answer: str, reference: str) -> float:
+        return 100.0 * rouge_rows([answer], [reference], [kind])[kind][0]
+
+    return Metric(lambda: kind.replace("rouge", "ROUGE-"), True, 1, "answers", score, "mean", by_row)
 
 
 METRICS: dict[str, Metric] = {
-    "loss": Metric(lambda: t("held-out loss"), False, 3, "rows", lambda loss: loss),
-    "accuracy": Metric(lambda: t("accuracy"), True, 3, "labels", accuracy),
-    "macro_f1": Metric(lambda: t("macro F1"), True, 3, "labels", macro_f1),
-    "perplexity": Metric(lambda: t("perplexity"), False, 1, "tokens", perplexity),
+    "loss": Metric(lambda: t("held-out loss"), False, 3, "rows", lambda loss: loss, "ratio"),
+    "accuracy": Metric(lambda: t("accuracy"), True, 3, "labels", accuracy, "proportion"),
+    "macro_f1": Metric(lambda: t("macro F1"), True, 3, "labels", macro_f1, "corpus"),
+    "perplexity": Metric(lambda: t("perplexity"), False, 1, "tokens", perplexity, "ratio", of_rows="loss"),
     "preferred": Metric(lambda: t("better answer preferred, % of pairs"), True, 1, "pairs",
-                        lambda leads: 100 * float((leads > 0).mean())),
-    "margin": Metric(lambda: t("lead of the better answer"), True, 3, "leads", lambda leads: float(leads.mean())),
-    "bleu": Metric(lambda: "BLEU", True, 1, "answers", bleu),
-    "rouge1": Metric(lambda: "ROUGE-1", True, 1, "answers", _rouge("rouge1")),
-    "rouge2": Metric(lambda: "ROUGE-2", True, 1, "answers", _rouge("rouge2")),
-    "rougeL": Metric(lambda: "ROUGE-L", True, 1, "answers", _rouge("rougeL")),
+                        lambda leads: 100 * float((leads > 0).mean()), "proportion", scale=100),
+    "margin": Metric(lambda: t("lead of the better answer"), True, 3, "leads", lambda leads: float(leads.mean()),
+                     "mean"),
+    "bleu": Metric(lambda: "BLEU", True, 1, "answers", bleu, "corpus"),
+    "chrf": Metric(lambda: "chrF", True, 1, "answers", chrf, "corpus", lambda one, wanted: chrf([one], [wanted])),
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+    "rougeL": _rouge("rougeL"),
+    "exact_match": _of_rows(lambda: t("exact match, %"), True, 1, "answers", "proportion", exact_match),
+    "token_f1": _of_rows(lambda: t("token F1"), True, 1, "answers", "mean", token_f1),
+    "length": _of_rows(lambda: t("length of an answer, words"), None, 1, "replies", "mean", form.length),
+    "repeats": _of_rows(lambda: t("answers that repeat themselves, %"), False, 1, "replies", "proportion",
+                        form.repeats),
+    "refused": _of_rows(lambda: t("answers that refuse, %"), None, 1, "replies", "proportion", form.refused),
+    "thinks": _of_rows(lambda: t("answers after a thought, %"), None, 1, "thoughts", "proportion", form.thinks),
+    "thought_length": _of_rows(lambda: t("length of a thought, words"), None, 1, "thoughts", "mean",
+                               form.thought_length),
+    "thought_seconds": _of_rows(lambda: t("time of a thought, s"), None, 2, "thoughts", "mean",
+                                form.thought_seconds),
+    "well_formed": _of_rows(lambda: t("thought and answer well formed, %"), True, 1, "thoughts", "proportion",
+                            form.well_formed),
+    "calls": _of_rows(lambda: t("calls that are right, %"), True, 1, "calls", "proportion", calls.right),
+    "call_schema": _of_rows(lambda: t("calls that fit their schema, %"), True, 1, "calls", "proportion", calls.valid),
 }  # fmt: skip
 """The metrics, in the order of all tables. A new one is a line here, and a row of the table in docs/*/files.md."""
 
@@ -247,3 +192,13 @@ def measured(need: Need, *evidence: Any) -> dict[str, float | None]:
     return {
         name: None if missing else metric.measure(*evidence) for name, metric in METRICS.items() if metric.needs == need
     }
+
+
+def row_figures(need: Need, *evidence: Sequence[Any]) -> list[dict[str, float | None]]:
+    """For each row its figures by metric: of those metrics of one need that have figures of rows.
+
+    >>> row_figures("answers", ["a b"], ["a c"])[0]["token_f1"]
+    0.0
+    """
+    metrics = {name: metric.by_row for name, metric in METRICS.items() if metric.needs == need and metric.by_row}
+    return [{name: by_row(*row) for name, by_row in metrics.items()} for row in zip(*evidence, strict=True)]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tuneloop.evaluation.intervals import Estimate
+import numpy as np
 
+from tuneloop.base.language import t
+from tuneloop.evaluation import intervals
+from tuneloop.evaluation.corpus import SectionTexts, corpus_pair
+from tuneloop.evaluation.intervals import CONFIDENCE, Estimate
+from tuneloop.evaluation.metrics import METRICS, Metric
+
+SOURCE = "source/"
+"""Section of a file's held-out rows, where there are several files: they are those of section "" once more."""
 Separation = Literal["better", "worse", "not separable", "not defined"]
 
 
@@ -20,13 +29,27 @@ class RowScores:
     """Its section of the suite: "" for held-out rows, "general/<name>", "file/<name>", "task/<name>"."""
     before: Mapping[str, float | None] = field(default_factory=dict)
     after: Mapping[str, float | None] = field(default_factory=dict)
+    weight: float = 1.0
+    """What it counts in a mean of losses: its label tokens, or the weight of its class."""
+
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            own = {key: _finite(number) for key, number in getattr(self, name).items()}
+            object.__setattr__(self, name, own)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RowScores:
-        return cls(content["id"], content.get("section", ""), dict(content["before"]), dict(content["after"]))
+        return cls(
+            content["id"], content.get("section", ""), content["before"], content["after"], content.get("weight", 1.0)
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "section": self.section, "before": dict(self.before), "after": dict(self.after)}
+        sides = {"before": dict(self.before), "after": dict(self.after)}
+        return {"id": self.id, "section": self.section, **sides, "weight": self.weight}
+
+
+def _finite(number: float | None) -> float | None:
+    return float(number) if number is not None and math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +74,119 @@ class Paired:
     def as_dict(self) -> dict[str, Any]:
         sides = {key: getattr(self, key).as_dict() for key in ("before", "after", "difference")}
         return {"metric": self.metric, "section": self.section, **sides, "separation": self.separation, "p": self.p}
+
+
+def separations() -> dict[Separation, str]:
+    """A separation -> its word for the reader."""
+    return {
+        "better": t("better"),
+        "worse": t("worse"),
+        "not separable": t("not separable"),
+        "not defined": t("not defined"),
+    }
+
+
+def compare_rows(rows: Sequence[RowScores], texts: Mapping[str, SectionTexts] | None = None) -> list[Paired]:
+    """Each metric of each section with its intervals, and whether the sides can be told apart.
+
+    `texts` are the answers of a section, where its BLEU, chrF or macro F1 is wanted. A metric that no row of a section
+    names is left out.
+    """
+    texts = texts or {}
+    sections: dict[str, list[RowScores]] = {section: [] for section in texts}
+    for row in rows:
+        sections.setdefault(row.section, []).append(row)
+    pairs = [_pair(name, section, own, texts.get(section)) for section, own in sections.items() for name in METRICS]
+    return [pair for pair in pairs if pair is not None]
+
+
+def pair_runs(left: Sequence[RowScores], right: Sequence[RowScores]) -> list[Paired]:
+    """Two runs after training on the rows that both were measured on: `before` is the left one, `after` the right one.
+
+    BLEU, chrF and macro F1, which are no mean of rows, are left out.
+    """
+    theirs = {(row.section, row.id): row for row in right}
+    shared = [(row, theirs[row.section, row.id]) for row in left if (row.section, row.id) in theirs]
+    return compare_rows([RowScores(a.id, a.section, a.after, b.after, a.weight) for a, b in shared])
+
+
+def _pair(name: str, section: str, rows: Sequence[RowScores], texts: SectionTexts | None) -> Paired | None:
+    metric = METRICS[name]
+    if metric.interval == "corpus":
+        wanted = texts is not None and (metric.needs == "labels") == _has(rows, "accuracy")
+        return _judged(name, section, *corpus_pair(name, texts)) if texts is not None and wanted else None
+    source = metric.of_rows or name
+    if not metric.interval or not _has(rows, name):
+        return None
+    pairs = [
+        (before, after, row.weight)
+        for row in rows
+        if (before := row.before.get(source)) is not None and (after := row.after.get(source)) is not None
+    ]
+    if not pairs:
+        nothing = Estimate(note="not measured")
+        return Paired(name, section, nothing, nothing, nothing, "not defined")
+    return _judged(name, section, *PAIRED_BY[metric.interval](metric, *np.array(pairs, np.float64).T))
+
+
+def _has(rows: Sequence[RowScores], metric: str) -> bool:
+    return any(metric in row.before or metric in row.after for row in rows)
+
+
+PairMeasured = tuple[Estimate, Estimate, Estimate, float | None]
+"""Before, after, difference, and the p of an exact test."""
+
+
+def _means(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
+    difference = intervals.mean_difference(before, after)
+    return intervals.mean(before), intervals.mean(after), difference, intervals.sign_flip(after - before)
+
+
+def _proportions(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
+    first, last = before > 0, after > 0
+    old, new = (intervals.proportion(int(side.sum()), len(side)).scaled(metric.scale) for side in (first, last))
+    difference = intervals.proportion_difference(first, last).scaled(metric.scale)
+    return old, new, difference, intervals.mcnemar(first, last)
+
+
+def _ratios(metric: Metric, before: Any, after: Any, weight: Any) -> PairMeasured:
+    def of(share: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.exp(share) if metric.of_rows else share
+
+    first, last = before * weight, after * weight
+    old, new = (intervals.ratio(side, weight, of=of) for side in (first, last))
+    return old, new, intervals.ratio_difference(first, last, weight, of=of), intervals.sign_flip(last - first)
+
+
+PAIRED_BY: dict[str, Callable[..., PairMeasured]] = {
+    "mean": _means,
+    "proportion": _proportions,
+    "ratio": _ratios,
+}
+"""How a metric of rows gets its interval -> the function that gives it."""
+
+
+def _judged(
+    name: str, section: str, before: Estimate, after: Estimate, difference: Estimate, p: float | None
+) -> Paired:
+    separation = separate(difference, p, METRICS[name].higher_is_better)
+    if METRICS[name].higher_is_better is None and not difference.note:
+        difference = replace(difference, note="no direction")
+    return Paired(name, section, before, after, difference, separation, p)
+
+
+def separate(difference: Estimate, p: float | None, higher_is_better: bool | None) -> Separation:
+    """Better or worse only where the interval of the difference leaves out 0 and the exact test agrees.
+
+    >>> separate(Estimate(-0.5, -0.7, -0.3, 60, "bca"), 0.001, False)
+    'better'
+    >>> separate(Estimate(-0.5, -0.7, -0.3, 3, "bca"), 0.25, False), separate(Estimate(), None, True)
+    ('not separable', 'not defined')
+    """
+    if difference.estimate is None or higher_is_better is None:
+        return "not defined"
+    low, high = (difference.estimate if bound is None else bound for bound in (difference.low, difference.high))
+    if low <= 0 <= high or p is None or p >= 1 - CONFIDENCE:
+        return "not separable"
+    return "better" if (difference.estimate > 0) == higher_is_better else "worse"

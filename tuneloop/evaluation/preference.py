@@ -17,9 +17,12 @@ from tuneloop.data.batches.examples import Examples
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.data.tokens.samples import Sequences
-from tuneloop.evaluation import compare
+from tuneloop.evaluation import compare, suite
+from tuneloop.evaluation.by_row import compare_held
 from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, measured
+from tuneloop.evaluation.paired import RowScores
+from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.trained import Trained
 from tuneloop.model.load import placed
@@ -27,7 +30,6 @@ from tuneloop.tasks.logprobs import LogProbModel, by_sample
 from tuneloop.tasks.loss import head_is_exact
 from tuneloop.tasks.reward import RewardModel
 from tuneloop.tasks.task import SplitView
-from tuneloop.training.loop import held_loss
 from tuneloop.training.packing import packs_exactly, rows
 
 SampleScores = Callable[[Trained, nn.Module, Sequences, Sequence[Record]], NDArray[np.float64]]
@@ -58,9 +60,16 @@ def _compared(records: Sequence[Record]) -> list[Record]:
 
 @torch.no_grad()
 def prefers(
-    trained: Trained, model: nn.Module, held: Sequence[Record], scores_of: SampleScores
+    trained: Trained,
+    model: nn.Module,
+    held: Sequence[Record],
+    scores_of: SampleScores,
+    each: Callable[[dict[str, dict[str, float | None]]], object] | None = None,
 ) -> dict[str, float | None]:
-    """The metrics of the held-out pairs, or of the judged answers where there is no pair; {} where there is neither."""
+    """The metrics of the held-out pairs, or of the judged answers where there is no pair; {} where there is neither.
+
+    `each` hears the id of each pair -> its own figures.
+    """
     records = _compared(held) or [r for r in held if KINDS[r.kind].label == "verdict"]
     if not records:
         return {}
@@ -69,11 +78,18 @@ def prefers(
     last = np.cumsum(np.bincount(samples.row, minlength=len(records))) - 1
     if _compared(records):
         leads = scores[last - 1] - scores[last]
+        if each is not None:
+            each({r.id: _figures(lead) for r, lead in zip(records, leads.tolist(), strict=True)})
         return _finite({**measured("pairs", leads), **measured("leads", leads)})
     good = np.array([r.label == "good" for r in records])
     if good.all() or not good.any():
         return {}
     return _finite(measured("leads", np.array([scores[last[good]].mean() - scores[last[~good]].mean()])))
+
+
+def _figures(lead: float) -> dict[str, float | None]:
+    """What a pair scores by the lead of its better answer."""
+    return {"preferred": 100.0 * (lead > 0), "margin": lead}
 
 
 def _finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
@@ -85,25 +101,30 @@ def measure_rewards(trained: Trained, held: Sequence[Record], say: Callable[[str
     rightly. Before training its head is as it was drawn, so it guesses."""
     unmeasured = {name: None for name, metric in METRICS.items() if metric.needs in ALWAYS}
 
-    def ask(model: nn.Module) -> Scores:
+    def ask(model: nn.Module) -> tuple[Scores, dict[str, dict[str, float | None]]]:
         model.eval()
-        preferred = prefers(trained, model, held, rewards)
+        figures: dict[str, dict[str, float | None]] = {}
+        preferred = prefers(trained, model, held, rewards, figures.update)
         if not preferred:
-            return Scores(unmeasured, rows=0, label_tokens=0)
+            return Scores(unmeasured, rows=0, label_tokens=0), figures
         items = _items(trained, held)
         module = trained.task.objective(model, items, trained.setting)
         packed = rows(items, trained.recipe.train.token_budget, packing=packs_exactly(module, items))
-        loss = held_loss(module, packed, _device(model)) / len(items)
-        metrics = {**unmeasured, **measured("rows", loss), **preferred}
-        return Scores(metrics, rows=0, label_tokens=int(items.samples.labels.sum()))
+        total, losses = row_losses(module, packed, items, _device(model))
+        for record, loss in zip(_compared(held), losses.tolist(), strict=True):
+            figures[record.id] = {"loss": loss, **figures[record.id]}
+        metrics = {**unmeasured, **measured("rows", total / len(items)), **preferred}
+        return Scores(metrics, rows=0, label_tokens=int(items.samples.labels.sum())), figures
 
     placed(trained.model)
     say(t("Measuring before training"))
     with untrained(trained) as base:
-        before = ask(base)
+        before, first = ask(base)
     say(t("Measuring after training"))
-    after = ask(trained.model)
-    return compare.assemble(before=before, after=after, held=held, task=trained.recipe.train.task)
+    after, last = ask(trained.model)
+    scored = tuple(RowScores(id_, "", own, last[id_]) for id_, own in first.items())
+    evaluation = compare.assemble(before=before, after=after, held=held, task=trained.recipe.train.task)
+    return replace(evaluation, row_scores=scored, paired=compare_held(scored, {}, suite.by_file(_compared(held))))
 
 
 def _items(trained: Trained, held: Sequence[Record]) -> Examples:

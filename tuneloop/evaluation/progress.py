@@ -23,12 +23,12 @@ class Counted:
     def context(self) -> int:
         return self.answerer.context
 
-    def count(self, chat: list[dict[str, Any]]) -> int:
+    def count(self, chat: list[dict[str, Any]], **offered: Any) -> int:
         """Prompt tokens of a chat."""
-        return self.answerer.count(chat)
+        return self.answerer.count(chat, **offered)
 
     def answer(
-        self, chats: list[list[dict[str, Any]]], *, max_new_tokens: int = 64, batch_size: int = 8
+        self, chats: list[list[dict[str, Any]]], *, max_new_tokens: int = 64, batch_size: int = 8, **offered: Any
     ) -> list[Reply]:
         """One reply a chat, in order."""
         before = self.done
@@ -39,4 +39,6 @@ class Counted:
                 self.last_report = time.perf_counter()
                 self.say(t("  {n} of {total} answers", n=self.done, total=self.total))
 
-        return self.answerer.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=hear)
+        return self.answerer.answer(
+            chats, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=hear, **offered
+        )

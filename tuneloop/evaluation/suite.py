@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluation.evaluation import Scores
+from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.metrics import measured
 
 HeldLoss = Callable[[list[Record]], tuple[float, int]]
@@ -26,6 +27,12 @@ class AnswererLike(Protocol):
     ) -> list[Reply]: ...
 
 
+class ToolAnswerer(AnswererLike, Protocol):
+    """One that can be offered tools; `tools` are passed for rows that have some, and not for others."""
+
+    def count(self, chat: list[dict[str, Any]], /, *, tools: Sequence[Any] = ...) -> int: ...
+
+
 def prompt(record: Record) -> tuple[Message, ...]:
     """The messages before the last assistant turn; empty when there is nothing to answer."""
     last = _last(record)
@@ -43,21 +50,40 @@ def _last(record: Record) -> int:
 
 
 def comparable(record: Record) -> bool:
-    """Whether an answer can be compared as text: it has a prompt, a text, and no tools, which `answer` cannot offer."""
+    """Whether an answer can be compared as text: it has a prompt, a text, and no tools (`calls_tools`)."""
     return bool(any(m.role != "system" for m in prompt(record)) and reference(record).strip() and not record.tools)
 
 
-def fitting(answerer: AnswererLike, max_new_tokens: int) -> Callable[[Record], bool]:
+def calls_tools(record: Record) -> bool:
+    """Whether the answer to a prompt can be compared by the tools that it calls, or does not call."""
+    has_prompt = any(m.role != "system" for m in prompt(record))
+    last = record.messages[_last(record)] if has_prompt else None
+    return last is not None and bool(record.tools) and bool(last.tool_calls or last.content.strip())
+
+
+def offers(answerer: ToolAnswerer, record: Record) -> bool:
+    """Whether the model's template puts the tools of a record before it: some do not know them."""
+    chat = [m.as_chat() for m in prompt(record)]
+    return answerer.count(chat, tools=record.tools) != answerer.count(chat)
+
+
+def fitting(answerer: ToolAnswerer, max_new_tokens: int) -> Callable[[Record], bool]:
     """Whether the prompt of a record leaves room for `max_new_tokens` in the model's context."""
 
     def fits(record: Record) -> bool:
-        return answerer.count([m.as_chat() for m in prompt(record)]) + max_new_tokens <= answerer.context
+        offered = {"tools": record.tools} if record.tools else {}
+        return answerer.count([m.as_chat() for m in prompt(record)], **offered) + max_new_tokens <= answerer.context
 
     return fits
 
 
-def pick(records: Sequence[Record], rows: int, fits: Callable[[Record], bool] = lambda record: True) -> list[Record]:
-    """At most `rows` comparable records, one file after the other in turn, each file in its order: the same every time.
+def pick(
+    records: Sequence[Record],
+    rows: int,
+    fits: Callable[[Record], bool] = lambda record: True,
+    wanted: Callable[[Record], bool] = comparable,
+) -> list[Record]:
+    """At most `rows` records that are `wanted`, one file after the other in turn, each in its order: always the same.
 
     >>> def row(file, n): return Record((Message("user", "?"), Message("assistant", "!")), file, n)
     >>> [(r.file, r.line) for r in pick([row("a", 1), row("a", 2), row("a", 3), row("b", 9)], 3)]
@@ -67,7 +93,7 @@ def pick(records: Sequence[Record], rows: int, fits: Callable[[Record], bool] = 
     picked: list[Record] = []
     while queues and len(picked) < rows:
         for queue in list(queues):
-            record = next((r for r in queue if comparable(r) and fits(r)), None)
+            record = next((r for r in queue if wanted(r) and fits(r)), None)
             if record is None:
                 queues.remove(queue)
             elif len(picked) < rows:
@@ -99,18 +125,8 @@ def loss_by_source(records: Sequence[Record], held_loss: HeldLoss) -> dict[str, 
     return {name: held_loss(group) for name, group in by_file(records).items()}
 
 
-def visible(text: str) -> str:
-    """The answer without the thought before it; a thought that never ended leaves nothing.
-
-    >>> visible("<think>2+2</think> 4"), visible("2+2</think>4"), visible("<think>hm"), visible("4")
-    ('4', '4', '', '4')
-    """
-    _, closed, answer = text.rpartition("</think>")
-    return "" if not closed and "<think>" in text else answer.strip()
-
-
 def score(
-    answerer: AnswererLike,
+    answerer: ToolAnswerer,
     records: list[Record],
     held_loss: HeldLoss,
     *,
@@ -130,7 +146,12 @@ def score(
     loss = _mean(total, label_tokens)
     texts = ([visible(reply.text) for reply in replies], [reference(r) for r in picked]) if picked else (None, None)
     return Scores(
-        {**measured("rows", loss), **measured("tokens", loss), **measured("answers", *texts)},
+        {
+            **measured("rows", loss),
+            **measured("tokens", loss),
+            **measured("answers", *texts),
+            **(measured("replies", replies) if picked else {}),
+        },
         rows=len(picked),
         label_tokens=label_tokens,
         by_source={name: Scores({"loss": _mean(s, n)}, label_tokens=n) for name, (s, n) in sums.items()},

@@ -41,15 +41,17 @@ class Answerer:
         self.context = longest(model)
         """Longest prompt and answer together, in tokens."""
 
-    def prompt(self, chat: Chat) -> list[int]:
-        """Token ids of a chat with the generation prompt."""
+    def prompt(self, chat: Chat, tools: Sequence[Any] = (), thinking: bool | None = None) -> list[int]:
+        """Token ids of a chat with the generation prompt, with tools, and with the template's thoughts switched on or
+        off."""
         if self.system and not any(m["role"] == "system" for m in chat):
             chat = [{"role": "system", "content": self.system}, *chat]
-        return encode(self.tokenizer, [render(self.tokenizer, chat, prompt=True) + self.answer_prefix])[0]
+        text = render(self.tokenizer, chat, prompt=True, tools=tools, thinking=thinking)
+        return encode(self.tokenizer, [text + (self.answer_prefix if thinking is None else "")])[0]
 
-    def count(self, chat: Chat) -> int:
+    def count(self, chat: Chat, tools: Sequence[Any] = ()) -> int:
         """Prompt tokens of a chat."""
-        return len(self.prompt(chat))
+        return len(self.prompt(chat, tools))
 
     def answer(
         self,
@@ -63,13 +65,17 @@ class Answerer:
         stop: tuple[str, ...] = (),
         progress: Callable[[int], None] | None = None,
         share: Callable[[float], None] | None = None,
+        tools: Sequence[Sequence[Any]] = (),
+        thinking: bool | None = None,
     ) -> list[Reply]:
         """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
+
+        `tools` are what each chat is offered, `thinking` the template's switch (None leaves it as it is).
 
         `progress` hears after each batch how many answers are written, `share` after each token which part of the work
         is done at least, from 0 to 1.
         """
-        prompts = [self.prompt(c) for c in chats]
+        prompts = [self.prompt(c, tools[k] if tools else (), thinking) for k, c in enumerate(chats)]
         replies: list[Reply | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         how = Sampling(temperature, top_p, seed)

@@ -39,6 +39,7 @@ def verdict(
     if evaluation is not None:
         changes = {change.metric: change for change in compare.changes(evaluation)}
         parts = [*_probes(evaluation), *_form(evaluation), *_preference(changes), *_loss(evaluation, changes)]
+        parts += _thoughts(changes)
     parts += _state(evaluation, events, metrics)
     tones = {tone for tone, _ in parts}
     tone: Tone = "bad" if "bad" in tones else "good" if "good" in tones else "plain"
@@ -70,7 +71,8 @@ def _preference(changes: dict[str, compare.Change]) -> Iterator[tuple[Tone, str]
     better = margin.better if margin is not None and share.better is None else share.better
     tone: Tone = "plain" if better is None else "good" if better else "bad"
     facts = {"before": f"{share.before:.0f}", "after": f"{share.after:.0f}"}
-    yield tone, t("Of the held-out pairs, the better answer is preferred in {after} %, before in {before} %.", **facts)
+    text = t("Of the held-out pairs, the better answer is preferred in {after} %, before in {before} %.", **facts)
+    yield tone, sentences(text, _chance(share) if better is None else "")
 
 
 def _loss(evaluation: Evaluation, changes: dict[str, compare.Change]) -> Iterator[tuple[Tone, str]]:
@@ -84,6 +86,9 @@ def _loss(evaluation: Evaluation, changes: dict[str, compare.Change]) -> Iterato
     before, after = f"{loss.before:.2f}", f"{loss.after:.2f}"
     if before == after:
         yield "plain", t("The held-out loss stayed at {after}.", after=after)
+    elif loss.separation in ("not separable", "not defined"):
+        facts = {"before": before, "after": after}
+        yield "plain", sentences(t("The held-out loss was {before} and is {after}.", **facts), _chance(loss))
     elif loss.better:
         yield "good", t("The held-out loss fell from {before} to {after}.", before=before, after=after)
     else:
@@ -95,10 +100,41 @@ def _loss(evaluation: Evaluation, changes: dict[str, compare.Change]) -> Iterato
     rose = [
         f"{c.metric.partition('/')[2]} ({c.before:.2f} → {c.after:.2f})"
         for c in parts
-        if (c.change or 0.0) > RISE * (c.before or 0.0)
+        if (c.change or 0.0) > RISE * (c.before or 0.0) and c.separation in ("worse", None)
     ]
     if rose and loss.better:
         yield "plain", t("But it rose on {files}.", files=listed(rose))
+
+
+def _chance(change: compare.Change) -> str:
+    """That a change is not separable from chance, and on how many rows; "" where nothing is known of them."""
+    if change.difference is None or change.separation != "not separable":
+        return ""
+    return t("On {n} rows that is not separable from chance.", n=change.difference.rows)
+
+
+def _thoughts(changes: dict[str, compare.Change]) -> Iterator[tuple[Tone, str]]:
+    """Of a model that thinks: how often, how long, and how often thought and answer are well formed."""
+    names = ("thinks", "thought_length", "thought_seconds", "well_formed")
+    after = {name: changes[name].after for name in names if name in changes}
+    if len(after) < len(names) or None in after.values():
+        return
+    rate, words, seconds, formed = (after[name] or 0.0 for name in names)
+    facts = {
+        "rate": f"{rate:.0f}",
+        "before": f"{changes['thinks'].before or 0.0:.0f}",
+        "words": f"{words:.0f}",
+        "seconds": f"{seconds:.1f}",
+        "formed": f"{formed:.0f}",
+    }
+    yield (
+        "plain",
+        t(
+            "It thinks before {rate} % of its answers (before training {before} %), on average {words} words and "
+            "{seconds} s; {formed} % of the answers are well formed.",
+            **facts,
+        ),
+    )
 
 
 def _state(

@@ -19,7 +19,7 @@ from tuneloop.base.language import listed
 from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
 
 __all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
-           "stop_ids", "stop_texts", "template_of"]  # fmt: skip
+           "stop_ids", "stop_texts", "switches_thoughts", "template_of"]  # fmt: skip
 
 Chat = list[dict[str, Any]]
 
@@ -82,8 +82,9 @@ class Renderer:
         self._prompts: dict[str, str] = {}
         self._forms: dict[str, _Form] = {}
 
-    def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
-        """The text of a chat; with `prompt` it ends where the assistant is to begin.
+    def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = (), thinking: bool | None = None) -> str:
+        """The text of a chat; with `prompt` it ends where the assistant is to begin. `thinking` is the switch
+        enable_thinking that some templates have (`switches_thoughts`); None leaves it as it is.
 
         Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
         """
@@ -91,11 +92,16 @@ class Renderer:
             if self._parts is None or not chat:
                 return str(
                     self._tokenizer.apply_chat_template(
-                        chat, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None
+                        chat,
+                        tokenize=False,
+                        add_generation_prompt=prompt,
+                        tools=list(tools) or None,
+                        **_switch(thinking),
                     )
                 )
             source = self._source(tools)
-            return self._render(source, self._template_data(self._formed(chat, source)), prompt, self._tool_data(tools))
+            messages = self._template_data(self._formed(chat, source))
+            return self._render(source, messages, prompt, self._tool_data(tools), thinking)
 
     def turns(self, chat: Chat, answers: Sequence[int], tools: Sequence[Any] = ()) -> list[tuple[str, str]]:
         """For each answer, at its place in the chat: the text in which it is served, and the text up to its end.
@@ -160,11 +166,12 @@ class Renderer:
     def _tool_data(self, tools: Sequence[Any]) -> Any:
         return self._parts._plain_template_data(list(tools)) if tools else None
 
-    def _render(self, source: str, chat: Chat, prompt: bool, tools: Any) -> str:
-        return str(self._filled(_compiled(self._parts._compile_jinja_template, source), chat, prompt, tools))
+    def _render(self, source: str, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> str:
+        return str(self._filled(_compiled(self._parts._compile_jinja_template, source), chat, prompt, tools, thinking))
 
-    def _filled(self, compiled: Any, chat: Chat, prompt: bool, tools: Any) -> Any:
-        return compiled.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **self._named)
+    def _filled(self, compiled: Any, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> Any:
+        named = {**self._named, **_switch(thinking)}
+        return compiled.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **named)
 
     def _at_once(self, source: str, chat: Chat, answers: Sequence[int], tools: Any) -> list[tuple[str, str]] | None:
         """`turns` from one rendering, for a template of which that is proven; None for any other."""
@@ -348,12 +355,23 @@ def _depends(after: Sequence[Any], tree: Any) -> bool:
     return not {name.name for statement in after for name in statement.find_all(nodes.Name)} <= free
 
 
-def render(tokenizer: Any, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = ()) -> str:
-    """The text of a chat; with `prompt` it ends where the assistant is to begin.
+def render(
+    tokenizer: Any, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = (), thinking: bool | None = None
+) -> str:
+    """The text of a chat; with `prompt` it ends where the assistant is to begin; `thinking` as `Renderer.text` has it.
 
     Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
     """
-    return Renderer(tokenizer).text(chat, prompt=prompt, tools=tools)
+    return Renderer(tokenizer).text(chat, prompt=prompt, tools=tools, thinking=thinking)
+
+
+def switches_thoughts(tokenizer: Any) -> bool:
+    """Whether the tokenizer's template has the switch enable_thinking (Qwen3 and relatives)."""
+    return "enable_thinking" in str(getattr(tokenizer, "chat_template", "") or "")
+
+
+def _switch(thinking: bool | None) -> dict[str, bool]:
+    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
