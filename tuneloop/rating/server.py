@@ -117,7 +117,14 @@ def create_page(desk: Desk, token: str, *, host: str, rater: str = "") -> FastAP
         if not _permitted(request, token, host):
             raise HTTPException(404)
 
-    app = FastAPI(title="tuneloop", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(enter)])
+    app = FastAPI(
+        title="tuneloop",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(enter)],
+        redirect_slashes=False,  # a redirect would answer those who have no token
+    )
     words = json.dumps({**page_words(), "chosen": current(), "rater": rater}, ensure_ascii=False)
     page = _file("index.html").replace("__WORDS__", words.replace("<", "\\u003c"))
 

@@ -148,6 +148,7 @@ async function go(to) {
   if (state === "unsaved" || state === "refused") tell("saved");
   slot = fetched;
   place = to;
+  document.body.dataset.place = place;
   shownAt = performance.now();
   $("turns").replaceChildren(...slot.context.map((turn) => make("div", { className: "turn", dir: "auto" }, make("b", { textContent: `${turn.role} ` }), make("div", { className: "text", textContent: turn.content }))));
   $("context").hidden = !slot.context.length;
@@ -165,6 +166,7 @@ async function go(to) {
 
 function finish() {
   [place, slot] = [total, null];
+  document.body.dataset.place = place;
   show("done");
   count();
   $("again").focus();
@@ -243,6 +245,7 @@ function move(step) {
 
 function key(event) {
   if ($("work").hidden || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (going) return event.preventDefault();  // the row that it is meant for is not here yet
   const inside = document.activeElement, writing = inside?.type === "text";
   const name = inside?.closest?.("fieldset")?.dataset.field ?? "";
   const letter = event.key.length === 1 ? event.key.toLowerCase() : event.key;
