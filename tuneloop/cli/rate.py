@@ -12,7 +12,7 @@ from tuneloop.cli import show
 
 if TYPE_CHECKING:
     from tuneloop.rating.results import RatingResults
-    from tuneloop.rating.study import Study
+    from tuneloop.rating.study import Shares, Study
     from tuneloop.runs.run import Run
 
 
@@ -49,19 +49,12 @@ def rate(
     name = rater_name(rater)
     if rater and not name:
         raise usage_error(t("--rater takes a name of 1 to 64 characters"))
-    study = Study.read(Study.at(first, second))
-    if study is None:
-        if results or to:
-            raise missing(first, second)
-        from tuneloop.evaluation.pairs import pair_up
-
-        pairing = pair_up(
-            first, second, prompt or [], rows=rows, seed=seed, max_new_tokens=max_new_tokens, say=show.say
-        )
-        shares = Shares(raters, overlap, repeats, seed)
-        study = Study.begin(Study.at(first, second), pairing, exchange.read_gold(gold) if gold else [], shares)
-    elif gold or prompt or rows:
-        show.say(t("The study goes on with the rows it began with: {path}", path=study.folder))
+    if (results or to) and Study.read(Study.at(first, second)) is None:
+        raise missing(first, second)
+    shares = Shares(raters, overlap, repeats, seed)
+    study = study_of(
+        first, second, prompts=prompt or [], rows=rows, gold=gold, shares=shares, max_new_tokens=max_new_tokens
+    )
     if source:
         with study.alone():
             taken = exchange.read_ratings(source, study)
@@ -76,6 +69,32 @@ def rate(
     elif not results:
         return
     report(study, first, second, asked=results, json=json)
+
+
+def study_of(
+    run: Run,
+    other: Run | None,
+    *,
+    prompts: list[str],
+    rows: int = 0,
+    gold: Path | None = None,
+    shares: Shares | None = None,
+    max_new_tokens: int = 256,
+) -> Study:
+    """The study of these runs, begun where there is none yet: people and judges see the same pairs."""
+    from tuneloop.evaluation.pairs import pair_up
+    from tuneloop.rating import exchange
+    from tuneloop.rating.study import Shares, Study
+
+    folder = Study.at(run, other)
+    if (study := Study.read(folder)) is not None:
+        if gold or prompts or rows:
+            show.say(t("The study goes on with the rows it began with: {path}", path=folder))
+        return study
+    shares = shares or Shares()
+    known = exchange.read_gold(gold) if gold else []
+    pairing = pair_up(run, other, prompts, rows=rows, seed=shares.seed, max_new_tokens=max_new_tokens, say=show.say)
+    return Study.begin(folder, pairing, known, shares)
 
 
 def usage_error(problem: str) -> Exception:
@@ -121,9 +140,11 @@ def serve(study: Study, run: Run, rater: str, host: str, port: int) -> None:
 
 def report(study: Study, run: Run, other: Run | None, *, asked: bool, json: bool) -> None:
     """The results, where they were asked for or all is rated: before that they would tell a rater who is who."""
+    from dataclasses import asdict
+
     from tuneloop.cli import rated
-    from tuneloop.rating import shelf
-    from tuneloop.rating.results import results as figures
+    from tuneloop.rating import judged, shelf
+    from tuneloop.rating.results import results as computed_from
 
     open_slots = sum(study.left().values())
     if not asked and (open_slots or not study.plans or len(study.plans) < study.shares.raters):
@@ -139,8 +160,12 @@ def report(study: Study, run: Run, other: Run | None, *, asked: bool, json: bool
         return
     key = shelf.study_key(study, run.workspace)
     elsewhere = [one for one in shelf.choices_of_all(run.workspace) if not one[0].startswith(f"{key} ")]
-    computed: RatingResults = figures(study, elsewhere)
+    computed: RatingResults = computed_from(study, elsewhere)
+    judges = judged.with_people(study)
     if json:
-        show.as_json(computed.as_dict())
-    else:
-        rated.results(computed)
+        both = [{**figures.as_dict(), "agreement": asdict(agreed) if agreed else None} for figures, agreed in judges]
+        show.as_json({**computed.as_dict(), "judges": both})
+        return
+    rated.results(computed)
+    for one, agreed in judges:
+        rated.judge(one, agreed, study.models)

@@ -1,4 +1,4 @@
-"""Tables of what people rated and what a judge found."""
+"""Tables of what people rated and what a judge figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tuneloop.cli.show import table
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.intervals import Estimate
+    from tuneloop.evaluation.judge import JudgeResults
+    from tuneloop.rating.judged import JudgeAgreement
     from tuneloop.rating.results import RatingResults
 
 
@@ -56,6 +58,28 @@ def results(rated: RatingResults) -> None:
     ]
     columns = [t("rater"), t("ratings"), t("left"), t("same choice when shown again"), t("right on gold rows")]
     table(t("Raters"), columns, people)
+
+
+def judge(figures: JudgeResults, agreed: JudgeAgreement | None, models: tuple[str, str]) -> None:
+    """What a judge found, and how far it agrees with people."""
+    from tuneloop.evaluation.pairs import shown_model
+
+    first, second = map(shown_model, models)
+    rows = [
+        (t("{model} is better", model=first), figures.choices["first"]),
+        (t("{model} is better", model=second), figures.choices["second"]),
+        (t("Equally good"), figures.choices["tie"]),
+        (t("no verdict"), figures.undecided),
+    ]
+    table(t("Judge: {judge}", judge=figures.judge), [t("choice"), t("rows")], rows)
+    line(t("Win rate of {model} where one was better", model=second), figures.win_rate, percent=True)
+    line(t("Verdicts that changed with the sides (counted as ties)"), figures.position_bias, percent=True)
+    if agreed is None:
+        print(t("Agreement with people: nobody has rated these pairs yet."))
+        return
+    line(t("Agreement with people in {n} rows (Cohen's kappa)", n=agreed.kappa.rows), agreed.kappa)
+    for scale, correlation in agreed.spearman.items():
+        line(t("{scale}: rank correlation with people (Spearman)", scale=scales()[scale]), correlation)
 
 
 def scales() -> dict[str, str]:

@@ -196,22 +196,20 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
     return _resampled(of, len(first), method)
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Spearman's rank correlation (1904), with a percentile interval by resampling rows."""
-    method = "Spearman"
-    if len(first) < 3:
-        return _undefined(len(first), method, t("not defined because there are fewer than three rows"))
-    if len(set(first)) == 1 or len(set(second)) == 1:
-        return _undefined(len(first), method, t("not defined because all ratings are equal"))
-    from scipy.stats import rankdata
-
-    x, y = np.asarray(first, float), np.asarray(second, float)
+def spearman(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Estimate:
+    """Spearman's rank correlation (1904) of scores, several a row, with a percentile interval by resampling rows."""
+    method, x, y = "Spearman", np.asarray(first, float), np.asarray(second, float)
+    if len(x) < 3:
+        return _undefined(len(x), method, t("not defined because there are fewer than three rows"))
+    if len(np.unique(x)) == 1 or len(np.unique(y)) == 1:
+        return _undefined(len(x), method, t("not defined because all ratings are equal"))
+    from scipy.stats import spearmanr
 
     def of(rows: Any) -> float:
-        a, b = rankdata(x[rows]), rankdata(y[rows])
-        return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
+        a, b = x[rows].ravel(), y[rows].ravel()
+        return float(spearmanr(a, b).statistic) if a.std() and b.std() else math.nan
 
-    return _resampled(of, len(first), method)
+    return _resampled(of, len(x), method)
 
 
 def _resampled(statistic: Callable[[Any], float], rows: int, method: str) -> Estimate:

@@ -73,7 +73,7 @@ def results(study: Study, elsewhere: Choices = ()) -> RatingResults:
     by_row: dict[str, list[Rating]] = defaultdict(list)
     for rating in rows:
         by_row[rating.pair].append(rating)
-    decided = Counter(_decision([r.chosen(study.models) for r in of_row]) for of_row in by_row.values())
+    decided = Counter(decision([r.chosen(study.models) for r in of_row]) for of_row in by_row.values())
     wins, losses = decided["second"], decided["first"]
     left = study.left()
     return RatingResults(
@@ -96,10 +96,10 @@ def _raters(study: Study, ratings: Iterable[Rating]) -> list[str]:
     return list(dict.fromkeys([*study.plans, *(rating.rater for rating in ratings)]))
 
 
-def _decision(votes: Sequence[str]) -> str:
+def decision(votes: Sequence[str]) -> str:
     """What most raters chose; a tie where two choices have as many votes.
 
-    >>> _decision(["first", "first", "tie"]), _decision(["first", "second"]), _decision(["both_bad"])
+    >>> decision(["first", "first", "tie"]), decision(["first", "second"]), decision(["both_bad"])
     ('first', 'tie', 'both_bad')
     """
     ranked = Counter(votes).most_common()
