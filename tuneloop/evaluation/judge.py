@@ -292,7 +292,7 @@ class Docket:
         decided = choices["first"] + choices["second"]
         wins = proportion(choices["second"], decided)
         if judged and not decided:
-            reason = t("not defined because all comparisons are ties")
+            reason = t("not defined because no row was decided for one of the two")
             wins = Estimate(None, None, None, 0, wins.method, reason)
         bias = proportion(sum(one.changed for one in read), len(read))
         undecided = len(self.pairs) - sum(choices.values())

@@ -14,6 +14,7 @@ CHOICES = ("A", "B", "tie", "both_bad")
 MODELS_CHOSEN = ("first", "second", "tie", "both_bad")
 """The same by the models of a study, whatever side they stood on."""
 SAFETY = {"pass": True, "fail": False}
+MOST_SECONDS = 1e9
 LONGEST_REASON = 2000
 """Characters of a reason."""
 SlotKind = Literal["row", "repeat", "gold"]
@@ -136,7 +137,9 @@ class Rating:
         if choice not in ("", *CHOICES):
             raise ValueError(f"choice = {str(choice)[:40]!r}: {', '.join(CHOICES)}")
         seconds = content.get("seconds")
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0):
+        if seconds is not None and (
+            isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MOST_SECONDS
+        ):
             raise ValueError(f"seconds = {str(seconds)[:40]!r}: 0 ..")
         a, b = (AnswerRating.from_columns(content, side) for side in SIDES)
         time = str(content.get("time") or "")[:32]

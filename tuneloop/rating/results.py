@@ -108,7 +108,7 @@ def decision(votes: Sequence[str]) -> str:
 
 def _win_rate(wins: int, decided: int, rows: int) -> Estimate:
     if rows and not decided:
-        return Estimate(None, None, None, 0, "Wilson", t("not defined because all comparisons are ties"))
+        return Estimate(None, None, None, 0, "Wilson", t("not defined because no row was decided for one of the two"))
     return proportion(wins, decided)
 
 

@@ -189,7 +189,8 @@ def rater_name(text: str) -> str:
     ('Li Na', '', '')
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
-    return name if name.isprintable() and 0 < len(name) <= LONGEST_NAME else ""
+    bare = re.sub("[\u200c\u200d]", "", name)  # joiners: names in Persian have them, and emoji
+    return name if bare.isprintable() and bare and len(name) <= LONGEST_NAME else ""
 
 
 def rated(blank: Rating, content: dict[str, Any], seconds: float | None) -> Rating:
