@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneloop.base.errors import RunError
+from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.language import t
 from tuneloop.base.records import Reply
 from tuneloop.evaluation.intervals import Estimate, proportion
@@ -29,6 +29,8 @@ from tuneloop.runs.journal import Journal
 FILE = "verdicts.jsonl"
 Scales = tuple[int, int, int]
 """Relevance, fluency and informativeness, 0 to 5."""
+REFUSED = (400, 413, 422)
+"""HTTP statuses that are about one request alone."""
 LONGEST_TEXT = 2000
 """Characters of a judge's reply that are written down."""
 _TASK = {
@@ -96,6 +98,11 @@ class Question:
     pair: AnswerPair
     swapped: bool
     chat: list[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """What its reading is found by."""
+        return self.pair.id, self.swapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +233,7 @@ class Docket:
     def open(self, model: Model, max_new_tokens: int) -> list[Question]:
         """The questions to be asked: not those that are answered, of two answers alike, or too long for the judge."""
         asked = [question(pair, side) for pair in self.pairs if not pair.same for side in (False, True)]
-        new = [one for one in asked if (one.pair.id, one.swapped) not in self.readings]
+        new = [one for one in asked if one.key not in self.readings]
         return [one for one in new if _fits(model, one, max_new_tokens)]
 
     def ask(
@@ -256,8 +263,7 @@ class Docket:
                 self.add(Reading(one.pair.id, one.swapped, verdict, None, f"{a:.4f} {b:.4f}"))
                 heard(len(self.readings))
         elif isinstance(model, EndpointAnswerer):
-            chats = [one.chat for one in questions]
-            model.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size, each=keep)
+            self._ask_endpoint(model, questions, keep, max_new_tokens, batch_size)
         else:
             order = sorted(range(len(questions)), key=lambda n: len(questions[n].chat[0]["content"]))
             for at in range(0, len(order), batch_size):
@@ -266,6 +272,37 @@ class Docket:
                 replies = model.answer(chats, max_new_tokens=max_new_tokens, batch_size=batch_size)
                 for n, reply in zip(group, replies, strict=True):
                     keep(n, reply)
+
+    def _ask_endpoint(
+        self,
+        model: EndpointAnswerer,
+        questions: Sequence[Question],
+        keep: Callable[[int, Reply], None],
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        """All questions; one that the server refuses by itself (too long, or against its rules) has no verdict.
+
+        Where the first ones are all refused it is the request that is wrong, and the error is raised.
+        """
+        refused: dict[int, MachineError] = {}
+        while open_ := [n for n, one in enumerate(questions) if n not in refused and one.key not in self.readings]:
+            try:
+                chats = [questions[n].chat for n in open_]
+                model.answer(
+                    chats,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    each=lambda k, reply, places=open_: keep(places[k], reply),  # type: ignore[misc]
+                )
+            except MachineError as error:
+                if error.facts.get("status") not in REFUSED or (len(refused) >= 2 and not self.readings):
+                    raise
+                refused[open_[error.facts["place"]]] = error
+        if refused and not self.readings:
+            raise next(iter(refused.values()))
+        for n, error in refused.items():
+            self.add(Reading(*questions[n].key, "", None, str(error.facts["error"])[:LONGEST_TEXT]))
 
     def add(self, reading: Reading) -> None:
         """Take in a reading, on the disk first."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from tuneloop.base.errors import MachineError
@@ -98,7 +98,8 @@ class EndpointAnswerer:
         each: Callable[[int, Reply], None] | None = None,
         **options: Any,
     ) -> list[Reply]:
-        """One reply a chat, in order, `batch_size` requests at once. Raises TL-MACHINE-ENDPOINT.
+        """One reply a chat, in order, `batch_size` requests at once. Raises TL-MACHINE-ENDPOINT, whose facts have the
+        `place` of the chat that failed, and the `status` of a request that was refused.
 
         `progress` hears how many answers are there, `each` the place and the reply of every one as it comes, on the
         caller's thread: also of those that were under way when another one failed, so that a caller who stores them
@@ -108,30 +109,39 @@ class EndpointAnswerer:
         client, replies = self._client, dict[int, Reply]()
         fields = {"temperature": temperature, "max_tokens": max_new_tokens, **options}
         failed: MachineError | None = None
+        stopping = Event()  # one request has failed: those that wait are not sent any more
         pool = ThreadPoolExecutor(max(1, batch_size))
         try:
-            pending = {pool.submit(self._reply, client, chat, fields): n for n, chat in enumerate(chats)}
+            pending = {pool.submit(self._reply, client, chat, fields, stopping): n for n, chat in enumerate(chats)}
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    n = pending.pop(future)
-                    if (error := _failure(future)) is not None:
-                        failed = failed or error
-                        pending = {waiting: m for waiting, m in pending.items() if not waiting.cancel()}
-                        break
-                    replies[n] = future.result()
+                    n, error = pending.pop(future), _failure(future)
+                    if error is not None and failed is None:
+                        error.facts["place"] = n
+                        failed = error
+                    if error is not None or (reply := future.result()) is None:
+                        continue
+                    replies[n] = reply
                     if each is not None:
-                        each(n, replies[n])
+                        each(n, reply)
                     if progress is not None:
                         progress(len(replies))
         finally:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
         if failed is not None:
             raise failed
         return [replies[n] for n in range(len(chats))]
 
-    def _reply(self, client: Endpoint, chat: Chat, fields: dict[str, Any]) -> Reply:
+    def _reply(self, client: Endpoint, chat: Chat, fields: dict[str, Any], stopping: Event) -> Reply | None:
+        if stopping.is_set():
+            return None
         began = time.perf_counter()
-        got = client.complete(chat, **fields)
+        try:
+            got = client.complete(chat, **fields)
+        except BaseException:
+            stopping.set()
+            raise
         text = f"<think>\n{got.thought}\n</think>\n\n{got.text}" if got.thought else got.text
         prompt = self.count(chat) if got.prompt_tokens is None else got.prompt_tokens
         tokens = self.count([{"content": text}]) if got.tokens is None else got.tokens
@@ -147,7 +157,7 @@ class EndpointAnswerer:
         return Reply(text, prompt, tokens, finish, time.perf_counter() - began)  # type: ignore[arg-type]
 
 
-def _failure(future: Future[Reply]) -> MachineError | None:
+def _failure(future: Future[Reply | None]) -> MachineError | None:
     """The coded error that a request ended with; any other exception is raised."""
     error = future.exception()
     if error is not None and not isinstance(error, MachineError):

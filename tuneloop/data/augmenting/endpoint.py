@@ -154,8 +154,8 @@ class Endpoint:
             raise self._odd(reply)
         return str(reply["translatedText"])
 
-    def _error(self, detail: str) -> MachineError:
-        return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail)
+    def _error(self, detail: str, **facts: Any) -> MachineError:
+        return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail, **facts)
 
     def _odd(self, reply: object) -> MachineError:
         return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
@@ -196,12 +196,12 @@ class Endpoint:
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            message = _text(error.read(200))
+            message = _message(error.read(4000))
         except (OSError, HTTPException):
             message = ""
         problem = f"HTTP {error.code} {message}".strip()
         if error.code not in _AGAIN and error.code < 500:
-            return self._error(problem)
+            return self._error(problem, status=error.code)
         return _Again(problem, _seconds(str(error.headers.get("retry-after") or "")))
 
 
@@ -223,6 +223,20 @@ def _count(tokens: object) -> int | None:
     return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
 
 
-def _text(content: bytes) -> str:
+def _message(content: bytes) -> str:
+    """What a refusal says: the message of OpenAI's form of errors, else the start of the response.
+
+    >>> _message(b'{"error": {"message": "too long"}}'), _message(b"slow down")
+    ('too long', 'slow down')
+    """
+    try:
+        error = json.loads(content)["error"]
+        message = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = None
+    return _text(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else _text(content)
+
+
+def _text(content: bytes, most: int = 100) -> str:
     """The start of a response on one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in content[:100].decode("utf-8", "replace")).split())
+    return " ".join("".join(c if c.isprintable() else " " for c in content[:most].decode("utf-8", "replace")).split())
