@@ -204,12 +204,18 @@ def test_against_our_own_server(tiny_model: Path, tmp_path: Path) -> None:
         assert not found.open(model, 4)
         assert (model.usage.calls, model.usage.tokens, model.usage.estimated) == (2, 8, False)
         pairs = [AnswerPair("?", "a", "b"), AnswerPair("?", "word " * 400, "b")]
+        assert model.context == 512
+        assert not docket(tmp_path, pairs).open(model, 4)  # the second is too long, as far as can be told from here
+        model.__dict__["context"] = 100_000  # and where the server does not say
         found = judge(tmp_path, model, pairs, max_new_tokens=4)
         assert found.results().undecided == 2
         assert "the model takes 512" in found.readings[pairs[1].id, False].text
     (tmp_path / "runs").mkdir()
-    with serving(make(tiny_model)) as served, pytest.raises(MachineError, match="HTTP 400 The prompt has"):
-        judge(tmp_path / "runs", EndpointAnswerer(f"{served.url}/v1"), pairs[1:], max_new_tokens=4)
+    with serving(make(tiny_model)) as served:
+        model = EndpointAnswerer(f"{served.url}/v1")
+        model.__dict__["context"] = 100_000
+        with pytest.raises(MachineError, match="HTTP 400 The prompt has"):
+            judge(tmp_path / "runs", model, pairs[1:], max_new_tokens=4)
 
 
 def test_what_the_server_refuses_by_itself_has_no_verdict(server: JudgeServer, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def rate_by_keys(page: Any, n: int) -> None:
     page.wait_for_function("before => document.body.dataset.place !== before", arg=before)
 
 
+@pytest.mark.slow
 def test_twenty_ratings_by_keyboard_through_a_killed_server(tmp_path: Path, browser: Any) -> None:
     run = run_with(tmp_path, answers(20))
     page = page_of(browser)

@@ -12,7 +12,7 @@ from tuneloop.base.language import t
 from tuneloop.cli import show, usage
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.judge import Cost, Docket, Model, Question
+    from tuneloop.evaluation.judge import Cost, Docket, JudgeQuestion, Model
 
 
 def judge(
@@ -46,18 +46,18 @@ def judge(
 
     first = open_run(run, workspace)
     second = open_run(other, workspace) if other else None
-    asked, name = _judge(judge, endpoint, model, timeout, retries, workspace)
+    judging, name = _judge(judge, endpoint, model, timeout, retries, workspace)
     from tuneloop.evaluation.judge import cost
     from tuneloop.rating import judged
 
     study = study_of(first, second, prompts=prompt or [], rows=rows)
     docket = judged.docket(study, name)
-    questions = docket.open(asked, max_new_tokens)
+    questions = docket.open(judging, max_new_tokens)
     if questions:
         prices = None if price_in is None or price_out is None else (price_in, price_out)
-        _say_cost(name, cost(asked, questions, max_new_tokens, prices), len(docket.readings))
+        _say_cost(name, cost(judging, questions, max_new_tokens, prices), len(docket.readings))
         _confirm(yes, endpoint)
-        _ask(docket, asked, questions, max_new_tokens, batch_size)
+        _ask(docket, judging, questions, max_new_tokens, batch_size)
     from tuneloop.cli import rated
 
     figures = docket.results()
@@ -120,7 +120,7 @@ def _confirm(yes: bool, endpoint: str) -> None:
     typer.confirm(t("Begin?"), abort=True, err=True)
 
 
-def _ask(docket: Docket, model: Model, questions: list[Question], max_new_tokens: int, batch_size: int) -> None:
+def _ask(docket: Docket, model: Model, questions: list[JudgeQuestion], max_new_tokens: int, batch_size: int) -> None:
     """All questions, with progress; what is answered stays when something ends it."""
     import time
 

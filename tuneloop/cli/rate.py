@@ -68,7 +68,7 @@ def rate(
             serve(study, first, name, host, port)
     elif not results:
         return
-    report(study, first, second, asked=results, json=json)
+    report(study, first, second, wanted=results, json=json)
 
 
 def study_of(
@@ -116,13 +116,15 @@ def serve(study: Study, run: Run, rater: str, host: str, port: int) -> None:
     from tuneloop.rating import server, shelf
     from tuneloop.serving.api import listen
 
-    shelf.put(study, run.workspace)
     bound, token = listen(host, port), server.new_token()
     shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{shown}]" if ":" in shown else shown
-    app = server.create_page(
-        server.Desk(study, lambda: shelf.put(study, run.workspace) and None), token, host=host, rater=rater
-    )
+
+    def store() -> None:
+        shelf.put(study, run.workspace)
+
+    store()
+    app = server.create_page(server.Desk(study, store), token, host=host, rater=rater)
     print(t("Rate here: {url}", url=f"http://{shown}:{bound.getsockname()[1]}/{token}/"), flush=True)
     show.say(t("Each change is saved at once. Ctrl-C ends; the same command goes on at the first row not rated."))
     if not server.is_local(host):
@@ -134,11 +136,11 @@ def serve(study: Study, run: Run, rater: str, host: str, port: int) -> None:
             )
         )
     server.run(app, bound)
-    shelf.put(study, run.workspace)
+    store()
     print()
 
 
-def report(study: Study, run: Run, other: Run | None, *, asked: bool, json: bool) -> None:
+def report(study: Study, run: Run, other: Run | None, *, wanted: bool, json: bool) -> None:
     """The results, where they were asked for or all is rated: before that they would tell a rater who is who."""
     from dataclasses import asdict
 
@@ -147,7 +149,7 @@ def report(study: Study, run: Run, other: Run | None, *, asked: bool, json: bool
     from tuneloop.rating.results import results as computed_from
 
     open_slots = sum(study.left().values())
-    if not asked and (open_slots or not study.plans or len(study.plans) < study.shares.raters):
+    if not wanted and (open_slots or not study.plans or len(study.plans) < study.shares.raters):
         words = [run.path, *([other.path] if other else [])]
         print(
             t(
@@ -163,8 +165,10 @@ def report(study: Study, run: Run, other: Run | None, *, asked: bool, json: bool
     computed: RatingResults = computed_from(study, elsewhere)
     judges = judged.with_people(study)
     if json:
-        both = [{**figures.as_dict(), "agreement": asdict(agreed) if agreed else None} for figures, agreed in judges]
-        show.as_json({**computed.as_dict(), "judges": both})
+        by_judge = [
+            {**figures.as_dict(), "agreement": asdict(agreed) if agreed else None} for figures, agreed in judges
+        ]
+        show.as_json({**computed.as_dict(), "judges": by_judge})
         return
     rated.results(computed)
     for one, agreed in judges:

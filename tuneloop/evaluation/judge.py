@@ -86,13 +86,13 @@ class Reading:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Reading:
         scores = content.get("scores")
-        both = (tuple(scores[0]), tuple(scores[1])) if scores else None
+        read = (tuple(scores[0]), tuple(scores[1])) if scores else None
         verdict = content["verdict"]
-        return cls(content["pair"], bool(content["swapped"]), verdict, both, content.get("text", ""))  # type: ignore[arg-type]
+        return cls(content["pair"], bool(content["swapped"]), verdict, read, content.get("text", ""))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgeQuestion:
     """What a judge is asked: a pair with its sides, as a chat."""
 
     pair: AnswerPair
@@ -157,7 +157,7 @@ def usable(model: object, name: str) -> Model:
     return model
 
 
-def question(pair: AnswerPair, swapped: bool) -> Question:
+def question(pair: AnswerPair, swapped: bool) -> JudgeQuestion:
     """The judge's prompt for a pair, in the language that the pair is in."""
     tongue = "zh" if _is_chinese(" ".join((pair.prompt, pair.first, pair.second))) else "en"
     before, request, reference, head_a, head_b, empty = _HEADS[tongue]
@@ -169,7 +169,7 @@ def question(pair: AnswerPair, swapped: bool) -> Question:
     parts = [(head, text) for head, text in parts if text.strip()]
     parts += [(head_a, a.strip() or empty), (head_b, b.strip() or empty)]
     texts = "\n\n".join(f"{head}\n{fence}\n{text}\n{fence}" for head, text in parts)
-    return Question(pair, swapped, [{"role": "user", "content": _TASK[tongue].format(fence=fence, texts=texts)}])
+    return JudgeQuestion(pair, swapped, [{"role": "user", "content": _TASK[tongue].format(fence=fence, texts=texts)}])
 
 
 def _is_chinese(text: str) -> bool:
@@ -207,14 +207,14 @@ def scores_in(reply: str) -> tuple[Scales, Scales] | None:
     >>> scores_in("A: relevance 9, fluency 4, informativeness 3\\nB: 1 2 3") is None
     True
     """
-    both: list[Scales] = []
+    sides: list[Scales] = []
     for side in "AB":
         lines = re.findall(rf"^\W*{side}\W*[:：](.*)$", visible(reply), re.MULTILINE)
         numbers = [int(n) for n in re.findall(r"(?<![\d.])\d+(?![\d.]*\d)", lines[0])] if len(lines) == 1 else []
         if len(numbers) != 3 or max(numbers) > 5:
             return None
-        both.append((numbers[0], numbers[1], numbers[2]))
-    return both[0], both[1]
+        sides.append((numbers[0], numbers[1], numbers[2]))
+    return sides[0], sides[1]
 
 
 class Docket:
@@ -230,16 +230,16 @@ class Docket:
                     reading = Reading.from_dict(line)
                     self.readings[reading.pair, reading.swapped] = reading
 
-    def open(self, model: Model, max_new_tokens: int) -> list[Question]:
+    def open(self, model: Model, max_new_tokens: int) -> list[JudgeQuestion]:
         """The questions to be asked: not those that are answered, of two answers alike, or too long for the judge."""
-        asked = [question(pair, side) for pair in self.pairs if not pair.same for side in (False, True)]
-        new = [one for one in asked if one.key not in self.readings]
+        every = [question(pair, side) for pair in self.pairs if not pair.same for side in (False, True)]
+        new = [one for one in every if one.key not in self.readings]
         return [one for one in new if _fits(model, one, max_new_tokens)]
 
     def ask(
         self,
         model: Model,
-        questions: Sequence[Question],
+        questions: Sequence[JudgeQuestion],
         *,
         max_new_tokens: int,
         batch_size: int,
@@ -276,7 +276,7 @@ class Docket:
     def _ask_endpoint(
         self,
         model: EndpointAnswerer,
-        questions: Sequence[Question],
+        questions: Sequence[JudgeQuestion],
         keep: Callable[[int, Reply], None],
         max_new_tokens: int,
         batch_size: int,
@@ -301,8 +301,8 @@ class Docket:
                 refused[open_[error.facts["place"]]] = error
         if refused and not self.readings:
             raise next(iter(refused.values()))
-        for n, error in refused.items():
-            self.add(Reading(*questions[n].key, "", None, str(error.facts["error"])[:LONGEST_TEXT]))
+        for n, refusal in refused.items():
+            self.add(Reading(*questions[n].key, "", None, str(refusal.facts["error"])[:LONGEST_TEXT]))
 
     def add(self, reading: Reading) -> None:
         """Take in a reading, on the disk first."""
@@ -337,30 +337,30 @@ class Docket:
 
 
 def cost(
-    model: Model, questions: Iterable[Question], max_new_tokens: int, prices: tuple[float, float] | None = None
+    model: Model, questions: Iterable[JudgeQuestion], max_new_tokens: int, prices: tuple[float, float] | None = None
 ) -> Cost:
     """What asking takes at most; `prices` are those of a million prompt tokens and of a million answer tokens."""
-    asked = list(questions)
+    listed = list(questions)
     if isinstance(model, Scorer):
-        chats = [_scored(one, first) for one in asked for first in (True, False)]
+        chats = [_scored(one, first) for one in listed for first in (True, False)]
         return Cost(len(chats), sum(map(model.count, chats)), 0, _characters(chats), False)
-    prompts, most = sum(model.count(one.chat) for one in asked), len(asked) * max_new_tokens
+    prompts, most = sum(model.count(one.chat) for one in listed), len(listed) * max_new_tokens
     price = (prompts * prices[0] + most * prices[1]) / 1e6 if prices else None
     estimated = isinstance(model, EndpointAnswerer)
-    return Cost(len(asked), prompts, most, _characters([one.chat for one in asked]), estimated, price)
+    return Cost(len(listed), prompts, most, _characters([one.chat for one in listed]), estimated, price)
 
 
 def _characters(chats: Iterable[list[dict[str, Any]]]) -> int:
     return sum(len(turn["content"]) for chat in chats for turn in chat)
 
 
-def _fits(model: Model, one: Question, max_new_tokens: int) -> bool:
+def _fits(model: Model, one: JudgeQuestion, max_new_tokens: int) -> bool:
     if isinstance(model, Scorer):
         return max(model.count(_scored(one, first)) for first in (True, False)) <= model.context
     return model.count(one.chat) + max_new_tokens <= model.context
 
 
-def _scored(one: Question, first: bool) -> list[dict[str, Any]]:
+def _scored(one: JudgeQuestion, first: bool) -> list[dict[str, Any]]:
     """The dialogue that a reward model scores: A (`first`) or B as the answer to the prompt."""
     pair = one.pair
     answer = pair.first if first != one.swapped else pair.second
@@ -368,7 +368,7 @@ def _scored(one: Question, first: bool) -> list[dict[str, Any]]:
     return [*turns, {"role": "user", "content": pair.prompt}, {"role": "assistant", "content": answer}]
 
 
-def _read(one: Question, text: str) -> Reading:
+def _read(one: JudgeQuestion, text: str) -> Reading:
     return Reading(one.pair.id, one.swapped, verdict_in(text), scores_in(text), text[:LONGEST_TEXT])
 
 

@@ -161,8 +161,11 @@ def _connected(rows: Sequence[Rating], elsewhere: Choices, start: str) -> list[P
 def _figures(study: Study, rater: str, ratings: Sequence[Rating], left: int) -> RaterFigures:
     mine = [rating for rating in ratings if rating.rater == rater]
     chosen = {(r.pair, r.kind): r.chosen(study.models) for r in mine}
-    again = [(chosen[pair, "row"], choice) for (pair, kind), choice in chosen.items()
-             if kind == "repeat" and (pair, "row") in chosen]  # fmt: skip
+    again = [
+        (chosen[pair, "row"], choice)
+        for (pair, kind), choice in chosen.items()
+        if kind == "repeat" and (pair, "row") in chosen
+    ]
     gold = [(study.pairs[pair].right, choice) for (pair, _), choice in chosen.items() if study.pairs[pair].right]
     return RaterFigures(
         rater,

@@ -195,11 +195,11 @@ def _permitted(request: Request, token: str, host: str) -> bool:
     """Whether a request has the token, was sent to this machine by a name of ours, and by no other page."""
     given = request.path_params.get("given", "")
     named = request.headers.get("host", "")
-    origin = request.headers.get("origin")
+    page = request.headers.get("origin")
     return (
         hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
         and _is_ours(named, host)
-        and (origin is None or origin == f"http://{named}")
+        and (page is None or page == f"http://{named}")
         and request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
     )
 

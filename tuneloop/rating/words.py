@@ -52,9 +52,9 @@ def _words(tongue: str) -> dict[str, str]:
         "saving": t("Saving …"),
         "unsaved": t("Not saved yet: the server does not answer. It is tried again; leave the page open."),
         "refused": t("Not saved: this address is no longer valid. Open the one that the terminal shows now."),
-        "place": t("{n} of {total}"),
-        "left": t("{n} to rate"),
-        "missing": t("Still to be rated: {what}"),
+        "place": t("{n} of {total}", n="{n}", total="{total}"),
+        "left": t("{n} to rate", n="{n}"),
+        "missing": t("Still to be rated: {what}", what="{what}"),
         "keys": t(
             "Keys: 0–5 score, P pass, F fail, A or B better, T equal, X both bad, Tab or arrows move, Enter next, "
             "Backspace back"
