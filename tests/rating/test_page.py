@@ -266,3 +266,37 @@ def test_the_page_forbids_all_that_is_not_its_own(address: str) -> None:
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
+
+
+def test_a_store_that_is_away_loses_no_rating(tmp_path: Path) -> None:
+    from tests.rating.made import rating, study_of
+    from tuneloop.base.errors import RunError
+    from tuneloop.rating.server import Desk
+
+    def away() -> None:
+        raise RunError("TL-RUN-STORE-BUSY", where="x", error="locked")
+
+    study = study_of(run_with(tmp_path, answers(3)), repeats=0)
+    desk = Desk(study, away)
+    joined = desk.join(" Li ")
+    assert joined == {"rater": "Li", "total": 3, "place": 0, "left": 3}
+    columns = rating(study, "Li", 0, "first").as_dict()
+    assert desk.rate("Li", 0, columns) == {"left": 2}
+    again = Study.read(study.folder)
+    assert again is not None
+    assert Desk(again).join("Li") == {"rater": "Li", "total": 3, "place": 1, "left": 2}
+
+
+def test_a_page_cannot_say_who_stood_where(tmp_path: Path) -> None:
+    from tests.rating.made import study_of
+    from tuneloop.rating.server import Desk
+
+    study = study_of(run_with(tmp_path, answers(2)), repeats=0)
+    desk = Desk(study)
+    desk.join("Li")
+    forged = {"choice": "A", "model_a": "me", "pair": "x", "rater": "Ana", "kind": "gold"}
+    desk.rate("Li", 0, forged)
+    (made,) = study.ratings()
+    slot = study.plans["Li"][0]
+    assert (made.pair, made.rater, made.kind) == (slot.pair, "Li", "row")
+    assert {made.model_a, made.model_b} == set(study.models)

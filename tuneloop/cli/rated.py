@@ -48,7 +48,7 @@ def results(rated: RatingResults) -> None:
     if rated.strengths:
         strengths = [
             (shown_model(s.model), shown(s.log_odds), shown(s.chance, percent=True), notes(s.chance))
-            for s in rated.strengths
+            for s in rated.strengths[1:]
         ]
         title = t("Strengths by Bradley and Terry")
         table(title, [t("model"), t("log-odds"), t("chosen over {model}", model=first), ""], strengths)
@@ -95,17 +95,10 @@ def scales() -> dict[str, str]:
 
 def line(label: str, estimate: Estimate, *, percent: bool = False) -> None:
     """One estimate on a line of its own."""
-    print(
-        t(
-            "{label}: {figure}",
-            label=label,
-            figure=" ".join(filter(None, (shown(estimate, percent=percent), _few(estimate)))),
-        )
-    )
-
-
-def _few(estimate: Estimate) -> str:
-    return f"({estimate.note})" if estimate.note and estimate.estimate is not None else ""
+    figure = shown(estimate, percent=percent)
+    if estimate.note and estimate.estimate is not None:
+        figure = t("{figure} ({note})", figure=figure, note=estimate.note)
+    print(t("{label}: {figure}", label=label, figure=figure))
 
 
 def notes(*estimates: Estimate) -> str:

@@ -14,9 +14,11 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
+from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import current
 from tuneloop.base.optional import need
 from tuneloop.rating.rating import Rating
@@ -98,7 +100,8 @@ class Desk:
             self.study.add([rating])
             self._last[rating.key] = rating
             if rating.complete or before.complete:
-                self.after()
+                with suppress(TuneloopError):  # it is in the journal; the store gets it with the next, or at the end
+                    self.after()
             slots = self.study.plans[rater]
             return {"left": sum(not self._rating(rater, place).complete for place in range(len(slots)))}
 

@@ -50,6 +50,10 @@ function speak() {
   $("missing").textContent = "";
 }
 
+function failed(error) {  // a server in trouble is tried again; one that has no such address is another one
+  tell(error.status && error.status < 500 ? "refused" : "unsaved");
+}
+
 function tell(now) {
   state = now;
   $("saved").textContent = now ? word(now) : "";
@@ -139,7 +143,7 @@ async function go(to) {
       while (waiting.size) await pause(50);
       fetched = to >= total ? {} : await call(`slot?${new URLSearchParams({ rater, n: to })}`);
     } catch (error) {
-      tell(error.status ? "refused" : "unsaved");
+      failed(error);
       await pause(1000);
     }
   }
@@ -210,7 +214,7 @@ async function send() {  // one change after the other; "saved" only when the se
       left = reply.left;
       count();
     } catch (error) {
-      tell(error.status ? "refused" : "unsaved");
+      failed(error);
       await pause(1000);
     }
   }
@@ -274,7 +278,7 @@ async function join(name) {
   } catch (error) {
     show("start");
     if (error.status === 400) $("refusal").textContent = word("name_refused");
-    else tell(error.status ? "refused" : "unsaved");
+    else failed(error);
     $("rater").focus();
   }
 }
