@@ -130,7 +130,6 @@ def test_stored_answers_of_one_run_and_of_two(tmp_path: Path) -> None:
     assert drawn == pair_up(run, None, rows=2, seed=3)
 
 
-@pytest.mark.real_model
 def test_both_answer_where_nothing_is_stored(tiny_run: Path) -> None:
     from tuneloop.runs.run import Run
 

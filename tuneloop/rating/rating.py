@@ -25,7 +25,7 @@ SIDES = ("a", "b")
 def encodable(text: str) -> str:
     """A text as every file and database takes it: half a surrogate pair and the zero character are replaced.
 
-    >>> encodable("a\ud83d\x00b")
+    >>> encodable("a" + chr(0xD83D) + chr(0) + "b")
     'a??b'
     """
     return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "?")
