@@ -208,6 +208,7 @@ def test_no_file_is_documented_that_is_not_there(tongue: str, workspace: Path) -
     }
     # samples.jsonl only where it is asked for, stamps.json only of files that have lain for a while
     elsewhere = {"tuneloop.json", "chats.yaml", "samples.jsonl", "stamps.json"}
+    elsewhere |= {"study.json", "ratings.jsonl", "verdicts.jsonl"}  # of a run that was rated and judged
     assert len(spans) > 20
     assert not sorted(spans - written(workspace) - elsewhere)
 

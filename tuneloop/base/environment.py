@@ -28,7 +28,7 @@ class Environment:
     hub_endpoint: str
     """HF_ENDPOINT: another address for the model hub; empty means the library's own."""
     endpoint_key: str = field(repr=False)
-    """TUNELOOP_ENDPOINT_KEY: the key for `prepare.augment.endpoint`; it stands in no recipe and in no file."""
+    """TUNELOOP_ENDPOINT_KEY: the key for an endpoint (`prepare.augment.endpoint`, --endpoint); it is in no file."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 

@@ -21,7 +21,10 @@ from tuneloop.planning import driver as drivers
 from tuneloop.planning.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
-EXTRAS = {"serve": ("fastapi", "uvicorn"), "modelscope": ("modelscope",), "postgres": ("psycopg",)}
+EXTRAS = {
+    "serve": ("fastapi", "uvicorn"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
+    "postgres": ("psycopg",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def remark(self) -> str:
+        """Its note in the reader's words, "" for none."""
+        return notes().get(self.note, self.note)
+
     def scaled(self, scale: float) -> Estimate:
         """The same of `scale` times the figure: a share as a percentage.
 
@@ -72,6 +77,15 @@ def notes() -> dict[str, str]:
         "no direction": t("more of it is neither better nor worse"),
         "no rows apart": t("no figure for single rows"),
     }
+
+
+def few(rows: int) -> str:
+    """The note of a figure of so many rows: "few rows" or "".
+
+    >>> few(49), few(50)
+    ('few rows', '')
+    """
+    return "few rows" if rows < FEW else ""
 
 
 def proportion(successes: int, total: int, *, exact: bool = False) -> Estimate:
@@ -209,7 +223,7 @@ def bootstrapped(statistic: Callable[..., Any], *columns: Floats) -> Estimate:
         if not np.isfinite([drawn.confidence_interval.low, drawn.confidence_interval.high]).all():
             drawn, method = _bootstrap(statistic, columns, "percentile", drawn), "bootstrap"
     interval = drawn.confidence_interval
-    return Estimate(figure, interval.low, interval.high, n, method, "few rows" if n < FEW else "")
+    return Estimate(figure, interval.low, interval.high, n, method, few(n))
 
 
 def _bootstrap(statistic: Callable[..., Any], columns: Sequence[Floats], method: str, drawn: Any = None) -> Any:

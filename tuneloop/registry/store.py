@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 30
 """How long a writer waits for another one before TL-RUN-STORE-BUSY."""
+FILE = "tuneloop.db"
+"""The SQLite file of a workspace."""
 ATTEMPTS = 8
 _MIGRATION_LOCK = 7_251_001  # any number, the same in every process: PostgreSQL's advisory lock of the migrations
 
@@ -77,6 +79,39 @@ aliases = Table(
     Column("version", Integer, nullable=False),
 )
 
+rated_pairs = Table(
+    "rated_pairs",
+    metadata,
+    Column("study", Text, primary_key=True),
+    Column("pair", String(64), primary_key=True),
+    Column("context", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("model_first", Text, nullable=False),
+    Column("model_second", Text, nullable=False),
+    Column("answer_first", Text, nullable=False),
+    Column("answer_second", Text, nullable=False),
+    Column("gold", String(16), nullable=False),
+)
+ratings = Table(
+    "ratings",
+    metadata,
+    Column("study", Text, primary_key=True),
+    Column("pair", String(64), primary_key=True),
+    Column("rater", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("model_a", Text, nullable=False),
+    Column("model_b", Text, nullable=False),
+    Column("choice", String(16), nullable=False),
+    *(
+        Column(f"{name}_{side}", Integer, nullable=True)
+        for side in ("a", "b")
+        for name in ("relevance", "fluency", "informativeness")
+    ),
+    *(Column(f"safety_{side}", String(8), nullable=True) for side in ("a", "b")),
+    *(Column(f"safety_reason_{side}", Text, nullable=False) for side in ("a", "b")),
+    Column("rated", String(32), nullable=False),
+)
+
 # Text, not the tables above: those say how the schema is today, a migration says for ever what one step of it was.
 MIGRATIONS: list[tuple[str, ...]] = [
     (
@@ -87,6 +122,18 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CONSTRAINT versions_name_version UNIQUE (name, version))",
         "CREATE TABLE aliases (name VARCHAR(128) NOT NULL, alias VARCHAR(128) NOT NULL, version INTEGER NOT NULL, "
         "PRIMARY KEY (name, alias), FOREIGN KEY (name, version) REFERENCES versions (name, version))",
+    ),
+    (
+        "CREATE TABLE rated_pairs (study TEXT NOT NULL, pair VARCHAR(64) NOT NULL, context TEXT NOT NULL, "
+        "prompt TEXT NOT NULL, model_first TEXT NOT NULL, model_second TEXT NOT NULL, answer_first TEXT NOT NULL, "
+        "answer_second TEXT NOT NULL, gold VARCHAR(16) NOT NULL, PRIMARY KEY (study, pair))",
+        "CREATE TABLE ratings (study TEXT NOT NULL, pair VARCHAR(64) NOT NULL, rater VARCHAR(64) NOT NULL, "
+        "kind VARCHAR(16) NOT NULL, model_a TEXT NOT NULL, model_b TEXT NOT NULL, choice VARCHAR(16) NOT NULL, "
+        "relevance_a INTEGER, fluency_a INTEGER, informativeness_a INTEGER, "
+        "relevance_b INTEGER, fluency_b INTEGER, informativeness_b INTEGER, "
+        "safety_a VARCHAR(8), safety_b VARCHAR(8), safety_reason_a TEXT NOT NULL, safety_reason_b TEXT NOT NULL, "
+        "rated VARCHAR(32) NOT NULL, PRIMARY KEY (study, pair, rater, kind), "
+        "FOREIGN KEY (study, pair) REFERENCES rated_pairs (study, pair))",
     ),
 ]
 

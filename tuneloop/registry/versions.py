@@ -28,7 +28,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.hub import resolve
 from tuneloop.hub.known import find as find_model
 from tuneloop.hub.known import nearest
-from tuneloop.registry.store import Store, aliases, now, open_store
+from tuneloop.registry.store import FILE, Store, aliases, now, open_store
 from tuneloop.registry.store import versions as table
 from tuneloop.runs.run import BASE, BEGUN, Run, near_run, open_run, run_recipe
 
@@ -233,7 +233,7 @@ def near_names(ref: str, versions: Sequence[str]) -> str:
 
 
 def _path(workspace: Path) -> Path:
-    return workspace / "tuneloop.db"
+    return workspace / FILE
 
 
 @contextmanager

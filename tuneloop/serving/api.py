@@ -98,12 +98,12 @@ def _add_model_routes(app: FastAPI, engine: Engine, model_name: str) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_entry(model_name, created)]}
+        return {"object": "list", "data": [model_entry(model_name, created, engine.context)]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         _known(name, model_name)
-        return model_entry(name, created)
+        return model_entry(name, created, engine.context)
 
 
 def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Submit, max_new_tokens: int) -> None:

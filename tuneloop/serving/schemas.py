@@ -267,8 +267,9 @@ def usage(reply: Reply) -> dict[str, int]:
     }
 
 
-def model_entry(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "tuneloop"}
+def model_entry(name: str, created: int, context: int) -> dict[str, Any]:
+    """A model in the list of models; its context is called as vLLM calls it."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "tuneloop", "max_model_len": context}
 
 
 STATUS: dict[str, int] = {

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         self.times: list[float] = []
         self.silent = 0.0
         self.finish: str | None = "stop"
+        self.models: list[dict[str, Any]] | None = None
         self.lock = threading.Lock()
 
     @property
@@ -42,6 +43,12 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+
+    def do_GET(self) -> None:
+        listed = self.server.models if self.path.endswith("/models") else None
+        self.send_response(404 if listed is None else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": listed}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -55,7 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(content)))
         with suppress(BrokenPipeError):  # who did not want to wait
             self.end_headers()
             self.wfile.write(content)

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,6 +71,17 @@ class _Again(Exception):
         self.wait = wait
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An assistant's turn as a server sent it: text, thought beside it, why it ended, tokens (None: it did not say)."""
+
+    text: str
+    thought: str
+    finish: str | None
+    prompt_tokens: int | None
+    tokens: int | None
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """`url` ends before /chat/completions (…/v1) or before /translate; a `key` is sent as a bearer token."""
@@ -80,6 +92,7 @@ class Endpoint:
     parallel: int = 4
     timeout: float = 120.0
     wait: float = WAIT
+    tries: int = TRIES
 
     def answer(self, chats: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         """The assistant's next turn of each chat, in order; "" where the server wrote none or broke off.
@@ -95,24 +108,44 @@ class Endpoint:
         ask = f"Translate this text to {_NAMES.get(target, target)}. Write the translation only.\n\n"
         return self.answer([[{"role": "user", "content": ask + text}] for text in texts])
 
-    def _each(self, work: Callable[[Any], str], items: Sequence[Any]) -> list[str]:
+    def require_allowed(self) -> None:
+        """Raises TL-MACHINE-ENDPOINT where the network may not be used and the endpoint is not on this machine."""
         if environment().offline and elsewhere(self.url):
             raise self._error(t("the network may not be used (TUNELOOP_OFFLINE)"))
+
+    def complete(self, chat: Sequence[dict[str, Any]], **options: Any) -> Completion:
+        """The next turn of one chat; `options` are fields of the request. Raises TL-MACHINE-ENDPOINT."""
+        reply = self._post("/chat/completions", {"model": self.model, "messages": list(chat), **options})
+        try:
+            choice = reply["choices"][0]
+            message, usage = choice["message"], reply.get("usage") or {}
+            text, thought = message["content"] or "", message.get("reasoning_content") or message.get("reasoning") or ""
+            counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            if not isinstance(text, str) or not isinstance(thought, str):
+                raise TypeError(type(text).__name__)
+            return Completion(text, thought, choice.get("finish_reason"), *map(_count, counts))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._odd(reply) from error
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that the server lists, each with its `id`. Raises TL-MACHINE-ENDPOINT."""
+        reply = self._post("/models", None)
+        listed = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(listed, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("id"), str) for m in listed
+        ):
+            raise self._odd(reply)
+        return listed
+
+    def _each(self, work: Callable[[Any], str], items: Sequence[Any]) -> list[str]:
+        self.require_allowed()
         with ThreadPoolExecutor(self.parallel) as pool:
             return list(pool.map(work, items))
 
     def _answer(self, chat: Sequence[dict[str, Any]]) -> str:
-        body = {"model": self.model, "messages": list(chat), "temperature": 0.7, "max_tokens": 1024}
-        reply = self._post("/chat/completions", body)
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] or ""
-            if not isinstance(text, str):
-                raise TypeError(type(text).__name__)
-            ended = choice.get("finish_reason") in (None, "stop")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise self._odd(reply) from error
-        return re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip() if ended else ""
+        reply = self.complete(chat, temperature=0.7, max_tokens=1024)
+        ended = reply.finish in (None, "stop")
+        return re.sub(r"^\s*<think>.*?</think>", "", reply.text, flags=re.DOTALL).strip() if ended else ""
 
     def _translated(self, text: str, source: str, target: str) -> str:
         body = {"q": text, "source": source, "target": target, "format": "text"}
@@ -121,23 +154,23 @@ class Endpoint:
             raise self._odd(reply)
         return str(reply["translatedText"])
 
-    def _error(self, detail: str) -> MachineError:
-        return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail)
+    def _error(self, detail: str, **facts: Any) -> MachineError:
+        return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail, **facts)
 
     def _odd(self, reply: object) -> MachineError:
         return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON response; retries with backoff where the server is busy or cannot be reached."""
-        for attempt in range(TRIES):
+    def _post(self, path: str, body: dict[str, Any] | None) -> Any:
+        """The JSON response; retries with backoff where the server is busy or cannot be reached. No body: GET."""
+        for attempt in range(self.tries):
             try:
-                return self._once(path, json.dumps(body).encode())
+                return self._once(path, None if body is None else json.dumps(body).encode())
             except _Again as problem:
-                if attempt == TRIES - 1:
+                if attempt == self.tries - 1:
                     raise self._error(str(problem)) from problem
                 time.sleep(min(problem.wait or self.wait * 2**attempt, LONGEST_WAIT))
 
-    def _once(self, path: str, body: bytes) -> Any:
+    def _once(self, path: str, body: bytes | None) -> Any:
         headers = {"Content-Type": "application/json", "User-Agent": "tuneloop"}
         headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = urllib.request.Request(self.url.rstrip("/") + path, body, headers)
@@ -146,6 +179,7 @@ class Endpoint:
         try:
             with urllib.request.build_opener(_NoRedirects, *proxies).open(request, timeout=self.timeout) as reply:
                 content = reply.read(MOST_BYTES)
+                announced = str(reply.headers.get("content-length") or "")
         except urllib.error.HTTPError as error:
             raise self._refused(error) from error
         except (OSError, HTTPException) as error:
@@ -153,6 +187,8 @@ class Endpoint:
             if isinstance(reason, TimeoutError):
                 raise _Again(t("no answer in time")) from error
             raise _Again(os_words(reason) if isinstance(reason, Exception) else str(reason)) from error
+        if announced.isdecimal() and len(content) < min(int(announced), MOST_BYTES):
+            raise _Again(t("the connection was cut"))
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -160,16 +196,47 @@ class Endpoint:
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            message = _text(error.read(200))
+            message = _message(error.read(4000))
         except (OSError, HTTPException):
             message = ""
         problem = f"HTTP {error.code} {message}".strip()
         if error.code not in _AGAIN and error.code < 500:
-            return self._error(problem)
-        retry_after = str(error.headers.get("retry-after") or "")
-        return _Again(problem, float(retry_after) if retry_after.isdecimal() else 0.0)
+            return self._error(problem, status=error.code)
+        return _Again(problem, _seconds(str(error.headers.get("retry-after") or "")))
 
 
-def _text(content: bytes) -> str:
+def _seconds(retry_after: str) -> float:
+    """Seconds of a Retry-After header, which is a number or a date; 0 where it is neither.
+
+    >>> _seconds("7"), _seconds("soon"), _seconds("Fri, 31 Dec 1999 23:59:59 GMT")
+    (7.0, 0.0, 0.0)
+    """
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _count(tokens: object) -> int | None:
+    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
+
+
+def _message(content: bytes) -> str:
+    """What a refusal says: the message of OpenAI's form of errors, else the start of the response.
+
+    >>> _message(b'{"error": {"message": "too long"}}'), _message(b"slow down")
+    ('too long', 'slow down')
+    """
+    try:
+        error = json.loads(content)["error"]
+        message = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = None
+    return _text(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else _text(content)
+
+
+def _text(content: bytes, most: int = 100) -> str:
     """The start of a response on one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in content[:100].decode("utf-8", "replace")).split())
+    return " ".join("".join(c if c.isprintable() else " " for c in content[:most].decode("utf-8", "replace")).split())
