@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,11 @@ from tuneloop.inference.batch import MOST, DecodeBatch, Generation
 from tuneloop.inference.decode import Decoder
 from tuneloop.inference.sampling import Sampling
 from tuneloop.model.backbone import has_sliding_window, longest, unwrap, virtual_tokens
+from tuneloop.model.kernels.prepacked import prepacked
 from tuneloop.model.vocabulary import require_rows
 
+PACKED = 4096
+"""Tokens of prompts and answers from which it is worth while to lay the weights out for them."""
 PIECE = "\ufffd"
 """What a tokenizer decodes an unfinished character to."""
 
@@ -99,10 +103,12 @@ class Answerer:
 
         settle([one for one in waiting if one.most <= 0])
         queue = deque(sorted((one for one in waiting if one.most > 0), key=lambda one: -len(one.prompt)))
-        while queue or batch.generations:
-            while count := batch.admits(queue):
-                settle(batch.join([queue.popleft() for _ in range(count)]))
-            settle(batch.step())
+        work = sum(len(one.prompt) + one.most for one in queue)
+        with prepacked(self.model, batch.slots) if work >= PACKED and batch.slots > 1 else nullcontext():
+            while queue or batch.generations:
+                while count := batch.admits(queue):
+                    settle(batch.join([queue.popleft() for _ in range(count)]))
+                settle(batch.step())
         return [r for r in replies if r is not None]
 
     def _reply(self, tokens: list[int], prompt_tokens: int, seconds: float, stop: tuple[str, ...]) -> Reply:
