@@ -30,6 +30,7 @@ from tuneloop.evaluation.compare import (
 )
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
+from tuneloop.evaluation.progress import ANSWERS_FILE
 from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.assistants import helpers
@@ -201,6 +202,7 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
         chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
         report.write(run.path)
+        (run.path / ANSWERS_FILE).unlink(missing_ok=True)  # they are in the evaluation
     return evaluation
 
 

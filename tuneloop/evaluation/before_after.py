@@ -14,7 +14,7 @@ from tuneloop.data.batches.examples import Examples
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
 from tuneloop.evaluation.evaluation import Evaluation, Scores
-from tuneloop.evaluation.progress import Counted
+from tuneloop.evaluation.progress import Counted, journal_in
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
@@ -66,7 +66,7 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
     def measure(model: nn.Module) -> tuple[Scores, list[Reply], list[Reply], list[list[Reply]]]:
         model.eval()
         total = len(picked) + len(show) + sum(map(len, probes))
-        answerer = Counted(writer(model), total, say)
+        answerer = Counted(writer(model), total, say, journal=journal_in(trained.folder))
         loss = held_out_loss(
             model, trained.tokenizer, recipe.train.token_budget, empty_thoughts=recipe.prepare.empty_thoughts
         )
