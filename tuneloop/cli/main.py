@@ -23,6 +23,7 @@ from tuneloop.cli import (
     export,
     model,
     plan,
+    predict,
     prepare,
     run,
     serve,
@@ -51,6 +52,7 @@ for verb in (
     compare.compare,
     export.export,
     chat.chat,
+    predict.predict,
     serve.serve,
 ):
     app.command(cls=Verb)(verb)

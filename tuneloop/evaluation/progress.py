@@ -109,8 +109,8 @@ class Counted:
         )
 
     def _key(self, prompt: list[int], settings: dict[str, Any]) -> str:
-        said = [__version__, self._model, settings, sorted(self.answerer.stops), self.answerer.penalty, prompt]
-        return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:24]
+        facts = [__version__, self._model, settings, sorted(self.answerer.stops), self.answerer.penalty, prompt]
+        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
     def _reply(self, key: str) -> Reply | None:
         try:

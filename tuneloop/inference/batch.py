@@ -98,7 +98,7 @@ class DecodeBatch:
         state = self.decoder.prefill([one.prompt for one in joining], pad=next(iter(self.stops), 0))
         logits = self.decoder.step(state)
         if self._cache is None:
-            self._cache = self._made(state, len(joining))
+            self._cache = self._new_cache(state, len(joining))
         self._cache.add(state)
         at = len(self.generations)
         self.generations += joining
@@ -143,7 +143,7 @@ class DecodeBatch:
         self.generations[row] = self.generations[-1]
         self.generations.pop()
 
-    def _made(self, state: DecodeState, joining: int) -> SlotCache | LockstepCache:
+    def _new_cache(self, state: DecodeState, joining: int) -> SlotCache | LockstepCache:
         """The cache for the model, told by the one that it filled."""
         if not joinable(state.cache):
             return LockstepCache()

@@ -128,9 +128,9 @@ class SlotCache:
                     if source is None:
                         continue
                     # A layer with a window has its last columns only; no later token looks at those before.
-                    kept = one - (mask.shape[1] - source.shape[2])
-                    kept = kept[kept >= 0].to(source.device)
-                    target[slot, :, end - len(kept) : end] = source[n].index_select(1, kept)
+                    shown = one - (mask.shape[1] - source.shape[2])
+                    shown = shown[shown >= 0].to(source.device)
+                    target[slot, :, end - len(shown) : end] = source[n].index_select(1, shown)
             self.lengths.append(len(one))
             self.places.append(int(state.positions[n, -1]) + 1)
         self._columns.begin = end - max(self.lengths)
