@@ -51,7 +51,11 @@ def choose(logits: Tensor, choosers: list[Chooser], penalty: float = 1.0) -> Ten
     if penalty != 1:
         logits = _penalised(logits.float(), choosers, penalty)
     chosen = logits.argmax(-1)
-    if drawn := [n for n, chooser in enumerate(choosers) if chooser.generator is not None]:
+    sampled = [n for n, chooser in enumerate(choosers) if chooser.generator is not None]
+    for nucleus in (False, True):  # apart: what one row draws must not depend on how its neighbours do
+        drawn = [n for n in sampled if (choosers[n].how.top_p < 1) == nucleus]
+        if not drawn:
+            continue
         rows = torch.tensor(drawn, device=logits.device)
         chances = torch.tensor([choosers[n].chance() for n in drawn], dtype=torch.float64)
         chosen[rows] = draw(logits[rows], [choosers[n].how for n in drawn], chances)

@@ -7,8 +7,9 @@ asked says why. Which columns hold the question is seen in the row's own columns
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from tuneloop.recipe.schema import DataFile
 
 ABSENT = "\0absent"
 """A column that stands for an answer or a label that a row has not."""
+QUESTIONS = (*(name for fields in PAIRS.values() for name in fields["user"]), *PROMPT, *TEXT)
+"""Columns that may hold what is asked, where a row has no answer beside it."""
+HEADER = 1000
+"""Characters of a first line that may be a header."""
 CHECKED = 50
 """Rows of which one must have a question, or the file has none."""
 
@@ -70,12 +75,29 @@ def input_files(path: str, kind: Kind, column: str | None = None) -> list[InputF
     out = []
     for place in located:
         blob = resolved(Blob(place.path))[0]
-        role = {"label": "text", "chat": "user"}.get(kind, "messages")
-        guess = look(blob, Wish(columns={role: column} if column else {}, unit="line"))
-        file = InputFile(names[place.path], place.path, blob, guess)
+        file = InputFile(
+            names[place.path], place.path, blob, _guess(blob, "text" if kind == "label" else "user", column)
+        )
         _require_questions(file, kind, column)
         out.append(file)
     return out
+
+
+def _guess(blob: Blob, role: str, column: str | None) -> Guess:
+    """How a file is read. A first line that names a question is the header of a table, even of one column; of any other
+    text each line is a question."""
+    guess = look(blob, Wish())
+    if guess.container not in ("txt", "csv", "tsv"):
+        return guess
+    lines = replace(guess, container="txt", unit="line", table=None)
+    _, first = next(formats.raw_rows(blob, lines), (0, {}))
+    names = [name.strip().strip('"') for name in re.split(r"[,\t;|]", str(first.get("text", ""))[:HEADER])]
+    header = column if column in names else find_column(names, QUESTIONS)
+    if header and (guess.table is None or header not in guess.columns):
+        guess = look(blob, Wish(columns={role: header}))
+    # Lines with a comma each are a table to a reader of tables; among prompts in a .txt file they are not.
+    prose = blob.path.suffix.lower() == ".txt" and not header
+    return guess if guess.table is not None and not prose else look(blob, Wish(unit="line"))
 
 
 def _require_questions(file: InputFile, kind: Kind, column: str | None) -> None:
@@ -188,8 +210,7 @@ def _roles(keys: tuple[str, ...], kind: Kind, column: str | None) -> Mapping[str
         shape = layout(keys, "chat")
     if shape.kind is not None and {"messages", "user", "prompt", "chosen"} & set(shape.roles):
         return shape.roles
-    questions = (*(name for fields in PAIRS.values() for name in fields["user"]), *PROMPT, *TEXT)
-    if user := find_column(keys, questions):
+    if user := find_column(keys, QUESTIONS):
         return {
             "user": user,
             **{r: c for r, c in optional.items() if c != user and r in ("system", "history", "input")},
@@ -203,8 +224,7 @@ def _text_roles(keys: tuple[str, ...]) -> Mapping[str, str]:
         first, second = (find_column(keys, (name,)) for name in names)
         if first and second:
             return {"text": first, "text_pair": second, **label}
-    questions = (*TEXT, *PROMPT, *(name for fields in PAIRS.values() for name in fields["user"]))
-    text = find_column(keys, questions)
+    text = find_column(keys, (*TEXT, *QUESTIONS))
     return {"text": text, **label} if text and text != label.get("label") else {}
 
 
