@@ -198,6 +198,7 @@ def _margins(answerer: Answerer, prompt: list[int], most: int) -> tuple[list[int
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.real_model
 def test_real_answers_one_by_one_or_batched(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -211,17 +212,17 @@ def test_real_answers_one_by_one_or_batched(
                               "emollm/data.json", "alpaca_cot_en/strategyqa_train.json") for r in load(name)[:15]]  # fmt: skip
     chats = [[m.as_chat() for m in r.prompt] for r in records]
     chats = [c for c in chats if answerer.count(c) < 300]
-    written: dict[int, list[int]] = {}
-    inner = answerer._reply
+    written: list[Generation] = []
+    inner = answerer._batch
 
-    def reply(tokens: list[int], *args: Any) -> Any:
-        written[len(written)] = list(tokens)
-        return inner(tokens, *args)
+    def batch(*args: Any) -> Any:
+        out = inner(*args)
+        written.extend(out[1])
+        return out
 
-    monkeypatch.setattr(answerer, "_reply", reply)
-    order: list[int] = []
-    answerer.answer(chats, max_new_tokens=32, batch_size=16, each=lambda n, _: order.append(n))
-    batched = dict(zip(order, written.values(), strict=True))
+    monkeypatch.setattr(answerer, "_batch", batch)
+    answerer.answer(chats, max_new_tokens=32, batch_size=16)
+    batched = [one.tokens for one in written]
     behind = total = 0
     for n, c in enumerate(chats):
         tokens, margins = _margins(answerer, answerer.prompt(c), 32)

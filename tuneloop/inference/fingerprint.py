@@ -19,7 +19,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(virtual_kind(model).encode())
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor):
-            bits = torch.hash_tensor(tensor.detach()).item() if tensor.numel() else 0
+            bits = _bits(tensor) if tensor.numel() else 0
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {bits}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -33,5 +33,14 @@ def fingerprint_of(model: nn.Module) -> str:
     device = next(model.parameters()).device
     ids = (torch.arange(1, PROBE + 1, device=device) * (vocabulary // (PROBE + 2) + 1)).clamp(max=vocabulary - 1)[None]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    bits = torch.hash_tensor(logits.float()).item()
+    bits = _bits(logits.float())
     return hashlib.sha256(f"{weights_fingerprint(model)} {device.type} {bits}".encode()).hexdigest()[:12]
+
+
+def _bits(tensor: torch.Tensor) -> int:
+    """A hash of a tensor's bits, the same in whatever order they are read."""
+    bare = tensor.detach().as_subclass(torch.Tensor)  # weights in 4 bits are a class of their own
+    try:
+        return int(torch.hash_tensor(bare).item())
+    except (RuntimeError, NotImplementedError):  # not on this device, or not of this type
+        return int(torch.hash_tensor(bare.cpu().contiguous().flatten().view(torch.uint8)).item())

@@ -70,7 +70,6 @@ class Answerer:
         stop: tuple[str, ...] = (),
         progress: Callable[[int], None] | None = None,
         share: Callable[[float], None] | None = None,
-        each: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
         """One reply a chat, in order. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
 
@@ -78,7 +77,7 @@ class Answerer:
         first. With a seed, the answer of chat n is drawn with seed + n, whatever the others are.
 
         `progress` hears whenever answers have ended how many have, `share` after each token which part of the work is
-        done at least, from 0 to 1, and `each` the number of a chat and its reply as soon as it is there.
+        done at least, from 0 to 1.
         """
         prompts = [self.prompt(c) for c in chats]
         how = [Sampling(temperature, top_p, None if seed is None else seed + n) for n in range(len(prompts))]
@@ -92,8 +91,6 @@ class Answerer:
             for one in ended:
                 n = numbers[id(one)]
                 replies[n] = self._reply(one.tokens, len(one.prompt), one.seconds, stop)
-                if each is not None:
-                    each(n, replies[n])
             done += len(ended)
             if ended and progress is not None:
                 progress(done)
