@@ -5,6 +5,7 @@ python -m benchmarks prepare     from raw rows to packed batches (prepare.py)
 python -m benchmarks cleaning    what each step of cleaning costs a text (cleaning.py)
 python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
+python -m benchmarks answering   answers for an evaluation, beside transformers' generate (answering.py)
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
 python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
@@ -15,7 +16,20 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import busy, cleaning, environments, near, prepare, results, rows, same, table, training, walk
+from benchmarks import (
+    answering,
+    busy,
+    cleaning,
+    environments,
+    near,
+    prepare,
+    results,
+    rows,
+    same,
+    table,
+    training,
+    walk,
+)
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
@@ -42,6 +56,7 @@ def main() -> None:
     verbs = {
         "prepare": prepare.main,
         "train": training.main,
+        "answering": answering.main,
         "busy": busy.main,
         "cleaning": cleaning.main,
         "table": table.main,

@@ -182,6 +182,10 @@ def workspace(tiny_run: Path) -> Path:
     versions.locate(place, version.ref)
     if not (place / "exports" / "docs").is_dir():
         pipeline.export(tiny_run, place / "exports" / "docs", workspace=place)
+    questions = place.parent / "questions.csv"
+    questions.write_text("question\nWho are you?\n", encoding="utf-8")
+    predicted = place / pipeline.predicted_path(questions)
+    pipeline.predict(questions, run=tiny_run, to=predicted, workspace=place, max_new_tokens=2)
     return place
 
 
@@ -206,8 +210,9 @@ def test_no_file_is_documented_that_is_not_there(tongue: str, workspace: Path) -
         for s in quoted(page("files.md", tongue))
         if re.fullmatch(r"[\w.]+\.(jsonl?|parquet|html|png|safetensors|yaml|db|jinja)", s)
     }
-    # samples.jsonl only where it is asked for, stamps.json only of files that have lain for a while
-    elsewhere = {"tuneloop.json", "chats.yaml", "samples.jsonl", "stamps.json"}
+    # samples.jsonl only where it is asked for, stamps.json only of files that have lain for a while, answers.jsonl only
+    # while a run is evaluated
+    elsewhere = {"tuneloop.json", "chats.yaml", "samples.jsonl", "stamps.json", "answers.jsonl"}
     elsewhere |= {"study.json", "ratings.jsonl", "verdicts.jsonl"}  # of a run that was rated and judged
     assert len(spans) > 20
     assert not sorted(spans - written(workspace) - elsewhere)

@@ -19,7 +19,19 @@ from tuneloop.base.environment import quiet_libraries
 
 if TYPE_CHECKING:
     from tuneloop.base.errors import TuneloopError
-    from tuneloop.pipeline import evaluate, export, improve, load, plan, prepare, register, resume, serve, train
+    from tuneloop.pipeline import (
+        evaluate,
+        export,
+        improve,
+        load,
+        plan,
+        predict,
+        prepare,
+        register,
+        resume,
+        serve,
+        train,
+    )
     from tuneloop.recipe.recipe import make_recipe, read_recipe
     from tuneloop.recipe.schema import Recipe
 
@@ -35,6 +47,7 @@ _ROOM = {
     "improve": "pipeline",
     "load": "pipeline",
     "plan": "pipeline",
+    "predict": "pipeline",
     "prepare": "pipeline",
     "register": "pipeline",
     "resume": "pipeline",
@@ -52,6 +65,7 @@ __all__ = [
     "load",
     "make_recipe",
     "plan",
+    "predict",
     "prepare",
     "read_recipe",
     "register",

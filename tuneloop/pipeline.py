@@ -30,6 +30,7 @@ from tuneloop.evaluation.compare import (
 )
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
+from tuneloop.evaluation.progress import ANSWERS_FILE
 from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.assistants import helpers
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from tuneloop.exports.parity import Parity
+    from tuneloop.inference.predict import Predicted
 
 Say = Callable[[str], None]
 LOOKED_AT = 2000
@@ -201,6 +203,7 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
         chart.loss_curve(run.metrics, run.path / "loss_curve.png", evaluation)
         report.write(run.path)
+        (run.path / ANSWERS_FILE).unlink(missing_ok=True)  # they are in the evaluation
     return evaluation
 
 
@@ -272,6 +275,33 @@ def register(run: Run, *, workspace: Path = Path()) -> Version:
     """Keep a finished run as the next version of its name."""
     with refusals.writing(workspace / "models"):
         return versions.register(run.path, workspace)
+
+
+def predict(
+    file: str | Path,
+    *,
+    run: str | Path = "latest",
+    to: Path | None = None,
+    workspace: Path = Path(),
+    again: bool = False,
+    say: Say = _quiet,
+    **settings: Any,
+) -> Predicted:
+    """Each row of a file -> a row of another: the answer, label or score of a run, version or model, by default of the
+    newest run. `settings` are those of `PredictSettings`: max_new_tokens, temperature, column, batch_size, …"""
+    from tuneloop.inference.predict import PredictSettings, predict
+
+    how, target = PredictSettings(**settings), to or predicted_path(file)
+    return predict(load(run, workspace=workspace), str(file), target, how, again=again, say=say)
+
+
+def predicted_path(file: str | Path) -> Path:
+    """Where `predict` writes what it is told no file for: here, named after the input.
+
+    >>> predicted_path("data/questions.csv").name, predicted_path("-").name
+    ('questions.predicted.jsonl', 'stdin.predicted.jsonl')
+    """
+    return Path("stdin.predicted.jsonl" if str(file) == "-" else f"{Path(file).stem}.predicted.jsonl")
 
 
 def load(ref: str | Path, *, workspace: Path = Path()) -> Answerer | Classifier | Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from tests.conftest import TALK
-from tuneloop.inference.decode import Chooser, Decoder, Sampling
+from tuneloop.inference.decode import Decoder
 from tuneloop.inference.generate import Answerer
+from tuneloop.inference.sampling import Chooser, Sampling, choose
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.load import load_model
@@ -30,12 +32,14 @@ def answerer(tiny_model: Path) -> Answerer:
 def by_hand(answerer: Answerer, chats: list[Any], how: Sampling) -> list[list[int]]:
     prompts = [answerer.prompt(chat) for chat in chats]
     decoder = Decoder(answerer.model, answerer.context)
-    choose = Chooser(how, torch.device("cpu"), answerer.penalty, prompts)
+    choosers = [
+        Chooser(replace(how, seed=None if how.seed is None else how.seed + n), p) for n, p in enumerate(prompts)
+    ]
     state, rows = decoder.prefill(prompts, pad=0), []
     for _ in range(TOKENS):
         logits = decoder.step(state)
         assert not logits.requires_grad
-        rows.append(choose(logits))
+        rows.append(choose(logits, choosers, answerer.penalty))
         state = decoder.extended(state, rows[-1])
     return torch.stack(rows, 1).tolist()
 

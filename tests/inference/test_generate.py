@@ -13,8 +13,8 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.encode import tokenize
-from tuneloop.inference.decode import Chooser, Sampling
 from tuneloop.inference.generate import PIECE, Answerer
+from tuneloop.inference.sampling import Sampling, draw
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.load import load_model
@@ -223,7 +223,8 @@ def test_sampling_follows_the_chances() -> None:
     chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
     def shares(**how: Any) -> list[float]:
-        drawn = Chooser(Sampling(seed=3, **how), torch.device("cpu"), 1.0, [])(chances.log().expand(20_000, 4))
+        numbers = torch.rand(20_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        drawn = draw(chances.log().expand(20_000, 4), [Sampling(**how)] * 20_000, numbers)
         return (drawn.bincount(minlength=4) / 20_000).tolist()
 
     assert shares(temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.02)

@@ -19,8 +19,8 @@ from tuneloop.base.errors import ModelError
 from tuneloop.data.batches.pack import pack
 from tuneloop.data.tokens.samples import Sample
 from tuneloop.data.tokens.templates import CHATML
-from tuneloop.inference.decode import Sampling
 from tuneloop.inference.generate import Answerer
+from tuneloop.inference.sampling import Sampling
 from tuneloop.methods import virtual
 from tuneloop.methods.adapters import read_config, require_same_base, stacked, with_adapter
 from tuneloop.methods.table import METHODS, notes

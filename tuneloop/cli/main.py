@@ -24,6 +24,7 @@ from tuneloop.cli import (
     judge,
     model,
     plan,
+    predict,
     prepare,
     rate,
     run,
@@ -55,6 +56,7 @@ for verb in (
     judge.judge,
     export.export,
     chat.chat,
+    predict.predict,
     serve.serve,
 ):
     app.command(cls=Verb)(verb)

@@ -16,7 +16,7 @@ from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.more_answers import MoreAnswers, SideMeasured, with_rows
-from tuneloop.evaluation.progress import Counted
+from tuneloop.evaluation.progress import Counted, journal_in
 from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
@@ -81,7 +81,7 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
     def measure(model: nn.Module) -> SideMeasured:
         model.eval()
         total = len(picked) + len(show) + sum(map(len, probes)) + more.most
-        answerer = Counted(writer(model), total, say)
+        answerer = Counted(writer(model), total, say, journal=journal_in(trained.folder))
         losses: dict[int, tuple[float, int]] = {}
         leads: dict[str, dict[str, float | None]] = {}
         loss = held_out_loss(

@@ -1,7 +1,7 @@
-"""One decoding step over a cache: a forward pass, and the choice of the next token. It knows no text and no end.
+"""One decoding step over a cache: a forward pass. It knows no text, no end and no choice.
 
-Whoever holds the loop (`generate.py` for a batch, later a scheduler) calls `prefill` once, then `step`, chooses tokens
-from the logits, and hands them to `extended`.
+Whoever holds the loop calls `prefill` once, then `step`, chooses tokens from the logits (`sampling.py`), and hands them
+to `extended`; `batch.py` does so for answers that come and go.
 """
 
 from __future__ import annotations
@@ -71,51 +71,3 @@ class Decoder:
         mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], -1)
         positions = (state.positions[:, -1:] + 1).clamp(max=self.last_position)
         return DecodeState(state.cache, mask, positions, {"input_ids": tokens.unsqueeze(-1)})
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen: greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019)."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-
-class Chooser:
-    """Chooses the next token of each row. `penalty` makes what a row holds already less likely (Keskar et al. 2019,
-    arXiv:1909.05858): its logit is divided by it, or multiplied where it is negative."""
-
-    def __init__(self, how: Sampling, device: torch.device, penalty: float, prompts: Sequence[Sequence[int]]) -> None:
-        self.how, self.penalty, self.prompts = how, penalty, prompts
-        self.seen: Tensor | None = None
-        """bool [batch, vocabulary]: the tokens of prompt and answer."""
-        self.generator: torch.Generator | None = None
-        if how.temperature > 0:
-            # One of its own: answering must never move the generator that training draws from.
-            self.generator = torch.Generator(device)
-            self.generator.manual_seed(how.seed) if how.seed is not None else self.generator.seed()
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """logits float [batch, vocabulary] -> token ids [batch]."""
-        if self.penalty == 1:
-            return self._choose(logits)
-        if self.seen is None:
-            self.seen = torch.zeros_like(logits, dtype=torch.bool)
-            for row, prompt in zip(self.seen, self.prompts, strict=True):
-                row[list(prompt)] = True
-        logits = logits.float()
-        less = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
-        chosen = self._choose(torch.where(self.seen, less, logits))
-        self.seen.scatter_(1, chosen.unsqueeze(-1), True)
-        return chosen
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        if self.generator is None:
-            return logits.argmax(-1)
-        chance = torch.softmax(logits.float() / self.how.temperature, -1)
-        if self.how.top_p < 1:
-            ordered, index = chance.sort(-1, descending=True)
-            ordered[..., 1:][(ordered.cumsum(-1) - ordered)[..., 1:] >= self.how.top_p] = 0
-            chance = torch.zeros_like(chance).scatter(-1, index, ordered)
-        return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Generation, one loop shared by evaluation, chat and serving: batched and left-padded, or streamed.
+"""Generation, one loop shared by evaluation, chat and serving: many at once, or streamed.
 
 Stops at the tokenizer's end token and at the token its template puts after an answer, so that what is generated is what
 was trained.
@@ -7,19 +7,26 @@ was trained.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Reply
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
-from tuneloop.inference.decode import Chooser, Decoder, Sampling
-from tuneloop.model.backbone import has_sliding_window, longest, unwrap
+from tuneloop.inference.batch import MOST, DecodeBatch, Generation
+from tuneloop.inference.decode import Decoder
+from tuneloop.inference.sampling import Sampling
+from tuneloop.model.backbone import has_sliding_window, longest, unwrap, virtual_tokens
+from tuneloop.model.kernels.prepacked import prepacked
 from tuneloop.model.vocabulary import require_rows
 
+PACKED = 4096
+"""Tokens of prompts and answers from which it is worth while to lay the weights out for them."""
 PIECE = "\ufffd"
 """What a tokenizer decodes an unfinished character to."""
 
@@ -60,7 +67,7 @@ class Answerer:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = MOST,
         seed: int | None = None,
         stop: tuple[str, ...] = (),
         progress: Callable[[int], None] | None = None,
@@ -68,34 +75,42 @@ class Answerer:
         tools: Sequence[Sequence[Any]] = (),
         thinking: bool | None = None,
     ) -> list[Reply]:
-        """One reply a chat, in order. Prompts of like length share a batch. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
+        """One reply a chat, in order. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN.
 
-        `tools` are what each chat is offered, `thinking` the template's switch (None leaves it as it is).
+        At most `batch_size` are under way at once: an answer that ends makes room for the next prompt, the longest one
+        first. With a seed, the answer of chat n is drawn with seed + n, whatever the others are. `tools` are what each
+        chat is offered, `thinking` the template's switch (None leaves it as it is).
 
-        `progress` hears after each batch how many answers are written, `share` after each token which part of the work
-        is done at least, from 0 to 1.
+        `progress` hears whenever answers have ended how many have, `share` after each token which part of the work is
+        done at least, from 0 to 1.
         """
         prompts = [self.prompt(c, tools[k] if tools else (), thinking) for k, c in enumerate(chats)]
+        how = [Sampling(temperature, top_p, None if seed is None else seed + n) for n in range(len(prompts))]
         replies: list[Reply | None] = [None] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        how = Sampling(temperature, top_p, seed)
-        if self.alone:
-            batch_size = 1
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size]
-            began = time.perf_counter()
-            rows: list[list[int]] = [[] for _ in group]
-            for tokens in self._decode([prompts[i] for i in group], max_new_tokens, how):
-                for row, token in zip(rows, tokens, strict=True):
-                    if token is not None:
-                        row.append(token)
-                if share is not None:
-                    share((start + len(group) * max(map(len, rows)) / max_new_tokens) / len(order))
-            seconds = (time.perf_counter() - began) / len(group)
-            for i, row in zip(group, rows, strict=True):
-                replies[i] = self._reply(row, len(prompts[i]), seconds, stop)
-            if progress is not None:
-                progress(start + len(group))
+        done = 0
+        batch, waiting = self._batch(prompts, max_new_tokens, how, batch_size, stop)
+        numbers = {id(one): n for n, one in enumerate(waiting)}
+
+        def settle(ended: list[Generation]) -> None:
+            nonlocal done
+            for one in ended:
+                n = numbers[id(one)]
+                replies[n] = self._reply(one.tokens, len(one.prompt), one.seconds, stop)
+            done += len(ended)
+            if ended and progress is not None:
+                progress(done)
+            if share is not None:
+                written = sum(len(one.tokens) for one in batch.generations)
+                share((done + written / max(1, max_new_tokens)) / len(prompts))
+
+        settle([one for one in waiting if one.most <= 0])
+        queue = deque(sorted((one for one in waiting if one.most > 0), key=lambda one: -len(one.prompt)))
+        work = sum(len(one.prompt) + one.most for one in queue)
+        with prepacked(self.model, batch.slots) if work >= PACKED and batch.slots > 1 else nullcontext():
+            while queue or batch.generations:
+                while count := batch.admits(queue):
+                    settle(batch.join([queue.popleft() for _ in range(count)]))
+                settle(batch.step())
         return [r for r in replies if r is not None]
 
     def _reply(self, tokens: list[int], prompt_tokens: int, seconds: float, stop: tuple[str, ...]) -> Reply:
@@ -151,26 +166,46 @@ class Answerer:
             yield reply.text[sent:]
         yield reply
 
-    @torch.no_grad()
-    def _decode(self, prompts: list[list[int]], most: int, how: Sampling) -> Iterator[list[int | None]]:
-        """One list of tokens a step, one a prompt; None for a prompt that has ended."""
-        longest = max(len(p) for p in prompts)
+    def _batch(
+        self, prompts: list[list[int]], most: int, how: list[Sampling], slots: int, stop: tuple[str, ...] = ()
+    ) -> tuple[DecodeBatch, list[Generation]]:
+        """An empty batch for these prompts, and what is to join it. Raises TL-SERVE-CONTEXT, TL-SERVE-TOKEN."""
+        longest = max(map(len, prompts), default=0)
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
         require_rows(self.model, self.tokenizer, prompts)
-        budgets = [min(most, self.context - len(p)) for p in prompts]
-        decoder = Decoder(self.model, self.context)
-        state = decoder.prefill(prompts, pad=next(iter(self.stops), 0))
-        choose = Chooser(how, state.mask.device, self.penalty, prompts)
-        open_ = [True] * len(prompts)
-        for written in range(1, max(budgets) + 1):
-            tokens = choose(decoder.step(state))
-            chosen: list[int] = tokens.tolist()
-            yield [t if o else None for t, o in zip(chosen, open_, strict=True)]
-            open_ = [o and t not in self.stops and written < n for t, o, n in zip(chosen, open_, budgets, strict=True)]
-            if not any(open_):
+        stopped = (lambda tokens: _first_stop(self._text(tokens), stop) is not None) if any(stop) else None
+        waiting = [
+            Generation(p, min(most, self.context - len(p)), sampling, stopped)
+            for p, sampling in zip(prompts, how, strict=True)
+        ]
+        columns = max((len(one.prompt) + one.most for one in waiting), default=0) + virtual_tokens(self.model)
+        batch = DecodeBatch(
+            Decoder(self.model, self.context),
+            self.stops,
+            penalty=self.penalty,
+            slots=max(1, min(slots, len(prompts))),
+            columns=columns,
+            alone=self.alone,
+        )
+        return batch, waiting
+
+    def _decode(self, prompts: list[list[int]], most: int, how: Sampling) -> Iterator[list[int | None]]:
+        """One list of tokens a step, one a prompt; None for a prompt that has ended."""
+        each = [replace(how, seed=None if how.seed is None else how.seed + n) for n in range(len(prompts))]
+        batch, waiting = self._batch(prompts, most, each, len(prompts))
+        if not max(one.most for one in waiting):
+            return
+        queue = deque(waiting)
+        while count := batch.admits(queue):
+            batch.join([queue.popleft() for _ in range(count)])
+        written = 1
+        while True:
+            yield [one.tokens[-1] if len(one.tokens) == written else None for one in waiting]
+            if not batch.generations:
                 return
-            state = decoder.extended(state, tokens)
+            batch.step()
+            written += 1
 
 
 def _repetition_penalty(model: nn.Module) -> float:

@@ -42,6 +42,8 @@ class Trained:
     head: Head
     answer_prefix: str = ""
     """What its rows, none of which has a thought, had before each answer: the template's empty thought."""
+    folder: Path | None = None
+    """The run's folder."""
 
 
 def load_trained(run: Path) -> Trained:
@@ -69,7 +71,7 @@ def load_trained(run: Path) -> Trained:
         if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
             adapters.require_same_base(weights, base)
         model = adapters.with_adapter(model, weights)
-    return Trained(model, tokenizer, recipe, task, setting, head, _answer_prefix(run, recipe, tokenizer))
+    return Trained(model, tokenizer, recipe, task, setting, head, _answer_prefix(run, recipe, tokenizer), run)
 
 
 def _answer_prefix(run: Path, recipe: Recipe, tokenizer: Any) -> str:

@@ -291,7 +291,7 @@ class EvaluatePart(Section):
 
     rows: int = Field(16, ge=0, description="Held-out dialogues whose last answer is generated and scored.")
     max_new_tokens: int = Field(64, ge=1, description="Longest generated answer.")
-    batch_size: int = Field(8, ge=1, description="Prompts answered at once.")
+    batch_size: int = Field(32, ge=1, description="Prompts answered at once, at most.")
     show: str | list[str] = Field(default_factory=list, description="Prompts answered side by side in the report.")
     probes: list[Probe] = Field(default_factory=list, description="Questions of fact about the change.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ class Journal:
         self.path = path
 
     def write(self, fields: dict[str, Any]) -> None:
-        line = (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+        self.write_all([fields])
+
+    def write_all(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append several lines at once."""
+        line = _encoded(lines)
         with self.path.open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -61,3 +65,7 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
         write_atomic(self.path, b"".join(head))
+
+
+def _encoded(lines: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join((json.dumps(fields, ensure_ascii=False) + "\n").encode() for fields in lines)

@@ -331,15 +331,23 @@ def _roles(source: Source, file: DataFile) -> dict[str, str] | None:
 def _all_rows(inputs: Sequence[Source]) -> Iterator[tuple[Source, int, Any]]:
     for source in inputs:
         blob = source.blob or resolved(Blob(source.path))[0]
-        try:
-            for line, row in _dialogues(blob, source.guess):
-                if source.given and isinstance(row, dict):
-                    row = {**row, "label": source.given}
-                yield source, line, row
-        except UnicodeError as error:
-            raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
-        except OSError as error:
-            raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
+        for line, row in raw_rows(blob, source.guess):
+            if source.given and isinstance(row, dict):
+                row = {**row, "label": source.given}
+            yield source, line, row
+
+
+def raw_rows(blob: Blob, guess: Guess) -> Iterator[NumberedRow]:
+    """The rows of a file as they lie, each with its line or row number; turns of one dialogue are one row.
+
+    Raises DataError where the file cannot be read to its end.
+    """
+    try:
+        yield from _dialogues(blob, guess)
+    except UnicodeError as error:
+        raise DataError("TL-DATA-ENCODING", where=blob.where, error=str(error)) from error
+    except OSError as error:
+        raise DataError("TL-DATA-UNREADABLE", where=blob.where, error=os_words(error)) from error
 
 
 def _dialogues(blob: Blob, guess: Guess) -> Iterator[NumberedRow]:

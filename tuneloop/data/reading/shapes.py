@@ -171,7 +171,7 @@ def _by_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) ->
                 return {**roles, "conversation": column}
         keys = {key: None for row in rows for key in row if key not in roles.values()}
         for name in MAY_BE_DIALOGUE:
-            if (column := _find(keys, (name,))) and _groups([row.get(column) for row in rows], []):
+            if (column := find_column(keys, (name,))) and _groups([row.get(column) for row in rows], []):
                 return {**roles, "conversation": column}
     return dict(roles)
 
@@ -196,7 +196,7 @@ def like_dialogue(roles: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -
     """A column that none of the roles has and that divides rows of one turn each as the id of a dialogue would."""
     speakers = [row.get(roles["role"]) for row in rows]
     for column in {key: None for row in rows for key in row if key not in roles.values()}:
-        if not _find((column,), ORDER) and _groups([row.get(column) for row in rows], speakers):
+        if not find_column((column,), ORDER) and _groups([row.get(column) for row in rows], speakers):
             return column
     return ""
 
@@ -284,23 +284,25 @@ def shape_of(row: Mapping[str, Any], kind: Kind | None = None) -> RowShape:
 @lru_cache(maxsize=4096)
 def layout(keys: tuple[str, ...], kind: Kind | None = None) -> RowShape:
     """The shape that these columns have, or that they have if their rows are of `kind`."""
-    chosen, rejected = _find(keys, CHOSEN), _find(keys, REJECTED)
+    chosen, rejected = find_column(keys, CHOSEN), find_column(keys, REJECTED)
     dialogue = _dialogue(keys)
     if kind not in ("text", "label") and rejected and (chosen or dialogue.kind):
         # With `task: chat` the better answer is learned, and the worse one is not read.
         return RowShape("preference", kind or "preference", _preference(keys, chosen, rejected, dialogue))
     if kind in (None, "chat"):
         turns = _turn_rows(keys) if dialogue.name in ("unknown", "messages") else {}
-        if "conversation" in turns or (turns and not dialogue.kind and not _find(keys, LABEL)):
+        if "conversation" in turns or (turns and not dialogue.kind and not find_column(keys, LABEL)):
             return RowShape(TURN_ROWS, "chat", turns)
         if dialogue.kind:
             return dialogue
-    verdict = _find(keys, VERDICT)
+    verdict = find_column(keys, VERDICT)
     if kind == "judged" and dialogue.kind and verdict:
         return RowShape("judged", "judged", {**dialogue.roles, "label": verdict})
-    text, label = _find(keys, TEXT), _find(keys, LABEL)
-    label_of_two = label or _find(keys, ("is_duplicate", "gold_label"))
-    first, second = next((two for names in TEXT_PAIRS if all(two := tuple(_find(keys, (n,)) for n in names))), ("", ""))
+    text, label = find_column(keys, TEXT), find_column(keys, LABEL)
+    label_of_two = label or find_column(keys, ("is_duplicate", "gold_label"))
+    first, second = next(
+        (two for names in TEXT_PAIRS if all(two := tuple(find_column(keys, (n,)) for n in names))), ("", "")
+    )
     if first and kind in (None, "label"):
         roles = {"text": first, "text_pair": second, "label": label_of_two}
         return RowShape("labelled_pair", "label", roles) if label_of_two else UNKNOWN
@@ -313,26 +315,26 @@ def layout(keys: tuple[str, ...], kind: Kind | None = None) -> RowShape:
 
 def _turn_rows(keys: tuple[str, ...]) -> dict[str, str]:
     """The roles of rows that are one turn each; none where they are something else."""
-    if _find(keys, ("messages", "conversations", "dialogs")):
+    if find_column(keys, ("messages", "conversations", "dialogs")):
         return {}
-    roles = {"role": _find(keys, SPEAKER), "content": _find(keys, CONTENT)}
+    roles = {"role": find_column(keys, SPEAKER), "content": find_column(keys, CONTENT)}
     if not all(roles.values()):
         return {}
-    also = {"conversation": _find(keys, DIALOGUE), "order": _find(keys, ORDER)}
+    also = {"conversation": find_column(keys, DIALOGUE), "order": find_column(keys, ORDER)}
     return roles | {role: column for role, column in also.items() if column and column not in roles.values()}
 
 
 def _dialogue(keys: tuple[str, ...]) -> RowShape:
-    optional = {role: column for role, names in OPTIONAL.items() if (column := _find(keys, names))}
-    turns = _find(keys, TURNS)
+    optional = {role: column for role, names in OPTIONAL.items() if (column := find_column(keys, names))}
+    turns = find_column(keys, TURNS)
     if turns:
         # `input` and `reasoning` belong to one question; beside a list of turns they mean something else
         extras = {role: column for role, column in optional.items() if role in ("system", "tools")}
         return RowShape("messages", "chat", {"messages": turns, **extras})
     for name, fields in PAIRS.items():
-        if name == "speakers" and _find(keys, TEXT):
+        if name == "speakers" and find_column(keys, TEXT):
             continue  # who spoke, beside what was said
-        roles = {role: column for role, names in fields.items() if (column := _find(keys, names))}
+        roles = {role: column for role, names in fields.items() if (column := find_column(keys, names))}
         if len(roles) == len(fields):
             used = set(roles.values())
             rest = {role: column for role, column in optional.items() if role not in roles and column not in used}
@@ -342,20 +344,20 @@ def _dialogue(keys: tuple[str, ...]) -> RowShape:
 
 def _preference(keys: tuple[str, ...], chosen: str, rejected: str, dialogue: RowShape) -> dict[str, str]:
     """The roles of a pair of answers: what both reply to lies in a column of its own, or is what both begin with."""
-    roles = {role: column for role in ("system", "tools", "history") if (column := _find(keys, OPTIONAL[role]))}
+    roles = {role: column for role in ("system", "tools", "history") if (column := find_column(keys, OPTIONAL[role]))}
     if not chosen:
         return {**dialogue.roles, "rejected": rejected}
-    turns, prompt = _find(keys, TURNS), _find(keys, PROMPT)
+    turns, prompt = find_column(keys, TURNS), find_column(keys, PROMPT)
     if turns:
         roles["messages"] = turns
     if prompt:
         roles["prompt"] = prompt
-        extra = _find(keys, OPTIONAL["input"])
+        extra = find_column(keys, OPTIONAL["input"])
         roles |= {"input": extra} if extra and extra != prompt else {}
     return {**roles, "chosen": chosen, "rejected": rejected}
 
 
-def _find(keys: Collection[str], names: Sequence[str]) -> str:
+def find_column(keys: Collection[str], names: Sequence[str]) -> str:
     """The first of `names` among `keys`, as written if possible, else whatever its case, "User question" too."""
     for name in names:
         if name in keys:

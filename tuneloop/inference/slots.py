@@ -1,0 +1,209 @@
+"""Keys and values of answers that are written together, in memory set aside once: rows come and go, nothing is joined.
+
+All rows end in the same column, so a step writes one column in place, and distances between columns are distances
+between tokens: a sliding window means what it means in the model. A row that is shorter than another has unread columns
+before it.
+
+    slot 0   . . . p p p p a a |
+    slot 1   p p p p p p p p a |      p prompt, a answer, | the column that is written next
+    slot 2   . . . . . . p p p |      joined last
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from tuneloop.inference.decode import Decoder, DecodeState
+
+SLACK = 64
+"""Columns behind the longest row: so many steps go by before the columns are moved to the front."""
+
+
+class _Columns:
+    """The columns in use, the same in all layers: rows lie in begin to end, and end is written next."""
+
+    def __init__(self) -> None:
+        self.begin = self.end = 0
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values [slots, heads, columns, width], as transformers asks for them."""
+
+    is_sliding = False
+
+    def __init__(self, columns: _Columns) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: `SlotCache` reserves the memory."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' keys and values; all of the rows' in return."""
+        assert self.keys is not None
+        assert self.values is not None
+        rows, end = len(key_states), self.columns.end + key_states.shape[2]
+        self.keys[:rows, :, self.columns.end : end] = key_states
+        self.values[:rows, :, self.columns.end : end] = value_states
+        span = slice(self.columns.begin, end)
+        return self.keys[:rows, :, span], self.values[:rows, :, span]
+
+    def get_seq_length(self) -> int:
+        """Columns in use before the new ones."""
+        return self.columns.end - self.columns.begin
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(columns in use with the new ones, the first of them)."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+    def reserve(self, like: CacheLayerMixin, slots: int, columns: int, moved: tuple[slice, slice]) -> None:
+        """Make room for so many slots and columns; what lies in the first of two spans goes to the second."""
+        self.keys = self._grown(self.keys, like.keys, slots, columns, moved)
+        self.values = self._grown(self.values, like.values, slots, columns, moved)
+        self.is_initialized = True
+
+    @staticmethod
+    def _grown(
+        old: Tensor | None, like: Tensor | None, slots: int, columns: int, moved: tuple[slice, slice]
+    ) -> Tensor | None:
+        if like is None:
+            return None
+        source, target = moved
+        if old is not None and old.shape[2] >= columns:
+            old[:, :, target] = old[:, :, source].clone()
+            return old
+        # Zeros, for what is never read must still be a number: nothing times no number is none.
+        fresh = like.new_zeros(slots, like.shape[1], columns, like.shape[3])
+        if old is not None:
+            fresh[:, :, target] = old[:, :, source]
+        return fresh
+
+
+def joinable(cache: Any) -> bool:
+    """Whether a cache is keys and values a token and no more, so that rows of it may be taken out and joined."""
+    layers = getattr(cache, "layers", None)
+    if type(cache).__name__ != "DynamicCache" or not layers:
+        return False
+    tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers) and all(
+        t.ndim == 4 for t in tensors
+    )
+
+
+class SlotCache:
+    """The rows of a batch in slots, the first ones in use. `columns` is the longest row foreseen, prompt and answer."""
+
+    def __init__(self, slots: int, columns: int = 0) -> None:
+        self.slots, self.foreseen = slots, columns
+        self.lengths: list[int] = []
+        """Tokens of each row in the cache, virtual ones counted."""
+        self.places: list[int] = []
+        """The position of each row's next token."""
+        self._columns = _Columns()
+        self._cache: Cache | None = None
+        self._capacity = 0
+
+    def add(self, state: DecodeState) -> None:
+        """Take in the rows of a state whose step has been made, behind those that are here."""
+        mask = state.mask.bool().cpu()
+        seen = [row.nonzero().squeeze(-1) for row in mask]
+        longest = max(len(one) for one in seen)
+        self._make_room(state.cache, longest)
+        end = self._columns.end
+        assert self._cache is not None
+        for n, one in enumerate(seen):
+            slot = len(self.lengths)
+            for mine, theirs in zip(self._cache.layers, state.cache.layers, strict=True):
+                for name in ("keys", "values"):
+                    source, target = getattr(theirs, name), getattr(mine, name)
+                    if source is None:
+                        continue
+                    # A layer with a window has its last columns only; no later token looks at those before.
+                    shown = one - (mask.shape[1] - source.shape[2])
+                    shown = shown[shown >= 0].to(source.device)
+                    target[slot, :, end - len(shown) : end] = source[n].index_select(1, shown)
+            self.lengths.append(len(one))
+            self.places.append(int(state.positions[n, -1]) + 1)
+        self._columns.begin = end - max(self.lengths)
+
+    def remove(self, row: int) -> None:
+        """Give a slot back: the last row moves into it."""
+        last, end = len(self.lengths) - 1, self._columns.end
+        assert self._cache is not None
+        if row != last:
+            span = slice(end - self.lengths[last], end)
+            for layer in self._cache.layers:
+                for tensor in (layer.keys, layer.values):
+                    if tensor is not None:
+                        tensor[row, :, span] = tensor[last, :, span]
+        for column in (self.lengths, self.places):
+            column[row] = column[last]
+            column.pop()
+        self._columns.begin = end - max(self.lengths, default=0)
+
+    def step(self, decoder: Decoder, tokens: Tensor) -> Tensor:
+        """tokens int64 [rows], the newest of each -> logits [rows, vocabulary] of the next."""
+        assert self._cache is not None
+        self._make_room(self._cache, 0)
+        span, device = self._columns.end - self._columns.begin, tokens.device
+        before = span - torch.tensor(self.lengths, device=device)
+        mask = (torch.arange(span + 1, device=device) >= before[:, None]).long()
+        positions = torch.tensor(self.places, device=device).unsqueeze(-1)
+        logits = decoder.step(DecodeState(self._cache, mask, positions, {"input_ids": tokens.unsqueeze(-1)}))
+        self._columns.end += 1
+        self.lengths = [n + 1 for n in self.lengths]
+        self.places = [n + 1 for n in self.places]
+        return logits
+
+    def _make_room(self, like: Cache, longest: int) -> None:
+        """Room for rows of `longest` columns before the end, and for one column behind it."""
+        columns = self._columns
+        if longest <= columns.end < self._capacity:
+            return
+        span = columns.end - columns.begin
+        end = max(span, longest)
+        if end >= self._capacity:
+            self._capacity = max(end, self.foreseen) + SLACK
+        if self._cache is None:
+            self._cache = Cache(layers=[_Layer(columns) for _ in like.layers])
+        moved = slice(columns.begin, columns.end), slice(end - span, end)
+        for mine, theirs in zip(self._cache.layers, like.layers, strict=True):
+            mine.reserve(theirs, self.slots, self._capacity, moved)
+        columns.begin, columns.end = end - span, end
+
+
+class LockstepCache:
+    """Rows that come together and stay to the end, in the model's own cache: for models that hold more than keys and
+    values. What has ended goes along unread."""
+
+    def __init__(self) -> None:
+        self._state: DecodeState | None = None
+        self._live: list[int] = []
+
+    def add(self, state: DecodeState) -> None:
+        """Take in the rows of a state whose step has been made; there are no others."""
+        assert not self._live
+        self._state, self._live = state, list(range(len(state.mask)))
+
+    def remove(self, row: int) -> None:
+        """Read a row no more: the last one takes its place."""
+        self._live[row] = self._live[-1]
+        self._live.pop()
+
+    def step(self, decoder: Decoder, tokens: Tensor) -> Tensor:
+        """tokens int64 [rows], the newest of each -> logits [rows, vocabulary] of the next."""
+        assert self._state is not None
+        live = torch.tensor(self._live, device=tokens.device)
+        every = tokens.new_zeros(len(self._state.mask))
+        every[live] = tokens
+        self._state = decoder.extended(self._state, every)
+        return decoder.step(self._state)[live]
