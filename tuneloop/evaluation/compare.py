@@ -183,7 +183,14 @@ def assemble(
         task,
         held=tuple(r.id for r in held),
         answers=tuple(
-            replace(side_by_side(_question(r), b, a, suite.reference(r)), context=_context(r)) for r, b, a in written
+            replace(
+                side_by_side(_question(r), b, a, suite.reference(r)),
+                context=_context(r),
+                id=r.id,
+                file=r.file,
+                line=r.line,
+            )
+            for r, b, a in written
         ),
         show=tuple(side_by_side(p, b, a) for p, b, a in shown),
         probes=tuple(probes),

@@ -17,6 +17,8 @@ from tuneloop.runs.run import Run
 FILE = "evaluation.json"
 SIDES = ("before", "after")
 COUNTS = ("rows", "label_tokens", "texts")
+PLACE = ("id", "section", "file", "line")
+"""What an answer says of its row, where it is of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,13 @@ class Answer:
     after_fault: str = ""
     context: tuple[Message, ...] | None = None
     """Of a held-out dialogue the turns before the prompt; None where the prompt stands alone."""
+    id: str = ""
+    """Of the row, as in `Evaluation.row_scores`; "" where the prompt is no row."""
+    section: str = ""
+    """Its section of the suite: "" for held-out rows."""
+    file: str = ""
+    line: int = 0
+    """Where the row stands, from 1; 0 where it is not known."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Answer:
@@ -86,7 +95,8 @@ class Answer:
         return cls(**{**_known(cls, content), "context": context})
 
     def as_dict(self) -> dict[str, Any]:
-        texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
+        place = {name: there for name in PLACE if (there := getattr(self, name))}
+        texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"context", *PLACE}} | place
         if self.context is None:
             return texts
         return {**texts, "context": [{"role": turn.role, "content": turn.content} for turn in self.context]}
