@@ -12,8 +12,12 @@ from tuneloop.evaluation.sections import title
 def beside(evaluation: Evaluation) -> None:
     """The general set, the user's own files and the tasks, before and after."""
     pairs = [pair for pair in evaluation.paired if pair.section.startswith(("general/", "file/"))]
-    words = {"better": t("better"), "worse": t("worse"), "not separable": t("not separable"),
-             "not defined": t("not defined")}  # fmt: skip
+    words = {
+        "better": t("better"),
+        "worse": t("worse"),
+        "not separable": t("not separable"),
+        "not defined": t("not defined"),
+    }
     rows = [
         (
             title(pair.section),

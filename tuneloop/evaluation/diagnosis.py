@@ -17,7 +17,7 @@ from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Record
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation.evaluation import Evaluation
-from tuneloop.evaluation.findings import Finding
+from tuneloop.evaluation.findings import RunFinding
 from tuneloop.hub.provenance import provenance_note
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.tokenizer import load_tokenizer
@@ -37,7 +37,9 @@ def ended(run: Run) -> dict[str, Any]:
     return next((e for e in reversed(list(Journal(run.events).lines())) if e.get("event") == "finished"), {})
 
 
-def diagnose(run: Run, trained: Trained, held: Sequence[Record] | None, evaluation: Evaluation) -> tuple[Finding, ...]:
+def diagnose(
+    run: Run, trained: Trained, held: Sequence[Record] | None, evaluation: Evaluation
+) -> tuple[RunFinding, ...]:
     """The faults of a run, each with its cause. `held` are the rows that its dataset held out, None where others
     were measured. A loss that differs is a finding only where no cause is known: else it is what the cause does."""
     folder = run.trained_folder()
@@ -52,22 +54,22 @@ def diagnose(run: Run, trained: Trained, held: Sequence[Record] | None, evaluati
     return tuple(_loss(run, trained, evaluation))
 
 
-def _weights(run: Run, folder: Path) -> Iterator[Finding]:
+def _weights(run: Run, folder: Path) -> Iterator[RunFinding]:
     """Weights that are no numbers, that are all zero, or that training did not write."""
     broken, changes = _look(folder)
     recorded, there = ended(run).get("weights"), weights_digest(folder)
     if broken:
-        yield Finding(
+        yield RunFinding(
             "TL-RUN-WEIGHTS-NAN", {"path": str(folder), "names": ", ".join(broken[:3]), "n": str(len(broken))}
         )
     elif not changes:
-        yield Finding("TL-RUN-WEIGHTS-ZERO", {"path": str(folder)})
+        yield RunFinding("TL-RUN-WEIGHTS-ZERO", {"path": str(folder)})
     if recorded and there != recorded:
         other = _owner(run, there)
         if other:
-            yield Finding("TL-RUN-WEIGHTS-OTHER", {"path": str(folder), "other": other})
+            yield RunFinding("TL-RUN-WEIGHTS-OTHER", {"path": str(folder), "other": other})
         elif not broken and changes:
-            yield Finding("TL-RUN-WEIGHTS-CHANGED", {"path": str(folder)})
+            yield RunFinding("TL-RUN-WEIGHTS-CHANGED", {"path": str(folder)})
 
 
 def _look(folder: Path) -> tuple[list[str], bool]:
@@ -94,7 +96,7 @@ def _owner(run: Run, digest: str) -> str:
     return ""
 
 
-def _template(run: Run, trained: Trained) -> Iterator[Finding]:
+def _template(run: Run, trained: Trained) -> Iterator[RunFinding]:
     """A chat template that is not the one that was trained: the run's own, or its base's."""
     own, recorded = template_digest(trained.tokenizer), ended(run).get("template")
     folder = run.trained_folder()
@@ -103,12 +105,12 @@ def _template(run: Run, trained: Trained) -> Iterator[Finding]:
     except TuneloopError:  # a base that is gone; the run has a tokenizer of its own
         base = recorded or own
     if own != (recorded or base):
-        yield Finding("TL-RUN-TEMPLATE", {"path": str(folder)})
+        yield RunFinding("TL-RUN-TEMPLATE", {"path": str(folder)})
     elif base != own:
-        yield Finding("TL-RUN-TEMPLATE-BASE", {"base": trained.recipe.model.name})
+        yield RunFinding("TL-RUN-TEMPLATE-BASE", {"base": trained.recipe.model.name})
 
 
-def _tokens(run: Run, trained: Trained, held: Sequence[Record]) -> Iterator[Finding]:
+def _tokens(run: Run, trained: Trained, held: Sequence[Record]) -> Iterator[RunFinding]:
     """Held-out rows that the run's tokenizer cuts into other tokens than in training, under the same template."""
     finished = ended(run)
     recorded = finished.get("held")
@@ -118,18 +120,18 @@ def _tokens(run: Run, trained: Trained, held: Sequence[Record]) -> Iterator[Find
         return
     now = samples_digest(tokenize(trained.tokenizer, held, empty_thoughts=trained.recipe.prepare.empty_thoughts))
     if now != recorded:
-        yield Finding("TL-RUN-TOKENS", {"path": str(run.trained_folder())})
+        yield RunFinding("TL-RUN-TOKENS", {"path": str(run.trained_folder())})
 
 
-def _base(run: Run, trained: Trained) -> Iterator[Finding]:
+def _base(run: Run, trained: Trained) -> Iterator[RunFinding]:
     """Base weights that are not those that the adapter was trained on."""
     adapter = run.path / "adapter"
-    mark = adapters.known_base(adapter).get("mark") if adapter.is_dir() else None
-    if mark and mark != provenance_note(model_folder(trained.recipe.model)):
-        yield Finding("TL-RUN-BASE", {"base": trained.recipe.model.name})
+    known = adapters.known_base(adapter).get("mark") if adapter.is_dir() else None
+    if known and known != provenance_note(model_folder(trained.recipe.model)):
+        yield RunFinding("TL-RUN-BASE", {"base": trained.recipe.model.name})
 
 
-def _loss(run: Run, trained: Trained, evaluation: Evaluation) -> Iterator[Finding]:
+def _loss(run: Run, trained: Trained, evaluation: Evaluation) -> Iterator[RunFinding]:
     """A held-out loss that differs from the one that training measured of the same weights on the same rows."""
     measured = [line["eval_loss"] for line in Journal(run.metrics).lines() if isinstance(line.get("eval_loss"), float)]
     now = evaluation.after["loss"]
@@ -141,4 +143,4 @@ def _loss(run: Run, trained: Trained, evaluation: Evaluation) -> Iterator[Findin
     allowed = LOSS_TOLERANCE["float32" if fine else "coarse"]
     if now is None or abs(now - then) > allowed * max(1.0, abs(then)):
         shown = "NaN" if now is None else f"{now:.4f}"
-        yield Finding("TL-RUN-LOSS", {"then": f"{then:.4f}", "now": shown})
+        yield RunFinding("TL-RUN-LOSS", {"then": f"{then:.4f}", "now": shown})

@@ -20,7 +20,7 @@ from tuneloop.data.version.find import dataset_of
 from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.before_after import questions
 from tuneloop.evaluation.evaluation import Answer, Evaluation, Scores
-from tuneloop.evaluation.findings import Finding
+from tuneloop.evaluation.findings import RunFinding
 from tuneloop.evaluation.metrics import measured
 from tuneloop.evaluation.preference import dialogues
 from tuneloop.evaluation.progress import Counted
@@ -201,10 +201,10 @@ def _template(
     replies: Sequence[Reply],
     endpoint: EndpointAnswerer,
     count: Callable[[list[dict[str, Any]]], int] | None,
-) -> tuple[Finding, ...]:
+) -> tuple[RunFinding, ...]:
     """Whether the server makes other prompts of the chats than the run does, by its own count of their tokens."""
     if count is None or endpoint.usage.estimated or not replies:
         return ()
     different = sum(count(chat) != reply.prompt_tokens for chat, reply in zip(chats, replies, strict=True))
     facts = {"n": str(different), "of": str(len(replies)), "url": endpoint.url}
-    return (Finding("TL-RUN-ENDPOINT-TEMPLATE", facts),) if different else ()
+    return (RunFinding("TL-RUN-ENDPOINT-TEMPLATE", facts),) if different else ()

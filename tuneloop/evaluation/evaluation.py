@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.records import Message
-from tuneloop.evaluation.findings import Finding
+from tuneloop.evaluation.findings import RunFinding
 from tuneloop.evaluation.forgetting import Forgetting
 from tuneloop.evaluation.metrics import METRICS, ClassScore
 from tuneloop.evaluation.paired import Paired, RowScores
@@ -217,7 +217,7 @@ class Evaluation:
     """What training did to the general set; None where that was not measured."""
     tasks: tuple[TaskScore, ...] = ()
     """Tasks of lm-evaluation-harness."""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[RunFinding, ...] = ()
     """What is wrong with the run itself, so that its figures are of another model than was trained."""
 
     @classmethod
@@ -259,7 +259,7 @@ class Evaluation:
             section_answers=tuple(Answer.from_dict(one) for one in content.get("section_answers") or ()),
             forgetting=Forgetting.from_dict(content["forgetting"]) if content.get("forgetting") else None,
             tasks=tuple(TaskScore.from_dict(one) for one in content.get("tasks") or ()),
-            findings=tuple(Finding.from_dict(one) for one in content.get("findings") or ()),
+            findings=tuple(RunFinding.from_dict(one) for one in content.get("findings") or ()),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tuneloop.base.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RunFinding:
     """One fault of a run: its code (TL-RUN-…), and the facts that fill its words."""
 
     code: str
@@ -27,7 +27,7 @@ class Finding:
         return RunError(self.code, **self.facts).do
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Finding:
+    def from_dict(cls, content: Mapping[str, Any]) -> RunFinding:
         return cls(content["code"], dict(content.get("facts") or {}))
 
     def as_dict(self) -> dict[str, Any]:

@@ -65,9 +65,18 @@ def _flips(answers: Sequence[Answer], scores: Mapping[tuple[str, str], RowScores
         metric, before, after = _compared(answer, scores.get((answer.section, answer.id)))
         if before - after > (0.0 if metric in VERDICTS else SMALLEST_DROP):
             yield Flip(
-                answer.prompt, answer.before, answer.after, answer.reference, metric, before, after,
-                answer.section, answer.id, answer.file, answer.line,
-            )  # fmt: skip
+                answer.prompt,
+                answer.before,
+                answer.after,
+                answer.reference,
+                metric,
+                before,
+                after,
+                answer.section,
+                answer.id,
+                answer.file,
+                answer.line,
+            )
 
 
 def _compared(answer: Answer, row: RowScores | None) -> tuple[str, float, float]:

@@ -54,17 +54,20 @@ def forgetting(rows: Sequence[RowScores]) -> Forgetting | None:
     general = [row for row in rows if row.section.startswith("general/") and "loss" in row.before]
     if not general:
         return None
-    both = [(row.section, old, new) for row in general if (old := row.before["loss"]) is not None
-            and (new := row.after.get("loss")) is not None]  # fmt: skip
-    if len(both) < LEAST:
-        return Forgetting("not defined", None, None, Estimate(rows=len(both), note="not measured"))
-    before, after = ([pair[k] for pair in both] for k in (1, 2))
+    pairs = [
+        (row.section, old, new)
+        for row in general
+        if (old := row.before["loss"]) is not None and (new := row.after.get("loss")) is not None
+    ]
+    if len(pairs) < LEAST:
+        return Forgetting("not defined", None, None, Estimate(rows=len(pairs), note="not measured"))
+    before, after = ([pair[k] for pair in pairs] for k in (1, 2))
     sections = {
-        name: intervals.mean_difference([b for s, b, _ in both if s == name], [a for s, _, a in both if s == name])
-        for name in dict.fromkeys(section for section, _, _ in both)
+        name: intervals.mean_difference([b for s, b, _ in pairs if s == name], [a for s, _, a in pairs if s == name])
+        for name in dict.fromkeys(section for section, _, _ in pairs)
     }
     difference = intervals.mean_difference(before, after)
-    n = len(both)
+    n = len(pairs)
     return Forgetting(judged(difference), sum(before) / n, sum(after) / n, difference, sections=sections)
 
 
@@ -106,8 +109,8 @@ def sentence(forgotten: Forgetting) -> str:
     )
     if forgotten.verdict == "forgot":
         return t(
-            "The model forgot: the loss of the general set rose, {figures}. Train fewer epochs, at a lower rate, or with "
-            "general dialogues among the rows.",
+            "The model forgot: the loss of the general set rose, {figures}. Train fewer epochs, at a lower rate, or "
+            "with general dialogues among the rows.",
             figures=figures,
         )
     if forgotten.verdict == "within margin":

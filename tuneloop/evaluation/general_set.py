@@ -79,8 +79,8 @@ def chosen_letter(answer: str) -> str:
     >>> [chosen_letter(x) for x in ("C. Dolphin", "The answer is (b)", "A dolphin is one.", "选D")]
     ['C', 'B', '', 'D']
     """
-    found = _LETTER.search(answer)
-    return (found[1] or found[2]).upper() if found else ""
+    named = _LETTER.search(answer)
+    return (named[1] or named[2]).upper() if named else ""
 
 
 def mentions(answer: str, accepted: Sequence[str]) -> bool:

@@ -101,10 +101,10 @@ def paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
 def _child(wish: dict[str, Any]) -> dict[str, Any]:
     """What the child makes of a wish. Raises TL-RUN-TASK with its last words where it makes nothing."""
     with TemporaryDirectory() as folder:
-        asked, out = Path(folder, "wish.json"), Path(folder, "out.json")
-        asked.write_text(json.dumps(wish), encoding="utf-8")
+        wish_file, out = Path(folder, "wish.json"), Path(folder, "out.json")
+        wish_file.write_text(json.dumps(wish), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, str(CHILD), str(asked), str(out)],
+            [sys.executable, str(CHILD), str(wish_file), str(out)],
             env={**os.environ, **OFFLINE},
             capture_output=True,
             text=True,

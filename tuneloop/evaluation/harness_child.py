@@ -45,10 +45,16 @@ def scores(names: list[str], arguments: dict[str, Any]) -> list[dict[str, Any]]:
             if metric.endswith("_stderr") or isinstance(score, bool) or not isinstance(score, int | float):
                 continue
             error = metrics.get(f"{metric}_stderr,{filtered}")
-            out.append({
-                "task": task, "metric": metric if filtered in {"", "none"} else f"{metric} ({filtered})",
-                "score": finite(score), "error": finite(error), "rows": rows, "up": bool(up.get(metric, True)),
-            })  # fmt: skip
+            out.append(
+                {
+                    "task": task,
+                    "metric": metric if filtered in {"", "none"} else f"{metric} ({filtered})",
+                    "score": finite(score),
+                    "error": finite(error),
+                    "rows": rows,
+                    "up": bool(up.get(metric, True)),
+                }
+            )
     return out
 
 
@@ -57,8 +63,8 @@ def finite(number: Any) -> float | None:
     return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
-def main(asked: str, out: str) -> None:
-    wish = json.loads(Path(asked).read_text(encoding="utf-8"))
+def main(wish_file: str, out: str) -> None:
+    wish = json.loads(Path(wish_file).read_text(encoding="utf-8"))
     if wish.get("check"):
         answer: dict[str, Any] = {"missing": missing(wish["tasks"])}
     else:
