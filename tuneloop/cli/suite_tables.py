@@ -6,7 +6,7 @@ from tuneloop.base.language import current, t
 from tuneloop.cli.show import number, table
 from tuneloop.evaluation import compare, forgetting
 from tuneloop.evaluation.evaluation import Evaluation
-from tuneloop.evaluation.sections import title
+from tuneloop.evaluation.general_set import section_title
 
 
 def beside(evaluation: Evaluation) -> None:
@@ -20,7 +20,7 @@ def beside(evaluation: Evaluation) -> None:
     }
     rows = [
         (
-            title(pair.section),
+            section_title(pair.section),
             compare.Change(pair.metric, None, None, None, None).label,
             number(pair.before.estimate),
             number(pair.after.estimate),

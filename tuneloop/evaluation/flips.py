@@ -9,9 +9,9 @@ from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.metrics import rouge
 from tuneloop.evaluation.paired import RowScores
 
-VERDICTS = ("correct", "exact_match", "accuracy", "call_accuracy")
+VERDICTS = ("exact_match", "accuracy", "calls")
 """Row metrics of 0 and 1: right or wrong. A row that has one flips from right to wrong and by nothing else."""
-GRADES = ("f1", "chrf", "rougeL", "bleu")
+GRADES = ("chrf", "token_f1", "rougeL")
 """Row metrics that compare a text with its reference, the first one that both models have counts."""
 SMALLEST_DROP = 10.0
 """Points of 100 that a grade must fall by to be listed: less is another wording of the same answer."""
@@ -56,7 +56,7 @@ def flips(evaluation: Evaluation) -> list[Flip]:
     ('5', '4', 'sums.csv', 3, True)
     """
     scores = {(row.section, row.id): row for row in evaluation.row_scores}
-    every = list(_flips(evaluation.answers, scores))
+    every = list(_flips((*evaluation.answers, *evaluation.section_answers), scores))
     return sorted(every, key=lambda flip: (not flip.right_to_wrong, -flip.drop, flip.section, flip.file, flip.line))
 
 
@@ -95,7 +95,7 @@ def _compared(answer: Answer, row: RowScores | None) -> tuple[str, float, float]
 def metric_speaks(metric: str, before: float, after: float) -> bool:
     """Whether a row metric tells anything: two free texts that are both no exact match may still differ.
 
-    >>> metric_speaks("exact_match", 0.0, 0.0), metric_speaks("correct", 0.0, 0.0), metric_speaks("chrf", 0.0, 0.0)
+    >>> metric_speaks("exact_match", 0.0, 0.0), metric_speaks("accuracy", 0.0, 0.0), metric_speaks("chrf", 0.0, 0.0)
     (False, True, True)
     """
     return metric != "exact_match" or before != after

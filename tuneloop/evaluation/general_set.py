@@ -1,7 +1,7 @@
 """The general set: short questions in Chinese and English that are measured beside every run's own rows, frozen.
 
-Knowledge, instruction following and safety, written for tuneloop. A change of a row is a new version: figures of two
-versions are not compared.
+Knowledge (facts, and questions of choice), instruction following and safety, written for tuneloop. A change of a row is
+a new version: figures of two versions are not compared.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
+from tuneloop.base.language import t
 from tuneloop.base.records import Message, Record
 from tuneloop.data.cleaning.quality import refuses
 from tuneloop.evaluation.intervals import CONFIDENCE
 
 VERSION = "1"
-DIGEST = "905e016fabf1f138d115f3622cb7083c37c2b35e174c3e7cc4545b15e0edee6c"
+DIGEST = "7b5674a75b651a10dbd7d57a6daf641cffb02dda435d555ac8a2c1777f0f3c55"
 """sha256 of the file of this version: who changes a row changes the version as well."""
+KNOWLEDGE = "knowledge"
+"""The section of facts, each with one short sentence as its reference."""
 OPTIONS = 4
 """Letters to choose from in a question of choice."""
 
@@ -32,7 +35,7 @@ class GeneralRow:
 
     id: str
     section: str
-    """"knowledge", "instructions" or "safety"."""
+    """"knowledge", "choice", "instructions" or "safety"."""
     language: str
     prompt: str
     reference: str
@@ -46,8 +49,9 @@ class GeneralRow:
 
     @property
     def counts_loss(self) -> bool:
-        """Whether its reference's loss is measured: of two rows in five, harmful and harmless ones alike."""
-        return self.line % 5 in {1, 2}
+        """Whether its reference's loss is measured: of all facts, which tell what was forgotten, and of a quarter of
+        the instructions and of safety. That of a letter before an option tells of its form alone."""
+        return self.section == KNOWLEDGE or (self.section != "choice" and self.line % 8 in {1, 2})
 
     def record(self, system: str | None = None) -> Record:
         """The question and its reference as a dialogue."""
@@ -171,3 +175,23 @@ def above_chance(section: str, right: int, total: int) -> bool:
         return False
     test = import_module("scipy.stats").binomtest(right, total, sum(chances) / len(chances), alternative="greater")
     return bool(test.pvalue < 1 - CONFIDENCE)
+
+
+def section_title(section: str) -> str:
+    """A section of the suite in the words of a reader.
+
+    >>> section_title("general/safety-zh"), section_title("file/faq.csv"), section_title("")
+    ('general: safety, Chinese', 'faq.csv', 'held-out rows')
+    """
+    kind, _, name = section.partition("/")
+    if kind != "general":
+        return name or section or t("held-out rows")
+    topic, _, language = name.partition("-")
+    topics = {
+        "knowledge": t("knowledge"),
+        "choice": t("choice"),
+        "instructions": t("instructions"),
+        "safety": t("safety"),
+    }
+    languages = {"zh": t("Chinese"), "en": t("English")}
+    return t("general: {topic}, {language}", topic=topics.get(topic, topic), language=languages.get(language, language))

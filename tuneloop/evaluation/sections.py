@@ -203,22 +203,6 @@ def _titles(sections: Sequence[SectionRows]) -> list[str]:
     return list(dict.fromkeys(titles))
 
 
-def title(section: str) -> str:
-    """A section of the suite in the words of a reader.
-
-    >>> title("general/safety-zh"), title("file/faq.csv"), title("")
-    ('general: safety, Chinese', 'faq.csv', 'held-out rows')
-    """
-    kind, _, name = section.partition("/")
-    if kind != "general":
-        return name or section or t("held-out rows")
-    topic, _, language = name.partition("-")
-    topics = {"knowledge": t("knowledge"), "instructions": t("instructions"), "safety": t("safety")}
-    languages = {"zh": t("Chinese"), "en": t("English")}
-    words = {"topic": topics.get(topic, topic), "language": languages.get(language, language)}
-    return t("general: {topic}, {language}", **words)
-
-
 def with_sections(
     evaluation: Evaluation, sections: Sequence[SectionRows], before: SectionScores, after: SectionScores
 ) -> Evaluation:
