@@ -31,6 +31,7 @@ from tuneloop.evaluation.compare import (
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.progress import ANSWERS_FILE
+from tuneloop.evaluation.whole_suite import require_measurable, whole_suite
 from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.assistants import helpers
@@ -106,6 +107,7 @@ def plan(recipe: Recipe, dataset: Dataset, *, workspace: Path = Path()) -> tuple
 
 def assembled(recipe: Recipe, dataset: Dataset, workspace: Path = Path()) -> TrainingInput:
     """What `foresee` and `start` work on, put together once for both."""
+    require_measurable(recipe)
     return assemble(recipe, dataset, workspace, evaluation_prompts(recipe))
 
 
@@ -194,10 +196,11 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
     began = time.perf_counter()
     refusals.require_space(run.path, EVALUATION_ROOM)  # asked before minutes of answering, not after them
     refusals.require_writable(run.path)
+    require_measurable(run_recipe(run.path))
     trained = load_trained(run.path)
-    if held is None:
-        held = dataset_of(run).records("validation")
-    evaluation = measure_before_after(trained, held, say)
+    own = None if held is not None else dataset_of(run).records("validation")
+    evaluation = measure_before_after(trained, held if held is not None else own or (), say)
+    evaluation = whole_suite(run, trained, evaluation, own, say)
     with refusals.writing(run.path):
         evaluation.write(run.path)
         Journal(run.events).event("evaluated", seconds=round(time.perf_counter() - began, 2))
@@ -205,6 +208,19 @@ def measure(run: Run, *, held: Sequence[Record] | None = None, say: Say = _quiet
         report.write(run.path)
         (run.path / ANSWERS_FILE).unlink(missing_ok=True)  # they are in the evaluation
     return evaluation
+
+
+def measure_at(run: Run, url: str, model: str = "", *, say: Say = _quiet) -> tuple[Evaluation, Path]:
+    """The suite of a run asked of an OpenAI-compatible endpoint, and the file that holds it, below <run>/evaluations.
+
+    The run's own evaluation stays as it is. Answers are written down as they come: after an error the same call goes
+    on where it stopped. Raises TL-MACHINE-ENDPOINT.
+    """
+    from tuneloop.evaluation.endpoint_suite import evaluate_endpoint
+
+    refusals.require_space(run.path, EVALUATION_ROOM)
+    refusals.require_writable(run.path)
+    return evaluate_endpoint(run, url, model, say)
 
 
 def compare(run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96) -> Comparison:

@@ -82,6 +82,7 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
     record = Record(
         (Message("user", "first"), Message("assistant", "1"), Message("user", "second"), Message("assistant", "2")),
         "a.csv",
+        7,
     )
     other = Record((Message("user", "?"), Message("assistant", "!")))
     assembled = compare.assemble(
@@ -109,8 +110,9 @@ def test_evaluation_json_has_the_agreed_shape() -> None:
     sound = {"before_fault": "", "after_fault": ""}
     context = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "1"}]
     assert evaluation["answers"] == [
-        {"prompt": "second", "before": "b", "after": "a", "reference": "2", "context": context, **sound}
-    ]
+        {"prompt": "second", "before": "b", "after": "a", "reference": "2", "context": context, **sound,
+         "id": record.id, "file": "a.csv", "line": 7}
+    ]  # fmt: skip
     assert evaluation["show"] == [{"prompt": "hi", "before": "x", "after": "y", "reference": "", **sound}]
     assert evaluation["probes"][0] | {"answers": 0} == {
         "name": "identity", "expect": "pebble", "total": 2, "before": 0, "after": 2, "passed": True, "at_least": 2,

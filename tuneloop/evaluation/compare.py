@@ -204,7 +204,14 @@ def assemble(
         task,
         held=tuple(r.id for r in held),
         answers=tuple(
-            replace(side_by_side(_question(r), b, a, suite.reference(r)), context=_context(r)) for r, b, a in written
+            replace(
+                side_by_side(question(r), b, a, suite.reference(r)),
+                context=context(r),
+                id=r.id,
+                file=r.file,
+                line=r.line,
+            )
+            for r, b, a in written
         ),
         show=tuple(side_by_side(p, b, a) for p, b, a in shown),
         probes=tuple(probes),
@@ -222,12 +229,12 @@ def _question_index(record: Record) -> int:
     return max((i for i, m in enumerate(turns) if m.role == "user"), default=len(turns) - 1)
 
 
-def _question(record: Record) -> str:
+def question(record: Record) -> str:
     """The last user turn before the answer: what a reader needs to see first."""
     return suite.prompt(record)[_question_index(record)].content
 
 
-def _context(record: Record) -> tuple[Message, ...]:
+def context(record: Record) -> tuple[Message, ...]:
     """The turns before that question, which the answer knew as well."""
     return suite.prompt(record)[: _question_index(record)]
 

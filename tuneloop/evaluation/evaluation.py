@@ -10,13 +10,18 @@ from typing import Any
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.records import Message
+from tuneloop.evaluation.findings import RunFinding
+from tuneloop.evaluation.forgetting import Forgetting
 from tuneloop.evaluation.metrics import METRICS, ClassScore
 from tuneloop.evaluation.paired import Paired, RowScores
+from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.runs.run import Run
 
 FILE = "evaluation.json"
 SIDES = ("before", "after")
 COUNTS = ("rows", "label_tokens", "texts")
+PLACE = ("id", "section", "file", "line")
+"""What an answer says of its row, where it is of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,13 @@ class Answer:
     after_fault: str = ""
     context: tuple[Message, ...] | None = None
     """Of a held-out dialogue the turns before the prompt; None where the prompt stands alone."""
+    id: str = ""
+    """Of the row, as in `Evaluation.row_scores`; "" where the prompt is no row."""
+    section: str = ""
+    """Its section of the suite: "" for held-out rows."""
+    file: str = ""
+    line: int = 0
+    """Where the row stands, from 1; 0 where it is not known."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Answer:
@@ -86,7 +98,8 @@ class Answer:
         return cls(**{**_known(cls, content), "context": context})
 
     def as_dict(self) -> dict[str, Any]:
-        texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
+        place = {name: there for name in PLACE if (there := getattr(self, name))}
+        texts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"context", *PLACE}} | place
         if self.context is None:
             return texts
         return {**texts, "context": [{"role": turn.role, "content": turn.content} for turn in self.context]}
@@ -198,6 +211,14 @@ class Evaluation:
     """Metrics with their intervals, one a metric and section of the suite; () in evaluations of earlier versions."""
     row_scores: tuple[RowScores, ...] = ()
     """What each row scored, from which `paired` was computed."""
+    section_answers: tuple[Answer, ...] = ()
+    """To the rows of the suite's other sections: of the general set and of the user's own files."""
+    forgetting: Forgetting | None = None
+    """What training did to the general set; None where that was not measured."""
+    tasks: tuple[TaskScore, ...] = ()
+    """Tasks of lm-evaluation-harness."""
+    findings: tuple[RunFinding, ...] = ()
+    """What is wrong with the run itself, so that its figures are of another model than was trained."""
 
     @classmethod
     def read(cls, run: Path) -> Evaluation | None:
@@ -235,6 +256,10 @@ class Evaluation:
             probes=tuple(ProbeResult.from_dict(one) for one in content.get("probes") or ()),
             paired=tuple(Paired.from_dict(one) for one in content.get("paired") or ()),
             row_scores=tuple(RowScores.from_dict(one) for one in content.get("row_scores") or ()),
+            section_answers=tuple(Answer.from_dict(one) for one in content.get("section_answers") or ()),
+            forgetting=Forgetting.from_dict(content["forgetting"]) if content.get("forgetting") else None,
+            tasks=tuple(TaskScore.from_dict(one) for one in content.get("tasks") or ()),
+            findings=tuple(RunFinding.from_dict(one) for one in content.get("findings") or ()),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -253,9 +278,11 @@ class Evaluation:
             content["held"] = list(self.held)
         for key in ("answers", "show", "probes"):
             content[key] = [one.as_dict() for one in getattr(self, key)]
-        for key in ("paired", "row_scores"):  # earlier versions have neither
+        for key in ("paired", "row_scores", "section_answers", "tasks", "findings"):  # earlier versions have none
             if rows := getattr(self, key):
                 content[key] = [one.as_dict() for one in rows]
+        if self.forgetting is not None:
+            content["forgetting"] = self.forgetting.as_dict()
         return content
 
 

@@ -41,4 +41,6 @@ def better(old: Evaluation, new: Evaluation) -> Verdict:
         holds = new_share >= share  # after preference training the loss of an answer says little, and its rank all
     pairs = {pair.metric: pair for pair in pair_runs(old.row_scores, new.row_scores) if pair.section == ""}
     decisive = pairs.get("preferred", pairs.get("loss"))
-    return Verdict(holds and not failed, before, after, failed, decisive.separation if decisive else None)
+    separation = decisive.separation if decisive else None
+    # What is wrong with the run itself makes its figures those of another model.
+    return Verdict(holds and not failed and not new.findings, before, after, failed, separation)

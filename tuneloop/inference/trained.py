@@ -71,10 +71,10 @@ def load_trained(run: Path) -> Trained:
         if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
             adapters.require_same_base(weights, base)
         model = adapters.with_adapter(model, weights)
-    return Trained(model, tokenizer, recipe, task, setting, head, _answer_prefix(run, recipe, tokenizer), run)
+    return Trained(model, tokenizer, recipe, task, setting, head, answer_prefix(run, recipe, tokenizer), run)
 
 
-def _answer_prefix(run: Path, recipe: Recipe, tokenizer: Any) -> str:
+def answer_prefix(run: Path, recipe: Recipe, tokenizer: Any) -> str:
     """The empty thought that answers begin behind, "" where the rows had thoughts or were trained to write it."""
     try:
         thoughts = json.loads((run / "dataset.json").read_text(encoding="utf-8")).get("thoughts", True)

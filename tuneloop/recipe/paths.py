@@ -25,6 +25,7 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         update={
             "show": fix(part.show),
             "probes": [p.model_copy(update={"prompts": fix(p.prompts)}) for p in part.probes],
+            "files": [f.model_copy(update={"path": fix(f.path)}) for f in part.files],
         }
     )
     elsewhere = ("hub:", "modelscope:")

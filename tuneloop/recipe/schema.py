@@ -286,6 +286,20 @@ class Probe(Section):
     at_most: int | None = Field(None, ge=0, description="More answers that match after training fail the probe.")
 
 
+class EvaluateFile(Section):
+    """A file of the user's own that is measured beside the held-out rows."""
+
+    path: str = Field(description="A file of any shape that `data` takes; it is never trained on.")
+    name: str | None = Field(None, pattern=r"^[\w][\w .-]{0,63}$", description="Its name in reports; the file's own.")
+    rows: str | None = Field(None, description="A slice in Python's notation, e.g. '[:100]'.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Role -> column, where looking is not enough.")
+
+    @property
+    def source(self) -> DataFile:
+        """The same as a file to read."""
+        return DataFile(path=self.path, rows=self.rows, columns=self.columns)
+
+
 class EvaluatePart(Section):
     """What is measured before and after."""
 
@@ -294,6 +308,27 @@ class EvaluatePart(Section):
     batch_size: int = Field(32, ge=1, description="Prompts answered at once, at most.")
     show: str | list[str] = Field(default_factory=list, description="Prompts answered side by side in the report.")
     probes: list[Probe] = Field(default_factory=list, description="Questions of fact about the change.")
+    general: Literal["loss", "answers", "off"] = Field(
+        "loss", description="The general set that comes with tuneloop: what was forgotten."
+    )
+    files: list[EvaluateFile] = Field(default_factory=list, description="Files of your own, measured as well.")
+    tasks: list[str] = Field(default_factory=list, description="Tasks of lm-evaluation-harness (extra eval).")
+
+    @field_validator("general", mode="before")
+    @classmethod
+    def _bare_off(cls, raw: Any) -> Any:
+        return "off" if raw is False else raw  # YAML reads a bare off as false
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _paths(cls, raw: Any) -> Any:
+        listed = [raw] if isinstance(raw, str | dict) else raw
+        return [{"path": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list) else raw
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) else raw
 
 
 class ServePart(Section):

@@ -133,11 +133,12 @@ def run_recipe(path: Path) -> Recipe:
         p.model_copy(update={"prompts": moved(p.prompts)}) if isinstance(p.prompts, str) else p for p in part.probes
     ]
     files = [d.model_copy(update={"path": moved(d.path)}) for d in recipe.data]
+    measured = [f.model_copy(update={"path": moved(f.path)}) for f in part.files]
     return recipe.model_copy(
         update={
             "model": model.model_copy(update={"name": name, "template": moved(model.template)}),
             "train": train.model_copy(update={"adapter": adapter}),
-            "evaluate": part.model_copy(update={"show": show, "probes": probes}),
+            "evaluate": part.model_copy(update={"show": show, "probes": probes, "files": measured}),
             "data": files,
             "serve": recipe.serve.model_copy(update={"key_file": moved(recipe.serve.key_file)}),
         }

@@ -38,6 +38,7 @@ from tuneloop.tasks.task import Task, TaskContext
 from tuneloop.training import device, distributed
 from tuneloop.training.adapter_card import adapter_card
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
+from tuneloop.training.digests import ending
 from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.input import TrainingInput
@@ -300,4 +301,5 @@ def _close(
         seconds=round(meter.total_seconds, 2),
         tokens_per_second=round(meter.tokens_per_second, 1),
         memory_gb=round(meter.peak_gb, 3),
+        **ending(target, setting.tokenizer, setup.held.samples),
     )

@@ -1,0 +1,34 @@
+"""What is wrong with a run, named by a code: an evaluation with a finding is of another model than was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneloop.base.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinding:
+    """One fault of a run: its code (TL-RUN-…), and the facts that fill its words."""
+
+    code: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """What is wrong, in the reader's language."""
+        return RunError(self.code, **self.facts).what
+
+    @property
+    def do(self) -> str:
+        """What to do about it."""
+        return RunError(self.code, **self.facts).do
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RunFinding:
+        return cls(content["code"], dict(content.get("facts") or {}))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "facts": dict(self.facts)}
