@@ -1,0 +1,158 @@
+"""What was gained and what was forgotten: figures with their intervals, as the report's tables show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuneloop.base.language import listed, t
+from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.intervals import Estimate, notes
+from tuneloop.evaluation.metrics import METRICS
+from tuneloop.evaluation.paired import Paired, Separation, separations
+
+GENERAL = "general/"
+"""Sections of the suite that ask what every model should know: what they lost was forgotten."""
+TONES: dict[Separation, str] = {"better": "good", "worse": "bad", "not separable": "plain", "not defined": "plain"}
+
+
+def numbers(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rows of the table of the held-out rows: each metric, with intervals where there are some."""
+    pairs = {pair.metric: pair for pair in evaluation.paired if not pair.section}
+    return [_row(change, pairs.get(change.metric)) for change in compare.changes(evaluation) if change.measured]
+
+
+def others(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(title, rows) of each section of the user's own files and of other suites' tasks."""
+    sections = dict.fromkeys(p.section for p in evaluation.paired if p.section and not p.section.startswith(GENERAL))
+    return [(section_words(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
+
+
+def forgetting(evaluation: Evaluation) -> dict[str, Any]:
+    """The general set: {} where it was not measured, else a sentence, its tone, and a row for each section's loss.
+
+    `bars` of a row are percentages of a common scale: where the interval begins, its length, the figure.
+    """
+    pairs = [p for p in evaluation.paired if p.section.startswith(GENERAL)]
+    losses = [p for p in pairs if p.metric == "loss"]
+    if not losses:
+        return {}
+    bounds = [b for p in losses for b in (p.difference.low, p.difference.high, p.difference.estimate) if b is not None]
+    low, high = min([0.0, *bounds]), max([0.0, *bounds])
+    pad = 0.06 * (high - low) or 1.0
+    low, high = low - pad, high + pad
+
+    def at(number: float) -> float:
+        return round(100 * (number - low) / (high - low), 2)
+
+    rows = []
+    for pair in losses:
+        change = pair.difference
+        bars = None
+        if change.estimate is not None:
+            left, right = (change.estimate if b is None else b for b in (change.low, change.high))
+            bars = {"left": at(left), "width": max(0.6, at(right) - at(left)), "at": at(change.estimate)}
+        rows.append({**_of_pair(pair), "label": section_words(pair.section), "bars": bars})
+    tone, sentence = _forgotten(losses)
+    answers = [
+        {**_of_pair(p), "label": t("{section}: {metric}", section=section_words(p.section), metric=METRICS[p.metric].label())}
+        for p in pairs
+        if p.metric not in ("loss", "perplexity")
+    ]
+    return {"sentence": sentence, "tone": tone, "rows": rows, "zero": at(0.0), "answers": answers}
+
+
+def _forgotten(losses: list[Paired]) -> tuple[str, str]:
+    worse = [section_words(p.section) for p in losses if p.separation == "worse"]
+    if worse:
+        return "bad", t("It forgot: the loss rose, by more than chance, on {sections}.", sections=listed(worse))
+    if any(p.separation in ("better", "not separable") for p in losses):
+        return "good", t("Nothing shows that it forgot: no section's loss rose by more than chance.")
+    return "plain", t("Whether it forgot is not known: nothing of the general set could be measured.")
+
+
+def section_words(section: str) -> str:
+    """A section of the suite in words.
+
+    >>> section_words("general/knowledge-en"), section_words("file/exam.jsonl"), section_words("")
+    ('knowledge (English)', 'exam.jsonl', 'held-out rows')
+    """
+    kind, _, name = section.partition("/")
+    if not section:
+        return t("held-out rows")
+    if kind != "general" or not name:
+        return name or t("general set")
+    names = {"knowledge": t("knowledge"), "instructions": t("instructions"), "safety": t("safety")}
+    part, _, language = name.rpartition("-")
+    tongue = {"en": t("English"), "zh": t("Chinese")}.get(language)
+    if tongue is None:
+        return names.get(name, name)
+    return t("{name} ({language})", name=names.get(part, part), language=tongue)
+
+
+def interval(estimate: Estimate, digits: int) -> str:
+    """The bounds of an estimate, "" where it has none.
+
+    >>> interval(Estimate(0.5, -0.25, 0.75, 60, "bca"), 2), interval(Estimate(0.5), 2)
+    ('[−0.25, 0.75]', '')
+    """
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{shown(estimate.low, digits)}, {shown(estimate.high, digits)}]"
+
+
+def shown(number: float, digits: int) -> str:
+    """A figure with a true minus sign, and none before a zero."""
+    text = f"{number:,.{digits}f}"
+    return (text.lstrip("-") if not float(text.replace(",", "")) else text).replace("-", "\u2212")
+
+
+def signed(number: float | None, digits: int) -> str:
+    """A change with its sign; "" for none.
+
+    >>> signed(0.5, 1), signed(-0.5, 1), signed(0, 1), signed(None, 1)
+    ('+0.5', '−0.5', '0', '')
+    """
+    if number is None or number == 0:
+        return "" if number is None else "0"
+    return f"{number:+,.{digits}f}".replace("-", "\u2212")
+
+
+def _of_pair(pair: Paired) -> dict[str, Any]:
+    """A row of a metric that has no other place than `paired`."""
+    metric = METRICS[pair.metric]
+    change = compare.Change(pair.metric, pair.before.estimate, pair.after.estimate, pair.difference.estimate, None)
+    return {**_row(change, pair), "label": metric.label()}
+
+
+def _row(change: compare.Change, pair: Paired | None) -> dict[str, Any]:
+    kind, _, name = change.metric.partition("/")
+    digits = change.digits
+
+    def number(score: float | None) -> str:
+        return change.shown(score, digits).replace("/", " / ").replace("-", "\u2212") or t("not measured")
+
+    row = {
+        "label": change.label,
+        "before": number(change.before),
+        "after": number(change.after),
+        "change": signed(change.change, digits),
+        "tone": {True: "good", False: "bad", None: "plain"}[change.better],
+        "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
+        "part": bool(name) and kind == "loss",
+        "ranges": ("", "", ""),
+        "rows": "",
+        "why": "",
+    }
+    if pair is None:
+        return row
+    reason = notes().get(pair.difference.note, pair.difference.note)
+    return {
+        **row,
+        "change": signed(pair.difference.estimate, digits) or row["change"],
+        "tone": TONES[pair.separation],
+        "word": separations()[pair.separation],
+        "ranges": tuple(interval(one, digits) for one in (pair.before, pair.after, pair.difference)),
+        "rows": t("{n} rows", n=f"{pair.difference.rows:,}") if pair.difference.rows else "",
+        "why": reason,
+    }
