@@ -7,7 +7,7 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
-from tuneloop.evaluation import metrics
+from tuneloop.evaluation import overlap
 
 LONGEST = 20_000
 """Characters of an answer that a page shows; evaluation.json holds all."""
@@ -31,7 +31,7 @@ def bounded(text: str) -> tuple[str, int]:
 def marked_words(before: str, after: str) -> tuple[Markup, Markup]:
     """Both texts, escaped, with what only the first has in <del> and what only the second has in <ins>.
 
-    Words are those of ROUGE (`metrics.words`), so Chinese is compared word by word, too; case does not count.
+    Words are those of ROUGE (`overlap.words`), so Chinese is compared word by word, too; case does not count.
 
     >>> marked_words("I am a model.", "I am a <cat>.")
     (Markup('I am a <del>model</del>.'), Markup('I am a &lt;<ins>cat</ins>&gt;.'))
@@ -55,7 +55,7 @@ def _words(text: str) -> list[tuple[str, Span]]:
     lower = "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
     out: list[tuple[str, Span]] = []
     end = 0
-    for word in metrics.words(text[: 8 * WORDS])[:WORDS]:
+    for word in overlap.words(text[: 8 * WORDS])[:WORDS]:
         start = lower.find(word.lower(), end)
         if start >= 0:
             end = start + len(word)

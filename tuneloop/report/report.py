@@ -46,7 +46,9 @@ HEADLINES = {"accuracy": True, "preferred": False, "loss": False}
 def write(run: Path) -> Path:
     """Write report.html of a run folder, which opens in the chosen language; its path. Raises as `read` does."""
     folder = read(run)
-    html = _template().render(chosen=current(), tags=bilingual.TAGS, **bilingual.in_both(lambda: _context(folder)))
+    more = f" --lang {current()}" if is_passing() else ""
+    context = bilingual.in_both(lambda: _context(folder, more))
+    html = _template().render(chosen=current(), tags=bilingual.TAGS, **context)
     target = run / "report.html"
     write_atomic(target, html.encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
     return target
@@ -59,7 +61,8 @@ def _template() -> Template:
     return templates.from_string(files("tuneloop.report").joinpath("report.html.jinja").read_text(encoding="utf-8"))
 
 
-def _context(folder: Folder) -> dict[str, Any]:
+def _context(folder: Folder, more: str) -> dict[str, Any]:
+    """What the template is given in the language of now; `more` goes behind each command."""
     evaluation = folder.evaluation or Evaluation()
     cautions = [_private(text, folder) for text in folder.cautions()]
     fallen = flips(evaluation)
@@ -100,7 +103,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "links": _links(folder),
         "plan": costs.planned(folder),
         "choices": folder.plan.get("choices") or [],
-        "commands": _commands(folder),
+        "commands": _commands(folder, more),
         "recipe": _private(folder.recipe_text, folder),
         "events": [_event(e, folder) for e in folder.events],
         "environment": [(k, _private(v, folder)) for k, v in _environment(folder)],
@@ -216,10 +219,9 @@ def _address(target: Path, start: Path) -> str:
         return target.resolve().as_uri()
 
 
-def _commands(folder: Folder) -> list[tuple[str, str]]:
+def _commands(folder: Folder, more: str) -> list[tuple[str, str]]:
     name = f"{folder.path.parent.name}/{folder.path.name}"
     run, again = quoted(name), quoted(f"{name}/recipe.yaml")
-    more = f" --lang {current()}" if is_passing() else ""
     last = next((e["event"] for e in reversed(folder.events) if e.get("event") in ENDS | STARTS), "finished")
     if last != "finished":
         return [(t("Take it up where it stopped"), f"tuneloop train --resume {run}{more}")]
