@@ -31,7 +31,7 @@ from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.flips import flips
 from tuneloop.evaluation.paired import separations
 from tuneloop.planning.cautions import nothing_held
-from tuneloop.report import answers, bilingual, chart, costs, gains, glossary
+from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
 from tuneloop.report.run_view import Folder, clock, read, spent
 from tuneloop.report.verdict import ENDS, STARTS, verdict
 from tuneloop.runs.journal import Journal
@@ -77,6 +77,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "cautions": cautions,
         "nothing_held": nothing_held() if compare.nothing_held(evaluation) else "",
         "tiles": _tiles(folder, evaluation),
+        "claims": comparison_file.shown(folder.path),
         "show": [answers.answer(a) for a in evaluation.show],
         "probes": [answers.probe(p) for p in evaluation.probes],
         "answers": [answers.answer(a) for a in evaluation.answers],
