@@ -59,14 +59,12 @@ def _two(chosen: list[Run], prompts: list[str], max_new_tokens: int, *, json: bo
     left, right = (first.name, second.name) if second else (t("before"), t("after"))
     if answered.answers:
         tables.side_by_side(answered.answers, left, right)
-    if second is None:
-        evaluation = compared.runs[0].evaluation
-        if evaluation.paired:
-            tables.changes(evaluation)
-        elif answered.metrics:
-            tables.metrics(answered.metrics, left, right)
-        return
-    variants.tell(compared)
+    if answered.metrics:
+        tables.metrics(answered.metrics, left, right)
+    if answered.warning and second is None:
+        tables.cautions([answered.warning])
+    if second is not None:
+        variants.tell(compared, figures=False)
 
 
 def _several(chosen: list[Run], prompts: list[str], max_new_tokens: int, *, json: bool) -> None:

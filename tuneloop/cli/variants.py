@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -51,11 +51,11 @@ def run_all(recipe: Recipe, arguments: Sequence[str], workspace: Path, *, json: 
         command = [sys.executable, "-m", "tuneloop", "--lang", current(), "run", *arguments, "--variant", name]
         # What it prints goes where it went; with --json there is one document at the end.
         done = subprocess.run(command, stdout=subprocess.DEVNULL if json else None, check=False)
-        made = _made(workspace, recipe, every[name], before)
-        if done.returncode or made is None:
+        finished = _finished_run(workspace, recipe, every[name], before)
+        if done.returncode or finished is None:
             show.say(t("Variants done: {names}", names=listed(f"{n} ({r.name})" for n, r in runs.items()) or "–"))
             raise typer.Exit(done.returncode or 1)
-        runs[name] = made
+        runs[name] = finished
     from tuneloop import pipeline
 
     compared, findings = pipeline.compare_variants(recipe, runs)
@@ -70,7 +70,7 @@ def _names(workspace: Path, recipe: Recipe) -> set[str]:
     return {p.name for p in (workspace / "runs").glob(f"{recipe.name}-*")}
 
 
-def _made(workspace: Path, recipe: Recipe, variant: Recipe, before: set[str]) -> Run | None:
+def _finished_run(workspace: Path, recipe: Recipe, variant: Recipe, before: set[str]) -> Run | None:
     """The finished run of a variant among the folders that were not there before."""
     from tuneloop.runs.run import Run, run_recipe
 
@@ -83,24 +83,23 @@ def _made(workspace: Path, recipe: Recipe, variant: Recipe, before: set[str]) ->
     return None
 
 
-def tell(compared: ComparedRuns, findings: Sequence[ClaimFinding] = ()) -> None:
-    """The tables of several runs: their figures with intervals, cost, settings, and what came out of the claims."""
+def tell(compared: ComparedRuns, findings: Sequence[ClaimFinding] = (), *, figures: bool = True) -> None:
+    """The tables of several runs: figures with intervals, cost, settings, and what came out of the claims."""
     from tuneloop.cli import tables
     from tuneloop.report import claims, comparison_rows
 
     titles = [run.title for run in compared.runs]
-    figures = comparison_rows.figures(compared)
-    if figures:
-        show.table(t("Metrics"), [t("measure"), *titles], figures)
+    if figures and (rows := comparison_rows.figures(compared)):
+        show.table(t("Metrics"), [t("measure"), *titles], rows)
         print(t("Brackets are 95 % intervals; the words say how a run stands to the first one, on the rows both have."))
-    for sentence in compared.sentences() if len(compared.runs) > 1 else ():
+    for sentence in compared.sentences():
         print(f"  {sentence}")
-    print()
+    if compared.pairs:
+        print()
     show.table(t("Cost"), ["", *titles], comparison_rows.costs(compared))
     if settings := comparison_rows.settings(compared):
         show.table(t("What differs in the recipes"), [t("key"), *titles], settings)
     for one in findings:
         columns = [t("what"), t("claimed"), t("measured"), ""]
-        rows: list[tuple[Any, ...]] = [row[:4] for row in claims.rows(one)]
-        show.table(claims.sentence(one), columns, rows)
+        show.table(claims.sentence(one), columns, [row[:4] for row in claims.rows(one)])
     tables.cautions(compared.warnings)

@@ -62,15 +62,13 @@ def shared_rows(left: Evaluation, right: Evaluation) -> list[RowScores]:
     [('a', {'loss': 2.0}, {'loss': 1.5})]
     """
     theirs = {(row.section, row.id): row for row in right.row_scores}
-    both = [(mine, theirs[key]) for mine in left.row_scores if (key := (mine.section, mine.id)) in theirs]
-    odd = {mine.section for mine, other in both if mine.weight != other.weight}
-    return [
-        RowScores(
-            mine.id, mine.section, _without(mine.after, mine.section in odd), _without(other.after, mine.section in odd),
-            mine.weight,
-        )
-        for mine, other in both
-    ]  # fmt: skip
+    pairs = [(mine, theirs[key]) for mine in left.row_scores if (key := (mine.section, mine.id)) in theirs]
+    odd = {mine.section for mine, other in pairs if mine.weight != other.weight}
+    out = []
+    for mine, other in pairs:
+        figures = (_without(side.after, mine.section in odd) for side in (mine, other))
+        out.append(RowScores(mine.id, mine.section, *figures, mine.weight))
+    return out
 
 
 def _without(figures: Mapping[str, float | None], tokens_differ: bool) -> dict[str, float | None]:
@@ -84,9 +82,9 @@ def paired_runs(left: Evaluation, right: Evaluation) -> list[Paired]:
 
 def _texts(left: Evaluation, right: Evaluation) -> dict[str, SectionTexts]:
     """The answers of both runs to the rows they share, by section."""
-    theirs = {_key(answer): answer for answer in right.answers if answer.id}
+    theirs = {_key(answer): answer for answer in (*right.answers, *right.section_answers) if answer.id}
     sections: dict[str, list[tuple[Answer, Answer]]] = {}
-    for mine in left.answers:
+    for mine in (*left.answers, *left.section_answers):
         if mine.id and _key(mine) in theirs and mine.reference.strip():
             sections.setdefault(mine.section, []).append((mine, theirs[_key(mine)]))
     return {

@@ -17,8 +17,8 @@ from tuneloop.recipe.schema import AugmentPart, PreparePart, Recipe, TrainPart
 def contradictions(raw: dict[str, Any], recipe: Recipe) -> list[RecipeError]:
     """What cannot be meant together. A key that `raw` has not, or has with its default, is held against no other:
     a recipe written out by `dump` has them all."""
-    return [*_of_train(raw.get("train", {}), recipe), *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe),
-            *_of_compare(recipe)]  # fmt: skip
+    train = _of_train(raw.get("train", {}), recipe)
+    return [*train, *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe), *_of_compare(recipe)]
 
 
 def _clash(a: str, b: str) -> RecipeError:

@@ -14,7 +14,8 @@ from tuneloop.evaluation import faults
 from tuneloop.evaluation.evaluation import Answer, ProbeResult
 from tuneloop.evaluation.flips import Flip
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.report import differences, gains, glossary
+from tuneloop.evaluation.sections import title
+from tuneloop.report import differences, glossary
 
 OPEN_ANSWERS = 3
 """So many answers of a probe are shown at once, the rest on a click."""
@@ -47,7 +48,7 @@ def flip(one: Flip) -> dict[str, Any]:
     metric = METRICS.get(one.metric)
     fell = f"{one.before_score:.0f} → {one.after_score:.0f}"
     score = t("right before, wrong after") if one.right_to_wrong else f"{metric.label() if metric else one.metric} {fell}"
-    place = [gains.section_words(one.section)] if one.section else []
+    place = [title(one.section)] if one.section else []
     if one.file:
         name = Path(one.file).name
         place.append(t("{file}, line {line}", file=name, line=one.line) if one.line else name)

@@ -306,7 +306,7 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
     parts.append(_label(WIDTH - RIGHT, 476, lambda: words()["optimizer step"], "end"))
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(_both(lambda: words()["loss"]))}" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(_in_both(lambda: words()["loss"]))}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
@@ -376,7 +376,7 @@ def _spoken(say: Callable[[], str]) -> dict[str, str]:
     return out
 
 
-def _both(say: Callable[[], str]) -> str:
+def _in_both(say: Callable[[], str]) -> str:
     return " / ".join(dict.fromkeys(_spoken(say).values()))
 
 

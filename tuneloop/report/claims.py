@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,12 +65,12 @@ def finding(claim: ClaimPart, costs: tuple[Cost, Cost], evaluations: tuple[Evalu
     lines: list[ClaimLine] = []
     if claim.cost is not None:
         mine, other = costs
-        for what, paid, whole in (
+        for what, paid, against in (
             ("time", mine.seconds, other.seconds),
             ("memory", mine.memory_gb, other.memory_gb),
             ("trained", mine.trained, other.trained),
         ):
-            share = paid / whole if paid is not None and whole else None
+            share = paid / against if paid is not None and against else None
             ruling: Ruling = "not defined" if share is None else "held" if share <= claim.cost else "not held"
             lines.append(ClaimLine(what, claim.cost, share, None, None, ruling))
     if claim.loss is not None:
@@ -88,17 +88,17 @@ def lost(pair: Paired, limit: float) -> ClaimLine:
     paired difference. Held where all of it lies below the limit, not held where all of it lies above.
 
     >>> from tuneloop.evaluation.intervals import Estimate
-    >>> whole, part = Estimate(2.0, 1.9, 2.1, 60, "bca"), Estimate(0.02, 0.01, 0.03, 60, "bca")
-    >>> line = lost(Paired("loss", "", whole, Estimate(2.02), part, "worse", 0.01), 0.03)
+    >>> old, change = Estimate(2.0, 1.9, 2.1, 60, "bca"), Estimate(0.02, 0.01, 0.03, 60, "bca")
+    >>> line = lost(Paired("loss", "", old, Estimate(2.02), change, "worse", 0.01), 0.03)
     >>> line.share, line.low, line.high, line.ruling
     (0.01, 0.005, 0.015, 'held')
     """
-    whole, change = pair.before.estimate, pair.difference
-    if not whole or change.estimate is None:
+    full, change = pair.before.estimate, pair.difference
+    if not full or change.estimate is None:
         return ClaimLine(pair.metric, limit, None, None, None, "not defined")
     sign = -1.0 if METRICS[pair.metric].higher_is_better else 1.0
     share, *bounds = (
-        None if figure is None else sign * figure / whole for figure in (change.estimate, change.low, change.high)
+        None if figure is None else sign * figure / full for figure in (change.estimate, change.low, change.high)
     )
     if None in bounds:
         return ClaimLine(pair.metric, limit, share, None, None, "not separable")
@@ -150,7 +150,3 @@ def sentence(one: ClaimFinding) -> str:
     facts = {"variant": one.variant, "against": one.against, "ruling": rulings()[one.ruling]}
     return t("The claim about {variant} against {against}: {ruling}.", **facts)
 
-
-def overall(found: Sequence[ClaimFinding]) -> list[str]:
-    """A sentence a claim."""
-    return [sentence(one) for one in found]

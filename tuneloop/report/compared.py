@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tuneloop.base.language import listed, t
@@ -110,6 +111,8 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, setting in section.items():
         if isinstance(setting, dict):
             out |= _flat(setting, f"{prefix}{key}.")
+        elif isinstance(setting, list) and setting and all(isinstance(one, dict) and "path" in one for one in setting):
+            out[f"{prefix}{key}"] = listed(Path(str(one["path"])).name for one in setting)
         else:
             out[f"{prefix}{key}"] = setting
     return out

@@ -7,6 +7,7 @@ from tuneloop.base.language import t
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import Paired, separations
+from tuneloop.evaluation.sections import title
 from tuneloop.report import gains
 from tuneloop.report.compared import ComparedRuns
 from tuneloop.report.costs import Cost, short
@@ -21,13 +22,22 @@ def figures(compared: ComparedRuns) -> list[Row]:
         metric = METRICS[one.metric]
         label = metric.label()
         if one.section:
-            label = t("{section}: {metric}", section=gains.section_words(one.section), metric=label)
+            label = t("{section}: {metric}", section=title(one.section), metric=label)
         cells = [
             _figure(estimate, pair, metric.digits)
             for estimate, pair in zip(one.estimates, one.against_first, strict=True)
         ]
         out.append((label, *cells))
-    return out
+    return [*out, *_probes(compared)]
+
+
+def _probes(compared: ComparedRuns) -> list[Row]:
+    """Of each probe the answers that match, in each run."""
+    counts = [
+        {probe.name: f"{probe.after}/{probe.total}" for probe in run.evaluation.probes} for run in compared.runs
+    ]
+    names = dict.fromkeys(name for one in counts for name in one)
+    return [(t('answers that match "{name}"', name=name), *(one.get(name, "–") for one in counts)) for name in names]
 
 
 def _figure(estimate: Estimate, pair: Paired | None, digits: int) -> str:
@@ -51,8 +61,8 @@ def costs(compared: ComparedRuns) -> list[Row]:
     ):
         amounts = [read(run.cost) for run in compared.runs]
         if any(amount is not None for amount in amounts):
-            whole = read(first)
-            rows.append((label, *(_cost(amount, whole, words, k) for k, amount in enumerate(amounts))))
+            base = read(first)
+            rows.append((label, *(_cost(amount, base, words, k) for k, amount in enumerate(amounts))))
     return rows
 
 
@@ -60,11 +70,11 @@ def _epoch(one: Cost) -> float | None:
     return one.seconds / one.epochs if one.seconds and one.epochs else None
 
 
-def _cost(amount: float | None, whole: float | None, words: object, place: int) -> str:
+def _cost(amount: float | None, base: float | None, words: object, place: int) -> str:
     if amount is None:
         return "–"
     assert callable(words)
-    share = f" ({100 * amount / whole:.0f} %)" if place and whole else ""
+    share = f" ({100 * amount / base:.0f} %)" if place and base else ""
     return f"{words(amount)}{share}"
 
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tuneloop.base.language import listed, t
+from tuneloop.base.language import t
 from tuneloop.evaluation import compare
+from tuneloop.evaluation import forgetting as forgotten
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import Paired, Separation, separations
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
+from tuneloop.evaluation.sections import title
 
 GENERAL = "general/"
 """Sections of the suite that ask what every model should know: what they lost was forgotten."""
+FORGOT = {"forgot": "bad", "improved": "good", "not separable": "good"}
 TONES: dict[Separation, str] = {"better": "good", "worse": "bad", "not separable": "plain", "not defined": "plain"}
 
 
 def numbers(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The rows of the table of the held-out rows: each metric, with intervals where there are some."""
-    pairs = {pair.metric: pair for pair in evaluation.paired if not pair.section}
-    return [_row(change, pairs.get(change.metric)) for change in compare.changes(evaluation) if change.measured]
+    pairs = {(pair.metric, pair.section): pair for pair in evaluation.paired}
+    rows = []
+    for change in compare.changes(evaluation):
+        kind, _, file = change.metric.partition("/")
+        if change.measured:
+            rows.append(_row(change, pairs.get((kind, f"{SOURCE}{file}" if file else ""))))
+    return rows
 
 
 def others(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
     """(title, rows) of each section of the user's own files and of other suites' tasks."""
-    sections = dict.fromkeys(p.section for p in evaluation.paired if p.section and not p.section.startswith(GENERAL))
-    return [(section_words(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
+    elsewhere = ("general", SOURCE)  # both stand in tables of their own
+    sections = dict.fromkeys(
+        p.section for p in evaluation.paired if p.section and not p.section.startswith(elsewhere)
+    )
+    return [(title(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
 
 
 def forgetting(evaluation: Evaluation) -> dict[str, Any]:
@@ -35,59 +47,42 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     """
     pairs = [p for p in evaluation.paired if p.section.startswith(GENERAL)]
     losses = [p for p in pairs if p.metric == "loss"]
-    if not losses:
+    forgot = evaluation.forgetting or forgotten.forgetting(evaluation.row_scores)
+    if not losses and forgot is None:
         return {}
-    bounds = [b for p in losses for b in (p.difference.low, p.difference.high, p.difference.estimate) if b is not None]
-    low, high = min([0.0, *bounds]), max([0.0, *bounds])
-    pad = 0.06 * (high - low) or 1.0
+    known = [b for p in losses for b in (p.difference.low, p.difference.high, p.difference.estimate) if b is not None]
+    low, high = min([0.0, *known]), max([forgotten.MARGIN, *known])
+    pad = 0.06 * (high - low)
     low, high = low - pad, high + pad
 
     def at(number: float) -> float:
         return round(100 * (number - low) / (high - low), 2)
 
-    rows = []
-    for pair in losses:
-        change = pair.difference
-        bars = None
-        if change.estimate is not None:
-            left, right = (change.estimate if b is None else b for b in (change.low, change.high))
-            bars = {"left": at(left), "width": max(0.6, at(right) - at(left)), "at": at(change.estimate)}
-        rows.append({**_of_pair(pair), "label": section_words(pair.section), "bars": bars})
-    tone, sentence = _forgotten(losses)
+    rows = [{**_of_pair(p), "label": title(p.section), "tone": _tone(p), "bars": _bars(p, at)} for p in losses]
     answers = [
-        {**_of_pair(p), "label": t("{section}: {metric}", section=section_words(p.section), metric=METRICS[p.metric].label())}
+        {**_of_pair(p), "label": t("{section}: {metric}", section=title(p.section), metric=METRICS[p.metric].label())}
         for p in pairs
         if p.metric not in ("loss", "perplexity")
     ]
-    return {"sentence": sentence, "tone": tone, "rows": rows, "zero": at(0.0), "answers": answers}
+    words = forgotten.sentence(forgot) if forgot is not None else ""
+    tone = FORGOT.get(forgot.verdict, "plain") if forgot is not None else "plain"
+    places = {"zero": at(0.0), "margin": at(forgotten.MARGIN)}
+    return {"sentence": words, "tone": tone, "rows": rows, "answers": answers, **places}
 
 
-def _forgotten(losses: list[Paired]) -> tuple[str, str]:
-    worse = [section_words(p.section) for p in losses if p.separation == "worse"]
-    if worse:
-        return "bad", t("It forgot: the loss rose, by more than chance, on {sections}.", sections=listed(worse))
-    if any(p.separation in ("better", "not separable") for p in losses):
-        return "good", t("Nothing shows that it forgot: no section's loss rose by more than chance.")
-    return "plain", t("Whether it forgot is not known: nothing of the general set could be measured.")
+def _tone(pair: Paired) -> str:
+    """A loss that rose is bad where all of its interval lies above the margin; less is a change of manner."""
+    if pair.separation == "worse":
+        return "bad" if (pair.difference.low or 0.0) > forgotten.MARGIN else "plain"
+    return TONES[pair.separation]
 
 
-def section_words(section: str) -> str:
-    """A section of the suite in words.
-
-    >>> section_words("general/knowledge-en"), section_words("file/exam.jsonl"), section_words("")
-    ('knowledge (English)', 'exam.jsonl', 'held-out rows')
-    """
-    kind, _, name = section.partition("/")
-    if not section:
-        return t("held-out rows")
-    if kind != "general" or not name:
-        return name or t("general set")
-    names = {"knowledge": t("knowledge"), "instructions": t("instructions"), "safety": t("safety")}
-    part, _, language = name.rpartition("-")
-    tongue = {"en": t("English"), "zh": t("Chinese")}.get(language)
-    if tongue is None:
-        return names.get(name, name)
-    return t("{name} ({language})", name=names.get(part, part), language=tongue)
+def _bars(pair: Paired, at: Callable[[float], float]) -> dict[str, float] | None:
+    change = pair.difference
+    if change.estimate is None:
+        return None
+    left, right = (change.estimate if bound is None else bound for bound in (change.low, change.high))
+    return {"left": at(left), "width": max(0.6, at(right) - at(left)), "at": at(change.estimate)}
 
 
 def interval(estimate: Estimate, digits: int) -> str:

@@ -30,6 +30,7 @@ from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.flips import flips
 from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
 from tuneloop.report.run_view import Folder, clock, read, spent
@@ -64,13 +65,15 @@ def _template() -> Template:
 def _context(folder: Folder, more: str) -> dict[str, Any]:
     """What the template is given in the language of now; `more` goes behind each command."""
     evaluation = folder.evaluation or Evaluation()
-    cautions = [_private(text, folder) for text in folder.cautions()]
+    blank = "" if current() == "zh" else " "
+    faults = [f"{one.code}  {one.what}{blank}{one.do}" for one in evaluation.findings]
+    cautions = [*faults, *(_private(text, folder) for text in folder.cautions())]
     fallen = flips(evaluation)
     judged = verdict(folder.evaluation, folder.events, folder.metrics)
     if cautions and judged.tone == "good":  # what is good on a handful of rows is not a reason for green
         judged = replace(judged, tone="plain")
     return {
-        "space": "" if current() == "zh" else " ",
+        "space": blank,
         "name": folder.path.name,
         "subtitle": _subtitle(folder),
         "verdict": judged,
@@ -88,6 +91,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "ranged": bool(evaluation.paired),
         "few": any(p.difference.note == "few rows" for p in evaluation.paired),
         "sections": gains.others(evaluation),
+        "tasks": [(one.task, one.metric, *_scores(one), f"{one.rows:,}") for one in evaluation.tasks],
         "flips": [answers.flip(one) for one in fallen[:FLIPS]],
         "flipped": len(fallen),
         "forgetting": gains.forgetting(evaluation),
@@ -111,6 +115,12 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
     }
 
 
+def _scores(one: TaskScore) -> tuple[str, str]:
+    """A task's score before and after."""
+    first, last = (t("not measured") if score is None else f"{score:.3f}" for score in (one.before, one.after))
+    return first, last
+
+
 def _subtitle(folder: Folder) -> list[str]:
     model, train = folder.recipe.get("model") or {}, folder.recipe.get("train") or {}
     name = (folder.plan.get("model") or {}).get("name") or (model.get("name") if isinstance(model, dict) else model)
@@ -131,7 +141,8 @@ def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]
         digits, scale = (0, 100) if percent else (change.digits - 1, 1) if metric == "loss" else (0, 1)
         unit = " %" if percent or metric == "preferred" else ""
         pair = f"{scale * change.before:.{digits}f}{unit} → {scale * change.after:.{digits}f}{unit}"
-        tiles.append((change.label.partition(",")[0].partition("，")[0], pair, _gain(evaluation, change)))
+        label = t("better answer preferred") if metric == "preferred" else change.label
+        tiles.append((label, pair, _gain(evaluation, change)))
     if probes := evaluation.probes:
         passed = sum(probe.passed for probe in probes)
         tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
