@@ -13,12 +13,15 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 
-METHODS = ("lora", "full", "freeze", "ptuning_v2")
+METHODS = ("lora", "full")
 
 
 def losses(*means: float, rows: int = 60) -> list[np.ndarray]:
-    noise = np.random.default_rng(0).normal(0, 0.3, rows)
-    return [mean + noise + np.random.default_rng(k).normal(0, 0.05, rows) for k, mean in enumerate(means)]
+    def noise(seed: int, spread: float) -> np.ndarray:
+        drawn = np.random.default_rng(seed).normal(0, spread, rows)
+        return np.asarray(drawn - drawn.mean())
+
+    return [mean + noise(0, 0.3) + noise(k + 1, 0.05) for k, mean in enumerate(means)]
 
 
 def test_a_last_checkpoint_that_is_worse_is_told() -> None:
