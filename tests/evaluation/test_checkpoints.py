@@ -13,7 +13,7 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 
-METHODS = ("lora", "full")
+METHODS = ("lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "freeze", "ptuning_v2")))
 
 
 def losses(*means: float, rows: int = 60) -> list[np.ndarray]:

@@ -60,7 +60,7 @@ def test_both_languages_stand_in_one_file(tmp_path: Path) -> None:
     full().write(run)
     english, chinese = written(run, "en").text, written(run, "zh").text
     for words, translated in (
-        ("Before and after", "训练前后"), ("not separable", "无法区分"), ("Became worse", "变差的行"),
+        ("Before and after", "训练前后"), ("Became worse", "变差的行"),
         ("What it forgot", "遗忘了什么"), ("held-out loss", "验证集损失"), ("right before, wrong after", "原来答对"),
     ):  # fmt: skip
         assert words in english, words
@@ -88,7 +88,7 @@ def test_the_file_is_not_twice_as_large_for_two_languages(page: Path) -> None:
     """Answers, curve and recipe stand once."""
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 1
-    assert text.count("endless endless endless") == text.count("endless " * 2_000), "one long answer"
+    assert text.count("endless ") == 2_500, "one long answer, as far as it is shown"
     assert len(text) < 120_000
 
 
@@ -121,7 +121,7 @@ def test_a_browser_shows_one_language_at_a_time_and_nothing_sticks_out(page: Pat
     assert "遗忘了什么" not in seen["en"]["text"]
     assert "遗忘了什么" in seen["zh"]["text"]
     assert "What it forgot" not in seen["zh"]["text"]
-    assert "优化步" in seen["zh"]["text"] or "步" in seen["zh"]["text"], "words of the curve, too"
+    assert "optimizer step" not in seen["zh"]["text"], "the words of the curve change, too"
     for one in seen.values():
         assert one["wide"] <= width
         assert one["outside"] == 0
