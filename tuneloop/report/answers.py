@@ -14,7 +14,7 @@ from tuneloop.evaluation import faults
 from tuneloop.evaluation.evaluation import Answer, ProbeResult
 from tuneloop.evaluation.flips import Flip
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.sections import title
+from tuneloop.evaluation.general_set import section_title
 from tuneloop.report import differences, glossary
 
 OPEN_ANSWERS = 3
@@ -48,7 +48,7 @@ def flip(one: Flip) -> dict[str, Any]:
     metric = METRICS.get(one.metric)
     fell = f"{one.before_score:.0f} → {one.after_score:.0f}"
     score = t("right before, wrong after") if one.right_to_wrong else f"{metric.label() if metric else one.metric} {fell}"
-    place = [title(one.section)] if one.section else []
+    place = [section_title(one.section)] if one.section else []
     if one.file:
         name = Path(one.file).name
         place.append(t("{file}, line {line}", file=name, line=one.line) if one.line else name)

@@ -7,7 +7,7 @@ from tuneloop.base.language import t
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import Paired, separations
-from tuneloop.evaluation.sections import title
+from tuneloop.evaluation.general_set import section_title
 from tuneloop.report import gains
 from tuneloop.report.compared import ComparedRuns
 from tuneloop.report.costs import Cost, short
@@ -22,7 +22,7 @@ def figures(compared: ComparedRuns) -> list[Row]:
         metric = METRICS[one.metric]
         label = metric.label()
         if one.section:
-            label = t("{section}: {metric}", section=title(one.section), metric=label)
+            label = t("{section}: {metric}", section=section_title(one.section), metric=label)
         cells = [
             _figure(estimate, pair, metric.digits)
             for estimate, pair in zip(one.estimates, one.against_first, strict=True)

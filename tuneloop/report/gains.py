@@ -9,10 +9,11 @@ from tuneloop.base.language import t
 from tuneloop.evaluation import compare
 from tuneloop.evaluation import forgetting as forgotten
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.forgetting import Forgetting
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
-from tuneloop.evaluation.sections import title
+from tuneloop.evaluation.general_set import section_title
 
 GENERAL = "general/"
 """Sections of the suite that ask what every model should know: what they lost was forgotten."""
@@ -37,7 +38,7 @@ def others(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
     sections = dict.fromkeys(
         p.section for p in evaluation.paired if p.section and not p.section.startswith(elsewhere)
     )
-    return [(title(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
+    return [(section_title(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
 
 
 def forgetting(evaluation: Evaluation) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     """
     pairs = [p for p in evaluation.paired if p.section.startswith(GENERAL)]
     losses = [p for p in pairs if p.metric == "loss"]
+    losses.sort(key=lambda p: not p.section.startswith(forgotten.FACTS))
     forgot = evaluation.forgetting or forgotten.forgetting(evaluation.row_scores)
     if not losses and forgot is None:
         return {}
@@ -58,9 +60,9 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     def at(number: float) -> float:
         return round(100 * (number - low) / (high - low), 2)
 
-    rows = [{**_of_pair(p), "label": title(p.section), "tone": _tone(p), "bars": _bars(p, at)} for p in losses]
+    rows = [{**_of_pair(p), "label": section_title(p.section), "tone": _tone(p, forgot), "bars": _bars(p, at)} for p in losses]
     answers = [
-        {**_of_pair(p), "label": t("{section}: {metric}", section=title(p.section), metric=METRICS[p.metric].label())}
+        {**_of_pair(p), "label": t("{section}: {metric}", section=section_title(p.section), metric=METRICS[p.metric].label())}
         for p in pairs
         if p.metric not in ("loss", "perplexity")
     ]
@@ -70,11 +72,11 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     return {"sentence": words, "tone": tone, "rows": rows, "answers": answers, **places}
 
 
-def _tone(pair: Paired) -> str:
-    """A loss that rose is bad where all of its interval lies above the margin; less is a change of manner."""
-    if pair.separation == "worse":
-        return "bad" if (pair.difference.low or 0.0) > forgotten.MARGIN else "plain"
-    return TONES[pair.separation]
+def _tone(pair: Paired, forgot: Forgetting | None) -> str:
+    """Bad is what was forgotten: other losses of the general set move with every change of manner."""
+    if forgot is not None and pair.section in forgot.forgot:
+        return "bad"
+    return "plain" if pair.separation == "worse" else TONES[pair.separation]
 
 
 def _bars(pair: Paired, at: Callable[[float], float]) -> dict[str, float] | None:
