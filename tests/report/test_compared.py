@@ -26,9 +26,7 @@ def run_folder(workspace: Path, name: str, method: str, measured: Evaluation | N
 
 def classifier(right: int, total: int = 100) -> Evaluation:
     """A classifier that is right about so many texts, the first of them."""
-    rows = tuple(
-        RowScores(str(k), "", {"accuracy": 0.0}, {"accuracy": float(k < right)}, 1.0) for k in range(total)
-    )
+    rows = tuple(RowScores(str(k), "", {"accuracy": 0.0}, {"accuracy": float(k < right)}, 1.0) for k in range(total))
     after = texts(0.5, right / total, right / total, total)
     return evaluation(texts(1.0, 0.5, 0.5, total), after, held=tuple(map(str, range(total))), row_scores=rows,
                       paired=tuple(compare_rows(rows)))  # fmt: skip

@@ -13,8 +13,8 @@ from tuneloop.base.language import listed, t
 from tuneloop.evaluation import faults
 from tuneloop.evaluation.evaluation import Answer, ProbeResult
 from tuneloop.evaluation.flips import Flip
-from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.general_set import section_title
+from tuneloop.evaluation.metrics import METRICS
 from tuneloop.report import differences, glossary
 
 OPEN_ANSWERS = 3
@@ -47,7 +47,9 @@ def flip(one: Flip) -> dict[str, Any]:
     """A row that became worse: its answers, by what it is judged, and where it stands."""
     metric = METRICS.get(one.metric)
     fell = f"{one.before_score:.0f} → {one.after_score:.0f}"
-    score = t("right before, wrong after") if one.right_to_wrong else f"{metric.label() if metric else one.metric} {fell}"
+    score = (
+        t("right before, wrong after") if one.right_to_wrong else f"{metric.label() if metric else one.metric} {fell}"
+    )
     place = [section_title(one.section)] if one.section else []
     if one.file:
         name = Path(one.file).name

@@ -149,4 +149,3 @@ def sentence(one: ClaimFinding) -> str:
     """The claim and its ruling in one sentence."""
     facts = {"variant": one.variant, "against": one.against, "ruling": rulings()[one.ruling]}
     return t("The claim about {variant} against {against}: {ruling}.", **facts)
-

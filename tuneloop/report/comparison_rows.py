@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tuneloop.base.duration import duration
 from tuneloop.base.language import t
+from tuneloop.evaluation.general_set import section_title
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import Paired, separations
-from tuneloop.evaluation.general_set import section_title
 from tuneloop.report import gains
 from tuneloop.report.compared import ComparedRuns
 from tuneloop.report.costs import Cost, short
@@ -33,9 +33,7 @@ def figures(compared: ComparedRuns) -> list[Row]:
 
 def _probes(compared: ComparedRuns) -> list[Row]:
     """Of each probe the answers that match, in each run."""
-    counts = [
-        {probe.name: f"{probe.after}/{probe.total}" for probe in run.evaluation.probes} for run in compared.runs
-    ]
+    counts = [{probe.name: f"{probe.after}/{probe.total}" for probe in run.evaluation.probes} for run in compared.runs]
     names = dict.fromkeys(name for one in counts for name in one)
     return [(t('answers that match "{name}"', name=name), *(one.get(name, "–") for one in counts)) for name in names]
 

@@ -10,10 +10,10 @@ from tuneloop.evaluation import compare
 from tuneloop.evaluation import forgetting as forgotten
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.forgetting import Forgetting
+from tuneloop.evaluation.general_set import section_title
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
-from tuneloop.evaluation.general_set import section_title
 
 GENERAL = "general/"
 """Sections of the suite that ask what every model should know: what they lost was forgotten."""
@@ -35,9 +35,7 @@ def numbers(evaluation: Evaluation) -> list[dict[str, Any]]:
 def others(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
     """(title, rows) of each section of the user's own files and of other suites' tasks."""
     elsewhere = ("general", SOURCE)  # both stand in tables of their own
-    sections = dict.fromkeys(
-        p.section for p in evaluation.paired if p.section and not p.section.startswith(elsewhere)
-    )
+    sections = dict.fromkeys(p.section for p in evaluation.paired if p.section and not p.section.startswith(elsewhere))
     return [(section_title(name), [_of_pair(p) for p in evaluation.paired if p.section == name]) for name in sections]
 
 
@@ -60,9 +58,15 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     def at(number: float) -> float:
         return round(100 * (number - low) / (high - low), 2)
 
-    rows = [{**_of_pair(p), "label": section_title(p.section), "tone": _tone(p, forgot), "bars": _bars(p, at)} for p in losses]
+    rows = [
+        {**_of_pair(p), "label": section_title(p.section), "tone": _tone(p, forgot), "bars": _bars(p, at)}
+        for p in losses
+    ]
     answers = [
-        {**_of_pair(p), "label": t("{section}: {metric}", section=section_title(p.section), metric=METRICS[p.metric].label())}
+        {
+            **_of_pair(p),
+            "label": t("{section}: {metric}", section=section_title(p.section), metric=METRICS[p.metric].label()),
+        }
         for p in pairs
         if p.metric not in ("loss", "perplexity")
     ]
