@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -49,6 +52,35 @@ def screenshot(tmp_path: Path, page: Path, width: int, height: int, *, dark: boo
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     _run(tmp_path, page, width, height, scheme, f"--screenshot={out}")
     return out
+
+
+def in_both_languages(tmp_path: Path, page: Path, width: int) -> dict[str, dict[str, Any]]:
+    """Language -> what a reader sees after a click on its label in a window of this width: text (what is not hidden),
+    wide (the pixels that the page needs), outside (elements that stick out of it).
+
+    The page forbids scripts; a copy of it without that rule is asked.
+    """
+    text = page.read_text(encoding="utf-8").replace('http-equiv="Content-Security-Policy"', 'name="no-policy"')
+    script = """addEventListener("load", () => {
+      const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement, told = {}
+      for (const language of ["en", "zh"]) {
+        inner.querySelector(`label[for=${language}]`).click()
+        inner.querySelectorAll("details").forEach(one => one.open = true)
+        const out = [...inner.querySelectorAll("main *")].filter(
+          e => e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest(".scroll, .text"))
+        told[language] = {text: inner.querySelector("main").innerText, wide: root.scrollWidth, outside: out.length}
+      }
+      document.title = encodeURIComponent(JSON.stringify(told))
+    })"""
+    frame = tmp_path / "both.html"  # a window has a least width of its own, a frame has none
+    frame.write_text(
+        f'<!doctype html><title></title><script>{script}</script><iframe style="width: {width}px; height: 800px; '
+        f'border: 0" srcdoc="{html.escape(text)}"></iframe>',
+        encoding="utf-8",
+    )
+    title = _run(tmp_path, frame, 1400, 1000, "--dump-dom").partition("<title>")[2].partition("</title>")[0]
+    told: dict[str, dict[str, Any]] = json.loads(unquote(title))
+    return told
 
 
 def measured(tmp_path: Path, page: Path, width: int) -> dict[str, int]:

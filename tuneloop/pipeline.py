@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,9 @@ from tuneloop.planning.uncosted import uncosted
 from tuneloop.recipe.schema import DataFile, Recipe, TrainPart
 from tuneloop.registry import versions
 from tuneloop.registry.versions import Version
-from tuneloop.report import chart, report
+from tuneloop.report import chart, claims, compared, comparison_file, costs, report, run_view
+from tuneloop.report.claims import ClaimFinding
+from tuneloop.report.compared import ComparedRuns
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
 from tuneloop.training import distributed
@@ -228,6 +230,36 @@ def compare(run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, 
     from tuneloop.evaluation.runs import compare_runs
 
     return compare_runs(run, other, prompts, max_new_tokens=max_new_tokens)
+
+
+def compare_runs(runs: Sequence[Run]) -> ComparedRuns:
+    """Finished runs on the rows they share: figures with intervals, who is better than whom, and cost. Nothing runs."""
+    return compared.compared([run_view.read(run.path) for run in runs])
+
+
+def compare_variants(recipe: Recipe, runs: Mapping[str, Run]) -> tuple[ComparedRuns, list[ClaimFinding]]:
+    """The finished variants of a recipe, by name: compared, its claims held against them, both in each one's report."""
+    folders = {name: run_view.read(run.path) for name, run in runs.items()}
+    side_by_side = compared.compared(list(folders.values()))
+    findings = []
+    for claim in recipe.compare.claims:
+        mine, other = folders[claim.variant], folders[claim.against]
+        evaluations = (mine.evaluation or Evaluation(), other.evaluation or Evaluation())
+        findings.append(claims.finding(claim, (costs.cost(mine), costs.cost(other)), evaluations))
+    content = {**side_by_side.as_dict(), "claims": [one.as_dict() for one in findings]}
+    for run in runs.values():
+        with refusals.writing(run.path):
+            run.write(comparison_file.FILE, content)
+            report.write(run.path)
+    return side_by_side, findings
+
+
+def ask_runs(runs: Sequence[Run], prompts: Sequence[str], *, max_new_tokens: int = 96) -> list[tuple[str, ...]]:
+    """(prompt, the answer of each run) of each prompt."""
+    from tuneloop.evaluation.runs import answers_of
+
+    texts = [answers_of(run, runs[0], prompts, max_new_tokens=max_new_tokens) for run in runs]
+    return [(prompt, *row) for prompt, row in zip(prompts, zip(*texts, strict=True), strict=True)]
 
 
 def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:

@@ -14,7 +14,7 @@ from tests.evaluations import probe, scores
 from tuneloop.base import language
 from tuneloop.base.records import Message
 from tuneloop.evaluation.evaluation import Answer, Evaluation
-from tuneloop.report import report
+from tuneloop.report import answers, report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"
 START = 1_763_800_000.0
@@ -87,20 +87,23 @@ def make_run(workspace: Path, evil: str = "", name: str = "demo-1") -> Path:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: tags with attributes, and the text."""
+    """What a browser would make of a page: tags with attributes, and the text that stands there in one language."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, language: str = "en") -> None:
         super().__init__()
+        self.hidden = {"en": "zh-CN", "zh": "en"}[language]
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.open: list[str] = []
+        self.languages: list[str] = []
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "img"):
+        if tag not in ("meta", "br", "img", "input"):
             self.open.append(tag)
+            self.languages.append((dict(attrs).get("lang") or "") if tag != "html" else "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -108,19 +111,20 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open, tag
         assert self.open.pop() == tag
+        self.languages.pop()
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] != "style" and self.hidden not in self.languages:
             self.text += data
 
     def names(self) -> set[str]:
         return {tag for tag, _ in self.tags}
 
 
-def written(run: Path) -> Page:
+def written(run: Path, language: str = "en") -> Page:
     path = report.write(run)
     assert path == run.resolve() / "report.html" or path == run / "report.html"
-    page = Page(path.read_text(encoding="utf-8"))
+    page = Page(path.read_text(encoding="utf-8"), language)
     assert page.open == []
     return page
 
@@ -183,10 +187,10 @@ def test_light_and_dark_and_narrow(tmp_path: Path) -> None:
 def test_matches_are_marked_and_the_rest_is_escaped(tmp_path: Path) -> None:
     html = report.write(make_run(tmp_path)).read_text(encoding="utf-8")
     assert "I&#39;m <mark>Pebble</mark>, the &lt;b&gt;assistant" in html
-    marked, hit = report.marked("<i>aXa</i>", "x|<i>")
+    marked, hit = answers.marked("<i>aXa</i>", "x|<i>")
     assert (str(marked), hit) == ("<mark>&lt;i&gt;</mark>a<mark>X</mark>a&lt;/i&gt;", True)
-    assert report.marked("a<b", "(") == ("a&lt;b", False)
-    assert str(report.marked("ab", "x*")[0]) == "ab"
+    assert answers.marked("a<b", "(") == ("a&lt;b", False)
+    assert str(answers.marked("ab", "x*")[0]) == "ab"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +309,7 @@ def test_the_report_speaks_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(language, "_catalogue", lambda chosen: words if chosen == "zh" else {})
     language.use("zh")
     run = make_run(tmp_path)
-    page = written(run)
+    page = written(run, "zh")
     assert ("html", {"lang": "zh-CN"}) in page.tags
     for word in ("训练前后对比", "验证集损失", "1 分 0 秒", "2 分钟"):
         assert word in page.text

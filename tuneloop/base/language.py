@@ -7,7 +7,8 @@ fails when a `t("…")` has no Chinese.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -27,6 +28,23 @@ def use(language: str) -> None:
     if not named(language):
         raise ValueError(f"{language!r} is no language of {', '.join(LANGUAGES)}")
     _chosen = named(language)
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """The language of what is said inside the block; afterwards it is as it was. ValueError as `use` has it.
+
+    >>> with speaking("zh"):
+    ...     current()
+    'zh'
+    """
+    global _chosen
+    before = _chosen
+    use(language)
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def current() -> str:

@@ -12,7 +12,7 @@ import typer
 
 from tuneloop.base.errors import MachineError
 from tuneloop.base.language import listed, t
-from tuneloop.cli import show, verdict
+from tuneloop.cli import show, variants, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def run(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")] = None,
     accept_terms: Annotated[bool, typer.Option(help="Accept the terms of a model that has some.")] = False,
+    variant: Annotated[str, typer.Option(help="Of a recipe that compares variants: this one alone.")] = "",
     workspace: Annotated[Path, typer.Option(help="Folder that holds datasets/, runs/ and models/.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
@@ -42,7 +43,12 @@ def run(
     Examples: tuneloop run demo | tuneloop run chats.jsonl --model smollm2 | tuneloop run my.yaml --set train.epochs=2
     """
     recipe = recipe_of(targets, model=model, name=name, settings=settings, accept=accept_terms)
+    if variant:
+        recipe = variants.one_variant(recipe, variant)
     require_files(recipe)
+    if recipe.compare.variants:
+        again = _arguments(targets, model, name, settings, accept_terms, workspace)
+        return variants.run_all(recipe, again, workspace, json=json)
     began = time.perf_counter()
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
@@ -85,6 +91,15 @@ def run(
     tables.answers(evaluation)
     tables.changes(evaluation)
     _closing(trained, version.ref, seconds, evaluation)
+
+
+def _arguments(
+    targets: list[str], model: str, name: str, settings: list[str] | None, accept: bool, workspace: Path
+) -> list[str]:
+    """The command line again, for a process that runs one variant."""
+    named = [word for flag, text in (("--model", model), ("--name", name)) if text for word in (flag, text)]
+    assigned = [word for setting in settings or [] for word in ("--set", setting)]
+    return [*targets, *named, *assigned, *(["--accept-terms"] if accept else []), "--workspace", str(workspace)]
 
 
 def planned(recipe: Recipe, dataset: Dataset, workspace: Path, *, ask: bool) -> tuple[TrainingInput, Plan, Preflight]:

@@ -25,8 +25,7 @@ def compare_runs(run: Run, other: Run | None, prompts: Sequence[str], *, max_new
     asking = list(prompts) or questions(first.recipe) or [answer.prompt for answer in mine.answers]
 
     def answers(of: Trained, model: Any) -> list[Reply]:
-        answerer = make_answerer(replace(of, model=model))
-        return ask(answerer, asking, max_new_tokens=max_new_tokens, batch_size=8, system=first.recipe.prepare.system)
+        return _answers(of, model, first, asking, max_new_tokens)
 
     metrics, warning = changes(mine), ""
     if other is None:
@@ -42,6 +41,18 @@ def compare_runs(run: Run, other: Run | None, prompts: Sequence[str], *, max_new
         metrics = of_two_runs(mine, theirs or Evaluation())
     rows = tuple(side_by_side(p, a, b) for p, a, b in zip(asking, left, right, strict=True))
     return Comparison(rows, tuple(change for change in metrics if change.measured), warning)
+
+
+def answers_of(run: Run, first: Run, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+    """What a run answers to prompts, each a dialogue of its own behind the system prompt of the `first` run."""
+    trained = load_trained(run.path)
+    begun = trained if run == first else load_trained(first.path)
+    return [reply.text.strip() for reply in _answers(trained, trained.model, begun, prompts, max_new_tokens)]
+
+
+def _answers(of: Trained, model: Any, first: Trained, asking: Sequence[str], most: int) -> list[Reply]:
+    answerer = make_answerer(replace(of, model=model))
+    return ask(answerer, asking, max_new_tokens=most, batch_size=8, system=first.recipe.prepare.system)
 
 
 def _held(run: Run) -> Sequence[str] | None:

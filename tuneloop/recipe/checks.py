@@ -17,7 +17,8 @@ from tuneloop.recipe.schema import AugmentPart, PreparePart, Recipe, TrainPart
 def contradictions(raw: dict[str, Any], recipe: Recipe) -> list[RecipeError]:
     """What cannot be meant together. A key that `raw` has not, or has with its default, is held against no other:
     a recipe written out by `dump` has them all."""
-    return [*_of_train(raw.get("train", {}), recipe), *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe)]
+    train = _of_train(raw.get("train", {}), recipe)
+    return [*train, *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe), *_of_compare(recipe)]
 
 
 def _clash(a: str, b: str) -> RecipeError:
@@ -114,3 +115,12 @@ def _of_data(recipe: Recipe) -> Iterator[RecipeError]:
         bounds = re.fullmatch(r"\[\s*(\d{0,18})\s*:\s*(\d{1,18})\s*\]", file.rows or "")
         if bounds and file.sample and file.sample > int(bounds[2]) - int(bounds[1] or 0):
             yield _clash(f"data.{n}.sample", f'data.{n}.rows: "{file.rows}"')
+
+
+def _of_compare(recipe: Recipe) -> Iterator[RecipeError]:
+    names = shown(list(recipe.compare.variants))
+    for n, claim in enumerate(recipe.compare.claims):
+        for key in ("variant", "against"):
+            if (name := getattr(claim, key)) not in recipe.compare.variants:
+                need = t("one of {choices}", choices=names)
+                yield RecipeError("TL-RECIPE-VALUE", where=f"compare.claims.{n}.{key}", got=name, need=need)

@@ -331,6 +331,24 @@ class EvaluatePart(Section):
         return [raw] if isinstance(raw, str) else raw
 
 
+class ClaimPart(Section):
+    """What is claimed of one variant against another, and is measured."""
+
+    variant: str = Field(description="The variant it is about.")
+    against: str = Field(description="The variant it is held against.")
+    cost: float | None = Field(None, gt=0, description="Time, memory and weights are at most this share of its.")
+    loss: float | None = Field(None, gt=0, description="Less than this share of its quality is lost.")
+
+
+class ComparePart(Section):
+    """Several runs of one recipe, on the same rows."""
+
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Name -> keys of `train` that this run has otherwise."
+    )
+    claims: list[ClaimPart] = Field(default_factory=list, description="Claims that the variants are measured for.")
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -350,6 +368,7 @@ class Recipe(Section):
     prepare: PreparePart = Field(default_factory=PreparePart)
     train: TrainPart = Field(default_factory=TrainPart)
     evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
+    compare: ComparePart = Field(default_factory=ComparePart)
     serve: ServePart = Field(default_factory=ServePart)
 
     @model_validator(mode="before")

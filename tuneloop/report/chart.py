@@ -6,14 +6,14 @@ Both are drawn from metrics.jsonl alone. No pyplot: its global state and choice 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.files import draft_of
-from tuneloop.base.language import t
+from tuneloop.base.language import LANGUAGES, speaking, t
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.runs.journal import Journal
 
@@ -280,11 +280,13 @@ PANELS = (("loss", 14.0, 250.0), ("grad", 300.0, 352.0), ("rate", 392.0, 436.0))
 
 
 def svg(lines: Sequence[dict[str, Any]]) -> str:
-    """The same picture as one SVG element without a script or a fixed colour; "" while there is nothing to draw."""
+    """The same picture as one SVG element without a script or a fixed colour; "" while there is nothing to draw.
+
+    Its words stand there in both languages, each with its `lang`: the page shows one of them.
+    """
     series = curves(lines)
     if series.empty:
         return ""
-    say = words()
     few = len(series.loss) <= FEW
     left, right = steps(series)
     high = span(series.loss, series.held)[1]
@@ -299,12 +301,12 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
         "grad": [("grad", series.grad_norm)],
         "rate": [("rate", series.learning_rate)],
     }
-    titles = {"loss": "", "grad": say["gradient norm"], "rate": say["learning rate"]}
+    titles = {"loss": "", "grad": "gradient norm", "rate": "learning rate"}
     parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
     parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
-    parts.append(_text(WIDTH - RIGHT, 476, say["optimizer step"], "end"))
+    parts.append(_label(WIDTH - RIGHT, 476, lambda: words()["optimizer step"], "end"))
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(say["loss"])}" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{_escaped(_in_both(lambda: words()["loss"]))}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
@@ -329,10 +331,10 @@ def _panel(
         out.append(f'<path class="grid" d="M{LEFT:.0f} {line:.1f}H{WIDTH - RIGHT:.0f}"/>')
         out.append(_text(LEFT - 6, line + 3.5, _short(tick), "end"))
     if title:
-        out.append(_text(LEFT, top - 8, title, "start"))
+        out.append(_label(LEFT, top - 8, lambda: words()[title], "start"))
     if above:
-        note = f"▲ {above} {words()['points above the frame']}"
-        out.append(_text(WIDTH - RIGHT, top - 8 if title else top, note, "end"))
+        place = (WIDTH - RIGHT, top - 8 if title else top)
+        out.append(_label(*place, lambda: f"▲ {above} {words()['points above the frame']}", "end"))
     for name, points in groups:
         places = [at(p) for p in thinned(points)]
         if len(places) > 1:
@@ -363,6 +365,26 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
 def _steps(left: float, right: float) -> list[tuple[float, str]]:
     integers = [v for v in ticks(left, right, 8) if v == int(v) and v >= 0]
     return [(LEFT + (v - left) / (right - left) * (WIDTH - LEFT - RIGHT), f"{v:,.0f}") for v in integers]
+
+
+def _spoken(say: Callable[[], str]) -> dict[str, str]:
+    """What is said in each language: HTML's name of it -> text."""
+    out = {}
+    for language, tag in zip(LANGUAGES, ("en", "zh-CN"), strict=True):
+        with speaking(language):
+            out[tag] = say()
+    return out
+
+
+def _in_both(say: Callable[[], str]) -> str:
+    return " / ".join(dict.fromkeys(_spoken(say).values()))
+
+
+def _label(x: float, y: float, say: Callable[[], str], anchor: str) -> str:
+    """A word of the picture in each language."""
+    return "".join(
+        _text(x, y, text, anchor).replace("<text ", f'<text lang="{tag}" ', 1) for tag, text in _spoken(say).items()
+    )
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:

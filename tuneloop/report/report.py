@@ -1,4 +1,4 @@
-"""report.html of a run: what changed, shown and counted, in one file that needs no network and runs no script.
+"""report.html of a run: what changed, shown and counted, in one file with both languages, no network and no script.
 
 Only reads the run folder (and the dataset folder that it names); a part that is not there is left out.
 """
@@ -19,30 +19,37 @@ from urllib.parse import quote
 
 from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from tuneloop.base.duration import about, duration
+from tuneloop.base.duration import duration
 from tuneloop.base.files import write_atomic
 from tuneloop.base.language import current, is_passing, listed, t
 from tuneloop.base.optional import quoted
 from tuneloop.data import ledger
-from tuneloop.evaluation import compare, faults
-from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult
+from tuneloop.evaluation import compare
+from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.flips import flips
+from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.planning.cautions import nothing_held
-from tuneloop.report import chart, glossary
+from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
 from tuneloop.report.run_view import Folder, clock, read, spent
 from tuneloop.report.verdict import ENDS, STARTS, verdict
 from tuneloop.runs.journal import Journal
 
-OPEN_ANSWERS = 3
-"""So many answers of a probe are shown at once, the rest on a click."""
 LEDGER_ROWS = 12
+FLIPS = 10
+"""Rows that became worse which are shown, the worst of them."""
+HEADLINES = {"accuracy": True, "preferred": False, "loss": False}
+"""Metrics at the top of the page -> whether they are shown as a percentage."""
 
 
 def write(run: Path) -> Path:
-    """Write report.html of a run folder in the chosen language; its path. Raises as `read` does."""
+    """Write report.html of a run folder, which opens in the chosen language; its path. Raises as `read` does."""
     folder = read(run)
-    html = _template().render(**_context(folder))
+    more = f" --lang {current()}" if is_passing() else ""
+    context = bilingual.in_both(lambda: _context(folder, more))
+    html = _template().render(chosen=current(), tags=bilingual.TAGS, **context)
     target = run / "report.html"
     write_atomic(target, html.encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
     return target
@@ -51,50 +58,67 @@ def write(run: Path) -> Path:
 @cache
 def _template() -> Template:
     templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.globals["t"] = t
+    templates.globals["t"] = bilingual.words
     return templates.from_string(files("tuneloop.report").joinpath("report.html.jinja").read_text(encoding="utf-8"))
 
 
-def _context(folder: Folder) -> dict[str, Any]:
+def _context(folder: Folder, more: str) -> dict[str, Any]:
+    """What the template is given in the language of now; `more` goes behind each command."""
     evaluation = folder.evaluation or Evaluation()
-    changes = [c for c in compare.changes(evaluation) if c.measured]
-    cautions = [_private(text, folder) for text in folder.cautions()]
+    blank = "" if current() == "zh" else " "
+    faults = [f"{one.code}  {one.what}{blank}{one.do}" for one in evaluation.findings]
+    cautions = [*faults, *(_private(text, folder) for text in folder.cautions())]
+    fallen = flips(evaluation)
     judged = verdict(folder.evaluation, folder.events, folder.metrics)
     if cautions and judged.tone == "good":  # what is good on a handful of rows is not a reason for green
         judged = replace(judged, tone="plain")
     return {
-        "language": "zh-CN" if current() == "zh" else "en",
-        "space": "" if current() == "zh" else " ",
+        "space": blank,
         "name": folder.path.name,
         "subtitle": _subtitle(folder),
         "verdict": judged,
         "cautions": cautions,
         "nothing_held": nothing_held() if compare.nothing_held(evaluation) else "",
         "tiles": _tiles(folder, evaluation),
-        "show": [_answer(a) for a in evaluation.show],
-        "probes": [_probe(p) for p in evaluation.probes],
-        "answers": [_answer(a) for a in evaluation.answers],
+        "claims": comparison_file.shown(folder.path),
+        "show": [answers.answer(a) for a in evaluation.show],
+        "probes": [answers.probe(p) for p in evaluation.probes],
+        "answers": [answers.answer(a) for a in evaluation.answers],
         "rows": evaluation.after.rows or 0,
         "label_tokens": evaluation.after.label_tokens or 0,
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
-        "changes": [_change(c) for c in changes],
+        "changes": gains.numbers(evaluation),
+        "ranged": bool(evaluation.paired),
+        "few": any(p.difference.note == "few rows" for p in evaluation.paired),
+        "sections": gains.others(evaluation),
+        "tasks": [(one.task, one.metric, *_scores(one), f"{one.rows:,}") for one in evaluation.tasks],
+        "flips": [answers.flip(one) for one in fallen[:FLIPS]],
+        "flipped": len(fallen),
+        "forgetting": gains.forgetting(evaluation),
         "classes": _classes(evaluation),
         "mistakes": evaluation.mistakes,
         "texts": evaluation.after.texts or 0,
         "curve": Markup(chart.svg(chart.with_start(folder.metrics, evaluation))),
         "words": chart.words(),
-        "sampled": _sampled(folder.samples),
+        "epochs": costs.epochs(folder.metrics),
+        "sampled": answers.sampled(folder.samples),
         "data": glossary.counts({k: folder.dataset.get(k) for k in ("counts", "tokens")}),
         "dataset": folder.dataset,
         "ledger": _ledger(folder),
         "links": _links(folder),
-        "plan": _planned(folder),
+        "plan": costs.planned(folder),
         "choices": folder.plan.get("choices") or [],
-        "commands": _commands(folder),
+        "commands": _commands(folder, more),
         "recipe": _private(folder.recipe_text, folder),
         "events": [_event(e, folder) for e in folder.events],
         "environment": [(k, _private(v, folder)) for k, v in _environment(folder)],
     }
+
+
+def _scores(one: TaskScore) -> tuple[str, str]:
+    """A task's score before and after."""
+    first, last = (t("not measured") if score is None else f"{score:.3f}" for score in (one.before, one.after))
+    return first, last
 
 
 def _subtitle(folder: Folder) -> list[str]:
@@ -107,19 +131,18 @@ def _subtitle(folder: Folder) -> list[str]:
 
 
 def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """(label, value, remark) of the few numbers at the top."""
+    """(label, figure, remark) of the few numbers at the top."""
     tiles = []
     changes = {c.metric: c for c in compare.changes(evaluation)}
-    right = changes.get("accuracy")
-    if right is not None and right.before is not None and right.after is not None:
-        tiles.append((t("accuracy"), f"{100 * right.before:.0f} % → {100 * right.after:.0f} %", ""))
-    pairs = changes.get("preferred")
-    if pairs is not None and pairs.before is not None and pairs.after is not None:
-        tiles.append((t("better answer preferred"), f"{pairs.before:.0f} % → {pairs.after:.0f} %", ""))
-    loss = changes["loss"]
-    if loss.before and loss.after is not None:
-        percent = f"{(loss.after / loss.before - 1) * 100:+.0f}%".replace("-", "\u2212")
-        tiles.append((t("held-out loss"), f"{loss.before:.2f} → {loss.after:.2f}", percent))
+    for metric, percent in HEADLINES.items():
+        change = changes.get(metric)
+        if change is None or change.before is None or change.after is None:
+            continue
+        digits, scale = (0, 100) if percent else (change.digits - 1, 1) if metric == "loss" else (0, 1)
+        unit = " %" if percent or metric == "preferred" else ""
+        pair = f"{scale * change.before:.{digits}f}{unit} → {scale * change.after:.{digits}f}{unit}"
+        label = t("better answer preferred") if metric == "preferred" else change.label
+        tiles.append((label, pair, _gain(evaluation, change)))
     if probes := evaluation.probes:
         passed = sum(probe.passed for probe in probes)
         tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
@@ -130,63 +153,25 @@ def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]
         tiles.append((t("training time"), duration(seconds), speed))
     model = folder.plan.get("model") or {}
     if model.get("trainable"):
-        share = t("of {total}", total=short(model["parameters"])) if model.get("parameters") else ""
-        tiles.append((t("trained weights"), short(model["trainable"]), share))
+        share = t("of {total}", total=costs.short(model["parameters"])) if model.get("parameters") else ""
+        tiles.append((t("trained weights"), costs.short(model["trainable"]), share))
     return tiles
 
 
-def _probe(one: ProbeResult) -> dict[str, Any]:
-    answers = [
-        {
-            "prompt": a.prompt,
-            "before": marked(a.before, one.expect)[0],
-            "after": marked(a.after, one.expect)[0],
-            **_faults(a),
-        }
-        for a in one.answers
-    ]
-    bounds = []
-    if one.at_least is not None:
-        bounds.append(t("at least {n}", n=one.at_least))
-    if one.at_most is not None:
-        bounds.append(t("at most {n}", n=one.at_most))
-    shown = {key: getattr(one, key) for key in ("name", "expect", "total", "before", "after", "passed")}
-    return {**shown, "bounds": listed(bounds), "open": answers[:OPEN_ANSWERS], "more": answers[OPEN_ANSWERS:]}
-
-
-def marked(text: str, pattern: str) -> tuple[Markup, bool]:
-    """The text, escaped, every match of the pattern (case ignored) in <mark>; and whether there is one.
-
-    >>> marked("I am <b>Lumi", "lumi")
-    (Markup('I am &lt;b&gt;<mark>Lumi</mark>'), True)
-    """
-    try:
-        matches = list(re.finditer(pattern, text, re.IGNORECASE))
-    except re.error:
-        return escape(text), False
-    out, end = Markup(""), 0
-    for match in matches:
-        if match.end() > match.start():
-            out += escape(text[end : match.start()]) + Markup("<mark>{}</mark>").format(match.group())
-            end = match.end()
-    return out + escape(text[end:]), bool(matches)
-
-
-def _change(change: compare.Change) -> dict[str, Any]:
-    kind, _, name = change.metric.partition("/")
-
-    def number(score: float | None) -> str:
-        return change.shown(score, change.digits).replace("/", " / ") or t("not measured")
-
-    return {
-        "label": change.label,
-        "before": number(change.before),
-        "after": number(change.after),
-        "change": _signed(change.change, change.digits),
-        "tone": {True: "good", False: "bad", None: "plain"}[change.better],
-        "word": {True: t("better"), False: t("worse"), None: ""}[change.better],
-        "part": bool(name) and kind == "loss",
-    }
+def _gain(evaluation: Evaluation, change: compare.Change) -> str:
+    """By how much a metric changed: with its interval, rows and separation where they are known."""
+    pair = next((p for p in evaluation.paired if (p.metric, p.section) == (change.metric, "")), None)
+    if pair is not None and pair.difference.estimate is not None:
+        digits = change.digits
+        parts = [
+            f"{gains.signed(pair.difference.estimate, digits)} {gains.interval(pair.difference, digits)}".strip(),
+            t("{n} rows", n=f"{pair.difference.rows:,}"),
+            *([] if pair.separation in ("better", "worse") else [separations()[pair.separation]]),
+        ]
+        return listed(parts)
+    if change.metric == "loss" and change.before and change.after is not None:
+        return f"{(change.after / change.before - 1) * 100:+.0f}%".replace("-", "\u2212")
+    return ""
 
 
 def _classes(evaluation: Evaluation) -> dict[str, Any]:
@@ -212,35 +197,6 @@ def _classes(evaluation: Evaluation) -> dict[str, Any]:
         for k, label in enumerate(classes.labels)
     ]
     return {"labels": classes.labels, "fresh": compare.fresh(evaluation), "each": each, "matrices": matrices}
-
-
-def _sampled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each question asked during training, with its answers in the order of the steps."""
-    questions: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        one = questions.setdefault(
-            line["id"], {"prompt": line["prompt"], "reference": line["reference"], "answers": []}
-        )
-        one["answers"].append((f"{line['step']:,}", line["answer"]))
-    return list(questions.values())
-
-
-def _signed(number: float | None, digits: int) -> str:
-    if number is None or number == 0:
-        return "" if number is None else "0"
-    return f"{number:+,.{digits}f}".replace("-", "\u2212")
-
-
-def _answer(one: Answer) -> dict[str, Any]:
-    """An answer with the turns before its question; evaluations of earlier versions have none."""
-    roles = glossary.roles()
-    turns = [(roles.get(turn.role, turn.role), turn.content) for turn in one.context or ()]
-    return {**one.as_dict(), "context": turns, **_faults(one)}
-
-
-def _faults(one: Answer) -> dict[str, str]:
-    """What is wrong with the form of an answer, in words; evaluations of earlier versions do not say."""
-    return {"before_fault": faults.words(one.before_fault), "after_fault": faults.words(one.after_fault)}
 
 
 def _ledger(folder: Folder) -> list[tuple[int, str, str, str]]:
@@ -275,40 +231,9 @@ def _address(target: Path, start: Path) -> str:
         return target.resolve().as_uri()
 
 
-def _planned(folder: Folder) -> list[tuple[str, str, str]]:
-    """(what, planned, what happened); the latter "" where it is not known."""
-    plan, steps = folder.plan, [m["step"] for m in folder.metrics if "loss" in m and isinstance(m.get("step"), int)]
-    memory, seconds = clock(folder, "memory_gb"), spent(folder)
-    planned, foreseen = (plan.get("data") or {}).get("steps"), plan.get("evaluation") or {}
-    took = next((e.get("seconds") for e in reversed(folder.events) if e.get("event") == "evaluated"), None)
-    rows = [
-        (t("training time"), about(plan["seconds"]) if plan.get("seconds") else "",
-         duration(seconds) if seconds else ""),
-        (t("evaluation time"), about(foreseen["seconds"]) if foreseen.get("seconds") else "",
-         duration(took) if took else ""),
-        (t("memory at its peak"), f"{plan['memory_gb']:.1f} GB" if plan.get("memory_gb") else "",
-         f"{max(memory):.1f} GB" if memory else ""),
-        (t("optimizer steps"), f"{planned:,}" if planned else "", f"{max(steps):,}" if steps else ""),
-    ]  # fmt: skip
-    return [row for row in rows if row[1] or row[2]]
-
-
-def short(number: float) -> str:
-    """A large number in three digits.
-
-    >>> short(134515008), short(4884480), short(950), short(6738415616)
-    ('135 M', '4.88 M', '950', '6.74 B')
-    """
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
-def _commands(folder: Folder) -> list[tuple[str, str]]:
+def _commands(folder: Folder, more: str) -> list[tuple[str, str]]:
     name = f"{folder.path.parent.name}/{folder.path.name}"
     run, again = quoted(name), quoted(f"{name}/recipe.yaml")
-    more = f" --lang {current()}" if is_passing() else ""
     last = next((e["event"] for e in reversed(folder.events) if e.get("event") in ENDS | STARTS), "finished")
     if last != "finished":
         return [(t("Take it up where it stopped"), f"tuneloop train --resume {run}{more}")]
