@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tuneloop import __version__
 from tuneloop.base.duration import about
 from tuneloop.base.language import t
 from tuneloop.base.records import Reply
@@ -119,7 +118,7 @@ class Counted:
         )
 
     def _key(self, prompt: list[int], settings: dict[str, Any]) -> str:
-        facts = [__version__, self._model, settings, sorted(self.answerer.stops), self.answerer.penalty, prompt]
+        facts = [self._model, settings, sorted(self.answerer.stops), self.answerer.penalty, prompt]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
     def _reply(self, key: str) -> Reply | None:

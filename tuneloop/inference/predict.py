@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tuneloop import __version__
 from tuneloop.base import refusals
 from tuneloop.base.duration import about
 from tuneloop.base.errors import TuneloopError
@@ -260,7 +259,7 @@ def _identity(answerer: Any, files: list[InputFile], how: PredictSettings) -> di
     }  # fmt: skip
     facts = {
         "input": digest(files), "model": weights_fingerprint(answerer.model), "column": how.column,
-        "template": getattr(answerer.tokenizer, "chat_template", None), "version": __version__,
+        "template": getattr(answerer.tokenizer, "chat_template", None),
         **(writing if isinstance(answerer, Answerer) else {}),
     }  # fmt: skip
     return {name: str(one)[:200] for name, one in facts.items() if one is not None}

@@ -11,6 +11,7 @@ before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class _Layer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, columns: _Columns) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.columns = columns
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -109,7 +110,7 @@ class SlotCache:
         self.places: list[int] = []
         """The position of each row's next token."""
         self._columns = _Columns()
-        self._cache: Cache | None = None
+        self._layers: list[_Layer] = []
         self._capacity = 0
 
     def add(self, state: DecodeState) -> None:
@@ -117,12 +118,11 @@ class SlotCache:
         mask = state.mask.bool().cpu()
         seen = [row.nonzero().squeeze(-1) for row in mask]
         longest = max(len(one) for one in seen)
-        self._make_room(state.cache, longest)
+        self._make_room(state.cache.layers, longest)
         end = self._columns.end
-        assert self._cache is not None
         for n, one in enumerate(seen):
             slot = len(self.lengths)
-            for mine, theirs in zip(self._cache.layers, state.cache.layers, strict=True):
+            for mine, theirs in zip(self._layers, state.cache.layers, strict=True):
                 for name in ("keys", "values"):
                     source, target = getattr(theirs, name), getattr(mine, name)
                     if source is None:
@@ -138,10 +138,9 @@ class SlotCache:
     def remove(self, row: int) -> None:
         """Give a slot back: the last row moves into it."""
         last, end = len(self.lengths) - 1, self._columns.end
-        assert self._cache is not None
         if row != last:
             span = slice(end - self.lengths[last], end)
-            for layer in self._cache.layers:
+            for layer in self._layers:
                 for tensor in (layer.keys, layer.values):
                     if tensor is not None:
                         tensor[row, :, span] = tensor[last, :, span]
@@ -152,19 +151,20 @@ class SlotCache:
 
     def step(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         """tokens int64 [rows], the newest of each -> logits [rows, vocabulary] of the next."""
-        assert self._cache is not None
-        self._make_room(self._cache, 0)
+        self._make_room(self._layers, 0)
         span, device = self._columns.end - self._columns.begin, tokens.device
         before = span - torch.tensor(self.lengths, device=device)
         mask = (torch.arange(span + 1, device=device) >= before[:, None]).long()
         positions = torch.tensor(self.places, device=device).unsqueeze(-1)
-        logits = decoder.step(DecodeState(self._cache, mask, positions, {"input_ids": tokens.unsqueeze(-1)}))
+        logits = decoder.step(
+            DecodeState(Cache(layers=[*self._layers]), mask, positions, {"input_ids": tokens.unsqueeze(-1)})
+        )
         self._columns.end += 1
         self.lengths = [n + 1 for n in self.lengths]
         self.places = [n + 1 for n in self.places]
         return logits
 
-    def _make_room(self, like: Cache, longest: int) -> None:
+    def _make_room(self, layers: Sequence[CacheLayerMixin], longest: int) -> None:
         """Room for rows of `longest` columns before the end, and for one column behind it."""
         columns = self._columns
         if longest <= columns.end < self._capacity:
@@ -173,10 +173,10 @@ class SlotCache:
         end = max(span, longest)
         if end >= self._capacity:
             self._capacity = max(end, self.foreseen) + SLACK
-        if self._cache is None:
-            self._cache = Cache(layers=[_Layer(columns) for _ in like.layers])
+        if not self._layers:
+            self._layers = [_Layer(columns) for _ in layers]
         moved = slice(columns.begin, columns.end), slice(end - span, end)
-        for mine, theirs in zip(self._cache.layers, like.layers, strict=True):
+        for mine, theirs in zip(self._layers, layers, strict=True):
             mine.reserve(theirs, self.slots, self._capacity, moved)
         columns.begin, columns.end = end - span, end
 

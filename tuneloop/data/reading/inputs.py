@@ -90,8 +90,8 @@ def _guess(blob: Blob, role: str, column: str | None) -> Guess:
     if guess.container not in ("txt", "csv", "tsv"):
         return guess
     lines = replace(guess, container="txt", unit="line", table=None)
-    _, first = next(formats.raw_rows(blob, lines), (0, {}))
-    names = [name.strip().strip('"') for name in re.split(r"[,\t;|]", str(first.get("text", ""))[:HEADER])]
+    first = next((str(row["text"]) for _, row in formats.raw_rows(blob, lines)), "")
+    names = [name.strip().strip('"') for name in re.split(r"[,\t;|]", first[:HEADER])]
     header = column if column in names else find_column(names, QUESTIONS)
     if header and (guess.table is None or header not in guess.columns):
         guess = look(blob, Wish(columns={role: header}))

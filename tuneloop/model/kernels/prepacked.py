@@ -30,7 +30,7 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[int]:
 
     None does where the copies would take too much of the free memory, or where a layer does not agree with itself.
     """
-    layers = [module for module in model.modules() if _fits(module)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and _fits(module)]
     size = sum(module.weight.numel() * module.weight.element_size() for module in layers)
     if not torch.backends.mkldnn.is_available() or size > SHARE * psutil.virtual_memory().available:
         layers = []
@@ -38,7 +38,7 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[int]:
     proven: dict[Any, bool] = {}
     try:
         for layer in layers:
-            shape = *layer.weight.shape, layer.bias is None
+            shape = (*layer.weight.shape, layer.bias is None)
             if shape not in proven:
                 proven[shape] = _agrees(layer, rows)
             if proven[shape]:
@@ -50,8 +50,8 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[int]:
             del layer.forward
 
 
-def _fits(module: Any) -> bool:
-    """Whether a module is a linear layer and nothing else, on a CPU, in float32."""
+def _fits(module: nn.Linear) -> bool:
+    """Whether a layer is linear and nothing else, on a CPU, in float32."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     return bool(module.weight.device.type == "cpu" and module.weight.dtype == torch.float32)
