@@ -17,7 +17,8 @@ from tuneloop.evaluation.by_row import answer_rows, compare_held, joined, sectio
 from tuneloop.evaluation.corpus import SectionTexts
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import Paired, RowScores, compare_rows, pair_runs
+from tuneloop.evaluation.paired import Paired, RowScores, compare_rows
+from tuneloop.evaluation.run_figures import paired_runs
 from tuneloop.report.verdict import verdict
 
 NOISE = 0.02
@@ -154,7 +155,13 @@ def test_what_has_no_direction_is_neither() -> None:
 
 def test_two_runs_are_paired_by_their_rows() -> None:
     left, right = losses(50, 0.0), losses(50, 0.1)
-    pair = only(pair_runs(left, [RowScores(r.id, "", {}, r.after, r.weight) for r in right[10:]]), "loss")
+    pair = only(
+        paired_runs(
+            Evaluation(row_scores=tuple(left)),
+            Evaluation(row_scores=tuple(RowScores(r.id, "", {}, r.after, r.weight) for r in right[10:])),
+        ),
+        "loss",
+    )
     assert (pair.separation, pair.before.rows) == ("better", 40)
     rows = compare.of_two_runs(measured(left), measured(right))
     change = next(c for c in rows if c.metric == "loss")

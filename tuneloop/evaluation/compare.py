@@ -16,7 +16,8 @@ from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult, Scor
 from tuneloop.evaluation.faults import fault
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, matches
-from tuneloop.evaluation.paired import SOURCE, Paired, Separation, pair_runs, separations
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
+from tuneloop.evaluation.run_figures import paired_runs
 from tuneloop.recipe.schema import Probe, Recipe
 
 
@@ -276,7 +277,7 @@ def _judged(change: Change, pair: Paired | None) -> Change:
 def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
     """The rows of a table of two runs: `before` is the left one's score after training, `after` the right one's."""
     theirs = {c.metric: c for c in changes(right)}
-    paired = {pair.metric: pair for pair in pair_runs(left.row_scores, right.row_scores) if pair.section == ""}
+    paired = {pair.metric: pair for pair in paired_runs(left, right) if pair.section == ""}
     return [_of_runs(c, theirs[c.metric], paired.get(c.metric)) for c in changes(left) if c.metric in theirs]
 
 

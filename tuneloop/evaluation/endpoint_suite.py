@@ -21,6 +21,7 @@ from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.before_after import questions
 from tuneloop.evaluation.evaluation import Answer, Evaluation, Scores
 from tuneloop.evaluation.findings import RunFinding
+from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.metrics import measured
 from tuneloop.evaluation.preference import dialogues
 from tuneloop.evaluation.progress import Counted
@@ -48,7 +49,7 @@ class Remembered:
     def context(self) -> int:
         return self.endpoint.context
 
-    def count(self, chat: list[dict[str, Any]]) -> int:
+    def count(self, chat: list[dict[str, Any]], *, tools: Sequence[Any] = ()) -> int:
         """Prompt tokens of a chat, estimated."""
         return self.endpoint.count(chat)
 
@@ -148,7 +149,7 @@ def measure_endpoint(
     picked = suite.pick(dialogues(list(held)), part.rows, suite.fitting(remembered, part.max_new_tokens))
     total = len(picked) + len(show) + sum(map(len, probes)) + sum(len(section.answered) for section in sections)
     answerer = Counted(remembered, total, say)  # type: ignore[arg-type]
-    how = {"max_new_tokens": part.max_new_tokens, "batch_size": part.batch_size}
+    how: dict[str, Any] = {"max_new_tokens": part.max_new_tokens, "batch_size": part.batch_size}
     say(t("Asking {model} at {url}", model=endpoint.name, url=endpoint.url))
     chats = [[m.as_chat() for m in suite.prompt(record)] for record in picked]
     written = answerer.answer(chats, **how) if chats else []
@@ -185,7 +186,7 @@ def measure_endpoint(
 def answer_scores(records: Sequence[Record], replies: Sequence[Reply]) -> Scores:
     """The figures that need only answers; the others are not measured."""
     unmeasured = {**measured("rows", None), **measured("tokens", None)}
-    texts = [suite.visible(reply.text) for reply in replies], [suite.reference(record) for record in records]
+    texts = [visible(reply.text) for reply in replies], [suite.reference(record) for record in records]
     return Scores({**unmeasured, **measured("answers", *(texts if replies else (None, None)))}, rows=len(records))
 
 

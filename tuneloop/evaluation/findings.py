@@ -14,7 +14,7 @@ class RunFinding:
     """One fault of a run: its code (TL-RUN-…), and the facts that fill its words."""
 
     code: str
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def what(self) -> str:

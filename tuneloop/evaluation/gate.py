@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneloop.evaluation.evaluation import Evaluation
-from tuneloop.evaluation.paired import Separation, pair_runs
+from tuneloop.evaluation.paired import Separation
+from tuneloop.evaluation.run_figures import paired_runs
 
 SLACK = 0.005
 """Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
@@ -39,7 +40,7 @@ def better(old: Evaluation, new: Evaluation) -> Verdict:
     share, new_share = old.after["preferred"], new.after["preferred"]
     if share is not None and new_share is not None:
         holds = new_share >= share  # after preference training the loss of an answer says little, and its rank all
-    pairs = {pair.metric: pair for pair in pair_runs(old.row_scores, new.row_scores) if pair.section == ""}
+    pairs = {pair.metric: pair for pair in paired_runs(old, new) if pair.section == ""}
     decisive = pairs.get("preferred", pairs.get("loss"))
     separation = decisive.separation if decisive else None
     # What is wrong with the run itself makes its figures those of another model.

@@ -17,9 +17,9 @@ from typing import Any
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.language import t
 from tuneloop.base.records import Reply
+from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.intervals import Estimate, proportion
 from tuneloop.evaluation.pairs import AnswerPair
-from tuneloop.evaluation.suite import visible
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.endpoint import EndpointAnswerer
 from tuneloop.inference.generate import Answerer

@@ -86,7 +86,7 @@ class MoreAnswers:
         }
 
     @property
-    def _options(self) -> dict[str, int]:
+    def _options(self) -> dict[str, Any]:
         return {"max_new_tokens": self.part.max_new_tokens, "batch_size": self.part.batch_size}
 
 

@@ -100,16 +100,6 @@ def compare_rows(rows: Sequence[RowScores], texts: Mapping[str, SectionTexts] | 
     return [pair for pair in pairs if pair is not None]
 
 
-def pair_runs(left: Sequence[RowScores], right: Sequence[RowScores]) -> list[Paired]:
-    """Two runs after training on the rows that both were measured on: `before` is the left one, `after` the right one.
-
-    BLEU, chrF and macro F1, which are no mean of rows, are left out.
-    """
-    theirs = {(row.section, row.id): row for row in right}
-    shared = [(row, theirs[row.section, row.id]) for row in left if (row.section, row.id) in theirs]
-    return compare_rows([RowScores(a.id, a.section, a.after, b.after, a.weight) for a, b in shared])
-
-
 def _pair(name: str, section: str, rows: Sequence[RowScores], texts: SectionTexts | None) -> Paired | None:
     metric = METRICS[name]
     if metric.interval == "corpus":

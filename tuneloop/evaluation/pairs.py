@@ -13,7 +13,7 @@ from tuneloop.base.errors import RunError
 from tuneloop.base.language import t
 from tuneloop.base.records import Message
 from tuneloop.evaluation.evaluation import Answer, Evaluation
-from tuneloop.evaluation.suite import visible
+from tuneloop.evaluation.form import visible
 from tuneloop.runs.run import Run
 
 BEFORE = ":before"

@@ -71,10 +71,13 @@ class Counted:
     ) -> list[Reply]:
         """One reply a chat, in order."""
         self.total = max(self.total, self.done + len(chats))
+        given: dict[str, Any] = {} if thinking is None else {"thinking": thinking}
+        settings = {"max_new_tokens": max_new_tokens, **options}
+        if self.journal is None:
+            return self._answered(chats, {**settings, **given, **({"tools": tools} if tools else {})}, batch_size)
         offered = tools or [()] * len(chats)
         prompts = [self.answerer.prompt(chat, own, thinking) for chat, own in zip(chats, offered, strict=True)]
         order = sorted(range(len(chats)), key=lambda n: -len(prompts[n]))
-        settings = {"max_new_tokens": max_new_tokens, **options}
         keys = [self._key(prompt, settings) for prompt in prompts]
         size = PARTS * batch_size
         replies: dict[int, Reply] = {}
@@ -85,9 +88,8 @@ class Counted:
             if len(known) == len(part):
                 self.done += len(part)
             else:
-                own: dict[str, Any] = {"tools": [offered[n] for n in part]} if tools else {}
-                own |= {} if thinking is None else {"thinking": thinking}
-                known = self._answered([chats[n] for n in part], {**settings, **own}, batch_size)
+                own = {"tools": [offered[n] for n in part]} if tools else {}
+                known = self._answered([chats[n] for n in part], {**settings, **given, **own}, batch_size)
                 self._store([keys[n] for n in part], known)
             replies |= dict(zip(part, known, strict=True))
         return [replies[n] for n in range(len(chats))]
