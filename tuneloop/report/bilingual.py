@@ -1,4 +1,4 @@
-"""One page in both languages: each text stands there twice where the languages differ, and the style sheet hides one."""
+"""One page in both languages: a text that differs stands there twice, and the style sheet hides one of them."""
 
 from __future__ import annotations
 
