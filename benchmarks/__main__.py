@@ -9,6 +9,7 @@ python -m benchmarks answering   answers for an evaluation, beside transformers'
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
 python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
+python -m benchmarks methods     docs/*/methods.md: what each method costs and reaches (methods.py); --measure runs them
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -21,6 +22,7 @@ from benchmarks import (
     busy,
     cleaning,
     environments,
+    methods,
     near,
     prepare,
     results,
@@ -59,12 +61,13 @@ def main() -> None:
         "answering": answering.main,
         "busy": busy.main,
         "cleaning": cleaning.main,
+        "methods": methods.main,
         "table": table.main,
         "same": same.main,
         "walk": walk.main,
     }
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if verb not in ("near", "table", "same", "walk") and not rows.data().is_dir():
+    if verb not in ("near", "table", "same", "walk", "methods") and not rows.data().is_dir():
         raise SystemExit(
             f"{rows.data()} has the rows to measure on, and is not there; TUNELOOP_BENCH_DATA names another"
         )

@@ -1,4 +1,4 @@
-"""One page in both languages: where they differ, each text stands there twice, and the style sheet hides one."""
+"""One page in both languages: a text that differs stands there twice, and the style sheet hides one of them."""
 
 from __future__ import annotations
 

@@ -305,9 +305,9 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
     parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
     parts.append(_label(WIDTH - RIGHT, 476, lambda: words()["optimizer step"], "end"))
-    label = _escaped(_in_both(lambda: words()["loss"]))
+    name = _escaped(_in_both(lambda: words()["loss"]))
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{label}" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} 484" role="img" aria-label="{name}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
