@@ -6,6 +6,7 @@ python -m benchmarks cleaning    what each step of cleaning costs a text (cleani
 python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
+python -m benchmarks forgetting  what healthy runs and runs that forget do to the general set (forgetting.py); an hour
 python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
 python -m benchmarks table       the pages, of the last session's results (table.py)
@@ -15,7 +16,20 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import busy, cleaning, environments, near, prepare, results, rows, same, table, training, walk
+from benchmarks import (
+    busy,
+    cleaning,
+    environments,
+    forgetting,
+    near,
+    prepare,
+    results,
+    rows,
+    same,
+    table,
+    training,
+    walk,
+)
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
 
@@ -44,6 +58,7 @@ def main() -> None:
         "train": training.main,
         "busy": busy.main,
         "cleaning": cleaning.main,
+        "forgetting": forgetting.main,
         "table": table.main,
         "same": same.main,
         "walk": walk.main,
