@@ -7,6 +7,7 @@ python -m benchmarks near        near repetitions among many rows (near.py)
 python -m benchmarks train       every method of training (training.py)
 python -m benchmarks answering   answers for an evaluation, beside transformers' generate (answering.py)
 python -m benchmarks busy        a LoRA step beside another program, before and after (busy.py); three minutes
+python -m benchmarks forgetting  what healthy runs and runs that forget do to the general set (forgetting.py); an hour
 python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
 python -m benchmarks methods     docs/*/methods.md: what each method costs and reaches (methods.py); --measure runs them
@@ -22,6 +23,7 @@ from benchmarks import (
     busy,
     cleaning,
     environments,
+    forgetting,
     methods,
     near,
     prepare,
@@ -62,6 +64,7 @@ def main() -> None:
         "busy": busy.main,
         "cleaning": cleaning.main,
         "methods": methods.main,
+        "forgetting": forgetting.main,
         "table": table.main,
         "same": same.main,
         "walk": walk.main,

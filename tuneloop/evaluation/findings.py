@@ -17,14 +17,19 @@ class RunFinding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def _error(self) -> RunError:
+        facts: dict[str, Any] = dict(self.facts)
+        return RunError(self.code, **facts)
+
+    @property
     def what(self) -> str:
         """What is wrong, in the reader's language."""
-        return RunError(self.code, **self.facts).what
+        return self._error.what
 
     @property
     def do(self) -> str:
         """What to do about it."""
-        return RunError(self.code, **self.facts).do
+        return self._error.do
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunFinding:

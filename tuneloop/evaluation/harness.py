@@ -51,9 +51,9 @@ def measure_tasks(run: Run, trained: Trained, say: Say) -> tuple[TaskScore, ...]
     if not tasks:
         return ()
     say(t("Measuring {tasks} with lm-evaluation-harness", tasks=listed(tasks)))
-    base = str(model_folder(trained.recipe.model))
+    base, device = str(model_folder(trained.recipe.model)), next(trained.model.parameters()).device.type
     before, after = (
-        _child({"tasks": list(tasks), "model": how})["scores"]
+        _child({"tasks": list(tasks), "model": how, "device": device})["scores"]
         for how in (_begun(base, trained), _tuned(base, run, trained))
     )
     return tuple(paired(before, after))

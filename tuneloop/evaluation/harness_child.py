@@ -1,7 +1,7 @@
 """Runs in a process of its own, as `python harness_child.py WISH OUT`: lm-evaluation-harness, and nothing of tuneloop.
 
 WISH is JSON: `tasks`, and either `check` (which of them cannot be loaded, and why) or `model` (the arguments of its
-class hf). A task is a name that the harness knows, or a YAML file of its own.
+class hf) and `device`. A task is a name that the harness knows, or a YAML file of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 def tasks_of(names: list[str]) -> list[Any]:
     """The tasks as the harness takes them: a name, or what a YAML file holds."""
-    load = import_module("lm_eval.utils").load_yaml_config
-    return [load(name) if name.endswith((".yaml", ".yml")) else name for name in names]
+    load = import_module("lm_eval.tasks._yaml_loader").load_yaml
+    return [load(name, resolve_func=True) if name.endswith((".yaml", ".yml")) else name for name in names]
 
 
 def missing(names: list[str]) -> dict[str, str]:
@@ -33,9 +33,10 @@ def missing(names: list[str]) -> dict[str, str]:
     return reasons
 
 
-def scores(names: list[str], arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def scores(names: list[str], arguments: dict[str, Any], device: str) -> list[dict[str, Any]]:
     """Every metric of every task."""
-    measured = import_module("lm_eval").simple_evaluate(model="hf", model_args=arguments, tasks=tasks_of(names))
+    evaluate = import_module("lm_eval").simple_evaluate
+    measured = evaluate(model="hf", model_args=arguments, tasks=tasks_of(names), device=device)
     out = []
     for task, metrics in measured["results"].items():
         up = measured.get("higher_is_better", {}).get(task, {})
@@ -68,7 +69,7 @@ def main(wish_file: str, out: str) -> None:
     if wish.get("check"):
         answer: dict[str, Any] = {"missing": missing(wish["tasks"])}
     else:
-        answer = {"scores": scores(wish["tasks"], wish["model"])}
+        answer = {"scores": scores(wish["tasks"], wish["model"], wish["device"])}
     Path(out).write_text(json.dumps(answer), encoding="utf-8")
 
 
