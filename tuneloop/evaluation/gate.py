@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.metrics import SLACK
 from tuneloop.evaluation.paired import Separation, pair_runs
-
-SLACK = 0.005
-"""Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
 
 
 @dataclass(frozen=True, slots=True)
