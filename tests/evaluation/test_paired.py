@@ -79,6 +79,23 @@ def test_a_run_that_learned_nothing_is_not_separable() -> None:
     assert seeds.count("not separable") >= 36
 
 
+def test_a_change_that_is_sure_and_nothing_is_not_separable() -> None:
+    """A training at a learning rate of 1e-7 lowered the loss of every row, by 2e-5: real, sure, and nothing."""
+    tiny, noise, small = (
+        compare_rows([RowScores(r.id, "", r.before, {k: v - share * v for k, v in r.before.items() if v}, r.weight)
+                      for r in losses(100, 0.0)])
+        for share in (1e-5, 0.004, 0.006)
+    )  # fmt: skip
+    for pairs, word, note in (
+        (tiny, "not separable", "too small"),
+        (noise, "not separable", "too small"),
+        (small, "better", ""),
+    ):
+        assert {p.separation for p in pairs} == {word}
+        assert only(pairs, "loss").difference.high < 0  # type: ignore[operator]
+        assert only(pairs, "loss").difference.note == note
+
+
 def test_ten_healthy_runs_are_all_better() -> None:
     """Each gains as much as a short training does; none of them is called worse anywhere."""
     for seed in range(10):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.metrics import SLACK
 from tuneloop.evaluation.paired import Separation
 from tuneloop.evaluation.run_figures import paired_runs
-
-SLACK = 0.005
-"""Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def notes() -> dict[str, str]:
         "one row": t("one row has no interval"),
         "equal rows": t("all rows are equal, so there is no interval"),
         "not measured": t("not measured before and after on the same rows"),
+        "too small": t("another seed changes as much, or the table shows no change"),
         "no direction": t("more of it is neither better nor worse"),
         "no rows apart": t("no figure for single rows"),
     }

@@ -86,6 +86,9 @@ def macro_f1(matrix: Sequence[Sequence[int]]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
+SLACK = 0.005
+"""Held-out loss may rise by this share before it counts as worse: less than what another seed changes."""
+
 Interval = Literal["", "mean", "proportion", "ratio", "corpus"]
 """How a metric of rows gets its interval. mean: of the rows' figures; proportion: of rows that are right, each worth
 `scale`; ratio: a mean that weighs each row (`RowScores.weight`); corpus: the metric of resampled rows; "": none."""
@@ -115,6 +118,8 @@ class Metric:
     """Its figure of one row, from what `measure` takes of that row; None where rows have none, or another source."""
     scale: float = 1.0
     """What a row that is right counts in a proportion: 100 in a percentage."""
+    slack: float = 0.0
+    """Share of the figure that another seed changes as well: less is neither better nor worse."""
     of_rows: str = ""
     """The metric whose figures of rows it is computed from, "" where these are its own."""
 
@@ -154,7 +159,7 @@ def _rouge(kind: str) -> Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "loss": Metric(lambda: t("held-out loss"), False, 3, "rows", lambda loss: loss, "ratio"),
+    "loss": Metric(lambda: t("held-out loss"), False, 3, "rows", lambda loss: loss, "ratio", slack=SLACK),
     "accuracy": Metric(lambda: t("accuracy"), True, 3, "labels", accuracy, "proportion"),
     "macro_f1": Metric(lambda: t("macro F1"), True, 3, "labels", macro_f1, "corpus"),
     "perplexity": Metric(lambda: t("perplexity"), False, 1, "tokens", perplexity, "ratio", of_rows="loss"),

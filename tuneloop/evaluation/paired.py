@@ -97,7 +97,12 @@ def compare_rows(rows: Sequence[RowScores], texts: Mapping[str, SectionTexts] | 
     for row in rows:
         sections.setdefault(row.section, []).append(row)
     pairs = [_pair(name, section, own, texts.get(section)) for section, own in sections.items() for name in METRICS]
-    return [pair for pair in pairs if pair is not None]
+    known = {(pair.section, pair.metric): pair.separation for pair in pairs if pair is not None}
+    return [
+        replace(pair, separation=known.get((pair.section, METRICS[pair.metric].of_rows), pair.separation))
+        for pair in pairs
+        if pair is not None
+    ]
 
 
 def _pair(name: str, section: str, rows: Sequence[RowScores], texts: SectionTexts | None) -> Paired | None:
@@ -160,14 +165,19 @@ PAIRED_BY: dict[str, Callable[..., PairMeasured]] = {
 def _judged(
     name: str, section: str, before: Estimate, after: Estimate, difference: Estimate, p: float | None
 ) -> Paired:
-    separation = separate(difference, p, METRICS[name].higher_is_better)
-    if METRICS[name].higher_is_better is None and not difference.note:
+    metric = METRICS[name]
+    # What the table shows as no change is none, however sure; and so is what another seed changes.
+    least = max(0.5 * 10**-metric.digits, metric.slack * abs(before.estimate or 0.0))
+    separation = separate(difference, p, metric.higher_is_better, least)
+    if not difference.note and metric.higher_is_better is None:
         difference = replace(difference, note="no direction")
+    elif not difference.note and difference.estimate and abs(difference.estimate) < least:
+        difference = replace(difference, note="too small")
     return Paired(name, section, before, after, difference, separation, p)
 
 
-def separate(difference: Estimate, p: float | None, higher_is_better: bool | None) -> Separation:
-    """Better or worse only where the interval of the difference leaves out 0 and the exact test agrees.
+def separate(difference: Estimate, p: float | None, higher_is_better: bool | None, least: float = 0.0) -> Separation:
+    """Better or worse only where a difference of `least` or more has an interval without 0 and the exact test agrees.
 
     >>> separate(Estimate(-0.5, -0.7, -0.3, 60, "bca"), 0.001, False)
     'better'
@@ -177,6 +187,6 @@ def separate(difference: Estimate, p: float | None, higher_is_better: bool | Non
     if difference.estimate is None or higher_is_better is None:
         return "not defined"
     low, high = (difference.estimate if bound is None else bound for bound in (difference.low, difference.high))
-    if low <= 0 <= high or p is None or p >= 1 - CONFIDENCE:
+    if abs(difference.estimate) < least or low <= 0 <= high or p is None or p >= 1 - CONFIDENCE:
         return "not separable"
     return "better" if (difference.estimate > 0) == higher_is_better else "worse"

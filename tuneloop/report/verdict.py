@@ -110,6 +110,8 @@ def _chance(change: compare.Change) -> str:
     """That a change is not separable from chance, and on how many rows; "" where nothing is known of them."""
     if change.difference is None or change.separation != "not separable":
         return ""
+    if change.difference.note == "too small":
+        return t("Another seed changes as much.")
     return t("On {n} rows that is not separable from chance.", n=change.difference.rows)
 
 
