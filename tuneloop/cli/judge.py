@@ -12,7 +12,7 @@ from tuneloop.base.language import t
 from tuneloop.cli import show, usage
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.judge import Cost, Docket, JudgeQuestion, Model
+    from tuneloop.evaluation.judge import Docket, JudgeCost, JudgeQuestion, Model
 
 
 def judge(
@@ -89,7 +89,7 @@ def _judge(judge: str, endpoint: str, model: str, timeout: float, retries: int, 
     return usable(answerer(judge, workspace), judge), judge
 
 
-def _say_cost(name: str, cost: Cost, done: int) -> None:
+def _say_cost(name: str, cost: JudgeCost, done: int) -> None:
     about = t("about {n:,}", n=cost.prompt_tokens) if cost.estimated else f"{cost.prompt_tokens:,}"
     show.say(
         t(

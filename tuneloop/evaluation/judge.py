@@ -107,7 +107,7 @@ class JudgeQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class JudgeCost:
     """What judging takes at most. `price` is in the currency of the prices a million tokens, None without them."""
 
     calls: int
@@ -339,16 +339,16 @@ class Docket:
 
 def cost(
     model: Model, questions: Iterable[JudgeQuestion], max_new_tokens: int, prices: tuple[float, float] | None = None
-) -> Cost:
+) -> JudgeCost:
     """What asking takes at most; `prices` are those of a million prompt tokens and of a million answer tokens."""
     listed = list(questions)
     if isinstance(model, Scorer):
         chats = [_scored(one, first) for one in listed for first in (True, False)]
-        return Cost(len(chats), sum(map(model.count, chats)), 0, _characters(chats), False)
+        return JudgeCost(len(chats), sum(map(model.count, chats)), 0, _characters(chats), False)
     prompts, most = sum(model.count(one.chat) for one in listed), len(listed) * max_new_tokens
     price = (prompts * prices[0] + most * prices[1]) / 1e6 if prices else None
     estimated = isinstance(model, EndpointAnswerer)
-    return Cost(len(listed), prompts, most, _characters([one.chat for one in listed]), estimated, price)
+    return JudgeCost(len(listed), prompts, most, _characters([one.chat for one in listed]), estimated, price)
 
 
 def _characters(chats: Iterable[list[dict[str, Any]]]) -> int:
