@@ -165,7 +165,7 @@ def predict(
 ) -> Predicted:
     """Answer each row of the file at `path` into `out`, and go on where it was stopped.
 
-    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RUN-OUT-… where `out` is something else's.
+    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RUN-OUT-EXISTS or TL-RUN-OUT-OTHER where `out` is something else's.
     """
     began = time.perf_counter()
     way = WAYS[type(answerer)]
