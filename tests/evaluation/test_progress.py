@@ -145,7 +145,7 @@ def test_an_evaluation_that_was_killed_goes_on(tiny_model: Path, talk_file: Path
     assert (run.path / "evaluation.json").read_bytes() == resumed
     assert json.loads(resumed)["held"]
     assert written + rest == every
-    assert 6 < rest < every
+    assert 0 < rest < written
 
 
 def test_a_run_knows_its_folder(tiny_run: Path) -> None:

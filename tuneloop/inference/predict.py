@@ -165,7 +165,8 @@ def predict(
 ) -> Predicted:
     """Answer each row of the file at `path` into `out`, and go on where it was stopped.
 
-    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RUN-OUT-EXISTS or TL-RUN-OUT-OTHER where `out` is something else's.
+    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RUN-OUT-EXISTS, TL-RUN-OUT-OTHER or TL-RUN-OUT-BUSY for
+    an `out` that is something else's.
     """
     began = time.perf_counter()
     way = WAYS[type(answerer)]
