@@ -57,8 +57,8 @@ def test_answers_and_files_are_measured_written_and_read_back(tiny_run: Path, tm
     run = Run(tmp_path / "w" / "runs" / "tiny-1")
     own = jsonl(tmp_path / "faq.jsonl", CHATS)
     text = run.recipe.read_text(encoding="utf-8")
-    text = text.replace("general: loss", "general: answers").replace("files: []", f"files: [{own}]")
-    run.recipe.write_text(text.replace("max_new_tokens: 8", "max_new_tokens: 2"), encoding="utf-8")
+    text = text.replace("general: loss", "general: answers").replace("\n  files: []", f"\n  files: [{own}]")
+    run.recipe.write_text(text.replace("max_new_tokens: 8", "max_new_tokens: 1"), encoding="utf-8")
     evaluation = pipeline.measure(run)
     by_section: dict[str, int] = {}
     for answer in evaluation.section_answers:

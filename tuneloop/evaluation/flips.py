@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.evaluation.evaluation import Answer, Evaluation
-from tuneloop.evaluation.metrics import rouge
+from tuneloop.evaluation.overlap import rouge
 from tuneloop.evaluation.paired import RowScores
 
 VERDICTS = ("exact_match", "accuracy", "calls")
