@@ -21,6 +21,7 @@ from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.before_after import questions
 from tuneloop.evaluation.evaluation import Answer, Evaluation, Scores
 from tuneloop.evaluation.findings import RunFinding
+from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.metrics import measured
 from tuneloop.evaluation.preference import dialogues
 from tuneloop.evaluation.progress import Counted
@@ -48,7 +49,7 @@ class Remembered:
     def context(self) -> int:
         return self.endpoint.context
 
-    def count(self, chat: list[dict[str, Any]]) -> int:
+    def count(self, chat: list[dict[str, Any]], *, tools: Sequence[Any] = ()) -> int:
         """Prompt tokens of a chat, estimated."""
         return self.endpoint.count(chat)
 
@@ -59,8 +60,13 @@ class Remembered:
         max_new_tokens: int = 64,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        tools: Sequence[Sequence[Any]] = (),
+        thinking: bool | None = None,
     ) -> list[Reply]:
-        """One reply a chat, in order. Raises TL-MACHINE-ENDPOINT; the answers that came before it are not lost."""
+        """One reply a chat, in order. Raises TL-MACHINE-ENDPOINT; the answers that came before it are not lost.
+
+        An endpoint is offered no tools, and its thoughts are not switched.
+        """
         keys = [self._key(chat, max_new_tokens) for chat in chats]
         known = {line["key"]: Reply(**line["reply"]) for line in self.journal.lines() if "key" in line}
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in known}
@@ -185,7 +191,7 @@ def measure_endpoint(
 def answer_scores(records: Sequence[Record], replies: Sequence[Reply]) -> Scores:
     """The figures that need only answers; the others are not measured."""
     unmeasured = {**measured("rows", None), **measured("tokens", None)}
-    texts = [suite.visible(reply.text) for reply in replies], [suite.reference(record) for record in records]
+    texts = [visible(reply.text) for reply in replies], [suite.reference(record) for record in records]
     return Scores({**unmeasured, **measured("answers", *(texts if replies else (None, None)))}, rows=len(records))
 
 

@@ -23,6 +23,7 @@ from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, general_set, suite
 from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.forgetting import forgetting
+from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.general_set import GeneralRow
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import row_figures
@@ -53,7 +54,7 @@ class SectionRows:
 
     def scored(self, record: Record, reply: Reply) -> dict[str, float | None]:
         """What an answer scores: right or wrong in the general set, else by its reference."""
-        text = suite.visible(reply.text)
+        text = visible(reply.text)
         if row := self.general.get(record.id):
             return {"accuracy": float(general_set.passes(row, text))}
         return row_figures("answers", [text], [suite.reference(record)])[0]
@@ -157,7 +158,7 @@ def losses(sections: Sequence[SectionRows], trained: Trained, model: nn.Module) 
     )
 
 
-def answers(sections: Sequence[SectionRows], answerer: suite.AnswererLike, part: EvaluatePart) -> SectionScores:
+def answers(sections: Sequence[SectionRows], answerer: suite.ToolAnswerer, part: EvaluatePart) -> SectionScores:
     """The answers to those rows of the sections that are to be answered, all at once, and what they score."""
     fits = suite.fitting(answerer, part.max_new_tokens)
     every = [(section, record) for section in sections for record in section.answered if fits(record)]
