@@ -49,7 +49,7 @@ def evaluate(
     if version is not None:
         print(t("Version: {ref}", ref=version.ref))
     print(t("Report: {path}", path=finished.path / "report.html"))
-    tables.cautions([*suite_tables.faults(evaluation), *run_view.read(finished.path).cautions()])
+    tables.cautions(run_view.read(finished.path).cautions())
 
 
 def _ask_endpoint(run: Run, endpoint: str, model: str, json: bool) -> None:
@@ -69,4 +69,4 @@ def _ask_endpoint(run: Run, endpoint: str, model: str, json: bool) -> None:
         return
     suite_tables.served(evaluation, Evaluation.read(run.path))
     print(t("Written to: {path}", path=path))
-    tables.cautions(suite_tables.faults(evaluation))
+    tables.cautions(finding.caution for finding in evaluation.findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.base.language import current, t
+from tuneloop.base.language import t
 from tuneloop.cli.show import number, table
 from tuneloop.evaluation import compare, forgetting
 from tuneloop.evaluation.evaluation import Evaluation
@@ -63,9 +63,3 @@ def unmeasured(metric: str) -> str:
     if metric in {"loss", "perplexity"}:
         return t("not measured: an endpoint gives no loss")
     return t("not measured")
-
-
-def faults(evaluation: Evaluation) -> list[str]:
-    """The findings of a diagnosis, each with its code, and what to do."""
-    blank = "" if current() == "zh" else " "
-    return [f"{finding.code}  {finding.what}{blank}{finding.do}" for finding in evaluation.findings]
