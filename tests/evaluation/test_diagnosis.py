@@ -167,6 +167,7 @@ def test_a_fault_is_written_down_and_the_gate_refuses_it(run: Run) -> None:
     back = Evaluation.read(run.path)
     assert back is not None
     assert back.findings == measured.findings
+    assert "TL-RUN-WEIGHTS-NAN" in (run.path / "report.html").read_text(encoding="utf-8")
     assert "NaN" not in (run.path / "evaluation.json").read_text(encoding="utf-8").replace("WEIGHTS-NAN", "")
     good, bad = an_evaluation(2.0, 1.0), an_evaluation(2.0, 0.5, findings=(RunFinding("TL-RUN-TEMPLATE"),))
     assert not better(good, bad).better

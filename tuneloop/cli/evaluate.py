@@ -49,7 +49,7 @@ def evaluate(
     if version is not None:
         print(t("Version: {ref}", ref=version.ref))
     print(t("Report: {path}", path=finished.path / "report.html"))
-    tables.cautions([*suite_tables.faults(evaluation), *run_view.read(finished.path).cautions()])
+    tables.cautions(run_view.read(finished.path).cautions())
 
 
 def _ask_endpoint(run: Run, endpoint: str, model: str, json: bool) -> None:
@@ -57,6 +57,7 @@ def _ask_endpoint(run: Run, endpoint: str, model: str, json: bool) -> None:
     from tuneloop import pipeline
     from tuneloop.base.errors import RecipeError
     from tuneloop.cli import suite_tables, tables
+    from tuneloop.evaluation.evaluation import Evaluation
 
     if not endpoint:
         raise RecipeError(
@@ -66,6 +67,6 @@ def _ask_endpoint(run: Run, endpoint: str, model: str, json: bool) -> None:
     if json:
         show.as_json(evaluation.as_dict())
         return
-    suite_tables.served(evaluation)
+    suite_tables.served(evaluation, Evaluation.read(run.path))
     print(t("Written to: {path}", path=path))
-    tables.cautions(suite_tables.faults(evaluation))
+    tables.cautions(finding.caution for finding in evaluation.findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.base.language import current, t
+from tuneloop.base.language import t
 from tuneloop.cli.show import number, table
 from tuneloop.evaluation import compare, forgetting
 from tuneloop.evaluation.evaluation import Evaluation
@@ -21,7 +21,7 @@ def beside(evaluation: Evaluation) -> None:
     rows = [
         (
             section_title(pair.section),
-            compare.Change(pair.metric, None, None, None, None).label,
+            t("loss of right answers") if pair.metric == "loss" else _label(pair.metric),
             number(pair.before.estimate),
             number(pair.after.estimate),
             number(pair.difference.estimate),
@@ -40,15 +40,22 @@ def beside(evaluation: Evaluation) -> None:
         print(forgetting.sentence(evaluation.forgetting))
 
 
-def served(evaluation: Evaluation) -> None:
-    """What an endpoint scores: figures that need only answers."""
-    after = evaluation.after
+def served(evaluation: Evaluation, own: Evaluation | None) -> None:
+    """What an endpoint scores, figures that need only answers, beside what the run itself scored after training."""
     rows = [
-        (compare.Change(name, None, None, None, None).label, number(figure) if figure is not None else unmeasured(name))
-        for name, figure in after.metrics.items()
+        (_label(name), number(own.after[name]) if own else "", unmeasured(name) if figure is None else number(figure))
+        for name, figure in evaluation.after.metrics.items()
     ]
-    rows += [(change.label, change.shown(change.after)) for change in compare.changes(evaluation) if change.total]
-    table(t("What the endpoint scores"), [t("measure"), ""], rows)
+    mine = {change.metric: change for change in compare.changes(own)} if own else {}
+    for change in compare.changes(evaluation):
+        if change.total:
+            beside = mine.get(change.metric)
+            rows.append((change.label, beside.shown(beside.after) if beside else "", change.shown(change.after)))
+    table(t("What the endpoint scores"), [t("measure"), t("the run"), t("the endpoint")], rows)
+
+
+def _label(metric: str) -> str:
+    return compare.Change(metric, None, None, None, None).label
 
 
 def unmeasured(metric: str) -> str:
@@ -56,9 +63,3 @@ def unmeasured(metric: str) -> str:
     if metric in {"loss", "perplexity"}:
         return t("not measured: an endpoint gives no loss")
     return t("not measured")
-
-
-def faults(evaluation: Evaluation) -> list[str]:
-    """The findings of a diagnosis, each with its code, and what to do."""
-    blank = "" if current() == "zh" else " "
-    return [f"{finding.code}  {finding.what}{blank}{finding.do}" for finding in evaluation.findings]

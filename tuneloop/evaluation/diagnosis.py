@@ -23,6 +23,7 @@ from tuneloop.hub.resolve import model_folder
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import Trained
 from tuneloop.methods import adapters
+from tuneloop.recipe.choices import METHOD_CHOICES
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.training.digests import samples_digest, template_digest, weights_digest
@@ -114,13 +115,18 @@ def _tokens(run: Run, trained: Trained, held: Sequence[Record]) -> Iterator[RunF
     """Held-out rows that the run's tokenizer cuts into other tokens than in training, under the same template."""
     finished = ended(run)
     recorded = finished.get("held")
-    if not recorded or trained.recipe.train.task not in {"chat", "text"}:
+    if not recorded or not _of_dialogues(trained):
         return
     if finished.get("template") not in {None, template_digest(trained.tokenizer)}:
         return
     now = samples_digest(tokenize(trained.tokenizer, held, empty_thoughts=trained.recipe.prepare.empty_thoughts))
     if now != recorded:
         yield RunFinding("TL-RUN-TOKENS", {"path": str(run.trained_folder())})
+
+
+def _of_dialogues(trained: Trained) -> bool:
+    """Whether training read rows as dialogues and measured the loss of their label tokens; not so of pairs."""
+    return trained.task.answers == "text" and trained.task.precompute_reference is None
 
 
 def _base(run: Run, trained: Trained) -> Iterator[RunFinding]:
@@ -135,11 +141,11 @@ def _loss(run: Run, trained: Trained, evaluation: Evaluation) -> Iterator[RunFin
     """A held-out loss that differs from the one that training measured of the same weights on the same rows."""
     measured = [line["eval_loss"] for line in Journal(run.metrics).lines() if isinstance(line.get("eval_loss"), float)]
     now = evaluation.after["loss"]
-    if not measured or trained.recipe.train.task not in {"chat", "text"} or trained.recipe.train.eval_strategy == "no":
+    if not measured or not _of_dialogues(trained) or trained.recipe.train.eval_strategy == "no":
         return
     then = min(measured) if trained.recipe.train.keep_best else measured[-1]
     dtype = next(trained.model.parameters()).dtype
-    fine = dtype == torch.float32 and trained.recipe.train.method != "qlora"
+    fine = dtype == torch.float32 and not METHOD_CHOICES[trained.recipe.train.method].quantize
     allowed = LOSS_TOLERANCE["float32" if fine else "coarse"]
     if now is None or abs(now - then) > allowed * max(1.0, abs(then)):
         shown = "NaN" if now is None else f"{now:.4f}"

@@ -60,8 +60,13 @@ class Remembered:
         max_new_tokens: int = 64,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        tools: Sequence[Sequence[Any]] = (),
+        thinking: bool | None = None,
     ) -> list[Reply]:
-        """One reply a chat, in order. Raises TL-MACHINE-ENDPOINT; the answers that came before it are not lost."""
+        """One reply a chat, in order. Raises TL-MACHINE-ENDPOINT; the answers that came before it are not lost.
+
+        An endpoint is offered no tools, and its thoughts are not switched.
+        """
         keys = [self._key(chat, max_new_tokens) for chat in chats]
         known = {line["key"]: Reply(**line["reply"]) for line in self.journal.lines() if "key" in line}
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in known}

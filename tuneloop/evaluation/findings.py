@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.base.errors import RunError
+from tuneloop.base.language import sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class RunFinding:
     def do(self) -> str:
         """What to do about it."""
         return self._error.do
+
+    @property
+    def caution(self) -> str:
+        """Its code, what is wrong and what to do, for a reader."""
+        return f"{self.code}  {sentences(self.what, self.do)}"
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunFinding:

@@ -15,10 +15,9 @@ from tuneloop.evaluation.sections import measure_sections, read_sections, with_s
 from tuneloop.inference.trained import Trained
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
+from tuneloop.tasks.table import TASKS
 
 Say = Callable[[str], None]
-WRITERS = frozenset({"auto", "chat", "text", "prefer"})
-"""Tasks whose models write answers, which the sections beside the held-out rows are of."""
 
 
 def require_measurable(recipe: Recipe) -> None:
@@ -27,10 +26,10 @@ def require_measurable(recipe: Recipe) -> None:
     A file that is not there or has no shape (TL-DATA-…), a task without its data or package (TL-RUN-TASK-DATA,
     TL-MACHINE-EXTRA), either for a model that names labels (TL-RECIPE-CLASH).
     """
-    part, task = recipe.evaluate, recipe.train.task
+    part, task = recipe.evaluate, TASKS.get(recipe.train.task)  # none where the rows decide
     for key in ("files", "tasks"):
-        if getattr(part, key) and task not in WRITERS:
-            raise RecipeError("TL-RECIPE-CLASH", where=f"evaluate.{key}", b=f"train.task: {task}")
+        if getattr(part, key) and task is not None and task.answers != "text":
+            raise RecipeError("TL-RECIPE-CLASH", where=f"evaluate.{key}", b=f"train.task: {recipe.train.task}")
     for file in part.files:
         formats.survey(file.source)
     harness.require(part.tasks)

@@ -52,14 +52,16 @@ class Folder:
         return loaded if isinstance(loaded, dict) else {}
 
     def cautions(self) -> list[str]:
-        """What everybody must know of the data that this run was trained on, sentence by sentence."""
+        """What everybody must know of this run: what is wrong with it, then of the data that it was trained on."""
+        wrong = [finding.caution for finding in self.evaluation.findings] if self.evaluation else []
         counts = self.dataset.get("counts") or self.manifest.get("counts") or {}
         if not counts:
-            return []
+            return wrong
         folder = Path(self.dataset_path or "")
         model = self.recipe.get("model")
         name = str(model.get("name")) if isinstance(model, dict) else ""
         return [
+            *wrong,
             *cautions(counts, self.manifest.get("steps") or (), str(folder / "ledger.jsonl")),
             *foreign(name, folder),
         ]
