@@ -158,7 +158,7 @@ def _row(change: compare.Change, pair: Paired | None) -> dict[str, Any]:
         **row,
         "change": signed(pair.difference.estimate, digits) or row["change"],
         "tone": TONES[pair.separation],
-        "word": "" if pair.difference.note == "no direction" else separations()[pair.separation],
+        "word": "" if METRICS[pair.metric].higher_is_better is None else separations()[pair.separation],
         "ranges": tuple(interval(one, digits) for one in (pair.before, pair.after, pair.difference)),
         "rows": t("{n} rows", n=f"{pair.difference.rows:,}") if pair.difference.rows else "",
         "why": notes().get(pair.difference.note, "") if pair.difference.estimate is None else "",
