@@ -66,8 +66,8 @@ def shared_rows(left: Evaluation, right: Evaluation) -> list[RowScores]:
     odd = {mine.section for mine, other in pairs if mine.weight != other.weight}
     out = []
     for mine, other in pairs:
-        figures = (_without(side.after, mine.section in odd) for side in (mine, other))
-        out.append(RowScores(mine.id, mine.section, *figures, mine.weight))
+        first, last = (_without(side.after, mine.section in odd) for side in (mine, other))
+        out.append(RowScores(mine.id, mine.section, first, last, mine.weight))
     return out
 
 
