@@ -120,10 +120,13 @@ def signed(number: float | None, digits: int) -> str:
 
     >>> signed(0.5, 1), signed(-0.5, 1), signed(0, 1), signed(None, 1)
     ('+0.5', '−0.5', '0', '')
+    >>> signed(-0.001, 2)
+    '0.00'
     """
     if number is None or number == 0:
         return "" if number is None else "0"
-    return f"{number:+,.{digits}f}".replace("-", "\u2212")
+    text = f"{number:+,.{digits}f}"
+    return (text if float(text.replace(",", "")) else text[1:]).replace("-", "\u2212")
 
 
 def _of_pair(pair: Paired) -> dict[str, Any]:
