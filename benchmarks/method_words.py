@@ -25,13 +25,13 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "choose": ("In short", "一句话"),
     "best": (
-        "{section} The best is {best}; not separable from it: {others}. Of these, the least processor time has {quick},"
+        "{section} the best is {best}; not separable from it: {others}. Of these, the least processor time has {quick},"
         " the least memory {lean}, the fewest trained weights {few}.",
         "{section}最好的是 {best}；与它无法区分的有：{others}。其中处理器时间最少的是 {quick}，内存最少的是 {lean}，"
         "训练的参数最少的是 {few}。",
     ),
     "alone": (
-        "{section} The best is {best}, by more than chance. Of all, the least processor time has {quick}, the least"
+        "{section} the best is {best}, by more than chance. Of all, the least processor time has {quick}, the least"
         " memory {lean}, the fewest trained weights {few}.",
         "{section}最好的是 {best}，超出了偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
         "训练的参数最少的是 {few}。",

@@ -55,8 +55,7 @@ class MethodsPage:
         return [say(COLUMNS[key], self.language) for key in keys]
 
     def name(self, run: Run) -> str:
-        comma = "，" if self.language == "zh" else ", "
-        return f"{run['model']}{comma}{say(METHODS[run['method']], self.language)}"
+        return f"{run['model']} {say(METHODS[run['method']], self.language)}"
 
     def text(self) -> str:
         here = self.content["machine"]
@@ -97,10 +96,11 @@ class MethodsPage:
                 )
             )
 
+        title = self.words(section).rstrip("?\uff1f")
         comma, stop = ("、", "：") if self.language == "zh" else ("; ", ":")
         facts = {"best": self.name(runs[place]), "others": comma.join(self.name(run) for run in level[1:]),
                  "quick": least("cpu"), "lean": least("memory_gb"), "few": least("trained"),
-                 "section": f"**{self.words(section).rstrip('?？')}**{stop}"}  # fmt: skip
+                 "section": f"**{title}**{stop}"}  # fmt: skip
         return self.words("best" if len(level) > 1 else "alone", **facts)
 
     def section(self, section: str, metric: str) -> str:

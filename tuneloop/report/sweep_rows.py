@@ -11,7 +11,7 @@ from tuneloop.report import gains
 
 def rows(swept: Sweep) -> list[tuple[str, ...]]:
     """(step, loss, interval, the last one's loss less this one's with its interval, how the last one stands to it)."""
-    out = []
+    out: list[tuple[str, ...]] = []
     for place, one in enumerate(swept.checkpoints):
         loss = one.loss.estimate
         shown = notes().get(one.loss.note, "–") if loss is None else gains.shown(loss, 4)
