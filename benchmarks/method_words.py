@@ -25,12 +25,17 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "choose": ("In short", "一句话"),
     "best": (
-        "{section}: the highest is {best}; not separable from it: {others}. Of these, the least processor time:"
-        " {quick}; the least memory: {lean}; the fewest trained weights: {few}.",
-        "{section}：最好的是 {best}；与它无法区分的有：{others}。其中处理器时间最少的是 {quick}，内存最少的是"
-        " {lean}，训练的参数最少的是 {few}。",
+        "{section} the best is {best}; not separable from it: {others}. Of these, the least processor time has {quick},"
+        " the least memory {lean}, the fewest trained weights {few}.",
+        "{section}最好的是 {best}；与它无法区分的有：{others}。其中处理器时间最少的是 {quick}，内存最少的是 {lean}，"
+        "训练的参数最少的是 {few}。",
     ),
-    "none": ("none", "没有"),
+    "alone": (
+        "{section} the best is {best}, by more than chance. Of all, the least processor time has {quick}, the least"
+        " memory {lean}, the fewest trained weights {few}.",
+        "{section}最好的是 {best}，超出了偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
+        "训练的参数最少的是 {few}。",
+    ),
     "sentiment": ("Sentiment: is a film review friendly?", "情感分类：影评是好评还是差评？"),
     "sentiment_intro": (
         "500 IMDb reviews to train, 300 others to measure. TRAIN and TEST are CSV files with review and label;"

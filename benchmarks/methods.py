@@ -55,7 +55,7 @@ class MethodsPage:
         return [say(COLUMNS[key], self.language) for key in keys]
 
     def name(self, run: Run) -> str:
-        return f"{run['model']}, {say(METHODS[run['method']], self.language)}"
+        return f"{run['model']} {say(METHODS[run['method']], self.language)}"
 
     def text(self) -> str:
         here = self.content["machine"]
@@ -89,12 +89,19 @@ class MethodsPage:
                 level.append(runs[pair.left if pair.right == place else pair.right])
 
         def least(cost: str) -> str:
-            return self.name(min(level, key=lambda run: run["cpu"] if cost == "cpu" else run["cost"][cost]))
+            return self.name(
+                min(
+                    level if len(level) > 1 else runs,
+                    key=lambda run: run["cpu"] if cost == "cpu" else run["cost"][cost],
+                )
+            )
 
-        others = ("、" if self.language == "zh" else "; ").join(self.name(run) for run in level[1:])
-        facts = {"best": self.name(runs[place]), "others": others or self.words("none"), "quick": least("cpu"),
-                 "lean": least("memory_gb"), "few": least("trained")}  # fmt: skip
-        return self.words("best", section=self.words(section), **facts)
+        title = self.words(section).rstrip("?\uff1f")
+        comma, stop = ("、", "：") if self.language == "zh" else ("; ", ":")
+        facts = {"best": self.name(runs[place]), "others": comma.join(self.name(run) for run in level[1:]),
+                 "quick": least("cpu"), "lean": least("memory_gb"), "few": least("trained"),
+                 "section": f"**{title}**{stop}"}  # fmt: skip
+        return self.words("best" if len(level) > 1 else "alone", **facts)
 
     def section(self, section: str, metric: str) -> str:
         runs = self.runs(section)

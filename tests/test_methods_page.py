@@ -47,10 +47,10 @@ def test_the_pages_change_with_their_source() -> None:
     runs = [run("full", 90, 9.0), run("lora", 89, 5.0), run("freeze", 50, 1.0)]
     content = {"date": "2026-01-01", "machine": {"cpu": "C", "cores": 2, "memory_gb": 8.0}, "runs": runs}
     text = methods.MethodsPage(content, "0", "en").text()
-    assert "the highest is M, full tuning; not separable from it: M, LoRA." in text
-    assert "least processor time: M, LoRA" in text, "of those that are not separable from the best alone"
-    assert "| M, full tuning | 0.900 [0.8" in text
-    assert "| M, full tuning → M, last two blocks | −0.400 [" in text
+    assert "the best is M full tuning; not separable from it: M LoRA." in text
+    assert "least processor time has M LoRA" in text, "of those that are not separable from the best alone"
+    assert "| M full tuning | 0.900 [0.8" in text
+    assert "| M full tuning → M last two blocks | −0.400 [" in text
     assert "nan" not in text.lower()
     json.dumps(content, allow_nan=False)
 

@@ -15,7 +15,7 @@ from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.form import visible
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import Paired, RowScores, compare_rows
+from tuneloop.evaluation.paired import SOURCE, Paired, RowScores, compare_rows
 
 OF_TOKENS = ("loss", "perplexity")
 """Metrics a label token: of rows that two models cut into other tokens they are not of the same thing."""
@@ -66,8 +66,8 @@ def shared_rows(left: Evaluation, right: Evaluation) -> list[RowScores]:
     odd = {mine.section for mine, other in pairs if mine.weight != other.weight}
     out = []
     for mine, other in pairs:
-        first, second = (_without(side.after, mine.section in odd) for side in (mine, other))
-        out.append(RowScores(mine.id, mine.section, first, second, mine.weight))
+        first, last = (_without(side.after, mine.section in odd) for side in (mine, other))
+        out.append(RowScores(mine.id, mine.section, first, last, mine.weight))
     return out
 
 
@@ -102,7 +102,7 @@ def _key(answer: Answer) -> tuple[str, str]:
 
 
 def run_figures(evaluations: Sequence[Evaluation]) -> list[RunFigures]:
-    """Each metric and section that at least one run was measured on, in the order of METRICS.
+    """Each metric and section of the suite that at least one run was measured on, in the order of METRICS.
 
     Raises ValueError for no evaluation.
     """
@@ -111,7 +111,8 @@ def run_figures(evaluations: Sequence[Evaluation]) -> list[RunFigures]:
     own = [{(p.section, p.metric): p.after for p in one.paired} | _unpaired(one) for one in evaluations]
     against = [{(p.section, p.metric): p for p in paired_runs(evaluations[0], one)} for one in evaluations[1:]]
     order = list(METRICS)
-    keys = sorted(dict.fromkeys(key for side in own for key in side), key=lambda k: (k[0], order.index(k[1])))
+    every = dict.fromkeys(key for side in own for key in side if not key[0].startswith(SOURCE))
+    keys = sorted(every, key=lambda k: (k[0], order.index(k[1])))
     return [
         RunFigures(
             key[1],

@@ -134,14 +134,13 @@ def rows(one: ClaimFinding) -> list[tuple[str, str, str, str, Ruling]]:
 def _came_out(line: ClaimLine, costs: bool) -> str:
     if line.share is None:
         return t("not measured")
-    digits = 1
-    share = f"{100 * line.share:.{digits}f} %".replace("-", "\u2212")
+    share = f"{100 * line.share:.1f} %".replace("-", "\u2212")
     if costs:
         return share
-    words = t("{share} lost", share=share) if line.share >= 0 else t("{share} gained", share=share.lstrip("\u2212"))
+    words = t("{share} lost", share=share)
     if line.low is None or line.high is None:
         return words
-    low, high = (f"{100 * bound:.{digits}f}".replace("-", "\u2212") for bound in (line.low, line.high))
+    low, high = (f"{100 * bound:.1f}".replace("-", "\u2212") for bound in (line.low, line.high))
     return f"{words} [{low}, {high}]"
 
 

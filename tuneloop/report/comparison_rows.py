@@ -24,7 +24,7 @@ def figures(compared: ComparedRuns) -> list[Row]:
         if one.section:
             label = t("{section}: {metric}", section=section_title(one.section), metric=label)
         cells = [
-            _figure(estimate, pair, metric.digits)
+            _figure(estimate, pair if metric.higher_is_better is not None else None, metric.digits)
             for estimate, pair in zip(one.estimates, one.against_first, strict=True)
         ]
         out.append((label, *cells))

@@ -54,9 +54,8 @@ def planned(folder: Folder) -> list[tuple[str, str, str]]:
     foreseen, wanted = plan.get("evaluation") or {}, (plan.get("data") or {}).get("steps")
     took = next((e.get("seconds") for e in reversed(folder.events) if e.get("event") == "evaluated"), None)
     each = paid.seconds / paid.epochs if paid.seconds and paid.epochs else 0.0
-    share = ""
-    if paid.trained and paid.parameters:
-        share = f"{short(paid.trained)} ({100 * paid.trained / paid.parameters:.3g} %)"
+    trained, every = paid.trained, paid.parameters
+    share = f"{short(trained)} ({100 * trained / every:.3g} %)" if trained and every else ""
     rows = [
         (t("training time"), about(plan["seconds"]) if plan.get("seconds") else "",
          duration(paid.seconds) if paid.seconds else ""),

@@ -17,7 +17,7 @@ from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
 
 GENERAL = "general/"
 """Sections of the suite that ask what every model should know: what they lost was forgotten."""
-FORGOT = {"forgot": "bad", "improved": "good", "not separable": "good"}
+FORGOT = {"forgot": "bad", "improved": "good"}
 TONES: dict[Separation, str] = {"better": "good", "worse": "bad", "not separable": "plain", "not defined": "plain"}
 
 
@@ -42,7 +42,8 @@ def others(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
 def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     """The general set: {} where it was not measured, else a sentence, its tone, and a row for each section's loss.
 
-    `bars` of a row are percentages of a common scale: where the interval begins, its length, the figure.
+    `bars` of a row are percentages of a common scale: where the interval begins, its length, the figure; None of a
+    section that judges nothing.
     """
     pairs = [p for p in evaluation.paired if p.section.startswith(GENERAL)]
     losses = [p for p in pairs if p.metric == "loss"]
@@ -50,7 +51,8 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
     forgot = evaluation.forgetting or forgotten.forgetting(evaluation.row_scores)
     if not losses and forgot is None:
         return {}
-    known = [b for p in losses for b in (p.difference.low, p.difference.high, p.difference.estimate) if b is not None]
+    judged = [p for p in losses if p.section.startswith(forgotten.FACTS)]
+    known = [b for p in judged for b in (p.difference.low, p.difference.high, p.difference.estimate) if b is not None]
     low, high = min([0.0, *known]), max([forgotten.MARGIN, *known])
     pad = 0.06 * (high - low)
     low, high = low - pad, high + pad
@@ -59,7 +61,12 @@ def forgetting(evaluation: Evaluation) -> dict[str, Any]:
         return round(100 * (number - low) / (high - low), 2)
 
     rows = [
-        {**_of_pair(p), "label": section_title(p.section), "tone": _tone(p, forgot), "bars": _bars(p, at)}
+        {
+            **_of_pair(p),
+            "label": section_title(p.section),
+            "tone": _tone(p, forgot),
+            "bars": _bars(p, at) if p in judged else None,
+        }
         for p in losses
     ]
     answers = [
@@ -113,10 +120,13 @@ def signed(number: float | None, digits: int) -> str:
 
     >>> signed(0.5, 1), signed(-0.5, 1), signed(0, 1), signed(None, 1)
     ('+0.5', '−0.5', '0', '')
+    >>> signed(-0.001, 2)
+    '0.00'
     """
     if number is None or number == 0:
         return "" if number is None else "0"
-    return f"{number:+,.{digits}f}".replace("-", "\u2212")
+    text = f"{number:+,.{digits}f}"
+    return (text if float(text.replace(",", "")) else text[1:]).replace("-", "\u2212")
 
 
 def _of_pair(pair: Paired) -> dict[str, Any]:
@@ -147,13 +157,12 @@ def _row(change: compare.Change, pair: Paired | None) -> dict[str, Any]:
     }
     if pair is None:
         return row
-    reason = notes().get(pair.difference.note, pair.difference.note)
     return {
         **row,
         "change": signed(pair.difference.estimate, digits) or row["change"],
         "tone": TONES[pair.separation],
-        "word": "" if pair.difference.note == "no direction" else separations()[pair.separation],
+        "word": "" if METRICS[pair.metric].higher_is_better is None else separations()[pair.separation],
         "ranges": tuple(interval(one, digits) for one in (pair.before, pair.after, pair.difference)),
         "rows": t("{n} rows", n=f"{pair.difference.rows:,}") if pair.difference.rows else "",
-        "why": reason,
+        "why": notes().get(pair.difference.note, "") if pair.difference.estimate is None else "",
     }
