@@ -162,7 +162,7 @@ def test_a_hundred_rows_served_and_in_process_give_every_figure_to_the_last_digi
     recipe, _ = make_recipe(
         {
             "name": "hundred", "model": "smollm2-135m-instruct",
-            "data": str(data / "persona_en.json"),
+            "data": [{"path": str(data / name)} for name in ("persona_en.json", "persona_zh.jsonl")],
             "prepare": {"validation": 100},
             "train": {"max_steps": 2, "batch_size": 2, "learning_rate": 2e-3, "eval_strategy": "no"},
             "evaluate": {"rows": 100, "max_new_tokens": 8, "batch_size": 1, "general": "off"},
