@@ -76,6 +76,7 @@ def notes() -> dict[str, str]:
         "not measured": t("not measured before and after on the same rows"),
         "too small": t("another seed changes as much, or the table shows no change"),
         "no direction": t("more of it is neither better nor worse"),
+        "at chance": t("not defined: the base model is at chance"),
         "no rows apart": t("no figure for single rows"),
     }
 
