@@ -17,11 +17,11 @@ PAGE: dict[str, tuple[str, str]] = {
         " McNemar 检验，损失用配对自助法和符号翻转检验）。模型小、行数少、只有一个种子，请看量级。",
     ),
     "measured": (
-        "Measured {date} on {cpu}, {cores} cores, {memory} GB, with other programs running beside it: so the"
-        " processor time of the whole process (loading, training, measuring before and after) compares better"
-        " than the training time on the clock. Memory is the most that the process held while training.",
-        "测量于 {date}，{cpu}，{cores} 核，{memory} GB，同时有其他程序在运行：因此整个进程的处理器时间（加载、训"
-        "练、训练前后的测量）比训练的实际用时更有可比性。内存是训练中进程占用的最大值。",
+        "Measured {date} on {cpu}, {cores} cores, {memory} GB, with other programs running beside it, so no time by the"
+        " clock stands here: processor time is that of the whole process (loading, training, measuring before and"
+        " after). Memory is the most that the process held while training.",
+        "测量于 {date}，{cpu}，{cores} 核，{memory} GB，同时有其他程序在运行，因此这里不列实际用时：处理器时间是整个进程的"
+        "（加载、训练、训练前后的测量）。内存是训练中进程占用的最大值。",
     ),
     "choose": ("In short", "一句话"),
     "best": (
@@ -59,10 +59,11 @@ PAGE: dict[str, tuple[str, str]] = {
         "教程说 LoRA 的成本是全参数微调的 15%，质量损失不到 3%。这里 `tuneloop run lora_vs_full` 的结果：{ruling}。",
     ),
     "claim_note": (
-        "A processor that trains so small a model spends its time and memory on the activations, which LoRA needs"
-        " as well; what it saves are the weights' gradients and the optimizer's two moments of each.",
-        "在处理器上训练这样小的模型，时间和内存主要用在激活值上，LoRA 同样需要它们；省下的是权重的梯度，以及优化"
-        "器为每个权重保存的两个矩。",
+        "The training time is by the clock on that busy machine; the processor time of the whole process was {cpu} %. A"
+        " processor that trains so small a model spends its time and memory on the activations, which LoRA needs as"
+        " well; what it saves are the weights' gradients and the optimizer's two moments of each.",
+        "训练用时是在那台繁忙的机器上的实际用时；整个进程的处理器时间是 {cpu}%。在处理器上训练这样小的模型，时间和内存主要用在"
+        "激活值上，LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩。",
     ),
     "pairs": ("Any two of them, on the same rows:", "两两相比，同样的行："),
     "commands": ("The commands:", "命令："),
@@ -74,7 +75,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "loss": ("Held-out loss", "验证集损失"),
     "probe": ("Says who it is", "说出自己是谁"),
     "forgetting": ("Forgetting", "遗忘"),
-    "seconds": ("Training, s", "训练用时（秒）"),
     "cpu": ("Processor time, s", "处理器时间（秒）"),
     "memory": ("Memory, GB", "内存（GB）"),
     "trained": ("Trained weights", "训练的参数"),

@@ -110,11 +110,11 @@ class MethodsPage:
         chat = section == "chat"
         rows = [
             [self.name(run), self.figure(run, metric), *([self.probe(run), self.forgot(run)] if chat else []),
-             f"{run['cost']['seconds']:,.0f}", f"{run['cpu']:,.0f}", f"{run['cost']['memory_gb']:.2f}",
+             f"{run['cpu']:,.0f}", f"{run['cost']['memory_gb']:.2f}",
              f"{short(run['cost']['trained'])} ({100 * run['cost']['trained'] / run['cost']['parameters']:.3g} %)"]
             for run in runs
         ]  # fmt: skip
-        keys = ("way", metric, *(("probe", "forgetting") if chat else ()), "seconds", "cpu", "memory", "trained")
+        keys = ("way", metric, *(("probe", "forgetting") if chat else ()), "cpu", "memory", "trained")
         commands = "\n".join(run["command"] for run in runs)
         parts = [f"## {self.words(section)}", self.words(f"{section}_intro"), grid(self.head(*keys), rows)]
         parts += [self.words("pairs"), self.pairs(runs), self.words("commands"), f"```sh\n{commands}\n```"]
@@ -159,7 +159,8 @@ class MethodsPage:
             ruling = claims.rulings()[found.ruling]
         table = grid(self.head("what", "claimed", "came", "word"), rows)
         intro = self.words("claim_intro", ruling=ruling)
-        return "\n\n".join([f"## {self.words('claim')}", intro, table, self.words("claim_note")])
+        note = self.words("claim_note", cpu=f"{100 * mine['cpu'] / other['cpu']:.0f}")
+        return "\n\n".join([f"## {self.words('claim')}", intro, table, note])
 
 
 def digest() -> str:
