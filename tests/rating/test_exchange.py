@@ -123,7 +123,7 @@ def test_the_verb_takes_ratings_in_and_prints_and_writes_them(tmp_path: Path) ->
     assert shown.exit_code == 0, shown.exception
     assert "8 rows rated, 8 of them by two raters or more" in shown.stdout
     assert "Win rate of demo-1 where one was better: 88 %" in shown.stdout
-    assert "(few rows, so the interval may be too narrow)" in shown.stdout
+    assert "few rows, so the interval may be too narrow" in shown.stdout
     assert "nan" not in shown.stdout.lower()
     content = json.loads(called("--results", "--json").stdout)
     assert content["choices"] == {"first": 1, "second": 7, "tie": 0, "both_bad": 0}

@@ -87,12 +87,12 @@ def test_what_is_not_defined_says_why_and_nothing_is_nan(
         simulated(study, ["Li"], lambda draw, pair: choice)
     found = results(study)
     because = {"en": "not defined because", "zh": "无法计算："}[tongue]
-    assert because in found.alpha["relevance"].note
+    assert because in found.alpha["relevance"].remark
     if choice in ("tie", "both_bad", None):
         assert found.win_rate.estimate is None
-        assert because in found.win_rate.note
+        assert because in found.win_rate.remark
     if choice:
-        assert because in found.strengths[1].chance.note
+        assert because in found.strengths[1].chance.remark
     assert all(math.isfinite(x) for x in numbers(found.as_dict()))
     assert "NaN" not in json.dumps(found.as_dict())
 

@@ -70,7 +70,7 @@ def notes() -> dict[str, str]:
     """A note of an estimate -> its words."""
     return {
         "few rows": t("few rows, so the interval may be too narrow"),
-        "no rows": t("no rows"),
+        "no rows": t("not defined because there are no rows"),
         "one row": t("one row has no interval"),
         "equal rows": t("all rows are equal, so there is no interval"),
         "not measured": t("not measured before and after on the same rows"),

@@ -18,6 +18,7 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.language import listed, t
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.batches.examples import Examples
+from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading import formats
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, general_set, suite
@@ -40,6 +41,8 @@ from tuneloop.tasks.chat import objective
 from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
+WRITTEN = ("answers", "text")
+"""Encodings of rows that a model writes: labels and comparisons have no text to measure a loss of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def general_sections(part: EvaluatePart, system: str | None) -> list[SectionRows
 
 def _of_file(file: EvaluateFile, part: EvaluatePart, system: str | None) -> SectionRows:
     records = dialogues([record for record in formats.read(file.source) if isinstance(record, Record)])
-    records = [_with_system(record, system) for record in records if record.kind in {"chat", "text"}]
+    records = [_with_system(record, system) for record in records if KINDS[record.kind].encoding in WRITTEN]
     records = list({record.id: record for record in records}.values())
     if not any(suite.reference(record).strip() for record in records):
         raise DataError("TL-DATA-EVALUATE", where=file.path)
@@ -102,7 +105,7 @@ def _of_file(file: EvaluateFile, part: EvaluatePart, system: str | None) -> Sect
 
 def _with_system(record: Record, system: str | None) -> Record:
     """The record with the run's system prompt, where it has none: as preparing would have it."""
-    if not system or record.kind != "chat" or record.messages[0].role == "system":
+    if not system or KINDS[record.kind].encoding != "answers" or record.messages[0].role == "system":
         return record
     return replace(record, messages=(Message("system", system), *record.messages))
 
