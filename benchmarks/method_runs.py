@@ -104,12 +104,19 @@ def read() -> dict[str, Any]:
 def kept_of(folder: Path) -> dict[str, Any]:
     """Of a run folder: its cost, what each held-out row scored after training, probes, and what was forgotten."""
     from tuneloop.evaluation.evaluation import Evaluation
+    from tuneloop.evaluation.row_places import row_places
     from tuneloop.report.costs import cost
     from tuneloop.report.run_view import read as read_run
+    from tuneloop.runs.run import Run
 
     run = read_run(folder)
     evaluation = run.evaluation or Evaluation()
-    scored = [[row.id[:12], row.weight, _figures(row.after)] for row in evaluation.row_scores if row.section == ""]
+    places = row_places(Run(folder))
+    scored = [
+        [places.get(row.id, row.id), row.weight, _figures(row.after)]
+        for row in evaluation.row_scores
+        if row.section == ""
+    ]
     forgot = evaluation.forgetting
     facts = None if forgot is None or forgot.facts is None else forgot.facts.difference.as_dict()
     return {

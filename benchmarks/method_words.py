@@ -62,8 +62,9 @@ PAGE: dict[str, tuple[str, str]] = {
         "The training time is by the clock on that busy machine; the processor time of the whole process was {cpu} %. A"
         " processor that trains so small a model spends its time and memory on the activations, which LoRA needs as"
         " well; what it saves are the weights' gradients and the optimizer's two moments of each.",
-        "训练用时是在那台繁忙的机器上的实际用时；整个进程的处理器时间是 {cpu}%。在处理器上训练这样小的模型，"
-        "时间和内存主要用在激活值上，LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩。",
+        "训练用时是在那台繁忙的机器上的实际用时；整个进程的处理器时间是 {cpu}%。"
+        "在处理器上训练这样小的模型，时间和内存主要用在激活值上，"
+        "LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩。",
     ),
     "pairs": ("Any two of them, on the same rows:", "两两相比，同样的行："),
     "commands": ("The commands:", "命令："),

@@ -12,6 +12,7 @@ from tuneloop.data.version.find import dataset_of
 from tuneloop.evaluation.before_after import questions
 from tuneloop.evaluation.compare import Comparison, ask, changes, different_rows, of_two_runs, side_by_side
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.row_places import by_place
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.open import make_answerer
 from tuneloop.inference.trained import Trained, load_trained
@@ -37,8 +38,11 @@ def compare_runs(run: Run, other: Run | None, prompts: Sequence[str], *, max_new
         second, theirs = load_trained(other.path), Evaluation.read(other.path)
         right = answers(second, second.model)
         if measured and theirs:
-            warning = different_rows(measured, theirs, [_held(run), _held(other)])
-        metrics = of_two_runs(mine, theirs or Evaluation())
+            measured, theirs = by_place(
+                [run, other], [replace(measured, held=_held(run)), replace(theirs, held=_held(other))]
+            )
+            warning = different_rows(measured, theirs, [measured.held, theirs.held])
+        metrics = of_two_runs(measured or mine, theirs or Evaluation())
     rows = tuple(side_by_side(p, a, b) for p, a, b in zip(asking, left, right, strict=True))
     return Comparison(rows, tuple(change for change in metrics if change.measured), warning)
 
@@ -55,12 +59,12 @@ def _answers(of: Trained, model: Any, first: Trained, asking: Sequence[str], mos
     return ask(answerer, asking, max_new_tokens=most, batch_size=8, system=first.recipe.prepare.system)
 
 
-def _held(run: Run) -> Sequence[str] | None:
+def _held(run: Run) -> tuple[str, ...] | None:
     """Ids of the rows that a run's evaluation was measured on, None where nothing tells them any more."""
     evaluation = Evaluation.read(run.path)
     if evaluation is not None and evaluation.held is not None:
         return evaluation.held
     try:  # evaluations of earlier versions name no rows
-        return [record.id for record in dataset_of(run).records("validation")]
+        return tuple(record.id for record in dataset_of(run).records("validation"))
     except TuneloopError:
         return None

@@ -12,10 +12,12 @@ from tuneloop.evaluation.compare import different_rows
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.row_places import by_place
 from tuneloop.evaluation.run_figures import RunFigures, RunPair, run_figures, run_pairs
 from tuneloop.report import gains
 from tuneloop.report.costs import Cost, cost
 from tuneloop.report.run_view import Folder
+from tuneloop.runs.run import Run
 
 IGNORED = {"name", "compare", "serve", "evaluate"}
 """Sections of a recipe that are not what runs are compared for."""
@@ -67,25 +69,22 @@ def compared(folders: Sequence[Folder]) -> ComparedRuns:
     """Compare finished runs; those of one method stand together, in the order in which the methods come first."""
     methods = list(dict.fromkeys(_method(folder) for folder in folders))
     folders = sorted(folders, key=lambda folder: methods.index(_method(folder)))
-    evaluations = [folder.evaluation or Evaluation() for folder in folders]
+    evaluations = by_place([Run(folder.path) for folder in folders], [f.evaluation or Evaluation() for f in folders])
     settings = differing([folder.recipe for folder in folders])
     runs = [
         ComparedRun(folder.path.name, _method(folder), own, cost(folder), evaluation)
         for folder, own, evaluation in zip(folders, settings, evaluations, strict=True)
     ]
-    known = [folder for folder in folders if folder.evaluation is not None]
+    known = [(folder, one) for folder, one in zip(folders, evaluations, strict=True) if folder.evaluation is not None]
     warnings = [
         t("{run} was not evaluated; measure it with: tuneloop evaluate {run}", run=folder.path.name)
         for folder in folders
         if folder.evaluation is None
     ]
-    for folder in known[1:]:
-        first = known[0].evaluation or Evaluation()
-        other = folder.evaluation or Evaluation()
+    for folder, other in known[1:]:
+        begun, first = known[0]
         if words := different_rows(first, other, [first.held, other.held]):
-            warnings.append(
-                t("{left} and {right}: {words}", left=known[0].path.name, right=folder.path.name, words=words)
-            )
+            warnings.append(t("{left} and {right}: {words}", left=begun.path.name, right=folder.path.name, words=words))
     return ComparedRuns(tuple(runs), tuple(run_figures(evaluations)), tuple(run_pairs(evaluations)), tuple(warnings))
 
 
