@@ -18,7 +18,7 @@ from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import sections
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.general_set import general_rows
-from tuneloop.evaluation.sections import SectionScores, general_sections, read_sections, row_losses, with_sections
+from tuneloop.evaluation.sections import SectionScores, general_sections, read_sections, reference_losses, with_sections
 from tuneloop.evaluation.whole_suite import require_measurable
 from tuneloop.inference.trained import load_trained
 from tuneloop.recipe.recipe import make_recipe
@@ -35,7 +35,7 @@ def test_the_loss_of_a_row_is_that_of_the_row_alone(tiny_run: Path) -> None:
     trained = load_trained(tiny_run)
     trained.model.eval()
     records = [row.record() for row in general_rows()[:9]]
-    losses = row_losses(trained.model, trained.tokenizer, records, 300)
+    losses = reference_losses(trained.model, trained.tokenizer, records, 300)
     for record, loss in zip(records, losses, strict=True):
         alone = Examples.of(tokenize(trained.tokenizer, [record]))
         total = held_loss(objective(trained.model, alone), rows(alone, 4096), torch.device("cpu"))
@@ -46,10 +46,10 @@ def test_a_row_that_is_too_long_or_has_no_answer_has_no_loss(tiny_run: Path) -> 
     trained = load_trained(tiny_run)
     ask = Message("user", "?")
     short, long = Message("assistant", "!"), Message("assistant", "word " * 2000)
-    losses = row_losses(trained.model, trained.tokenizer, [Record((ask, m)) for m in (short, long)], 300)
+    losses = reference_losses(trained.model, trained.tokenizer, [Record((ask, m)) for m in (short, long)], 300)
     assert losses[0] is not None
     assert losses[1] is None
-    assert row_losses(trained.model, trained.tokenizer, [Record((ask, long))], 300) == [None]
+    assert reference_losses(trained.model, trained.tokenizer, [Record((ask, long))], 300) == [None]
 
 
 def test_answers_and_files_are_measured_written_and_read_back(tiny_run: Path, tmp_path: Path) -> None:

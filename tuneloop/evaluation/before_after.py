@@ -36,13 +36,17 @@ def held_out_loss(
     budget: int,
     *,
     empty_thoughts: bool = False,
+    most: int | None = None,
     each: Callable[[Record, float, int], None] | None = None,
 ) -> suite.HeldLoss:
-    """A function from records to (sum of losses, label tokens); `each` hears them of each record that has labels."""
+    """A function from records to (sum of losses, label tokens); `each` hears them of each record that has labels.
+
+    Samples of more than `most` tokens are left out.
+    """
 
     def measure(records: list[Record]) -> tuple[float, int]:
         sequences = tokenize(tokenizer, records, empty_thoughts=empty_thoughts)
-        labelled = [k for k, sample in enumerate(sequences) if sample.labels]
+        labelled = [k for k, one in enumerate(sequences) if one.labels and (most is None or len(one.ids) <= most)]
         if not labelled:
             return 0.0, 0
         items = Examples.of([sequences[k] for k in labelled])

@@ -5,23 +5,21 @@ The loss of their reference answers needs no generation. Each row counts alike i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from tuneloop.base.errors import DataError
 from tuneloop.base.language import listed, t
 from tuneloop.base.records import Message, Record, Reply
-from tuneloop.data.batches.examples import Examples
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading import formats
-from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, general_set, suite
+from tuneloop.evaluation.before_after import held_out_loss
 from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.forgetting import forgetting
 from tuneloop.evaluation.form import visible
@@ -30,15 +28,13 @@ from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import row_figures
 from tuneloop.evaluation.paired import Paired, RowScores, compare_rows
 from tuneloop.evaluation.preference import dialogues
-from tuneloop.evaluation.progress import Counted
+from tuneloop.evaluation.progress import Counted, journal_in
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
 from tuneloop.model.backbone import longest
 from tuneloop.model.load import placed
 from tuneloop.recipe.schema import EvaluateFile, EvaluatePart, Recipe
-from tuneloop.tasks.chat import objective
-from tuneloop.training.packing import packs_exactly, rows
 
 Say = Callable[[str], None]
 WRITTEN = ("answers", "text")
@@ -110,31 +106,22 @@ def _with_system(record: Record, system: str | None) -> Record:
     return replace(record, messages=(Message("system", system), *record.messages))
 
 
-@torch.no_grad()
-def row_losses(
+def reference_losses(
     model: nn.Module, tokenizer: Any, records: Sequence[Record], budget: int, *, empty_thoughts: bool = False
 ) -> list[float | None]:
     """The mean loss of each record's label tokens in nats; None for one without any, or longer than the context."""
-    sequences = tokenize(tokenizer, records, empty_thoughts=empty_thoughts)
-    limit = longest(model)
-    use = [k for k, sample in enumerate(sequences) if sample.labels and len(sample.ids) <= limit]
-    if not use:
-        return [None] * len(records)
-    examples = Examples.of([sequences[k] for k in use])
-    module = objective(model, examples)
-    was = module.training
-    module.eval()
-    device, packing = next(model.parameters()).device, packs_exactly(module, examples)
-    lost = np.zeros(len(use))
-    for batch in rows(examples, budget, packing=packing):
-        lost[list(batch.members)] = module(batch.to(device)).per_item.double().cpu().numpy()
-    module.train(was)
-    labels, of = examples.samples.labels.astype(np.float64), sequences.row[use]
-    sums, tokens = (np.bincount(of, column, len(records)) for column in (lost, labels))
-    return [
-        float(total / count) if count and np.isfinite(total) else None
-        for total, count in zip(sums, tokens, strict=True)
-    ]
+    losses: dict[int, float] = {}
+    measure = held_out_loss(
+        model,
+        tokenizer,
+        budget,
+        empty_thoughts=empty_thoughts,
+        most=longest(model),
+        each=lambda record, lost, tokens: losses.update({id(record): lost / tokens}),
+    )
+    measure(list(records))
+    finite = {key: loss for key, loss in losses.items() if math.isfinite(loss)}
+    return [finite.get(id(record)) for record in records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +136,7 @@ def losses(sections: Sequence[SectionRows], trained: Trained, model: nn.Module) 
     """The loss of each row of the sections; all of them share the passes through the model."""
     model.eval()
     every = [(section.name, record) for section in sections for record in section.records]
-    figures = row_losses(
+    figures = reference_losses(
         model,
         trained.tokenizer,
         [record for _, record in every],
@@ -185,14 +172,15 @@ def measure_sections(
 ) -> tuple[SectionScores, SectionScores]:
     """The sections measured with the model before and after training."""
     part = trained.recipe.evaluate
-    total = 2 * sum(len(section.answered) for section in sections)
+    total = sum(len(section.answered) for section in sections)
 
     def measure(model: nn.Module) -> SectionScores:
         scores = losses(sections, trained, model)
-        if not any(section.answered for section in sections):
+        if not total:
             return scores
         writer = Answerer(model, trained.tokenizer, answer_prefix=trained.answer_prefix)
-        return joined(scores, answers(sections, Counted(writer, total // 2, say), part))
+        counted = Counted(writer, total, say, journal=journal_in(trained.folder))
+        return joined(scores, answers(sections, counted, part))
 
     placed(trained.model)
     say(t("Measuring {sections} beside the held-out rows", sections=listed(_titles(sections))))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import byte_tokenizer
 from tuneloop.base.errors import DataError, ModelError
-from tuneloop.data.tokens import templates
+from tuneloop.data.tokens import compiled, templates
 from tuneloop.data.tokens.templates import (
     CHATML,
     GEMMA,
@@ -225,7 +225,7 @@ AHEAD = {
 
 
 def proven(tokenizer: Any) -> bool:
-    return templates._marked(templates._transformers()._compile_jinja_template, tokenizer.chat_template) is not None
+    return compiled.marked(templates._transformers()._compile_jinja_template, tokenizer.chat_template) is not None
 
 
 def apart(tokenizer: Any, chat: Any, answers: list[int], tools: Any = None) -> list[tuple[str, str]]:
@@ -250,7 +250,7 @@ def test_every_beginning_is_what_it_is_alone(name: str) -> None:
 
 def test_a_message_with_our_mark_in_it_is_rendered_all_the_same() -> None:
     tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>")
-    chat = [{"role": "user", "content": f"a{templates._MARK}b"}, {"role": "assistant", "content": "c"}]
+    chat = [{"role": "user", "content": f"a{compiled.MARK}b"}, {"role": "assistant", "content": "c"}]
     assert Renderer(tokenizer).turns(chat, [1]) == apart(tokenizer, chat, [1])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from tuneloop.base.errors import DataError, ModelError
 from tuneloop.base.language import listed
+from tuneloop.data.tokens.compiled import MARK, compiled, marked
 from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
 
 __all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
@@ -167,22 +168,22 @@ class Renderer:
         return self._parts._plain_template_data(list(tools)) if tools else None
 
     def _render(self, source: str, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> str:
-        return str(self._filled(_compiled(self._parts._compile_jinja_template, source), chat, prompt, tools, thinking))
+        return str(self._filled(compiled(self._parts._compile_jinja_template, source), chat, prompt, tools, thinking))
 
-    def _filled(self, compiled: Any, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> Any:
+    def _filled(self, template: Any, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> Any:
         named = {**self._named, **_switch(thinking)}
-        return compiled.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **named)
+        return template.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **named)
 
     def _at_once(self, source: str, chat: Chat, answers: Sequence[int], tools: Any) -> list[tuple[str, str]] | None:
         """`turns` from one rendering, for a template of which that is proven; None for any other."""
-        marked = _marked(self._parts._compile_jinja_template, source)
-        if marked is None:
+        history = marked(self._parts._compile_jinja_template, source)
+        if history is None:
             return None
-        *parts, end = self._filled(marked[0], chat, False, tools).split(_MARK)
+        *parts, end = self._filled(history[0], chat, False, tools).split(MARK)
         if len(parts) != len(chat):  # the chat has the mark in its text
             return None
         if source not in self._prompts:  # nothing of a chat is in it
-            self._prompts[source] = self._filled(marked[1], chat, True, tools)
+            self._prompts[source] = self._filled(history[1], chat, True, tools)
         generation_prompt = self._prompts[source]
         text = "".join(parts)
         ends = [0, *accumulate(len(part) for part in parts)]
@@ -235,124 +236,6 @@ def _coded_errors() -> Iterator[None]:
         yield
     except Exception as error:
         raise DataError("TL-DATA-TEMPLATE", error=" ".join(str(error).split())[:200]) from error
-
-
-_OF_DICT = frozenset(dir(dict))
-_OF_STR = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
-_PLAIN = (str, int, bool, type(None))
-
-
-@lru_cache(maxsize=8)
-def _environment(compile_: Callable[[str], Any], source: str) -> Any:
-    """transformers' sandbox for templates, with a shortcut to what it always allows.
-
-    It looks for an attribute before it looks for a key: `message.role` costs it an exception. Some things it gives in
-    any case: a key of a plain dict that is the name of no attribute, a method of a plain str that is neither private
-    nor `format`, and what a loop or a namespace holds as plain text or number. Everything else goes its own way.
-    """
-    from jinja2.runtime import LoopContext
-
-    environment = compile_(source).environment.overlay()
-    sandboxed = environment.getattr
-    holders = (LoopContext, environment.globals["namespace"])
-
-    def quick(of: Any, name: str) -> Any:
-        kind = type(of)
-        if kind is dict and name in of and name not in _OF_DICT:
-            return of[name]
-        if kind is str and name in _OF_STR:
-            return getattr(of, name)
-        if kind in holders and name[:1] != "_" and type(attribute := getattr(of, name, sandboxed)) in _PLAIN:
-            return attribute
-        return sandboxed(of, name)
-
-    environment.getattr = quick
-    return environment
-
-
-@lru_cache(maxsize=8)
-def _compiled(compile_: Callable[[str], Any], source: str) -> Any:
-    return _environment(compile_, source).from_string(source)
-
-
-_MARK = "\x00turn\x00"
-_EARLIER = {"first", "index", "index0", "previtem"}
-"""What a loop over the messages may ask of itself without looking ahead."""
-
-
-@lru_cache(maxsize=8)
-def _marked(compile_: Callable[[str], Any], source: str) -> tuple[Any, Any] | None:
-    """The template with a mark behind each message, and what follows its messages; None where that proves nothing.
-
-    Rendering each beginning of a dialogue costs the square of its turns. For a template that writes its messages one
-    after the other, once, and looks neither ahead nor at their number, the text of a beginning is the beginning of the
-    text: one rendering gives all. The template's syntax tree shows whether it is such a one (ChatML, Llama 2, Gemma and
-    Zephyr are; Qwen3 and DeepSeek, which rewrite what came before, are not).
-    """
-    from jinja2 import nodes
-
-    environment = _environment(compile_, source)
-    tree = environment.parse(source)
-    loops = [n for n in tree.body if isinstance(n, nodes.For) and _is_name(n.iter, "messages")]
-    if len(loops) != 1 or loops[0].test or loops[0].else_ or loops[0].recursive:
-        return None
-    at = tree.body.index(loops[0])
-    before, after = tree.body[:at], tree.body[at + 1 :]
-    known = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.AssignBlock, nodes.ExprStmt, nodes.Scope)
-    if any(not isinstance(n, known) for n in _statements(tree.body)):
-        return None
-    if _looks_ahead(before) or _looks_ahead(loops[0].body, loop=True) or _depends(after, tree):
-        return None
-    place: dict[str, Any] = {"lineno": 1, "environment": environment}
-    loops[0].body.append(nodes.Output([nodes.TemplateData(_MARK, **place)], **place))
-    return environment.from_string(tree), environment.from_string(nodes.Template(after, **place))
-
-
-def _statements(tree: Sequence[Any]) -> Iterator[Any]:
-    """Every statement in the statements of a template."""
-    from jinja2 import nodes
-
-    for node in tree:
-        yield node
-        yield from node.find_all(nodes.Stmt)
-
-
-def _is_name(node: Any, name: str) -> bool:
-    from jinja2 import nodes
-
-    return isinstance(node, nodes.Name) and node.name == name
-
-
-def _looks_ahead(tree: Sequence[Any], *, loop: bool = False) -> bool:
-    """Whether statements may read more of the messages than the first one, or what comes after them.
-
-    Of `messages`, nothing but messages[0] may be named; of `loop`, what it knows of earlier rounds.
-    """
-    from jinja2 import nodes
-
-    allowed = set()
-    for statement in tree:
-        for node in (statement, *statement.find_all((nodes.Getitem, nodes.Getattr))):
-            if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
-                if _is_name(node.node, "messages") and repr(node.arg.value) == "0":
-                    allowed.add(id(node.node))
-                if loop and _is_name(node.node, "loop") and node.arg.value in _EARLIER:
-                    allowed.add(id(node.node))
-            if loop and isinstance(node, nodes.Getattr) and _is_name(node.node, "loop") and node.attr in _EARLIER:
-                allowed.add(id(node.node))
-    names = (name for statement in tree for name in statement.find_all(nodes.Name))
-    closed = {"messages", "loop", "add_generation_prompt", "self"}
-    return any(name.name in closed and id(name) not in allowed for name in names)
-
-
-def _depends(after: Sequence[Any], tree: Any) -> bool:
-    """Whether what a template writes behind its messages depends on them: it may name special tokens and the prompt."""
-    from jinja2 import nodes
-
-    free = {"add_generation_prompt", "bos_token", "eos_token"} - {
-        name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"
-    }
-    return not {name.name for statement in after for name in statement.find_all(nodes.Name)} <= free
 
 
 def render(
