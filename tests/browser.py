@@ -56,11 +56,7 @@ def screenshot(tmp_path: Path, page: Path, width: int, height: int, *, dark: boo
 
 def in_both_languages(tmp_path: Path, page: Path, width: int) -> dict[str, dict[str, Any]]:
     """Language -> what a reader sees after a click on its label in a window of this width: text (what is not hidden),
-    wide (the pixels that the page needs), outside (elements that stick out of it).
-
-    The page forbids scripts; a copy of it without that rule is asked.
-    """
-    text = page.read_text(encoding="utf-8").replace('http-equiv="Content-Security-Policy"', 'name="no-policy"')
+    wide (the pixels that the page needs), outside (elements that stick out of it)."""
     script = """addEventListener("load", () => {
       const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement, told = {}
       for (const language of ["en", "zh"]) {
@@ -72,35 +68,34 @@ def in_both_languages(tmp_path: Path, page: Path, width: int) -> dict[str, dict[
       }
       document.title = encodeURIComponent(JSON.stringify(told))
     })"""
-    frame = tmp_path / "both.html"  # a window has a least width of its own, a frame has none
-    frame.write_text(
-        f'<!doctype html><title></title><script>{script}</script><iframe style="width: {width}px; height: 800px; '
-        f'border: 0" srcdoc="{html.escape(text)}"></iframe>',
-        encoding="utf-8",
-    )
-    title = _run(tmp_path, frame, 1400, 1000, "--dump-dom").partition("<title>")[2].partition("</title>")[0]
+    title = _title_of(tmp_path, page, script, width)
     told: dict[str, dict[str, Any]] = json.loads(unquote(title))
     return told
 
 
-def measured(tmp_path: Path, page: Path, width: int) -> dict[str, int]:
-    """wide, tall: the pixels that the page needs in a window of this width; outside: elements that stick out of it.
+def _title_of(tmp_path: Path, page: Path, script: str, width: int) -> str:
+    """The title that a script gives to a window with the page in a frame so many pixels wide.
 
-    The page forbids scripts; a copy of it without that rule is asked.
+    The page forbids scripts; a copy of it without that rule is asked. A window has a least width of its own, a frame has none.
     """
     text = page.read_text(encoding="utf-8").replace('http-equiv="Content-Security-Policy"', 'name="no-policy"')
+    window = tmp_path / "window.html"
+    window.write_text(
+        f'<!doctype html><title></title><script>{script}</script><iframe style="width: {width}px; height: 800px; '
+        f'border: 0" srcdoc="{html.escape(text)}"></iframe>',
+        encoding="utf-8",
+    )
+    return _run(tmp_path, window, 1400, 1000, "--dump-dom").partition("<title>")[2].partition("</title>")[0]
+
+
+def measured(tmp_path: Path, page: Path, width: int) -> dict[str, int]:
+    """wide, tall: the pixels that the page needs in a window of this width; outside: elements that stick out of it."""
     script = """addEventListener("load", () => {
       const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement
       const out = [...inner.querySelectorAll("main *")].filter(
         e => e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest(".scroll, .text"))
       document.title = [root.scrollWidth, root.scrollHeight, out.length].join(" ")
     })"""
-    frame = tmp_path / "measured.html"  # a window has a least width of its own, a frame has none
-    frame.write_text(
-        f'<!doctype html><title></title><script>{script}</script><iframe style="width: {width}px; height: 800px; border: 0" '
-        f'srcdoc="{html.escape(text)}"></iframe>',
-        encoding="utf-8",
-    )
-    title = _run(tmp_path, frame, 1000, 1000, "--dump-dom").partition("<title>")[2].partition("</title>")[0]
+    title = _title_of(tmp_path, page, script, width)
     wide, tall, outside = map(int, title.split())
     return {"wide": wide, "tall": tall, "outside": outside}
