@@ -189,7 +189,7 @@ def section_title(section: str) -> str:
     topic, _, language = name.partition("-")
     topics = {
         "knowledge": t("knowledge"),
-        "choice": t("choice"),
+        "choice": t("multiple choice"),
         "instructions": t("instructions"),
         "safety": t("safety"),
     }
