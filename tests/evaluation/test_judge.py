@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.data.augmenting.test_endpoint import Handler, Server
+from tests.endpoint_server import Handler, Server, running
 from tests.rating.made import answers, run_with, simulated, study_of
 from tests.serving.test_api import make, serving
 from tuneloop.base.errors import MachineError, RunError
@@ -62,10 +61,8 @@ def prefers_after(prompt: str) -> str:
 def server() -> Iterator[JudgeServer]:
     made = JudgeServer()
     made.verdict = prefers_after
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with running(made):
+        yield made
 
 
 def far(server: Server, **more: Any) -> EndpointAnswerer:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data.augmenting.test_endpoint import Server
+from tests.endpoint_server import Server, running
 from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
 from tuneloop.inference import assistants
@@ -21,11 +20,8 @@ from tuneloop.recipe.schema import Recipe
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with running(Server()) as one:
+        yield one
 
 
 def recipe(model: Path, file: Path, **augment: Any) -> Recipe:

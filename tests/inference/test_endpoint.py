@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.data.augmenting.test_endpoint import Server
+from tests.endpoint_server import Server, running
 from tuneloop.base.errors import MachineError
 from tuneloop.base.records import Reply
 from tuneloop.inference.endpoint import UNTOLD, EndpointAnswerer
@@ -17,11 +16,8 @@ from tuneloop.inference.endpoint import UNTOLD, EndpointAnswerer
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with running(Server()) as one:
+        yield one
 
 
 def question(n: int) -> list[dict[str, Any]]:
