@@ -1,4 +1,7 @@
-"""The real SmolLM2-135M: a run that forgot is told so, a healthy one and one that learned nothing raise nothing."""
+"""The real SmolLM2-135M: a run that forgot is told so, a healthy one and one that learned nothing raise nothing.
+
+Four runs of the eleven that `python -m benchmarks forgetting` makes, which takes over half an hour.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,8 @@ def measured(name: str, folder: Path) -> Evaluation:
 @pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", ["persona, 10 epochs", "medical zh, 10 epochs", "strategyqa, 10 epochs"])
-def test_ten_epochs_on_one_domain_forget(name: str, tmp_path: Path) -> None:
-    judged = measured(name, tmp_path).forgetting
+def test_ten_epochs_on_one_domain_forget(tmp_path: Path) -> None:
+    judged = measured("medical zh, 10 epochs", tmp_path).forgetting
     assert judged is not None
     assert judged.verdict == "forgot"
     assert "general/knowledge-en" in judged.forgot
@@ -33,7 +35,7 @@ def test_ten_epochs_on_one_domain_forget(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "nothing" and "10 epochs" not in name])
+@pytest.mark.parametrize("name", ["alpaca zh", "persona, 2 epochs"])
 def test_a_healthy_run_forgets_nothing(name: str, tmp_path: Path) -> None:
     judged = measured(name, tmp_path).forgetting
     assert judged is not None

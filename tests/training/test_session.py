@@ -28,6 +28,7 @@ from tuneloop.runs.run import Run, new_run
 from tuneloop.tasks.chat import objective
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.task import TaskContext
+from tuneloop.training import state
 from tuneloop.training.packing import packs_exactly, rows
 from tuneloop.training.session import Outcome, session
 
@@ -186,6 +187,18 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_with(sessions: Sessions)
     with pytest.raises(RunError) as caught:
         sessions.go(run, recipe, resume=True)
     assert caught.value.code == "TL-RUN-NO-CHECKPOINT"
+
+
+def test_a_run_without_checkpoints_on_the_way_asks_the_disk_for_the_last_one_alone(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: dict[str, int] = {}
+    for strategy in ("epoch", "no"):
+        monkeypatch.setattr(state, "require_space", lambda path, size, name=strategy: needs.update({name: size}))
+        run, recipe = sessions.begin(save_strategy=strategy)
+        sessions.go(run, recipe)
+    # Weights and two moments, of three checkpoints or of one; and the result.
+    assert needs["epoch"] * 4 == needs["no"] * 10 > 0
 
 
 def test_a_full_disk_is_told_before_the_first_step(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,12 @@ def _place(model: nn.Module, device: torch.device) -> None:
 
 
 def _require_space(run: Run, recipe: Recipe, model: nn.Module) -> None:
-    """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more."""
-    trained = parameters(model)[1]
-    keep = (recipe.train.save_total_limit or 10) + 1
+    """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more.
+
+    One checkpoint always is at the end; where none is asked for before, it is the only one.
+    """
+    trained, settings = parameters(model)[1], recipe.train
+    keep = 1 if settings.save_strategy == "no" else (settings.save_total_limit or 10) + 1
     require_space(run.path, 4 * trained * (3 * keep + 1))
 
 
