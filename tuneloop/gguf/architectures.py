@@ -101,16 +101,9 @@ def _scaling_config(facts: Facts, prefix: str) -> Facts:
     scaling: Facts = {"rope_type": facts[f"{prefix}type"], "factor": short(facts[f"{prefix}factor"])}
     if (length := facts.get(f"{prefix}original_context_length")) is not None:
         scaling["original_max_position_embeddings"] = length
-    for ours, theirs in _YARN.items():
-        if (fact := facts.get(prefix + ours)) is not None:
-            scaling[theirs] = short(fact)
     if (attention := facts.get(f"{prefix}attn_factor")) is not None:
         scaling["attention_factor"] = short(attention * yarn_attention(scaling["factor"]))
     return {"rope_scaling": scaling}
-
-
-_YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
-"""Settings of YaRN in a GGUF -> their names in transformers."""
 
 
 def _llama_config(facts: Facts) -> Facts:
@@ -243,19 +236,18 @@ def rope_scaling(rope: Facts) -> Facts:
         return {}
     if kind == "linear":
         return {"type": "linear", "factor": float(rope["factor"])}
-    if kind != "yarn" or rope.get("truncate") is False or not rope.get("factor"):
+    # Of YaRN's settings llama.cpp reads those below for these architectures, and has the usual ones of the others.
+    usual = rope.get("beta_fast") in (None, 32) and rope.get("beta_slow") in (None, 1) and rope.get("truncate") is not False
+    if kind != "yarn" or not usual or not rope.get("factor"):
         raise ValueError(t("its rotary positions are scaled by {kind}", kind=kind))
     facts: Facts = {
         "type": "yarn",
         "factor": float(rope["factor"]),
         "original_context_length": int(rope["original_max_position_embeddings"]),
     }
-    for ours, theirs in _YARN.items():
-        if rope.get(theirs):
-            facts[ours] = float(rope[theirs])
-    usual = yarn_attention(facts["factor"])
-    if not math.isclose(attention := _yarn_attention(rope), usual):
-        facts["attn_factor"] = attention / usual  # llama.cpp multiplies the usual one by it
+    expected = yarn_attention(facts["factor"])
+    if not math.isclose(attention := _yarn_attention(rope), expected):
+        facts["attn_factor"] = attention / expected  # llama.cpp multiplies its own by it
     return facts
 
 

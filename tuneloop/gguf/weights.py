@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 24
 """Numbers of a piece: 64 MB in float32."""
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class ShardedWeights:
-    """The tensors of a folder's safetensors files, one file or many, of any float type.
+    """The tensors of a folder's safetensors files, one file or many (with an index), of any float type.
 
     `shapes` are those of its tensors by name, rows first. Raises ValueError for files that are missing, damaged or hold
     numbers of another kind.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "model.safetensors") -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
-        for file in _files(folder):
+        for file in _files(folder, name):
             try:
                 with safe_open(file, framework="pt") as weights:
-                    for name in weights.keys():  # noqa: SIM118 - not a dict
-                        part = weights.get_slice(name)
-                        if not part.get_dtype().startswith(("F", "BF")) or part.get_dtype().startswith("F8"):
-                            raise ValueError(t("its tensor {name} is of type {kind}", name=name, kind=part.get_dtype()))
-                        self.shapes[name] = tuple(part.get_shape())
-                        self._files[name] = file
+                    for tensor in weights.keys():  # noqa: SIM118 - not a dict
+                        part = weights.get_slice(tensor)
+                        if (kind := part.get_dtype()) not in _FLOATS:
+                            raise ValueError(t("its tensor {name} is of type {kind}", name=tensor, kind=kind))
+                        self.shapes[tensor], self._files[tensor] = tuple(part.get_shape()), file
             except (SafetensorError, OSError) as error:
                 raise ValueError(os_words(error)) from error
 
@@ -55,13 +55,19 @@ class ShardedWeights:
             for first in range(0, rows, count):
                 yield part[first : first + count].float().numpy()
 
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """All numbers of tensor `name`, float32."""
+        import numpy as np
 
-def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+        return np.concatenate(list(self.pieces(name)))
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    index = folder / f"{name}.index.json"
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(t("{file} is damaged", file=index.name)) from error
         return [folder / name for name in names]
-    return [folder / "model.safetensors"]
+    return [folder / name]
