@@ -50,6 +50,24 @@ def test_types_are_those_of_qwens_own_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "higher"),
+    [
+        (28, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]),
+        (34, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29, 30, 31, 32, 33]),
+        (40, [0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 34, 35, 36, 37, 38, 39]),
+        (80, [*range(10), *range(12, 70, 3), *range(70, 80)]),
+    ],
+    ids=["qwen3-0.6b", "gemma-3-4b", "qwen3-14b", "llama-3.1-70b"],
+)
+def test_the_layers_with_more_bits_are_those_of_llama_cpps_own_tests(layers: int, higher: list[int]) -> None:
+    """As the snapshots of its test-quant-type-selection have them (August 2026)."""
+    shapes = {f"blk.{n}.{part}.weight": (512, 512) for n in range(layers) for part in ("attn_v", "ffn_down")}
+    for kind, most in (("q4_k_m", "Q4_K"), ("q5_k_m", "Q5_K")):
+        expected = {name: "Q6_K" if int(name.split(".")[1]) in higher else most for name in shapes}
+        assert tensor_types(shapes, kind) == expected
+
+
+@pytest.mark.parametrize(
     ("kind", "output", "embedding", "most"),
     [
         ("f16", "F16", "F16", "F16"), ("bf16", "BF16", "BF16", "BF16"), ("q8_0", "Q8_0", "Q8_0", "Q8_0"),

@@ -161,8 +161,7 @@ def _qwen3_config(facts: Facts) -> Facts:
 
 def _base_facts(config: Any, prefix: str, rope: Facts) -> Facts:
     """Facts that every architecture has; `rope` are the rotary positions of the layers that see everything."""
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, head = config.num_attention_heads, getattr(config, "head_dim", None)
     _refuse(getattr(config, "quantization_config", None), t("its weights are quantised"))
     _refuse(rope.get("partial_rotary_factor", 1.0) != 1.0, t("only a part of each head has rotary positions"))
     return {
@@ -173,8 +172,7 @@ def _base_facts(config: Any, prefix: str, rope: Facts) -> Facts:
         f"{prefix}.attention.head_count": heads,
         f"{prefix}.attention.head_count_kv": getattr(config, "num_key_value_heads", None) or heads,
         f"{prefix}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        f"{prefix}.attention.key_length": head,
-        f"{prefix}.attention.value_length": head,
+        **({f"{prefix}.attention.{name}_length": head for name in ("key", "value")} if head else {}),
         f"{prefix}.rope.freq_base": float(rope["rope_theta"]),
         **{f"{prefix}.rope.scaling.{name}": fact for name, fact in rope_scaling(rope).items()},
     }
@@ -188,9 +186,8 @@ def _silu_facts(config: Any, prefix: str) -> Facts:
 
 
 def _llama_facts(config: Any) -> Facts:
-    facts = _silu_facts(config, "llama")
-    head = facts["llama.attention.key_length"]
-    return facts | {"llama.rope.dimension_count": head, "llama.vocab_size": config.vocab_size}
+    facts = {"general.architecture": "llama"} | _silu_facts(config, "llama")
+    return facts | {"llama.rope.dimension_count": head_size(facts), "llama.vocab_size": config.vocab_size}
 
 
 def _gemma3_facts(config: Any) -> Facts:
