@@ -206,7 +206,11 @@ def test_tensors_of_another_kind_are_refused(folders: dict[str, Path], tmp_path:
         ("model.layers.0.mlp.experts", torch.zeros(4, 4), "experts has no place"),
         ("model.norm.weight", torch.zeros(256, dtype=torch.int8), "is of type I8"),
         ("model.norm.weight", torch.full((256,), torch.nan), "model.norm.weight: some of its numbers are not finite"),
-        ("model.layers.1.mlp.up_proj.weight", torch.full((512, 256), 7e4), "layers.1.mlp.up_proj.weight: .* too large for F16"),
+        (
+            "model.layers.1.mlp.up_proj.weight",
+            torch.full((512, 256), 7e4),
+            "layers.1.mlp.up_proj.weight: .* too large for F16",
+        ),
         ("model.embed_tokens.weight", torch.zeros(99, 256), f"99 rows, its tokenizer {tiny.SIZE['vocab_size']}"),
     ):
         save_file(tensors | {name: tensor}, folder / "model.safetensors", metadata={"format": "pt"})

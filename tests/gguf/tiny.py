@@ -30,19 +30,16 @@ if importlib.util.find_spec("tuneloop.gguf.tokenizer_facts") is None:  # its own
 
 def model(kind: str, **settings: Any) -> Any:
     """A model of random weights, its norms and biases away from 1 and 0."""
-    from transformers import (
-        Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-        Qwen3ForCausalLM,
-    )  # fmt: skip
+    import transformers as tr
 
     torch.manual_seed(0)
     classes: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": False}),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"tie_word_embeddings": True, "head_dim": 128}),
+        "llama": (tr.LlamaConfig, tr.LlamaForCausalLM, {"tie_word_embeddings": True}),
+        "qwen2": (tr.Qwen2Config, tr.Qwen2ForCausalLM, {"tie_word_embeddings": False}),
+        "qwen3": (tr.Qwen3Config, tr.Qwen3ForCausalLM, {"tie_word_embeddings": True, "head_dim": 128}),
         "gemma3": (
-            Gemma3TextConfig,
-            Gemma3ForCausalLM,
+            tr.Gemma3TextConfig,
+            tr.Gemma3ForCausalLM,
             {"num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8},
         ),
     }

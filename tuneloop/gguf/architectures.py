@@ -195,9 +195,8 @@ def _gemma3_facts(config: Any) -> Facts:
     _refuse(
         config.hidden_activation != "gelu_pytorch_tanh", t("its activation is {name}", name=config.hidden_activation)
     )
-    _refuse(
-        list(config.layer_types) != _gemma3_layers(layers), t("its layers do not attend far in each sixth, and only there")
-    )
+    usual = list(config.layer_types) == _gemma3_layers(layers)
+    _refuse(not usual, t("its layers do not attend far in each sixth, and only there"))
     # llama.cpp knows the one Gemma 3 that divides otherwise, 27B, by its number of layers.
     scalar = config.hidden_size // config.num_attention_heads if layers == 62 else head
     _refuse(
@@ -234,8 +233,8 @@ def rope_scaling(rope: Facts) -> Facts:
     if kind == "linear":
         return {"type": "linear", "factor": float(rope["factor"])}
     # Of YaRN's settings llama.cpp reads those below for these architectures, and has the usual ones of the others.
-    usual = rope.get("beta_fast") in (None, 32) and rope.get("beta_slow") in (None, 1) and rope.get("truncate") is not False
-    if kind != "yarn" or not usual or not rope.get("factor"):
+    usual = {"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True)}
+    if kind != "yarn" or not rope.get("factor") or any(rope.get(name) not in known for name, known in usual.items()):
         raise ValueError(t("its rotary positions are scaled by {kind}", kind=kind))
     facts: Facts = {
         "type": "yarn",

@@ -24,13 +24,19 @@ _PREFIX = "base_model.model."
 """What PEFT writes before a module's name."""
 _LETTERS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b"}
 """How PEFT's name of a tensor ends -> which of the two it is."""
+_UNHELD = (
+    "use_dora", "modules_to_save", "trainable_token_indices", "bias", "lora_bias", "alora_invocation_tokens",
+    "layer_replication", "target_parameters",
+)  # fmt: skip
+"""Settings of PEFT's LoRA that are more than A and B of some layers."""
 
 
 def write_lora(adapter: Path, base: Path, path: Path) -> None:
     """Write the LoRA adapter in the folder `adapter`, trained on the model in `base`, to `path`, over what was there.
 
-    In float32: the file is small. Raises TL-MODEL-GGUF-WRITE for an adapter that llama.cpp cannot apply, TL-MACHINE-DISK
-    and TL-MACHINE-FOLDER; then `path` is as it was. That it was trained on `base` is not looked at, beyond its shapes.
+    In float32: the file is small. Raises TL-MODEL-GGUF-WRITE for an adapter that llama.cpp cannot apply,
+    TL-MACHINE-DISK and TL-MACHINE-FOLDER; then `path` is as it was. Whether it was trained on `base` is not looked at,
+    beyond its shapes.
     """
     from gguf.constants import GGML_QUANT_VERSION
 
@@ -75,12 +81,9 @@ def lora_settings(adapter: Path) -> dict[str, Any]:
         raise ValueError(t("{file} is missing or damaged", file=CONFIG)) from error
     if kind != "LORA":
         raise ValueError(t("an adapter of the kind {kind} has no place in a GGUF file", kind=kind))
-    for name in ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "alora_invocation_tokens",
-                 "layer_replication", "target_parameters"):  # fmt: skip
-        if settings.get(name):
+    for name in _UNHELD:
+        if settings.get(name) not in (None, False, "none", [], {}):
             raise ValueError(t("its setting {name} has no place in a GGUF file", name=name))
-    if settings.get("bias", "none") != "none":
-        raise ValueError(t("its setting {name} has no place in a GGUF file", name="bias"))
     return dict(settings)
 
 

@@ -43,9 +43,8 @@ def write_file(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Packe
     Raises TL-MACHINE-DISK before anything is written where there is too little space, TL-MACHINE-FOLDER, and what the
     pieces raise; then `path` is as it was.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter, GGUFValueType
-
     import numpy as np
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
     require_space(path.parent, sum(one.bytes for one in tensors.values()) + _HEADER)
     with writing(path.parent), draft_of(path, sync=True) as draft:
@@ -61,7 +60,8 @@ def write_file(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Packe
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            (out,) = writer.fout or ()
+            assert writer.fout is not None
+            out = writer.fout[0]
             writer.write_padding(out, out.tell())
             for name, one in tensors.items():
                 size = 0

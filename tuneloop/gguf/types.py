@@ -75,7 +75,7 @@ def more_bits(layer: int, layers: int) -> bool:
 def fitting(kind: str, columns: int) -> str:
     """The type itself where a row divides into its blocks, else the one that takes its place.
 
-    llama.cpp's quantiser gives up on a row of Q8_0 or Q4_0 that does not divide by 32; its converter takes F16, as here.
+    On rows of Q8_0 or Q4_0 that do not divide by 32 llama.cpp's quantiser gives up; its converter takes F16, as here.
 
     >>> fitting("Q4_K", 512), fitting("Q4_K", 576), fitting("Q4_K", 40)
     ('Q4_K', 'Q5_0', 'F16')

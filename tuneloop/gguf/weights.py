@@ -43,7 +43,7 @@ class ShardedWeights:
                 raise ValueError(os_words(error)) from error
 
     def pieces(self, name: str, step: int = 1) -> Iterator[NDArray[np.float32]]:
-        """The numbers of tensor `name`, float32, first rows first; each piece but the last has a multiple of `step` rows.
+        """The numbers of tensor `name`, float32, first rows first; a piece has a multiple of `step` rows, but the last.
 
         The file is open no longer than for one tensor, so that what was read of it does not stay in memory.
         """

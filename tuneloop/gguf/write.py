@@ -1,4 +1,4 @@
-"""A model folder as a GGUF file: facts of architecture and tokenizer, tensors in the types that llama.cpp gives them."""
+"""A model folder as a GGUF file: facts of build and tokenizer, tensors in the types that llama.cpp gives them."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def gguf_names(weights: ShardedWeights, config: Any, architecture: Architecture)
         if stem.startswith("model.layers."):
             _, _, number, stem = stem.split(".", 3)
             prefix = f"blk.{number}."
-        part = parts.get(stem)
-        if part is None or suffix not in ("weight", "bias") or (suffix == "bias" and f"{part}.bias" not in architecture.names):
+        part = parts.get(stem, "?") + ("" if suffix == "weight" else f".{suffix}")
+        if part not in architecture.names:
             raise ValueError(t("its tensor {name} has no place in a GGUF file", name=name))
-        names[f"{prefix}{part}.{suffix}"] = (part if suffix == "weight" else f"{part}.bias", name)
+        names[prefix + (f"{part}.weight" if suffix == "weight" else part)] = (part, name)
     return dict(sorted(names.items(), key=lambda pair: layer_order(pair[0])))
 
 
