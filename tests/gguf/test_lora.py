@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.gguf import judge, tiny
 from tests.gguf.test_write import IDS, divergence
+from tuneloop.base.environment import environment
 from tuneloop.base.errors import ModelError
 from tuneloop.gguf.file import GgufFile
 from tuneloop.gguf.lora import write_lora
@@ -116,3 +118,47 @@ def test_half_of_a_tied_pair_is_refused(tmp_path: Path) -> None:
         root = tmp_path / target
         base, adapter, _ = tuned("llama", root, target_modules=["q_proj", target])
         _refused(adapter, base, root, "head and embedding are one tensor")
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_the_real_model_with_it_answers_as_the_merged_one(name: str, tmp_path: Path) -> None:
+    """Greedy answers of base F16 and gguf-lora, of merged F16 and of transformers are the same, near ties apart."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = environment().home / "models" / name
+    if not (base / "config.json").is_file():
+        pytest.skip(f"tuneloop model pull {name}")
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    model: Any = get_peft_model(loaded, LoraConfig(r=8, lora_alpha=16, target_modules=LINEAR, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for part, weight in model.named_parameters():
+            if "lora_" in part:
+                weight.copy_(torch.randn_like(weight) * 0.01)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    write_gguf(base, tmp_path / "base.gguf", "f16")
+    write_lora(tmp_path / "adapter", base, tmp_path / "lora.gguf")
+    merged: Any = model.merge_and_unload().eval()
+    merged.save_pretrained(tmp_path / "merged")
+    for file in base.glob("*token*"):
+        shutil.copyfile(file, tmp_path / "merged" / file.name)
+    write_gguf(tmp_path / "merged", tmp_path / "merged.gguf", "f16")
+    shutil.rmtree(tmp_path / "merged")
+    compared = 0
+    for question in ("What is the capital of France?", "请介绍一下你自己。", "Write a haiku about rain."):
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        answer = merged.generate(ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.0)[0].tolist()
+        with torch.inference_mode():
+            theirs = merged(torch.tensor([answer])).logits[0]
+        best = theirs.topk(2, dim=-1)
+        clear = ((best.values[:, 0] - best.values[:, 1]) > 0.05 * theirs.std(dim=-1)).numpy()
+        for path, adapter in (("base.gguf", "lora.gguf"), ("merged.gguf", None)):
+            ours = judge.logits(tmp_path / path, answer, tmp_path / adapter if adapter else None)
+            assert (ours.argmax(-1) == best.indices[:, 0].numpy())[clear].all(), (question, path)
+            assert divergence(theirs.numpy(), ours) < 1e-3
+        compared += int(clear.sum())
+    assert compared > 100

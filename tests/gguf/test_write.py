@@ -74,7 +74,7 @@ def test_transformers_reads_the_weights_back(kind: str, folders: dict[str, Path]
     assert read.config.rms_norm_eps == pytest.approx(own.config.rms_norm_eps)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_what_is_read_is_written_again_byte_for_byte(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     write_gguf(folders[kind], tmp_path / "a.gguf", "f16")
     facts = tmp_path / "made"
@@ -172,6 +172,15 @@ def test_pieces_do_not_show(folders: dict[str, Path], tmp_path: Path, monkeypatc
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
         ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "beta_fast": 16,
                                        "original_max_position_embeddings": 64}}, "yarn"),
+        ("qwen2", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}, "llama3"),
+        ("gemma3", {"rope_parameters": {
+            "full_attention": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4,
+                               "original_max_position_embeddings": 64},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}, "yarn"),
+        ("gemma3", {"num_hidden_layers": 6, "layer_types": [*["sliding_attention"] * 5, "full_attention"]}, "layers.6"),
+        ("qwen3", {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}, r"layers.3.* is missing"),
+        ("qwen3", {"tie_word_embeddings": False}, "lm_head.weight is missing"),
         ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8}, "window"),
         ("gemma3", {"layer_types": ["full_attention"] * 7}, "each sixth"),

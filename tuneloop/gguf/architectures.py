@@ -178,10 +178,16 @@ def _base_facts(config: Any, prefix: str, rope: Facts) -> Facts:
     }
 
 
+def _require_rope(rope: Facts, *kinds: str) -> None:
+    kind = rope.get("rope_type", "default")
+    _refuse(kind not in kinds, t("its rotary positions are scaled by {kind}", kind=kind))
+
+
 def _silu_facts(config: Any, prefix: str) -> Facts:
     _refuse(config.hidden_act != "silu", t("its activation is {name}", name=config.hidden_act))
     types = set(getattr(config, "layer_types", None) or ())
     _refuse(types - {"full_attention"}, t("some of its layers see a window only"))
+    _require_rope(config.rope_parameters, "default", "linear", "yarn", *(["llama3"] if prefix == "llama" else []))
     return _base_facts(config, prefix, config.rope_parameters)
 
 
@@ -206,9 +212,10 @@ def _gemma3_facts(config: Any) -> Facts:
     _refuse(config.attn_logit_softcapping or config.final_logit_softcapping, t("its logits are capped"))
     _refuse(config.attention_bias, t("its attention has biases"))
     _refuse(getattr(config, "use_bidirectional_attention", False), t("its tokens see those behind them"))
-    local = config.rope_parameters["sliding_attention"]
-    _refuse(local.get("rope_type", "default") != "default", t("the rotary positions of its windows are scaled"))
-    return _base_facts(config, "gemma3", config.rope_parameters["full_attention"]) | {
+    local, full = (config.rope_parameters[layers] for layers in ("sliding_attention", "full_attention"))
+    _require_rope(local, "default")
+    _require_rope(full, "default", "linear")
+    return _base_facts(config, "gemma3", full) | {
         "gemma3.attention.sliding_window": config.sliding_window,
         "gemma3.rope.freq_base_swa": float(local["rope_theta"]),
     }

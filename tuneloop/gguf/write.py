@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +81,15 @@ def general_facts(folder: Path, facts: Facts, weights: ShardedWeights, number: i
     from gguf import size_label
     from gguf.constants import GGML_QUANT_VERSION
 
-    try:
-        origin_file = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        origin_file = {}
-    licence = str(origin_file.get("licence") or "")
+    note = {}
+    with suppress(OSError, ValueError):
+        note = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))
+    note = note if isinstance(note, dict) else {}
+    licence = str(note.get("licence") or "")
     return {
         "general.architecture": facts["general.architecture"],
         "general.type": "model",
-        "general.name": str(origin_file.get("name") or folder.name),
+        "general.name": str(note.get("name") or folder.name),
         "general.size_label": size_label(sum(math.prod(s) for s in weights.shapes.values()), 0, 0, 0),
         **({"general.license": licence} if licence else {}),
         "general.file_type": number,
@@ -100,22 +100,21 @@ def general_facts(folder: Path, facts: Facts, weights: ShardedWeights, number: i
 def gguf_names(weights: ShardedWeights, config: Any, architecture: Architecture) -> dict[str, tuple[str, str]]:
     """Tensor in GGUF -> (its part name, its name in the folder), first layer first, as llama.cpp sorts them.
 
-    A head that is tied to the embedding is not written. Raises ValueError for a tensor that GGUF has no place for.
+    A head that is tied to the embedding is not written. Raises ValueError for a tensor that is missing, and for one
+    that GGUF has no place for.
     """
-    parts = {module: part for part, module in architecture.names.items() if not part.endswith(".bias")}
-    names = {}
-    for name in weights.shapes:
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        stem, _, suffix = name.rpartition(".")
-        prefix = ""
-        if stem.startswith("model.layers."):
-            _, _, number, stem = stem.split(".", 3)
-            prefix = f"blk.{number}."
-        part = parts.get(stem, "?") + ("" if suffix == "weight" else f".{suffix}")
-        if part not in architecture.names:
-            raise ValueError(t("its tensor {name} has no place in a GGUF file", name=name))
-        names[prefix + (f"{part}.weight" if suffix == "weight" else part)] = (part, name)
+    names, ignored = {}, {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for part, module in architecture.names.items():
+        stem, suffix = (part.removesuffix(".bias"), "bias") if part.endswith(".bias") else (part, "weight")
+        layers = range(0 if module.startswith("model.") or module == "lm_head" else config.num_hidden_layers)
+        for ours, theirs in [(f"blk.{n}.", f"model.layers.{n}.") for n in layers] or [("", "")]:
+            if (name := f"{theirs}{module}.{suffix}") not in ignored:
+                names[f"{ours}{stem}.{suffix}"] = (part, name)
+    expected = {name for _, name in names.values()}
+    if more := sorted(weights.shapes.keys() - expected - ignored):
+        raise ValueError(t("its tensor {name} has no place in a GGUF file", name=more[0]))
+    if missing := sorted(expected - weights.shapes.keys()):
+        raise ValueError(t("its tensor {name} is missing", name=missing[0]))
     return dict(sorted(names.items(), key=lambda pair: layer_order(pair[0])))
 
 
