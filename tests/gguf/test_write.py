@@ -117,10 +117,22 @@ def test_each_kind_is_read_by_llama_cpp(kind: str, folders: dict[str, Path], tmp
     ],
     ids=lambda x: x if isinstance(x, str) else str(x.get("rope_type", "per layer")),
 )  # fmt: skip
-def test_scaled_rotary_positions_are_those_of_transformers(kind: str, rope: dict[str, Any], tmp_path: Path) -> None:
+def test_scaled_rotary_positions_are_those_of_transformers(
+    kind: str, rope: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
     folder = tiny.save(tiny.model(kind, rope_parameters=rope), tmp_path / "m")
     write_gguf(folder, tmp_path / "a.gguf", "f16")
     require_alike(folder, tmp_path / "a.gguf")
+    if rope.get("rope_type") != "llama3":  # a tensor, which is not read
+        monkeypatch.setattr("tuneloop.gguf.convert.write_tokenizer", lambda facts, folder: None)
+        (tmp_path / "read").mkdir()
+        convert(tmp_path / "a.gguf", tmp_path / "read")
+        own, read = (AutoConfig.from_pretrained(f).rope_parameters for f in (folder, tmp_path / "read"))
+        assert read.keys() == own.keys()
+        for name, setting in own.items():
+            assert read[name] == (setting if isinstance(setting, str | dict) else pytest.approx(setting))
     unscaled = json.loads((folder / "config.json").read_text())
     flat = unscaled["rope_parameters"].get("full_attention", unscaled["rope_parameters"])
     for name in set(flat) - {"rope_theta", "rope_type"}:

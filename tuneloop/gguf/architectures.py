@@ -129,7 +129,7 @@ def _gemma3_config(facts: Facts) -> Facts:
         "layer_types": _gemma3_layers(facts["gemma3.block_count"]),
         "model_type": "gemma3_text",
         "query_pre_attn_scalar": head,
-        "rope_local_base_freq": 10000.0,
+        "rope_local_base_freq": short(facts.get("gemma3.rope.freq_base_swa", 10000.0)),
         "sliding_window": facts["gemma3.attention.sliding_window"],
     }
 

@@ -37,6 +37,10 @@ def convert(gguf: Path, folder: Path, generation: Facts | None = None) -> None:
             raise ModelError(
                 "TL-MODEL-GGUF", where=str(gguf), error=t("its architecture {kind} is not known", kind=kind)
             )
+        scaling = facts.get(f"{kind}.rope.scaling.type", "none")
+        if scaling not in ("none", "linear", "yarn"):
+            error = t("its rotary positions are scaled by {kind}", kind=scaling)
+            raise ModelError("TL-MODEL-GGUF", where=str(gguf), error=error)
         architecture = ARCHITECTURES[kind]
         config = architecture.config(facts) | {"tie_word_embeddings": "output.weight" not in file.tensors}
         parts = {}
