@@ -1,4 +1,4 @@
-"""llama.cpp's own library, as the package xllamacpp brings it: the writer of its formats and the judge of what we write."""
+"""llama.cpp's own library, as the package xllamacpp brings it: writer of its formats and judge of what we write."""
 
 from __future__ import annotations
 
