@@ -62,7 +62,7 @@ class LlamaCpp:
         self._patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _START, str(_ROOT)],
+            [sys.executable, "-P", "-c", _START, str(_ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
