@@ -55,8 +55,8 @@ _DIGITS = {"type": "Digits", "individual_digits": True}
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A pre-tokenizer's `steps`, its `normalizer` (as tokenizer.json has it), and whether a piece that is a token is
-    taken without any merge (`ignore_merges`), which in llama.cpp hangs on the name too."""
+    """A pre-tokenizer's `steps`, its publisher's `normalizer` (llama.cpp has none), and whether a piece that is a token
+    is taken without any merge (`ignore_merges`), which in llama.cpp hangs on the name too."""
 
     steps: tuple[Step, ...]
     normalizer: Step | None = None
@@ -89,6 +89,8 @@ SENTENCEPIECE_STEP: Step = {
 def recognised(tokenizer: Step) -> str | None:
     """The name in `PRETOKENIZERS` of what a tokenizer.json has, or None.
 
+    The normalizer may be NFC or none, whatever the steps: llama.cpp composes no characters.
+
     >>> from tokenizers import Tokenizer, models, normalizers
     >>> recognised({"pre_tokenizer": byte_level(use_regex=True), "normalizer": None, "model": {}}) is None
     True
@@ -96,15 +98,11 @@ def recognised(tokenizer: Step) -> str | None:
     >>> recognised({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "normalizer": None, "model": {}})
     'smollm'
     """
-    given = (
-        canonical(tokenizer.get("pre_tokenizer")),
-        canonical(tokenizer.get("normalizer")),
-        bool(tokenizer["model"].get("ignore_merges")),
-    )
-    for name, one in PRETOKENIZERS.items():
-        if given == (canonical(*one.steps), canonical(one.normalizer), one.ignore_merges):
-            return name
-    return None
+    if canonical(tokenizer.get("normalizer")) not in _NORMALIZERS:
+        return None
+    given = (canonical(tokenizer.get("pre_tokenizer")), bool(tokenizer["model"].get("ignore_merges")))
+    known = {(canonical(*one.steps), one.ignore_merges): name for name, one in PRETOKENIZERS.items()}
+    return known.get(given)
 
 
 def canonical(*steps: Step | None) -> str:
@@ -131,3 +129,4 @@ def canonical(*steps: Step | None) -> str:
 
 
 _DEFAULTS: dict[str, Step] = {"ByteLevel": {"add_prefix_space": True, "use_regex": True}, "Split": {"invert": False}}
+_NORMALIZERS = (canonical(), canonical({"type": "NFC"}))
