@@ -64,6 +64,7 @@ class PreTokenizer:
 
 
 PRETOKENIZERS = {
+    "gpt-2": PreTokenizer((byte_level(use_regex=True),)),
     "smollm": PreTokenizer((_DIGITS, byte_level(use_regex=True))),
     "qwen2": PreTokenizer((split(_QWEN2), byte_level(use_regex=False, trim_offsets=False)), {"type": "NFC"}),
     "llama-bpe": PreTokenizer((split(_LLAMA3), byte_level(use_regex=False)), ignore_merges=True),
@@ -75,7 +76,7 @@ PRETOKENIZERS = {
         split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(_DEEPSEEK_V3), byte_level(use_regex=False),
     )),
 }  # fmt: skip
-"""`tokenizer.ggml.pre` -> what it stands for: SmolLM 1 and 2; Qwen2, 2.5 and 3; Llama 3; DeepSeek LLM; DeepSeek V3."""
+"""`tokenizer.ggml.pre` -> what it stands for: GPT-2; SmolLM 1 and 2; Qwen2, 2.5 and 3; Llama 3; DeepSeek LLM and V3."""
 SENTENCEPIECE_NORMALIZER: Step = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 SENTENCEPIECE_STEP: Step = {
     "type": "Split",
@@ -91,8 +92,7 @@ def recognised(tokenizer: Step) -> str | None:
 
     The normalizer may be NFC or none, whatever the steps: llama.cpp composes no characters.
 
-    >>> from tokenizers import Tokenizer, models, normalizers
-    >>> recognised({"pre_tokenizer": byte_level(use_regex=True), "normalizer": None, "model": {}}) is None
+    >>> recognised({"pre_tokenizer": {"type": "Whitespace"}, "normalizer": None, "model": {}}) is None
     True
     >>> steps = [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False}]
     >>> recognised({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "normalizer": None, "model": {}})

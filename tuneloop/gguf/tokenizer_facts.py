@@ -44,6 +44,8 @@ def tokenizer_facts(folder: Path) -> Facts:
     facts["tokenizer.ggml.tokens"] = tokens
     facts["tokenizer.ggml.token_type"] = _kinds(content, tokens)
     if facts["tokenizer.ggml.model"] == "llama":
+        if lost := _unmerged(content["model"]["merges"], tokens, facts["tokenizer.ggml.token_type"]):
+            _refuse(folder, t("SentencePiece would merge {pair}, and it does not", pair=listed(lost)))
         facts["tokenizer.ggml.scores"] = _scores(content["model"]["merges"], tokens)
         facts["tokenizer.ggml.add_space_prefix"] = False
     else:
@@ -170,10 +172,27 @@ def _scores(merges: Iterable[Any], tokens: list[str]) -> list[float]:
     return [first.get(token, _LEAST) for token in tokens]
 
 
+def _unmerged(merges: Iterable[Any], tokens: list[str], kinds: list[int]) -> list[str]:
+    """A pair that SentencePiece would merge and the list does not, [] where there is none: every two pieces that are a
+    token together merge there; and `bytes` where a byte has no token, since it has no other way to write a character.
+
+    >>> _unmerged([["a", "b"]], ["a", "b", "ab"], [1, 1, 1])
+    ['bytes']
+    """
+    listed_pairs = {tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in merges}
+    known = {token for token, kind in zip(tokens, kinds, strict=True) if kind in (NORMAL, USER_DEFINED)}
+    for token, kind in zip(tokens, kinds, strict=True):
+        for cut in range(1, len(token) if kind == NORMAL else 1):
+            left, right = token[:cut], token[cut:]
+            if left in known and right in known and (left, right) not in listed_pairs:
+                return [left, right]
+    return [] if kinds.count(BYTE) == 256 else ["bytes"]
+
+
 def _adds(tokenizer: Any, folder: Path) -> tuple[bool, bool]:
     """Whether a text gets the beginning token in front, and the end token behind."""
     ids, inner = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
-    start = len(ids) and len(inner) and next((n for n in range(len(ids)) if ids[n : n + len(inner)] == inner), 0)
+    start = next((n for n in range(len(ids)) if ids[n : n + len(inner)] == inner), 0)
     before, behind = ids[:start], ids[start + len(inner) :]
     if before not in ([], [tokenizer.bos_token_id]) or behind not in ([], [tokenizer.eos_token_id]):
         _refuse(folder, t("it puts {tokens} around a text", tokens=tokenizer.convert_ids_to_tokens([*before, *behind])))
