@@ -126,10 +126,13 @@ def _configured(folder: Path, key: str) -> Any:
 def _tokens(content: Facts, rows: int, folder: Path) -> list[str]:
     """The tokens by number; a number without one, up to the embedding's rows, gets a name that no token has."""
     names = {number: token for token, number in content["model"]["vocab"].items()}
-    names |= {one["id"]: one["content"] for one in content["added_tokens"]}
+    if rows and max(names) >= rows:
+        words = t("it has {tokens:,} tokens and the model {rows:,} rows", tokens=max(names) + 1, rows=rows)
+        _refuse(folder, words)
+    added = {one["id"]: one["content"] for one in content["added_tokens"]}
+    # One behind the last row, as Gemma 3 has for images, is a token that the model cannot read.
+    names |= {number: token for number, token in added.items() if not rows or number < rows}
     length = max(names) + 1
-    if rows and length > rows:
-        _refuse(folder, t("it has {tokens:,} tokens and the model {rows:,} rows", tokens=length, rows=rows))
     taken = set(names.values())
     if len(taken) < len(names):
         _refuse(folder, t("two of its tokens have one text"))
