@@ -122,6 +122,7 @@ def test_logits_are_those_of_transformers_also_past_one_pass(opened: LlamaCpp, t
     assert np.abs(expected).max() > 1
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.array_equal(opened.logits(ids, positions), got)  # nothing of the last question is left
+    assert np.array_equal(opened.logits(ids, [699, 5, 5, 0, 512]), got[[4, 1, 1, 0, 3]])
     assert np.abs(opened.logits(ids[:6], [5])[0] - expected[1]).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -151,10 +152,11 @@ def test_tokens_there_and_back(opened: LlamaCpp) -> None:
 
 
 def test_what_llama_cpp_cannot_do_is_an_error_and_it_goes_on(opened: LlamaCpp) -> None:
-    for ids in ([5] * 1025, [5, opened.vocabulary], [-1]):
+    for ids, position in (([5] * 1025, 1024), ([5, opened.vocabulary], 1), ([-1], 0), ([5], 1), ([5], -1), ([], 0)):
         with pytest.raises(ModelError) as caught:
-            opened.logits(ids, [len(ids) - 1])
+            opened.logits(ids, [position])
         assert caught.value.code == "TL-MODEL-LLAMACPP"
+    assert opened.logits([5, 6], []).shape == (0, opened.vocabulary)
     assert opened.logits([5], [0]).shape == (1, opened.vocabulary)
 
 
@@ -175,13 +177,20 @@ def test_only_the_vocabulary_answers_no_logits(tiny: tuple[Path, Any]) -> None:
             llama.logits([5], [0])
 
 
-def test_an_abort_of_ggml_is_an_error(tiny: tuple[Path, Any]) -> None:
-    with LlamaCpp(tiny[0], context=64, threads=1) as llama:
-        os.kill(llama._child.pid, signal.SIGABRT)
-        with pytest.raises(ModelError, match="SIGABRT"):
-            llama.logits([5], [0])
-        with pytest.raises(ModelError, match="SIGABRT"):
-            llama.tokenize(["a"])
+def test_an_abort_is_an_error(tmp_path: Path) -> None:
+    """A vocabulary without tokens for bytes: llama.cpp throws at a letter that it does not have, and catches nothing."""
+    writer = GGUFWriter(tmp_path / "a.gguf", "llama")
+    add_tokenizer(writer, "llama", "default", ["<unk>", "<s>", "</s>", "a"], 3)
+    writer.add_token_scores([0.0] * 4)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with LlamaCpp(tmp_path / "a.gguf", vocab_only=True) as llama:
+        for text in ("b", "a"):  # the child is gone, and stays so
+            with pytest.raises(ModelError, match="SIGABRT") as caught:
+                llama.tokenize([text])
+            assert "terminate called" in str(caught.value)
 
 
 def test_one_that_hangs_is_an_error(tiny: tuple[Path, Any]) -> None:

@@ -17,7 +17,7 @@ from tests.gguf.test_tokenizer import TEXTS, pieces, sentencepiece_facts
 from tests.real import load
 from tuneloop.base.environment import environment
 from tuneloop.base.errors import ModelError
-from tuneloop.data.tokens.templates import CHATML, encode, stop_ids
+from tuneloop.data.tokens.templates import CHATML, DEFAULTS, encode, stop_ids
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.gguf.pretokenizers import PRETOKENIZERS
 from tuneloop.gguf.tokenizer import write_tokenizer
@@ -83,8 +83,9 @@ def same_ids(folder: Path, texts: list[str], file: Path, pre: str) -> dict[str, 
     with LlamaCpp(vocabulary_file(facts, file), vocab_only=True) as llama:
         expected, got = encode(tokenizer, texts), llama.tokenize(texts)
         assert [text for text, one, other in zip(texts, expected, got, strict=True) if one != other] == []
-        assert stop_ids(tokenizer) <= set(llama.ends()) if tokenizer.chat_template else True
-        assert tokenizer.eos_token_id in llama.ends()
+        named = {facts.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")}
+        assert {tokenizer.eos_token_id, *(stop_ids(tokenizer) if tokenizer.chat_template else ())} <= named
+        assert named - {None} <= set(llama.ends())
         assert llama.facts.get("tokenizer.chat_template") == tokenizer.chat_template
     assert facts["tokenizer.ggml.add_bos_token"] == (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
     return facts
@@ -243,6 +244,17 @@ def test_an_answer_ends_at_all_its_ends(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1, 6]}))
     with pytest.raises(ModelError, match="an answer ends at 4 tokens"):
         tokenizer_facts(folder)
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_llama_cpp_ends_where_the_template_does(name: str, tmp_path: Path) -> None:
+    special = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<bos>", "<end>")
+    folder = trained(tmp_path / "m", "smollm", list(TEXTS), special=special, merges=20, template=DEFAULTS[name])
+    tokenizer, facts = AutoTokenizer.from_pretrained(folder), tokenizer_facts(folder)
+    named = {facts.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")} - {None}
+    assert stop_ids(tokenizer) == named
+    with LlamaCpp(vocabulary_file(facts, tmp_path / "v.gguf"), vocab_only=True) as llama:
+        assert named <= set(llama.ends())
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

@@ -118,14 +118,17 @@ class LlamaCpp:
         return list(self._ends)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [positions, vocabulary] of `ids` at `positions` (ascending): at i those of the token at i + 1."""
+        """Logits [positions, vocabulary] that `ids` have at `positions`; at i are those of the token at i + 1."""
         import numpy as np
 
-        rows = []
-        for start in range(0, len(ids), STEP):
-            outputs = [int(p) - start for p in positions if start <= p < start + STEP]
+        if outside := [p for p in positions if not 0 <= p < len(ids)]:
+            raise self._error(t("position {n} of {count} tokens", n=outside[0], count=len(ids)))
+        wanted = sorted({int(p) for p in positions})
+        rows = [np.empty((0, self.vocabulary), np.float32)]
+        for start in range(0, wanted[-1] + 1 if wanted else 0, STEP):
+            outputs = [p - start for p in wanted if start <= p < start + STEP]
             rows.append(self._decode(ids[start : start + STEP], start, outputs))
-        return np.concatenate(rows) if rows else np.empty((0, self.vocabulary), np.float32)
+        return np.concatenate(rows)[np.searchsorted(wanted, positions)]
 
     def greedy(
         self, ids: Sequence[int], new_tokens: int, *, banned: Collection[int] = ()

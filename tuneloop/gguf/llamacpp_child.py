@@ -64,7 +64,7 @@ class Session:
         self._tokens = 0
 
     def load(self, gguf: str, adapters: list[str], context: int, threads: int, vocab_only: bool) -> dict[str, Any]:
-        """Load a model, and what it says of itself. The context is cut to what the model was trained on."""
+        """Load a model, and what it says of itself."""
         api = self._library
         how = api.llama_model_default_params()
         how.n_gpu_layers, how.vocab_only = 0, vocab_only
@@ -87,6 +87,7 @@ class Session:
         how.n_threads = how.n_threads_batch = threads
         how.type_k = how.type_v = F32_CACHE
         how.flash_attn_type = NO_FLASH_ATTENTION
+        how.offload_kqv = how.op_offload = False  # a build for a graphics card computes here, too
         self._context = api.llama_init_from_model(self._model, how) or 0
         if not self._context:
             raise Refusal("llama_init_from_model")
@@ -137,6 +138,8 @@ class Session:
         api, batch = self._library, self._batch
         if not self._context:
             raise Refusal("vocab_only")
+        if not ids or len(ids) > STEP or any(not 0 <= n < len(ids) for n in outputs):
+            raise Refusal(f"{len(ids)} tokens, positions {outputs[:3]}")
         if start + len(ids) > api.llama_n_ctx(self._context):
             raise Refusal(f"{start + len(ids)} tokens in a context of {api.llama_n_ctx(self._context)}")
         if start == 0:
