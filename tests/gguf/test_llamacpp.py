@@ -16,7 +16,7 @@ import torch
 from gguf import GGUFWriter
 
 from tests.gguf.test_convert import LLAMA, add_tokenizer, gguf_name, interleave
-from tuneloop.base.errors import ModelError
+from tuneloop.base.errors import MachineError, ModelError
 from tuneloop.gguf import binding
 from tuneloop.gguf.llamacpp import LlamaCpp
 
@@ -191,6 +191,44 @@ def test_an_abort_is_an_error(tmp_path: Path) -> None:
             with pytest.raises(ModelError, match="SIGABRT") as caught:
                 llama.tokenize([text])
             assert "terminate called" in str(caught.value)
+
+
+def test_a_lora_is_laid_on(tiny: tuple[Path, Any], opened: LlamaCpp, tmp_path: Path) -> None:
+    rank, alpha = 4, 8.0
+    weight = tiny[1].model.layers[0].self_attn.o_proj.weight
+    numbers = np.random.default_rng(0)
+    a, b = (numbers.normal(size=shape, scale=0.3).astype(np.float32) for shape in ((rank, 64), (64, rank)))
+    writer = GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    writer.add_tensor("blk.0.attn_output.weight.lora_a", a)
+    writer.add_tensor("blk.0.attn_output.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids = [5, 9, 33, 7]
+    bare = opened.logits(ids, [3])
+    once = torch.from_numpy(b @ a * alpha / rank)
+    for times in (1, 2):
+        with torch.no_grad():
+            weight += once * times
+            expected = logits_of(tiny[1], ids)[3]
+            weight -= once * times
+        with LlamaCpp(tiny[0], adapters=[tmp_path / "lora.gguf"] * times, context=64, threads=1) as llama:
+            got = llama.logits(ids, [3])[0]
+        assert np.abs(expected - bare).max() > 0.1
+        assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+    with pytest.raises(ModelError, match="llama_adapter_lora_init"):
+        LlamaCpp(tiny[0], adapters=[tiny[0]], context=64)
+
+
+def test_without_the_package_the_extra_is_named(tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(MachineError, match="gguf") as caught:
+        LlamaCpp(tiny[0])
+    assert caught.value.code == "TL-MACHINE-EXTRA"
 
 
 def test_one_that_hangs_is_an_error(tiny: tuple[Path, Any]) -> None:

@@ -21,7 +21,7 @@ from tuneloop.data.tokens.templates import CHATML, DEFAULTS, encode, stop_ids
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.gguf.pretokenizers import PRETOKENIZERS
 from tuneloop.gguf.tokenizer import write_tokenizer
-from tuneloop.gguf.tokenizer_facts import tokenizer_facts
+from tuneloop.gguf.tokenizer_facts import _ENDS_BY_TEXT, tokenizer_facts
 
 __all__ = ["pieces"]  # a fixture
 
@@ -152,7 +152,7 @@ def trained(
     return folder
 
 
-@pytest.mark.parametrize("pre", ["deepseek-llm", "llama-bpe", "gpt-2"])
+@pytest.mark.parametrize("pre", ["deepseek-llm", "deepseek-coder", "llama-bpe", "gpt-2"])
 def test_ids_behind_a_published_pretokenizer(pre: str, texts: list[str], tmp_path: Path) -> None:
     folder = trained(tmp_path / "m", pre, texts)
     facts = same_ids(folder, [*texts, *TEXTS], tmp_path / "v.gguf", pre)
@@ -255,6 +255,24 @@ def test_llama_cpp_ends_where_the_template_does(name: str, tmp_path: Path) -> No
     assert stop_ids(tokenizer) == named
     with LlamaCpp(vocabulary_file(facts, tmp_path / "v.gguf"), vocab_only=True) as llama:
         assert named <= set(llama.ends())
+
+
+def test_the_ends_that_llama_cpp_knows_by_their_text(tmp_path: Path) -> None:
+    known = sorted(_ENDS_BY_TEXT)
+    folder = trained(tmp_path / "m", "smollm", list(TEXTS), special=(*known, "<x>", "<y>"), merges=20, template=None)
+    facts = tokenizer_facts(folder)
+    with LlamaCpp(vocabulary_file(facts, tmp_path / "v.gguf"), vocab_only=True) as llama:
+        assert llama.ends() == [*range(len(known)), len(known) + 1]
+
+
+def test_templates_with_names_are_there_too(tmp_path: Path) -> None:
+    folder = trained(
+        tmp_path / "m", "smollm", list(TEXTS), merges=20, template={"default": CHATML, "tool_use": "{{ 1 }}"}
+    )
+    facts = tokenizer_facts(folder)
+    assert facts["tokenizer.chat_template"] == CHATML
+    assert facts["tokenizer.chat_template.tool_use"] == "{{ 1 }}"
+    assert facts["tokenizer.chat_templates"] == ["tool_use"]
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

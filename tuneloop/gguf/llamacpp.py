@@ -61,6 +61,7 @@ class LlamaCpp:
         self.path = gguf
         self._patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        self._logged = 0
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, str(_ROOT)],
             stdin=subprocess.PIPE,
@@ -163,6 +164,8 @@ class LlamaCpp:
         pipe_in, pipe_out = self._child.stdin, self._child.stdout
         assert pipe_in is not None
         assert pipe_out is not None
+        if self._child.poll() is None:  # of one that has ended, the words it ended with stay the last
+            self._logged = os.fstat(self._log.fileno()).st_size
         late = threading.Event()
 
         def give_up() -> None:
@@ -194,9 +197,9 @@ class LlamaCpp:
         return t("it ended with {name}", name=name)
 
     def _error(self, words: str) -> ModelError:
-        log = ""
+        lines = [words]
         if not self._log.closed:
-            self._log.seek(0)
-            lines = self._log.read().decode("utf-8", "replace").split("\n")
-            log = "\n".join([line for line in lines if line.strip(" .\r")][-_LAST_LINES:])
-        return ModelError("TL-MODEL-LLAMACPP", where=str(self.path), error=words, log=log)
+            self._log.seek(self._logged)
+            log = self._log.read().decode("utf-8", "replace").split("\n")
+            lines += [line for line in log if line.strip(" .\r")][-_LAST_LINES:]
+        return ModelError("TL-MODEL-LLAMACPP", where=str(self.path), error="\n".join(lines))

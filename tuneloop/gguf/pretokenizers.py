@@ -72,11 +72,15 @@ PRETOKENIZERS = {
         split("[\r\n]"), split(rf"\s?[{_CASED}]+"), split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"), split(r"\s+$"),
         split("[一-龥ࠀ-一가-퟿]+"), _DIGITS, byte_level(use_regex=False),
     )),
+    "deepseek-coder": PreTokenizer((
+        split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split("[一-龥ࠀ-一가-퟿]+"), _DIGITS,
+        byte_level(use_regex=False),
+    )),
     "deepseek-v3": PreTokenizer((
         split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(_DEEPSEEK_V3), byte_level(use_regex=False),
     )),
 }  # fmt: skip
-"""`tokenizer.ggml.pre` -> what it stands for: GPT-2; SmolLM 1 and 2; Qwen2, 2.5 and 3; Llama 3; DeepSeek LLM and V3."""
+"""`tokenizer.ggml.pre` -> what it is: GPT-2; SmolLM 1 and 2; Qwen2, 2.5 and 3; Llama 3; DeepSeek LLM, Coder and V3."""
 SENTENCEPIECE_NORMALIZER: Step = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 SENTENCEPIECE_STEP: Step = {
     "type": "Split",

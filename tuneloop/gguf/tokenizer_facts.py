@@ -25,7 +25,7 @@ _LEAST = -1e6
 """The score of a SentencePiece token that no merge makes."""
 _QUESTION, _ANSWER = "question", "answer"
 _ENDS_BY_TEXT = frozenset({
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>",
     "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
     "<｜end▁of▁sentence｜>",
 })  # fmt: skip
@@ -51,9 +51,7 @@ def tokenizer_facts(folder: Path) -> Facts:
     else:
         facts["tokenizer.ggml.merges"] = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
     facts |= _named(tokenizer, folder, tokens)
-    if template := _template(tokenizer):
-        facts["tokenizer.chat_template"] = template
-    return facts
+    return facts | _templates(tokenizer)
 
 
 def _load(folder: Path) -> Any:
@@ -248,7 +246,14 @@ def _end_of_answer(tokenizer: Any) -> int | None:
 
 
 def _template(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several, each with a name
-        template = template.get("default")
-    return str(template) if template else None
+    return _templates(tokenizer).get("tokenizer.chat_template")
+
+
+def _templates(tokenizer: Any) -> Facts:
+    """The chat template, and where there are several, those with a name (tool_use, rag) beside it."""
+    given = tokenizer.chat_template or {}
+    named = given if isinstance(given, dict) else {"default": given}
+    facts = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}
+    if facts:
+        facts["tokenizer.chat_templates"] = [name for name in named if name != "default"]
+    return facts | ({"tokenizer.chat_template": named["default"]} if "default" in named else {})
