@@ -239,6 +239,19 @@ def test_one_that_hangs_is_an_error(tiny: tuple[Path, Any]) -> None:
             llama.logits([5], [0])
 
 
+def test_an_interruption_ends_the_child(tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(pipe: Any) -> None:
+        raise KeyboardInterrupt
+
+    with LlamaCpp(tiny[0], context=64, threads=1) as llama:
+        with monkeypatch.context() as patch:
+            patch.setattr("tuneloop.gguf.llamacpp.receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llama.tokenize(["a"])
+        with pytest.raises(ModelError, match="SIGKILL"):  # never the answer to the question before
+            llama.tokenize(["b"])
+
+
 def test_the_child_ends_with_its_parent(tiny: tuple[Path, Any]) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tuneloop.gguf.llamacpp import LlamaCpp\n"

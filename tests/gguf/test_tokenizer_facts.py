@@ -187,6 +187,11 @@ def test_ids_of_sentencepiece(pieces: sentencepiece.SentencePieceProcessor, text
         for token, kind in zip(given["tokenizer.ggml.tokens"], given["tokenizer.ggml.token_type"], strict=True)
     ]
     assert set(kinds[len(given["tokenizer.ggml.tokens"]) + 1 :]) == {5}  # transformers adds <mask>
+    (tmp_path / "back").mkdir()
+    write_tokenizer({"general.architecture": "gemma3", "gemma3.context_length": 64, **facts}, tmp_path / "back")
+    back, own = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (tmp_path / "back", tmp_path))
+    for text in [*texts, *TEXTS, *runs]:
+        assert back.encode(text).ids == own.encode(text).ids
     assert [kinds[n] for n in (0, 1, 2, 3)] == [3, 3, 3, 2]
     assert kinds.count(6) == 256
 

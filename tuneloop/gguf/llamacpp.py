@@ -180,6 +180,9 @@ class LlamaCpp:
             answer = receive(pipe_out)  # type: ignore[arg-type]
         except (OSError, ValueError):  # the pipe broke in the middle, or was closed
             answer = None
+        except BaseException:  # Ctrl-C: what it would still say answers no later question
+            self._child.kill()
+            raise
         finally:
             timer.cancel()
         if answer is None:
