@@ -15,14 +15,11 @@ from typing import Any
 
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
+from tuneloop.gguf.pretokenizers import PRETOKENIZERS, SENTENCEPIECE_NORMALIZER, SENTENCEPIECE_STEP, Step, byte_level
 
 Facts = dict[str, Any]
 
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Qwen2 cuts a text before the merges: English endings, words with what stands before them, digits one by one."""
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPACE = "\u2581"
 """How SentencePiece writes a space: ▁."""
 
@@ -81,14 +78,12 @@ def _smollm(facts: Facts) -> tuple[Facts, Facts]:
     """
     tokens = facts["tokenizer.ggml.tokens"]
     kinds = facts["tokenizer.ggml.token_type"]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
     tokenizer = _byte_level_bpe(
         {t: i for i, t in enumerate(tokens)},
         facts,
         added=[_added(i, t, special=True) for i, t in enumerate(tokens) if kinds[i] == _CONTROL],
-        pretokenizers=[digits, byte_level],
-        decoder=byte_level,
+        steps=PRETOKENIZERS["smollm"].steps,
+        decoder=byte_level(use_regex=True),
     )
     # Not GPT2Tokenizer: a class of its own may bring its own pre-tokenizer, this one takes the file as it is.
     return tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False}
@@ -102,22 +97,22 @@ def _qwen2(facts: Facts) -> tuple[Facts, Facts]:
     tokens = facts["tokenizer.ggml.tokens"]
     kinds = facts["tokenizer.ggml.token_type"]
     named = [i for i, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    words = {"type": "Split", "pattern": {"Regex": _QWEN2_WORDS}, "behavior": "Isolated", "invert": False}
+    known = PRETOKENIZERS["qwen2"]
+    decoder = byte_level(use_regex=False, trim_offsets=False)
     tokenizer = _byte_level_bpe(
         {t: i for i, t in enumerate(tokens) if kinds[i] == _NORMAL},
         facts,
         added=[_added(i, tokens[i], special=kinds[i] == _CONTROL) for i in named],
-        pretokenizers=[words, byte_level],
-        decoder=byte_level,
+        steps=known.steps,
+        decoder=decoder,
     )
     # The file names a token for the beginning that no text of Qwen's begins with; its publisher names none.
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False, "bos_token": None}
-    return tokenizer | {"normalizer": {"type": "NFC"}, "post_processor": byte_level}, own
+    return tokenizer | {"normalizer": known.normalizer, "post_processor": decoder}, own
 
 
 def _byte_level_bpe(
-    vocab: dict[str, int], facts: Facts, *, added: list[Facts], pretokenizers: list[Facts], decoder: Facts
+    vocab: dict[str, int], facts: Facts, *, added: list[Facts], steps: tuple[Step, ...], decoder: Step
 ) -> Facts:
     return {
         "version": "1.0",
@@ -125,7 +120,7 @@ def _byte_level_bpe(
         "padding": None,
         "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pretokenizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)},
         "post_processor": None,
         "decoder": decoder,
         "model": {
@@ -151,7 +146,7 @@ def _gemma(facts: Facts) -> tuple[Facts, Facts]:
     named = [
         (i, t, kinds[i])
         for i, t in enumerate(tokens)
-        if kinds[i] == _CONTROL or (kinds[i] == _USER_DEFINED and t.strip(_SPACE))
+        if kinds[i] in (_CONTROL, _UNKNOWN) or (kinds[i] == _USER_DEFINED and t.strip(_SPACE))
     ]
     bos = token_of(facts, "bos_token_id")
     number = facts["tokenizer.ggml.bos_token_id"]
@@ -160,14 +155,9 @@ def _gemma(facts: Facts) -> tuple[Facts, Facts]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(i, t, special=kind == _CONTROL) for i, t, kind in named],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
+        "added_tokens": [_added(i, t, special=kind != _USER_DEFINED) for i, t, kind in named],
+        "normalizer": SENTENCEPIECE_NORMALIZER,
+        "pre_tokenizer": SENTENCEPIECE_STEP,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [begin, first],
