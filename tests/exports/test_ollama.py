@@ -167,7 +167,7 @@ def test_a_quoted_text_is_read_as_it_was(text: str) -> None:
         assert modelfiles.read(f"FROM x\nSYSTEM {block}\nPARAMETER top_k 1\n")[1:] == [("system", text), ("top_k", "1")]
 
 
-@pytest.mark.parametrize("name", known_tokenizers.NAMES)
+@pytest.mark.parametrize("name", known_tokenizers.OWN | known_tokenizers.PUBLISHED)
 def test_each_family_has_a_modelfile(name: str, tmp_path: Path) -> None:
     text = modelfile(model_folder(tmp_path, known_tokenizers.load(name)), "m.gguf")
     assert [command for command, _ in modelfiles.read(text)][:2] == ["from", "template"]

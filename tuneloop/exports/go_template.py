@@ -1,7 +1,7 @@
 """A prompt format in the language of Go's text/template, with the names that Ollama fills in.
 
-Read: .Messages (each with .Role, .Content and .Thinking), .System (all system messages, joined by an empty line), .Think and
-.IsThinkSet. Ollama has joined neighbouring messages of one role before the template sees them.
+Read: .Messages (each with .Role, .Content and .Thinking), .System (all system messages, joined by an empty line),
+.Think and .IsThinkSet. Ollama has joined neighbouring messages of one role before the template sees them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Source: Ollama's documentation of the Modelfile, and its parser, which reads nei
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def modelfile(
     """The Modelfile of a model folder (tokenizer, config, generation config) whose weights are in the file `gguf`.
 
     `adapter` is the GGUF of a LoRA adapter to be put onto `gguf`. `system` is the system prompt that was trained with,
-    by default the one that the folder's tuneloop.json records; `longest` the tokens of the longest row of the run. Paths
-    are relative to the Modelfile. Raises TL-MODEL-OLLAMA where Ollama cannot write what the chat template writes.
+    by default the one that the folder's tuneloop.json records; `longest` the tokens of the longest row of the run.
+    Paths are relative to the Modelfile. Raises TL-MODEL-OLLAMA where Ollama cannot write what the chat template writes.
     """
     tokenizer = load_tokenizer(folder)
     form = recognise(tokenizer)
@@ -191,3 +192,12 @@ def _sampling(config: dict[str, Any]) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def ollama_name(name: str) -> str:
+    """A name as Ollama takes it for a model: ASCII letters, digits and - _ . alone.
+
+    >>> ollama_name("demo-1"), ollama_name("书店 v2"), ollama_name("客服")
+    ('demo-1', 'v2', 'model')
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "", name).strip("-_.") or "model"
