@@ -1,7 +1,7 @@
 """Chat templates of model families, and dialogues to render with them.
 
-LLAMA3, LLAMA31, GEMMA3 and R1 write what the families' published templates write for dialogues without tools; those of
-Qwen, SmolLM2 and DeepSeek-V3 are read from pulled tokenizers.
+LLAMA3, LLAMA31, GEMMA3 and R1 write what the families' published templates write for dialogues without tools, QWEN25 tools
+in the form of Qwen2.5; those of Qwen3, SmolLM2 and DeepSeek-V3 are read from pulled tokenizers.
 """
 
 from __future__ import annotations
@@ -55,6 +55,22 @@ QWEN2 = (
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+QWEN25 = (
+    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else 'You are Pebble.' %}"
+    "{{- '<|im_start|>system\n' + system }}{%- if tools %}{{- '\n\n# Tools\n\nYou may call functions:\n<tools>' }}"
+    "{%- for tool in tools %}{{- '\n' + tool | tojson }}{%- endfor %}"
+    "{{- '\n</tools>\n\nCall them by JSON within <tool_call></tool_call>.' }}{%- endif %}{{- '<|im_end|>\n' }}"
+    "{%- for m in messages %}{%- if m.role == 'user' or (m.role == 'system' and not loop.first) %}"
+    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- elif m.role == 'assistant' %}"
+    "{{- '<|im_start|>assistant' + ('\n' + m.content if m.content or not m.tool_calls else '') }}"
+    "{%- for call in m.tool_calls or [] %}{{- '\n<tool_call>\n{\"name\": \"' + call.function.name }}"
+    "{{- '\", \"arguments\": ' }}{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- elif m.role == 'tool' %}"
+    "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}"
+    "{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}"
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 _LLAMA_NAMES = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 _GEMMA_NAMES = {"bos_token": "<bos>", "eos_token": "<eos>"}
 _R1_NAMES = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
@@ -65,6 +81,7 @@ TEMPLATES: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     "gemma3": (GEMMA3, _GEMMA_NAMES, ("<start_of_turn>", "<end_of_turn>")),
     "deepseek-r1": (R1, _R1_NAMES, ("<｜User｜>", "<｜Assistant｜>")),
     "qwen2": (QWEN2, {"eos_token": "<|im_end|>"}, ("<|im_start|>", "<|endoftext|>")),
+    "qwen2.5": (QWEN25, {"eos_token": "<|im_end|>"}, ("<|im_start|>", "<|endoftext|>")),
 }
 """Name -> template, special tokens by their name, further special tokens."""
 

@@ -20,7 +20,7 @@ PULLED = {
 OWN = {"chatml": "ChatML", "chatml-think": "ChatML", "gemma": "Gemma", "plain": "plain", "plain-think": "plain"}
 PUBLISHED = {
     "llama3": "Llama 3", "llama3.1": "Llama 3", "gemma2": "Gemma", "gemma3": "Gemma", "deepseek-r1": "DeepSeek-R1",
-    "qwen2": "ChatML",
+    "qwen2": "ChatML", "qwen2.5": "ChatML",
 }  # fmt: skip
 NAMES = PULLED | OWN | PUBLISHED
 """A tokenizer -> the family that its template is of."""

@@ -19,6 +19,7 @@ from tuneloop.data.tokens.templates import render
 from tuneloop.exports.go_template import go_template
 from tuneloop.exports.ollama import modelfile
 from tuneloop.exports.prompt_format import recognise
+from tuneloop.exports.tool_format import TOOLS, as_json, tool_probes
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "gotemplate" / "main.go"
@@ -80,3 +81,28 @@ def test_the_system_prompt_of_a_modelfile_is_the_one_that_was_trained(
     given = [{"role": "system", "content": commands["system"]}, *chat] if "system" in commands else chat
     text = render(tokenizer, [{"role": "system", "content": system}, *chat], prompt=True)
     assert run(rendering, [{"template": commands["template"], "messages": given}]) == [text]
+
+
+@pytest.mark.parametrize("name", ["qwen3-tokenizer", "qwen2.5"])
+def test_tools_are_written_as_the_chat_template_writes_them(name: str, rendering: Path) -> None:
+    """But for the blanks within JSON and the order of its keys, which are Go's."""
+    tokenizer = known_tokenizers.load(name)
+    form = recognise(tokenizer)
+    assert form is not None
+    assert form.tools is not None
+    template = go_template(form, bos=True)
+    chats = tool_probes()
+    texts = [render(tokenizer, chat, prompt=True, tools=TOOLS) for chat in chats]
+    cases = [{"template": template, "messages": chat, "tools": list(TOOLS)} for chat in chats]
+    calls = [call["function"]["arguments"] for chat in chats for turn in chat for call in turn.get("tool_calls", ())]
+    assert [as_go(text, [*TOOLS, *calls]) for text in texts] == run(rendering, cases)
+    without = [{"template": template, "messages": chat} for chat in chats]
+    assert run(rendering, without) == [as_go(render(tokenizer, chat, prompt=True), calls) for chat in chats]
+
+
+def as_go(text: str, contents: list[Any]) -> str:
+    """A text with its JSON as Go's encoder writes a map: compact, keys in order."""
+    for content in contents:
+        compact = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        text = text.replace(as_json(content), compact)
+    return text

@@ -13,6 +13,7 @@ from tests.exports import known_tokenizers
 from tuneloop.base.errors import DataError
 from tuneloop.data.tokens.templates import DEFAULTS, render
 from tuneloop.exports.prompt_format import recognise
+from tuneloop.exports.tool_format import TOOLS, tool_probes
 
 LLM = "{% for m in messages %}{{ {'user': 'User: ', 'assistant': 'Assistant: '}[m['role']] + m['content'] + '\n\n' }}{% endfor %}{{ 'Assistant:' }}"
 MISTRAL = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}"
@@ -60,6 +61,17 @@ def test_what_a_model_has_of_its_own_is_read_off() -> None:
     qwen2 = recognise(chat_templates.tokenizer("qwen2"))
     assert qwen2 is not None
     assert qwen2.default == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+def test_tools_are_known_where_they_are_written_as_qwen_writes_them() -> None:
+    for name, known in {"qwen3-tokenizer": True, "qwen2.5": True, "qwen2": False, "chatml-think": False}.items():
+        tokenizer = known_tokenizers.load(name)
+        form = recognise(tokenizer)
+        assert form is not None
+        assert (form.tools is not None) == known, name
+        for chat in tool_probes() if known else ():
+            assert form.text(chat, tools=TOOLS) == render(tokenizer, chat, prompt=True, tools=TOOLS)
+            assert form.text(chat) == render(tokenizer, chat, prompt=True)
 
 
 def test_names_play_no_part(tmp_path: Path) -> None:

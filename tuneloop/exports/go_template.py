@@ -7,6 +7,7 @@ Read: .Messages (each with .Role, .Content and .Thinking), .System (all system m
 from __future__ import annotations
 
 from tuneloop.exports.prompt_format import ROLES, THOUGHT, PromptFormat, Role
+from tuneloop.exports.tool_format import ANSWER, CALL, ToolFormat
 
 
 def literal(text: str) -> str:
@@ -78,10 +79,11 @@ def go_template(form: PromptFormat, *, bos: bool) -> str:
             _variables(form),
             _start(form),
             "{{ range $i, $_ := .Messages }}",
-            "{{ else ".join(f'{{{{ if eq .Role "{role}" }}}}{_turn(form, role)}' for role in ROLES).replace(
-                "{{ else {{ if", "{{ else if"
+            "{{ else ".join(f'if eq .Role "{role}" }}}}{text}' for role, text in _turns(form)).join(
+                ("{{ ", "{{ end }}")
             ),
-            "{{ end }}{{ end }}",
+            "{{ $before = .Role }}" if form.tools else "",
+            "{{ end }}",
             literal(form.frames["assistant"][0]),
             _prompt(form),
         ]
@@ -96,6 +98,8 @@ def _variables(form: PromptFormat) -> str:
         text += '{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = true }}{{ end }}{{ end }}'
     if form.family.system == "question":
         text += "{{ $first := true }}"
+    if form.tools:
+        text += '{{ $before := "" }}'
     if form.thoughts == "dropped":
         text += '{{ $asked := -1 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $asked = $i }}{{ end }}'
         text += "{{ end }}"
@@ -106,10 +110,23 @@ def _start(form: PromptFormat) -> str:
     """What stands before the first turn."""
     if form.family.system == "top":
         return _system(form)
+    text = ""
     if form.family.system == "turn" and form.default:
-        first = '{{ if .Messages }}{{ if ne (index .Messages 0).Role "system" }}'
-        return f"{first}{literal(form.default)}{{{{ end }}}}{{{{ end }}}}"
-    return ""
+        text = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{literal(form.default)}{{{{ end }}}}'
+    if form.tools:
+        text = _tools(form, form.tools, text)
+    return f"{{{{ if .Messages }}}}{text}{{{{ end }}}}" if text else ""
+
+
+def _tools(form: PromptFormat, tools: ToolFormat, without: str) -> str:
+    """The system turn with tools, where a dialogue has some."""
+    system = f"{literal(form.frames['system'][0])}{{{{ (index .Messages 0).Content }}}}{literal(tools.after_system)}"
+    head = f'{{{{ if eq (index .Messages 0).Role "system" }}}}{system}{{{{ else }}}}{literal(tools.alone)}{{{{ end }}}}'
+    each = (
+        f"{{{{ range $k, $_ := .Tools }}}}{{{{ if $k }}}}{literal(tools.between)}{{{{ end }}}}{{{{ . }}}}{{{{ end }}}}"
+    )
+    otherwise = f"{{{{ else }}}}{without}" if without else ""
+    return f"{{{{ if .Tools }}}}{head}{each}{literal(tools.after)}{otherwise}{{{{ end }}}}"
 
 
 def _system(form: PromptFormat) -> str:
@@ -117,6 +134,33 @@ def _system(form: PromptFormat) -> str:
     text = f"{literal(before)}{_content(form, 'system', '$.System')}{literal(after)}"
     otherwise = f"{{{{ else }}}}{literal(form.default)}" if form.default else ""
     return f"{{{{ if $system }}}}{text}{otherwise}{{{{ end }}}}"
+
+
+def _turns(form: PromptFormat) -> list[tuple[str, str]]:
+    """Role -> what is written of its turn."""
+    turns: list[tuple[str, str]] = [(role, _turn(form, role)) for role in ROLES]
+    if form.tools is None:
+        return turns
+    (_, system), *others = turns  # the first is written with the tools
+    return [("system", f"{{{{ if or $i (not $.Tools) }}}}{system}{{{{ end }}}}"), *others, ("tool", _answer(form))]
+
+
+def _answer(form: PromptFormat) -> str:
+    """An answer of a tool. Neighbours share a turn of the user: what is next decides whether it ends."""
+    before, after = form.frames["user"]
+    start = f'{{{{ if ne $before "tool" }}}}{literal(before.removesuffix(ANSWER[0][0]))}{{{{ end }}}}'
+    more = "{{ $more := false }}{{ $rest := slice $.Messages $i }}{{ if gt (len $rest) 1 }}"
+    more += '{{ if eq (index $rest 1).Role "tool" }}{{ $more = true }}{{ end }}{{ end }}'
+    end = f"{{{{ if not $more }}}}{literal(after)}{{{{ end }}}}"
+    return f"{start}{ANSWER[0]}{{{{ .Content }}}}{ANSWER[1]}{more}{end}"
+
+
+def _calls() -> str:
+    """The calls of an answer. Ollama takes the first text behind `if .ToolCalls` for what a call begins with."""
+    last = "{{ if lt $k (len (slice $calls 1)) }}\n{{ end }}"
+    call = f"{CALL[0]}{{{{ .Function.Name }}}}{CALL[1]}{{{{ .Function.Arguments }}}}{CALL[2]}{last}"
+    start = "{{ $calls := .ToolCalls }}{{ if .Content }}{{ with $calls }}\n{{ end }}{{ end }}"
+    return f"{start}{{{{ if .ToolCalls }}}}{{{{ range $k, $_ := .ToolCalls }}}}{call}{{{{ end }}}}{{{{ end }}}}"
 
 
 def _turn(form: PromptFormat, role: Role) -> str:
@@ -131,7 +175,8 @@ def _turn(form: PromptFormat, role: Role) -> str:
     if role == "assistant" and form.thoughts:
         later = "and .Thinking (gt $i $asked)" if form.thoughts == "dropped" else ".Thinking"
         first = f"{{{{ if {later} }}}}{THOUGHT[0]}{{{{ .Thinking }}}}{THOUGHT[1]}{{{{ end }}}}"
-    return f"{literal(before)}{first}{_content(form, role, '.Content')}{literal(after)}"
+    behind = _calls() if role == "assistant" and form.tools else ""
+    return f"{literal(before)}{first}{_content(form, role, '.Content')}{behind}{literal(after)}"
 
 
 def _content(form: PromptFormat, role: Role, name: str) -> str:

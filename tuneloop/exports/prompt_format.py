@@ -7,12 +7,13 @@ system prompt by default, a date before the system text, a thought that is begun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tuneloop.base.errors import DataError
 from tuneloop.data.tokens.templates import Chat, Renderer
+from tuneloop.exports.tool_format import ANSWER, TOOLS, ToolFormat, calls, tool_format, tool_probes
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -95,12 +96,18 @@ class PromptFormat:
     """The same where thoughts are switched off (enable_thinking); the template has no such switch where it is equal."""
     thoughts: Literal["", "dropped", "written"]
     """Of earlier answers. "": the template knows of none; dropped, as in Qwen3 and R1; written before the answer."""
+    tools: ToolFormat | None = None
+    """How tools are written; None where that is not known."""
 
-    def text(self, chat: Chat, *, thinking: bool | None = None) -> str:
+    def text(self, chat: Chat, *, thinking: bool | None = None, tools: Sequence[Any] = ()) -> str:
         """The text of a chat up to where the assistant is to begin.
 
-        Raises KeyError for a role that is none of ROLES.
+        Raises KeyError for a role that is none of ROLES, and of a tool where the format knows none.
         """
+        if self.tools is not None:
+            chat = self._with_answers(chat)
+            if tools:
+                return self._with_tools(chat, tools, thinking)
         system = [turn for turn in chat if turn["role"] == "system"]
         where = self.family.system
         lacks = chat[0]["role"] != "system" if where == "turn" else not system
@@ -117,9 +124,30 @@ class PromptFormat:
                 out.append(self._framed(role, turn["content"], held))
                 held = ""
             else:
-                out.append(self._framed(role, turn["content"], self._thought(turn)))
+                out.append(self._framed(role, turn["content"] + calls(turn), self._thought(turn)))
         before = self.frames["assistant"][0]
         return "".join(out) + before + (self.prompt_without if thinking is False else self.prompt)
+
+    def _with_answers(self, chat: Chat) -> Chat:
+        """Answers of tools as the user's turns that they are written in: neighbours share one."""
+        turns: Chat = []
+        for at, turn in enumerate(chat):
+            if turn["role"] != "tool":
+                turns.append(turn)
+                continue
+            text = turn["content"].join(ANSWER)
+            if at and chat[at - 1]["role"] == "tool":
+                turns[-1]["content"] += text
+            else:
+                turns.append({"role": "user", "content": text.removeprefix("\n")})
+        return turns
+
+    def _with_tools(self, chat: Chat, tools: Sequence[Any], thinking: bool | None) -> str:
+        assert self.tools is not None
+        system = chat[0]["content"] if chat[0]["role"] == "system" else None
+        start = self.tools.offered(tools, system, self.frames["system"][0])
+        rest = replace(self, bos=self.bos + start, default="")
+        return rest.text(chat if system is None else chat[1:], thinking=thinking)
 
     def _framed(self, role: Role, content: str, first: str = "") -> str:
         before, after = self.frames[role]
@@ -144,7 +172,7 @@ def recognise(tokenizer: Any) -> PromptFormat | None:
         for bos in dict.fromkeys((str(tokenizer.bos_token or ""), "")):
             candidate = _pieces(family, frames, bos, render)
             if candidate is not None and _agrees(candidate, render):
-                return candidate
+                return _with_tool_format(candidate, render)
     return None
 
 
@@ -154,9 +182,9 @@ class _Rendered:
     def __init__(self, tokenizer: Any) -> None:
         self._renderer = Renderer(tokenizer)
 
-    def __call__(self, chat: Chat, *, thinking: bool | None = None) -> str | None:
+    def __call__(self, chat: Chat, tools: Sequence[Any] = (), *, thinking: bool | None = None) -> str | None:
         try:
-            return self._renderer.text(chat, prompt=True, thinking=thinking)
+            return self._renderer.text(chat, prompt=True, thinking=thinking, tools=tools)
         except DataError:
             return None
 
@@ -198,6 +226,17 @@ def _pieces(
         without.rpartition(asked_for)[2],
         _thoughts(render),
     )
+
+
+def _with_tool_format(candidate: PromptFormat, render: _Rendered) -> PromptFormat:
+    """The format with its tools, where they are written in the form that is known and dialogues with calls agree."""
+    if candidate.family.system != "turn" or candidate.preamble or candidate.trimmed:
+        return candidate
+    tools = tool_format(candidate.bos, candidate.frames["system"], render)
+    if tools is None:
+        return candidate
+    full = replace(candidate, tools=tools)
+    return full if all(render(chat, TOOLS) == full.text(chat, tools=TOOLS) for chat in tool_probes()) else candidate
 
 
 def _trims(role: Role, render: _Rendered) -> bool:

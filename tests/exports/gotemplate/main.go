@@ -33,6 +33,8 @@ type tool map[string]any
 
 func (t tool) String() string { return asJSON(t) }
 
+// asJSON writes compact JSON without escapes for HTML; Ollama's own types order their keys, maps are sorted.
+
 type dialogue struct {
 	Template string     `json:"template"`
 	Messages []*message `json:"messages"`
@@ -41,11 +43,13 @@ type dialogue struct {
 }
 
 func asJSON(v any) string {
-	text, err := json.Marshal(v)
-	if err != nil {
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
 		log.Fatal(err)
 	}
-	return string(text)
+	return strings.TrimSuffix(out.String(), "\n")
 }
 
 func (d dialogue) text() string {
