@@ -15,12 +15,11 @@ from tuneloop.data.tokens.templates import Chat
 
 CALL = ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
 ANSWER = ("\n<tool_response>\n", "\n</tool_response>")
-TOOLS: tuple[dict[str, Any], ...] = tuple(
-    {"type": "function", "function": {
-        "name": name, "description": f"Look up {name}. 查询。",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    }} for name in ("get_weather", "get_time")
-)  # fmt: skip
+_CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: tuple[dict[str, Any], ...] = (
+    {"type": "function", "function": {"name": "get_weather", "description": "It rains? 天气。", "parameters": _CITY}},
+    {"type": "function", "function": {"name": "get_time", "description": 'The "time". 时间。', "parameters": _CITY}},
+)
 """What templates are probed with."""
 
 Rendering = Callable[[Chat, Sequence[Any]], str | None]
