@@ -63,7 +63,7 @@ QWEN25 = (
     "{%- for m in messages %}{%- if m.role == 'user' or (m.role == 'system' and not loop.first) %}"
     "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- elif m.role == 'assistant' %}"
     "{{- '<|im_start|>assistant' + ('\n' + m.content if m.content or not m.tool_calls else '') }}"
-    "{%- for call in m.tool_calls or [] %}{{- '\n<tool_call>\n{\"name\": \"' + call.function.name }}"
+    '{%- for call in m.tool_calls or [] %}{{- \'\n<tool_call>\n{"name": "\' + call.function.name }}'
     "{{- '\", \"arguments\": ' }}{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}"
     "{{- '<|im_end|>\n' }}{%- elif m.role == 'tool' %}"
     "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}"

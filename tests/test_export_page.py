@@ -84,6 +84,11 @@ def test_the_commands_of_the_page_run(tiny_model: Path, talk_file: Path, tmp_pat
                 else:
                     absent(program, words, tmp_path)
     assert answered == 2
+    for card in sorted(tmp_path.glob("exports/**/README.md")):
+        code = re.findall(r"^```python\n(.*?)^```$", card.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        assert bool(code) == (card.parent.name != "demo-lora"), card
+        for block in code:
+            done([sys.executable, "-c", block], card.parent)
 
 
 def workspace(folder: Path, model: Path, data: Path) -> None:

@@ -100,6 +100,17 @@ def test_tools_are_written_as_the_chat_template_writes_them(name: str, rendering
     assert run(rendering, without) == [as_go(render(tokenizer, chat, prompt=True), calls) for chat in chats]
 
 
+def test_a_system_prompt_as_a_constant_stands_before_tools_as_well(rendering: Path, tmp_path: Path) -> None:
+    tokenizer = chat_templates.tokenizer("qwen2.5")
+    system = SYSTEMS[1]
+    commands = dict(modelfiles.read(modelfile(model_folder(tmp_path / "m", tokenizer), "m.gguf", system=system)))
+    assert "system" not in commands
+    chat = [{"role": "user", "content": "Weather?"}]
+    text = render(tokenizer, [{"role": "system", "content": system}, *chat], prompt=True, tools=TOOLS)
+    cases = [{"template": commands["template"], "messages": chat, "tools": list(TOOLS)}]
+    assert run(rendering, cases) == [as_go(text, list(TOOLS))]
+
+
 def as_go(text: str, contents: list[Any]) -> str:
     """A text with its JSON as Go's encoder writes a map: compact, keys in order."""
     for content in contents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,15 @@ def test_a_template_outside_the_table_is_refused_with_what_it_writes(tongue: str
     assert caught.value.code == "TL-MODEL-OLLAMA"
     for words in ("[INST]", "ChatML", "llama-server --jinja"):
         assert words in text
+
+
+def test_a_template_that_writes_the_day_is_held_at_the_day_of_the_export(tmp_path: Path) -> None:
+    """As in Llama 3.2."""
+    tokenizer = chat_templates.tokenizer("llama3.1")
+    tokenizer.chat_template = chat_templates.LLAMA31.replace("'26 Jul 2024'", "strftime_now('%Y')")
+    text = modelfile(model_folder(tmp_path, tokenizer), "m.gguf")
+    assert "here is the date of the export" in text
+    assert re.search(r"Today Date: 20\d\d\n", text)
 
 
 def test_in_chinese(tmp_path: Path) -> None:

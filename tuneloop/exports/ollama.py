@@ -128,7 +128,10 @@ def _with_default(form: PromptFormat, system: str) -> PromptFormat:
     """The format with a system prompt of its own: one that no SYSTEM can hold stands in the template, as a constant."""
     before, after = form.frames["system"]
     text = system.strip() if "system" in form.trimmed else system
-    return replace(form, default=f"{before}{form.preamble}{text}{after}")
+    tools = form.tools
+    if tools is not None:
+        tools = replace(tools, alone=f"{before}{text}{tools.after_system}")
+    return replace(form, default=f"{before}{form.preamble}{text}{after}", tools=tools)
 
 
 def _about_template(tokenizer: Any, form: PromptFormat, adds_bos: bool) -> list[str]:
