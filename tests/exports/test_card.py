@@ -15,6 +15,8 @@ import yaml
 from tests.evaluations import evaluation, probe, scores, texts
 from tuneloop.base import language
 from tuneloop.evaluation.evaluation import Scores
+from tuneloop.evaluation.intervals import Estimate
+from tuneloop.evaluation.paired import Paired
 from tuneloop.exports.card import card
 from tuneloop.exports.merge import merge
 from tuneloop.exports.parity import Parity
@@ -135,6 +137,82 @@ def card_of_nothing(run: Path, base: Path) -> str:
     nothing = Scores({"loss": None}, texts=0)
     evaluation(nothing, nothing).write(run)
     return card(run, recipe(), base, PARITY, dtype="float32")
+
+
+def test_it_says_what_was_trained_on(run: Path, base: Path) -> None:
+    counts = {"train": 1234, "validation": 30, "test": 0}
+    (run / "dataset.json").write_text(
+        json.dumps({"hash": "0123456789ab", "counts": counts, "tokens": {"longest": 812}})
+    )
+    data = [{"path": "/home/me/private/chats.jsonl"}, {"path": "hub:org/chats"}]
+    text = card(
+        run, make_recipe({"name": "demo", "model": {"name": "smol"}, "data": data})[0], base, PARITY, dtype="float32"
+    )
+    for said in (
+        "| Files | chats.jsonl, hub:org/chats |",
+        "1,234, 30, 0",
+        "812 tokens",
+        "| Licence of the data | not recorded",
+    ):
+        assert said in text
+    assert "/home/me" not in text
+
+
+def test_figures_have_their_intervals(run: Path, base: Path) -> None:
+    """Of the whole evaluation, with the change and whether it is more than chance; of older ones there are none."""
+    sides = [Estimate(x, x - 0.25, x + 0.25, 40, "bootstrap") for x in (3.21, 2.1)]
+    paired = Paired("loss", "", *sides, Estimate(-1.11, -1.25, -1.0, 40, "bootstrap"), "better")
+    evaluation(scores(3.21, **SCORES), scores(2.1, **SCORES), paired=(paired,)).write(run)
+    text = card(run, recipe(), base, PARITY, dtype="float32")
+    assert "| held-out loss | 3.21 [2.960, 3.460] | 2.1 [1.850, 2.350] | −1.110 [−1.250, −1.000] better |" in text
+    assert "| ROUGE-1 | 0.2 | 0.2 | - |" in text
+    assert "95 % interval" in text
+
+
+def test_stop_tokens_are_named(run: Path, base: Path) -> None:
+    assert r"| Tokens that end an answer | `<\|im_end\|>` `</s>` |" in card(
+        run, recipe(), base, PARITY, dtype="float32", stops=("<|im_end|>", "</s>")
+    )
+
+
+COMMANDS = {
+    "merged": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
+    "nf4": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
+    "int8": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
+    "adapter": ["vllm serve smol --enable-lora --lora-modules demo=. --max-lora-rank 64", "AutoPeftModelForCausalLM"],
+    "gguf-q4_k_m": ["ollama create demo -f Modelfile", "llama-server --jinja -m demo-1-Q4_K_M.gguf", 'file = ".", "demo-1-Q4_K_M.gguf"'],
+    "gguf-lora": ["llama-server --jinja -m BASE.gguf --lora demo-1-LORA.gguf", "ollama create demo -f Modelfile"],
+}  # fmt: skip
+FILES = {"gguf-q4_k_m": ("demo-1-Q4_K_M.gguf", "Modelfile"), "gguf-lora": ("demo-1-LORA.gguf", "Modelfile")}
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+def test_each_target_says_how_it_is_loaded(target: str, run: Path, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in FILES.get(target, ()):
+        (folder / name).touch()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 40, "peft_type": "LORA"}))
+    text = card(run, recipe(), base, PARITY, dtype="float32", target=target, folder=folder)
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", text, re.DOTALL)
+    code = "\n".join(block for _, block in blocks)
+    for said in COMMANDS[target]:
+        assert said in code
+    for program in ("ollama ", "llama-server ", "vllm ", "tuneloop chat"):
+        assert (program in code) == any(program in said for said in COMMANDS[target])
+    for kind, block in blocks:
+        if kind == "python":
+            compile(block, target, "exec")
+    relations = {"merged": None, "adapter": "adapter", "gguf-lora": "adapter"}
+    assert front_matter(text).get("base_model_relation") == relations.get(target, "quantized")
+
+
+def test_without_a_modelfile_it_is_said_why(run: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo-1-Q8_0.gguf").touch()
+    text = card(run, recipe(), base, PARITY, dtype="float32", target="gguf-q8_0", folder=tmp_path)
+    assert "ollama create" not in text
+    assert "There is no Modelfile for Ollama" in text
+    assert "| Type of the weights | Q8_0 |" in text
 
 
 @pytest.mark.parametrize(

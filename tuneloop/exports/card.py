@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from tuneloop.base.language import t
 from tuneloop.evaluation.evaluation import Evaluation, Scores
+from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import METRICS
+from tuneloop.evaluation.paired import Paired, separations
+from tuneloop.exports.loading import Exportation, loading
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence, licence_fields
 from tuneloop.model.head import CAUSAL, Answers, Head
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.recipe.schema import Recipe
+from tuneloop.report import gains
 from tuneloop.runs.run import Run
 from tuneloop.training.adapter_card import method_text
 
 
-def card(run: Path, recipe: Recipe, base: Path, parity: Parity, *, dtype: str, head: Head = CAUSAL) -> str:
-    """README.md in the chosen language, with the front matter that model hubs read."""
+def card(
+    run: Path,
+    recipe: Recipe,
+    base: Path,
+    parity: Parity,
+    *,
+    dtype: str,
+    head: Head = CAUSAL,
+    target: str = "merged",
+    folder: Path | None = None,
+    stops: Sequence[str] = (),
+) -> str:
+    """README.md in the chosen language, with the front matter that model hubs read.
+
+    `target` is a name of the export's TARGETS, `folder` where it lies, for the names of its files; `stops` are the
+    tokens that end an answer.
+    """
     name, terms = base_name(recipe, base), licence(base)
     sections = [
-        _front_matter(name, terms, head),
+        _front_matter(name, terms, head, target),
         f"# {recipe.name}\n",
         t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name) + "\n",
-        _history(run, recipe, name, terms, dtype),
+        _history(run, recipe, name, terms, _weights(target, dtype), stops),
+        _trained_on(run, recipe),
         _scores(Evaluation.read(run)),
         _parity(parity),
-        _use(head),
+        _use(Exportation(target, folder, recipe, name, USES[head.answers].code(), head)),
     ]
     return "\n".join(s for s in sections if s)
 
 
-def _front_matter(base: str, terms: str, head: Head) -> str:
+def _front_matter(base: str, terms: str, head: Head, target: str) -> str:
+    library, relation = HUB.get(target.partition("-")[0], ("transformers", ""))
+    if target == "gguf-lora":
+        relation = "adapter"
     fields: dict[str, Any] = {
-        "library_name": "transformers", "pipeline_tag": USES[head.answers].pipeline, "base_model": base,
+        "library_name": library, "pipeline_tag": USES[head.answers].pipeline, "base_model": base,
     }  # fmt: skip
+    fields |= {"base_model_relation": relation} if relation else {}
     fields |= licence_fields(terms) | {"tags": ["tuneloop"]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _weights(target: str, dtype: str) -> str:
+    """The type of the weights: of the target where that names one."""
+    kind = target.removeprefix("gguf-")
+    return dtype if target in ("merged", "adapter", "gguf-lora") else kind.upper() if kind != target else kind
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -51,7 +82,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> str:
+def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str, stops: Sequence[str]) -> str:
     train, dataset = recipe.train, Run(run).read("dataset.json")
     rows = [
         [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
@@ -65,7 +96,30 @@ def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str) -> st
         [t("Dataset"), str(dataset.get("hash") or t("not recorded"))],
     ]
     rows.append([t("Type of the weights"), dtype])
+    if stops:
+        rows.append([t("Tokens that end an answer"), " ".join(f"`{stop}`" for stop in stops)])
     return f"## {t('How it was made')}\n\n{_table(['', ''], rows)}"
+
+
+def _trained_on(run: Path, recipe: Recipe) -> str:
+    """The data: where its files are named, how many rows of it were trained on and held out, and its licence."""
+    dataset = Run(run).read("dataset.json")
+    counts, tokens = dataset.get("counts") or {}, dataset.get("tokens") or {}
+    rows = [[t("Files"), ", ".join(dict.fromkeys(_file_name(file.path) for file in recipe.data)) or t("not recorded")]]
+    if counts:
+        shares = {side: f"{counts.get(side) or 0:,}" for side in ("train", "validation", "test")}
+        rows.append([t("Rows to train on, to validate, to test"), ", ".join(shares.values())])
+    if tokens.get("longest"):
+        length = t("{n} tokens", n=f"{tokens['longest']:,}")
+        rows.append([t("Longest row"), length])
+    unknown = t("not recorded: what may be done with the model depends on it, too")
+    rows.append([t("Licence of the data"), unknown])
+    return f"## {t('Data')}\n\n{_table(['', ''], rows)}"
+
+
+def _file_name(path: str) -> str:
+    """A data file without the folders of the machine that trained; a data set of a hub by its full name."""
+    return path if re.match(r"\w\w+:", path) else PurePath(path).name or path
 
 
 def _epochs(run: Path, recipe: Recipe) -> float:
@@ -81,15 +135,15 @@ def _scores(evaluation: Evaluation | None) -> str:
     """Before and after on the held-out dialogues; a probe that failed is said as plainly as one that passed."""
     if evaluation is None:
         return f"## {t('Measured')}\n\n{t('This run was not evaluated.')}\n"
-    before, after = evaluation.before, evaluation.after
-    rows = [
-        [metric.label(), _number(before[name]), _number(after[name])]
-        for name, metric in METRICS.items()
-        if before[name] is not None or after[name] is not None
-    ]
+    after = evaluation.after
+    rows, head = _figures(evaluation), [t("Measure"), t("before"), t("after")]
     text = f"## {t('Measured')}\n\n"
     if rows:
-        text += f"{_basis(after)}\n\n{_table([t('Measure'), t('before'), t('after')], rows)}"
+        text += f"{_basis(after)}\n\n"
+        if len(rows[0]) > len(head):
+            head.append(t("change"))
+            text += t("In brackets: the 95 % interval of a figure, and of the change on the same rows.") + "\n\n"
+        text += _table(head, rows)
     elif not after.measured_on:
         text += nothing_held() + "\n"
     if evaluation.probes:
@@ -99,6 +153,35 @@ def _scores(evaluation: Evaluation | None) -> str:
         ]
         text += "\n" + _table([t("Probe"), t("before"), t("after"), t("Result")], lines)
     return text
+
+
+def _figures(evaluation: Evaluation) -> list[list[str]]:
+    """Each metric of the held-out rows before and after; where intervals were measured, with them and the change."""
+    before, after = evaluation.before, evaluation.after
+    pairs = {pair.metric: pair for pair in evaluation.paired if not pair.section}
+    rows = []
+    for name, metric in METRICS.items():
+        if before[name] is None and after[name] is None:
+            continue
+        pair = pairs.get(name)
+        sides = [(before[name], pair and pair.before), (after[name], pair and pair.after)]
+        row = [metric.label(), *(_with_interval(_number(x), estimate, metric.digits) for x, estimate in sides)]
+        if pairs:
+            row.append(_change(pair) if pair else "-")
+        rows.append(row)
+    return rows
+
+
+def _with_interval(figure: str, estimate: Estimate | None, digits: int) -> str:
+    return f"{figure} {gains.interval(estimate, digits)}".strip() if estimate else figure
+
+
+def _change(pair: Paired) -> str:
+    """By how much, within which bounds, and whether that is more than chance."""
+    digits = METRICS[pair.metric].digits
+    figure = gains.signed(pair.difference.estimate, digits) or "-"
+    words = "" if METRICS[pair.metric].higher_is_better is None else separations()[pair.separation]
+    return " ".join(part for part in (_with_interval(figure, pair.difference, digits), words) if part)
 
 
 def _basis(after: Scores) -> str:
@@ -123,12 +206,8 @@ def _parity(parity: Parity) -> str:
     return f"## {t('Checked against the trained model')}\n\n{parity.line()}\n"
 
 
-def _use(head: Head) -> str:
-    code = USES[head.answers].code()
-    return (
-        f"## {t('How to use it')}\n\n{t('With transformers, in this folder:')}\n\n```python\n{code}```\n\n"
-        f"{t('With tuneloop, in this folder:')}\n\n```bash\ntuneloop chat .\ntuneloop serve .\n```\n"
-    )
+def _use(one: Exportation) -> str:
+    return f"## {t('How to use it')}\n\n{loading(one)}"
 
 
 def _classify() -> str:
@@ -173,6 +252,11 @@ class Use:
     code: Callable[[], str]
 
 
+HUB = {
+    "adapter": ("peft", "adapter"), "gguf": ("gguf", "quantized"), "nf4": ("transformers", "quantized"),
+    "int8": ("transformers", "quantized"),
+}  # fmt: skip
+"""Target, up to its first hyphen -> what model hubs list it under: library, and what it is of its base."""
 USES: dict[Answers, Use] = {
     "text": Use("text-generation", _write),
     "label": Use("text-classification", _classify),

@@ -1,0 +1,37 @@
+"""llama-server out of the package xllamacpp: llama.cpp's own server, with the options of it that our documents name.
+
+    python -m tests.llama_server --jinja -m MODEL.gguf [--lora ADAPTER.gguf] --port 8080
+
+It prints its address once it listens, and serves until it is ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("-m", required=True)
+    options.add_argument("--jinja", action="store_true")
+    options.add_argument("--lora")
+    options.add_argument("--port", type=int, default=8080)
+    given = options.parse_args()
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.port, params.use_jinja = given.m, given.port, given.jinja
+    params.n_ctx, params.n_parallel, params.warmup = 512, 1, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    if given.lora:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = given.lora, 1.0
+        params.lora_adapters = [adapter]
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()
