@@ -18,8 +18,8 @@ from tuneloop.exports.limits import rounding_of
 from tuneloop.exports.parity import TEXTS, Evidence, Parity
 from tuneloop.exports.tensors import Tensors
 
-SHOWN = 40
-"""Characters of a text that a message shows."""
+BEFORE, SHOWN = 10, 40
+"""Characters of a text that a message shows, before the first difference and from there on."""
 ALIKE = 0.5
 """Share of the adapted weights that must be scaled by the same factor to speak of the adapter's scale."""
 LARGE = 0.3
@@ -69,8 +69,8 @@ def template(case: Case) -> Cause | None:
     at = next((k for k, (a, b) in enumerate(zip(ours, theirs or "", strict=False)) if a != b), 0)
     words = t(
         "the chat template was changed after training: it writes {theirs} where the trained one writes {ours}",
-        theirs=repr((theirs or "")[at : at + SHOWN]),
-        ours=repr(ours[at : at + SHOWN]),
+        theirs=repr((theirs or "")[max(0, at - BEFORE) : at + SHOWN]),
+        ours=repr(ours[max(0, at - BEFORE) : at + SHOWN]),
     )
     return Cause("template", words, remedy)
 

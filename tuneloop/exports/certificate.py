@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tuneloop.exports.causes import causes_of
 from tuneloop.exports.forms import Form
-from tuneloop.exports.limits import LIMITED_AS, Limits, limits_of
+from tuneloop.exports.limits import LIMITED_AS, NEAR_TIE, Limits, limits_of
 from tuneloop.exports.parity import EXACT, NEW_TOKENS, TEXTS, Evidence, Parity, int8_loss, places_equal, questions
 from tuneloop.model.precision import tolerance
 
@@ -36,7 +36,7 @@ def certify(reference: Evidence, form: Form, target: str, measured: Evidence | N
         parity,
         template_equal=texts == reference.texts and not reference.template_changed,
         ids_equal=[tuple(row) for row in ids] == list(reference.ids),
-        missing_ends=tuple(sorted(reference.ends - form.ends())),
+        missing_ends=tuple(sorted(_missing_ends(reference, form))),
     )
     if parity.template_equal and parity.ids_equal and not parity.missing_ends and not parity.past_limits():
         return replace(parity, passed=True)
@@ -47,6 +47,12 @@ def certify(reference: Evidence, form: Form, target: str, measured: Evidence | N
         why=" ".join(cause.why for cause in causes),
         remedy=causes[0].remedy,
     )
+
+
+def _missing_ends(reference: Evidence, form: Form) -> frozenset[int]:
+    """The trained model's end tokens at which some program that reads the form goes on: all where none is named."""
+    named = not reference.ends or reference.ends & form.named_ends()
+    return reference.ends - form.ends() if named else reference.ends
 
 
 def _rendered(reference: Evidence, form: Form) -> tuple[str | None, ...]:
@@ -93,7 +99,7 @@ class _Sums:
     exported_loss: float = 0.0
     labels: int = 0
 
-    def add(self, trained: Tensor, exported: Tensor, labels: Tensor, tie: float) -> None:
+    def add(self, trained: Tensor, exported: Tensor, labels: Tensor) -> None:
         """Logits [positions, vocabulary] of both; labels int64 [at most positions]: the tokens that follow the first.
 
         What is no number makes the sums it goes into none.
@@ -109,7 +115,7 @@ class _Sums:
         ours, theirs = trained.double().log_softmax(-1), exported.double().log_softmax(-1)
         self.kld += float((ours.exp() * (ours - theirs)).sum())
         first = trained.double().topk(2).values
-        near = (first[:, 0] - first[:, 1]) / trained.double().std(-1) < tie
+        near = (first[:, 0] - first[:, 1]) / trained.double().std(-1) < NEAR_TIE
         self.same_top += int(((trained.argmax(-1) == exported.argmax(-1)) | near).sum())
         self.positions += len(trained)
         picked = labels[:, None]
@@ -144,7 +150,7 @@ def _measured(reference: Evidence, form: Form, target: str, limits: Limits) -> P
         labels = ids[places[places + 1 < len(ids)] + 1]
         for start in range(0, len(places), BLOCK):
             block = slice(start, start + BLOCK)
-            sums.add(trained[block], exported[block], labels[block], limits.tie)
+            sums.add(trained[block], exported[block], labels[block])
     greedy = [form.greedy(prompt, NEW_TOKENS)[0] if known else [] for prompt in reference.prompts]
     equal, compared = places_equal(reference.answers, greedy)
     same, of, near = agreement(reference, greedy, limits.tie)

@@ -52,6 +52,9 @@ class Form(Protocol):
     def ends(self) -> frozenset[int]:
         """Tokens at which programs that read this form end an answer."""
 
+    def named_ends(self) -> frozenset[int]:
+        """Those that its files name: a program that knows no token by its spelling ends at these alone."""
+
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
         """The chat as the form's own template renders it; None where it brings none."""
 
@@ -90,6 +93,9 @@ class TransformersForm:
         config = getattr(unwrap(self.model), "generation_config", None)
         return _numbers(getattr(config, "eos_token_id", None))
 
+    def named_ends(self) -> frozenset[int]:
+        return self.ends()
+
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
         return render(self.tokenizer, chat, prompt=prompt)
 
@@ -123,11 +129,12 @@ class LlamaForm:
         return self.llama.greedy(list(ids), new_tokens)
 
     def ends(self) -> frozenset[int]:
-        """llama.cpp's end tokens; none where the file itself names no end: llama.cpp knows some by their spelling,
-        other programs do not."""
+        """llama.cpp's end tokens: those that the file names, and some that it knows by their spelling."""
+        return frozenset(self.llama.ends())
+
+    def named_ends(self) -> frozenset[int]:
         facts = self._facts()
-        named = {facts.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
-        return frozenset(self.llama.ends()) if named else frozenset()
+        return frozenset(facts[key] for key in (f"tokenizer.ggml.{x}_token_id" for x in ("eos", "eot")) if key in facts)
 
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
         from transformers.utils.chat_template_utils import render_jinja_template

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+NEAR_TIE = 1e-3
+"""Lead of the best token, in standard deviations of a step's logits, below which evaluation calls it a near tie."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -18,32 +21,32 @@ class Limits:
     """Size of the difference of both models' logits over the size of the trained one's, each without its mean: what is
     allowed however flat or sharp the distributions are."""
     same_top: float
-    """Share of the tokens at which both hold the same next token for the most likely one; near ties count as the same.
-    """
+    """Share of the tokens at which both hold the same next token for the most likely one; near ties (`NEAR_TIE`)
+    count as the same."""
     loss: float
     """How far the mean losses of an answer token may be apart, in nats."""
     greedy: float | None
     """Share of greedy tokens up to the first near tie that are the same; None where rounding turns greedy answers."""
     tie: float
-    """Lead of the most likely token below which a step is a near tie, in standard deviations of its logits."""
+    """Lead below which a greedy step is a near tie: `NEAR_TIE`, or what the rounding of this type can turn."""
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
 LIMITS: dict[str, Limits] = {
-    "float32":     Limits(1e-6, 1e-4,  1.00, 1e-3,  1.00, 1e-3),
-    "float16":     Limits(1e-4, 0.005, 0.99, 0.005, 1.00, 0.01),
-    "bfloat16":    Limits(5e-3, 0.04,  0.95, 0.03,  0.90, 0.05),
-    "gguf-f16":    Limits(1e-4, 0.005, 0.99, 0.005, 1.00, 0.01),
-    "gguf-bf16":   Limits(5e-3, 0.04,  0.95, 0.03,  0.90, 0.05),
-    "gguf-q8_0":   Limits(0.01, 0.06,  0.94, 0.05,  None, 0.05),
-    "gguf-q6_k":   Limits(0.02, 0.10,  0.92, 0.08,  None, 0.05),
-    "gguf-q5_k_m": Limits(0.06, 0.20,  0.86, 0.15,  None, 0.05),
-    "gguf-q4_k_m": Limits(0.20, 0.35,  0.78, 0.30,  None, 0.05),
-    "gguf-q4_0":   Limits(0.30, 0.40,  0.72, 0.40,  None, 0.05),
-    "nf4":         Limits(0.30, 0.40,  0.72, 0.40,  None, 0.05),
-    "int8":        Limits(0.06, 0.20,  0.86, 0.15,  None, 0.05),
+    "float32":     Limits(1e-6, 1e-4,  1.00, 1e-3,  1.00, NEAR_TIE),
+    "float16":     Limits(1e-4, 0.005, 0.98, 0.005, 1.00, 0.01),
+    "bfloat16":    Limits(5e-3, 0.04,  0.94, 0.03,  1.00, 0.06),
+    "gguf-f16":    Limits(1e-4, 0.005, 0.98, 0.005, 1.00, 0.01),
+    "gguf-bf16":   Limits(5e-3, 0.04,  0.94, 0.03,  1.00, 0.06),
+    "gguf-q8_0":   Limits(0.01, 0.07,  0.94, 0.03,  None, NEAR_TIE),
+    "gguf-q6_k":   Limits(0.06, 0.20,  0.88, 0.10,  None, NEAR_TIE),
+    "gguf-q5_k_m": Limits(0.15, 0.30,  0.82, 0.20,  None, NEAR_TIE),
+    "gguf-q4_k_m": Limits(0.40, 0.50,  0.70, 0.40,  None, NEAR_TIE),
+    "gguf-q4_0":   Limits(0.60, 0.60,  0.62, 0.60,  None, NEAR_TIE),
+    "nf4":         Limits(0.60, 0.60,  0.62, 0.60,  None, NEAR_TIE),
+    "int8":        Limits(0.15, 0.30,  0.82, 0.20,  None, NEAR_TIE),
 }  # fmt: skip
 """How weights are held -> limits."""
 
