@@ -274,6 +274,16 @@ def test_a_lost_end_token(reference: Evidence, unharmed: Path, tmp_path: Path) -
     assert (certificate.passed, certificate.cause, certificate.missing_ends) == (False, "end-token", (end,))
 
 
+def test_without_the_bases_folder_no_cause_is_guessed(reference: Evidence, unharmed: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    folder = planted(unharmed, tmp_path, lambda weights: weights.update({name: weights[name].T}))
+    assert reference.source is not None
+    gone = replace(reference, source=replace(reference.source, folder=tmp_path / "gone"))
+    certificate = certify(gone, read_back(folder), "merged")
+    assert (certificate.passed, certificate.cause) == (False, "unknown")
+    assert "could not be read" in certificate.why
+
+
 def test_two_faults_are_both_told(reference: Evidence, unharmed: Path, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
     folder = planted(unharmed, tmp_path, lambda weights: weights.update({name: weights[name].T}))

@@ -7,16 +7,19 @@ what the form renders and cuts; those of the weights read both models' tensors, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
+from safetensors import SafetensorError
+
+from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import listed, t
 from tuneloop.exports.differing import Compared, Comparison, compare_tensors, is_permuted, is_transposed
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import rounding_of
 from tuneloop.exports.parity import TEXTS, Evidence, Parity
-from tuneloop.exports.tensors import Tensors
 
 BEFORE, SHOWN = 10, 40
 """Characters of a text that a message shows, before the first difference and from there on."""
@@ -46,14 +49,12 @@ class Case:
     ids: Sequence[Sequence[int]]
 
     @cached_property
-    def tensors(self) -> Tensors:
-        return self.form.tensors()
-
-    @cached_property
     def comparison(self) -> Comparison | None:
-        """Both models' tensors held against each other; None where the trained one's folder is not known."""
+        """Both models' tensors held against each other; None where one's are not known, or cannot be read."""
         source = self.reference.source
-        return None if source is None else compare_tensors(source, self.tensors)
+        with suppress(TuneloopError, OSError, SafetensorError):
+            return None if source is None else compare_tensors(source, self.form.tensors())
+        return None
 
 
 def template(case: Case) -> Cause | None:
