@@ -7,18 +7,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Record
-from tuneloop.data.tokens.templates import Chat
+from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.templates import Chat, encode, render
+from tuneloop.data.version import dataset as datasets
+from tuneloop.evaluation import preference
+from tuneloop.evaluation.diagnosis import ended
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.exports import parity
+from tuneloop.exports.forms import HELD, computing_dtype
 from tuneloop.exports.parity import Evidence
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.model.head import Answers
+from tuneloop.runs.run import Run
 from tuneloop.tasks.task import Task, TaskContext
+from tuneloop.training.digests import template_digest
 
 QUESTIONS = (
     "Who are you?",
@@ -38,6 +47,8 @@ class Questions:
     chats: Sequence[Chat] = ()
     texts: Sequence[str] = ()
     held: Sequence[Record] = ()
+    template: str | None = None
+    """Digest of the chat template that the run recorded when it ended; None where it recorded none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,11 @@ def dialogues(run: Path) -> list[Chat]:
 def _chats(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | None) -> Questions:
     chosen = [c for c in (dialogues(run) if chats is None else chats) if parity.questions(c)][:CHATS]
     chosen = chosen or [[{"role": "user", "content": q}] for q in QUESTIONS]
-    return Questions(_answered(Answerer(model, tokenizer), chosen), held=parity.held_rows(run, tokenizer))
+    return Questions(
+        _answered(Answerer(model, tokenizer), chosen),
+        held=held_rows(run, tokenizer),
+        template=ended(Run(run)).get("template"),
+    )
 
 
 def _answered(answerer: Answerer, chats: Sequence[Chat]) -> list[Chat]:
@@ -94,16 +109,60 @@ def _pairs(run: Path, model: nn.Module, tokenizer: Any, chats: Sequence[Chat] | 
 
 
 def _logits(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
-    return parity.measure(model, tokenizer, questions.chats, questions.held)
+    evidence = parity.measure(model, tokenizer, questions.chats, questions.held)
+    return replace(evidence, template_changed=questions.template not in {None, template_digest(tokenizer)})
 
 
 def _labels(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
     classifier = Classifier(model, tokenizer, task, replace(context, tokenizer=tokenizer))
-    return parity.measure_labels(classifier, questions.texts)
+    return measure_labels(classifier, questions.texts)
 
 
 def _scores(model: nn.Module, tokenizer: Any, task: Task, context: TaskContext, questions: Questions) -> Evidence:
-    return parity.measure_scores(Scorer(model, tokenizer), questions.chats)
+    return measure_scores(Scorer(model, tokenizer), questions.chats)
+
+
+def held_rows(run: Path, tokenizer: Any) -> list[Record]:
+    """Rows that the run has held out, of at most `HELD` tokens together; [] where its dataset is gone."""
+    folder = Run(run).dataset()
+    if folder is None:
+        return []
+    try:
+        held = datasets.open_dataset(folder).records("validation")
+    except TuneloopError:
+        return []
+    rows, tokens = list[Record](), 0
+    for record in preference.dialogues(held[: parity.MOST_ROWS]):
+        length = sum(len(sample.ids) for sample in tokenize(tokenizer, [record]))
+        if tokens + length <= HELD:
+            rows.append(record)
+            tokens += length
+    return rows
+
+
+def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
+    """What a classifier says to texts: the logarithms of its probabilities, and its labels by number."""
+    chances = classifier.classify(texts)
+    logits = [torch.tensor([list(of.values())], dtype=torch.float64).clamp_min(1e-30).log().float() for of in chances]
+    return Evidence(
+        logits=tuple(logits),
+        answers=tuple((int(row.argmax()),) for row in logits),
+        texts=tuple(texts),
+        ids=tuple(tuple(ids) for ids in encode(classifier.tokenizer, list(texts))),
+        dtype=computing_dtype(classifier.model),
+    )
+
+
+def measure_scores(scorer: Scorer, chats: Sequence[Chat]) -> Evidence:
+    """What a reward model says to dialogues."""
+    texts = [render(scorer.tokenizer, chat) for chat in chats]
+    return Evidence(
+        logits=tuple(torch.tensor([[score]]) for score in scorer.scores(chats)),
+        answers=(),
+        texts=tuple(texts),
+        ids=tuple(tuple(ids) for ids in encode(scorer.tokenizer, texts)),
+        dtype=computing_dtype(scorer.model),
+    )
 
 
 EVIDENCE: dict[Answers, Examination] = {

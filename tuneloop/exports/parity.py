@@ -2,94 +2,52 @@
 
 The trained model (base and adapter) and the exported one, read back from disk, see the same dialogues. Compared are the
 logits where the assistant speaks, greedy answers token by token, and the text the chat template renders. This says
-nothing about how good the answers are; evaluation does.
+nothing about how good the answers are; evaluation does. Of models that write, `certificate.py` says more.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from tuneloop.base.errors import DataError, RunError, TuneloopError
-from tuneloop.base.language import t
+from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
-from tuneloop.data.tokens.encode import tokenize
+from tuneloop.data.tokens.encode import Sequences, tokenize
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
-from tuneloop.data.version import dataset as datasets
-from tuneloop.evaluation import preference
-from tuneloop.evaluation.before_after import held_out_loss
-from tuneloop.inference.classifier import Classifier
-from tuneloop.inference.scorer import Scorer
-from tuneloop.model.backbone import unwrap
+from tuneloop.exports.figures import Parity, require
+from tuneloop.exports.forms import computing_dtype, greedy_tokens, logits_at, mean_loss
+from tuneloop.exports.tensors import Source, source_of
+from tuneloop.model.backbone import longest, unwrap
 from tuneloop.model.precision import EXACT, tolerance
-from tuneloop.runs.run import Run
+
+__all__ = ["EXACT", "Evidence", "Parity", "compare", "measure", "questions", "require", "tolerance"]
 
 NEW_TOKENS = 32
 """Tokens of each greedy answer that is compared."""
-HELD, MOST_ROWS = 2048, 64
-"""Tokens and number of the held-out rows whose loss is compared, at most."""
+MOST_ROWS = 64
+"""Held-out rows whose loss is compared, at most; of `HELD` tokens together."""
 PEAK = 10
 """How far the largest number of what a layer multiplies stands out, in root mean squares of it; see `int8_loss`."""
 MOST_LOGITS = 1 << 26
 """Numbers kept of one model's logits (256 MiB); of longer dialogues evenly spread positions are taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far an exported model is from the trained one. Differences are in logits, absolute."""
-
-    max_logit_difference: float
-    mean_logit_difference: float
-    same_tokens: int
-    of: int
-    template_equal: bool
-    passed: bool
-    tolerance: float
-    trained_loss: float | None = None
-    """Mean loss of a label token on held-out rows, in nats, of the model as it was trained and measured; None where the
-    task has none, or there is nothing to measure it on."""
-    exported_loss: float | None = None
-    loss_tolerance: float | None = None
-    rounded: bool = False
-    """The trained model also rounds what it computes with (int8): logits are compared without that, losses with it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def line(self) -> str:
-        """One line for the console."""
-        text = self._logits()
-        if self.trained_loss is not None and self.exported_loss is not None:
-            text += t(
-                "; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed {tolerance:.2g})",
-                trained=self.trained_loss,
-                exported=self.exported_loss,
-                tolerance=self.loss_tolerance or 0.0,
-            )
-        if self.rounded:
-            text += t(
-                "; int8 also rounds what the trained model computes with, which no file can hold: logits are "
-                "compared without it, losses with it"
-            )
-        return text
-
-    def _logits(self) -> str:
-        return t(
-            "largest logit difference {largest:.2g} (allowed {tolerance:.2g}), {same}/{of} answer tokens the same, "
-            "chat template {template}",
-            largest=self.max_logit_difference,
-            tolerance=self.tolerance,
-            same=self.same_tokens,
-            of=self.of,
-            template=t("equal") if self.template_equal else t("different"),
-        )
+ANSWER_TOKENS = 256
+"""Answer tokens whose logits are compared, where the dialogues and the held-out rows have so many."""
+LONGEST = 2048
+"""Tokens of a dialogue that are read at a time; of a longer one those around the beginning of its answer."""
+TEXTS = (
+    "In 2024, 1234567 people paid $3.50 each; it's what they'd've called \"cheap\".",
+    "今天是2024年5月1日，天气很好，气温25℃。你好！请问“词元”是什么意思？",
+    "def add(a, b):\n    return a + b  # 12 + 345 = 357\n\n\nprint(add(1, 22))\n",
+    "  Two spaces,\ttabs\tand\n\n  indented lines.   HTTPServer isn't CamelCase_42.",
+    "Größe, naïve, Ελληνικά, русский, 日本語テスト, 한국어, 🙂👍🏽 …",
+)
+"""Digits, contractions, spaces, code and scripts: what pre-tokenizers cut differently. Tokenised beside the dialogues.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +66,24 @@ class Evidence:
     loss: float | None = None
     """Mean loss of a label token on held-out rows, in nats; None where there are none."""
     layers: int = 0
+    samples: tuple[tuple[Tensor, Tensor], ...] = ()
+    """The tokens, int64 [length], and the positions of each of `logits`."""
+    prompts: tuple[tuple[int, ...], ...] = ()
+    gaps: tuple[tuple[float, ...], ...] = ()
+    """How far the best token of each greedy step is ahead of the second, in standard deviations of its logits."""
+    chats: tuple[Chat, ...] = ()
+    held: tuple[Record, ...] = ()
+    ends: frozenset[int] = frozenset()
+    """Tokens at which the trained model's answers end."""
+    source: Source | None = None
+    template_changed: bool = False
+    """The chat template is not the one that the run recorded when it ended."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a program must be able to hold to be asked the same."""
+        lengths = [*(len(ids) for ids, _ in self.samples), *(len(ids) + NEW_TOKENS for ids in self.prompts)]
+        return max(lengths, default=0)
 
 
 def questions(chat: Chat) -> Chat:
@@ -124,34 +100,67 @@ def questions(chat: Chat) -> Chat:
 def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Sequence[Record] = ()) -> Evidence:
     """What `model` says to `chats`, each with at least one assistant turn, whose positions are looked at; and what it
     loses on the rows `held`. Where no answer of a chat can be trained, the position is looked at where one would begin.
+    Where the chats have few answer tokens, positions of `held` are looked at as well.
     """
     model.eval()
-    device = next(model.parameters()).device
-    prompts = [render(tokenizer, questions(chat), prompt=True) for chat in chats]
-    texts = (*(render(tokenizer, chat) for chat in chats), *prompts)
+    texts = (
+        *(render(tokenizer, chat) for chat in chats),
+        *(render(tokenizer, questions(chat), prompt=True) for chat in chats),
+        *TEXTS,
+    )
     ids_of_texts = encode(tokenizer, list(texts))
-    samples = [
-        one
-        for chat, prompt in zip(chats, ids_of_texts[len(chats) :], strict=True)
-        for one in _answer_positions(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
-    ]
-    vocabulary = int(unwrap(model).config.get_text_config().vocab_size)
-    most = max(1, MOST_LOGITS // (vocabulary * max(1, len(samples))))
-    logits = []
-    for ids, places in samples:
-        if len(places) > most:
-            places = places[torch.linspace(0, len(places) - 1, most).long()]
-        out = model(input_ids=ids[None].to(device), use_cache=False, logits_to_keep=places.to(device))
-        logits.append(out.logits[0].float().cpu())
+    at_once = max(2, min(LONGEST, longest(model) - NEW_TOKENS))
+    prompts = [ids[-at_once:] for ids in ids_of_texts[len(chats) : 2 * len(chats)]]
+    samples = _spread(_samples(tokenizer, chats, prompts, held), model, at_once)
+    greedy = [greedy_tokens(model, ids, NEW_TOKENS) for ids in prompts]
     return Evidence(
-        logits=tuple(logits),
-        answers=tuple(_greedy(model, tokenizer, ids, device) for ids in ids_of_texts[len(chats) :]),
+        logits=tuple(logits_at(model, ids, places) for ids, places in samples),
+        answers=tuple(tuple(tokens) for tokens, _ in greedy),
         texts=texts,
         ids=tuple(tuple(ids) for ids in ids_of_texts),
-        dtype=_dtype(model),
-        loss=_loss(model, tokenizer, held),
+        dtype=computing_dtype(model),
+        loss=mean_loss(model, tokenizer, held),
         layers=int(unwrap(model).config.get_text_config().num_hidden_layers),
+        samples=tuple(samples),
+        prompts=tuple(tuple(ids) for ids in prompts),
+        gaps=tuple(tuple(gaps) for _, gaps in greedy),
+        chats=tuple(chats),
+        held=tuple(held),
+        ends=stop_ids(tokenizer),
+        source=source_of(model),
     )
+
+
+def _samples(
+    tokenizer: Any, chats: Sequence[Chat], prompts: Sequence[list[int]], held: Sequence[Record]
+) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and positions of all chats, and of held-out rows until there are `ANSWER_TOKENS` positions."""
+    out = [
+        one
+        for chat, prompt in zip(chats, prompts, strict=True)
+        for one in _answer_positions(tokenizer, chat) or [(torch.tensor(prompt), torch.tensor([len(prompt) - 1]))]
+    ]
+    for record in held:
+        if sum(len(places) for _, places in out) >= ANSWER_TOKENS:
+            break
+        out += _positions(tokenize(tokenizer, [record]))
+    return out
+
+
+def _spread(samples: list[tuple[Tensor, Tensor]], model: nn.Module, at_once: int) -> list[tuple[Tensor, Tensor]]:
+    """The samples cut to `at_once` tokens around the beginning of their answers, and so many positions, evenly spread,
+    that the logits of all are at most `MOST_LOGITS` numbers."""
+    vocabulary = int(unwrap(model).config.get_text_config().vocab_size)
+    positions = max(1, MOST_LOGITS // (vocabulary * max(1, len(samples))))
+    out = []
+    for ids, places in samples:
+        if len(ids) > at_once:
+            start = max(0, int(places[0]) + 1 - at_once // 2)
+            ids, places = ids[start : start + at_once], places[places < start + at_once] - start
+        if len(places) > positions:
+            places = places[torch.linspace(0, len(places) - 1, positions).long()]
+        out.append((ids, places))
+    return out
 
 
 def _answer_positions(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]:
@@ -166,77 +175,13 @@ def _answer_positions(tokenizer: Any, chat: Chat) -> list[tuple[Tensor, Tensor]]
         if error.code != "TL-DATA-MASK":
             raise
         return []
-    # The logits at position i - 1 choose the token at i.
-    positions = [(torch.from_numpy(s.ids).long(), torch.from_numpy(s.trained[1:]).nonzero().flatten()) for s in samples]
-    return [(ids, places) for ids, places in positions if len(places)]
+    return _positions(samples)
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    """The type that the model computes in; bitsandbytes' weights are bytes."""
-    return next(p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
-
-
-def _loss(model: nn.Module, tokenizer: Any, held: Sequence[Record]) -> float | None:
-    total, tokens = held_out_loss(model, tokenizer, HELD)(list(held)) if held else (0.0, 0)
-    return total / tokens if tokens else None
-
-
-def held_rows(run: Path, tokenizer: Any) -> list[Record]:
-    """Rows that the run has held out, of at most `HELD` tokens together; [] where its dataset is gone."""
-    folder = Run(run).dataset()
-    if folder is None:
-        return []
-    try:
-        held = datasets.open_dataset(folder).records("validation")
-    except TuneloopError:
-        return []
-    rows, tokens = list[Record](), 0
-    for record in preference.dialogues(held[:MOST_ROWS]):
-        length = sum(len(sample.ids) for sample in tokenize(tokenizer, [record]))
-        if tokens + length <= HELD:
-            rows.append(record)
-            tokens += length
-    return rows
-
-
-def measure_labels(classifier: Classifier, texts: Sequence[str]) -> Evidence:
-    """What a classifier says to texts: the logarithms of its probabilities, and its labels by number."""
-    chances = classifier.classify(texts)
-    logits = [torch.tensor([list(of.values())], dtype=torch.float64).clamp_min(1e-30).log().float() for of in chances]
-    return Evidence(
-        logits=tuple(logits),
-        answers=tuple((int(row.argmax()),) for row in logits),
-        texts=tuple(texts),
-        ids=tuple(tuple(ids) for ids in encode(classifier.tokenizer, list(texts))),
-        dtype=_dtype(classifier.model),
-    )
-
-
-def measure_scores(scorer: Scorer, chats: Sequence[Chat]) -> Evidence:
-    """What a reward model says to dialogues."""
-    texts = [render(scorer.tokenizer, chat) for chat in chats]
-    return Evidence(
-        logits=tuple(torch.tensor([[score]]) for score in scorer.scores(chats)),
-        answers=(),
-        texts=tuple(texts),
-        ids=tuple(tuple(ids) for ids in encode(scorer.tokenizer, texts)),
-        dtype=_dtype(scorer.model),
-    )
-
-
-def _greedy(model: nn.Module, tokenizer: Any, prompt: list[int], device: torch.device) -> tuple[int, ...]:
-    stops = sorted(stop_ids(tokenizer))
-    # Never ended early: a model that has learned to answer briefly would be compared on next to nothing.
-    how = cast(Any, GenerationConfig)(
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=stops or None,
-        pad_token_id=stops[0] if stops else 0,
-    )
-    ids = torch.tensor([prompt], device=device)
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)  # type: ignore[operator]
-    return tuple(int(token) for token in out[0, len(prompt) :])
+def _positions(samples: Sequences) -> list[tuple[Tensor, Tensor]]:
+    """Tokens of each sample, and the positions whose logits choose its answer: those at i - 1 choose the token at i."""
+    pairs = [(torch.from_numpy(s.ids).long(), torch.from_numpy(s.trained[1:]).nonzero().flatten()) for s in samples]
+    return [(ids, places) for ids, places in pairs if len(places)]
 
 
 def int8_loss(loss: float, layers: int) -> float:
@@ -261,7 +206,8 @@ def compare(trained: Evidence, exported: Evidence, measured: Evidence | None = N
     float32 must also give the same answers, token by token; below that one near tie may turn a greedy answer without
     any fault, so there the tokens are counted but do not decide.
     """
-    template_equal = trained.texts == exported.texts and trained.ids == exported.ids
+    ids_equal = trained.ids == exported.ids
+    template_equal = trained.texts == exported.texts and ids_equal and not trained.template_changed
     same_shape = [x.shape for x in trained.logits] == [x.shape for x in exported.logits]
     largest, total, count, size = 0.0, 0.0, 0, 0.0
     for a, b in zip(trained.logits, exported.logits, strict=True) if same_shape else ():
@@ -272,7 +218,7 @@ def compare(trained: Evidence, exported: Evidence, measured: Evidence | None = N
         size = max(size, float(a.abs().max()) if a.numel() else 0.0)
     if not same_shape or not count:
         largest = total = float("inf")
-    same, of = _agreement(trained.answers, exported.answers)
+    same, of = places_equal(trained.answers, exported.answers)
     allowed = tolerance(exported.dtype, size)
     exact = allowed == EXACT
     before = (measured or trained).loss
@@ -292,28 +238,15 @@ def compare(trained: Evidence, exported: Evidence, measured: Evidence | None = N
         exported_loss=exported.loss,
         loss_tolerance=near,
         rounded=measured is not None,
+        ids_equal=ids_equal,
     )
 
 
-def _agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> tuple[int, int]:
+def places_equal(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> tuple[int, int]:
     """(tokens at the same place that are equal, tokens of the longer answer), over all answers.
 
-    >>> _agreement([[1, 2, 3], [4]], [[1, 9], [4]])
+    >>> places_equal([[1, 2, 3], [4]], [[1, 9], [4]])
     (2, 4)
     """
     same = sum(x == y for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=False))
     return same, sum(max(len(left), len(right)) for left, right in zip(a, b, strict=True))
-
-
-def require(parity: Parity, where: str) -> None:
-    """Raise TL-RUN-PARITY unless it passed."""
-    if not parity.passed:
-        raise RunError(
-            "TL-RUN-PARITY",
-            where=where,
-            largest=f"{parity.max_logit_difference:.3g}",
-            tolerance=f"{parity.tolerance:.3g}",
-            same=parity.same_tokens,
-            of=parity.of,
-            template=t("equal") if parity.template_equal else t("different"),
-        )

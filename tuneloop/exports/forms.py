@@ -1,0 +1,210 @@
+"""Forms: exported models that can be questioned, whatever program reads them back from the disk.
+
+A form answers in tokens and logits only. What is held against it, and what follows, the certificate says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.base.records import Record
+from tuneloop.data.tokens.templates import Chat, encode, render
+from tuneloop.evaluation.before_after import held_out_loss
+from tuneloop.exports.tensors import Tensors, gguf_tensors, model_tensors
+from tuneloop.inference.decode import Decoder
+from tuneloop.model.backbone import longest, unwrap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tuneloop.gguf.llamacpp import LlamaCpp
+
+
+HELD = 2048
+"""Tokens of the held-out rows whose loss is compared, at most."""
+
+
+class Form(Protocol):
+    """An exported model, read back from the disk."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that its weights are computed with, as far as the form is judged by it."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it knows."""
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts: special tokens in them are tokens, none are added."""
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """float32 [positions, vocabulary] on the CPU: the logits behind the tokens at these positions of `ids`."""
+
+    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
+        """The most likely token at each step behind `ids`, and how far it is ahead of the second, in standard
+        deviations of the step's logits."""
+
+    def ends(self) -> frozenset[int]:
+        """Tokens at which programs that read this form end an answer."""
+
+    def named_ends(self) -> frozenset[int]:
+        """Those that its files name: a program that knows no token by its spelling ends at these alone."""
+
+    def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
+        """The chat as the form's own template renders it; None where it brings none."""
+
+    def loss(self, held: Sequence[Record]) -> float | None:
+        """Mean loss of a label token on rows, in nats; None where the answer tokens' loss must do."""
+
+    def tensors(self) -> Tensors:
+        """Its weights by their names in transformers, each read (float32, CPU) when it is called."""
+
+
+class TransformersForm:
+    """A model and a tokenizer that transformers (with PEFT, bitsandbytes or torchao) has read back from a folder."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return computing_dtype(self.model)
+
+    @property
+    def vocabulary(self) -> int:
+        return len(unwrap(self.model).get_input_embeddings().weight)  # type: ignore[arg-type]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return encode(self.tokenizer, list(texts))
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        return logits_at(self.model, torch.tensor(list(ids)), torch.tensor(list(positions)))
+
+    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
+        return greedy_tokens(self.model, ids, new_tokens)
+
+    def ends(self) -> frozenset[int]:
+        """What its generation config names: other programs go by that, not by the template."""
+        config = getattr(unwrap(self.model), "generation_config", None)
+        return _numbers(getattr(config, "eos_token_id", None))
+
+    def named_ends(self) -> frozenset[int]:
+        return self.ends()
+
+    def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
+        return render(self.tokenizer, chat, prompt=prompt)
+
+    def loss(self, held: Sequence[Record]) -> float | None:
+        return mean_loss(self.model, self.tokenizer, held)
+
+    def tensors(self) -> Tensors:
+        return model_tensors(self.model)
+
+
+class LlamaForm:
+    """A GGUF file, with adapters or without, as llama.cpp has read it."""
+
+    dtype = torch.float32
+    """llama.cpp computes what matters in float32; what the weights have lost is the target's matter."""
+
+    def __init__(self, llama: LlamaCpp, gguf: Path, adapters: Sequence[Path] = ()) -> None:
+        self.llama, self.gguf, self.adapters = llama, gguf, tuple(adapters)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.llama.vocabulary
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.llama.tokenize(list(texts))
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self.llama.logits(list(ids), list(positions))).float()
+
+    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
+        return self.llama.greedy(list(ids), new_tokens)
+
+    def ends(self) -> frozenset[int]:
+        """llama.cpp's end tokens: those that the file names, and some that it knows by their spelling."""
+        return frozenset(self.llama.ends())
+
+    def named_ends(self) -> frozenset[int]:
+        facts = self._facts()
+        return frozenset(facts[key] for key in (f"tokenizer.ggml.{x}_token_id" for x in ("eos", "eot")) if key in facts)
+
+    def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        facts = self._facts()
+        source = facts.get("tokenizer.chat_template")
+        if not source:
+            return None
+        tokens = facts["tokenizer.ggml.tokens"]
+        named = {
+            f"{name}_token": tokens[facts[f"tokenizer.ggml.{key}_token_id"]]
+            for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
+            if f"tokenizer.ggml.{key}_token_id" in facts
+        }
+        rendered, _ = render_jinja_template([chat], chat_template=source, add_generation_prompt=prompt, **named)
+        return str(rendered[0])
+
+    def loss(self, held: Sequence[Record]) -> float | None:
+        return None
+
+    def tensors(self) -> Tensors:
+        return gguf_tensors(self.gguf, self.adapters)
+
+    def _facts(self) -> dict[str, Any]:
+        from tuneloop.gguf.file import GgufFile
+
+        with GgufFile(self.gguf) as file:
+            return file.facts
+
+
+def _numbers(field: Any) -> frozenset[int]:
+    """
+    >>> sorted(_numbers([2, 1])), sorted(_numbers(3)), sorted(_numbers(None))
+    ([1, 2], [3], [])
+    """
+    return frozenset() if field is None else frozenset([field] if isinstance(field, int) else field)
+
+
+def computing_dtype(model: nn.Module) -> torch.dtype:
+    """The type that a model computes in; bitsandbytes' weights are bytes."""
+    return next(p.dtype for p in unwrap(model).parameters() if p.is_floating_point())
+
+
+@torch.no_grad()
+def logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """float32 [positions, vocabulary] on the CPU of one text of tokens, int64 [length]; no others are computed."""
+    device = next(model.parameters()).device
+    out = model(input_ids=ids[None].to(device), use_cache=False, logits_to_keep=positions.to(device))
+    logits: Tensor = out.logits[0].float().cpu()
+    return logits
+
+
+@torch.no_grad()
+def greedy_tokens(model: nn.Module, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
+    """The most likely token at each step, and its lead over the second in standard deviations of the step's logits.
+
+    An end token does not end it: a model that has learned to answer briefly would be compared on next to nothing.
+    """
+    decoder = Decoder(model, longest(model))
+    state, tokens, gaps = decoder.prefill([list(ids)], pad=0), list[int](), list[float]()
+    for _ in range(new_tokens):
+        logits = decoder.step(state)[0].double()
+        first, second = logits.topk(2).values.tolist()
+        gaps.append((first - second) / float(logits.std()))
+        tokens.append(int(logits.argmax()))
+        state = decoder.extended(state, torch.tensor([tokens[-1]], device=logits.device))
+    return tokens, gaps
+
+
+def mean_loss(model: nn.Module, tokenizer: Any, held: Sequence[Record]) -> float | None:
+    """Mean loss of a label token on rows, in nats; None where there is none."""
+    total, tokens = held_out_loss(model, tokenizer, HELD)(list(held)) if held else (0.0, 0)
+    return total / tokens if tokens else None
