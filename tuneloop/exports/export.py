@@ -15,14 +15,12 @@ from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.exports import card, parity
 from tuneloop.exports.composition import Composition, composition
-from tuneloop.exports.merge import merge
+from tuneloop.exports.merge import merge, write_origin
 from tuneloop.exports.parity import Parity
 from tuneloop.exports.reference import Reference, reference
 from tuneloop.exports.targets import TARGETS, Work, require_known, require_possible
 from tuneloop.exports.tensor_file import TensorFile
 from tuneloop.hub.folder_check import weight_files
-from tuneloop.hub.provenance import licence
-from tuneloop.hub.pull import PROVENANCE, provenance
 from tuneloop.model.load import pick_dtype
 from tuneloop.model.old_keys import write_json
 
@@ -129,18 +127,7 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
     """Beside the weights: the proof, where the model is from, and the model card."""
     parts = one.parts
     write_json(folder / "parity.json", proof.as_dict())
-    # Whoever trains on from this folder finds the base model's licence in it.
-    origin = {
-        "name": parts.name,
-        "kind": target,
-        "base": parts.base_name,
-        "licence": licence(parts.base),
-        "terms": provenance(parts.base).get("terms"),
-        "system": parts.recipe.prepare.system,
-    }
-    if parts.more:
-        origin["adapters"] = [str(folder) for folder in parts.more]
-    write_json(folder / PROVENANCE, origin)
+    write_origin(parts, folder, target)
     text = card.card(parts.run, parts.recipe, parts.base, proof, dtype=dtype, head=one.head)
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tuneloop.base.errors import TuneloopError
+from tuneloop.base.language import t
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.merge import generation_config
 from tuneloop.exports.reference import Reference
@@ -32,27 +34,33 @@ def write_model(reference: Reference, merged: Path, folder: Path, kind: str) -> 
     name = gguf_name(reference.parts, kind)
     write_gguf(merged, folder / name, kind)
     generation_config(reference, folder)
-    return _modelfile(merged, folder, name)
+    return _modelfile(reference.parts, merged, folder, name)
 
 
-def write_adapter(reference: Reference, base: Path, folder: Path) -> list[str]:
-    """Write the run's adapter as a GGUF adapter (f16), which goes onto a GGUF of its base; returns notes."""
+def write_adapter(reference: Reference, folder: Path, scratch: Path) -> list[str]:
+    """Write the run's adapter as a GGUF adapter, which goes onto a GGUF of its base, with a Modelfile; returns notes."""
     from tuneloop.gguf.lora import write_lora
 
-    (adapter,) = reference.parts.adapters
+    parts, (adapter,) = reference.parts, reference.parts.adapters
     folder.mkdir()
-    name = gguf_name(reference.parts, "lora")
-    write_lora(adapter, base, folder / name)
+    name, base = gguf_name(parts, "lora"), f"{parts.base_name.rpartition('/')[2]}.gguf"
+    write_lora(adapter, parts.weights, folder / name)
     generation_config(reference, folder)
-    return []
+    model = scratch / "prompts"  # what a Modelfile is made from: the run's tokenizer with the base's config
+    reference.tokenizer.save_pretrained(model)
+    shutil.copyfile(parts.weights / "config.json", model / "config.json")
+    shutil.copyfile(folder / "generation_config.json", model / "generation_config.json")
+    note = t("Put a GGUF of {base} beside it, as {name}: the Modelfile asks for it.", base=parts.base_name, name=base)
+    notes = _modelfile(parts, model, folder, base, adapter=name)
+    return notes or [note]
 
 
-def _modelfile(model: Path, folder: Path, name: str) -> list[str]:
+def _modelfile(parts: Composition, model: Path, folder: Path, name: str, adapter: str | None = None) -> list[str]:
     """A Modelfile beside the GGUF `name`; where Ollama's templates cannot say the model's own, why, as a note."""
     from tuneloop.exports.ollama import modelfile
 
     try:
-        text = modelfile(model, name)
+        text = modelfile(model, name, adapter=adapter, system=parts.recipe.prepare.system or None)
     except TuneloopError as error:
         return [str(error)]
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")

@@ -10,11 +10,14 @@ from transformers import PreTrainedModel
 
 from tuneloop.data.tokens.templates import stop_ids
 from tuneloop.exports import streamed
+from tuneloop.exports.composition import Composition
 from tuneloop.exports.reference import Reference
+from tuneloop.hub.provenance import licence
+from tuneloop.hub.pull import PROVENANCE, provenance
 from tuneloop.inference.trained import untrained_model
 from tuneloop.methods import adapters
 from tuneloop.model import quantize
-from tuneloop.model.old_keys import keep_old_keys
+from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.quiet import quiet
 
 
@@ -42,6 +45,22 @@ def merge(reference: Reference, folder: Path, dtype: str) -> None:
         streamed.save_configs(model, folder)
     reference.tokenizer.save_pretrained(folder)
     keep_old_keys(folder, parts.base)
+    write_origin(parts, folder, "merged")
+
+
+def write_origin(parts: Composition, folder: Path, kind: str) -> None:
+    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it."""
+    origin = {
+        "name": parts.name,
+        "kind": kind,
+        "base": parts.base_name,
+        "licence": licence(parts.base),
+        "terms": provenance(parts.base).get("terms"),
+        "system": parts.recipe.prepare.system,
+    }
+    if parts.more:
+        origin["adapters"] = [str(adapter) for adapter in parts.more]
+    write_json(folder / PROVENANCE, origin)
 
 
 def _merged(reference: Reference) -> PreTrainedModel:

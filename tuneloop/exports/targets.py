@@ -209,7 +209,7 @@ def _gguf_target(kind: str, bits: float, purpose: Callable[[], str]) -> Target:
 
 
 def _make_lora(work: Work, folder: Path) -> list[str]:
-    notes = llamacpp.write_adapter(work.reference, work.reference.parts.weights, folder)
+    notes = llamacpp.write_adapter(work.reference, folder, work.scratch)
     return [*notes, *_adapter_notes(work.reference.parts)]
 
 

@@ -67,7 +67,7 @@ class TensorFile:
             stream.write(_header(self.shapes))
             for shape, tensor in zip(self.shapes, tensors, strict=True):
                 assert tuple(tensor.shape) == shape.sizes, shape.name
-                stream.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                stream.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _header(shapes: Sequence[TensorShape]) -> bytes:
