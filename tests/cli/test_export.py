@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -35,4 +36,34 @@ def test_an_unknown_run(tmp_path: Path) -> None:
     done = export("nothing-1", "-w", str(tmp_path))
     assert done.returncode == 2
     assert "TL-RUN-MISSING" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_targets_as_json(tiny_run: Path, tmp_path: Path) -> None:
+    workspace, to = tiny_run.parents[1], tmp_path / "both"
+    done = export(tiny_run.name, "--as", "merged", "--as", "adapter", "--json", "--to", str(to), "-w", str(workspace))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["path"] == str(to)
+    assert report["passed"] is True
+    assert list(report["targets"]) == ["merged", "adapter"]
+    for name, one in report["targets"].items():
+        assert one["path"] == str(to / name)
+        assert one["passed"] is True
+        assert one["command"]
+
+
+def test_the_targets_are_listed() -> None:
+    table, listed = export("--targets"), export("--targets", "--json")
+    assert table.returncode == listed.returncode == 0
+    targets = json.loads(listed.stdout)
+    assert {"merged", "adapter", "gguf-q4_k_m", "gguf-lora", "nf4", "int8"} <= targets.keys()
+    assert all(name in table.stdout for name in targets)
+
+
+def test_a_target_that_is_none(tiny_run: Path, tmp_path: Path) -> None:
+    done = export(tiny_run.name, "--as", "gguf-q4km", "--to", str(tmp_path / "x"), "-w", str(tiny_run.parents[1]))
+    assert done.returncode == 2
+    assert "TL-RUN-TARGET" in done.stderr
+    assert "gguf-q4_k_m" in done.stderr
     assert list(tmp_path.iterdir()) == []

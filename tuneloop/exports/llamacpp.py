@@ -38,7 +38,7 @@ def write_model(reference: Reference, merged: Path, folder: Path, kind: str) -> 
 
 
 def write_adapter(reference: Reference, folder: Path, scratch: Path) -> list[str]:
-    """Write the run's adapter as a GGUF adapter, which goes onto a GGUF of its base, with a Modelfile; returns notes."""
+    """Write the run's adapter as a GGUF that goes onto a GGUF of its base, with a Modelfile; returns notes."""
     from tuneloop.gguf.lora import write_lora
 
     parts, (adapter,) = reference.parts, reference.parts.adapters

@@ -67,7 +67,7 @@ def _merged(reference: Reference) -> PreTrainedModel:
     """The model in memory, its adapters added by PEFT."""
     parts = reference.parts
     model = untrained_model(parts.weights, parts.recipe, reference.head)
-    if parts.bits is not None:
+    if quantize.is_quantized(model):
         model = quantize.dequantized(model)
     for adapter in parts.adapters:
         model = adapters.added(model, adapter)

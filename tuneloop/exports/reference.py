@@ -69,7 +69,7 @@ def unrounded(parts: Composition, head: Head) -> nn.Module:
     """The base with the numbers that its weights stand for in training, all adapters but the last added into them, and
     the last one beside them."""
     model: PreTrainedModel = untrained_model(parts.weights, parts.recipe, head)
-    if parts.bits is not None:
+    if quantize.is_quantized(model):
         model = quantize.dequantized(model)
     if not parts.adapters:
         return model

@@ -67,7 +67,9 @@ def additions(weights: Path, head: Head, chain: Sequence[Path], dtype: torch.dty
     model = skeleton(weights, head)
     own = {name for name in model.state_dict() if name not in model.all_tied_weights_keys}
     apart = getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None)
-    if not own <= set(_files(weights)) or (apart and dtype in HALVES):
+    if not own <= _tensor_names(weights) or (apart and dtype in HALVES):
+        return None
+    if getattr(model.config, "quantization_config", None):  # its files do not hold the numbers themselves
         return None
     every: dict[str, tuple[Addition, ...]] = {}
     for adapter in chain:
@@ -79,13 +81,8 @@ def additions(weights: Path, head: Head, chain: Sequence[Path], dtype: torch.dty
     return every
 
 
-def _files(weights: Path) -> dict[str, Path]:
-    """Name of a tensor -> the file that holds it."""
-    out = {}
-    for file in weight_files(weights):
-        with safe_open(file, "pt") as tensors:
-            out |= dict.fromkeys(tensors.keys(), file)
-    return out
+def _tensor_names(weights: Path) -> set[str]:
+    return {shape.name for file in weight_files(weights) for shape in TensorFile.read(file).shapes}
 
 
 def _of_adapter(model: PreTrainedModel, adapter: Path) -> dict[str, Addition] | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need, quoted
@@ -17,10 +19,8 @@ from tuneloop.exports.composition import Composition
 from tuneloop.exports.parity import Parity
 from tuneloop.exports.quantised import quantise
 from tuneloop.exports.reference import Reference
-from tuneloop.exports.streamed import skeleton
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
-from tuneloop.model.head import CAUSAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ def _one_adapter(parts: Composition) -> str:
 def _vllm(parts: Composition) -> str:
     if reason := _one_adapter(parts):
         return reason
-    model = skeleton(parts.weights, CAUSAL) if parts.task.answers == "text" else None
-    return vllm_refusal(parts.adapters[0], str(model.config.model_type) if model is not None else "")
+    config = AutoConfig.from_pretrained(parts.weights, local_files_only=True, trust_remote_code=False)
+    return vllm_refusal(parts.adapters[0], str(config.model_type))
 
 
 def _gguf_adapter(parts: Composition) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 """The format's word for a type -> the type."""
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
@@ -51,9 +53,9 @@ class TensorFile:
     def read(cls, path: Path) -> TensorFile:
         """The header of a checked file (`hub/folder_check`); its tensors are not looked at."""
         with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        header.pop("__metadata__", None)
-        lines = sorted(header.items(), key=lambda line: line[1]["data_offsets"])
+            table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        table.pop("__metadata__", None)
+        lines = sorted(table.items(), key=lambda line: line[1]["data_offsets"])
         return cls(path, tuple(TensorShape(n, DTYPES[x["dtype"]], tuple(x["shape"])) for n, x in lines))
 
     @property
@@ -64,13 +66,13 @@ class TensorFile:
     def write(self, tensors: Iterable[Tensor]) -> None:
         """Write the file. `tensors` come one by one, in the order of `shapes`."""
         with self.path.open("wb") as stream:
-            stream.write(_header(self.shapes))
+            stream.write(header(self.shapes))
             for shape, tensor in zip(self.shapes, tensors, strict=True):
                 assert tuple(tensor.shape) == shape.sizes, shape.name
                 stream.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def _header(shapes: Sequence[TensorShape]) -> bytes:
+def header(shapes: Sequence[TensorShape]) -> bytes:
     """Length and JSON, filled up with blanks so that the tensors begin at a multiple of eight bytes."""
     lines, begin = dict[str, object](), 0
     for shape in shapes:
