@@ -45,7 +45,8 @@ class Addition:
         with safe_open(self.file, "pt") as tensors:
             a, b = (tensors.get_tensor(f"{self.name}.lora_{side}.weight").float() for side in "AB")
         change = b @ a
-        return weight + ((change.T if self.transposed else change) * self.scale).to(weight.dtype)
+        total: Tensor = weight + ((change.T if self.transposed else change) * self.scale).to(weight.dtype)
+        return total
 
 
 Additions = Mapping[str, tuple[Addition, ...]]
