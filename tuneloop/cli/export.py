@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +79,7 @@ def _report(to: Path, exported: dict[str, Exported]) -> dict[str, Any]:
         for name, one in exported.items()
     }
     first = next(iter(exported.values()))
-    return {"path": str(to), **asdict(first.parity), "targets": each}
+    return {"path": str(to), **first.parity.as_dict(), "targets": each}
 
 
 def _list(json: bool) -> None:

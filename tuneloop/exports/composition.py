@@ -63,9 +63,11 @@ def composition(run: Path, more: Sequence[Path] = ()) -> Composition:
     for adapter in (*own, *more):
         require_base(adapter, weights, base_name(recipe, base))
     bits = bits_of(recipe.train)
-    if more:
-        alike = adapters.held_alike([*own, *more])
-        bits = bits if own else alike
+    for adapter in more:
+        kind = str(adapters.read_config(adapter)["peft_type"])
+        if kind != "LORA":
+            raise RunError("TL-RUN-UNMERGEABLE", where=str(adapter), method=kind)
+        adapters.require_same_bits(adapter, bits, recipe.train.method, "--adapter")
     task = TASKS[task_name(recipe.train.task, ())]
     return Composition(run, recipe, task, base, weights, (*own, *more), tuple(more), bits)
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
+from tuneloop.data.version.dataset import open_dataset
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.merge import generation_config
 from tuneloop.exports.reference import Reference
 from tuneloop.gguf.library import library
+from tuneloop.runs.run import Run
 
 MODELFILE = "Modelfile"
+BASE = "BASE.gguf"
+"""What a Modelfile with an adapter calls the model below it: only whoever serves it knows which file that is."""
 
 
 def missing() -> str:
@@ -43,15 +47,15 @@ def write_adapter(reference: Reference, folder: Path, scratch: Path) -> list[str
 
     parts, (adapter,) = reference.parts, reference.parts.adapters
     folder.mkdir()
-    name, base = gguf_name(parts, "lora"), f"{parts.base_name.rpartition('/')[2]}.gguf"
+    name = gguf_name(parts, "lora")
     write_lora(adapter, parts.weights, folder / name)
     generation_config(reference, folder)
     model = scratch / "prompts"  # what a Modelfile is made from: the run's tokenizer with the base's config
     reference.tokenizer.save_pretrained(model)
     shutil.copyfile(parts.weights / "config.json", model / "config.json")
     shutil.copyfile(folder / "generation_config.json", model / "generation_config.json")
-    note = t("Put a GGUF of {base} beside it, as {name}: the Modelfile asks for it.", base=parts.base_name, name=base)
-    notes = _modelfile(parts, model, folder, base, adapter=name)
+    notes = _modelfile(parts, model, folder, BASE, adapter=name)
+    note = t("Its Modelfile asks for {name}: a GGUF of {base}, to be put beside it.", name=BASE, base=parts.base_name)
     return notes or [note]
 
 
@@ -60,8 +64,17 @@ def _modelfile(parts: Composition, model: Path, folder: Path, name: str, adapter
     from tuneloop.exports.ollama import modelfile
 
     try:
-        text = modelfile(model, name, adapter=adapter, system=parts.recipe.prepare.system or None)
+        text = modelfile(model, name, adapter=adapter, system=parts.recipe.prepare.system, longest=_longest(parts))
     except TuneloopError as error:
         return [str(error)]
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
     return []
+
+
+def _longest(parts: Composition) -> int | None:
+    """Tokens of the longest row that was trained on; None where the dataset is gone."""
+    folder = Run(parts.run).dataset()
+    try:
+        return None if folder is None else int(open_dataset(folder).manifest["tokens"]["longest"])
+    except (TuneloopError, KeyError, TypeError, ValueError):
+        return None

@@ -11,8 +11,6 @@ from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import QloraPart
 
-SIDE_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
 
 def quantise(reference: Reference, merged: Path, folder: Path, dtype: str, *, bits: Literal["nf4", "int8"]) -> None:
     """Write the merged model's folder with its linear layers in NF4 (scales quantised, too) or LLM.int8 to `folder`.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoConfig
 
@@ -164,9 +165,9 @@ def _vllm_command(parts: Composition, folder: Path) -> str:
     return f"vllm serve {quoted(str(parts.weights))} --enable-lora --lora-modules {module}{more}"
 
 
-def _quantised(bits: str, share: float, purpose: Callable[[], str]) -> Target:
+def _quantised(bits: Literal["nf4", "int8"], share: float, purpose: Callable[[], str]) -> Target:
     def make(work: Work, folder: Path) -> list[str]:
-        quantise(work.reference, work.model, folder, work.dtype, bits=bits)  # type: ignore[arg-type]
+        quantise(work.reference, work.model, folder, work.dtype, bits=bits)
         return []
 
     return Target(
