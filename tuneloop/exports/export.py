@@ -18,7 +18,7 @@ from tuneloop.exports.composition import Composition, composition
 from tuneloop.exports.merge import merge, write_origin
 from tuneloop.exports.parity import Parity
 from tuneloop.exports.reference import Reference, reference
-from tuneloop.exports.targets import TARGETS, Work, require_known, require_possible
+from tuneloop.exports.targets import TARGETS, ExportInput, require_known, require_possible
 from tuneloop.exports.tensor_file import TensorFile
 from tuneloop.hub.folder_check import weight_files
 from tuneloop.model.load import pick_dtype
@@ -95,7 +95,7 @@ def _make(
     if any(TARGETS[name].of_merged for name in names):
         merged = partial / "merged" if "merged" in names else scratch / "merged"
         merge(one, merged, dtype)
-    work = Work(one, merged, scratch, dtype)
+    work = ExportInput(one, merged, scratch, dtype)
     notes, proofs = dict[str, Sequence[str]](), dict[str, Parity]()
     for name in sorted(names, key=lambda name: name != "merged"):  # a fault of the merge is no other target's
         folder, target = partial / name, TARGETS[name]
@@ -112,14 +112,14 @@ def needed(parts: Composition, names: Sequence[str], dtype: str) -> int:
     """Bytes that the targets take while they are made, at most."""
     files = [TensorFile.read(file) for file in weight_files(parts.weights)]
     numbers = sum(shape.bytes // shape.dtype.itemsize for file in files for shape in file.shapes)
-    plain = numbers * (4 if dtype == "float32" else 2)
+    unquantised = numbers * (4 if dtype == "float32" else 2)
     most = len(names) * SIDE_BYTES
     for name in names:
         bits = TARGETS[name].bits
-        most += plain if bits is None else int(numbers * bits / 8 * LARGER)
+        most += unquantised if bits is None else int(numbers * bits / 8 * LARGER)
         most += sum(file.stat().st_size for folder in parts.adapters for file in folder.glob("*.safetensors"))
     if "merged" not in names and any(TARGETS[name].of_merged for name in names):
-        most += plain
+        most += unquantised
     return most + (2 * numbers if "gguf-lora" in names else 0)
 
 

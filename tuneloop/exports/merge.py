@@ -38,9 +38,15 @@ def merge(reference: Reference, folder: Path, dtype: str) -> None:
             model.save_pretrained(folder, safe_serialization=True)
     else:
         model = streamed.write(
-            parts.weights, folder, head=reference.head, added=additions, held=held, dtype=wanted, bits=parts.bits,
+            parts.weights,
+            folder,
+            head=reference.head,
+            added=additions,
+            held=held,
+            dtype=wanted,
+            bits=parts.bits,
             quantised=reference.quantised,
-        )  # fmt: skip
+        )
         _stop_where_trained(model, reference.tokenizer)
         streamed.save_configs(model, folder)
     reference.tokenizer.save_pretrained(folder)
@@ -50,7 +56,7 @@ def merge(reference: Reference, folder: Path, dtype: str) -> None:
 
 def write_origin(parts: Composition, folder: Path, kind: str) -> None:
     """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it."""
-    origin = {
+    source = {
         "name": parts.name,
         "kind": kind,
         "base": parts.base_name,
@@ -59,8 +65,8 @@ def write_origin(parts: Composition, folder: Path, kind: str) -> None:
         "system": parts.recipe.prepare.system,
     }
     if parts.more:
-        origin["adapters"] = [str(adapter) for adapter in parts.more]
-    write_json(folder / PROVENANCE, origin)
+        source["adapters"] = [str(adapter) for adapter in parts.more]
+    write_json(folder / PROVENANCE, source)
 
 
 def _merged(reference: Reference) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from tuneloop.methods.table import METHODS
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ExportInput:
     """What a target is made from. `merged` is the merged model's folder where the target asks for it; `scratch` a
     folder for what is only needed on the way; `dtype` the type of the merged weights."""
 
@@ -56,9 +56,9 @@ class Target:
     """It is made out of the merged weights."""
     refusal: Callable[[Composition], str]
     """Why a run's model cannot be exported so, "" where it can; may raise a coded error. Nothing is loaded for it."""
-    make: Callable[[Work, Path], Sequence[str]]
+    make: Callable[[ExportInput, Path], Sequence[str]]
     """Writes the new folder, and returns notes for whoever uses it."""
-    prove: Callable[[Work, Path], Parity]
+    prove: Callable[[ExportInput, Path], Parity]
     """Reads the folder back and compares it."""
     command: Callable[[Composition, Path], str]
     """A command line that uses the folder."""
@@ -93,7 +93,7 @@ def _any_task(parts: Composition) -> str:
     return ""
 
 
-def _writes(parts: Composition) -> str:
+def _generative(parts: Composition) -> str:
     """Only models that write have a form in which llama.cpp or bitsandbytes serve them."""
     if parts.task.answers != "text":
         return t("it holds models that write, and this one names labels or gives scores; take merged")
@@ -102,11 +102,11 @@ def _writes(parts: Composition) -> str:
 
 def _quantisable(parts: Composition) -> str:
     need("bitsandbytes", extra="qlora")
-    return _writes(parts)
+    return _generative(parts)
 
 
 def _gguf(parts: Composition) -> str:
-    return _writes(parts) or llamacpp.missing()
+    return _generative(parts) or llamacpp.missing()
 
 
 def _one_adapter(parts: Composition) -> str:
@@ -131,12 +131,12 @@ def _chat(parts: Composition, folder: Path) -> str:
     return f"tuneloop chat {quoted(str(folder))}"
 
 
-def _nothing(work: Work, folder: Path) -> list[str]:
+def _nothing(work: ExportInput, folder: Path) -> list[str]:
     """The flow has merged already."""
     return []
 
 
-def _make_adapter(work: Work, folder: Path) -> list[str]:
+def _make_adapter(work: ExportInput, folder: Path) -> list[str]:
     copy_adapter(work.reference, folder)
     return _adapter_notes(work.reference.parts)
 
@@ -166,7 +166,7 @@ def _vllm_command(parts: Composition, folder: Path) -> str:
 
 
 def _quantised(bits: Literal["nf4", "int8"], share: float, purpose: Callable[[], str]) -> Target:
-    def make(work: Work, folder: Path) -> list[str]:
+    def make(work: ExportInput, folder: Path) -> list[str]:
         quantise(work.reference, work.model, folder, work.dtype, bits=bits)
         return []
 
@@ -182,11 +182,11 @@ def _quantised(bits: Literal["nf4", "int8"], share: float, purpose: Callable[[],
     )
 
 
-def _make_gguf(kind: str, work: Work, folder: Path) -> list[str]:
+def _make_gguf(kind: str, work: ExportInput, folder: Path) -> list[str]:
     return llamacpp.write_model(work.reference, work.model, folder, kind)
 
 
-def _prove_gguf(target: str, kind: str, work: Work, folder: Path) -> Parity:
+def _prove_gguf(target: str, kind: str, work: ExportInput, folder: Path) -> Parity:
     return proof.prove_gguf(work.reference, target, folder / llamacpp.gguf_name(work.reference.parts, kind))
 
 
@@ -209,12 +209,12 @@ def _gguf_target(kind: str, bits: float, purpose: Callable[[], str]) -> Target:
     )
 
 
-def _make_lora(work: Work, folder: Path) -> list[str]:
+def _make_lora(work: ExportInput, folder: Path) -> list[str]:
     notes = llamacpp.write_adapter(work.reference, folder, work.scratch)
     return [*notes, *_adapter_notes(work.reference.parts)]
 
 
-def _prove_lora(work: Work, folder: Path) -> Parity:
+def _prove_lora(work: ExportInput, folder: Path) -> Parity:
     from tuneloop.gguf.write import write_gguf
 
     parts, base = work.reference.parts, work.scratch / "base.gguf"
