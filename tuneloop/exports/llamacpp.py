@@ -19,10 +19,9 @@ BASE = "BASE.gguf"
 """What a Modelfile with an adapter calls the model below it: only whoever serves it knows which file that is."""
 
 
-def missing() -> str:
-    """ "": raises TL-MACHINE-EXTRA where llama.cpp's library, which writes and reads GGUF here, is not installed."""
+def require_writable(parts: Composition) -> None:
+    """Raise TL-MACHINE-EXTRA where llama.cpp's library, which writes and reads GGUF here, is not installed."""
     library()
-    return ""
 
 
 def gguf_name(parts: Composition, kind: str) -> str:

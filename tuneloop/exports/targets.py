@@ -106,7 +106,10 @@ def _quantisable(parts: Composition) -> str:
 
 
 def _gguf(parts: Composition) -> str:
-    return _generative(parts) or llamacpp.missing()
+    reason = _generative(parts)
+    if not reason:
+        llamacpp.require_writable(parts)
+    return reason
 
 
 def _one_adapter(parts: Composition) -> str:
