@@ -52,13 +52,21 @@ from tuneloop.report.compared import ComparedRuns
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
 from tuneloop.training import distributed
-from tuneloop.training.input import TrainingInput, assemble, labelled, tokenizer_bundle, with_adapters
+from tuneloop.training.input import (
+    TrainingInput,
+    adapter_folder,
+    assemble,
+    labelled,
+    tokenizer_bundle,
+    with_adapters,
+)
 from tuneloop.training.run_folder import begin, inside
 from tuneloop.training.session import Outcome, session
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tuneloop.exports.export import Exported
     from tuneloop.exports.parity import Parity
     from tuneloop.inference.predict import Predicted
 
@@ -262,13 +270,36 @@ def ask_runs(runs: Sequence[Run], prompts: Sequence[str], *, max_new_tokens: int
     return [(prompt, *row) for prompt, row in zip(prompts, zip(*texts, strict=True), strict=True)]
 
 
-def export(ref: str | Path, target: Path, *, workspace: Path = Path()) -> Parity:
-    """A run or version -> one merged model folder that any tool loads, proven to answer as base and adapter do."""
-    from tuneloop.exports.merge import merge
+def export(
+    ref: str | Path, target: Path, *, workspace: Path = Path(), as_: str = "merged", dtype: str | None = None
+) -> Parity:
+    """A run or version -> the folder `target` that other tools load, proven to answer as base and adapter do.
 
-    refusals.require_name(target)
-    with refusals.writing(target.parent):
-        return merge(versions.locate(workspace, str(ref)) or open_run(ref, workspace).path, target)
+    `as_` is one of `exports.targets.TARGETS`, by default one merged model; `dtype` the type of its weights.
+    """
+    return export_all(ref, target, [as_], workspace=workspace, dtype=dtype)[as_].parity
+
+
+def export_all(
+    ref: str | Path,
+    to: Path,
+    targets: Sequence[str] = ("merged",),
+    *,
+    workspace: Path = Path(),
+    dtype: str | None = None,
+    more: Sequence[str | Path] = (),
+) -> dict[str, Exported]:
+    """A run or version -> each of the targets, all of the same merged weights: one in the folder `to` itself, several
+    in folders of their names below it. `more` are adapters (runs, versions or folders) to add after the run's own."""
+    from tuneloop.exports.export import export
+    from tuneloop.exports.targets import require_known
+
+    require_known(targets)
+    refusals.require_name(to)
+    run = versions.locate(workspace, str(ref)) or open_run(ref, workspace).path
+    folders = [adapter_folder(str(one), workspace) for one in more]
+    with refusals.writing(to.parent):
+        return export(run, to, targets, dtype=dtype, more=folders)
 
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:

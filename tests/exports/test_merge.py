@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 import stat
@@ -14,16 +15,24 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneloop.base.errors import MachineError, RunError
-from tuneloop.exports import merge as merging
+from tuneloop.exports import proof as proofs
+from tuneloop.exports import streamed
+from tuneloop.exports.composition import composition
 from tuneloop.exports.evidence import dialogues
-from tuneloop.exports.merge import merge
+from tuneloop.exports.export import export
+from tuneloop.exports.merge import merge as merge_folder
 from tuneloop.exports.parity import Parity
+from tuneloop.exports.reference import reference
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import load_trained
 from tuneloop.model.load import load_model
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I'm Pebble."}]
+
+
+def merge(run: Path, target: Path, **options: Any) -> Parity:
+    return export(run, target, **options)["merged"].parity
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +110,7 @@ def test_a_difference_leaves_nothing(tiny_run: Path, tmp_path: Path, monkeypatch
             model.model.norm.weight *= 1.1
         return model
 
-    monkeypatch.setattr(merging, "load_model", damaged)
+    monkeypatch.setattr(proofs, "load_model", damaged)
     with pytest.raises(RunError) as caught:
         merge(tiny_run, tmp_path / "out")
     assert caught.value.code == "TL-RUN-PARITY"
@@ -156,3 +165,88 @@ def test_in_bfloat16_too(tiny_run: Path, tmp_path: Path) -> None:
     assert parity.passed
     assert parity.tolerance > 1e-3
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_another_type_is_written_as_asked(tiny_run: Path, tmp_path: Path) -> None:
+    parity = merge(tiny_run, tmp_path / "out", dtype="float16", chats=[CHAT])
+    assert parity.passed
+    assert parity.tolerance > 1e-3
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_a_finer_type_than_the_trained_one(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "half-1"))
+    text = (run / "recipe.yaml").read_text(encoding="utf-8").replace("dtype: auto", "dtype: bfloat16")
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert merge(run, tmp_path / "out", dtype="float32", chats=[CHAT]).passed
+
+
+def test_a_stream_gives_what_peft_gives(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files to the bit: weights, config and all, with two adapters, in each type."""
+    one = reference(composition(tiny_run, [tiny_run / "adapter"]), [CHAT])
+    for dtype in ("float32", "bfloat16"):
+        merge_folder(one, tmp_path / f"streamed-{dtype}", dtype)
+    assert streamed.additions(one.parts.weights, one.head, one.parts.adapters, torch.float32)
+    monkeypatch.setattr(streamed, "additions", lambda *parts: None)
+    monkeypatch.setattr(streamed, "write", None)
+    for dtype in ("float32", "bfloat16"):
+        merge_folder(one, tmp_path / f"peft-{dtype}", dtype)
+        streamed_folder, ours = tmp_path / f"streamed-{dtype}", tmp_path / f"peft-{dtype}"
+        names = sorted(path.name for path in ours.iterdir())
+        assert sorted(path.name for path in streamed_folder.iterdir()) == names
+        assert filecmp.cmpfiles(streamed_folder, ours, names, shallow=False)[0] == names
+
+
+def test_two_adapters_are_added_in_order(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "two-1"))
+    twice = export(run, tmp_path / "twice", more=[tiny_run / "adapter"], chats=[CHAT])["merged"]
+    assert twice.parity.passed
+    once = merge(run, tmp_path / "once", chats=[CHAT])
+    assert once.passed
+    base, single, double = (
+        load_model(folder).state_dict() for folder in (composition(run).weights, tmp_path / "once", tmp_path / "twice")
+    )
+    changed = [name for name in base if not torch.equal(base[name], single[name])]
+    assert changed
+    for name in changed:
+        assert torch.allclose(double[name] - base[name], 2 * (single[name] - base[name]), atol=1e-6)
+
+
+def test_shards_stay_shards(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(base, max_shard_size="100KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tiny_model / name, base / name)
+    run = _moved(tiny_run, tiny_model, base, tmp_path / "cut-1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert merge(run, cut, chats=[CHAT]).passed
+    assert merge(tiny_run, whole, chats=[CHAT]).passed
+    index = json.loads((cut / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    ours, theirs = load_model(cut).state_dict(), load_model(whole).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_adapter_of_other_weights(tiny_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.01)
+    model.save_pretrained(base)
+    run = _moved(tiny_run, tiny_model, base, tmp_path / "odd-1", digest=True)
+    with pytest.raises(RunError) as caught:
+        merge(run, tmp_path / "out")
+    assert caught.value.code == "TL-RUN-OTHER-BASE"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "odd-1"]
+
+
+def _moved(run: Path, was: Path, base: Path, target: Path, *, digest: bool = False) -> Path:
+    """A copy of a run on another base folder; its record of the old one is left out unless `digest`."""
+    shutil.copytree(run, target)
+    text = (target / "recipe.yaml").read_text(encoding="utf-8").replace(str(was), str(base))
+    (target / "recipe.yaml").write_text(text, encoding="utf-8")
+    if not digest:
+        (target / "adapter" / "base.json").unlink()
+    return target

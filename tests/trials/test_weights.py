@@ -23,8 +23,8 @@ from tuneloop.base.errors import ModelError, RunError
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.data.version import dataset as datasets
 from tuneloop.evaluation.before_after import held_out_loss
-from tuneloop.exports import merge as merging
-from tuneloop.exports import parity
+from tuneloop.exports import parity, streamed
+from tuneloop.exports import reference as references
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import load_trained
 from tuneloop.methods import adapters
@@ -163,8 +163,8 @@ def test_a_merge_into_other_weights_is_no_proof(
     def unquantised(base: Path, recipe: Any, head: Any) -> Any:
         return load_model(base, recipe.model.dtype, head)
 
-    monkeypatch.setattr(merging, "untrained_model", unquantised)
-    monkeypatch.setattr(merging.quantize, "dequantized", lambda model: model)
+    monkeypatch.setattr(streamed.quantize, "numbers", lambda weight, part: weight)
+    monkeypatch.setattr(references, "untrained_model", unquantised)
     if bits == "int8":  # its evidence is taken from the dequantised weights as well: the losses tell
         monkeypatch.setattr(parity, "PEAK", 0.0)
     with pytest.raises(RunError) as caught:

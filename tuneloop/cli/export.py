@@ -1,38 +1,108 @@
-"""tuneloop export: a run as one model folder that any tool loads."""
+"""tuneloop export: a run as folders that other tools load, proven to answer as the trained model does."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuneloop.cli import show
 
+if TYPE_CHECKING:
+    from tuneloop.exports.export import Exported
+
 
 def export(
     run: Annotated[str, typer.Argument(help="A run (folder, name, latest) or a version (name:v3).")] = "latest",
     to: Annotated[Path | None, typer.Option("--to", "-o", help="The new folder; exports/<run> by default.")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="What to make, merged by default; may be given several times. See --targets."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Type of the merged weights: float32, bfloat16 or float16; by default the trained one."),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="An adapter to add after the run's own: a run, a version or a folder; in order."
+        ),
+    ] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds runs/.")] = Path(),
+    listing: Annotated[bool, typer.Option("--targets", help="List what a run can be exported as, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what the check found as JSON.")] = False,
 ) -> None:
-    """Merge a run into one model folder, and prove that it answers as the trained model does.
+    """Export a run for transformers, vLLM, llama.cpp or Ollama, and prove that it answers as the trained model does.
 
-    Examples: tuneloop export runs/demo-1 | tuneloop export demo:v2 --to exports/assistant
+    Examples: tuneloop export runs/demo-1 | tuneloop export demo:v2 --as gguf-q4_k_m --to exports/assistant
     """
     from tuneloop.base.language import t
+
+    if listing:
+        _list(json)
+        return
+    names = list(dict.fromkeys(targets or ["merged"]))
     from tuneloop.registry import versions
     from tuneloop.runs.run import open_run
 
     folder = versions.locate(workspace, run) or open_run(run, workspace).path
     from tuneloop import pipeline
 
-    target = to or workspace / "exports" / folder.name
-    parity = pipeline.export(run, target, workspace=workspace)
+    to = to or workspace / "exports" / _usual_name(folder.name, names)
+    exported = pipeline.export_all(run, to, names, workspace=workspace, dtype=dtype, more=more or ())
     if json:
-        show.as_json({"path": str(target), **asdict(parity)})
+        show.as_json(_report(to, exported))
         return
-    typer.echo(t("exported to {path}", path=target))
-    typer.echo(t("checked: {parity}", parity=parity.line()))
-    typer.echo(t("try it: {command}", command=show.command("chat", target)))
+    for one in exported.values():
+        typer.echo(t("exported to {path}", path=one.path))
+        typer.echo(t("checked: {parity}", parity=one.parity.line()))
+        for note in one.notes:
+            typer.echo(t("note: {note}", note=note))
+        typer.echo(t("try it: {command}", command=one.command))
+
+
+def _usual_name(run: str, names: list[str]) -> str:
+    """The folder of an export that was given none.
+
+    >>> _usual_name("demo-1", ["merged"]), _usual_name("demo-1", ["merged", "gguf-q8_0"])
+    ('demo-1', 'demo-1-merged+gguf-q8_0')
+    """
+    return run if names == ["merged"] else f"{run}-{'+'.join(names)}"
+
+
+def _report(to: Path, exported: dict[str, Exported]) -> dict[str, Any]:
+    """The figures of the first target as they always stood, and those of each by its name."""
+    each = {
+        name: {"path": str(one.path), **one.parity.as_dict(), "notes": list(one.notes), "command": one.command}
+        for name, one in exported.items()
+    }
+    first = next(iter(exported.values()))
+    return {"path": str(to), **first.parity.as_dict(), "targets": each}
+
+
+def _list(json: bool) -> None:
+    from tuneloop.base.language import listed, t
+    from tuneloop.exports.targets import TARGETS
+
+    if json:
+        show.as_json(
+            {
+                name: {"purpose": one.purpose(), "bits_per_weight": one.bits, "read_by": list(one.readers)}
+                for name, one in TARGETS.items()
+            }
+        )
+        return
+    rows = [(name, one.purpose(), _size(one.bits), listed(one.readers)) for name, one in TARGETS.items()]
+    show.table(
+        t("What a run can be exported as"), ["--as", t("what it is for"), t("bits a weight"), t("loaded by")], rows
+    )
+
+
+def _size(bits: float | None) -> str:
+    from tuneloop.base.language import t
+
+    if bits is None:
+        return t("32 or 16 (--dtype)")
+    return f"{bits:g}" if bits else t("the adapter's own")

@@ -1,160 +1,84 @@
-"""Merge: a finished run as one plain model folder that any tool loads, proven equal to what was trained."""
+"""Merge: base and adapters of a finished run as one model folder that any tool loads."""
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 from transformers import PreTrainedModel
 
-from tuneloop.base import refusals
-from tuneloop.base.errors import RunError
-from tuneloop.base.files import flush
-from tuneloop.data.tokens.templates import Chat, stop_ids
-from tuneloop.exports import card, parity
-from tuneloop.exports.evidence import EVIDENCE, Questions
-from tuneloop.hub.provenance import base_name, licence
+from tuneloop.data.tokens.templates import stop_ids
+from tuneloop.exports import streamed
+from tuneloop.exports.composition import Composition
+from tuneloop.exports.reference import Reference
+from tuneloop.hub.provenance import licence
 from tuneloop.hub.pull import PROVENANCE, provenance
-from tuneloop.hub.resolve import model_folder
-from tuneloop.inference.tokenizer import load_tokenizer
-from tuneloop.inference.trained import load_trained, untrained_model
+from tuneloop.inference.trained import untrained_model
 from tuneloop.methods import adapters
-from tuneloop.methods.table import METHODS
-from tuneloop.methods.wrap import bits_of
 from tuneloop.model import quantize
-from tuneloop.model.backbone import unwrap
-from tuneloop.model.head import Head
-from tuneloop.model.load import load_model
 from tuneloop.model.old_keys import keep_old_keys, write_json
 from tuneloop.model.quiet import quiet
-from tuneloop.recipe.schema import Recipe
-from tuneloop.tasks.task import Task, TaskContext
-
-TOKENIZER_BYTES = 64 << 20
 
 
-def merge(run: Path, target: Path, *, chats: Sequence[Chat] | None = None) -> parity.Parity:
-    """Write the run's model to `target`: safetensors, tokenizer, chat template, generation config, card, parity.json.
+def merge(reference: Reference, folder: Path, dtype: str) -> None:
+    """Write the merged model to the new folder: safetensors, config, tokenizer, chat template, generation config.
 
-    `chats` are dialogues for the parity check; by default some that the run's evaluation has answered. Everything is
-    made in a sibling folder that gets its name last. Raises TL-RUN-EXISTS, TL-RUN-UNMERGEABLE, TL-MACHINE-DISK,
-    TL-RUN-PARITY and what `load_trained` raises; then `target` does not exist.
+    The adapters are added in the type, and to the numbers, that they were trained on, which qlora has rounded; `dtype`
+    is what the sum is then written in. Weights pass one by one where that gives what PEFT gives, else all are loaded.
+    Raises TL-RUN-NOT-FINITE and what `adapters.added` raises.
     """
-    if target.exists() or target.is_symlink():
-        raise RunError("TL-RUN-EXISTS", where=str(target), path=target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        saved = _save(run, partial, chats)
-        proof = _check(saved, partial, where=str(target))
-        _describe(run, saved, proof, partial)
-        _sync(partial)
-        try:
-            partial.rename(target)
-        except OSError as error:
-            raise RunError("TL-RUN-EXISTS", where=str(target), path=target) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return proof
+    parts, held, wanted = reference.parts, getattr(torch, reference.dtype), getattr(torch, dtype)
+    folder.mkdir()
+    additions = streamed.additions(parts.weights, reference.head, parts.adapters, held)
+    if additions is None:
+        model = _merged(reference).to(wanted)
+        _stop_where_trained(model, reference.tokenizer)
+        with quiet():
+            model.save_pretrained(folder, safe_serialization=True)
+    else:
+        model = streamed.write(
+            parts.weights,
+            folder,
+            head=reference.head,
+            added=additions,
+            held=held,
+            dtype=wanted,
+            bits=parts.bits,
+            quantised=reference.quantised,
+        )
+        _stop_where_trained(model, reference.tokenizer)
+        streamed.save_configs(model, folder)
+    reference.tokenizer.save_pretrained(folder)
+    keep_old_keys(folder, parts.base)
+    write_origin(parts, folder, "merged")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Saved:
-    """What remains of the trained model once it is saved and out of memory."""
+def write_origin(parts: Composition, folder: Path, kind: str) -> None:
+    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it."""
+    source = {
+        "name": parts.name,
+        "kind": kind,
+        "base": parts.base_name,
+        "licence": licence(parts.base),
+        "terms": provenance(parts.base).get("terms"),
+        "system": parts.recipe.prepare.system,
+    }
+    if parts.more:
+        source["adapters"] = [str(adapter) for adapter in parts.more]
+    write_json(folder / PROVENANCE, source)
 
-    recipe: Recipe
-    task: Task
-    setting: TaskContext
-    head: Head
-    questions: Questions
-    evidence: parity.Evidence
-    measured: parity.Evidence | None
-    """Where the trained model also rounds what it computes with, which no file can hold: what it says itself;
-    `evidence` is then of the same weights without that."""
-    dtype: str
 
-
-def _save(run: Path, folder: Path, chats: Sequence[Chat] | None) -> _Saved:
-    """Load, question, merge and save. The model goes with this frame: one copy in memory at a time."""
-    trained = load_trained(run)
-    recipe, task, setting, head = trained.recipe, trained.task, trained.setting, trained.head
-    model, tokenizer, adapter = trained.model, trained.tokenizer, METHODS[recipe.train.method].adapter
-    del trained
-    if adapter and not METHODS[recipe.train.method].mergeable:
-        raise RunError("TL-RUN-UNMERGEABLE", where=str(run), method=recipe.train.method)
-    examination = EVIDENCE[task.answers]
-    questions = examination.questions(run, model, tokenizer, chats)
-    evidence = examination.evidence(model, tokenizer, task, setting, questions)
-    saved = _Saved(
-        recipe, task, setting, head, questions, evidence, None, str(unwrap(model).dtype).removeprefix("torch.")
-    )
-    if adapter:
-        del model
-        model, again = _merged(run, saved, tokenizer)
-        if again is not None:
-            saved = replace(saved, evidence=again, measured=saved.evidence)
-    assert isinstance(model, PreTrainedModel)
-    refusals.require_space(folder.parent, _bytes(model) + TOKENIZER_BYTES)
+def _merged(reference: Reference) -> PreTrainedModel:
+    """The model in memory, its adapters added by PEFT."""
+    parts = reference.parts
+    model = untrained_model(parts.weights, parts.recipe, reference.head)
+    if quantize.is_quantized(model):
+        model = quantize.dequantized(model)
+    for adapter in parts.adapters:
+        model = adapters.added(model, adapter)
     quantize.forget(model)  # a model read from GGUF says it is quantised, too
-    _stop_where_trained(model, tokenizer)
-    with quiet():
-        model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    keep_old_keys(folder, model_folder(recipe.model))
-    return saved
-
-
-def _merged(run: Path, saved: _Saved, tokenizer: Any) -> tuple[PreTrainedModel, parity.Evidence | None]:
-    """The base with the run's adapter added into its weights: those that it was trained on, which qlora has rounded.
-
-    Where training rounded activations as well (int8), also what base and adapter say without that.
-    """
-    bits, adapter = bits_of(saved.recipe.train), run / "adapter"
-    base = untrained_model(model_folder(saved.recipe.model), saved.recipe, saved.head)
-    evidence = None
-    if bits is not None:
-        base = quantize.dequantized(base)
-    if bits is not None and bits.bits == "int8":
-        wrapped = adapters.with_adapter(base, adapter)
-        evidence = _evidence(wrapped, tokenizer, saved)
-        base = wrapped.unload()
-    return adapters.added(base, adapter), evidence
-
-
-def _evidence(model: nn.Module, tokenizer: Any, saved: _Saved) -> parity.Evidence:
-    """What a model says to the questions that the trained one was asked."""
-    return EVIDENCE[saved.task.answers].evidence(model, tokenizer, saved.task, saved.setting, saved.questions)
-
-
-def _check(saved: _Saved, folder: Path, *, where: str) -> parity.Parity:
-    """Parity with what was read back from the disk, not with what was in memory."""
-    model, tokenizer = load_model(folder, saved.dtype, saved.head), load_tokenizer(folder)
-    proof = parity.compare(saved.evidence, _evidence(model, tokenizer, saved), saved.measured)
-    parity.require(proof, where)
-    return proof
-
-
-def _describe(run: Path, saved: _Saved, proof: parity.Parity, folder: Path) -> None:
-    base = model_folder(saved.recipe.model)
-    write_json(folder / "parity.json", proof.as_dict())
-    own = {"name": saved.recipe.name, "kind": "merged", "base": base_name(saved.recipe, base)}
-    # Whoever trains on from this folder finds the base model's licence in it.
-    write_json(
-        folder / PROVENANCE,
-        {
-            **own,
-            "licence": licence(base),
-            "terms": provenance(base).get("terms"),
-            "system": saved.recipe.prepare.system,
-        },
-    )
-    text = card.card(run, saved.recipe, base, proof, dtype=saved.dtype, head=saved.head)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    return model
 
 
 def _stop_where_trained(model: PreTrainedModel, tokenizer: Any) -> None:
@@ -171,18 +95,11 @@ def _stop_where_trained(model: PreTrainedModel, tokenizer: Any) -> None:
             setattr(config, name, None)
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(
-        b.numel() * b.element_size() for b in model.buffers()
-    )
-
-
-def _sync(folder: Path) -> None:
-    """Bytes reach the disk before the name does: a crash must not leave a named folder with empty files.
-
-    safetensors makes its files private; they get the permissions of the others.
-    """
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod((folder / "config.json").stat().st_mode)
-            flush(path)
+def generation_config(reference: Reference, folder: Path) -> None:
+    """The base's generation config, with the end tokens of what was trained, for an export without a model's config."""
+    model = streamed.skeleton(reference.parts.weights, reference.head)
+    if model.can_generate():
+        _stop_where_trained(model, reference.tokenizer)
+        with quiet():
+            model.generation_config.save_pretrained(folder)
+        keep_old_keys(folder, reference.parts.base)

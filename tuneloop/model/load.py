@@ -71,7 +71,8 @@ def load_model(
 ) -> PreTrainedModel:
     """A model with this head from a checked local folder, on the CPU, in evaluation mode.
 
-    `quantized` says how its weights are held in 4 or 8 bits; then it is on the GPU where there is one.
+    `quantized` says how its weights are held in 4 or 8 bits; then it is on the GPU where there is one, and so it is
+    where they lie in the folder in 4 or 8 bits of bitsandbytes.
 
     A classifier's head that is in no file, or of other labels, is drawn at random; `model.new_weights` are the names of
     its weights.
@@ -79,7 +80,10 @@ def load_model(
     """
     name = packed.register()
     try:
-        bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head)) if quantized else {}
+        if quantized:
+            bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head))
+        else:
+            bits = quantize.stored(folder)
         with quiet():
             loaded: Any = CLASSES[head.kind].from_pretrained(
                 folder,
@@ -110,9 +114,9 @@ def load_model(
         raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
     if not model._supports_sdpa:  # its attention is more than ours: capped scores (Gemma 2), sinks (gpt-oss)
         model.set_attn_implementation("eager")
-    if quantized:
+    if bits:
         quantize.settle(model)
-        quantize.require_running(model, quantized.bits)
+        quantize.require_running(model, quantized.bits if quantized else "bitsandbytes")
     # A base model may not know the end of a turn its template writes; the answerer stops by the template, not by this.
     model.eval()
     return model

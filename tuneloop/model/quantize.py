@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from tuneloop.base import optional
 from tuneloop.base.errors import ModelError
@@ -35,8 +36,46 @@ def settings(part: QloraPart, dtype: torch.dtype, skipped: list[str] | None = No
             bnb_4bit_quant_storage=torch.uint8,
             llm_int8_skip_modules=skipped,
         )
-    place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": place}}
+    return {"quantization_config": config, "device_map": {"": _device()}}
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """What `from_pretrained` is told of a folder whose weights lie in bitsandbytes' 4 or 8 bits; {} of any other.
+
+    Raises TL-MACHINE-EXTRA.
+    """
+    config = PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("quantization_config") or {}
+    if str(config.get("quant_method")) != "bitsandbytes":
+        return {}
+    optional.need("bitsandbytes", extra="qlora")
+    return {"device_map": {"": _device()}}
+
+
+def _device() -> int | str:
+    """Where weights in 4 or 8 bits are put as they are read: they do not move afterwards."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+
+
+def numbers(weight: torch.Tensor, part: QloraPart) -> torch.Tensor:
+    """The numbers that a weight [rows, columns] stands for in 4 or 8 bits, in its own type, on the CPU.
+
+    One tensor of what `load_model` and `dequantized` do for a whole model, to the bit.
+    """
+    library = optional.need("bitsandbytes", extra="qlora").nn
+    if part.bits == "int8":
+        held = library.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(_device())
+        return _dequantized(held, held).to(weight.dtype).cpu()
+    held = library.Params4bit(
+        weight, requires_grad=False, compress_statistics=part.double, quant_type="nf4", quant_storage=torch.uint8
+    )
+    return _dequantized(held.to(_device()), None).to(weight.dtype).cpu()
+
+
+def _dequantized(weight: Any, state: Any) -> torch.Tensor:
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    unpacked: torch.Tensor = dequantize_bnb_weight(weight, state)
+    return unpacked
 
 
 def settle(model: nn.Module) -> None:
@@ -70,16 +109,14 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
 
     An adapter was trained on these: added to the weights as they were before, it makes a model that nobody trained.
     """
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
-
     for name, module in list(model.named_modules()):
         weight = module._parameters.get("weight")
         if weight is None or type(weight).__name__ not in QUANTISED:
             continue
         with torch.no_grad():
-            numbers = dequantize_bnb_weight(weight, getattr(module, "state", None)).to(model.dtype).cpu()
-        linear = nn.Linear(numbers.shape[1], numbers.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(numbers, requires_grad=False)
+            unpacked = _dequantized(weight, getattr(module, "state", None)).to(model.dtype).cpu()
+        linear = nn.Linear(unpacked.shape[1], unpacked.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(unpacked, requires_grad=False)
         linear.bias = module.bias
         model.set_submodule(name, linear)
     forget(model)

@@ -220,14 +220,19 @@ def _settled(recipe: Recipe, dataset: Dataset) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"task": name})})
 
 
+def adapter_folder(ref: str, workspace: Path) -> Path:
+    """The adapter that a run, a version or a folder names, an absolute path. Raises TL-MODEL-NO-ADAPTER."""
+    run = versions.locate(workspace, ref)
+    path = Path(ref).expanduser() if run is None else run / "adapter"
+    adapters.read_config(path)
+    return path.resolve()
+
+
 def located(recipe: Recipe, workspace: Path) -> Recipe:
     """The recipe with the folders of the adapters it names by run, version or folder. Raises TL-MODEL-NO-ADAPTER."""
 
     def folder(ref: str) -> str:
-        run = versions.locate(workspace, ref)
-        path = Path(ref).expanduser() if run is None else run / "adapter"
-        adapters.read_config(path)
-        return str(path.resolve())
+        return str(adapter_folder(ref, workspace))
 
     train = recipe.train
     update = {"adapter": folder(train.adapter) if train.adapter else None, "merge": [folder(m) for m in train.merge]}
