@@ -93,9 +93,8 @@ def test_the_commands_of_the_page_run(tiny_model: Path, talk_file: Path, tmp_pat
 
 def workspace(folder: Path, model: Path, data: Path) -> None:
     """A finished run demo-1, and BASE.gguf, which is its base."""
-    from tuneloop.gguf.write import write_gguf
-
     from tuneloop import pipeline
+    from tuneloop.gguf.write import write_gguf
     from tuneloop.recipe.recipe import make_recipe
 
     recipe, _ = make_recipe({

@@ -12,7 +12,7 @@ from tuneloop.base import refusals
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import flush
 from tuneloop.base.language import listed, t
-from tuneloop.data.tokens.templates import Chat
+from tuneloop.data.tokens.templates import Chat, stop_texts
 from tuneloop.exports import card, parity
 from tuneloop.exports.composition import Composition, composition
 from tuneloop.exports.merge import merge, write_origin
@@ -128,7 +128,11 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
     parts = one.parts
     write_json(folder / "parity.json", proof.as_dict())
     write_origin(parts, folder, target)
-    text = card.card(parts.run, parts.recipe, parts.base, proof, dtype=dtype, head=one.head)
+    stops = stop_texts(one.tokenizer) if parts.task.answers == "text" else ()
+    text = card.card(
+        parts.run, parts.recipe, parts.base, proof,
+        dtype=dtype, head=one.head, target=target, folder=folder, stops=stops,
+    )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
