@@ -18,7 +18,7 @@ from tuneloop.evaluation.evaluation import Scores
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.paired import Paired
 from tuneloop.exports.card import card
-from tuneloop.exports.merge import merge
+from tuneloop.exports.export import export
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence
 from tuneloop.model.head import Head
@@ -229,7 +229,7 @@ def test_its_code_asks_what_its_head_answers(head: Head, said: str, run: Path, b
 def test_the_code_in_it_runs(tiny_run: Path, tmp_path: Path) -> None:
     """The card of a real export, its Python run in the exported folder by another process."""
     target = tmp_path / "tiny"
-    merge(tiny_run, target, chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
+    export(tiny_run, target, chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
     text = (target / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True, timeout=120)
@@ -243,5 +243,5 @@ def test_the_licence_goes_with_the_export(tiny_run: Path, tiny_model: Path, tmp_
     run = Path(shutil.copytree(tiny_run, tmp_path / "run-1"))
     text = (run / "recipe.yaml").read_text(encoding="utf-8").replace(str(tiny_model), str(base))
     (run / "recipe.yaml").write_text(text, encoding="utf-8")
-    merge(run, tmp_path / "out", chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
+    export(run, tmp_path / "out", chats=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]])
     assert licence(tmp_path / "out") == "MIT"
