@@ -121,6 +121,7 @@ def test_half_of_a_tied_pair_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
 def test_the_real_model_with_it_answers_as_the_merged_one(name: str, tmp_path: Path) -> None:
