@@ -121,6 +121,7 @@ def test_half_of_a_tied_pair_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
 def test_the_real_model_with_it_answers_as_the_merged_one(name: str, tmp_path: Path) -> None:
@@ -151,7 +152,8 @@ def test_the_real_model_with_it_answers_as_the_merged_one(name: str, tmp_path: P
     for question in ("What is the capital of France?", "请介绍一下你自己。", "Write a haiku about rain."):
         text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        answer = merged.generate(ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.0)[0].tolist()
+        length = {"min_new_tokens": 40, "max_new_tokens": 40}  # Qwen's answers would end sooner
+        answer = merged.generate(ids, **length, do_sample=False, repetition_penalty=1.0)[0].tolist()
         with torch.inference_mode():
             theirs = merged(torch.tensor([answer])).logits[0]
         best = theirs.topk(2, dim=-1)
