@@ -53,7 +53,7 @@ def card(
         _trained_on(run, recipe),
         _scores(Evaluation.read(run)),
         _parity(parity),
-        _use(Exportation(target, folder, recipe, name, USES[head.answers].code(), head)),
+        _use(Exportation(run.name, target, folder, recipe, name, USES[head.answers].code(), head)),
     ]
     return "\n".join(s for s in sections if s)
 
