@@ -61,6 +61,7 @@ def test_the_page_says_of_each_program_whether_its_commands_were_run(tongue: str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_commands_of_the_page_run(tiny_model: Path, talk_file: Path, tmp_path: Path) -> None:
     """In order, in one workspace; a server of llama.cpp is asked what the page asks it."""
     pytest.importorskip("xllamacpp")

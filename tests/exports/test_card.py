@@ -176,7 +176,7 @@ def test_stop_tokens_are_named(run: Path, base: Path) -> None:
 
 
 COMMANDS = {
-    "merged": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
+    "merged": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM", "tuneloop export demo-1 --as gguf-q4_k_m"],
     "nf4": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
     "int8": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
     "adapter": ["vllm serve smol --enable-lora --lora-modules demo=. --max-lora-rank 64", "AutoPeftModelForCausalLM"],

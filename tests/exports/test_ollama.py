@@ -154,7 +154,7 @@ def test_in_chinese(tmp_path: Path) -> None:
     chinese = modelfile(folder, "书店-1-Q8_0.gguf")
     assert modelfiles.read(chinese) == modelfiles.read(english)
     remarks = [line for line in chinese.splitlines() if line.startswith("# ")]
-    assert len(remarks) == 6
+    assert len(remarks) == 7
     assert not [line for line in remarks if not any("\u4e00" <= one <= "\u9fff" for one in line)]
 
 

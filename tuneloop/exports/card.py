@@ -53,7 +53,7 @@ def card(
         _trained_on(run, recipe),
         _scores(Evaluation.read(run)),
         _parity(parity),
-        _use(Exportation(target, folder, recipe, name, USES[head.answers].code(), head)),
+        _use(Exportation(run.name, target, folder, recipe, name, USES[head.answers].code(), head)),
     ]
     return "\n".join(s for s in sections if s)
 
@@ -164,7 +164,7 @@ def _figures(evaluation: Evaluation) -> list[list[str]]:
         if before[name] is None and after[name] is None:
             continue
         pair = pairs.get(name)
-        sides = [(before[name], pair and pair.before), (after[name], pair and pair.after)]
+        sides = [(before[name], pair.before if pair else None), (after[name], pair.after if pair else None)]
         row = [metric.label(), *(_with_interval(_number(x), estimate, metric.digits) for x, estimate in sides)]
         if pairs:
             row.append(_change(pair) if pair else "-")

@@ -23,6 +23,7 @@ USUAL_RANK = 16
 class Exportation:
     """What the words on loading an export need to know: its target, its folder, and what it was made from."""
 
+    run: str
     target: str
     folder: Path | None
     recipe: Recipe
@@ -52,7 +53,10 @@ def _ask(port: int, model: str) -> str:
     body = (
         f'{{"model": "{model}", "temperature": 0, "messages": [{{"role": "user", "content": "{t("Who are you?")}"}}]}}'
     )
-    return f"curl http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
+    remark = t("# in another terminal:")
+    return (
+        f"{remark}\ncurl http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
+    )
 
 
 def _vllm(one: Exportation) -> str:
@@ -116,6 +120,13 @@ def _peft(one: Exportation) -> str:
     return adapter_card.code(one.recipe, len(one.head.labels))
 
 
+def _export(one: Exportation) -> str:
+    """The file that Ollama and llama.cpp load, out of the same run."""
+    if one.target != "merged" or one.head.answers != "text":
+        return ""
+    return f"tuneloop export {quoted(one.run)} --as gguf-q4_k_m --to {quoted(one.run + '-q4_k_m')}\n"
+
+
 def _transformers(one: Exportation) -> str:
     return one.python
 
@@ -127,6 +138,7 @@ def _tuneloop(one: Exportation) -> str:
 _FOLDER: Sequence[Section] = (
     (lambda: t("With transformers, in this folder:"), "python", _transformers),
     (lambda: t("With vLLM, in this folder:"), "bash", _vllm),
+    (lambda: t("With Ollama or llama.cpp, which load another form of the same run:"), "bash", _export),
     (lambda: t("With tuneloop, in this folder:"), "bash", _tuneloop),
 )
 _GGUF: Sequence[Section] = (

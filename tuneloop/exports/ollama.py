@@ -74,14 +74,14 @@ def modelfile(
 def text_block(text: str) -> str | None:
     """A text in the quotes of a Modelfile; None where its parser would end it early, or leave out characters.
 
-    >>> text_block('Say "hi".')
-    '\"\"\"Say "hi".\"\"\"'
+    >>> text_block("<|im_end|>"), text_block('Say "hi".')
+    ('"<|im_end|>"', '\"\"\"Say "hi".\"\"\"')
     >>> text_block('Write docstrings:\\n\"\"\"One sentence.\"\"\"\\nand code.') is None
     True
     """
     if not all(one.isprintable() or one in "\n\r\t" for one in text):
         return None
-    for quotes in ('"""', '"'):
+    for quotes in ('"""', '"') if '"' in text else ('"',):
         if quotes == '"' and text.startswith('""'):
             continue  # it would be read as three
         ends = (f"{quotes}{text[:at]}".strip() for at, one in enumerate(text) if one in "\r\n")
@@ -175,8 +175,8 @@ def _context(folder: Path, longest: int | None) -> list[str]:
             reason = t("num_ctx: {size} tokens.", size=size)
     else:
         reason = t("num_ctx: the longest row that was trained on has {size} tokens.", size=size)
-    more = t("The model has {limit}; more costs memory.", limit=limit) if isinstance(limit, int) else ""
-    return [_comment(f"{reason} {more}"), f"PARAMETER num_ctx {size}"]
+    more = [t("The model has {limit}; more costs memory.", limit=limit)] if isinstance(limit, int) else []
+    return [*map(_comment, [reason, *more]), f"PARAMETER num_ctx {size}"]
 
 
 def _sampling(config: dict[str, Any]) -> list[str]:
