@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import listed, t
-from tuneloop.exports.differing import Compared, Comparison, compare_tensors, is_permuted, is_transposed
+from tuneloop.exports.differing import TensorComparison, TensorDifference, compare_tensors, is_permuted, is_transposed
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import rounding_of
 from tuneloop.exports.parity import TEXTS, Evidence, Parity
@@ -49,7 +49,7 @@ class Case:
     ids: Sequence[Sequence[int]]
 
     @cached_property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> TensorComparison | None:
         """Both models' tensors held against each other; None where one's are not known, or cannot be read."""
         source = self.reference.source
         with suppress(TuneloopError, OSError, SafetensorError):
@@ -240,7 +240,7 @@ def unknown(case: Case) -> Cause:
     return Cause("unknown", words, remedy)
 
 
-def _tensors(case: Case) -> Sequence[Compared]:
+def _tensors(case: Case) -> Sequence[TensorDifference]:
     return case.comparison.tensors if case.comparison else ()
 
 

@@ -21,7 +21,7 @@ from tuneloop.data.tokens.encode import Sequences, tokenize
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
 from tuneloop.exports.figures import Parity, require
 from tuneloop.exports.forms import computing_dtype, greedy_tokens, logits_at, mean_loss
-from tuneloop.exports.tensors import Source, source_of
+from tuneloop.exports.tensors import TrainedWeights, source_of
 from tuneloop.model.backbone import longest, unwrap
 from tuneloop.model.precision import EXACT, tolerance
 
@@ -75,7 +75,7 @@ class Evidence:
     held: tuple[Record, ...] = ()
     ends: frozenset[int] = frozenset()
     """Tokens at which the trained model's answers end."""
-    source: Source | None = None
+    source: TrainedWeights | None = None
     template_changed: bool = False
     """The chat template is not the one that the run recorded when it ended."""
 
