@@ -19,7 +19,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.exports.differing import TensorComparison, TensorDifference, compare_tensors, is_permuted, is_transposed
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import rounding_of
-from tuneloop.exports.parity import TEXTS, Evidence, Parity
+from tuneloop.exports.parity import Evidence, Parity
 
 BEFORE, SHOWN = 10, 40
 """Characters of a text that a message shows, before the first difference and from there on."""
@@ -116,8 +116,8 @@ def _first_other(case: Case) -> str | None:
 
 def _plain_differ(case: Case) -> bool:
     """Whether the form cuts a text that no template has touched otherwise."""
-    own = [list(row) for row in case.reference.ids[-len(TEXTS) :]]
-    return own != [list(row) for row in case.ids[-len(TEXTS) :]]
+    count = case.reference.plain_texts
+    return [list(row) for row in case.reference.ids[-count:]] != [list(row) for row in case.ids[-count:]]
 
 
 def end_token(case: Case) -> Cause | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tuneloop.exports.causes import causes_of
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import LIMITED_AS, NEAR_TIE, Limits, limits_of
-from tuneloop.exports.parity import EXACT, NEW_TOKENS, TEXTS, Evidence, Parity, int8_loss, places_equal, questions
+from tuneloop.exports.parity import EXACT, NEW_TOKENS, Evidence, Parity, int8_loss, places_equal, questions
 from tuneloop.model.precision import tolerance
 
 BLOCK = 64
@@ -60,7 +60,7 @@ def _rendered(reference: Evidence, form: Form) -> tuple[str | None, ...]:
     return (
         *(form.template(chat) for chat in reference.chats),
         *(form.template(questions(chat), prompt=True) for chat in reference.chats),
-        *TEXTS,
+        *reference.texts[2 * len(reference.chats) :],
     )
 
 
