@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import listed, t
-from tuneloop.exports.differing import Compared, Comparison, compare_tensors, is_permuted, is_transposed
+from tuneloop.exports.differing import TensorComparison, TensorDifference, compare_tensors, is_permuted, is_transposed
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import rounding_of
-from tuneloop.exports.parity import TEXTS, Evidence, Parity
+from tuneloop.exports.parity import Evidence, Parity
 
 BEFORE, SHOWN = 10, 40
 """Characters of a text that a message shows, before the first difference and from there on."""
@@ -49,7 +49,7 @@ class Case:
     ids: Sequence[Sequence[int]]
 
     @cached_property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> TensorComparison | None:
         """Both models' tensors held against each other; None where one's are not known, or cannot be read."""
         source = self.reference.source
         with suppress(TuneloopError, OSError, SafetensorError):
@@ -116,8 +116,8 @@ def _first_other(case: Case) -> str | None:
 
 def _plain_differ(case: Case) -> bool:
     """Whether the form cuts a text that no template has touched otherwise."""
-    own = [list(row) for row in case.reference.ids[-len(TEXTS) :]]
-    return own != [list(row) for row in case.ids[-len(TEXTS) :]]
+    count = case.reference.plain_texts
+    return [list(row) for row in case.reference.ids[-count:]] != [list(row) for row in case.ids[-count:]]
 
 
 def end_token(case: Case) -> Cause | None:
@@ -240,7 +240,7 @@ def unknown(case: Case) -> Cause:
     return Cause("unknown", words, remedy)
 
 
-def _tensors(case: Case) -> Sequence[Compared]:
+def _tensors(case: Case) -> Sequence[TensorDifference]:
     return case.comparison.tensors if case.comparison else ()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tuneloop.exports.causes import causes_of
 from tuneloop.exports.forms import Form
 from tuneloop.exports.limits import LIMITED_AS, NEAR_TIE, Limits, limits_of
-from tuneloop.exports.parity import EXACT, NEW_TOKENS, TEXTS, Evidence, Parity, int8_loss, places_equal, questions
+from tuneloop.exports.parity import EXACT, NEW_TOKENS, Evidence, Parity, int8_loss, places_equal, questions
 from tuneloop.model.precision import tolerance
 
 BLOCK = 64
@@ -30,7 +30,7 @@ def certify(reference: Evidence, form: Form, target: str, measured: Evidence | N
     """
     limits = limits_of(target, form.dtype, reference.dtype)
     parity = _measured(reference, form, target, limits)
-    parity = replace(parity, **_held(reference, form, parity.tolerance, measured))
+    parity = _with_held(parity, reference, form, measured)
     texts, ids = _rendered(reference, form), form.ids(reference.texts)
     parity = replace(
         parity,
@@ -60,26 +60,20 @@ def _rendered(reference: Evidence, form: Form) -> tuple[str | None, ...]:
     return (
         *(form.template(chat) for chat in reference.chats),
         *(form.template(questions(chat), prompt=True) for chat in reference.chats),
-        *TEXTS,
+        *reference.texts[2 * len(reference.chats) :],
     )
 
 
-def _held(
-    reference: Evidence, form: Form, allowed: float | None, measured: Evidence | None
-) -> dict[str, float | bool | None]:
-    """The loss on held-out rows, for forms that can be asked for it."""
-    trained = (measured or reference).loss
+def _with_held(parity: Parity, reference: Evidence, form: Form, measured: Evidence | None) -> Parity:
+    """With the loss on held-out rows, where the form can be asked for it."""
+    trained, allowed = (measured or reference).loss, parity.tolerance
     answerable = trained is not None and allowed is not None and _knows_all(reference, form)
     exported = form.loss(reference.held) if answerable else None
+    parity = replace(parity, rounded=measured is not None)
     if trained is None or exported is None or allowed is None:
-        return {"rounded": measured is not None}
+        return parity
     near = int8_loss(trained, measured.layers) if measured else max(EXACT, allowed)
-    return {
-        "trained_loss": trained,
-        "exported_loss": exported,
-        "loss_tolerance": near,
-        "rounded": measured is not None,
-    }
+    return replace(parity, trained_loss=trained, exported_loss=exported, loss_tolerance=near)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuneloop.exports.tensors import LowRank, Source, Tensors
+from tuneloop.exports.tensors import LowRank, Tensors, TrainedWeights
 
 SAMPLED = 256
 """Rows of a weight that are sought in the other one."""
@@ -17,7 +17,7 @@ NEAR = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class TensorDifference:
     """One tensor of both models. `difference` is the size (root of the sum of squares) of what lies between them, over
     the trained one's; infinite where the shapes differ, or the exported one has what is no number."""
 
@@ -35,10 +35,10 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class TensorComparison:
     """All tensors of both, and the names of those that only the trained model has."""
 
-    tensors: tuple[Compared, ...]
+    tensors: tuple[TensorDifference, ...]
     missing: tuple[str, ...]
     trained: Tensors
     exported: Tensors
@@ -50,7 +50,7 @@ class Comparison:
         return (base if low is None else base + low.delta()), self.exported[name]()
 
 
-def compare_tensors(source: Source, exported: Tensors) -> Comparison:
+def compare_tensors(source: TrainedWeights, exported: Tensors) -> TensorComparison:
     """Hold the exported tensors against the base's with the adapter's sums.
 
     What only the export has is no matter: a language head, say, that the trained model ties to its embeddings.
@@ -64,20 +64,20 @@ def compare_tensors(source: Source, exported: Tensors) -> Comparison:
     )
     # Names of another kind altogether (an old checkpoint's, say) tell nothing.
     missing = tuple(absent) if len(tensors) > len(absent) else ()
-    return Comparison(tensors, missing, trained, exported, source.deltas)
+    return TensorComparison(tensors, missing, trained, exported, source.deltas)
 
 
-def _compared(name: str, base: Tensor, exported: Tensor, low: LowRank | None) -> Compared:
+def _compared(name: str, base: Tensor, exported: Tensor, low: LowRank | None) -> TensorDifference:
     shapes = tuple(base.shape), tuple(exported.shape)
     if shapes[0] != shapes[1] or not bool(exported.isfinite().all()):
-        return Compared(name, *shapes, bool(exported.isfinite().all()), float("inf"), 0.0, None, 0.0)
+        return TensorDifference(name, *shapes, bool(exported.isfinite().all()), float("inf"), 0.0, None, 0.0)
     added = exported - base
     delta = None if low is None else low.delta()
     factor, spread = (None, 0.0) if delta is None else _factor(added, delta)
     trained, rest = (base, added) if delta is None else (base + delta, added - delta)
     size = float(trained.norm()) or 1.0
     lean = float((rest * trained).sum()) / size**2
-    return Compared(name, *shapes, True, float(rest.norm()) / size, lean, factor, spread)
+    return TensorDifference(name, *shapes, True, float(rest.norm()) / size, lean, factor, spread)
 
 
 def _factor(added: Tensor, delta: Tensor) -> tuple[float | None, float]:

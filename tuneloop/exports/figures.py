@@ -9,6 +9,7 @@ from typing import Any
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import listed, t
 from tuneloop.exports.limits import Limits, fewest, most
+from tuneloop.model.precision import EXACT
 
 ON_THE_LINE = ("kld", "same_top", "greedy")
 """Measures of a certificate that the console shows of an export that passed; parity.json has all of them."""
@@ -29,7 +30,8 @@ class Parity:
     template_equal: bool
     passed: bool
     tolerance: float | None
-    """Largest logit difference allowed; None where rounding moves single logits, and the distributions are judged."""
+    """Largest logit difference allowed; None where rounding moves single logits. With a certificate it decides in
+    float32 alone: below that the distributions do."""
     trained_loss: float | None = None
     """Mean loss of a label token on held-out rows, in nats, of the model as it was trained and measured; None where the
     task has none, or there is nothing to measure it on."""
@@ -107,7 +109,7 @@ class Parity:
         """Name of a measure -> its figure and its limit, in words; of a certificate."""
         limits, of = self.limits, self.answer_tokens
         out: dict[str, str] = {}
-        if self.tolerance is not None:
+        if self.tolerance is not None and self.tolerance <= EXACT:
             out["logits"] = t(
                 "largest logit difference {largest} (allowed {tolerance})",
                 largest=_figure(self.max_logit_difference),
@@ -171,7 +173,7 @@ class Parity:
         apart = abs((self.trained_answer_loss or 0.0) - (self.exported_answer_loss or 0.0))
         held = abs((self.trained_loss or 0.0) - (self.exported_loss or 0.0))
         within = {
-            "logits": self.tolerance is None or self.max_logit_difference <= self.tolerance,
+            "logits": self.tolerance is None or self.tolerance > EXACT or self.max_logit_difference <= self.tolerance,
             "kld": of > 0 and self.kld is not None and self.kld <= most(limits.kld, of),
             "noise": of > 0 and (self.noise is None or self.noise <= limits.noise),
             "same_top": self.same_top >= fewest(limits.same_top, of),

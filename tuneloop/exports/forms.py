@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tuneloop.base.errors import DataError
 from tuneloop.base.records import Record
 from tuneloop.data.tokens.templates import Chat, encode, render
 from tuneloop.evaluation.before_after import held_out_loss
@@ -56,7 +57,7 @@ class Form(Protocol):
         """Those that its files name: a program that knows no token by its spelling ends at these alone."""
 
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
-        """The chat as the form's own template renders it; None where it brings none."""
+        """The chat as the form's own template renders it, "" where that raises an error; None where it brings none."""
 
     def loss(self, held: Sequence[Record]) -> float | None:
         """Mean loss of a label token on rows, in nats; None where the answer tokens' loss must do."""
@@ -97,7 +98,10 @@ class TransformersForm:
         return self.ends()
 
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
-        return render(self.tokenizer, chat, prompt=prompt)
+        try:
+            return render(self.tokenizer, chat, prompt=prompt)
+        except DataError:
+            return ""
 
     def loss(self, held: Sequence[Record]) -> float | None:
         return mean_loss(self.model, self.tokenizer, held)
@@ -137,8 +141,9 @@ class LlamaForm:
         return frozenset(facts[key] for key in (f"tokenizer.ggml.{x}_token_id" for x in ("eos", "eot")) if key in facts)
 
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
+        own: Any = chat_template_utils
         facts = self._facts()
         source = facts.get("tokenizer.chat_template")
         if not source:
@@ -149,8 +154,11 @@ class LlamaForm:
             for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
             if f"tokenizer.ggml.{key}_token_id" in facts
         }
-        rendered, _ = render_jinja_template([chat], chat_template=source, add_generation_prompt=prompt, **named)
-        return str(rendered[0])
+        try:
+            texts, _ = own.render_jinja_template([chat], chat_template=source, add_generation_prompt=prompt, **named)
+        except Exception:  # whatever a broken template raises
+            return ""
+        return str(texts[0])
 
     def loss(self, held: Sequence[Record]) -> float | None:
         return None

@@ -35,20 +35,37 @@ class Limits:
 
 
 LIMITS: dict[str, Limits] = {
-    "float32":     Limits(1e-6, 1e-4,  1.00, 1e-3,  1.00, NEAR_TIE),
-    "float16":     Limits(1e-4, 0.005, 0.98, 0.005, 1.00, 0.01),
-    "bfloat16":    Limits(5e-3, 0.04,  0.94, 0.03,  1.00, 0.06),
-    "gguf-f16":    Limits(1e-4, 0.005, 0.98, 0.005, 1.00, 0.01),
-    "gguf-bf16":   Limits(5e-3, 0.04,  0.94, 0.03,  1.00, 0.06),
-    "gguf-q8_0":   Limits(0.01, 0.07,  0.94, 0.03,  None, NEAR_TIE),
-    "gguf-q6_k":   Limits(0.06, 0.20,  0.88, 0.10,  None, NEAR_TIE),
-    "gguf-q5_k_m": Limits(0.15, 0.30,  0.82, 0.20,  None, NEAR_TIE),
-    "gguf-q4_k_m": Limits(0.40, 0.50,  0.70, 0.40,  None, NEAR_TIE),
-    "gguf-q4_0":   Limits(0.60, 0.60,  0.62, 0.60,  None, NEAR_TIE),
-    "nf4":         Limits(0.60, 0.60,  0.62, 0.60,  None, NEAR_TIE),
-    "int8":        Limits(0.15, 0.30,  0.82, 0.20,  None, NEAR_TIE),
+    "float32":     Limits(1e-5,  1e-3,  1.00, 1e-3,  1.00, NEAR_TIE),
+    "float16":     Limits(1e-4,  0.01,  0.98, 0.005, 1.00, 0.02),
+    "bfloat16":    Limits(5e-3,  0.05,  0.94, 0.03,  1.00, 0.10),
+    "gguf-f16":    Limits(1e-4,  0.005, 0.98, 0.005, 1.00, 0.01),
+    "gguf-bf16":   Limits(1e-3,  0.03,  0.95, 0.01,  1.00, 0.06),
+    "gguf-q8_0":   Limits(0.015, 0.10,  0.92, 0.05,  None, NEAR_TIE),
+    "gguf-q6_k":   Limits(0.06,  0.20,  0.87, 0.10,  None, NEAR_TIE),
+    "gguf-q5_k_m": Limits(0.25,  0.35,  0.75, 0.25,  None, NEAR_TIE),
+    "gguf-q4_k_m": Limits(0.25,  0.40,  0.75, 0.25,  None, NEAR_TIE),
+    "gguf-q4_0":   Limits(0.80,  0.60,  0.55, 0.80,  None, NEAR_TIE),
+    "nf4":         Limits(0.80,  0.60,  0.60, 0.60,  None, NEAR_TIE),
+    "int8":        Limits(0.10,  0.25,  0.85, 0.10,  None, NEAR_TIE),
 }  # fmt: skip
-"""How weights are held -> limits."""
+"""How weights are held -> limits: about three times the divergence, and twice the noise, that was measured first.
+
+That was on SmolLM2-135M-Instruct in float32, 312 answer tokens of five real Chinese and English dialogues, GGUF files
+read by llama.cpp (`tests/exports/test_certificate_real.py` measures it again and prints it). Its rows of 576 numbers
+are no whole blocks of 256, so most of its K-quants are the types that llama.cpp falls back to:
+
+    GGUF    f16      bf16     q8_0     q6_k     q5_k_m   q4_k_m   q4_0
+    kld     5.8e-6   2.3e-4   0.0050   0.015    0.091    0.061    0.39
+    noise   0.0015   0.0094   0.046    0.080    0.19     0.17     0.38
+    top     1.00     0.98     0.97     0.94     0.84     0.88     0.68
+    loss    -0.000   +0.001   +0.016   +0.025   +0.085   +0.052   +0.36
+
+    folder  float32  float16  bfloat16 nf4      int8
+    kld     1.4e-11  2.3e-5   1.4e-3   0.34     0.032
+    noise   2.1e-6   0.0029   0.021    0.38     0.11
+    top     1.00     1.00     0.96     0.73     0.89
+    loss    -0.000   -0.001   -0.004   +0.26    +0.012
+"""
 
 
 def limits_of(target: str, form: torch.dtype, reference: torch.dtype = torch.float32) -> Limits:
@@ -60,7 +77,7 @@ def limits_of(target: str, form: torch.dtype, reference: torch.dtype = torch.flo
     >>> limits_of("merged", torch.float32) == LIMITS["float32"]
     True
     >>> limits_of("gguf-q8_0", torch.float32, torch.bfloat16).kld
-    0.015
+    0.02
     """
     own = LIMITS[LIMITED_AS.get(target, target) or _named(form)]
     if _named(reference) == "float32":
@@ -98,7 +115,7 @@ def most(mean: float, of: int) -> float:
     """The largest mean of `of` numbers that is within a limit: rare tokens make up most of a divergence, so the mean of
     few scatters; the excess that is allowed falls with the root of their number.
 
-    >>> most(0.1, 100), round(most(0.1, 4), 3)
+    >>> round(most(0.1, 100), 3), round(most(0.1, 4), 3)
     (0.14, 0.3)
     """
     return mean * (1 + 4 / math.sqrt(max(1, of)))

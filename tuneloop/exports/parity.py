@@ -21,7 +21,7 @@ from tuneloop.data.tokens.encode import Sequences, tokenize
 from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
 from tuneloop.exports.figures import Parity, require
 from tuneloop.exports.forms import computing_dtype, greedy_tokens, logits_at, mean_loss
-from tuneloop.exports.tensors import Source, source_of
+from tuneloop.exports.tensors import TrainedWeights, source_of
 from tuneloop.model.backbone import longest, unwrap
 from tuneloop.model.precision import EXACT, tolerance
 
@@ -55,7 +55,7 @@ class Evidence:
     """What one model says to the dialogues.
 
     `logits` are float32 [positions, vocabulary] per sample, on the CPU; `answers` the greedy token ids per dialogue;
-    `texts` and `ids` what the tokenizer makes of each dialogue, whole and as a prompt.
+    `texts` and `ids` what the tokenizer makes of each dialogue, whole and as a prompt, and of texts without a template.
     """
 
     logits: tuple[Tensor, ...]
@@ -75,9 +75,14 @@ class Evidence:
     held: tuple[Record, ...] = ()
     ends: frozenset[int] = frozenset()
     """Tokens at which the trained model's answers end."""
-    source: Source | None = None
+    source: TrainedWeights | None = None
     template_changed: bool = False
     """The chat template is not the one that the run recorded when it ended."""
+
+    @property
+    def plain_texts(self) -> int:
+        """Of `texts`, those at the end that no template has touched."""
+        return len(self.texts) - 2 * len(self.chats)
 
     @property
     def context(self) -> int:
@@ -106,6 +111,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     texts = (
         *(render(tokenizer, chat) for chat in chats),
         *(render(tokenizer, questions(chat), prompt=True) for chat in chats),
+        *(m["content"] for chat in chats for m in chat if isinstance(m["content"], str) and m["content"]),
         *TEXTS,
     )
     ids_of_texts = encode(tokenizer, list(texts))

@@ -35,7 +35,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class TrainedWeights:
     """Where the weights of a trained model are: a folder on the disk, and what an adapter adds to them.
 
     `replaced` are names of tensors that training has put in the place of the folder's; what they are is not known here.
@@ -53,7 +53,7 @@ class Source:
         return {name: read for name, read in folder_tensors(self.folder).items() if name not in self.replaced}
 
 
-def source_of(model: nn.Module) -> Source | None:
+def source_of(model: nn.Module) -> TrainedWeights | None:
     """Where the weights of a model in memory are from; None where no folder is known.
 
     An adapter's two narrow matrices are copied; the base is read again from its folder when somebody asks.
@@ -72,7 +72,7 @@ def source_of(model: nn.Module) -> Source | None:
                 deltas[f"{name}.weight"] = low
         elif isinstance(module, ModulesToSaveWrapper):
             replaced |= {f"{name}.weight", f"{name}.bias"}
-    return Source(folder, deltas, frozenset(replaced), _moved(base, folder))
+    return TrainedWeights(folder, deltas, frozenset(replaced), _moved(base, folder))
 
 
 def _moved(base: nn.Module, folder: Path) -> float:
@@ -153,9 +153,10 @@ def _from_module(module: Any, inner: Any, part: str) -> Tensor:
         tensor = tensor.dequantize()
     out: Tensor = tensor.detach().float().cpu()
     if part == "weight" and isinstance(module, LoraLayer):
-        for name in module.active_adapters:
-            if name in module.lora_A:
-                out = out + module.get_delta_weight(name).float().cpu()  # type: ignore[operator]
+        layer: Any = module
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                out = out + layer.get_delta_weight(name).float().cpu()
     return out
 
 
