@@ -56,9 +56,9 @@ def export(
 
     `dtype` is the type of the merged weights, by default the one that was trained in; `more` are adapters that are
     added after the run's own; `chats` are dialogues for the proof, by default some that the run's evaluation has
-    answered; `say` gets lines of progress. All is made in a sibling folder that gets its name last. Raises TL-RUN-EXISTS, TL-MACHINE-DISK,
-    TL-RUN-PARITY and what `require_known`, `composition`, `require_possible`, `reference` and the targets raise; then
-    `to` does not exist.
+    answered; `say` gets lines of progress. All is made in a sibling folder that gets its name last. Raises
+    TL-RUN-EXISTS, TL-MACHINE-DISK, TL-RUN-PARITY and what `require_known`, `composition`, `require_possible`,
+    `reference` and the targets raise; then `to` does not exist.
     """
     names = list(dict.fromkeys(targets))
     require_known(names)
