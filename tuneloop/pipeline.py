@@ -288,6 +288,7 @@ def export_all(
     workspace: Path = Path(),
     dtype: str | None = None,
     more: Sequence[str | Path] = (),
+    say: Say = _quiet,
 ) -> dict[str, Exported]:
     """A run or version -> each of the targets, all of the same merged weights: one in the folder `to` itself, several
     in folders of their names below it. `more` are adapters (runs, versions or folders) to add after the run's own."""
@@ -299,7 +300,7 @@ def export_all(
     run = versions.locate(workspace, str(ref)) or open_run(ref, workspace).path
     folders = [adapter_folder(str(one), workspace) for one in more]
     with refusals.writing(to.parent):
-        return export(run, to, targets, dtype=dtype, more=folders)
+        return export(run, to, targets, dtype=dtype, more=folders, say=say)
 
 
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:

@@ -103,9 +103,11 @@ def test_a_large_model_needs_little_memory(tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", LARGE, base, adapter, out], capture_output=True, text=True, check=True
     )
     changed, before, peak = json.loads(done.stdout.splitlines()[-1])
+    print(f"peak {(peak - before) / 1e9:.2f} GB above the start, largest shard {largest / 1e9:.2f} GB")
     assert changed == 56
     assert peak - before < 1.5 * largest + (1 << 30), (peak, before, largest)
-    assert sum(file.stat().st_size for file in out.glob("*.safetensors")) > 6 << 30
+    assert sum(file.stat().st_size for file in out.glob("*.safetensors")) > 6_400_000_000
+    shutil.rmtree(out)
 
 
 def _sparse_shards(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:

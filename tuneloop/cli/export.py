@@ -51,7 +51,7 @@ def export(
     from tuneloop import pipeline
 
     to = to or workspace / "exports" / _usual_name(folder.name, names)
-    exported = pipeline.export_all(run, to, names, workspace=workspace, dtype=dtype, more=more or ())
+    exported = pipeline.export_all(run, to, names, workspace=workspace, dtype=dtype, more=more or (), say=show.say)
     if json:
         show.as_json(_report(to, exported))
         return

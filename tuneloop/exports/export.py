@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +50,15 @@ def export(
     dtype: str | None = None,
     more: Sequence[Path] = (),
     chats: Sequence[Chat] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Exported]:
     """Write the run's model to `to`: one target in it directly, of several each in a folder of its name below it.
 
     `dtype` is the type of the merged weights, by default the one that was trained in; `more` are adapters that are
     added after the run's own; `chats` are dialogues for the proof, by default some that the run's evaluation has
-    answered. All is made in a sibling folder that gets its name last. Raises TL-RUN-EXISTS, TL-MACHINE-DISK,
-    TL-RUN-PARITY and what `require_known`, `composition`, `require_possible`, `reference` and the targets raise; then
-    `to` does not exist.
+    answered; `say` gets lines of progress. All is made in a sibling folder that gets its name last. Raises
+    TL-RUN-EXISTS, TL-MACHINE-DISK, TL-RUN-PARITY and what `require_known`, `composition`, `require_possible`,
+    `reference` and the targets raise; then `to` does not exist.
     """
     names = list(dict.fromkeys(targets))
     require_known(names)
@@ -74,8 +75,9 @@ def export(
     partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir()
+        say(t("asking the trained model what its exports will be asked"))
         one = reference(parts, chats)
-        notes, proofs = _make(one, partial, names, dtype or one.dtype, to)
+        notes, proofs = _make(one, partial, names, dtype or one.dtype, to, say)
         _named(partial / names[0] if len(names) == 1 else partial, to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,19 +89,21 @@ def export(
 
 
 def _make(
-    one: Reference, partial: Path, names: Sequence[str], dtype: str, to: Path
+    one: Reference, partial: Path, names: Sequence[str], dtype: str, to: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Sequence[str]], dict[str, Parity]]:
     """Make, prove and describe each target in the folder `partial`; returns its notes and its proof."""
     scratch, merged = partial / ".scratch", None
     scratch.mkdir()
     if any(TARGETS[name].of_merged for name in names):
         merged = partial / "merged" if "merged" in names else scratch / "merged"
+        say(t("merging base and adapters"))
         merge(one, merged, dtype)
     work = ExportInput(one, merged, scratch, dtype)
     notes, proofs = dict[str, Sequence[str]](), dict[str, Parity]()
     for name in sorted(names, key=lambda name: name != "merged"):  # a fault of the merge is no other target's
         folder, target = partial / name, TARGETS[name]
         notes[name] = target.make(work, folder)
+        say(t("{target}: written; it is read back and asked", target=name))
         proofs[name] = target.prove(work, folder)
         parity.require(proofs[name], str(to if len(names) == 1 else to / name))
         _describe(one, name, proofs[name], folder, dtype)

@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tuneloop.base.errors import ModelError
+from tuneloop.base.language import t
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -51,11 +54,18 @@ class TensorFile:
 
     @classmethod
     def read(cls, path: Path) -> TensorFile:
-        """The header of a checked file (`hub/folder_check`); its tensors are not looked at."""
+        """The header of a checked file (`hub/folder_check`); its tensors are not looked at.
+
+        Raises TL-MODEL-WEIGHTS for a type of numbers that torch has not.
+        """
         with path.open("rb") as stream:
             table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         table.pop("__metadata__", None)
         lines = sorted(table.items(), key=lambda line: line[1]["data_offsets"])
+        if foreign := [x["dtype"] for _, x in lines if x["dtype"] not in DTYPES]:
+            raise ModelError(
+                "TL-MODEL-WEIGHTS", where=str(path), error=t("its type {kind} is not known", kind=foreign[0])
+            )
         return cls(path, tuple(TensorShape(n, DTYPES[x["dtype"]], tuple(x["shape"])) for n, x in lines))
 
     @property
