@@ -18,6 +18,7 @@ from tuneloop.base import language
 from tuneloop.base.errors import ModelError
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.exports.ollama import modelfile, text_block
+from tuneloop.gguf.tokenizer_facts import tokenizer_facts
 
 
 def model_folder(folder: Path, tokenizer: Any, context: int = 8192, **generation: Any) -> Path:
@@ -115,11 +116,15 @@ def adds_bos(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def test_an_opening_token_that_the_template_does_not_write_is_refused(tmp_path: Path) -> None:
+def test_an_opening_token_that_the_template_does_not_write_is_refused_on_a_base_that_adds_it(tmp_path: Path) -> None:
     special = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
     tokenizer = adds_bos(byte_tokenizer(CHATML, special=special, bos_token="<s>", eos_token="</s>"))
+    folder = model_folder(tmp_path, tokenizer)
     with pytest.raises(ModelError) as caught:
-        modelfile(model_folder(tmp_path, tokenizer), "m.gguf")
+        modelfile(folder, "base.gguf", adapter="lora.gguf")
+    own = modelfile(folder, "m.gguf")
+    assert tokenizer_facts(folder)["tokenizer.ggml.add_bos_token"] is False, "our own file does not say so"
+    assert "<s>" not in own
     assert caught.value.code == "TL-MODEL-OLLAMA"
     assert "begins each prompt with <s>" in str(caught.value)
 

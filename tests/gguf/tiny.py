@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,27 +18,6 @@ SIZE = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
 }  # fmt: skip
 KINDS = ("llama", "qwen2", "qwen3", "gemma3")
-
-
-def _words(folder: Path) -> dict[str, Any]:
-    """The facts of a byte-level tokenizer.json, with unused tokens up to the embedding's rows."""
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokens = {number: token for token, number in content["model"]["vocab"].items()}
-    special = {one["id"] for one in content["added_tokens"]}
-    tokens |= {one["id"]: one["content"] for one in content["added_tokens"]}
-    rows = range(config["vocab_size"])
-    return WORDS | {
-        "tokenizer.ggml.tokens": [tokens.get(n, f"[PAD{n}]") for n in rows],
-        "tokenizer.ggml.token_type": [3 if n in special else 1 if n in tokens else 5 for n in rows],
-        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]],
-    }
-
-
-if importlib.util.find_spec("tuneloop.gguf.tokenizer_facts") is None:  # on a branch without it
-    stand_in = ModuleType("tuneloop.gguf.tokenizer_facts")
-    stand_in.tokenizer_facts = _words  # type: ignore[attr-defined]
-    sys.modules[stand_in.__name__] = stand_in
 
 
 def model(kind: str, **settings: Any) -> Any:

@@ -20,8 +20,18 @@ BASE = "BASE.gguf"
 
 
 def require_writable(parts: Composition) -> None:
-    """Raise TL-MACHINE-EXTRA where llama.cpp's library, which writes and reads GGUF here, is not installed."""
+    """Raise what keeps the run's model out of a GGUF file, before anything is loaded.
+
+    TL-MACHINE-EXTRA where llama.cpp's library is not installed, TL-MODEL-GGUF-WRITE for an architecture that has no
+    place in such a file, TL-MODEL-GGUF-TOKENIZER for such a tokenizer.
+    """
+    from tuneloop.gguf.tokenizer_facts import tokenizer_facts
+    from tuneloop.gguf.write import architecture_facts, config_of, refusing
+
     library()
+    with refusing(parts.weights):
+        architecture_facts(*config_of(parts.weights))
+    tokenizer_facts(parts.weights)
 
 
 def gguf_name(parts: Composition, kind: str) -> str:

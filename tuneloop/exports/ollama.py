@@ -46,7 +46,9 @@ def modelfile(
     if form is None:
         raise ModelError("TL-MODEL-OLLAMA", where=str(folder), reason=_unknown(tokenizer))
     adds_bos = _adds_bos(tokenizer)
-    if adds_bos and not form.bos:
+    if adds_bos and not form.bos and adapter is None:
+        adds_bos = False  # nor does the GGUF file say so: see gguf/tokenizer_facts
+    elif adds_bos and not form.bos:
         reason = t("Ollama begins each prompt with {token}, and the chat template does not", token=tokenizer.bos_token)
         raise ModelError("TL-MODEL-OLLAMA", where=str(folder), reason=reason)
     if system is None:

@@ -17,6 +17,7 @@ from tuneloop.base.optional import need, quoted
 from tuneloop.exports import llamacpp, proof
 from tuneloop.exports.adapter import copy_adapter, max_rank, vllm_refusal
 from tuneloop.exports.composition import Composition
+from tuneloop.exports.ollama import ollama_name
 from tuneloop.exports.parity import Parity
 from tuneloop.exports.quantised import quantise
 from tuneloop.exports.reference import Reference
@@ -195,7 +196,7 @@ def _prove_gguf(target: str, kind: str, work: ExportInput, folder: Path) -> Pari
 
 def _gguf_command(kind: str, parts: Composition, folder: Path) -> str:
     if (folder / llamacpp.MODELFILE).is_file():
-        return f"ollama create {quoted(parts.name)} -f {quoted(str(folder / llamacpp.MODELFILE))}"
+        return f"ollama create {quoted(ollama_name(parts.name))} -f {quoted(str(folder / llamacpp.MODELFILE))}"
     return f"llama-server --jinja -m {quoted(str(folder / llamacpp.gguf_name(parts, kind)))}"
 
 

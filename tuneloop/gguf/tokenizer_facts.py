@@ -207,6 +207,7 @@ def _named(tokenizer: Any, folder: Path, tokens: list[str]) -> Facts:
         _refuse(folder, t("it has no end token"))
     bos = _configured(folder, "bos_token_id") if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     adds_bos, adds_eos = _adds(tokenizer, folder)
+    adds_bos = adds_bos and _opens(tokenizer)  # what serves a chat would put it before a text that has none in training
     others = [n for n in ends[1:] if tokens[n] not in _ENDS_BY_TEXT]
     ids = {
         "bos_token_id": ends[0] if bos is None else int(bos),
@@ -229,6 +230,17 @@ def _ends(tokenizer: Any, folder: Path) -> list[int]:
     more = given if isinstance(given, list) else [given]
     ends = [tokenizer.eos_token_id, _end_of_answer(tokenizer), *more]
     return list(dict.fromkeys(int(n) for n in ends if n is not None))
+
+
+def _opens(tokenizer: Any) -> bool:
+    """Whether the chat template writes the beginning token; True where there is no template to say otherwise."""
+    if not _template(tokenizer):
+        return True
+    try:
+        text = str(tokenizer.apply_chat_template([{"role": "user", "content": _QUESTION}], tokenize=False))
+    except Exception:  # whatever a template raises: it then says nothing of a beginning
+        return True
+    return text.startswith(str(tokenizer.bos_token))
 
 
 def _end_of_answer(tokenizer: Any) -> int | None:
