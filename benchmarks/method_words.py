@@ -50,7 +50,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " The held-out loss is in nats a token, lower is better. Forgetting is the change of the loss of facts in"
         " the general set that comes with tuneloop, below 0 is none.",
         "SmolLM2-135M-Instruct，数据是 `tuneloop run lora_vs_full` 的 204 行，其中 60 行作验证集；2 遍。验证集损"
-        "失以每 token 的 nat 计，越低越好。遗忘是 tuneloop 自带的通用题集中知识题损失的变化，低于 0 即没有遗忘。",
+        "失以每 token 的 nat 计，越低越好。遗忘是 tuneloop 自带的通用题集中常识题损失的变化，低于 0 即没有遗忘。",
     ),
     "claim": ("LoRA against full tuning", "LoRA 与全参数微调"),
     "claim_intro": (

@@ -67,7 +67,7 @@ def judge(
 
         show.as_json({**figures.as_dict(), "agreement": asdict(agreed) if agreed else None})
     else:
-        rated.judge(figures, agreed, study.models)
+        rated.judge(figures, agreed or judged.disagreement(study, docket.judged()), study)
 
 
 def _judge(judge: str, endpoint: str, model: str, timeout: float, retries: int, workspace: Path) -> tuple[Model, str]:

@@ -125,4 +125,4 @@ def pair_words(one: RunPair, titles: Sequence[str]) -> str:
     if pair.p is not None:
         parts.append(f"p = {pair.p:.2g}")
     facts = {"left": titles[one.left], "right": titles[one.right], "metric": metric.label(), "figures": listed(parts)}
-    return t("{right} against {left}, {metric}: {word} ({figures})", word=separations()[pair.separation], **facts)
+    return t("{right} against {left}, {metric}: {word} ({figures})", word=pair.word, **facts)

@@ -29,7 +29,7 @@ from tuneloop.data import ledger
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.flips import flips
-from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.paired import too_few
 from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
@@ -89,6 +89,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
         "changes": gains.numbers(evaluation),
         "ranged": bool(evaluation.paired),
+        "too_few": too_few(max((p.difference.rows for p in evaluation.paired if not p.section), default=0)),
         "few": any(p.difference.note == "few rows" for p in evaluation.paired),
         "sections": gains.others(evaluation),
         "tasks": [(one.task, one.metric, *_scores(one), f"{one.rows:,}") for one in evaluation.tasks],
@@ -166,7 +167,8 @@ def _gain(evaluation: Evaluation, change: compare.Change) -> str:
         parts = [
             f"{gains.signed(pair.difference.estimate, digits)} {gains.interval(pair.difference, digits)}".strip(),
             t("{n} rows", n=f"{pair.difference.rows:,}"),
-            *([] if pair.separation in ("better", "worse") else [separations()[pair.separation]]),
+            *([p] if (p := gains.probability(pair)) else []),
+            *([] if pair.separation in ("better", "worse") else [pair.word]),
         ]
         return listed(parts)
     if change.metric == "loss" and change.before and change.after is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tuneloop.base.language import listed, sentences, t
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.paired import too_few
 from tuneloop.planning.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]
@@ -112,6 +113,8 @@ def _chance(change: compare.Change) -> str:
         return ""
     if change.difference.note == "too small":
         return t("Another seed changes as much.")
+    if few := too_few(change.difference.rows):
+        return few
     return t("On {n} rows that is not separable from chance.", n=change.difference.rows)
 
 
