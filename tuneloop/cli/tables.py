@@ -187,7 +187,12 @@ def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:
 
     judged = any(row.separation for row in rows)
     lines = [
-        (row.label, cell(row, row.before), cell(row, row.after), *((row.interval, p_shown(row.p), row.word) if judged else ()))
+        (
+            row.label,
+            cell(row, row.before),
+            cell(row, row.after),
+            *((row.interval, p_shown(row.p), row.word) if judged else ()),
+        )
         for row in rows
     ]
     more = [t("95 % interval"), "p", t("{right} against {left}", left=left, right=right)] if judged else []

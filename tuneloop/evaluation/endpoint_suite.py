@@ -91,12 +91,14 @@ class Remembered:
 
 
 def named(url: str, model: str) -> str:
-    """The name of an endpoint's evaluation: its model, or its address, as a file may be called.
+    """The name of an endpoint's evaluation: its model and its address, as a file may be called.
 
-    >>> named("http://localhost:8000/v1", "Qwen/Qwen3-8B"), named("http://localhost:8000/v1", "")
-    ('Qwen-Qwen3-8B', 'localhost-8000')
+    >>> named("http://localhost:8000/v1", "Qwen/Qwen3-8B"), named("http://localhost:8000/team/v1", "")
+    ('Qwen-Qwen3-8B@localhost-8000', 'localhost-8000-team')
     """
-    return re.sub(r"[^\w.]+", "-", model or urlsplit(url).netloc).strip("-.") or "endpoint"
+    address = urlsplit(url)
+    names = [model, address.netloc.rpartition("@")[2] + address.path.rstrip("/").removesuffix("/v1")]
+    return "@".join(filter(None, (re.sub(r"[^\w.]+", "-", name).strip("-.") for name in names))) or "endpoint"
 
 
 def evaluate_endpoint(run: Run, url: str, model: str, say: Say) -> tuple[Evaluation, Path]:
@@ -184,7 +186,8 @@ def measure_endpoint(
         for record in section.answered
         if (section.name, record.id) in scored.replies
     ]
-    findings = _template(chats, written, endpoint, count)
+    replies_to_all = [*written, *shown, *(reply for own in probed for reply in own), *scored.replies.values()]
+    findings = (*_empty(replies_to_all, endpoint), *_template(chats, written, endpoint, count))
     return replace(evaluation, section_answers=tuple(section_answers), findings=findings)
 
 
@@ -200,6 +203,13 @@ def _answer(section: SectionRows, record: Record, reply: Reply) -> Answer:
     return replace(
         shown, context=compare.context(record), id=record.id, section=section.name, file=record.file, line=record.line
     )
+
+
+def _empty(replies: Sequence[Reply], endpoint: EndpointAnswerer) -> tuple[RunFinding, ...]:
+    """Whether the server has answered, but nothing but blanks and thoughts."""
+    if not replies or any(visible(reply.text).strip() for reply in replies):
+        return ()
+    return (RunFinding("TL-RUN-ENDPOINT-EMPTY", {"n": str(len(replies)), "url": endpoint.url}),)
 
 
 def _template(

@@ -145,15 +145,15 @@ def sentence(forgotten: Forgetting) -> str:
             sections=listed(sections),
         )
     several = sum(name.startswith(FACTS) for name in forgotten.sections) > 1
-    both = t("in both languages together {figures}", figures=figures(every)) if several else figures(every)
+    together = t("in both languages together {figures}", figures=figures(every)) if several else figures(every)
     if forgotten.verdict == "within margin":
         return t(
             "Nothing was forgotten: the loss of facts rose by no more than a change of manner does, {figures}.",
-            figures=both,
+            figures=together,
         )
     if forgotten.verdict == "improved":
-        return t("Nothing was forgotten: the loss of facts fell, {figures}.", figures=both)
-    return t("The loss of facts before and after is not separable: {figures}.", figures=both)
+        return t("Nothing was forgotten: the loss of facts fell, {figures}.", figures=together)
+    return t("The loss of facts before and after is not separable: {figures}.", figures=together)
 
 
 def figures(change: SectionChange) -> str:

@@ -11,7 +11,6 @@ from tuneloop.base.language import listed, t
 from tuneloop.evaluation.compare import different_rows
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import separations
 from tuneloop.evaluation.row_places import by_place
 from tuneloop.evaluation.run_figures import RunFigures, RunPair, run_figures, run_pairs
 from tuneloop.report import gains

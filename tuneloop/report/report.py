@@ -108,7 +108,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "ledger": _ledger(folder),
         "links": _links(folder),
         "plan": costs.planned(folder),
-        "choices": folder.plan.get("choices") or [],
+        "choices": (folder.plan.get("choices_in") or {}).get(current()) or folder.plan.get("choices") or [],
         "commands": _commands(folder, more),
         "recipe": _private(folder.recipe_text, folder),
         "events": [_event(e, folder) for e in folder.events],
@@ -259,7 +259,7 @@ def _longer(folder: Folder) -> str:
 
 
 def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
-    rest = glossary.facts(event, skip=frozenset({"time", "event"}))
+    rest = glossary.facts(glossary.told_in(event), skip=frozenset({"time", "event"}))
     details = listed(f"{name} {fact}" for name, fact in rest)
     what = str(event.get("event", ""))
     return glossary.moment(event.get("time")), glossary.events().get(what, what), _private(details, folder)
