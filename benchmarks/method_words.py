@@ -33,7 +33,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "alone": (
         "{section} the best is {best}, by more than chance. Of all, the least processor time has {quick}, the least"
         " memory {lean}, the fewest trained weights {few}.",
-        "{section}最好的是 {best}，超出了偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
+        "{section}最好的是 {best}，优势超出偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
         "训练的参数最少的是 {few}。",
     ),
     "sentiment": ("Sentiment: is a film review friendly?", "情感分类：影评是好评还是差评？"),
@@ -64,7 +64,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " well; what it saves are the weights' gradients and the optimizer's two moments of each.",
         "训练用时是在那台繁忙的机器上的实际用时；整个进程的处理器时间是 {cpu}%。"
         "在处理器上训练这样小的模型，时间和内存主要用在激活值上，"
-        "LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩。",
+        "LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩估计。",
     ),
     "pairs": ("Any two of them, on the same rows:", "两两相比，同样的行："),
     "commands": ("The commands:", "命令："),

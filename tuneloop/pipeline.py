@@ -349,7 +349,9 @@ def predict(
     from tuneloop.inference.predict import PredictSettings, predict
 
     how, target = PredictSettings(**settings), to or predicted_path(file)
-    return predict(load(run, workspace=workspace), str(file), target, how, again=again, say=say)
+    located = versions.locate(workspace, str(run))
+    name = located.name if located is not None and str(run) == "latest" else str(run)
+    return predict(load(run, workspace=workspace), str(file), target, how, again=again, name=name, say=say)
 
 
 def predicted_path(file: str | Path) -> Path:

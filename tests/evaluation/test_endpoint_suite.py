@@ -123,11 +123,15 @@ def test_an_address_that_nobody_is_at(fresh: Run, monkeypatch: pytest.MonkeyPatc
     assert caught.value.code == "TL-MACHINE-ENDPOINT"
 
 
-def test_a_server_that_answers_nothing_is_named(fresh: Run) -> None:
+def test_a_server_that_answers_nothing_is_named(fresh: Run, tmp_path: Path) -> None:
+    own = Run(tmp_path / "runs" / "other-1")
+    shutil.copytree(fresh.path, own.path)
+    shutil.copytree(fresh.workspace / "datasets", tmp_path / "datasets")
+    (own.path / "evaluation.json").unlink()  # the tiny model writes nothing either
     with running(Server()) as server:
         empty = {"choices": [{"message": {"content": " "}, "finish_reason": "stop"}]}
         server.plan = [(200, {}, json.dumps(empty).encode())] * 99
-        evaluation, _ = pipeline.measure_at(fresh, f"{server.url}/v1", "big")
+        evaluation, _ = pipeline.measure_at(own, f"{server.url}/v1", "big")
     assert [finding.code for finding in evaluation.findings][:1] == ["TL-RUN-ENDPOINT-EMPTY"]
     assert "answers of the endpoint" in evaluation.findings[0].what
 

@@ -57,6 +57,13 @@ def predict(
 
     if run != "latest":
         versions.require(workspace, run)
+    from tuneloop.data.reading import inputs
+    from tuneloop.inference.output import require_ending
+
+    if to is not None:
+        require_ending(to)
+    if file != "-":
+        inputs.require_rows(file)
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
 

@@ -29,6 +29,10 @@ def results(rated: RatingResults) -> None:
             left=rated.left,
         )
     )
+    if rated.more:
+        print(
+            t("Beside them ratings of repeats and gold rows, for the figures of the raters alone: {n}.", n=rated.more)
+        )
     choices = [
         (t("{model} is better", model=first), rated.choices["first"]),
         (t("{model} is better", model=second), rated.choices["second"]),

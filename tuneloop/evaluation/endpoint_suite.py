@@ -117,6 +117,8 @@ def evaluate_endpoint(run: Run, url: str, model: str, say: Say) -> tuple[Evaluat
         evaluation = measure_endpoint(
             recipe, held, sections, endpoint, folder / f"{name}.answers.jsonl", say, _counter(run, recipe)
         )
+        if not _is_silent(run):  # a server that says nothing where the run says nothing is no fault of its own
+            evaluation = replace(evaluation, findings=(*_empty(evaluation, endpoint), *evaluation.findings))
         path = run.write(f"{FOLDER}/{name}.json", {"endpoint": url, "model": endpoint.name, **evaluation.as_dict()})
     return evaluation, path
 
@@ -186,8 +188,7 @@ def measure_endpoint(
         for record in section.answered
         if (section.name, record.id) in scored.replies
     ]
-    replies_to_all = [*written, *shown, *(reply for own in probed for reply in own), *scored.replies.values()]
-    findings = (*_empty(replies_to_all, endpoint), *_template(chats, written, endpoint, count))
+    findings = _template(chats, written, endpoint, count)
     return replace(evaluation, section_answers=tuple(section_answers), findings=findings)
 
 
@@ -205,11 +206,18 @@ def _answer(section: SectionRows, record: Record, reply: Reply) -> Answer:
     )
 
 
-def _empty(replies: Sequence[Reply], endpoint: EndpointAnswerer) -> tuple[RunFinding, ...]:
+def _empty(evaluation: Evaluation, endpoint: EndpointAnswerer) -> tuple[RunFinding, ...]:
     """Whether the server has answered, but nothing but blanks and thoughts."""
-    if not replies or any(visible(reply.text).strip() for reply in replies):
+    answered = evaluation.written()
+    if not answered or any(visible(answer.after).strip() for answer in answered):
         return ()
-    return (RunFinding("TL-RUN-ENDPOINT-EMPTY", {"n": str(len(replies)), "url": endpoint.url}),)
+    return (RunFinding("TL-RUN-ENDPOINT-EMPTY", {"n": str(len(answered)), "url": endpoint.url}),)
+
+
+def _is_silent(run: Run) -> bool:
+    """Whether the run itself wrote answers when it was evaluated, and all of them are empty."""
+    own = Evaluation.read(run.path)
+    return own is not None and bool(own.written()) and not any(visible(a.after).strip() for a in own.written())
 
 
 def _template(

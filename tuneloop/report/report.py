@@ -149,14 +149,23 @@ def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]
         tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
     seconds = spent(folder)
     if seconds:
-        speeds = [v for v in clock(folder, "tokens_per_second") if v > 0]
-        speed = t("{n} tokens a second", n=f"{statistics.median(speeds):,.0f}") if speeds else ""
+        pace = _pace(folder)
+        speed = t("{n} tokens a second", n=f"{pace:,.0f}") if pace else ""
         tiles.append((t("training time"), duration(seconds), speed))
     model = folder.plan.get("model") or {}
     if model.get("trainable"):
         share = t("of {total}", total=costs.short(model["parameters"])) if model.get("parameters") else ""
         tiles.append((t("trained weights"), costs.short(model["trainable"]), share))
     return tiles
+
+
+def _pace(folder: Folder) -> float:
+    """Tokens a second of training: what the end of an unbroken run says, else the median of its lines; 0 unknown."""
+    finished = next((e for e in folder.events if e.get("event") == "finished"), {})
+    whole_run = finished.get("tokens_per_second")
+    if isinstance(whole_run, int | float) and not any(e.get("event") == "resumed" for e in folder.events):
+        return float(whole_run)
+    return statistics.median([v for v in clock(folder, "tokens_per_second") if v > 0] or [0.0])
 
 
 def _gain(evaluation: Evaluation, change: compare.Change) -> str:
