@@ -58,7 +58,13 @@ def results(rated: RatingResults) -> None:
         title = t("Strengths by Bradley and Terry")
         table(title, [t("model"), t("log-odds"), t("chosen over {model}", model=first), ""], strengths)
     people = [
-        (r.rater, r.ratings, r.left, shown(r.consistency, percent=True), shown(r.gold, percent=True))
+        (
+            r.rater,
+            r.ratings,
+            r.left,
+            shown(r.consistency, percent=True) if r.consistency.rows else t("nothing was shown again"),
+            shown(r.gold, percent=True) if r.gold.rows else t("there are no gold rows"),
+        )
         for r in rated.raters
     ]
     columns = [t("rater"), t("ratings"), t("left"), t("same choice when shown again"), t("right on gold rows")]
