@@ -145,7 +145,8 @@ def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) ->
     ]
     longer, more = roomier(lengths, max_length) if max_length else (0, 0)
     if known["too long"] in causes and more:
-        remedies.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
+        at = list(causes).index(known["too long"])
+        remedies.insert(at + 1, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
     return remedies
 
 
