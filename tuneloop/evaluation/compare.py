@@ -299,11 +299,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
-        metrics = [
-            {"metric": c.label, "left": c.before, "right": c.after, "of": c.total}
-            | ({"difference": c.difference.as_dict(), "separation": c.separation, "p": c.p} if c.difference else {})
-            for c in self.metrics
-        ]
+        metrics: list[dict[str, Any]] = []
+        for c in self.metrics:
+            metrics.append({"metric": c.label, "left": c.before, "right": c.after, "of": c.total})
+            if c.difference is not None:
+                metrics[-1] |= {"difference": c.difference.as_dict(), "separation": c.separation, "p": c.p}
         return {"answers": [a.as_dict() for a in self.answers], "metrics": metrics, "warning": self.warning}
 
 

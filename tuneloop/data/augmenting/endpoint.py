@@ -162,7 +162,7 @@ class Endpoint:
         """The error after the last try: a busy server needs time, any other problem another address."""
         if not problem.busy:
             return self._error(str(problem))
-        facts = {"error": str(problem), "retries": self.tries - 1}
+        facts: dict[str, Any] = {"error": str(problem), "retries": self.tries - 1}
         return MachineError("TL-MACHINE-ENDPOINT-BUSY", where=self.url, **facts)
 
     def _odd(self, reply: object) -> MachineError:
