@@ -39,6 +39,7 @@ def keys() -> dict[str, str]:
         "products": t("products in"),
         "kept": t("kept for all epochs"),
         "why": t("reason"),
+        "why_in": t("reason"),
         "weights": t("weights (digest)"),
         "template": t("chat template (digest)"),
         "held": t("held-out rows (digest)"),
