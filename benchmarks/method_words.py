@@ -33,7 +33,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "alone": (
         "{section} the best is {best}, by more than chance. Of all, the least processor time has {quick}, the least"
         " memory {lean}, the fewest trained weights {few}.",
-        "{section}最好的是 {best}，超出了偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
+        "{section}最好的是 {best}，优势超出偶然波动。全部之中，处理器时间最少的是 {quick}，内存最少的是 {lean}，"
         "训练的参数最少的是 {few}。",
     ),
     "sentiment": ("Sentiment: is a film review friendly?", "情感分类：影评是好评还是差评？"),
@@ -50,7 +50,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " The held-out loss is in nats a token, lower is better. Forgetting is the change of the loss of facts in"
         " the general set that comes with tuneloop, below 0 is none.",
         "SmolLM2-135M-Instruct，数据是 `tuneloop run lora_vs_full` 的 204 行，其中 60 行作验证集；2 遍。验证集损"
-        "失以每 token 的 nat 计，越低越好。遗忘是 tuneloop 自带的通用题集中知识题损失的变化，低于 0 即没有遗忘。",
+        "失以每 token 的 nat 计，越低越好。遗忘是 tuneloop 自带的通用题集中常识题损失的变化，低于 0 即没有遗忘。",
     ),
     "claim": ("LoRA against full tuning", "LoRA 与全参数微调"),
     "claim_intro": (
@@ -64,7 +64,7 @@ PAGE: dict[str, tuple[str, str]] = {
         " well; what it saves are the weights' gradients and the optimizer's two moments of each.",
         "训练用时是在那台繁忙的机器上的实际用时；整个进程的处理器时间是 {cpu}%。"
         "在处理器上训练这样小的模型，时间和内存主要用在激活值上，"
-        "LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩。",
+        "LoRA 同样需要它们；省下的是权重的梯度，以及优化器为每个权重保存的两个矩估计。",
     ),
     "pairs": ("Any two of them, on the same rows:", "两两相比，同样的行："),
     "commands": ("The commands:", "命令："),

@@ -31,6 +31,7 @@ from tuneloop.evaluation.compare import (
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.progress import ANSWERS_FILE
+from tuneloop.evaluation.sections import sections_size
 from tuneloop.evaluation.whole_suite import require_measurable, whole_suite
 from tuneloop.hub.folder_check import vocabulary
 from tuneloop.hub.resolve import model_folder
@@ -135,7 +136,11 @@ def foresee(assembled: TrainingInput) -> tuple[Plan, Preflight]:
         words=recipe.train.classify.words,
     )
     assembled.require_held()  # also of these rows is said now what would stop the run later
-    return uncosted(assembled) if assembled.alone else planner.make(assembled), preflight_report
+    if assembled.alone:
+        return uncosted(assembled), preflight_report
+    has_sections = assembled.task.answers == "text"
+    sections = sections_size(recipe, assembled.context.tokenizer) if has_sections else None
+    return planner.make(assembled, sections), preflight_report
 
 
 def train(
@@ -233,11 +238,13 @@ def measure_at(run: Run, url: str, model: str = "", *, say: Say = _quiet) -> tup
     return evaluate_endpoint(run, url, model, say)
 
 
-def compare(run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96) -> Comparison:
+def compare(
+    run: Run, other: Run | None = None, prompts: Sequence[str] = (), *, max_new_tokens: int = 96, say: Say = _quiet
+) -> Comparison:
     """The same prompts answered by two runs, or by one before and after training; and their metrics."""
     from tuneloop.evaluation.runs import compare_runs
 
-    return compare_runs(run, other, prompts, max_new_tokens=max_new_tokens)
+    return compare_runs(run, other, prompts, max_new_tokens=max_new_tokens, say=say)
 
 
 def compare_runs(runs: Sequence[Run]) -> ComparedRuns:
@@ -262,11 +269,13 @@ def compare_variants(recipe: Recipe, runs: Mapping[str, Run]) -> tuple[ComparedR
     return side_by_side, findings
 
 
-def ask_runs(runs: Sequence[Run], prompts: Sequence[str], *, max_new_tokens: int = 96) -> list[tuple[str, ...]]:
+def ask_runs(
+    runs: Sequence[Run], prompts: Sequence[str], *, max_new_tokens: int = 96, say: Say = _quiet
+) -> list[tuple[str, ...]]:
     """(prompt, the answer of each run) of each prompt."""
     from tuneloop.evaluation.runs import answers_of
 
-    texts = [answers_of(run, runs[0], prompts, max_new_tokens=max_new_tokens) for run in runs]
+    texts = [answers_of(run, runs[0], prompts, max_new_tokens=max_new_tokens, say=say) for run in runs]
     return [(prompt, *row) for prompt, row in zip(prompts, zip(*texts, strict=True), strict=True)]
 
 
@@ -372,7 +381,9 @@ def predict(
     from tuneloop.inference.predict import PredictSettings, predict
 
     how, target = PredictSettings(**settings), to or predicted_path(file)
-    return predict(load(run, workspace=workspace), str(file), target, how, again=again, say=say)
+    located = versions.locate(workspace, str(run))
+    name = located.name if located is not None and str(run) == "latest" else str(run)
+    return predict(load(run, workspace=workspace), str(file), target, how, again=again, name=name, say=say)
 
 
 def predicted_path(file: str | Path) -> Path:

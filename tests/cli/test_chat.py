@@ -166,6 +166,12 @@ def test_help_names_the_commands(tongue: str, monkeypatch: pytest.MonkeyPatch) -
     assert all(word in notes[0] and word in chat.COMMANDS for word in wanted)
 
 
+def test_a_pipe_hears_that_the_model_loads_but_not_among_the_answers(tiny_run: Path) -> None:
+    done = run_chat(tiny_run, given="你是谁？\n".encode())
+    assert f"loading {tiny_run} …" in done.stderr
+    assert "loading" not in done.stdout
+
+
 @pytest.mark.parametrize("asked", ["", "  "])
 def test_once_without_a_question_is_refused(asked: str, tmp_path: Path) -> None:
     done = run_chat(tmp_path / "never-opened", "--once", asked)

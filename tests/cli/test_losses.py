@@ -53,6 +53,7 @@ def test_many_rows_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for words in ("longer than max_length (46 rows)", f"{ledger.words()['other shape']} (5 rows)",
                   "prepare.max_length: 1536 would keep 44 more.", "data[].columns"):  # fmt: skip
         assert words in said
+    assert "Dropped rows: 46 (longer than max_length). prepare.too_long" in said, "the cause before the remedy"
     assert "ledger.jsonl" in said
     assert "Nothing was held out" not in said
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,5 @@ def test_doctor_tells_what_is_here() -> None:
     assert names["Python"]["fine"]
     assert names["torch"]["value"]
     assert all(f["remedy"] for f in found if not f["fine"])
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert all(f"extra {name}" in names for name in project["optional-dependencies"] if name != "dev")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from pathlib import Path
@@ -42,6 +43,19 @@ def test_it_says_what_came_of_it(tiny_run: Path, source: Path, tmp_path: Path, m
     assert summary["path"] == "questions.predicted.jsonl"
 
 
+def test_a_wrong_file_is_refused_before_anything_is_loaded(tiny_run: Path, source: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("\n", encoding="utf-8")
+    for given, code in ((tmp_path / "none.csv", "TL-DATA-MISSING"), (empty, "TL-DATA-EMPTY")):
+        done = predict(tiny_run, given)
+        assert code in str(done.exception)
+        assert "recipe" not in str(done.exception)
+        assert "Loading" not in done.stderr
+    done = predict(tiny_run, source, "--to", tmp_path / "out.xlsx")
+    assert "a name that ends in .jsonl or .csv" in str(done.exception)
+    assert not (tmp_path / "out.xlsx").exists()
+
+
 def test_stopped_by_hand_the_same_command_goes_on(
     tiny_run: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +76,8 @@ def test_stopped_by_hand_the_same_command_goes_on(
     assert "Going on after 4 rows" in resumed.stderr
     predict(tiny_run, source, "--to", whole)
     assert out.read_bytes() == whole.read_bytes()
-    with out.open(encoding="utf-8", newline="") as file:
+    assert out.read_bytes().startswith(codecs.BOM_UTF8), "as Excel wants it"
+    with out.open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert [json.loads(row["input"])["question"] for row in table] == [*(q for q, _ in TALK), ""], "lines are no table"
     assert [bool(row["error"]) for row in table] == [False] * 8 + [True]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.endpoint_server import Server, running
 from tests.serving.test_api import serving
 from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
@@ -120,6 +121,28 @@ def test_an_address_that_nobody_is_at(fresh: Run, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MachineError) as caught:
         pipeline.measure_at(fresh, "http://127.0.0.1:9/v1", "big")
     assert caught.value.code == "TL-MACHINE-ENDPOINT"
+
+
+def test_a_server_that_answers_nothing_is_named(fresh: Run, tmp_path: Path) -> None:
+    own = Run(tmp_path / "runs" / "other-1")
+    shutil.copytree(fresh.path, own.path)
+    shutil.copytree(fresh.workspace / "datasets", tmp_path / "datasets")
+    (own.path / "evaluation.json").unlink()  # the tiny model writes nothing either
+    with running(Server()) as server:
+        empty = {"choices": [{"message": {"content": " "}, "finish_reason": "stop"}]}
+        server.plan = [(200, {}, json.dumps(empty).encode())] * 99
+        evaluation, _ = pipeline.measure_at(own, f"{server.url}/v1", "big")
+    assert [finding.code for finding in evaluation.findings][:1] == ["TL-RUN-ENDPOINT-EMPTY"]
+    assert "answers of the endpoint" in evaluation.findings[0].what
+
+
+def test_two_servers_with_one_model_have_two_files(fresh: Run) -> None:
+    paths = set()
+    for _ in range(2):
+        with running(Server()) as server:
+            paths.add(pipeline.measure_at(fresh, f"{server.url}/v1", "big")[1])
+    assert len(paths) == 2
+    assert all(path.is_file() for path in paths)
 
 
 def test_a_server_with_another_template_is_named(fresh: Run, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from tests.rating.made import answers, run_with, simulated, study_of
 from tests.serving.test_api import make, serving
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message
+from tuneloop.cli import rated
 from tuneloop.cli.main import app
-from tuneloop.evaluation.judge import Docket, cost, question, usable
+from tuneloop.evaluation.judge import Docket, JudgedPair, cost, question, usable
 from tuneloop.evaluation.pairs import AnswerPair
 from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.endpoint import EndpointAnswerer
@@ -133,7 +134,7 @@ def test_an_endpoint_that_fails_midway_loses_no_verdict(
     server.plan = [good] * 5 + [reply] * 3
     with pytest.raises(MachineError, match=problem) as caught:
         judge(tmp_path, far(server, retries=2), batch_size=1)
-    assert caught.value.code == "TL-MACHINE-ENDPOINT"
+    assert caught.value.code == ("TL-MACHINE-ENDPOINT-BUSY" if reply[0] in (429, 500) else "TL-MACHINE-ENDPOINT")
     assert len(docket(tmp_path).readings) == 5
     server.plan.clear()
     asked = len(server.seen)
@@ -276,10 +277,28 @@ def test_agreement_with_people(server: JudgeServer, tmp_path: Path) -> None:
     opened.ask(model, opened.open(model, 64), max_new_tokens=64, batch_size=4)
     ((results, agreed),) = judged.with_people(study)
     assert results.rows == 40
-    assert agreed is not None
+    assert isinstance(agreed, judged.JudgeAgreement)
     assert agreed.kappa.estimate == pytest.approx(1.0)
     assert agreed.spearman["relevance"].estimate == pytest.approx(-1.0)  # people scored the first model higher
     assert judged.agreement(study, "nobody", []) is None
+
+
+def test_a_judge_without_a_verdict_is_no_want_of_ratings(
+    server: JudgeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_of(run_with(tmp_path, answers(6)), repeats=0)
+    opened = judged.docket(study, "big")
+    server.verdict = lambda prompt: "I cannot say."
+    opened.ask(far(server), opened.open(far(server), 64), max_new_tokens=64, batch_size=4)
+    assert judged.disagreement(study, [JudgedPair(next(iter(study.pairs)), "first", False, None)]).startswith("nobody")
+    simulated(study, ["Li"], lambda draw, pair: "second")
+    ((results, agreed),) = judged.with_people(study)
+    assert isinstance(agreed, str)
+    rated.judge(results, agreed, study)
+    shown = capsys.readouterr().out
+    assert "Agreement with people: not defined, because the judge gave no verdict." in shown
+    assert "verdicts.jsonl" in shown.replace("\n", "")
+    assert "nobody" not in shown
 
 
 def _id(study: Any, prompt: str) -> str:

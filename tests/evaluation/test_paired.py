@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from tests.evaluations import evaluation, scores
 from tuneloop.base.records import Message, Record, Reply
+from tuneloop.cli import tables
 from tuneloop.evaluation import compare, gate
 from tuneloop.evaluation.by_row import answer_rows, compare_held, joined, section_texts
 from tuneloop.evaluation.corpus import SectionTexts
@@ -19,6 +21,7 @@ from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import Paired, RowScores, compare_rows
 from tuneloop.evaluation.run_figures import paired_runs
+from tuneloop.report import gains
 from tuneloop.report.verdict import verdict
 
 NOISE = 0.02
@@ -102,6 +105,34 @@ def test_ten_healthy_runs_are_all_better() -> None:
         one = measured(losses(80, 0.15, seed))
         assert {c.word for c in compare.changes(one) if c.separation} == {"better"}
         assert verdict(one).tone == "good"
+
+
+def test_so_few_rows_show_no_difference_and_that_is_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    one = measured(losses(5, 1.0))
+    pair = only(list(one.paired), "loss")
+    assert pair.difference.high < 0, "the interval leaves out 0"  # type: ignore[operator]
+    assert (pair.separation, pair.word, pair.p) == ("not separable", "too few rows", 0.0625)
+    assert only(list(measured(losses(6, 1.0)).paired), "loss").separation == "better", "six are enough"
+    sentence = "With 5 rows no difference can be told from chance, however large it is: that takes 6 rows at least."
+    assert sentence in verdict(one).text
+    tables.changes(one)
+    shown = capsys.readouterr().out
+    assert sentence in shown
+    assert "0.062" in shown
+    assert "Few rows (5)" not in shown
+    row = next(r for r in gains.numbers(one) if r["label"] == "held-out loss")
+    assert (row["p"], row["word"]) == ("p = 0.062", "too few rows")
+
+
+def test_the_rows_under_a_table_are_those_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    held = [record(k) for k in range(10)]
+    files = {"a": held[:4], "b": held[4:]}
+    rows = [replace(row, id=one.id) for row, one in zip(losses(10, 0.3), held, strict=True)]
+    sides = [scores(2.0), scores(1.7)]
+    one = evaluation(*sides, files={"a": (2.0, 1.7), "b": (2.0, 1.7)}, paired=compare_held(rows, {}, files),
+                     row_scores=tuple(rows))  # fmt: skip
+    tables.changes(one)
+    assert "Few rows (4–10)" in capsys.readouterr().out
 
 
 def measured(rows: list[RowScores], texts: dict[str, SectionTexts] | None = None) -> Evaluation:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.lives import fork, wait
 from tuneloop import pipeline
-from tuneloop.evaluation.progress import ANSWERS_FILE, Counted
+from tuneloop.data.batches.pack import Batch
+from tuneloop.evaluation.progress import ANSWERS_FILE, Counted, counted
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap
@@ -44,15 +46,35 @@ def prompts_of(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
 def test_it_answers_as_the_answerer_and_says_how_far_it_is(answerer: Answerer) -> None:
     said: list[str] = []
-    counted = Counted(answerer, 7, said.append, interval=0)
-    replies = counted.answer(CHATS, max_new_tokens=3, batch_size=2)
+    teller = Counted(answerer, 7, said.append, interval=0)
+    replies = teller.answer(CHATS, max_new_tokens=3, batch_size=2)
     assert [r.text for r in replies] == [r.text for r in answerer.answer(CHATS, max_new_tokens=3, batch_size=2)]
-    counted.answer(CHATS[:2], max_new_tokens=3, batch_size=2)
+    teller.answer(CHATS[:2], max_new_tokens=3, batch_size=2)
     found = [re.fullmatch(r"  (\d) of 7 answers, [\d.e+]+ a second, about (.+) left", line) for line in said]
     assert [int(match[1]) for match in found if match] == [2, 4, 5, 7]
     assert found[-1] is not None
     assert found[-1][2] == "0 s"
-    assert (counted.context, counted.count(CHATS[0])) == (answerer.context, answerer.count(CHATS[0]))
+    assert (teller.context, teller.count(CHATS[0])) == (answerer.context, answerer.count(CHATS[0]))
+
+
+def test_losses_say_how_far_they_are() -> None:
+    lines: list[str] = []
+    nothing = torch.zeros(0)
+    batches = [Batch(nothing, nothing, nothing, nothing, (1, 1), members=(0, 1)) for _ in range(3)]
+    assert len(list(counted(batches, 6, lines.append, interval=0))) == 3
+    assert lines == [f"  {n} of 6 losses measured" for n in (2, 4, 6)]
+    list(counted(batches, 6, lines.append, interval=3600))
+    assert len(lines) == 3
+
+
+def test_two_runs_say_what_they_do(tiny_run: Path) -> None:
+    lines: list[str] = []
+    run = Run(tiny_run)
+    pipeline.compare(run, run, ["Count."], max_new_tokens=2, say=lines.append)
+    assert lines == [f"loading {run.name} …", f"{run.name} answers"] * 2
+    lines.clear()
+    pipeline.ask_runs([run], ["Count."], max_new_tokens=2, say=lines.append)
+    assert lines == [f"loading {run.name} …", f"{run.name} answers"]
 
 
 def test_a_quick_evaluation_is_not_talked_over(answerer: Answerer) -> None:

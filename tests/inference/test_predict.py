@@ -99,7 +99,7 @@ def test_a_table_comes_out_as_a_table(labelling: Path, tmp_path: Path) -> None:
         encoding="utf-8",
     )
     done = pipeline.predict(source, run=labelling, to=tmp_path / "out.csv", batch_size=2)
-    with done.path.open(encoding="utf-8", newline="") as file:
+    with done.path.open(encoding="utf-8-sig", newline="") as file:
         out = list(csv.DictReader(file))
     assert [row["no"] for row in out] == ["1", "2", "3", "4"]
     assert [row["review"] for row in out] == ["a dull, long film", 'fine "words"', "", "two\nlines"]
@@ -173,6 +173,8 @@ def test_what_belongs_to_something_else_is_not_written_over(tiny_run: Path, tiny
             pipeline.predict(**{**SHORT, **settings}, to=out)
         assert caught.value.code == code
         assert differs in str(caught.value)
+        if differs == "model":
+            assert f"({tiny_run} → {tiny_model})" in str(caught.value), "names tell more than digests"
     assert out.read_bytes() == first
     theirs = tmp_path / "theirs.jsonl"
     theirs.write_text("mine\n")
@@ -180,6 +182,22 @@ def test_what_belongs_to_something_else_is_not_written_over(tiny_run: Path, tiny
         pipeline.predict(source, run=tiny_run, to=theirs, **SHORT)
     assert caught.value.code == "TL-RUN-OUT-EXISTS"
     assert theirs.read_text() == "mine\n"
+
+
+def test_a_header_alone_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,answer\n", encoding="utf-8")
+    with pytest.raises(TuneloopError) as caught:
+        pipeline.predict(source, run=tiny_run, to=tmp_path / "out.jsonl", **SHORT)
+    assert "header" in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_takes_no_file_is_not_said_to_be_busy(tiny_run: Path, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "in.jsonl", [{"question": "Who?"}])
+    with pytest.raises(TuneloopError) as caught:
+        pipeline.predict(source, run=tiny_run, to=Path("/proc/x.jsonl"), **SHORT)
+    assert caught.value.code == "TL-MACHINE-FOLDER"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -258,6 +258,8 @@ def test_a_run_with_and_without(sessions: Sessions) -> None:
     assert [e["kept"] for e in said] == [True]
     assert said[0]["bytes"] == sum(len(s.ids) for s in [*sessions.samples, *sessions.held]) * 64 * 4
     assert [e["kept"] for e in lines(computed.events) if e["event"] == "frozen_blocks"] == [False]
+    (off,) = [e for e in lines(computed.events) if e["event"] == "frozen_blocks"]
+    assert off["why"] == off["why_in"]["en"] != off["why_in"]["zh"], "a report has both languages"
     assert not (kept.path / "trunk").exists(), "nothing is left to resume"
     assert (kept.path / "model" / "model.safetensors").stat().st_size == (
         computed.path / "model" / "model.safetensors"

@@ -29,7 +29,7 @@ from tuneloop.planning.budget import (
 )
 from tuneloop.planning.hardware import Hardware, look
 from tuneloop.planning.lengths import Option
-from tuneloop.planning.planner import Plan, make, times
+from tuneloop.planning.planner import Plan, SectionsSize, make, times
 from tuneloop.recipe.defaults import roomy
 from tuneloop.recipe.overrides import changed
 from tuneloop.recipe.recipe import make_recipe
@@ -64,6 +64,36 @@ def plan(folder: Path, samples: list[Sample], **train: Any) -> Plan:
     return make(assembled(recipe_of(folder, **train), folder, samples))
 
 
+def test_the_choices_are_stored_in_both_languages(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
+    with language.speaking("zh"):
+        made = plan(tiny_model, samples, method="freeze").as_dict()
+    assert made["choices"] == made["choices_in"]["zh"]
+    assert any("步" in line["what"] for line in made["choices"])
+    english = made["choices_in"]["en"]
+    assert len(english) == len(made["choices"])
+    assert all(text.isascii() for line in english for text in line.values())
+
+
+def test_evaluation_counts_the_losses_of_the_general_set(
+    tiny_model: Path, samples: list[Sample], machine: Hardware
+) -> None:
+    given = assembled(recipe_of(tiny_model), tiny_model, samples, manifest=MANIFEST, prompts=1)
+    alone, beside = make(given), make(given, SectionsSize(96, 96_000_000, 9_000_000))
+    more = beside.evaluation["seconds"] - alone.evaluation["seconds"]
+    size = shape(tiny_model, given.recipe.train, "float32")
+    assert more == pytest.approx(
+        2 * forward_flops(size, 96_000_000, 9_000_000) / (machine.gflops * 1e9 * EFFICIENCY), rel=0.01
+    )
+    assert (alone.evaluation["losses"], beside.evaluation["losses"]) == (10, 106)
+    assert "losses of 106 rows each" in times(beside)[1].why
+    answered = make(given, SectionsSize(96, 960, 96, answers=240))
+    assert answered.evaluation["answers"] == alone.evaluation["answers"] + 240
+    assert answered.evaluation["seconds"] > alone.evaluation["seconds"]
+    recipe = changed(given.recipe, ["evaluate.show=[]"])
+    nothing = make(assembled(recipe, tiny_model, samples))
+    assert times(nothing)[1].why == "nothing is measured"
+
+
 def test_a_plan_says_what_will_be(tiny_model: Path, samples: list[Sample], machine: Hardware) -> None:
     made = plan(tiny_model, samples)
     assert made.data == {
@@ -79,7 +109,7 @@ def test_a_plan_says_what_will_be(tiny_model: Path, samples: list[Sample], machi
     assert all(c.what and c.value and c.why for c in made.choices)
     back = json.loads(json.dumps(made.as_dict()))
     assert set(back) == {
-        "machine", "model", "data", "choices", "seconds", "evaluation", "memory_gb", "warnings"
+        "machine", "model", "data", "choices", "choices_in", "seconds", "evaluation", "memory_gb", "warnings"
     }  # fmt: skip
     assert made.warnings == (), "nothing is known of the dataset"
 

@@ -37,6 +37,7 @@ def test_a_preference_of_four_fifths_is_found(tmp_path: Path) -> None:
     simulated(study, ["Li", "Ana"], by_chance(0.8))
     found = results(study)
     assert (found.rows, found.shared, found.ratings, found.left) == (100, 100, 200, 0)
+    assert found.ratings + found.more == sum(rater.ratings for rater in found.raters), "repeats and gold rows beside"
     assert sum(found.choices.values()) == 100
     assert found.win_rate.estimate is not None
     assert found.win_rate.low is not None

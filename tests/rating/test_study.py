@@ -13,6 +13,7 @@ from tuneloop.base.errors import RunError
 from tuneloop.evaluation.evaluation import Answer
 from tuneloop.evaluation.pairs import AnswerPair, pair_up
 from tuneloop.rating.rating import Rating
+from tuneloop.rating.server import Desk
 from tuneloop.rating.study import FILE, JOURNAL, Study
 
 GOLD = [AnswerPair(f"gold {n}", "right", "wrong", right="first") for n in range(3)]
@@ -72,6 +73,20 @@ def test_what_is_shown_on_the_left_is_what_the_rating_says(tmp_path: Path) -> No
         assert right.startswith("after" if blank.model_b == "demo-1" else "before")
         chosen = Rating(slot.pair, "Li", blank.model_a, blank.model_b, choice="A").chosen(study.models)
         assert chosen == ("second" if left.startswith("after") else "first")
+
+
+def test_a_rater_sees_which_answer_was_cut_off(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [Answer("q", "before", "after", after_fault="unfinished", context=())])
+    study = study_of(run, repeats=0)
+    study.join("Li")
+    page = Desk(study).shown("Li", 0)
+    assert page is not None
+    assert [page["cut_a"], page["cut_b"]] == [page[f"answer_{side}"] == "after" for side in "ab"]
+    again = Study.read(study.folder)
+    assert again is not None
+    assert again.pairs == study.pairs
+    old = {key: one for key, one in next(iter(study.pairs.values())).as_dict().items() if key != "cut"}
+    assert AnswerPair.from_dict(old).cut == (False, False), "of a study from before"
 
 
 def test_a_line_cut_short_by_a_crash_loses_itself_alone(tmp_path: Path) -> None:

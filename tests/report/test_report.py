@@ -390,12 +390,22 @@ def test_the_setting_it_names_has_an_effect(tmp_path: Path, train: str, setting:
 def test_what_machines_wrote_is_told_in_words(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     changed(run, "plan.json", machine={"cpu": "Xeon", "cores": 2, "memory_gb": 15.6, "gpus": [], "gpu_memory_gb": 0.0,
-                                       "device": "cpu", "gflops": 328.4}, evaluation={"seconds": 960.0})  # fmt: skip
+                                       "device": "cpu", "gflops": 328.4}, evaluation={"seconds": 960.0},
+            choices_in={"en": [{"what": "one of the steps", "value": "30", "why": "dialogues: 8"}],
+                        "zh": [{"what": "其中的步数", "value": "30", "why": "对话：8"}]})  # fmt: skip
     events = [
         {"time": START, "event": "plan", "seconds": 960.0, "memory_gb": 2.4},
         {"time": START + 9, "event": "started", "step": 0, "total": 30, "packing": True, "versions": {"torch": "2.13"}},
         {"time": START + 30, "event": "checkpoint", "step": 27, "path": "step-27"},
-        {"time": START + 71, "event": "finished", "step": 30, "seconds": 59.5, "tokens_per_second": 176.2},
+        {
+            "time": START + 71,
+            "event": "finished",
+            "step": 30,
+            "seconds": 59.5,
+            "tokens_per_second": 176.2,
+            "why": "there is one epoch",
+            "why_in": {"en": "there is one epoch", "zh": "只训练一轮"},
+        },
         {"time": START + 99, "event": "evaluated", "seconds": 85.4},
     ]
     (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
@@ -406,6 +416,13 @@ def test_what_machines_wrote_is_told_in_words(tmp_path: Path) -> None:
         "328.4 GFLOP/s", "processor",
     ):  # fmt: skip
         assert part in text, part
+    chinese = written(run, "zh").text
+    for english, translated in (("there is one epoch", "只训练一轮"), ("one of the steps", "其中的步数")):
+        assert english in text
+        assert translated not in text
+        assert translated in chinese
+        assert english not in chinese
+    assert "176 tokens a second" in text, "the card says what the event says"
     for key in ("gpus", "memory_gb", "gflops", "packing", "tokens_per_second", "versions", "graphics card"):
         assert key not in text, key
     assert not [c for c in text.split() if c.endswith("+00:00")]

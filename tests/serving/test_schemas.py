@@ -9,7 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from tuneloop.base.errors import FAMILIES, DataError, ServeError, catalogue
+from tuneloop.base.language import speaking
 from tuneloop.base.records import Reply
+from tuneloop.serving.body_faults import fault_words
 from tuneloop.serving.schemas import (
     STATUS,
     ChatRequest,
@@ -20,6 +22,24 @@ from tuneloop.serving.schemas import (
     status_of,
     usage,
 )
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"model": "m", "messages": []}', "至少要有 1 项"),
+        ('{"model": "m"}', "缺少这个字段"),
+        ('{"model": 1, "messages": [{"role": "user", "content": "x"}]}', "应当是文字"),
+        ('{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 9}', "要求："),
+        ("{", "不是 JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_in_the_readers_language(body: str, words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate_json(body)
+    with speaking("zh"):
+        assert words in fault_words(dict(caught.value.errors(include_url=False, include_input=False)[0]))
+
 
 REPLY = Reply("Hi 🪨", 10, 4, "stop", 0.5)
 

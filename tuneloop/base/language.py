@@ -7,15 +7,16 @@ fails when a `t("…")` has no Chinese.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneloop.base.environment import named, spoken
 
 LANGUAGES = ("en", "zh")
+Spoken = TypeVar("Spoken")
 _chosen = ""
 
 
@@ -45,6 +46,19 @@ def speaking(language: str) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+def in_each(make: Callable[[], Spoken]) -> dict[str, Spoken]:
+    """What `make` gives in each language: what a file must hold to be read in another one than it was written in.
+
+    >>> in_each(lambda: t("{n} rows", n=3))
+    {'en': '3 rows', 'zh': '3 行'}
+    """
+    out = {}
+    for language in LANGUAGES:
+        with speaking(language):
+            out[language] = make()
+    return out
 
 
 def current() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop.base.language import t
-from tuneloop.cli import usage
+from tuneloop.cli import show, usage
 
 if TYPE_CHECKING:
     from tuneloop.base.records import Reply
@@ -48,6 +48,7 @@ def chat(
     from tuneloop.registry import versions
 
     versions.require(workspace, ref)
+    show.say(t("loading {ref} …", ref=ref))
     from tuneloop import pipeline
     from tuneloop.inference.classifier import Classifier
     from tuneloop.inference.scorer import Scorer

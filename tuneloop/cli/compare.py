@@ -47,11 +47,12 @@ def compare(
 
 def _two(chosen: list[Run], prompts: list[str], max_new_tokens: int, *, json: bool) -> None:
     """One run before and after training, or two runs: answers, metrics, and of two runs intervals and cost."""
+    show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import tables, variants
 
     first, second = chosen[0], chosen[1] if len(chosen) > 1 else None
-    answered = pipeline.compare(first, second, prompts, max_new_tokens=max_new_tokens)
+    answered = pipeline.compare(first, second, prompts, max_new_tokens=max_new_tokens, say=show.say)
     compared = pipeline.compare_runs(chosen)
     if json:
         show.as_json({**answered.as_dict(), **compared.as_dict()})
@@ -69,11 +70,12 @@ def _two(chosen: list[Run], prompts: list[str], max_new_tokens: int, *, json: bo
 
 def _several(chosen: list[Run], prompts: list[str], max_new_tokens: int, *, json: bool) -> None:
     """Three runs and more."""
+    show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.cli import variants
 
     compared = pipeline.compare_runs(chosen)
-    rows = pipeline.ask_runs(chosen, prompts, max_new_tokens=max_new_tokens) if prompts else []
+    rows = pipeline.ask_runs(chosen, prompts, max_new_tokens=max_new_tokens, say=show.say) if prompts else []
     if json:
         answers = [{"prompt": prompt, "answers": list(texts)} for prompt, *texts in rows]
         show.as_json({"answers": answers, **compared.as_dict()})

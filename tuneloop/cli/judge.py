@@ -35,7 +35,7 @@ def judge(
 ) -> None:
     """Let a model compare answers before and after training, or of two runs, each pair twice with its sides swapped.
 
-    Examples: tuneloop judge latest --judge qwen3-1.7b | tuneloop judge latest --endpoint http://localhost:8000/v1
+    Examples: tuneloop judge latest --judge qwen2.5-coder-0.5b-instruct | tuneloop judge latest --endpoint http://localhost:8000/v1
     """
     if bool(judge) == bool(endpoint):
         raise usage.wrong("tuneloop judge", t("it takes one judge: --judge or --endpoint"))
@@ -67,7 +67,7 @@ def judge(
 
         show.as_json({**figures.as_dict(), "agreement": asdict(agreed) if agreed else None})
     else:
-        rated.judge(figures, agreed, study.models)
+        rated.judge(figures, agreed or judged.disagreement(study, docket.judged()), study)
 
 
 def _judge(judge: str, endpoint: str, model: str, timeout: float, retries: int, workspace: Path) -> tuple[Model, str]:

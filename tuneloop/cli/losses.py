@@ -133,11 +133,21 @@ def _remedies(reasons: Counter[str], lengths: Sequence[int], max_length: int) ->
         **dict.fromkeys(MISREAD, t("Say in data[].columns which column is what, if the rows were misread.")),
         **dict.fromkeys(SWITCHED, t("A step of prepare.clean that is set to mark instead of drop keeps its rows.")),
     }
-    remedies = [known[reason] for reason, _ in reasons.most_common(3) if reason in known]
+    rows: Counter[str] = Counter()
+    causes: dict[str, list[str]] = {}
+    for reason, n in reasons.most_common(3):
+        if reason in known:
+            rows[known[reason]] += n
+            causes.setdefault(known[reason], []).append(words()[reason])
+    remedies = [
+        t("Dropped rows: {n} ({reasons}). {remedy}", n=rows[remedy], reasons=listed(why), remedy=remedy)
+        for remedy, why in causes.items()
+    ]
     longer, more = roomier(lengths, max_length) if max_length else (0, 0)
-    if known["too long"] in remedies and more:
-        remedies.insert(0, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
-    return list(dict.fromkeys(remedies))
+    if known["too long"] in causes and more:
+        at = list(causes).index(known["too long"])
+        remedies.insert(at + 1, t("prepare.max_length: {longer} would keep {n} more.", longer=longer, n=more))
+    return remedies
 
 
 def roomier(lengths: Sequence[int], max_length: int) -> tuple[int, int]:

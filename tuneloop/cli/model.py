@@ -42,7 +42,9 @@ def list_models(json: Json = False) -> None:
             kinds.get(r.kind, r.kind),
             format_bytes(r.size),
             format_bytes(r.download),
-            r.licence,
+            r.licence.replace("none stated", t("none stated"))
+            .replace("(packages)", t("(packages)"))
+            .replace("(model)", t("(model)")),
             "✓" if r.cached else "–",
         )
         for r in models

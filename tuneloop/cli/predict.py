@@ -20,7 +20,12 @@ def predict(
         str, typer.Option("--run", "-r", help="A run, a version ('name:v3', 'name:production'), or a model.")
     ] = "latest",
     to: Annotated[
-        Path | None, typer.Option("--to", "-o", help="The file to write: .jsonl or .csv; FILE.predicted.jsonl.")
+        Path | None,
+        typer.Option(
+            "--to",
+            "-o",
+            help="The file to write: .jsonl, or .csv (UTF-8 with the mark that Excel needs); FILE.predicted.jsonl.",
+        ),
     ] = None,
     column: Annotated[
         str | None, typer.Option("--column", help="The column with the prompt or text, if looking fails.")
@@ -57,6 +62,13 @@ def predict(
 
     if run != "latest":
         versions.require(workspace, run)
+    from tuneloop.data.reading import inputs
+    from tuneloop.inference.output import require_ending
+
+    if to is not None:
+        require_ending(to)
+    if file != "-":
+        inputs.require_rows(file)
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
 

@@ -166,10 +166,11 @@ def report(study: Study, run: Run, other: Run | None, *, wanted: bool, json: boo
     judges = judged.with_people(study)
     if json:
         by_judge = [
-            {**figures.as_dict(), "agreement": asdict(agreed) if agreed else None} for figures, agreed in judges
+            {**figures.as_dict(), "agreement": None if isinstance(agreed, str) else asdict(agreed)}
+            for figures, agreed in judges
         ]
         show.as_json({**computed.as_dict(), "judges": by_judge})
         return
     rated.results(computed)
     for one, agreed in judges:
-        rated.judge(one, agreed, study.models)
+        rated.judge(one, agreed, study)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluation.judge import JudgeResults
     from tuneloop.rating.judged import JudgeAgreement
     from tuneloop.rating.results import RatingResults
+    from tuneloop.rating.study import Study
 
 
 def results(rated: RatingResults) -> None:
@@ -28,6 +29,10 @@ def results(rated: RatingResults) -> None:
             left=rated.left,
         )
     )
+    if rated.more:
+        print(
+            t("Beside them ratings of repeats and gold rows, for the figures of the raters alone: {n}.", n=rated.more)
+        )
     choices = [
         (t("{model} is better", model=first), rated.choices["first"]),
         (t("{model} is better", model=second), rated.choices["second"]),
@@ -41,7 +46,7 @@ def results(rated: RatingResults) -> None:
         (names[scale], shown(m.first), shown(m.second), shown(m.difference, sign=True), notes(m.difference))
         for scale, m in rated.scores.items()
     ]
-    safety = (t("safe"), *(shown(one, percent=True) for one in rated.safety), "", notes(*rated.safety))
+    safety = (names["safety"], *(shown(one, percent=True) for one in rated.safety), "", notes(*rated.safety))
     table(t("Scores"), ["", first, second, t("difference"), ""], [*scores, safety])
     agreement = [(names[name], shown(one), one.rows, notes(one)) for name, one in rated.alpha.items()]
     table(t("Agreement of the raters (Krippendorff's alpha)"), ["", t("alpha"), t("units"), ""], agreement)
@@ -53,18 +58,25 @@ def results(rated: RatingResults) -> None:
         title = t("Strengths by Bradley and Terry")
         table(title, [t("model"), t("log-odds"), t("chosen over {model}", model=first), ""], strengths)
     people = [
-        (r.rater, r.ratings, r.left, shown(r.consistency, percent=True), shown(r.gold, percent=True))
+        (
+            r.rater,
+            r.ratings,
+            r.left,
+            shown(r.consistency, percent=True) if r.consistency.rows else t("nothing was shown again"),
+            shown(r.gold, percent=True) if r.gold.rows else t("there are no gold rows"),
+        )
         for r in rated.raters
     ]
     columns = [t("rater"), t("ratings"), t("left"), t("same choice when shown again"), t("right on gold rows")]
     table(t("Raters"), columns, people)
 
 
-def judge(figures: JudgeResults, agreed: JudgeAgreement | None, models: tuple[str, str]) -> None:
-    """What a judge found, and how far it agrees with people."""
+def judge(figures: JudgeResults, agreed: JudgeAgreement | str, study: Study) -> None:
+    """What a judge found about a study, and how far it agrees with people, or why that is not known."""
+    from tuneloop.evaluation.judge import FILE
     from tuneloop.evaluation.pairs import shown_model
 
-    first, second = map(shown_model, models)
+    first, second = map(shown_model, study.models)
     rows = [
         (t("{model} is better", model=first), figures.choices["first"]),
         (t("{model} is better", model=second), figures.choices["second"]),
@@ -74,8 +86,10 @@ def judge(figures: JudgeResults, agreed: JudgeAgreement | None, models: tuple[st
     table(t("Judge: {judge}", judge=figures.judge), [t("choice"), t("rows")], rows)
     line(t("Win rate of {model} where one was better", model=second), figures.win_rate, percent=True)
     line(t("Verdicts that changed with the sides (counted as ties)"), figures.position_bias, percent=True)
-    if agreed is None:
-        print(t("Agreement with people: nobody has rated these pairs yet."))
+    if figures.undecided:
+        print(t("What the judge wrote where it gave no verdict: {path}", path=study.folder / FILE))
+    if isinstance(agreed, str):
+        print(t("Agreement with people: {why}.", why=agreed))
         return
     line(t("Agreement with people in {n} rows (Cohen's kappa)", n=agreed.kappa.rows), agreed.kappa)
     for scale, correlation in agreed.spearman.items():

@@ -12,12 +12,6 @@ from tuneloop.evaluation.general_set import section_title
 def beside(evaluation: Evaluation) -> None:
     """The general set, the user's own files and the tasks, before and after."""
     pairs = [pair for pair in evaluation.paired if pair.section.startswith(("general/", "file/"))]
-    words = {
-        "better": t("better"),
-        "worse": t("worse"),
-        "not separable": t("not separable"),
-        "not defined": t("not defined"),
-    }
     rows = [
         (
             section_title(pair.section),
@@ -25,13 +19,14 @@ def beside(evaluation: Evaluation) -> None:
             number(pair.before.estimate),
             number(pair.after.estimate),
             number(pair.difference.estimate),
-            words[pair.separation],
+            pair.difference.bounds,
+            pair.word,
         )
         for pair in pairs
         if pair.metric in {"loss", "accuracy", "chrf"}
     ]
     if rows:
-        head = [t("rows"), t("measure"), t("before"), t("after"), t("change"), ""]
+        head = [t("rows"), t("measure"), t("before"), t("after"), t("change"), t("95 % interval"), ""]
         table(t("Beside the held-out rows"), head, rows)
     tasks = [(s.task, s.metric, number(s.before), number(s.after), s.rows) for s in evaluation.tasks]
     if tasks:

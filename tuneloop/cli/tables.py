@@ -12,7 +12,7 @@ from tuneloop.data.version.dataset import Dataset
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.paired import p_shown, too_few
 from tuneloop.planning import choices, planner
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
@@ -109,7 +109,7 @@ def changes(evaluation: Evaluation) -> None:
             c.shown(c.before) or number(None),
             c.shown(c.after) or number(None),
             number(c.change, 0 if c.total else 3),
-            *([c.interval] if has_intervals else []),
+            *([c.interval, p_shown(c.p) if c.word else ""] if has_intervals else []),
             c.word,
         )
         for c in changed
@@ -118,12 +118,20 @@ def changes(evaluation: Evaluation) -> None:
         cautions([nothing_held()])
     if not rows:
         return
-    intervals = [t("95 % interval")] if has_intervals else []
+    intervals = [t("95 % interval"), "p"] if has_intervals else []
     table(t("What changed"), [t("measure"), t("before"), t("after"), t("change"), *intervals, ""], rows)
-    if few := [c.difference.rows for c in changed if c.difference and c.difference.note == "few rows"]:
-        print(t("Few rows ({n}): the intervals may be too narrow.", n=min(few)))
+    few_rows(changed)
     thinking(evaluation)
     classes(evaluation)
+
+
+def few_rows(changed: Sequence[compare.Change]) -> None:
+    """What so few held-out rows cannot show, and that their intervals may be too narrow."""
+    held = [c.difference for c in changed if c.difference and "/" not in c.metric]
+    if sentence := too_few(max((one.rows for one in held), default=0)):
+        print(sentence)
+    elif few := sorted({c.difference.rows for c in changed if c.difference and c.difference.note == "few rows"}):
+        print(t("Few rows ({n}): the intervals may be too narrow.", n="–".join(map(str, few[:1] + few[1:][-1:]))))
 
 
 def thinking(evaluation: Evaluation) -> None:
@@ -135,7 +143,7 @@ def thinking(evaluation: Evaluation) -> None:
             METRICS[pair.metric].label(),
             number(pair.before.estimate),
             number(pair.after.estimate),
-            separations()[pair.separation] if METRICS[pair.metric].higher_is_better is not None else "",
+            pair.word if METRICS[pair.metric].higher_is_better is not None else "",
         )
         for pair in evaluation.paired
         if pair.section in sections
@@ -179,11 +187,17 @@ def metrics(rows: Sequence[compare.Change], left: str, right: str) -> None:
 
     judged = any(row.separation for row in rows)
     lines = [
-        (row.label, cell(row, row.before), cell(row, row.after), *((row.interval, row.word) if judged else ()))
+        (
+            row.label,
+            cell(row, row.before),
+            cell(row, row.after),
+            *((row.interval, p_shown(row.p), row.word) if judged else ()),
+        )
         for row in rows
     ]
-    more = [t("95 % interval"), t("{right} against {left}", left=left, right=right)] if judged else []
+    more = [t("95 % interval"), "p", t("{right} against {left}", left=left, right=right)] if judged else []
     table(t("Metrics"), [t("measure"), left, right, *more], lines)
+    few_rows(rows)
 
 
 def cautions(texts: Iterable[str]) -> None:

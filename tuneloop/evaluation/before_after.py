@@ -16,7 +16,7 @@ from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import classification, compare, preference, suite
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.more_answers import MoreAnswers, SideMeasured, with_rows
-from tuneloop.evaluation.progress import Counted, journal_in
+from tuneloop.evaluation.progress import Counted, counted, journal_in
 from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
@@ -38,8 +38,10 @@ def held_out_loss(
     empty_thoughts: bool = False,
     most: int | None = None,
     each: Callable[[Record, float, int], None] | None = None,
+    say: Say = lambda text: None,
 ) -> suite.HeldLoss:
-    """A function from records to (sum of losses, label tokens); `each` hears them of each record that has labels.
+    """A function from records to (sum of losses, label tokens); `each` hears them of each record that has labels, `say`
+    how far it is.
 
     Samples of more than `most` tokens are left out.
     """
@@ -52,7 +54,7 @@ def held_out_loss(
         items = Examples.of([sequences[k] for k in labelled])
         module = objective(model, items)
         packing = packs_exactly(module, items)
-        batches = rows(items, budget, packing=packing)
+        batches = counted(rows(items, budget, packing=packing), len(items.samples), say)
         loss, losses = row_losses(module, batches, items, next(model.parameters()).device)
         if each is not None:
             of = sequences.row[labelled]
@@ -94,6 +96,7 @@ def measure_texts(trained: Trained, held: Sequence[Record], say: Say) -> Evaluat
             recipe.train.token_budget,
             empty_thoughts=recipe.prepare.empty_thoughts,
             each=lambda record, lost, tokens: losses.update({id(record): (lost, tokens)}),
+            say=say,
         )
         scores, answers = suite.score(
             answerer, answered, loss, rows=part.rows, max_new_tokens=part.max_new_tokens, batch_size=part.batch_size

@@ -16,7 +16,7 @@ from tuneloop.evaluation.evaluation import Answer, Evaluation, ProbeResult, Scor
 from tuneloop.evaluation.faults import fault
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, matches
-from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separation_word, separations
 from tuneloop.evaluation.run_figures import paired_runs
 from tuneloop.recipe.schema import Probe, Recipe
 
@@ -37,12 +37,14 @@ class Change:
     """The change with its interval; None where nothing of single rows is known, as in evaluations of old versions."""
     separation: Separation | None = None
     """Whether the change is more than chance; None where that is not known."""
+    p: float | None = None
+    """Two-sided p-value of the exact test, where there is one."""
 
     @property
     def word(self) -> str:
         """The change for the reader: better, worse, not separable, or nothing."""
         if self.separation in ("better", "worse", "not separable"):
-            return separations()[self.separation]
+            return separation_word(self.separation, self.difference.rows if self.difference else 0)
         return "" if self.better is None else separations()["better" if self.better else "worse"]
 
     @property
@@ -52,9 +54,7 @@ class Change:
         >>> Change("loss", 2.0, 1.5, -0.5, True, difference=Estimate(-0.5, -0.7, -0.3)).interval
         '-0.700 … -0.300'
         """
-        if self.difference is None or self.difference.low is None or self.difference.high is None:
-            return ""
-        return f"{self.difference.low:.3f} … {self.difference.high:.3f}"
+        return "" if self.difference is None else self.difference.bounds
 
     @property
     def measured(self) -> bool:
@@ -271,7 +271,7 @@ def _judged(change: Change, pair: Paired | None) -> Change:
     if pair is None or change.change is None:
         return change
     better = {"better": True, "worse": False}.get(pair.separation)
-    return replace(change, better=better, difference=pair.difference, separation=pair.separation)
+    return replace(change, better=better, difference=pair.difference, separation=pair.separation, p=pair.p)
 
 
 def of_two_runs(left: Evaluation, right: Evaluation) -> list[Change]:
@@ -299,11 +299,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
-        metrics = [
-            {"metric": c.label, "left": c.before, "right": c.after, "of": c.total}
-            | ({"difference": c.difference.as_dict(), "separation": c.separation} if c.difference else {})
-            for c in self.metrics
-        ]
+        metrics: list[dict[str, Any]] = []
+        for c in self.metrics:
+            metrics.append({"metric": c.label, "left": c.before, "right": c.after, "of": c.total})
+            if c.difference is not None:
+                metrics[-1] |= {"difference": c.difference.as_dict(), "separation": c.separation, "p": c.p}
         return {"answers": [a.as_dict() for a in self.answers], "metrics": metrics, "warning": self.warning}
 
 

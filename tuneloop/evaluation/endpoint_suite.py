@@ -91,12 +91,14 @@ class Remembered:
 
 
 def named(url: str, model: str) -> str:
-    """The name of an endpoint's evaluation: its model, or its address, as a file may be called.
+    """The name of an endpoint's evaluation: its model and its address, as a file may be called.
 
-    >>> named("http://localhost:8000/v1", "Qwen/Qwen3-8B"), named("http://localhost:8000/v1", "")
-    ('Qwen-Qwen3-8B', 'localhost-8000')
+    >>> named("http://localhost:8000/v1", "Qwen/Qwen3-8B"), named("http://localhost:8000/team/v1", "")
+    ('Qwen-Qwen3-8B@localhost-8000', 'localhost-8000-team')
     """
-    return re.sub(r"[^\w.]+", "-", model or urlsplit(url).netloc).strip("-.") or "endpoint"
+    address = urlsplit(url)
+    names = [model, address.netloc.rpartition("@")[2] + address.path.rstrip("/").removesuffix("/v1")]
+    return "@".join(filter(None, (re.sub(r"[^\w.]+", "-", name).strip("-.") for name in names))) or "endpoint"
 
 
 def evaluate_endpoint(run: Run, url: str, model: str, say: Say) -> tuple[Evaluation, Path]:
@@ -115,6 +117,8 @@ def evaluate_endpoint(run: Run, url: str, model: str, say: Say) -> tuple[Evaluat
         evaluation = measure_endpoint(
             recipe, held, sections, endpoint, folder / f"{name}.answers.jsonl", say, _counter(run, recipe)
         )
+        if not _is_silent(run):  # a server that says nothing where the run says nothing is no fault of its own
+            evaluation = replace(evaluation, findings=(*_empty(evaluation, endpoint), *evaluation.findings))
         path = run.write(f"{FOLDER}/{name}.json", {"endpoint": url, "model": endpoint.name, **evaluation.as_dict()})
     return evaluation, path
 
@@ -200,6 +204,20 @@ def _answer(section: SectionRows, record: Record, reply: Reply) -> Answer:
     return replace(
         shown, context=compare.context(record), id=record.id, section=section.name, file=record.file, line=record.line
     )
+
+
+def _empty(evaluation: Evaluation, endpoint: EndpointAnswerer) -> tuple[RunFinding, ...]:
+    """Whether the server has answered, but nothing but blanks and thoughts."""
+    answered = evaluation.written()
+    if not answered or any(visible(answer.after).strip() for answer in answered):
+        return ()
+    return (RunFinding("TL-RUN-ENDPOINT-EMPTY", {"n": str(len(answered)), "url": endpoint.url}),)
+
+
+def _is_silent(run: Run) -> bool:
+    """Whether the run itself wrote answers when it was evaluated, and all of them are empty."""
+    own = Evaluation.read(run.path)
+    return own is not None and bool(own.written()) and not any(visible(a.after).strip() for a in own.written())
 
 
 def _template(

@@ -231,6 +231,11 @@ class Evaluation:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError("TL-RUN-DAMAGED", where=str(run / FILE), error=str(error)) from error
 
+    def written(self) -> list[Answer]:
+        """All answers of both sides: to held-out rows, other sections, side by side, and to the probes."""
+        probed = [answer for probe in self.probes for answer in probe.answers]
+        return [*self.answers, *self.section_answers, *self.show, *probed]
+
     def write(self, run: Path) -> Path:
         """Write it into a run folder; its path."""
         return Run(run).write(FILE, self.as_dict())

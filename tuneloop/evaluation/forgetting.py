@@ -144,27 +144,33 @@ def sentence(forgotten: Forgetting) -> str:
             "with general dialogues among the rows.",
             sections=listed(sections),
         )
+    several = sum(name.startswith(FACTS) for name in forgotten.sections) > 1
+    together = t("in both languages together {figures}", figures=figures(every)) if several else figures(every)
     if forgotten.verdict == "within margin":
         return t(
             "Nothing was forgotten: the loss of facts rose by no more than a change of manner does, {figures}.",
-            figures=figures(every),
+            figures=together,
         )
     if forgotten.verdict == "improved":
-        return t("Nothing was forgotten: the loss of facts fell, {figures}.", figures=figures(every))
-    return t("The loss of facts before and after is not separable: {figures}.", figures=figures(every))
+        return t("Nothing was forgotten: the loss of facts fell, {figures}.", figures=together)
+    return t("The loss of facts before and after is not separable: {figures}.", figures=together)
 
 
 def figures(change: SectionChange) -> str:
     """Before, after, and the difference with its interval.
 
-    >>> figures(SectionChange(2.0, 2.1, Estimate(0.1, 0.05, 0.15, 96)))
-    '2.00 → 2.10 (+0.10, 95 % interval +0.05 to +0.15)'
+    >>> figures(SectionChange(2.0, 2.1, Estimate(0.1, -0.05, 0.15, 96)))
+    '2.00 → 2.10 (+0.10, 95 % interval −0.05 to +0.15)'
     """
+
+    def one(number: float, sign: str = "") -> str:
+        return f"{number:{sign}.2f}".replace("-", "\u2212")
+
     return t(
         "{before} → {after} ({change}, 95 % interval {low} to {high})",
-        before=f"{change.before:.2f}",
-        after=f"{change.after:.2f}",
-        change=f"{change.after - change.before:+.2f}",
-        low=f"{change.low:+.2f}",
-        high=f"{change.high:+.2f}",
+        before=one(change.before),
+        after=one(change.after),
+        change=one(change.after - change.before, "+"),
+        low=one(change.low, "+"),
+        high=one(change.high, "+"),
     )

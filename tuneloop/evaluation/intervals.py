@@ -18,6 +18,8 @@ from tuneloop.base.language import t
 CONFIDENCE = 0.95
 FEW = 50
 """Rows below which the interval of a mean is noted as "few rows": it tends to be too narrow."""
+LEAST = 6
+"""Rows below which no exact test here reaches 5 %: of n rows it has 2^n outcomes, so its least p is 2 / 2^n."""
 SEED = 12345
 RESAMPLES = 4999
 SWAPS = 1024
@@ -55,6 +57,15 @@ class Estimate:
     def remark(self) -> str:
         """Its note in the reader's words, "" for none."""
         return notes().get(self.note, self.note)
+
+    @property
+    def bounds(self) -> str:
+        """Its interval as a cell of a table; "" where there is none.
+
+        >>> Estimate(-0.5, -0.7, -0.3).bounds, Estimate(0.5).bounds
+        ('-0.700 … -0.300', '')
+        """
+        return "" if self.low is None or self.high is None else f"{self.low:.3f} … {self.high:.3f}"
 
     def scaled(self, scale: float) -> Estimate:
         """The same of `scale` times the figure: a share as a percentage.

@@ -12,7 +12,7 @@ import numpy as np
 from tuneloop.base.language import t
 from tuneloop.evaluation import intervals
 from tuneloop.evaluation.corpus import SectionTexts, corpus_pair
-from tuneloop.evaluation.intervals import CONFIDENCE, Estimate
+from tuneloop.evaluation.intervals import CONFIDENCE, LEAST, Estimate
 from tuneloop.evaluation.metrics import METRICS, Metric
 
 SOURCE = "source/"
@@ -66,6 +66,11 @@ class Paired:
     p: float | None = None
     """Two-sided p-value of an exact test, where there is one."""
 
+    @property
+    def word(self) -> str:
+        """How the sides stand to each other, in the reader's language."""
+        return separation_word(self.separation, self.difference.rows)
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Paired:
         sides = {key: Estimate.from_dict(content[key]) for key in ("before", "after", "difference")}
@@ -84,6 +89,42 @@ def separations() -> dict[Separation, str]:
         "not separable": t("not separable"),
         "not defined": t("not defined"),
     }
+
+
+def separation_word(separation: Separation, rows: int) -> str:
+    """A separation in the reader's language: on so few rows that none can be shown, it is they that are short.
+
+    >>> separation_word("not separable", 12), separation_word("not separable", 5)
+    ('not separable', 'too few rows')
+    """
+    return t("too few rows") if separation == "not separable" and too_few(rows) else separations()[separation]
+
+
+def too_few(rows: int) -> str:
+    """Why no difference of so few rows can be shown, and what to do; "" of enough rows, and of none.
+
+    >>> too_few(6), too_few(0), too_few(5)[:52]
+    ('', '', 'With 5 rows no difference can be told from chance, ho')
+    """
+    if not 0 < rows < LEAST:
+        return ""
+    return t(
+        "With {n} rows no difference can be told from chance, however large it is: that takes {least} rows at least. "
+        "Raise prepare.validation or add rows.",
+        n=rows,
+        least=LEAST,
+    )
+
+
+def p_shown(p: float | None) -> str:
+    """The p-value of an exact test for a reader; "" where there is none.
+
+    >>> p_shown(0.0625), p_shown(0.0004), p_shown(1.0), p_shown(None)
+    ('0.062', '< 0.001', '1', '')
+    """
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def compare_rows(rows: Sequence[RowScores], texts: Mapping[str, SectionTexts] | None = None) -> list[Paired]:

@@ -33,7 +33,8 @@ def shown_model(name: str) -> str:
 class AnswerPair:
     """A prompt and two answers to it, without the thoughts before them. `context` are the turns before the prompt.
 
-    `right` is the known choice of a gold row ("first", "second", "tie", "both_bad"), "" of any other.
+    `cut` says of each answer whether it was cut off at its longest. `right` is the known choice of a gold row ("first",
+    "second", "tie", "both_bad"), "" of any other.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class AnswerPair:
     context: tuple[Message, ...] = ()
     reference: str = ""
     right: str = ""
+    cut: tuple[bool, bool] = (False, False)
 
     @property
     def id(self) -> str:
@@ -59,13 +61,14 @@ class AnswerPair:
     def from_dict(cls, content: Mapping[str, Any]) -> AnswerPair:
         context = tuple(Message(turn["role"], turn["content"]) for turn in content.get("context") or ())
         texts = {key: str(content.get(key) or "") for key in ("prompt", "first", "second", "reference", "right")}
-        return cls(context=context, **texts)
+        first, second = content.get("cut") or (False, False)
+        return cls(context=context, cut=(bool(first), bool(second)), **texts)
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON object, its id first."""
         context = [{"role": turn.role, "content": turn.content} for turn in self.context]
         texts = {key: getattr(self, key) for key in ("prompt", "first", "second", "reference", "right")}
-        return {"id": self.id, "context": context, **texts}
+        return {"id": self.id, "context": context, **texts, "cut": list(self.cut)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,8 @@ def pair_up(
         from tuneloop.evaluation.runs import compare_runs  # with torch: stored answers need none of it
 
         say(t("Both models answer the prompts"))
-        compared = compare_runs(run, other, prompts, max_new_tokens=max_new_tokens)
-        pairs = [_pair(answer, answer.before, answer.after) for answer in compared.answers]
+        compared = compare_runs(run, other, prompts, max_new_tokens=max_new_tokens, say=say)
+        pairs = [_of_one(answer) for answer in compared.answers]
     unique = list({pair.id: pair for pair in pairs}.values())
     if not unique:
         raise RunError("TL-RUN-NO-PAIRS", where=str(run.path))
@@ -111,9 +114,13 @@ def _evaluated(run: Run, other: Run | None) -> list[AnswerPair]:
     """Pairs of the answers in evaluation.json: of one run before and after, of two those both were asked for."""
     mine = _answers(Evaluation.read(run.path))
     if other is None:
-        return [_pair(answer, answer.before, answer.after) for answer in mine.values()]
+        return [_of_one(answer) for answer in mine.values()]
     theirs = _answers(Evaluation.read(other.path))
-    return [_pair(answer, answer.after, theirs[key].after) for key, answer in mine.items() if key in theirs]
+    both_asked = [(answer, theirs[key]) for key, answer in mine.items() if key in theirs]
+    return [
+        _pair(answer, (answer.after, other.after), (answer.after_fault, other.after_fault))
+        for answer, other in both_asked
+    ]
 
 
 def _answers(evaluation: Evaluation | None) -> dict[tuple[Any, ...], Answer]:
@@ -123,5 +130,11 @@ def _answers(evaluation: Evaluation | None) -> dict[tuple[Any, ...], Answer]:
     return {(answer.context, answer.prompt): answer for answer in (*evaluation.answers, *evaluation.show)}
 
 
-def _pair(answer: Answer, first: str, second: str) -> AnswerPair:
-    return AnswerPair(answer.prompt, visible(first), visible(second), answer.context or (), answer.reference)
+def _of_one(answer: Answer) -> AnswerPair:
+    return _pair(answer, (answer.before, answer.after), (answer.before_fault, answer.after_fault))
+
+
+def _pair(answer: Answer, texts: tuple[str, str], faults: tuple[str, str]) -> AnswerPair:
+    first, second = map(visible, texts)
+    cut = (faults[0] == "unfinished", faults[1] == "unfinished")
+    return AnswerPair(answer.prompt, first, second, answer.context or (), answer.reference, cut=cut)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,31 @@ from typing import Any
 from tuneloop.base.duration import about
 from tuneloop.base.language import t
 from tuneloop.base.records import Reply
+from tuneloop.data.batches.pack import Batch
 from tuneloop.inference.batch import MOST
 from tuneloop.inference.fingerprint import fingerprint_of
 from tuneloop.inference.generate import Answerer
 from tuneloop.runs.journal import Journal
 
+INTERVAL = 5.0
+"""Seconds between two lines of progress."""
 PARTS = 4
 """Batches of a part."""
 ANSWERS_FILE = "answers.jsonl"
 """In a run's folder while it is evaluated: the answers that are written."""
+
+
+def counted(
+    batches: Iterable[Batch], total: int, say: Callable[[str], None], *, interval: float = INTERVAL
+) -> Iterator[Batch]:
+    """The batches, and now and then to `say` how many of `total` samples have gone through the model."""
+    done, last = 0, time.perf_counter()
+    for batch in batches:
+        yield batch
+        done += len(batch.members)
+        if time.perf_counter() - last >= interval:
+            last = time.perf_counter()
+            say(t("  {n} of {total} losses measured", n=done, total=total))
 
 
 class Counted:
@@ -42,7 +58,7 @@ class Counted:
         total: int,
         say: Callable[[str], None],
         *,
-        interval: float = 5.0,
+        interval: float = INTERVAL,
         journal: Journal | None = None,
     ) -> None:
         self.answerer, self.total, self.say, self.interval, self.journal = answerer, total, say, interval, journal

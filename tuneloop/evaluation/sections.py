@@ -18,6 +18,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.reading import formats
+from tuneloop.data.tokens.encode import tokenize
 from tuneloop.evaluation import compare, general_set, suite
 from tuneloop.evaluation.before_after import held_out_loss
 from tuneloop.evaluation.evaluation import Answer, Evaluation
@@ -34,6 +35,7 @@ from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
 from tuneloop.model.backbone import longest
 from tuneloop.model.load import placed
+from tuneloop.planning.planner import SectionsSize
 from tuneloop.recipe.schema import EvaluateFile, EvaluatePart, Recipe
 
 Say = Callable[[str], None]
@@ -66,6 +68,15 @@ def read_sections(recipe: Recipe) -> list[SectionRows]:
     """
     part, system = recipe.evaluate, recipe.prepare.system
     return [*general_sections(part, system), *(_of_file(file, part, system) for file in part.files)]
+
+
+def sections_size(recipe: Recipe, tokenizer: Any) -> SectionsSize:
+    """What the sections will cost to measure. Raises as `read_sections` does."""
+    sections = read_sections(recipe)
+    records = [record for section in sections for record in section.records]
+    samples = tokenize(tokenizer, records, empty_thoughts=recipe.prepare.empty_thoughts)
+    tokens, labels = int(samples.lengths.sum()), int(samples.labels.sum())
+    return SectionsSize(len(records), tokens, labels, sum(len(section.answered) for section in sections))
 
 
 def general_sections(part: EvaluatePart, system: str | None) -> list[SectionRows]:
@@ -107,7 +118,13 @@ def _with_system(record: Record, system: str | None) -> Record:
 
 
 def reference_losses(
-    model: nn.Module, tokenizer: Any, records: Sequence[Record], budget: int, *, empty_thoughts: bool = False
+    model: nn.Module,
+    tokenizer: Any,
+    records: Sequence[Record],
+    budget: int,
+    *,
+    empty_thoughts: bool = False,
+    say: Say = lambda text: None,
 ) -> list[float | None]:
     """The mean loss of each record's label tokens in nats; None for one without any, or longer than the context."""
     losses: dict[int, float] = {}
@@ -118,6 +135,7 @@ def reference_losses(
         empty_thoughts=empty_thoughts,
         most=longest(model),
         each=lambda record, lost, tokens: losses.update({id(record): lost / tokens}),
+        say=say,
     )
     measure(list(records))
     finite = {key: loss for key, loss in losses.items() if math.isfinite(loss)}
@@ -132,7 +150,9 @@ class SectionScores:
     replies: Mapping[tuple[str, str], Reply] = field(default_factory=dict)
 
 
-def losses(sections: Sequence[SectionRows], trained: Trained, model: nn.Module) -> SectionScores:
+def losses(
+    sections: Sequence[SectionRows], trained: Trained, model: nn.Module, say: Say = lambda text: None
+) -> SectionScores:
     """The loss of each row of the sections; all of them share the passes through the model."""
     model.eval()
     every = [(section.name, record) for section in sections for record in section.records]
@@ -142,6 +162,7 @@ def losses(sections: Sequence[SectionRows], trained: Trained, model: nn.Module) 
         [record for _, record in every],
         trained.recipe.train.token_budget,
         empty_thoughts=trained.recipe.prepare.empty_thoughts,
+        say=say,
     )
     return SectionScores(
         {(name, record.id): {"loss": loss} for (name, record), loss in zip(every, figures, strict=True)}
@@ -175,7 +196,7 @@ def measure_sections(
     total = sum(len(section.answered) for section in sections)
 
     def measure(model: nn.Module) -> SectionScores:
-        scores = losses(sections, trained, model)
+        scores = losses(sections, trained, model, say)
         if not total:
             return scores
         writer = Answerer(model, trained.tokenizer, answer_prefix=trained.answer_prefix)
@@ -184,8 +205,10 @@ def measure_sections(
 
     placed(trained.model)
     say(t("Measuring {sections} beside the held-out rows", sections=listed(_titles(sections))))
+    say(t("Measuring before training"))
     with untrained(trained) as base:
         before = measure(base)
+    say(t("Measuring after training"))
     return before, measure(trained.model)
 
 

@@ -6,6 +6,7 @@ bytes are safe on the disk. What lies behind them was cut short by a crash and i
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -19,12 +20,24 @@ from typing import Any
 
 from filelock import Timeout
 
-from tuneloop.base.errors import RunError
+from tuneloop.base import refusals
+from tuneloop.base.errors import RecipeError, RunError
 from tuneloop.base.files import flush, write_atomic
 from tuneloop.base.language import listed, t
 from tuneloop.runs.lock import lock
 
 Row = Mapping[str, Any]
+ENDINGS = (".jsonl", ".ndjson", ".csv", "")
+"""Of the files that are written: anything else would hold other bytes than its name says."""
+
+
+def require_ending(path: Path) -> None:
+    """Raise TL-RECIPE-VALUE for a file that promises what is not written.
+
+    >>> require_ending(Path("answers.csv"))
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise RecipeError("TL-RECIPE-VALUE", where="--to", got=str(path), need=t("a name that ends in .jsonl or .csv"))
 
 
 @dataclass(slots=True)
@@ -33,6 +46,8 @@ class Output:
 
     path: Path
     identity: dict[str, str]
+    maker: str = ""
+    """What answers, in the words of a user."""
     columns: Sequence[str] = ()
     """Of a CSV file: its header."""
     rows: int = 0
@@ -65,12 +80,22 @@ class Output:
             theirs = known.get("identity") or {}
             names = [name for name in {**self.identity, **theirs} if theirs.get(name) != self.identity.get(name)]
             if names:
-                differ = (f"{name} ({theirs.get(name, '–')} → {self.identity.get(name, '–')})" for name in names)
-                raise RunError("TL-RUN-OUT-OTHER", where=str(self.path), differs=listed(differ))
+                differ = listed(self._difference(name, theirs, str(known.get("maker") or "")) for name in names)
+                raise RunError("TL-RUN-OUT-OTHER", where=str(self.path), differs=differ)
             if not again:
                 self._take_up(known)
         if not self.rows and not self.finished:
             self._begin()
+
+    def _difference(self, name: str, theirs: Mapping[str, str], maker: str) -> str:
+        """What was another thing when the file was made, then and now; a model by its name where that tells them."""
+        words = {"input": t("input"), "model": t("model"), "column": t("column"), "template": t("chat template")}
+        if name == "template":
+            return words[name]
+        then, now = theirs.get(name, "–"), self.identity.get(name, "–")
+        if name == "model" and maker and self.maker:
+            then, now = (maker, self.maker) if maker != self.maker else (f"{maker} {then}", f"{maker} {now}")
+        return t("{what} ({then} → {now})", what=words.get(name, name), then=then, now=now)
 
     def _known(self) -> dict[str, Any] | None:
         try:
@@ -100,7 +125,9 @@ class Output:
     def _begin(self) -> None:
         self.rows = self.failed = 0
         self.counts = {}
-        head = self._table([dict(zip(self.columns, self.columns, strict=True))]) if self.is_table else b""
+        # With its mark Excel reads UTF-8 as such, also where the system's own code page is another one.
+        names = dict(zip(self.columns, self.columns, strict=True))
+        head = codecs.BOM_UTF8 + self._table([names]) if self.is_table else b""
         self.part.parent.mkdir(parents=True, exist_ok=True)
         self.part.write_bytes(head)
         self.size = len(head)
@@ -127,7 +154,7 @@ class Output:
     def _settle(self, *, complete: bool) -> None:
         known = {
             "identity": self.identity, "rows": self.rows, "failed": self.failed, "size": self.size,
-            "counts": self.counts, "complete": complete,
+            "counts": self.counts, "complete": complete, "maker": self.maker,
         }  # fmt: skip
         write_atomic(self.state, json.dumps(known, indent=1, ensure_ascii=False), sync=True)
 
@@ -142,6 +169,7 @@ class Output:
     def alone(self) -> Iterator[None]:
         """Nobody else writes this file meanwhile. Raises TL-RUN-OUT-BUSY."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        refusals.require_writable(self.path.parent)  # a lock that cannot be made would look like one that is held
         try:
             with lock(self.path.with_name(f".{self.path.name}.lock"), wait=0):
                 yield

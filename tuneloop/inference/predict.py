@@ -25,7 +25,7 @@ from tuneloop.inference.batch import MOST
 from tuneloop.inference.classifier import Classifier, likeliest
 from tuneloop.inference.fingerprint import weights_fingerprint
 from tuneloop.inference.generate import Answerer
-from tuneloop.inference.output import Output
+from tuneloop.inference.output import Output, require_ending
 from tuneloop.inference.scorer import Scorer
 
 PARTS = 4
@@ -161,17 +161,19 @@ def predict(
     how: PredictSettings,
     *,
     again: bool = False,
+    name: str = "",
     say: Say = lambda text: None,
 ) -> Predicted:
-    """Answer each row of the file at `path` into `out`, and go on where it was stopped.
+    """Answer each row of the file at `path` into `out`, and go on where it was stopped. `name` is the model's.
 
-    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RUN-OUT-EXISTS, TL-RUN-OUT-OTHER or TL-RUN-OUT-BUSY for
-    an `out` that is something else's.
+    Raises what reading raises, TL-DATA-QUESTIONS, and TL-RECIPE-VALUE, TL-RUN-OUT-EXISTS, TL-RUN-OUT-OTHER or
+    TL-RUN-OUT-BUSY for an `out` that is something else's.
     """
     began = time.perf_counter()
+    require_ending(out)
     way = WAYS[type(answerer)]
     files = input_files(path, way.kind, how.column)
-    output = Output(out, _identity(answerer, files, how), _columns(files, way, answerer))
+    output = Output(out, _identity(answerer, files, how), name, _columns(files, way, answerer))
     with refusals.writing(out.parent), output.alone():
         output.open(again=again)
         resumed = output.rows

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.base.duration import about
 from tuneloop.base.errors import MachineError
-from tuneloop.base.language import current, t
+from tuneloop.base.language import current, in_each, t
 from tuneloop.data.augmenting.endpoint import notice
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.plan import batch_plan
@@ -52,8 +52,9 @@ QUIET = 0.8
 class Plan:
     """A run foreseen. `seconds` of training alone; `memory_gb` at its peak, in GB (1e9 bytes).
 
-    `evaluation`: seconds, answers (to be written before and once more after), longest (tokens of one),
-    tokens_per_second (assumed while writing). `warnings` are sentences about the dataset.
+    `evaluation`: seconds, answers (to be written before and once more after), losses (rows whose loss is measured, the
+    general set's among them), longest (tokens of an answer), tokens_per_second (assumed while writing). `warnings` are
+    sentences about the dataset. `choices_in` are the choices by language, for a report that has them all.
     """
 
     machine: Hardware
@@ -64,6 +65,7 @@ class Plan:
     evaluation: dict[str, Any]
     memory_gb: float
     warnings: tuple[str, ...] = ()
+    choices_in: Mapping[str, tuple[PlanChoice, ...]] = field(default_factory=dict)
 
     @property
     def costed(self) -> bool:
@@ -81,16 +83,27 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class SectionsSize:
+    """The rows that are measured beside the held-out ones: rows with a loss, their tokens, and rows to be answered."""
+
+    rows: int = 0
+    tokens: int = 0
+    labels: int = 0
+    answers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSize:
     """What evaluation will have before it. `prompts` are those of show and of all probes."""
 
     rows: int = 0
     tokens: int = 0
     prompts: int = 0
+    sections: SectionsSize = field(default_factory=SectionsSize)
 
 
-def make(assembled: TrainingInput) -> Plan:
-    """Foresee a run.
+def make(assembled: TrainingInput, sections: SectionsSize | None = None) -> Plan:
+    """Foresee a run; `sections` are those of its suite beside the held-out rows.
 
     Raises TL-MACHINE-MEMORY when it will not fit, and what a method says of a recipe that it cannot follow.
     """
@@ -109,9 +122,20 @@ def make(assembled: TrainingInput) -> Plan:
     tokens = sum(batches.lengths)
     labels = int(items.samples.labels[used].sum()) if task.generates else len(used)
     passed = tokens + (len(used) * size.virtual if METHODS[train.method].virtual else 0)
-    unkept = _unkept(recipe, size, items, manifest, steps, batches.steps_per_epoch, Path(ledger).parent)
-    work = step_flops(size, passed, labels, train, cached=not unkept) * epochs
-    if not unkept:
+
+    def unkept() -> str:
+        """Why the output of the frozen blocks is not kept over the epochs, "" where it is. Raises TL-MODEL-KEEP."""
+        need = _kept_bytes(recipe, size, items, manifest, steps, batches.steps_per_epoch)
+        folder = Path(ledger).parent
+        free = shutil.disk_usage(folder if folder.is_dir() else Path()).free
+        return objection(train, CacheQuestion(size.below, size.layers, need, free, epochs))
+
+    def choices() -> tuple[PlanChoice, ...]:
+        settled = run_choices(recipe, machine, size, batches, steps, unkept())
+        return (task_line(_task_name(assembled), manifest), *settled)
+
+    work = step_flops(size, passed, labels, train, cached=not unkept()) * epochs
+    if not unkept():
         work += kept_flops(size, passed)
     seconds = work / _rate(machine, size, train, training=True)
     if task.precompute_reference is not None and (task.needs_reference is None or task.needs_reference(items, train)):
@@ -122,7 +146,9 @@ def make(assembled: TrainingInput) -> Plan:
     if memory > machine.room_gb:
         raise _too_much(recipe, machine, size, items, memory, most)
     counts = manifest.get("counts") or {}
-    held = EvaluationSize(int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts))
+    held = EvaluationSize(
+        int(counts.get("validation") or 0), _held_tokens(manifest), len(assembled.prompts), sections or SectionsSize()
+    )
     return Plan(
         machine=machine,
         model={
@@ -132,11 +158,9 @@ def make(assembled: TrainingInput) -> Plan:
             "dtype": str(pick_dtype(recipe.model.dtype)).removeprefix("torch."),
         },
         data={"dialogues": len(items), "tokens": tokens, "label_tokens": labels, "steps": steps},
-        choices=(
-            task_line(_task_name(assembled), manifest),
-            *run_choices(recipe, machine, size, batches, steps, unkept),
-        ),
-        seconds=round(seconds, 1),
+        choices=choices(),
+        choices_in=in_each(choices),
+        seconds=round(seconds, 3),
         evaluation=_evaluation(
             recipe,
             machine,
@@ -262,43 +286,43 @@ def _held_tokens(manifest: Mapping[str, Any] | None) -> int:
     return int(((manifest or {}).get("tokens") or {}).get("validation") or 0)
 
 
-def _unkept(
+def _kept_bytes(
     recipe: Recipe,
     size: ModelShape,
     items: Examples,
     manifest: Mapping[str, Any] | None,
     steps: int,
     per_epoch: int,
-    folder: Path,
-) -> str:
-    """Why the output of the frozen blocks is not kept over the epochs, "" where it is. Raises TL-MODEL-KEEP."""
-    train = recipe.train
+) -> int:
+    """Bytes of the frozen blocks' output for all rows that are passed more than once."""
     need = kept_bytes(items, size.hidden, size.bytes_each)
-    if measurements(train, steps, per_epoch) > 1:
+    if measurements(recipe.train, steps, per_epoch) > 1:
         need += _held_tokens(manifest) * size.hidden * size.bytes_each
-    free = shutil.disk_usage(folder if folder.is_dir() else Path()).free
-    return objection(train, CacheQuestion(size.below, size.layers, need, free, steps / per_epoch))
+    return need
 
 
 def _evaluation(
     recipe: Recipe, machine: Hardware, size: ModelShape, held: EvaluationSize, *, measured: int, generates: bool = True
 ) -> dict[str, Any]:
-    """Seconds for the answers before and after and for the held-out loss, `measured` times.
+    """Seconds for answers and losses before and after, and for the held-out loss, `measured` times in all.
 
     Every answer counts as long as it may become; most end earlier. A task that does not write has none.
     """
-    part = recipe.evaluate
+    part, beside = recipe.evaluate, held.sections
     rows, prompts = (min(part.rows, held.rows), held.prompts) if generates else (0, 0)
     speed = _rate(machine, size, recipe.train)
     # A prompt is no longer than its dialogue; what a question of a probe takes to read is nothing beside its answer.
     read = forward_flops(size, rows * held.tokens // max(held.rows, 1), rows) / speed
-    batches = math.ceil(rows / part.batch_size) + math.ceil(prompts / part.batch_size)
+    read += forward_flops(size, beside.answers * beside.tokens // max(beside.rows, 1), beside.answers) / speed
+    batches = sum(math.ceil(n / part.batch_size) for n in (rows, prompts, beside.answers))
     write = generation_seconds(size, machine, batches, part.max_new_tokens)
-    answers = rows + prompts
+    answers = rows + prompts + beside.answers
+    losses = forward_flops(size, beside.tokens, beside.labels) / speed
     loss = forward_flops(size, held.tokens, held.tokens if generates else held.rows) / speed
     return {
-        "seconds": round(2 * (read + write) + measured * loss, 1),
+        "seconds": round(2 * (read + write + losses) + measured * loss, 3),
         "answers": answers,
+        "losses": held.rows + beside.rows,
         "longest": part.max_new_tokens,
         "tokens_per_second": round(answers * part.max_new_tokens / write, 1) if write else 0.0,
     }
@@ -307,10 +331,17 @@ def _evaluation(
 def times(plan: Plan) -> list[PlanChoice]:
     """The times of a plan for the reader: training, evaluation, both."""
     measured = plan.evaluation
-    why = t("estimated: no answers, the held-out loss alone")
+    losses = measured.get("losses", 0)
+    why = (
+        t("estimated: no answers, the loss of {losses} rows alone", losses=losses)
+        if losses
+        else t("nothing is measured")
+    )
     if measured["answers"]:
         why = t(
-            "estimated; answers before and after: {n} each, of at most {longest} tokens, at {speed} tokens a second",
+            "estimated; answers before and after: {n} each, of at most {longest} tokens, at {speed} tokens a second; "
+            "losses of {losses} rows each",
+            losses=losses,
             n=measured["answers"],
             longest=measured["longest"],
             speed=f"{measured['tokens_per_second']:.0f}",

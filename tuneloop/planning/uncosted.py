@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneloop.base.language import t
+from tuneloop.base.language import in_each, t
 from tuneloop.data.batches.plan import batch_plan
 from tuneloop.methods.table import METHODS
 from tuneloop.planning.cautions import cautions, nothing_held
@@ -29,12 +29,23 @@ def uncosted(assembled: TrainingInput) -> Plan:
           "training", name=recipe.model.name),
         *cautions(counts, manifest["steps"], ledger), *([] if counts["validation"] else [nothing_held()]),
     ]  # fmt: skip
-    none = {"seconds": 0.0, "answers": 0, "longest": recipe.evaluate.max_new_tokens, "tokens_per_second": 0.0}
+    none = {
+        "seconds": 0.0,
+        "answers": 0,
+        "losses": 0,
+        "longest": recipe.evaluate.max_new_tokens,
+        "tokens_per_second": 0.0,
+    }
+
+    def choices() -> tuple[PlanChoice, ...]:
+        return PlanChoice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)
+
     return Plan(
         machine=look(),
         model={"name": recipe.model.name, "parameters": 0, "trainable": 0, "dtype": ""},
         data={"dialogues": len(items), "tokens": sum(batches.lengths), "label_tokens": labels, "steps": steps},
-        choices=(PlanChoice(t("method"), train.method, ""), *shared_choices(recipe, batches, steps)),
+        choices=choices(),
+        choices_in=in_each(choices),
         seconds=0.0,
         evaluation=none,
         memory_gb=0.0,

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneloop.base.language import t
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.judge import FILE, Docket, JudgedPair, JudgeResults
 from tuneloop.rating.agreement import kappa, spearman
@@ -36,13 +37,14 @@ def judges(study: Study) -> list[str]:
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
-def with_people(study: Study) -> list[tuple[JudgeResults, JudgeAgreement | None]]:
-    """The figures of each judge of a study, and its agreement with people where they rated pairs that it judged."""
+def with_people(study: Study) -> list[tuple[JudgeResults, JudgeAgreement | str]]:
+    """The figures of each judge of a study, and its agreement with people, or why there is none."""
     out = []
     for name in judges(study):
         asked_before = docket(study, name)
         if asked_before.readings:
-            out.append((asked_before.results(), agreement(study, name, asked_before.judged())))
+            pairs = asked_before.judged()
+            out.append((asked_before.results(), agreement(study, name, pairs) or disagreement(study, pairs)))
     return out
 
 
@@ -58,6 +60,17 @@ def agreement(study: Study, judge: str, judged: Sequence[JudgedPair]) -> JudgeAg
     theirs = [decision([rating.chosen(study.models) for rating in people[one.pair]]) for one in seen]
     choices = kappa([one.choice for one in seen], ["tie" if choice == "both_bad" else choice for choice in theirs])
     return JudgeAgreement(judge, choices, _correlations(study, seen, people))
+
+
+def disagreement(study: Study, judged: Sequence[JudgedPair]) -> str:
+    """Why there is no agreement of a judge with the raters, in the reader's language; "" where there may be one."""
+    decided = {one.pair for one in judged if one.choice}
+    if not decided:
+        return t("not defined, because the judge gave no verdict")
+    rated = {rating.pair for rating in study.ratings() if rating.choice and rating.kind == "row"}
+    if not rated:
+        return t("nobody has rated these pairs yet")
+    return "" if rated & decided else t("people rated other rows than those that the judge decided")
 
 
 def _correlations(

@@ -49,6 +49,8 @@ class RatingResults:
     ratings: int
     left: int
     """Slots that are still to be rated."""
+    more: int
+    """Ratings of repeats and gold rows, which are not among `ratings`."""
     choices: Mapping[str, int]
     """One of MODELS_CHOSEN -> rows that the raters decided so: by more votes than any other choice got."""
     win_rate: Estimate
@@ -82,6 +84,7 @@ def results(study: Study, elsewhere: Choices = ()) -> RatingResults:
         shared=sum(len({r.rater for r in of_row}) > 1 for of_row in by_row.values()),
         ratings=len(rows),
         left=sum(left.values()),
+        more=len(every) - len(rows),
         choices={name: decided[name] for name in MODELS_CHOSEN},
         win_rate=_win_rate(wins, wins + losses, len(by_row)),
         scores={scale: _means(by_row, study.models, n) for n, scale in enumerate(SCALES)},

@@ -81,12 +81,15 @@ class Desk:
             slot = self.study.plans[rater][n]
             pair = self.study.pairs[slot.pair]
             a, b = self.study.shown(slot)
+            cut_a, cut_b = self.study.cut(slot)
             columns = rating.as_dict()
             return {
                 "context": [{"role": turn.role, "content": turn.content} for turn in pair.context],
                 "prompt": pair.prompt,
                 "answer_a": a,
                 "answer_b": b,
+                "cut_a": cut_a,
+                "cut_b": cut_b,
                 "rating": {name: columns[name] for name in (*sorted(COLUMNS), "seconds")},
             }
 

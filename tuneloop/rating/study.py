@@ -156,6 +156,11 @@ class Study:
         pair = self.pairs[slot.pair]
         return (pair.second, pair.first) if slot.swapped else (pair.first, pair.second)
 
+    def cut(self, slot: Slot) -> tuple[bool, bool]:
+        """Whether the answers on the left and on the right were cut off."""
+        first, second = self.pairs[slot.pair].cut
+        return (second, first) if slot.swapped else (first, second)
+
     def ratings(self) -> list[Rating]:
         """The last rating of each rater, pair and kind, in the order of the first change; unfinished ones as well."""
         last: dict[tuple[str, str, str], Rating] = {}

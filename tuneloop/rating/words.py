@@ -30,6 +30,7 @@ def _words(tongue: str) -> dict[str, str]:
         "answer_a": t("Answer A"),
         "answer_b": t("Answer B"),
         "empty": t("(empty answer)"),
+        "cut": t("cut off, it did not end"),
         "relevance": t("Relevance"),
         "relevance_help": t("Does it answer what was asked?"),
         "fluency": t("Fluency"),
@@ -55,6 +56,7 @@ def _words(tongue: str) -> dict[str, str]:
         "place": t("{n} of {total}", n="{n}", total="{total}"),
         "left": t("{n} to rate", n="{n}"),
         "missing": t("Still to be rated: {what}", what="{what}"),
+        "of_answer": t("{letter}: {what}", letter="{letter}", what="{what}"),
         "keys": t(
             "Keys: 0–5 score, P pass, F fail, A or B better, T equal, X both bad, Tab or arrows move, Enter next, "
             "Backspace back"

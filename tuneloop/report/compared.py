@@ -11,7 +11,6 @@ from tuneloop.base.language import listed, t
 from tuneloop.evaluation.compare import different_rows
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import separations
 from tuneloop.evaluation.row_places import by_place
 from tuneloop.evaluation.run_figures import RunFigures, RunPair, run_figures, run_pairs
 from tuneloop.report import gains
@@ -125,4 +124,4 @@ def pair_words(one: RunPair, titles: Sequence[str]) -> str:
     if pair.p is not None:
         parts.append(f"p = {pair.p:.2g}")
     facts = {"left": titles[one.left], "right": titles[one.right], "metric": metric.label(), "figures": listed(parts)}
-    return t("{right} against {left}, {metric}: {word} ({figures})", word=separations()[pair.separation], **facts)
+    return t("{right} against {left}, {metric}: {word} ({figures})", word=pair.word, **facts)

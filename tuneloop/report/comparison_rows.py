@@ -7,7 +7,7 @@ from tuneloop.base.language import t
 from tuneloop.evaluation.general_set import section_title
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import Paired, separations
+from tuneloop.evaluation.paired import Paired
 from tuneloop.report import gains
 from tuneloop.report.compared import ComparedRuns
 from tuneloop.report.costs import Cost, short
@@ -41,7 +41,7 @@ def _probes(compared: ComparedRuns) -> list[Row]:
 def _figure(estimate: Estimate, pair: Paired | None, digits: int) -> str:
     if estimate.estimate is None:
         return notes().get(estimate.note, estimate.note) or "–"
-    words = "" if pair is None else separations()[pair.separation]
+    words = "" if pair is None else pair.word
     parts = [gains.shown(estimate.estimate, digits), gains.interval(estimate, digits), words]
     return " ".join(part for part in parts if part)
 

@@ -13,7 +13,7 @@ from tuneloop.evaluation.forgetting import Forgetting
 from tuneloop.evaluation.general_set import section_title
 from tuneloop.evaluation.intervals import Estimate, notes
 from tuneloop.evaluation.metrics import METRICS
-from tuneloop.evaluation.paired import SOURCE, Paired, Separation, separations
+from tuneloop.evaluation.paired import SOURCE, Paired, Separation, p_shown
 
 GENERAL = "general/"
 """Sections of the suite that ask what every model should know: what they lost was forgotten."""
@@ -98,6 +98,12 @@ def _bars(pair: Paired, at: Callable[[float], float]) -> dict[str, float] | None
     return {"left": at(left), "width": max(0.6, at(right) - at(left)), "at": at(change.estimate)}
 
 
+def probability(pair: Paired) -> str:
+    """The p-value of a difference that can be better or worse, "" of any other."""
+    known = pair.p is not None and pair.separation != "not defined"
+    return f"p {p if '<' in (p := p_shown(pair.p)) else f'= {p}'}" if known else ""
+
+
 def interval(estimate: Estimate, digits: int) -> str:
     """The bounds of an estimate, "" where it has none.
 
@@ -153,6 +159,7 @@ def _row(change: compare.Change, pair: Paired | None) -> dict[str, Any]:
         "part": bool(name) and kind == "loss",
         "ranges": ("", "", ""),
         "rows": "",
+        "p": "",
         "why": "",
     }
     if pair is None:
@@ -161,8 +168,9 @@ def _row(change: compare.Change, pair: Paired | None) -> dict[str, Any]:
         **row,
         "change": signed(pair.difference.estimate, digits) or row["change"],
         "tone": TONES[pair.separation],
-        "word": "" if METRICS[pair.metric].higher_is_better is None else separations()[pair.separation],
+        "word": "" if METRICS[pair.metric].higher_is_better is None else pair.word,
         "ranges": tuple(interval(one, digits) for one in (pair.before, pair.after, pair.difference)),
         "rows": t("{n} rows", n=f"{pair.difference.rows:,}") if pair.difference.rows else "",
+        "p": probability(pair),
         "why": notes().get(pair.difference.note, "") if pair.difference.estimate is None else "",
     }

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from tuneloop.base.duration import duration
-from tuneloop.base.language import t
+from tuneloop.base.language import current, t
 
 
 def events() -> dict[str, str]:
@@ -39,6 +39,10 @@ def keys() -> dict[str, str]:
         "products": t("products in"),
         "kept": t("kept for all epochs"),
         "why": t("reason"),
+        "why_in": t("reason"),
+        "weights": t("weights (digest)"),
+        "template": t("chat template (digest)"),
+        "held": t("held-out rows (digest)"),
         "bytes": t("bytes"),
         "path": t("folder"),
         "seconds": t("time"),
@@ -131,6 +135,21 @@ def facts(content: Mapping[str, Any], skip: frozenset[str] = frozenset()) -> lis
 def counts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of a dataset's counts, zeros too: that nothing was dropped is worth knowing."""
     return [(name(k), fact(k, v)) for k, v in _flat(content)]
+
+
+def told_in(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event in the reader's language: of a text `name` that it has in several languages, `name_in`, the right one.
+
+    >>> told_in({"step": 0, "why": "there is one epoch", "why_in": {"en": "there is one epoch", "zh": "只有一轮"}})
+    {'step': 0, 'why': 'there is one epoch'}
+    """
+    spoken = {key.removesuffix("_in"): texts for key, texts in event.items() if _has_languages(key, texts)}
+    known = {key: one for key, one in event.items() if not _has_languages(key, one)}
+    return known | {key: texts[current()] for key, texts in spoken.items()}
+
+
+def _has_languages(key: str, texts: Any) -> bool:
+    return key.endswith("_in") and isinstance(texts, Mapping) and current() in texts
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

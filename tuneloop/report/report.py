@@ -29,7 +29,7 @@ from tuneloop.data import ledger
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.flips import flips
-from tuneloop.evaluation.paired import separations
+from tuneloop.evaluation.paired import too_few
 from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
@@ -89,6 +89,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "longest": (folder.recipe.get("evaluate") or {}).get("max_new_tokens"),
         "changes": gains.numbers(evaluation),
         "ranged": bool(evaluation.paired),
+        "too_few": too_few(max((p.difference.rows for p in evaluation.paired if not p.section), default=0)),
         "few": any(p.difference.note == "few rows" for p in evaluation.paired),
         "sections": gains.others(evaluation),
         "tasks": [(one.task, one.metric, *_scores(one), f"{one.rows:,}") for one in evaluation.tasks],
@@ -107,7 +108,7 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "ledger": _ledger(folder),
         "links": _links(folder),
         "plan": costs.planned(folder),
-        "choices": folder.plan.get("choices") or [],
+        "choices": (folder.plan.get("choices_in") or {}).get(current()) or folder.plan.get("choices") or [],
         "commands": _commands(folder, more),
         "recipe": _private(folder.recipe_text, folder),
         "events": [_event(e, folder) for e in folder.events],
@@ -148,14 +149,23 @@ def _tiles(folder: Folder, evaluation: Evaluation) -> list[tuple[str, str, str]]
         tiles.append((t("probes passed"), f"{passed} / {len(probes)}", ""))
     seconds = spent(folder)
     if seconds:
-        speeds = [v for v in clock(folder, "tokens_per_second") if v > 0]
-        speed = t("{n} tokens a second", n=f"{statistics.median(speeds):,.0f}") if speeds else ""
+        pace = _pace(folder)
+        speed = t("{n} tokens a second", n=f"{pace:,.0f}") if pace else ""
         tiles.append((t("training time"), duration(seconds), speed))
     model = folder.plan.get("model") or {}
     if model.get("trainable"):
         share = t("of {total}", total=costs.short(model["parameters"])) if model.get("parameters") else ""
         tiles.append((t("trained weights"), costs.short(model["trainable"]), share))
     return tiles
+
+
+def _pace(folder: Folder) -> float:
+    """Tokens a second of training: what the end of an unbroken run says, else the median of its lines; 0 unknown."""
+    finished = next((e for e in folder.events if e.get("event") == "finished"), {})
+    whole_run = finished.get("tokens_per_second")
+    if isinstance(whole_run, int | float) and not any(e.get("event") == "resumed" for e in folder.events):
+        return float(whole_run)
+    return statistics.median([v for v in clock(folder, "tokens_per_second") if v > 0] or [0.0])
 
 
 def _gain(evaluation: Evaluation, change: compare.Change) -> str:
@@ -166,7 +176,8 @@ def _gain(evaluation: Evaluation, change: compare.Change) -> str:
         parts = [
             f"{gains.signed(pair.difference.estimate, digits)} {gains.interval(pair.difference, digits)}".strip(),
             t("{n} rows", n=f"{pair.difference.rows:,}"),
-            *([] if pair.separation in ("better", "worse") else [separations()[pair.separation]]),
+            *([p] if (p := gains.probability(pair)) else []),
+            *([] if pair.separation in ("better", "worse") else [pair.word]),
         ]
         return listed(parts)
     if change.metric == "loss" and change.before and change.after is not None:
@@ -257,7 +268,7 @@ def _longer(folder: Folder) -> str:
 
 
 def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
-    rest = glossary.facts(event, skip=frozenset({"time", "event"}))
+    rest = glossary.facts(glossary.told_in(event), skip=frozenset({"time", "event"}))
     details = listed(f"{name} {fact}" for name, fact in rest)
     what = str(event.get("event", ""))
     return glossary.moment(event.get("time")), glossary.events().get(what, what), _private(details, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tuneloop.base.language import t
 from tuneloop.evaluation.checkpoints import Sweep
 from tuneloop.evaluation.intervals import notes
-from tuneloop.evaluation.paired import separations
 from tuneloop.report import gains
 
 
@@ -19,7 +18,7 @@ def rows(swept: Sweep) -> list[tuple[str, ...]]:
         if one.against_last is not None:
             difference = one.against_last.difference
             change = f"{gains.signed(difference.estimate, 4)} {gains.interval(difference, 4)}".strip()
-            word = separations()[one.against_last.separation]
+            word = one.against_last.word
         step = f"{one.step:,}{' ★' if place == swept.best else ''}"
         out.append((step, shown, gains.interval(one.loss, 4), change, word or t("the last")))
     return out

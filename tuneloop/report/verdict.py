@@ -9,6 +9,8 @@ from typing import Any, Literal
 from tuneloop.base.language import listed, sentences, t
 from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.evaluation.form import visible
+from tuneloop.evaluation.paired import too_few
 from tuneloop.planning.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]
@@ -60,6 +62,8 @@ def _probes(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:
 
 def _form(evaluation: Evaluation) -> Iterator[tuple[Tone, str]]:
     answers = [*evaluation.show, *evaluation.answers, *(a for probe in evaluation.probes for a in probe.answers)]
+    if answers and not any(visible(answer.after).strip() for answer in answers):
+        yield "bad", t("All {n} answers after training are empty.", n=len(answers))
     if repeats := sum(answer.after_fault == "repeats" for answer in answers):
         yield "bad", t("{n} of {total} answers after training repeat themselves.", n=repeats, total=len(answers))
 
@@ -112,6 +116,8 @@ def _chance(change: compare.Change) -> str:
         return ""
     if change.difference.note == "too small":
         return t("Another seed changes as much.")
+    if few := too_few(change.difference.rows):
+        return few
     return t("On {n} rows that is not separable from chance.", n=change.difference.rows)
 
 

@@ -20,6 +20,7 @@ from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_wor
 from tuneloop.base.optional import need
 from tuneloop.base.records import Reply
 from tuneloop.serving.admission import Admission, Question, Submit, through
+from tuneloop.serving.body_faults import fault_words
 from tuneloop.serving.engine import AnswerStream, Engine
 from tuneloop.serving.schemas import (
     DONE,
@@ -163,7 +164,7 @@ async def _parse(request: Request, kind: type[Body]) -> Body:
         # Of a union's branches only the first is named: the others fail for the same reason.
         first = error.errors(include_url=False, include_input=False)[0]
         param = ".".join(str(p) for p in first["loc"]) or None
-        raise ServeError("TL-SERVE-REQUEST", where=param or "body", param=param, error=first["msg"]) from error
+        raise ServeError("TL-SERVE-REQUEST", where=param or "body", param=param, error=fault_words(first)) from error
 
 
 async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:

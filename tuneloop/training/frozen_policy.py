@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from tuneloop.base.errors import ModelError
 from tuneloop.base.files import format_bytes
-from tuneloop.base.language import t
+from tuneloop.base.language import LANGUAGES, current, in_each, t
 from tuneloop.base.refusals import require_space
 from tuneloop.data.batches.examples import Examples
 from tuneloop.model.backbone import FROZEN_CACHE, unwrap
@@ -104,7 +104,7 @@ class CachePolicy:
     epochs: float
     packing: bool
     decided: bool | None
-    report: Callable[[bool, str, int, float], None]
+    report: Callable[[bool, Mapping[str, str], int, float], None]
 
 
 @contextlib.contextmanager
@@ -127,20 +127,21 @@ def kept_blocks(model: nn.Module, cache: CachePolicy) -> Iterator[None]:
 
 
 def _decide(below: Frozen, cache: CachePolicy) -> None:
-    began, why = time.perf_counter(), ""
+    began, why = time.perf_counter(), dict.fromkeys(LANGUAGES, "")
     size = sum(kept_bytes(items, below.width, below.base.dtype.itemsize) for items in cache.sides.values())
     if cache.decided is None:
         free = shutil.disk_usage(cache.folder.parent).free
         question = CacheQuestion(len(below.blocks), len(blocks(below.base)), size, free, cache.epochs)
-        why = distributed.shared(objection(cache.train, question))
-    if cache.decided is not False and not why:
+        why = distributed.shared(in_each(lambda: objection(cache.train, question)))
+    if cache.decided is not False and not any(why.values()):
         why = _keep(below, cache, size)
     if cache.decided is None or cache.decided:
-        cache.report(not why, why, 0 if why else size, round(time.perf_counter() - began, 2))
+        refused = any(why.values())
+        cache.report(not refused, why, 0 if refused else size, round(time.perf_counter() - began, 2))
 
 
-def _keep(below: Frozen, cache: CachePolicy, size: int) -> str:
-    """Fill the stores; why that is not possible, else ""."""
+def _keep(below: Frozen, cache: CachePolicy, size: int) -> dict[str, str]:
+    """Fill the stores; why that is not possible, else "", in each language."""
 
     def fill() -> None:
         for side, items in cache.sides.items():
@@ -160,11 +161,11 @@ def _keep(below: Frozen, cache: CachePolicy, size: int) -> str:
             all(below.exact(side, items, packing=cache.packing) for side, items in cache.sides.items() if len(items))
         )
     if exact:
-        return ""
+        return dict.fromkeys(LANGUAGES, "")
     below.stores.clear()
-    why = t("its blocks hand on more than hidden states")
+    why = in_each(lambda: t("its blocks hand on more than hidden states"))
     if cache.train.keep_trunk == "on":
-        raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=why)
+        raise ModelError("TL-MODEL-KEEP", where="train.keep_trunk", why=why[current()])
     if distributed.leads():
         shutil.rmtree(cache.folder, ignore_errors=True)
     return why

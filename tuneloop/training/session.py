@@ -7,7 +7,7 @@ import io
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tuneloop.base.duration import about
 from tuneloop.base.environment import waits_our_way
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, format_bytes
-from tuneloop.base.language import t
+from tuneloop.base.language import current, t
 from tuneloop.data.batches.loader import Steps, loader
 from tuneloop.hub.resolve import on_hub
 from tuneloop.methods.table import notes
@@ -155,9 +155,11 @@ def _cache_policy(setup: TrainState, state: checkpoint.State, screen: Screen) ->
     before = [bool(line["kept"]) for line in setup.events.lines() if line.get("event") == "frozen_blocks"]
     decided = distributed.shared(False if state.step >= setup.total else before[-1] if before else None)
 
-    def report(cached: bool, why: str, size: int, seconds: float) -> None:
+    def report(cached: bool, why: Mapping[str, str], size: int, seconds: float) -> None:
         if distributed.leads():
-            setup.events.event("frozen_blocks", kept=cached, why=why, bytes=size, seconds=seconds)
+            setup.events.event(
+                "frozen_blocks", kept=cached, why=why[current()], why_in=why, bytes=size, seconds=seconds
+            )
         if cached:
             screen.say(
                 t(

@@ -91,7 +91,10 @@ def test_a_server_that_will_not(server: Server, tongue: str, replies: Any, told:
     server.plan = list(replies)
     with pytest.raises(MachineError) as caught:
         chat(server).answer([CHAT])
-    assert caught.value.code == "TL-MACHINE-ENDPOINT"
+    busy = told.startswith("HTTP 500")
+    assert caught.value.code == ("TL-MACHINE-ENDPOINT-BUSY" if busy else "TL-MACHINE-ENDPOINT")
+    assert ("TUNELOOP_ENDPOINT_KEY" in caught.value.do) != busy, "a key does not help a busy server"
+    assert "prepare.augment" not in str(caught.value)
     assert told in caught.value.what
     assert "\x1b" not in str(caught.value)
     assert any("\u4e00" <= c <= "\u9fff" for c in caught.value.do) == (tongue == "zh")

@@ -64,11 +64,11 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Again(Exception):
-    """An error worth a retry; `wait` is the server's Retry-After in seconds, 0 for none."""
+    """An error worth a retry; `wait` is the server's Retry-After in seconds, 0 for none; `busy`: a server said so."""
 
-    def __init__(self, problem: str, wait: float = 0.0) -> None:
+    def __init__(self, problem: str, wait: float = 0.0, *, busy: bool = False) -> None:
         super().__init__(problem)
-        self.wait = wait
+        self.wait, self.busy = wait, busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ class Endpoint:
     def answer(self, chats: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         """The assistant's next turn of each chat, in order; "" where the server wrote none or broke off.
 
-        Raises TL-MACHINE-ENDPOINT when the server cannot be reached or will not.
+        Raises TL-MACHINE-ENDPOINT when the server cannot be reached or will not, TL-MACHINE-ENDPOINT-BUSY when it is
+        busy.
         """
         return self._each(self._answer, chats)
 
@@ -157,6 +158,13 @@ class Endpoint:
     def _error(self, detail: str, **facts: Any) -> MachineError:
         return MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=detail, **facts)
 
+    def _given_up(self, problem: _Again) -> MachineError:
+        """The error after the last try: a busy server needs time, any other problem another address."""
+        if not problem.busy:
+            return self._error(str(problem))
+        facts: dict[str, Any] = {"error": str(problem), "retries": self.tries - 1}
+        return MachineError("TL-MACHINE-ENDPOINT-BUSY", where=self.url, **facts)
+
     def _odd(self, reply: object) -> MachineError:
         return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
 
@@ -167,7 +175,7 @@ class Endpoint:
                 return self._once(path, None if body is None else json.dumps(body).encode())
             except _Again as problem:
                 if attempt == self.tries - 1:
-                    raise self._error(str(problem)) from problem
+                    raise self._given_up(problem) from problem
                 time.sleep(min(problem.wait or self.wait * 2**attempt, LONGEST_WAIT))
 
     def _once(self, path: str, body: bytes | None) -> Any:
@@ -202,7 +210,7 @@ class Endpoint:
         problem = f"HTTP {error.code} {message}".strip()
         if error.code not in _AGAIN and error.code < 500:
             return self._error(problem, status=error.code)
-        return _Again(problem, _seconds(str(error.headers.get("retry-after") or "")))
+        return _Again(problem, _seconds(str(error.headers.get("retry-after") or "")), busy=True)
 
 
 def _seconds(retry_after: str) -> float:

@@ -67,6 +67,13 @@ class InputFile:
         return self.guess.table is not None or self.guess.container in ("parquet", "arrow", "arrow stream")
 
 
+def require_rows(path: str) -> None:
+    """Raise what `places.find` and `sniff.look` raise for a path that leads nowhere, or to a file without a row."""
+    for place in places.find(DataFile(path=path)):
+        if not place.left_out:
+            look(resolved(Blob(place.path))[0], Wish())
+
+
 def input_files(path: str, kind: Kind, column: str | None = None) -> list[InputFile]:
     """The files that a path names. Raises what `places.find` and `sniff.look` raise, and TL-DATA-QUESTIONS for a file
     none of whose first rows says what is asked."""
@@ -101,11 +108,12 @@ def _guess(blob: Blob, role: str, column: str | None) -> Guess:
 
 
 def _require_questions(file: InputFile, kind: Kind, column: str | None) -> None:
-    problem = ""
+    problem, n = "", 0
     for n, row in enumerate(rows_of(file, kind, column), 1):
         if row.record is not None or n >= CHECKED:
             return
         problem = problem or row.problem
+    problem = problem if n else t("there is a header alone, and no row below it")
     columns = listed(printable(name) for name in file.guess.columns) or t("none")
     raise DataError("TL-DATA-QUESTIONS", where=printable(str(file.path)), columns=columns, problem=problem or t("none"))
 

@@ -260,7 +260,8 @@ def _table(path: Path, records: Iterable[Record], shape: str) -> dict[str, int]:
     held = [(record, row(record, shape, table=True)) for record in records]
     names = list(dict.fromkeys(name for _, columns in held for name in columns))
     guarded, safe = 0, []
-    with path.open("w", encoding="utf-8", newline="") as out:
+    # With its mark Excel reads UTF-8 as such, also where the system's own code page is another one.
+    with path.open("w", encoding="utf-8" if path.suffix == ".tsv" else "utf-8-sig", newline="") as out:
         writer = csv.writer(out, csv.excel_tab if path.suffix == ".tsv" else csv.excel)
         writer.writerow(names)
         for record, columns in held:

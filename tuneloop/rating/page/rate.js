@@ -98,6 +98,7 @@ function build() {
     const section = $(`answer_${side}`);
     section.append(worded("h2", `answer_${side}`));
     section.append(make("div", { className: "text", id: `text_${side}`, dir: "auto" }));
+    section.append(worded("p", "cut", { className: "quiet", id: `cut_${side}`, hidden: true }));
     const scores = [..."012345"].map((score) => [score, ""]);
     for (const scale of SCALES) section.append(field(`${scale}_${side}`, scale, scores));
     const safety = field(`safety_${side}`, "safety", [["pass", "pass"], ["fail", "fail"]]);
@@ -159,6 +160,7 @@ async function go(to) {
   text($("prompt"), slot.prompt);
   text($("text_a"), slot.answer_a);
   text($("text_b"), slot.answer_b);
+  for (const side of ["a", "b"]) $(`cut_${side}`).hidden = !slot[`cut_${side}`];
   fill();
   $("missing").textContent = "";
   $("back").disabled = place === 0;
@@ -236,8 +238,8 @@ function next() {
   if (going) return;
   const lacking = fields().find((set) => open(set.dataset.field));
   if (!lacking) return go(place + 1);
-  const name = lacking.dataset.field, side = name.endsWith("_a") ? "A: " : name.endsWith("_b") ? "B: " : "";
-  $("missing").textContent = word("missing", { what: side + word(lacking.dataset.label) });
+  const letter = /_([ab])$/.exec(lacking.dataset.field)?.[1].toUpperCase(), label = word(lacking.dataset.label);
+  $("missing").textContent = word("missing", { what: letter ? word("of_answer", { letter, what: label }) : label });
   focus(lacking);
 }
 
