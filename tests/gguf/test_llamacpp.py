@@ -82,7 +82,7 @@ def test_the_layout_is_that_of_the_pinned_package() -> None:
     assert not hasattr(shared, "llama_set_adapter_lora")
 
 
-def test_the_defaults_of_every_field_are_the_librarys() -> None:
+def test_the_defaults_of_every_field_are_those_of_the_library() -> None:
     shared = binding.llama_cpp()
     for given in (shared.llama_model_default_params(), shared.llama_context_default_params()):
         assert binding.differences(given) == []
