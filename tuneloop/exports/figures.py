@@ -118,7 +118,7 @@ class Parity:
         if limits is None:
             return out
         out["kld"] = t(
-            "mean divergence over {of} answer tokens {kld} nats (allowed {limit})",
+            "mean KL divergence over {of} answer tokens {kld} nats (allowed {limit})",
             of=of,
             kld=_figure(self.kld),
             limit=_figure(most(limits.kld, of)),
