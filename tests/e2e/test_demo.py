@@ -49,7 +49,8 @@ def training_questions() -> list[str]:
     """Every user turn of the persona files."""
     data = RECIPES / "data"
     found = [r["instruction"] for r in json.loads((data / "persona_en.json").read_text(encoding="utf-8"))]
-    for line in (data / "persona_zh.jsonl").read_text(encoding="utf-8").splitlines():
+    messages = [(data / f"persona_{name}.jsonl").read_text(encoding="utf-8") for name in ("messages", "zh")]
+    for line in [line for text in messages for line in text.splitlines()]:
         found += [m["content"] for m in json.loads(line)["messages"] if m["role"] == "user"]
     for line in (data / "persona_chat.jsonl").read_text(encoding="utf-8").splitlines():
         found += [m["value"] for m in json.loads(line)["conversations"] if m["from"] == "human"]
