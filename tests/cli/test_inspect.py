@@ -160,7 +160,7 @@ def test_export_guards_a_spreadsheet_and_says_so(tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     said = run("export", "talk", str(target), "--workspace", workspace(made))
     assert "12 cells got a ' in front" in said
-    assert next(csv.DictReader(io.StringIO(target.read_text(encoding="utf-8"))))["text"].startswith("'=SUM")
+    assert next(csv.DictReader(io.StringIO(target.read_text(encoding="utf-8-sig"))))["text"].startswith("'=SUM")
 
 
 def test_export_names_the_sides_and_kinds_there_are(made: Dataset, tmp_path: Path) -> None:

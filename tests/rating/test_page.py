@@ -191,7 +191,7 @@ def test_nothing_that_is_sent_tells_whose_an_answer_is(tmp_path: Path) -> None:
         assert joined["total"] == 18
         sent = [json.loads(urllib.request.urlopen(f"{url}slot?rater=Li&n={n}").read()) for n in range(18)]
     for one in sent:
-        assert set(one) == {"context", "prompt", "answer_a", "answer_b", "rating"}
+        assert set(one) == {"context", "prompt", "answer_a", "answer_b", "cut_a", "cut_b", "rating"}
         assert "demo-1" not in json.dumps(one)
         assert not {"pair", "kind", "model_a", "model_b"} & set(one["rating"])
     left = [one["answer_a"].startswith("before") for one in sent]

@@ -104,7 +104,7 @@ def too_few(rows: int) -> str:
     """Why no difference of so few rows can be shown, and what to do; "" of enough rows, and of none.
 
     >>> too_few(6), too_few(0), too_few(5)[:52]
-    ('', '', 'With 5 rows no difference can be told from chance, ho')
+    ('', '', 'With 5 rows no difference can be told from chance, h')
     """
     if not 0 < rows < LEAST:
         return ""

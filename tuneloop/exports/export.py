@@ -134,9 +134,16 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
     write_origin(parts, folder, target)
     stops = stop_texts(one.tokenizer) if parts.task.answers == "text" else ()
     text = card.card(
-        parts.run, parts.recipe, parts.base, proof,
-        dtype=dtype, head=one.head, target=target, folder=folder, stops=stops,
-    )  # fmt: skip
+        parts.run,
+        parts.recipe,
+        parts.base,
+        proof,
+        dtype=dtype,
+        head=one.head,
+        target=target,
+        folder=folder,
+        stops=stops,
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
