@@ -165,3 +165,24 @@ class Reply:
     seconds: float = 0.0
     scores: dict[str, float] | None = None
     """Of a classifier: label -> its probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: greedy at temperature 0, else sampling from what the limits leave.
+
+    `top_k` 0 and `min_p` 0 are no limit; `min_p` is a share of the likeliest token's probability (arXiv:2407.01082).
+    `frequency_penalty` and `presence_penalty` are subtracted from logits as OpenAI's API defines it, over the answer's
+    own tokens; `repetition_penalty` divides (arXiv:1909.05858) over prompt and answer, None takes the model's own.
+    `logit_bias` is (token id, what is added to its logit).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
