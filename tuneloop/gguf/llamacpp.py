@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.environment import cores
 from tuneloop.base.errors import ModelError
+from tuneloop.base.frames import receive, send
 from tuneloop.base.language import t
 from tuneloop.base.optional import need
-from tuneloop.gguf.llamacpp_child import STEP, receive, send
+from tuneloop.gguf.llamacpp_child import STEP
 
 if TYPE_CHECKING:
     import numpy as np
