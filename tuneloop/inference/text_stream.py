@@ -45,6 +45,12 @@ class TextStream:
         """Characters of the window's text that were taken."""
         self._held = ""
         self.stopped = False
+        """Whether a stop text was written."""
+
+    @property
+    def held(self) -> bool:
+        """Whether text of the tokens so far is held back."""
+        return bool(self._held) or self._read < len(self._tokens)
 
     def feed(self, token: int) -> str:
         """The text that is clear with one more token."""
