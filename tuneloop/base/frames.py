@@ -14,9 +14,7 @@ from typing import IO, Any, BinaryIO
 from tuneloop.base.language import t
 
 _ROOT = Path(__file__).parents[2]
-_START = (
-    "import sys, importlib; sys.path.insert(0, sys.argv[1]); sys.exit(importlib.import_module(sys.argv[2]).main())"
-)
+_START = "import sys, importlib; sys.path.insert(0, sys.argv[1]); sys.exit(importlib.import_module(sys.argv[2]).main())"
 
 HEAD = struct.Struct(">IQ")
 """Lengths of the two parts of a frame: JSON, bytes."""

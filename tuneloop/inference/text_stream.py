@@ -56,10 +56,10 @@ class TextStream:
         """The text that is clear with one more token."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._window :])
-        whole = text.rstrip(PIECE)
-        new = whole[self._shown :]
-        if whole != text:
-            self._shown = len(whole)
+        complete = text.rstrip(PIECE)
+        new = complete[self._shown :]
+        if complete != text:
+            self._shown = len(complete)
             return self._clear(new)
         tail = self._decode(self._tokens[self._read :])
         if tail:  # a window without text would lose the blank that the first word of a text is written without

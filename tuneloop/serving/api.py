@@ -18,16 +18,15 @@ from pydantic import BaseModel, ValidationError
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
-from tuneloop.base.records import Reply
+from tuneloop.base.records import Reply, Sampling
 from tuneloop.serving.admission import Admission, Question, Submit, through
 from tuneloop.serving.body_faults import fault_words
-from tuneloop.serving.engine import AnswerStream, Engine
+from tuneloop.serving.engine import AnswerStream, Engine, Piece, Query
 from tuneloop.serving.schemas import (
     DONE,
     ChatRequest,
     ClassifyRequest,
     ResponseWriter,
-    answer_budget,
     classified,
     error_body,
     event,
@@ -83,12 +82,12 @@ def create_app(engine: Engine, *, model_name: str, admission: Sequence[Admission
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
     app.state.engine, app.state.model_name = engine, model_name
-    _add_model_routes(app, engine, model_name)
-    _add_answer_routes(app, engine, model_name, through(admission, engine), max_new_tokens)
+    _add_model_routes(app, engine)
+    _add_answer_routes(app, model_name, through(admission, engine))
     return app
 
 
-def _add_model_routes(app: FastAPI, engine: Engine, model_name: str) -> None:
+def _add_model_routes(app: FastAPI, engine: Engine) -> None:
     created = int(time.time())
 
     @app.get("/healthz")
@@ -99,31 +98,24 @@ def _add_model_routes(app: FastAPI, engine: Engine, model_name: str) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_entry(model_name, created, engine.context)]}
+        entries = await engine.models()
+        return {"object": "list", "data": [model_entry(one.name, created, one.context) for one in entries]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        _known(name, model_name)
-        return model_entry(name, created, engine.context)
+        entries = {one.name: one for one in await engine.models()}
+        _known(name, next(iter(entries)))
+        return model_entry(name, created, entries[name].context)
 
 
-def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Submit, max_new_tokens: int) -> None:
+def _add_answer_routes(app: FastAPI, model_name: str, submit: Submit) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await _parse(request, ChatRequest)
         _known(body.model, model_name)
-        chat = body.chat()
-        tokens = await engine.count(chat)
-        question = Question(
-            request,
-            chat,
-            tokens,
-            answer_budget(body, tokens, engine.context, max_new_tokens),
-            temperature=body.sampling_temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            stop=body.stops,
-        )
+        how = Sampling(body.sampling_temperature, 1.0 if body.top_p is None else body.top_p, body.seed)
+        query = Query("chat", body.model, body.chat(), max_new_tokens=body.wanted, sampling=how, stop=tuple(body.stops))
+        question = Question(request, query)
         stream = await submit(question)
         writer = ResponseWriter(model_name)
         if body.stream:
@@ -137,12 +129,8 @@ def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Su
     async def classify(request: Request) -> Response:
         body = await _parse(request, ClassifyRequest)
         _known(body.model, model_name)
-        if not engine.labels:
-            raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=model_name)
-        tokens = await engine.count(body.chat())
-        if tokens > engine.context:
-            raise ServeError("TL-SERVE-CONTEXT", where="input", param="input", tokens=tokens, context=engine.context)
-        reply = await _unless_gone(request, await submit(Question(request, body.chat(), tokens, max_new_tokens=1)))
+        query = Query("label", body.model, body.chat(), max_new_tokens=1)
+        reply = await _unless_gone(request, await submit(Question(request, query)))
         return Response(status_code=499) if reply is None else JSONResponse(classified(model_name, reply))
 
 
@@ -171,10 +159,8 @@ async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:
     """The whole reply, or None as soon as the client has hung up; then the answer ends at its next token."""
 
     async def last() -> Reply:
-        async for piece in stream:
-            if isinstance(piece, Reply):
-                return piece
-        raise ServeError("TL-SERVE-FAILED", error="no reply")
+        pieces = [piece async for piece in stream]
+        return _reply(pieces, stream)
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -190,18 +176,26 @@ async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:
         await stream.aclose()
 
 
+def _reply(pieces: Sequence[Piece], stream: AnswerStream) -> Reply:
+    text, end = "".join(piece.text for piece in pieces), pieces[-1]
+    finish: Any = end.finish
+    scores = None if end.labels is None else dict(end.labels)
+    return Reply(text, stream.prompt_tokens, end.tokens, finish, 0.0, scores)
+
+
 async def _events(writer: ResponseWriter, stream: AnswerStream, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events of an answer. A failure after the first byte has no status any more: it is an event itself."""
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     yield writer.chunk({"role": "assistant", "content": ""}, **extra)
     try:
         async for piece in stream:
-            if isinstance(piece, str):
-                yield writer.chunk({"content": piece}, **extra)
+            if piece.text:
+                yield writer.chunk({"content": piece.text}, **extra)
+            if piece.finish is None:
                 continue
             yield writer.chunk({}, piece.finish, **extra)
             if with_usage:
-                yield writer.usage_chunk(piece)
+                yield writer.usage_chunk(_reply([piece], stream))
             yield DONE
     except TuneloopError as error:
         yield event(error_body(error))
