@@ -7,22 +7,20 @@ begins like a call and is none is given back as text, and nothing is lost.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.call_formats import THOUGHT, CallFormat, Form, call_format, forced_call, markers, thinks
+from tuneloop.serving.call_json import MOST_NAME, calls_in, named_call
 from tuneloop.serving.engine import CallPiece, Query
 
 __all__ = ["AnswerParser", "CallFormat", "Delta", "answer_parser", "call_format", "forced_call", "markers", "thinks"]
 
 MOST_DEPTH = 64
 """Deepest nesting of a call's JSON; what is deeper is text."""
-MOST_NAME = 128
-"""Longest name of a function, in characters."""
 _PYTHON_TAG = "<|python_tag|>"
 _OUTSIDE = frozenset('{}[]:,"+-.0123456789eEtrufalsn \t\r\n')
 """What JSON has outside of its texts."""
@@ -278,7 +276,7 @@ class AnswerParser:
         if not (yield from self._accept("<tool_call>")):
             return False
         yield from self._white()
-        if self._call(_calls((yield from self._json()))):
+        if self._call(calls_in((yield from self._json()))):
             self._blanks = yield from self._white()
             if (yield from self._accept("</tool_call>")):
                 self._blanks = ""
@@ -296,7 +294,7 @@ class AnswerParser:
         while True:
             if (yield from self._peek()) not in ("{", "["):
                 break
-            calls = _calls((yield from self._json()))
+            calls = calls_in((yield from self._json()))
             if not all(tagged or name in self._names for name, _ in calls) or not self._call(calls):
                 break
             if self.done:
@@ -327,7 +325,7 @@ class AnswerParser:
             yield from self._white()
             if (yield from self._accept("```json")):
                 yield from self._white()
-            if not self._call(_named(name, (yield from self._json()))):
+            if not self._call(named_call(name, (yield from self._json()))):
                 self._give_back()
                 return True
             for closing in ("```", end):
@@ -356,13 +354,13 @@ class AnswerParser:
             return False
         yield from self._white()
         if (yield from self._peek()) in ("[", "{"):
-            calls = _calls((yield from self._json()))
+            calls = calls_in((yield from self._json()))
         else:
             name = (yield from self._until("[{", MOST_NAME)).strip()
             if (yield from self._accept("[CALL_ID]")):
                 yield from self._until("[{", MOST_NAME)
             yield from self._accept("[ARGS]")
-            calls = _named(name, (yield from self._json()))
+            calls = named_call(name, (yield from self._json()))
         if not self._call(calls):
             self._give_back()
         return True
@@ -374,86 +372,3 @@ _READERS: dict[Form, Callable[[AnswerParser, bool], Steps]] = {
     "sections": AnswerParser._sections,
     "marked": AnswerParser._marked,
 }
-
-
-# The JSON of a call. Arguments are handed on as the model wrote them: no number is read and written anew.
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
-
-
-def _number(digits: str) -> int:
-    """Of a number only that it is one: it may be longer than any that Python reads."""
-    return 0
-
-
-_DECODER = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
-_WHITE = re.compile(r"[ \t\r\n]*")
-
-
-def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """The members of a JSON object or list, which is valid: (key, JSON text); "" is the key of those of a list."""
-    at = _WHITE.match(text, 1).end()  # type: ignore[union-attr]
-    while text[at] not in "]}":
-        key = ""
-        if text[0] == "{":
-            key, at = _DECODER.raw_decode(text, at)
-            at = _WHITE.match(text, text.index(":", at) + 1).end()  # type: ignore[union-attr]
-        end = _DECODER.raw_decode(text, at)[1]
-        yield key, text[at:end]
-        at = _WHITE.match(text, end).end()  # type: ignore[union-attr]
-        if text[at] == ",":
-            at = _WHITE.match(text, at + 1).end()  # type: ignore[union-attr]
-
-
-def _decoded(text: str) -> Any:
-    """What JSON text says; None where it is none."""
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _calls(text: str) -> list[tuple[str, str]]:
-    """The calls of a JSON object, or of a list of them: (name, arguments as JSON text); [] where it is anything else.
-
-    >>> _calls('{"name": "f", "parameters": {"x": 1.50}}'), _calls('[{"name": "f"}]'), _calls('{"name": "f"')
-    ([('f', '{"x": 1.50}')], [], [])
-    """
-    if not isinstance(_decoded(text), dict | list):
-        return []
-    trees = [inner for _, inner in _parts(text)] if text[0] == "[" else [text]
-    calls = [call for tree in trees for call in _one_call(tree)]
-    return calls if len(calls) == len(trees) else []
-
-
-def _one_call(text: str) -> list[tuple[str, str]]:
-    """An object with a name and arguments (Llama calls them parameters), by itself or as `function`."""
-    if text[0] != "{":
-        return []
-    fields = dict(_parts(text))
-    if fields.get("function", "")[:1] == "{":
-        fields = dict(_parts(fields["function"]))
-    name = _decoded(fields.get("name") or fields.get("function") or "")
-    return _named(name, fields.get("arguments") or fields.get("parameters") or "") if isinstance(name, str) else []
-
-
-def _named(name: str, arguments: str) -> list[tuple[str, str]]:
-    """A call of a name with arguments, which are an object, or a text that holds one, or null; [] where they are not.
-
-    >>> _named("f", '"{}"'), _named("f", "null"), _named("f", "[1]"), _named("", "{}")
-    ([('f', '{}')], [('f', '{}')], [], [])
-    """
-    tree = _decoded(arguments)
-    if isinstance(tree, str):
-        arguments, tree = tree.strip(), _decoded(tree)
-    elif arguments == "null":
-        arguments, tree = "{}", {}
-    if not isinstance(tree, dict) or not 0 < len(name) <= MOST_NAME:
-        return []
-    try:
-        (name + arguments).encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which no answer could carry
-        return []
-    return [(name, arguments)]
