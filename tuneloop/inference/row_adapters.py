@@ -47,11 +47,11 @@ class _Site:
 
     def __init__(self) -> None:
         self.down: Tensor | None = None
-        """A^T [in, ranks] of the adapters in this pass, side by side; None where it has none here."""
+        """A^T [in, widths] of the adapters in this pass, side by side; None where it has none here."""
         self.up: Tensor | None = None
-        """B^T [ranks, out]."""
+        """B^T [widths, out]."""
         self.own: Tensor | None = None
-        """[rows, 1, ranks]: 1 where a row goes through that adapter; None where all rows go through all."""
+        """[rows, 1, widths]: 1 where a row goes through that adapter; None where all rows go through all."""
 
     def update(self, x: Tensor) -> Tensor | None:
         """x [rows, new tokens, in], or flat, -> what the rows' adapters add [rows, new tokens, out]; None: nothing."""
@@ -138,13 +138,13 @@ class RowAdapters:
         beside = self._beside(active)
         every = len(active) == 1 and None not in names
         masks: dict[tuple[int, ...], Tensor] = {}
-        for path, (down, up, ranks) in beside.items():
+        for path, (down, up, widths) in beside.items():
             site = self._sites[path]
             site.down, site.up = down, up
             if not every:
-                key = tuple(ranks)
+                key = tuple(widths)
                 if key not in masks:
-                    masks[key] = _mask(names, active, ranks).to(down)
+                    masks[key] = _mask(names, active, widths).to(down)
                 site.own = masks[key]
         try:
             yield
@@ -154,16 +154,16 @@ class RowAdapters:
                 site.down = site.up = site.own = None
 
     def _beside(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
-        """The matrices of some adapters side by side: path -> A^T [in, ranks], B^T [ranks, out], the rank of each."""
+        """The matrices of some adapters side by side: path -> A^T [in, widths], B^T [widths, out], the rank of each."""
         if active not in self._sets:
             paths = dict.fromkeys(path for name in active for path in self._loaded[name].layers)
             each: dict[str, tuple[Tensor, Tensor, list[int]]] = {}
             for path in paths:
                 pairs = [self._loaded[name].layers.get(path) for name in active]
                 here = [pair for pair in pairs if pair is not None]
-                ranks = [0 if pair is None else pair[0].shape[1] for pair in pairs]
+                widths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
                 down, up = (torch.cat([p[k] for p in here], 1 - k) if len(here) > 1 else here[0][k] for k in (0, 1))
-                each[path] = (down, up, ranks)
+                each[path] = (down, up, widths)
             self._sets[active] = each
             while len(self._sets) > SETS:
                 del self._sets[next(iter(self._sets))]
@@ -195,14 +195,14 @@ def _adding(site: _Site) -> Any:
     return hook
 
 
-def _mask(names: Sequence[str | None], active: Sequence[str], ranks: Sequence[int]) -> Tensor:
-    """[rows, 1, ranks]: 1 where a row goes through that adapter.
+def _mask(names: Sequence[str | None], active: Sequence[str], widths: Sequence[int]) -> Tensor:
+    """[rows, 1, widths]: 1 where a row goes through that adapter.
 
     >>> _mask(["b", None], ["a", "b"], [1, 2]).tolist()
     [[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]]
     """
     each = torch.tensor([[float(name == one) for one in active] for name in names])
-    return each.repeat_interleave(torch.tensor(list(ranks)), 1).unsqueeze(1)
+    return each.repeat_interleave(torch.tensor(list(widths)), 1).unsqueeze(1)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -53,11 +53,11 @@ class _Reading:
 class Scheduler:
     """Answers that come, are written together and go. For one thread.
 
-    `stops` are the end tokens, `penalty` the model's repetition penalty, `slots` how many answers are written at once at
-    most. `cache_tokens` is how many keys and values there may be, rows times the longest row of prompt and answer (None:
-    what the free memory takes); what does not fit waits, in its order. `alone`: prompts are read one by one. `chunk`:
-    tokens of prompts, padding included, that are read between two steps. `prefix_tokens` is how many keys and values of
-    prompts read before are at hand (None: a share of `cache_tokens`).
+    `stops` are the end tokens, `penalty` the model's repetition penalty, `slots` how many answers are written at once
+    at most. `cache_tokens` is how many keys and values there may be, rows times the longest row of prompt and answer
+    (None: what the free memory takes); what does not fit waits, in its order. `alone`: prompts are read one by one.
+    `chunk`: tokens of prompts, padding included, that are read between two steps. `prefix_tokens` is how many keys and
+    values of prompts read before are at hand (None: a share of `cache_tokens`).
     """
 
     def __init__(
