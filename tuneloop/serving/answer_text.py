@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from tuneloop.inference.text_stream import Decode, TextStream
 from tuneloop.inference.token_bytes import TokenBytes
-from tuneloop.serving.engine import Finish, Piece, TokenScore
+from tuneloop.serving.engine import CallPiece, Finish, Piece, TokenScore
+from tuneloop.serving.parsing import AnswerParser
 
 Scored = tuple[float | None, Sequence[tuple[int, float]]]
 """A token's logarithm of probability, and (id, logarithm) of the likeliest tokens at its place."""
@@ -16,9 +17,16 @@ Scored = tuple[float | None, Sequence[tuple[int, float]]]
 class AnswerText:
     """The pieces of answer number `choice`. A score goes out with the text of its token."""
 
-    def __init__(self, choice: int, decode: Decode, octets: TokenBytes, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        choice: int,
+        decode: Decode,
+        octets: TokenBytes,
+        stop: Sequence[str] = (),
+        parser: AnswerParser | None = None,
+    ) -> None:
         self.choice = choice
-        self._octets = octets
+        self._octets, self._parser = octets, parser
         self._text = TextStream(decode, stop)
         self._scores: deque[TokenScore] = deque()
         """Of tokens whose text is held back."""
@@ -26,8 +34,8 @@ class AnswerText:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop text was written: the answer is over."""
-        return self._text.stopped
+        """Whether the answer is over: a stop text was written, or the one call that was wanted."""
+        return self._text.stopped or (self._parser is not None and self._parser.done)
 
     def feed(self, token: int, scored: Scored | None = None) -> Piece | None:
         """What one more token makes clear; None where nothing is."""
@@ -35,10 +43,14 @@ class AnswerText:
         if scored is not None:
             self._scores.append(self.score(token, scored))
         new = self._text.feed(token)
-        if self.stopped:
+        if self._text.stopped:
             self._cut(len(new.encode("utf-8", "replace")))
         scores = () if self._text.held else self._drained()
-        return Piece(self.choice, new, scores=scores) if new or scores else None
+        return self._piece(new, scores) if new or scores else None
+
+    def begun(self, text: str) -> Piece | None:
+        """Text that the answer was made to begin with."""
+        return self._piece(text, ())
 
     def ended(self, token: int, scored: Scored | None = None) -> None:
         """An end token, which is no text; its score, where one is given, goes out with the last piece."""
@@ -48,7 +60,20 @@ class AnswerText:
 
     def end(self, finish: Finish) -> Piece:
         """The last piece."""
-        return Piece(self.choice, self._text.end(), scores=self._drained(), finish=finish, tokens=self._tokens)
+        text, thought, calls = self._text.end(), "", list[CallPiece]()
+        if self._parser is not None:
+            deltas = self._parser.feed(text), self._parser.end()
+            text, thought = ("".join(part) for part in zip(*((one.text, one.thought) for one in deltas), strict=True))
+            calls = [call for one in deltas for call in one.calls]
+            finish = "tool_calls" if self._parser.called and finish == "stop" else finish
+        return Piece(self.choice, text, thought, tuple(calls), self._drained(), finish=finish, tokens=self._tokens)
+
+    def _piece(self, text: str, scores: tuple[TokenScore, ...]) -> Piece | None:
+        """The text taken apart; None where nothing of it is clear yet."""
+        if self._parser is None:
+            return Piece(self.choice, text, scores=scores)
+        delta = self._parser.feed(text)
+        return Piece(self.choice, delta.text, delta.thought, delta.calls, scores) if delta or scores else None
 
     def echoed(self, text: str, prompt: Sequence[int], scored: Sequence[Scored]) -> Piece:
         """The prompt before the answer, with its scores where there are any."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,8 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """The weights that adapters must have been trained on to share a batch: `mark` and `bits` as base.json has them."""
+    """The weights that adapters must have been trained on to share a batch: `mark` as base.json has it, `bits` as
+    `held_words` says it."""
 
     name: str
     model: str
@@ -64,7 +66,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._names: dict[str, Listing] = {}
-        self._facts: dict[Any, dict[str, Any] | None] = {}
+        self._facts: dict[str, dict[str, Any] | None] = {}
         self._folders: dict[str, Path] = {}
 
     def find(self, name: str) -> Listing:
@@ -95,15 +97,15 @@ class Catalogue:
             return
         yield Listing(self.base.name, None, is_base=True)
         for version in versions.versions(self._workspace):
-            if self._fits(version.id, lambda name, of=version: versions.stored(of, name)):
-                source = AdapterSource(f"version {version.id}", lambda of=version: self._laid_out(of))
+            if self._fits(_version_key(version), lambda name, of=version: versions.stored(of, name)):
+                source = AdapterSource(_version_key(version), lambda of=version: self._laid_out(of))
                 for name in (version.ref, *(f"{version.name}:{alias}" for alias in version.aliases)):
                     yield Listing(name, source)
         for recipe in sorted((self._workspace / "runs").glob("*/recipe.yaml")):
             run = recipe.parent
-            changed = _changed(run / "adapter" / "adapter_model.safetensors")
-            if changed and self._fits((run, changed), lambda name, run=run: run / name):
-                yield Listing(run.name, AdapterSource(f"run {run.resolve()} {changed}", lambda run=run: run))
+            key = _run_key(run)
+            if key and self._fits(key, lambda name, run=run: run / name):
+                yield Listing(run.name, AdapterSource(key, lambda run=run: run))
 
     def _laid_out(self, version: Version) -> Path:
         """The folder of a version, laid out and checked once."""
@@ -113,7 +115,7 @@ class Catalogue:
             self._folders[version.id] = folder
         return self._folders[version.id]
 
-    def _fits(self, key: Any, file: Callable[[str], Path | None]) -> bool:
+    def _fits(self, key: str, file: Callable[[str], Path | None]) -> bool:
         """Whether the result whose files are found by name is a LoRA of the served base, for a model that writes."""
         if key not in self._facts:
             self._facts[key] = _facts(file)
@@ -142,11 +144,42 @@ def _facts(file: Callable[[str], Path | None]) -> dict[str, Any] | None:
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         known = json.loads(base_file.read_text(encoding="utf-8")) if base_file is not None else {}
-    return {"model": recipe.model.name, "mark": known.get("mark"), "bits": known.get("bits")}
+    return {"model": recipe.model.name, "mark": known.get("mark"), "bits": held_words(known)}
 
 
-def _changed(file: Path) -> int:
-    """When a file was changed last, in nanoseconds; 0 where it is not there."""
-    with suppress(OSError):
-        return file.stat().st_mtime_ns
-    return 0
+def held_words(known: dict[str, Any]) -> str | None:
+    """How base.json says that weights were held in training; None where it does not.
+
+    >>> held_words({"bits": "nf4", "double": True}), held_words({"bits": "none"}), held_words({})
+    ('nf4, double', 'none', None)
+    """
+    bits = known.get("bits")
+    return f"{bits}, double" if bits and known.get("double") else bits
+
+
+def _version_key(version: Version) -> str:
+    return f"version {version.id}"
+
+
+def _run_key(run: Path) -> str:
+    """A run's adapter by its folder and when it was written; "" where there is none."""
+    try:
+        written = (run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    except OSError:
+        return ""
+    return f"run {run.resolve()} {written}"
+
+
+def served_key(ref: str, workspace: Path) -> str:
+    """The key of the adapter that a server is started with; "" where it is none.
+
+    Raises what `versions.locate` raises.
+    """
+    run = versions.locate(workspace, ref)
+    if run is None:
+        return ""
+    above = Path(os.path.abspath(run)).parent
+    if above.name == "versions":  # a version that was laid out
+        known = versions.versions(workspace)
+        return next((_version_key(one) for one in known if run.name.endswith(f"-v{one.number}-{one.id[:8]}")), "")
+    return _run_key(run)

@@ -30,7 +30,7 @@ BEAT = 1.0
 
 
 class Answering(Protocol):
-    """A loaded model that answers queries: `accept` is called in the admitting thread, all else in the main one."""
+    """A loaded model that answers queries: `accept` and `is_slow` are called in other threads than all else."""
 
     @property
     def about(self) -> dict[str, Any]: ...
@@ -40,7 +40,11 @@ class Answering(Protocol):
 
     def gauges(self) -> dict[str, float]: ...
 
-    def accept(self, number: int, query: Query) -> Any: ...
+    def loaded(self) -> list[str]: ...
+
+    def is_slow(self, query: Query, source: dict[str, Any] | None) -> bool: ...
+
+    def accept(self, number: int, query: Query, source: dict[str, Any] | None) -> Any: ...
 
     def begin(self, job: Any) -> None: ...
 
@@ -58,16 +62,22 @@ class Child:
         self._in, self._out = pipe_in, pipe_out
         self._writing = threading.Lock()
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._slow: queue.SimpleQueue[tuple[int, Query, Any]] = queue.SimpleQueue()
+        """Queries that take long to accept: an adapter must be loaded, a schema compiled."""
+        self._admitted = threading.Lock()
+        self._pending: set[int] = set()
+        """Numbers of queries that are neither accepted nor refused, nor cancelled."""
         self._model: Answering | None = None
         self._sent = 0.0
 
     def run(self) -> None:
         """Load what the first frame names, then answer until standard input ends."""
-        threading.Thread(target=self._admit, name="tuneloop-admit", daemon=True).start()
+        for name, target in (("admit", self._admit), ("admit-slow", self._admit_slow)):
+            threading.Thread(target=target, name=f"tuneloop-{name}", daemon=True).start()
         _, frame = self._inbox.get()
         language.use(frame["language"])
         try:
-            self._model = load_model(frame)
+            self._model = _loaded(frame)
         except Exception as error:
             return self._send({"do": "failed", "error": error_frame(_coded(error))})
         gc.collect()
@@ -95,27 +105,49 @@ class Child:
         now = time.monotonic()
         if events or now - self._sent >= BEAT / 2:
             self._sent = now
-            self._send({"do": "step", "events": events, "gauges": model.gauges()})
+            self._send({"do": "step", "events": events, "gauges": model.gauges(), "loaded": model.loaded()})
 
     def _admit(self) -> None:
         while (frame := receive(self._in)) is not None:
             content = frame[0]
             what = content.pop("do")
             if what == "query":
-                self._accept(content["id"], content["query"])
+                self._take(content["id"], content["query"], content["source"])
+            elif what == "cancel":
+                with self._admitted:
+                    self._pending.discard(content["id"])
+                    self._inbox.put((what, content["id"]))
             else:
-                self._inbox.put((what, content.get("id", content)))
+                self._inbox.put((what, content))
         os._exit(0)  # whatever the main thread is computing: nobody is there to hear it
 
-    def _accept(self, number: int, frame: dict[str, Any]) -> None:
+    def _take(self, number: int, frame: dict[str, Any], source: dict[str, Any] | None) -> None:
+        assert self._model is not None
+        query = read_query(frame)
+        self._pending.add(number)
+        if self._model.is_slow(query, source):
+            self._slow.put((number, query, source))
+        else:
+            self._accept(number, query, source)
+
+    def _admit_slow(self) -> None:
+        while True:
+            self._accept(*self._slow.get())
+
+    def _accept(self, number: int, query: Query, source: dict[str, Any] | None) -> None:
         assert self._model is not None
         try:
-            job = self._model.accept(number, read_query(frame))
+            job = self._model.accept(number, query, source)
         except Exception as error:
+            self._pending.discard(number)
             self._send({"do": "refused", "id": number, "error": error_frame(_coded(error))})
             return
-        self._send({"do": "accepted", "id": number, "prompt_tokens": job.prompt_tokens})
-        self._inbox.put(("begin", job))
+        with self._admitted:
+            if number not in self._pending:  # cancelled in the meantime
+                return
+            self._pending.discard(number)
+            self._send({"do": "accepted", "id": number, "prompt_tokens": job.prompt_tokens})
+            self._inbox.put(("begin", job))
 
     def _send(self, frame: dict[str, Any]) -> None:
         with self._writing:
@@ -132,16 +164,10 @@ def _coded(error: Exception) -> TuneloopError:
     return ServeError("TL-SERVE-FAILED", error=f"{type(error).__name__}: {error}"[:300])
 
 
-def load_model(frame: dict[str, Any]) -> Answering:
-    """The model that a frame names, loaded."""
-    from tuneloop.inference.generate import Answerer
-    from tuneloop.inference.open import answerer
-    from tuneloop.serving.judging import Judging
-    from tuneloop.serving.writing import Writing
+def _loaded(frame: dict[str, Any]) -> Answering:
+    from tuneloop.serving.served_model import serving_model
 
-    settings = ServePart(**frame["settings"])
-    answers = answerer(frame["ref"], Path(frame["workspace"]))
-    return Writing(answers, settings) if isinstance(answers, Answerer) else Judging(answers)
+    return serving_model(frame["ref"], Path(frame["workspace"]), ServePart(**frame["settings"]), frame["key"])
 
 
 def main() -> None:

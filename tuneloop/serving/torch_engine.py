@@ -19,6 +19,7 @@ from typing import Any
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.language import current, t
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.child_process import END_SECONDS, ChildProcess, Frame
 from tuneloop.serving.engine import ModelEntry, Piece, Query
 from tuneloop.serving.wire import query_frame, read_error, read_piece
@@ -71,6 +72,7 @@ class TorchEngine:
             "workspace": str(workspace),
             "settings": self._settings.model_dump(),
             "language": current(),
+            "key": served_key(str(ref), workspace),
         }
         self._say = say
         self._numbers = itertools.count(1)
@@ -80,9 +82,13 @@ class TorchEngine:
         self._child: ChildProcess | None = None
         """The child that has loaded."""
         self._about: dict[str, Any] = {}
+        self._catalogue: Catalogue | None = None
+        self._workspace = workspace
         self._failure: TuneloopError | None = None
         """Why the child stays down."""
         self._gauges: dict[str, float] = {}
+        self._adapters: frozenset[str] = frozenset()
+        """Keys of the adapters that the child has in memory."""
         self._heard = {"main": 0.0, "door": 0.0}
         """When each of the child's two threads was heard of last."""
         self._restarts = 0
@@ -121,14 +127,26 @@ class TorchEngine:
         return max(1, round(self._seconds))
 
     async def models(self) -> list[ModelEntry]:
-        about = self._about
-        return [ModelEntry(self._name, about["context"], None, tuple(about["labels"]), tuple(about["tasks"]))]
+        about, catalogue = self._about, self._catalogue
+        assert catalogue is not None
+        names = await asyncio.to_thread(catalogue.names)
+        base = catalogue.base
+        return [
+            ModelEntry(
+                one.name,
+                about["context"],
+                base.name if base is not None and base.name != one.name else None,
+                tuple(about["labels"]),
+                tuple(about["tasks"]),
+                one.source is None or one.source.key in self._adapters,
+            )
+            for one in names.values()
+        ]
 
     async def submit(self, query: Query) -> AnswersUnderWay:
         if not self.open:
             raise ServeError("TL-SERVE-CLOSING", status=503)
-        if query.model != self._name:
-            raise ServeError("TL-SERVE-MODEL", where="model", param="model", got=query.model[:200], known=self._name)
+        source = await self._source(query.model)
         child = self._child or await self._restarted()
         request = _Request(next(self._numbers), query, asyncio.get_running_loop())
         with self._lock:
@@ -137,7 +155,7 @@ class TorchEngine:
             if child is not self._child:
                 raise self._down()
             self._requests[request.number] = request
-        child.send({"do": "query", "id": request.number, "query": query_frame(query)})
+        child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
         try:
             event = await request.events.get()
         except BaseException:
@@ -147,6 +165,18 @@ class TorchEngine:
             raise event
         assert isinstance(event, int)
         return AnswersUnderWay(self, request, event)
+
+    async def _source(self, name: str) -> dict[str, str] | None:
+        """Where the adapter of a name is, as the child is told: None for what is served. Raises TL-SERVE-MODEL."""
+        catalogue = self._catalogue
+        assert catalogue is not None
+        if name == catalogue.served:
+            return None
+        listing = await asyncio.to_thread(catalogue.find, name)
+        if listing.source is None:
+            return {"key": "", "run": ""} if listing.is_base else None
+        run = await asyncio.to_thread(listing.source.run)
+        return {"key": listing.source.key, "run": str(run)}
 
     async def _restarted(self) -> ChildProcess:
         """The child, once it has loaded again. Raises TL-SERVE-DOWN, TL-SERVE-CLOSING."""
@@ -275,7 +305,7 @@ class TorchEngine:
         what, now = frame["do"], time.monotonic()
         if what == "step":
             self._heard["main"] = now
-            self._gauges = frame["gauges"]
+            self._gauges, self._adapters = frame["gauges"], frozenset(frame["loaded"])
             self._hear_events(frame["events"])
         elif what in {"accepted", "refused"}:
             self._heard["door"] = now
@@ -284,6 +314,8 @@ class TorchEngine:
             self._heard["main"] = now
             with self._lock:
                 self._about = {**frame["about"], "seconds": now - child.started}
+                if self._catalogue is None:
+                    self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
                 self._child = child
                 self._lock.notify_all()
         elif what == "failed":
@@ -338,6 +370,11 @@ class TorchEngine:
             except RuntimeError:  # a loop that has ended
                 for request, _ in its:
                     self.cancel(request)
+
+
+def _shared_base(about: dict[str, Any], served: str) -> SharedBase | None:
+    shared = about["shared"]
+    return None if shared is None else SharedBase(**{**shared, "name": shared["name"] or served})
 
 
 def _take(events: list[tuple[_Request, Happening]]) -> None:
