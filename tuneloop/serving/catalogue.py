@@ -39,13 +39,13 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """The weights that adapters must have been trained on to share a batch: `mark` as base.json has it, `bits` as
-    `held_words` says it."""
+    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` what
+    `held_words` says."""
 
     name: str
     model: str
     """As a recipe names it."""
-    mark: str
+    note: str
     bits: str
 
 
@@ -122,8 +122,8 @@ class Catalogue:
         facts, base = self._facts[key], self.base
         if facts is None or base is None:
             return False
-        if facts["mark"] is not None:
-            return bool(facts["mark"] == base.mark and facts["bits"] in (None, base.bits))
+        if facts["note"] is not None:
+            return bool(facts["note"] == base.note and facts["bits"] in (None, base.bits))
         return bool(facts["model"] == base.model)
 
 
@@ -144,7 +144,7 @@ def _facts(file: Callable[[str], Path | None]) -> dict[str, Any] | None:
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         known = json.loads(base_file.read_text(encoding="utf-8")) if base_file is not None else {}
-    return {"model": recipe.model.name, "mark": known.get("mark"), "bits": held_words(known)}
+    return {"model": recipe.model.name, "note": known.get("mark"), "bits": held_words(known)}
 
 
 def held_words(known: dict[str, Any]) -> str | None:

@@ -44,8 +44,9 @@ class Tokens:
 
     def decoding(self, tools: bool) -> Decode:
         """Tokens of an answer -> text without special tokens, but with those that it is taken apart by."""
-        marks = markers(self.template) if tools else tuple(m for m in markers(self.template) if m in THOUGHT)
-        seen = {int(self.answers.convert_tokens_to_ids(mark)) for mark in marks if mark in self.answers.get_vocab()}
+        vocabulary = self.answers.get_vocab()
+        texts = markers(self.template) if tools else tuple(one for one in markers(self.template) if one in THOUGHT)
+        seen = {int(vocabulary[text]) for text in texts if text in vocabulary}
         if not seen & self._special:
             return decoding(self.answers)
         unseen, decode = self._special - seen, decoding(self.answers, special=True)

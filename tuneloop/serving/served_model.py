@@ -57,7 +57,7 @@ def serving_model(ref: str, workspace: Path, settings: ServePart, key: str) -> W
         return _alone(answers, settings)
     store = AdapterStore(RowAdapters(answers.model), folder, settings.adapter_memory * GIB)
     chat_format = store.format_of(folder, answers.tokenizer, answers.system, answers.answer_prefix)
-    about = {"name": None, "model": ref, "mark": provenance_note(folder), "bits": adapters.WHOLE}
+    about = {"name": None, "model": ref, "note": provenance_note(folder), "bits": adapters.WHOLE}
     return Writing(answers.model, chat_format, settings, store=store, shared=about)
 
 
@@ -78,7 +78,7 @@ def _base_with_adapters(run: Path, recipe: Recipe, settings: ServePart, key: str
         del store, model
         return _alone(make_answerer(load_trained(run)), settings)
     held = {"bits": adapters.WHOLE} if bits is None else {"bits": bits.bits, "double": bits.double}
-    about = {"name": base_name(recipe, base), "model": recipe.model.name, "mark": provenance_note(base)}
+    about = {"name": base_name(recipe, base), "model": recipe.model.name, "note": provenance_note(base)}
     return Writing(model, own.format, settings, store=store, own=own, shared={**about, "bits": held_words(held)})
 
 

@@ -52,9 +52,8 @@ class Single:
     @property
     def about(self) -> dict[str, Any]:
         """What the server must know of it."""
-        return {
-            "context": self._model.context, "labels": self._labels, "tasks": self._tasks, "capacity": 1, "shared": None,
-        }  # fmt: skip
+        context = self._model.context
+        return {"context": context, "labels": self._labels, "tasks": self._tasks, "capacity": 1, "shared": None}
 
     @property
     def busy(self) -> bool:
