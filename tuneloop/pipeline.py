@@ -328,7 +328,7 @@ def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = No
     engine = ENGINES[settings.engine](ref, settings, workspace, say)
     name = Path(ref).name if Path(ref).exists() else str(ref)
     steps = admission_steps(settings, engine, api_key)
-    return create_app(engine, model_name=name, admission=steps, max_new_tokens=settings.max_new_tokens)
+    return create_app(engine, model_name=name, admission=steps)
 
 
 def improve(

@@ -67,18 +67,24 @@ def _digest(key: bytes) -> bytes:
 
 
 class Queue(Admission):
-    """Lets `length` requests wait for the engine; the next one is refused. The last step: what passes it is submitted
-    at once, before another request is looked at."""
+    """Lets `length` requests wait for a place in the engine; the next one is refused. The last step: what passes it is
+    submitted at once, before another request is looked at."""
 
     def __init__(self, engine: Engine, length: int) -> None:
         self._engine, self._length = engine, length
+        self._entering = 0
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
-        # An idle engine takes its request at once: a queue of 0 still serves one at a time.
-        waiting = self._engine.pending - self._engine.capacity
-        if self._engine.open and waiting >= self._length:
+        # What is on its way to the engine counts as if it had arrived: it may take some time to be accepted.
+        pending = max(self._engine.pending, self._entering)
+        if self._engine.open and pending >= self._engine.capacity + self._length:
+            waiting = pending - self._engine.capacity
             raise ServeError("TL-SERVE-FULL", status=503, waiting=waiting, seconds=self._engine.retry_after)
-        return await submit(question)
+        self._entering += 1
+        try:
+            return await submit(question)
+        finally:
+            self._entering -= 1
 
 
 def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:

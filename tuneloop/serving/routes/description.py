@@ -1,0 +1,19 @@
+"""GET /openapi.json: what the API takes and gives. There is no page: it would load scripts from elsewhere."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from tuneloop.serving.openapi import document
+from tuneloop.serving.routes.context import ServerContext
+
+
+def routes(context: ServerContext) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document())
+
+    return router
