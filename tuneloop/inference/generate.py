@@ -17,7 +17,7 @@ from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Reply
-from tuneloop.data.tokens.templates import Chat, encode, render, stop_ids
+from tuneloop.data.tokens.templates import Chat, prompt_ids, stop_ids
 from tuneloop.inference.batch import MOST, DecodeBatch, Generation
 from tuneloop.inference.decode import Decoder
 from tuneloop.inference.sampling import Sampling
@@ -49,11 +49,11 @@ class Answerer:
 
     def prompt(self, chat: Chat, tools: Sequence[Any] = (), thinking: bool | None = None) -> list[int]:
         """Token ids of a chat with the generation prompt, with tools, and with the template's thoughts switched on or
-        off."""
+        off. No text in it is a control token."""
         if self.system and not any(m["role"] == "system" for m in chat):
             chat = [{"role": "system", "content": self.system}, *chat]
-        text = render(self.tokenizer, chat, prompt=True, tools=tools, thinking=thinking)
-        return encode(self.tokenizer, [text + (self.answer_prefix if thinking is None else "")])[0]
+        prefix = self.answer_prefix if thinking is None else ""
+        return prompt_ids(self.tokenizer, chat, tools=tools, thinking=thinking, answer_prefix=prefix)
 
     def count(self, chat: Chat, tools: Sequence[Any] = ()) -> int:
         """Prompt tokens of a chat."""
