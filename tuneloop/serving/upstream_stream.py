@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tuneloop.base.errors import ServeError
@@ -35,7 +35,7 @@ class UpstreamStream:
         open_streams: OpenStreams,
         *,
         failed: Callable[[ServeError], ServeError] = lambda error: error,
-        first: tuple[Piece, ...] = (),
+        first: Sequence[Piece] = (),
     ) -> None:
         self._events, self._reader, self._failed = events, reader, failed
         self._open_streams = open_streams
