@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import subprocess
 import sys
@@ -13,6 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.serving.engine import AnswerStream, Piece
+
+LOOPS: list[asyncio.AbstractEventLoop] = []
+
+
+def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """An asynchronous test, on a loop that all of them share: engines belong to the loop of their first request."""
+
+    @functools.wraps(test)
+    def run(*given: Any, **named: Any) -> None:
+        if not LOOPS:
+            LOOPS.append(asyncio.new_event_loop())
+        LOOPS[0].run_until_complete(asyncio.wait_for(test(*given, **named), 120))
+
+    return run
+
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 LISTED = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 64}]}

@@ -56,6 +56,10 @@ class LlamaChild:
     ) -> None:
         self.close()
 
+    @property
+    def ended(self) -> bool:
+        return self._child.poll() is not None
+
     def close(self) -> None:
         """End the child and wait for it."""
         self._child.kill()

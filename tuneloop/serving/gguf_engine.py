@@ -21,9 +21,10 @@ from tuneloop.base.errors import FAMILIES, ServeError, TuneloopError
 from tuneloop.base.language import listed
 from tuneloop.base.optional import need
 from tuneloop.gguf.child import LlamaChild
+from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
 from tuneloop.serving.gguf_body import LlamaReader, llama_body
-from tuneloop.serving.gguf_files import GgufModel
+from tuneloop.serving.gguf_files import GgufModel, gguf_model
 from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.token_budget import TokenBudget
 from tuneloop.serving.upstream import Upstream
@@ -37,8 +38,12 @@ PROMPT_SECONDS = 60.0
 RESTART_SECONDS = 30.0
 """How long a request waits for a process that is being started again."""
 
+SLOTS, CACHE_TOKENS = 8, 8192
 GONE_SECONDS = 5.0
 """Within which a process that had ended before it was asked shows it."""
+
+DOUBT_SECONDS = 1.0
+"""How long a process whose connection broke is looked at before it is given another request."""
 
 
 class _Gone(Exception):
@@ -113,6 +118,7 @@ class GgufEngine:
         self._waiting = self._answered = self._tokens = 0
         self._seconds = 1.0
         self.open = True
+        self._doubted: GgufChild | None = None
         self._supervisor = Supervisor(partial(GgufChild, model, tokens, slots), notice)
 
     @property
@@ -142,7 +148,7 @@ class GgufEngine:
         self._refuse(query)
         self._waiting += 1
         try:
-            child = await self._supervisor.running(RESTART_SECONDS)
+            child = await self._sound()
             try:
                 return await self._begun(child, query, lora)
             except _Gone:  # it ended before it was given anything, so nothing is done twice
@@ -254,9 +260,23 @@ class GgufEngine:
         stream.released = partial(self._ended, began, needed)
         return stream
 
+    async def _sound(self) -> GgufChild:
+        """The process, once it is sure that it lives: a killed one is seen to be gone a little after its connections."""
+        child = await self._supervisor.running(RESTART_SECONDS)
+        end = time.monotonic() + DOUBT_SECONDS
+        while child is self._doubted and time.monotonic() < end:
+            if child.ended:
+                return await self._supervisor.running(RESTART_SECONDS, lost=child)
+            await asyncio.sleep(0.02)
+        self._doubted = None
+        return child
+
     def _failure(self, error: ServeError) -> ServeError:
         """A connection that broke means that the process is gone."""
-        return self._supervisor.down() if error.code == "TL-SERVE-UPSTREAM" else error
+        if error.code != "TL-SERVE-UPSTREAM":
+            return error
+        self._doubted = self._supervisor.child
+        return self._supervisor.down()
 
     def _ended(self, began: float, needed: tuple[int, int]) -> None:
         self._budget.give(*needed)
@@ -278,3 +298,9 @@ def schema_fault(schema: Mapping[str, Any]) -> str:
         return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+
+
+def gguf_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Callable[[str], None]) -> GgufEngine:
+    """llama.cpp over the GGUF that `ref` means, loaded. Raises what `gguf_model` and GgufEngine raise."""
+    model = gguf_model(ref, say)
+    return GgufEngine(model, slots=SLOTS, tokens=CACHE_TOKENS, max_new_tokens=settings.max_new_tokens, notice=say)

@@ -7,12 +7,16 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
+from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import listed, t
+from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.backend import Backend, log
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Query
+from tuneloop.serving.settings import read_key
 from tuneloop.serving.upstream import Upstream
 from tuneloop.serving.upstream_answer import AnswerReader, OddAnswer, vector_piece
 from tuneloop.serving.upstream_body import body_of
@@ -190,3 +194,14 @@ class ProxyEngine:
 def _merged(models: Iterable[Mapping[str, ModelEntry]]) -> list[ModelEntry]:
     """Each name once, in the order of the upstreams."""
     return list({name: model for one in reversed(list(models)) for name, model in one.items()}.values())
+
+
+def proxy_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Callable[[str], None]) -> ProxyEngine:
+    """The engine over the upstreams of the settings; `ref` says nothing here: the models are the upstreams' own.
+
+    Raises TL-SERVE-UPSTREAM-URL, TL-SERVE-KEY-FILE.
+    """
+    key = environment().upstream_key
+    if settings.upstream_key_file:
+        key = read_key(Path(settings.upstream_key_file))
+    return ProxyEngine([Upstream(url, key) for url in dict.fromkeys(settings.upstreams)], say)

@@ -34,6 +34,8 @@ LONGEST_BODY = 16 << 20
 """Bytes of a response that is no stream, at most."""
 LONGEST_REFUSAL = 64 << 10
 CONNECTIONS = 1024
+IDLE_SECONDS = 4.0
+"""How long a connection is held for another request: uvicorn and llama.cpp close theirs after five."""
 LONGEST_RETRY = 3600
 _PARAM = re.compile(r"[\w.\[\]-]{1,80}")
 _REFUSALS = {400: 400, 404: 404, 405: 400, 408: 400, 409: 400, 410: 404, 413: 413, 415: 400, 422: 400, 501: 400}
@@ -52,6 +54,7 @@ class Upstream:
         need("httpx2", extra="serve")
         self.url = checked_url(url)
         self._key, self._silence = key, silence
+        self._encrypted = self.url.startswith("https:")
         self._client: httpx2.AsyncClient | None = None
 
     def __repr__(self) -> str:
@@ -121,11 +124,11 @@ class Upstream:
 
         if self._client is None:
             self._client = httpx2.AsyncClient(
-                verify=self.url.startswith("https:"),  # else no certificates are loaded
+                verify=self._encrypted,  # else no certificates are loaded
                 trust_env=bool(elsewhere(self.url)),  # a proxy is for other machines
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self._silence, connect=CONNECT_SECONDS),
-                limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=30.0),
+                limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS),
                 headers={"Accept-Encoding": "identity", "User-Agent": "tuneloop"},
             )
         return self._client
@@ -147,6 +150,9 @@ class Upstream:
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         if content is not None:
             headers["Content-Type"] = b"application/json"
+            # llama.cpp hangs up after a stream without a word of it, and a request on such a connection would be lost.
+            # Connecting anew costs nothing but with TLS.
+            headers |= {} if self._encrypted else {"Connection": b"close"}
         try:
             request = client.build_request(method, self.url + path, content=content, headers=headers)
             response = await client.send(request, stream=True)
