@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Collection, Sequence
@@ -21,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.environment import cores
 from tuneloop.base.errors import ModelError
+from tuneloop.base.frames import exit_words, receive, send, start_child
 from tuneloop.base.language import t
 from tuneloop.base.optional import need
-from tuneloop.gguf.llamacpp_child import STEP, receive, send
+from tuneloop.gguf.llamacpp_child import STEP
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROOT = Path(__file__).parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from tuneloop.gguf.llamacpp_child import main; main()"
 PATIENCE = 1800.0
 """Seconds that llama.cpp may take for one answer: loading, or one forward pass of at most STEP tokens."""
 _LAST_LINES = 6
@@ -62,13 +58,8 @@ class LlamaCpp:
         self._patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._logged = 0
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(_ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            start_new_session=True,  # Ctrl-C is the parent's; the child ends with its standard input
+        self._child = start_child(
+            "tuneloop.gguf.llamacpp_child", errors=self._log, environment={"GGML_NO_BACKTRACE": "1"}
         )
         try:
             about, _ = self._ask(
@@ -195,9 +186,7 @@ class LlamaCpp:
     def _end(self) -> str:
         """How the child ended, in words."""
         self._child.kill()  # one that lives and says nothing
-        code = self._child.wait()
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(code)
-        return t("it ended with {name}", name=name)
+        return exit_words(self._child.wait())
 
     def _error(self, words: str) -> ModelError:
         lines = [words]
