@@ -312,7 +312,7 @@ def export_all(
         return export(run, to, targets, dtype=dtype, more=folders, say=say)
 
 
-def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
+def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say = _quiet) -> FastAPI:
     """A run, version or model -> an application that speaks OpenAI's chat API (needs the extra `serve`).
 
     The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file.
@@ -325,10 +325,10 @@ def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = No
     settings = serve_settings(ref, workspace)
     if api_key is None and settings.key_file:
         api_key = read_key(Path(settings.key_file))
-    engine = ENGINES[settings.engine](load(ref, workspace=workspace))
+    engine = ENGINES[settings.engine](ref, settings, workspace, say)
     name = Path(ref).name if Path(ref).exists() else str(ref)
     steps = admission_steps(settings, engine, api_key)
-    return create_app(engine, model_name=name, admission=steps, max_new_tokens=settings.max_new_tokens)
+    return create_app(engine, model_name=name, admission=steps)
 
 
 def improve(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tuneloop.recipe.schema import Recipe
 
 MISREAD = ("other shape", "missing value", "unknown role", "unknown turn", "no answer")
-NOTED = ("turn keys not used", "value made text", "null left out", "merged cell", "inline thought", "open thought")
+NOTED = ("turn keys not used", "value made text", "null left out", "merged cell", "inline thought", "open thought",
+         "control token spelled")  # fmt: skip
 EXAMPLES = 8
 SWITCHED = ("personal data", "lexicon word", "repeats itself", "refusal", "lost characters", "keyboard noise")
 

@@ -179,6 +179,7 @@ def words() -> dict[str, str]:
         "thought not written": t("a thought that the chat template cannot write: the turn is not trained"),
         "thought without an answer": t("a thought without an answer: the turn is not trained"),
         "answer without words": t("an answer without words: the turn is not trained"),
+        "control token spelled": t("the text of a control token, read as text: it ends or begins nothing"),
         "template refuses": t("the model's chat template refuses the dialogue"),
     }
 
@@ -210,5 +211,6 @@ def steps() -> dict[str, str]:
         "split": t("split"),
         "length": t("length"),
         "template": t("chat template"),
+        "control_tokens": t("control tokens in texts"),
         "augment": t("derived rows"),
     }

@@ -15,7 +15,7 @@ from tuneloop.base import refusals
 from tuneloop.base.environment import environment
 from tuneloop.base.language import t
 from tuneloop.base.records import Record, Reply
-from tuneloop.data.tokens.templates import encode, render
+from tuneloop.data.tokens.templates import prompt_ids
 from tuneloop.data.version.find import dataset_of
 from tuneloop.evaluation import compare, suite
 from tuneloop.evaluation.before_after import questions
@@ -132,7 +132,7 @@ def _counter(run: Run, recipe: Recipe) -> Callable[[list[dict[str, Any]]], int] 
     prefix = answer_prefix(run.path, recipe, tokenizer)
 
     def count(chat: list[dict[str, Any]]) -> int:
-        return len(encode(tokenizer, [render(tokenizer, chat, prompt=True) + prefix])[0])
+        return len(prompt_ids(tokenizer, chat, answer_prefix=prefix))
 
     return count
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -17,12 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from tuneloop.base.errors import ModelError
+from tuneloop.base.frames import exit_words, receive, send, start_child
 from tuneloop.base.language import t
 from tuneloop.base.optional import need
-from tuneloop.gguf.llamacpp_child import receive, send
 
-_ROOT = Path(__file__).parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from {module} import main; main()"
 _LAST_LINES = 6
 
 
@@ -39,14 +34,7 @@ class LlamaChild:
         self._patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._logged = 0
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START.format(module=module), str(_ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            start_new_session=True,  # Ctrl-C is the parent's
-        )
+        self._child = start_child(module, errors=self._log, environment={"GGML_NO_BACKTRACE": "1"})
 
     def __enter__(self) -> Self:
         return self
@@ -105,9 +93,7 @@ class LlamaChild:
     def _end(self) -> str:
         """How the child ended, in words."""
         self._child.kill()  # one that lives and says nothing
-        code = self._child.wait()
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(code)
-        return t("it ended with {name}", name=name)
+        return exit_words(self._child.wait())
 
     def _error(self, words: str) -> ModelError:
         lines = [words]

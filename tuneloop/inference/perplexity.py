@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from tuneloop.data.tokens.templates import text_ids
 from tuneloop.model.backbone import longest, unwrap
 from tuneloop.tasks.loss import CHUNK, LossModel, head_is_exact
 
@@ -60,7 +61,7 @@ def _each(model: nn.Module, rows: Sequence[list[int]]) -> list[float]:
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The text as token ids, behind the token that a text begins with."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = text_ids(tokenizer, text)
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return ids if first is None or ids[:1] == [first] else [first, *ids]
 

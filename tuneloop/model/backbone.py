@@ -68,7 +68,7 @@ def virtual_tokens(model: nn.Module) -> int:
 
 def first_position(base: PreTrainedModel) -> int:
     """The number of a text's first position: 0, but RoBERTa and what is built like it count from the padding's on."""
-    embeddings: Any = getattr(getattr(base, base.base_model_prefix), "embeddings", None)
+    embeddings: Any = getattr(base.base_model, "embeddings", None)
     return int(embeddings.padding_idx) + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
 
 

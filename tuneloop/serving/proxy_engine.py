@@ -177,10 +177,15 @@ class ProxyEngine:
         """The error of the last upstream that was asked: one that nobody listens at is down, for the client."""
         if not error.facts.get("unreachable"):
             return error
-        return ServeError("TL-SERVE-DOWN", where=error.where, status=503, seconds=self.retry_after)
+        return self._none_answers(error.where)
+
+    def _none_answers(self, where: str = "") -> ServeError:
+        return ServeError(
+            "TL-SERVE-DOWN", where=where, status=503, error=t("no upstream answers"), seconds=self.retry_after
+        )
 
     def _down(self) -> NoReturn:
-        raise ServeError("TL-SERVE-DOWN", status=503, seconds=self.retry_after)
+        raise self._none_answers()
 
     def _none(self, model: str) -> NoReturn:
         """No upstream that answers has the model: is it one that is down, or is there no such model?"""

@@ -68,7 +68,8 @@ class Supervisor(Generic[Child]):
         """The error of a request that finds no child."""
         if self._closed.is_set():
             return ServeError("TL-SERVE-CLOSING")
-        return ServeError("TL-SERVE-DOWN", status=503, seconds=max(1, round(self.wait)))
+        words = t("it is being started again")
+        return ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=max(1, round(self.wait)))
 
     def close(self) -> None:
         """End the child and the watch. May be repeated."""

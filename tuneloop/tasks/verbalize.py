@@ -23,8 +23,9 @@ from tuneloop.base.language import listed, t
 from tuneloop.base.records import Record
 from tuneloop.data.batches.examples import Examples
 from tuneloop.data.batches.pack import Batch
+from tuneloop.data.tokens.control_tokens import control_tokens
 from tuneloop.data.tokens.samples import Sequences, labels_of, starts_of
-from tuneloop.data.tokens.templates import encode
+from tuneloop.data.tokens.templates import encode, encode_guarded
 from tuneloop.model.backbone import callable_model, states, unwrap
 from tuneloop.model.head import Head
 from tuneloop.recipe.schema import TrainPart
@@ -188,12 +189,13 @@ def samples(rows: SplitView, setting: TaskContext) -> Sequences:
     """The rows in the template, tokenised; the last token, or the mask, is where the word is asked for."""
     before, behind = parts(setting)
     tokenizer = setting.tokenizer
-    texts = [_texts(record) for record in rows.records()]
-    first = encode(tokenizer, [_filled(before, text) for text in texts])
+    guarded = control_tokens(tokenizer).guarded
+    texts = [[guarded(text) for text in _texts(record)] for record in rows.records()]
+    first = encode_guarded(tokenizer, [_filled(before, text) for text in texts])
     head, tail = _frame(tokenizer)
     if is_masked(setting):
         mask = [int(tokenizer.mask_token_id)]
-        second = encode(tokenizer, [_filled(behind, text) for text in texts])
+        second = encode_guarded(tokenizer, [_filled(behind, text) for text in texts])
         ids = [[*head, *a, *mask, *b, *tail] for a, b in zip(first, second, strict=True)]
     else:
         ids = [[*head, *a] for a in first]

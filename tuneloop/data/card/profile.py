@@ -41,7 +41,7 @@ Unsaid = dict[str, set[tuple[str, int]]]
 ORDER = (
     "read", "markup", "mojibake", "normalise", "empty_turns", "templates", "merge_turns", "reject_turns", "results",
     "order", "unanswered", "difference", "turns", "languages", "pii", "lexicon", "repetition", "refusal", "gibberish",
-    "dedupe", "system", "template", "length", "near", "split",
+    "dedupe", "system", "template", "control_tokens", "length", "near", "split",
 )  # fmt: skip
 """The steps of a preparation in the order in which a row meets them."""
 _TOGETHER = frozenset({"nearly repeated", "held out elsewhere", "holds a held-out row"})

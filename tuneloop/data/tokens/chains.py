@@ -12,14 +12,16 @@ from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.kinds import KINDS, Encoding, dialogues
 from tuneloop.data.tokens.answers import NO_THOUGHT, carried, unsaid
+from tuneloop.data.tokens.control_tokens import ControlTokens, control_tokens, unguarded
 from tuneloop.data.tokens.named_templates import fuller
-from tuneloop.data.tokens.samples import Unsaid
+from tuneloop.data.tokens.samples import SPELLED, Unsaid
 from tuneloop.data.tokens.templates import Renderer, stop_texts
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One sample as text. `cuts` are the ends of its pieces, in characters: context, answer, context, answer, …
+    """One sample as text, with guards where its messages spell control tokens. `cuts` are the ends of its pieces, in
+    characters: context, answer, context, answer, …
 
     `before` and `after` are ids around the text; `everything`: all its tokens are trained, those behind it too. `cut`:
     the last answer went on where the text ends, so no end token is missing there.
@@ -57,15 +59,19 @@ class ChainWriter:
 
     def __init__(self, tokenizer: Any, empty_thoughts: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._renderer = Renderer(tokenizer)
+        self._renderer = Renderer(tokenizer, guarded=True)
+        self._control = control_tokens(tokenizer)
         self._stops = stop_texts(tokenizer)
         self._fuller = fuller(tokenizer)
         self._empty_thought = "" if empty_thoughts else empty_thought(tokenizer)
 
     def write(self, records: Sequence[Record]) -> tuple[list[list[Chain]], tuple[Unsaid, ...]]:
-        """The samples of each record, as text, and the answers of all that no sample trains."""
+        """The samples of each record, as text; the answers of all that no sample trains, and what they spell of control
+        tokens."""
         lost: list[Unsaid] = []
         chains = [ENCODINGS[KINDS[record.kind].encoding](self, row, record, lost) for row, record in enumerate(records)]
+        for row, record in enumerate(records):
+            lost += [Unsaid(row, turn, SPELLED, token) for turn, token in self._control.spelled(record)]
         return chains, tuple(lost)
 
     def answers(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
@@ -85,7 +91,7 @@ class ChainWriter:
     def text(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
         """The text with the end token behind it, unless it was cut off."""
         end = self._tokenizer.eos_token_id
-        text = "".join(m.content for m in record.messages)
+        text = self._control.guarded("".join(m.content for m in record.messages))
         cut = any(m.cut for m in record.messages)
         after: tuple[int, ...] = () if end is None or cut else (int(end),)
         return [Chain(text, before=self._frame()[0], after=after, everything=True, cut=cut)]
@@ -93,7 +99,8 @@ class ChainWriter:
     def framed(self, row: int, record: Record, lost: list[Unsaid]) -> list[Chain]:
         """The text, or the pair of texts, as the tokenizer frames it."""
         before, after = self._frame()
-        return [Chain(self.between.join(m.content for m in record.messages), before=before, after=after)]
+        texts = (self._control.guarded(m.content) for m in record.messages)
+        return [Chain(self.between.join(texts), before=before, after=after)]
 
     def turns(self, record: Record, answers: Sequence[int]) -> list[tuple[str, str]]:
         """For each of these messages: the text in which it is served, and that text with the answer behind it.
@@ -113,7 +120,7 @@ class ChainWriter:
         texts = self._renderer.turns(record.chat(), answers, record.tools)
         for at, (context, full) in zip(answers, texts, strict=True):
             if not full.startswith(context):
-                full = _closed(context, full, record.messages[at])
+                full = _closed(context, full, record.messages[at], self._control)
             out.append((at, (context, full)))
         return out
 
@@ -127,7 +134,7 @@ class ChainWriter:
             if full and message.tool_calls:
                 full = self._ended(record, at, context, full)
             written = self._until_stop(full, len(context))
-            what = unsaid(message, written)
+            what = unsaid(message, unguarded(written))
             if message.tool_calls and self._stops and len(context) + len(written) == len(full):
                 what = carried(message)  # nothing ends its call, or it is none (full is "")
             if what:
@@ -199,7 +206,7 @@ def _thinks(message: Message) -> bool:
     return bool(message.reasoning) or "</think>" in message.content
 
 
-def _closed(context: str, full: str, message: Message) -> str:
+def _closed(context: str, full: str, message: Message, control: ControlTokens) -> str:
     """`full` for a prompt that opens a thought which the written answer leaves out (DeepSeek-R1), else "".
 
     What the model must write there is the thought, its end, and the answer; without a thought, the end at once.
@@ -210,7 +217,7 @@ def _closed(context: str, full: str, message: Message) -> str:
         return ""
     thought = message.reasoning or message.content.rpartition("</think>")[0].rpartition("<think>")[2]
     line = "" if blank.endswith("\n") else "\n"
-    return f"{context}{line}{thought.strip()}\n</think>\n\n{answer.lstrip()}"
+    return f"{context}{line}{control.guarded(thought.strip())}\n</think>\n\n{answer.lstrip()}"
 
 
 def _chained(turns: Iterable[Turn]) -> list[Chain]:

@@ -44,6 +44,16 @@ def compiled(compile_: Callable[[str], Any], source: str) -> Any:
     return environment_of(compile_, source).from_string(source)
 
 
+@lru_cache(maxsize=8)
+def constants(compile_: Callable[[str], Any], source: str) -> tuple[str, ...]:
+    """The texts that stand in a template as they are written."""
+    from jinja2 import nodes
+
+    tree = environment_of(compile_, source).parse(source)
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    return (*texts, *(str(node.value) for node in tree.find_all(nodes.Const)))
+
+
 MARK = "\x00turn\x00"
 _EARLIER = {"first", "index", "index0", "previtem"}
 """What a loop over the messages may ask of itself without looking ahead."""

@@ -22,7 +22,7 @@ from tuneloop.base.records import Record
 from tuneloop.data.tokens.chains import Chain, ChainWriter, turn
 from tuneloop.data.tokens.samples import Sample, Sequences, labels_of, starts_of
 from tuneloop.data.tokens.segments import Pool, Splitter
-from tuneloop.data.tokens.templates import encode, stop_ids
+from tuneloop.data.tokens.templates import encode_guarded, stop_ids
 
 __all__ = ["Sample", "Sequences", "encode_parts", "encode_records", "lengths", "marked", "tokenize", "turn"]
 
@@ -240,12 +240,12 @@ class _Encoder:
     def _by_text(self, chain: Chain) -> list[Sample]:
         """The samples of one chain for any tokenizer: each piece tokenised by itself and in its context."""
         pieces = chain.pieces
-        ids_of_text = encode(self._tokenizer, [chain.text])[0]
+        ids_of_text = encode_guarded(self._tokenizer, [chain.text])[0]
         if not pieces:
             ids = np.array([*chain.before, *ids_of_text, *chain.after], np.int32)
             ended = bool(chain.after) or chain.cut or not chain.everything
             return [Sample(ids, np.full(len(ids), chain.everything), "", ended)]
-        parts = encode(self._tokenizer, pieces)
+        parts = encode_guarded(self._tokenizer, pieces)
         if ids_of_text != [token for part in parts for token in part]:
             cut = _cut(self._tokenizer, pieces, ids_of_text)
             if cut is None:
@@ -258,8 +258,10 @@ class _Encoder:
         out = []
         for one in chain.turns:
             own = one.pieces
-            ids_of_text = encode(self._tokenizer, [one.text])[0]
-            out.append(self._sample(_cut(self._tokenizer, own, ids_of_text) or encode(self._tokenizer, own), one.cut))
+            ids_of_text = encode_guarded(self._tokenizer, [one.text])[0]
+            out.append(
+                self._sample(_cut(self._tokenizer, own, ids_of_text) or encode_guarded(self._tokenizer, own), one.cut)
+            )
         return out
 
     def _sample(self, parts: list[list[int]], cut: bool) -> Sample:
@@ -286,7 +288,7 @@ def _cut(tokenizer: Any, pieces: list[str], joined: list[int]) -> list[list[int]
     Tokenizers that begin each text with a blank (Llama 2) cut a piece by itself into other tokens than in its context.
     """
     ends = [0]
-    for ids in encode(tokenizer, list(accumulate(pieces))):
+    for ids in encode_guarded(tokenizer, list(accumulate(pieces))):
         if joined[: len(ids)] != ids:
             return None
         ends.append(len(ids))

@@ -21,10 +21,10 @@ from tuneloop.base.language import t
 from tuneloop.base.records import Record
 from tuneloop.data.kinds import KINDS
 from tuneloop.data.tokens.chains import ChainWriter, empty_thought
+from tuneloop.data.tokens.control_tokens import control_tokens
 from tuneloop.data.tokens.encode import marked
 from tuneloop.data.tokens.named_templates import DEFAULTS, fuller
 from tuneloop.data.tokens.samples import Sample, Sequences
-from tuneloop.data.tokens.segments import word_pattern
 from tuneloop.data.tokens.templates import encode, render, template_of
 
 LOOKED, RENDERED = 20_000, 300
@@ -83,19 +83,18 @@ def unrendered(tokenizer: Any, records: Sequence[Record]) -> list[str]:
 
 
 def stray(tokenizer: Any, records: Sequence[Record]) -> list[str]:
-    """A warning about special tokens written as text in the data: the tokenizer takes them for the real ones."""
-    pattern = word_pattern(tuple(token for token in tokenizer.all_special_tokens if len(token) > 2))
-    matches = [
-        hit for r in records if (hit := next(filter(None, (pattern.search(m.content) for m in r.messages)), None))
-    ]
+    """A warning about control tokens written as text in the data, which are read as text."""
+    control = control_tokens(tokenizer)
+    matches = [token for _, token in filter(None, (next(control.spelled(record), None) for record in records))]
     if not matches:
         return []
     return [
         t(
-            "{n} of {of} dialogues looked at have {token} in their text, which ends or begins a turn where it stands",
+            "{n} of {of} dialogues looked at have {token} in their text: it is read as text, and ends or begins "
+            "nothing there",
             n=len(matches),
             of=len(records),
-            token=matches[0].group(),
+            token=matches[0],
         )
     ]
 

@@ -32,11 +32,17 @@ COLUMNS: dict[str, str] = {
 """Array -> type on disk. `ids` and `trained` have one entry a token, `starts` one a sample and one more."""
 
 
+SPELLED = "spelled"
+
+
 class Unsaid(NamedTuple):
     """An answer that is not trained, since the template cannot say it. `row` is its record, `turn` counts from 1.
 
     `what` goes with it: a "call", a "thought"; "alone" is a thought without an answer, "empty" neither. `fuller` is the
     name of a template that can say it, "" where none is known.
+
+    With `SPELLED` it is a turn (0: the tools) that is there, with the text of a control token in it: `fuller` is that
+    token, which is not meant.
     """
 
     row: int

@@ -7,17 +7,16 @@ before, and of the rest. A dialogue's turns come again in each of its samples, i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.data.tokens.control_tokens import word_pattern
 from tuneloop.data.tokens.samples import starts_of
-from tuneloop.data.tokens.templates import encode
+from tuneloop.data.tokens.templates import encode_guarded
 
 Key = str | tuple[int, ...]
 """A stretch of text, or the ids that stand for themselves."""
@@ -61,9 +60,9 @@ class Splitter:
     def agrees(self, texts: Sequence[str]) -> bool:
         """Whether these texts' ids are those of their stretches."""
         parts = [self.cut(text) for text in texts]
-        ids = iter(encode(self._tokenizer, [part for own in parts for part in own]))
+        ids = iter(encode_guarded(self._tokenizer, [part for own in parts for part in own]))
         joined = [[token for _ in own for token in next(ids)] for own in parts]
-        return joined == encode(self._tokenizer, list(texts))
+        return joined == encode_guarded(self._tokenizer, list(texts))
 
     def _proves(self) -> bool:
         """Tried on each way a text can begin: a tokenizer that treats its beginning unlike the rest shows here."""
@@ -80,30 +79,6 @@ def _added(tokenizer: Any) -> dict[str, bool]:
     if any(token.single_word or not 0 < len(token.content) <= _LONGEST for token in added):
         return {}
     return {token.content: not (token.lstrip or token.rstrip) for token in added}
-
-
-@lru_cache(maxsize=8)
-def word_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds the leftmost of the words, and of those that begin there the longest, as the tokenizer does.
-
-    >>> word_pattern(("<a>", "<a><b>", "</a>")).findall("x<a><b></a><a>")
-    ['<a><b>', '</a>', '<a>']
-    """
-    tree: dict[str, Any] = {}
-    for word in words:
-        node = tree
-        for letter in word:
-            node = node.setdefault(letter, {})
-        node[""] = {}
-    return re.compile(_branches(tree) or r"(?!)")
-
-
-def _branches(node: dict[str, Any]) -> str:
-    ways = [re.escape(letter) + _branches(below) for letter, below in node.items() if letter]
-    if not ways:
-        return ""
-    choice = ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"
-    return f"(?:{choice})?" if "" in node else choice
 
 
 class Pool:
@@ -124,7 +99,7 @@ class Pool:
 
     def fill(self) -> None:
         """Tokenise what is there."""
-        texts = iter(encode(self._tokenizer, [key for key in self._places if isinstance(key, str)]))
+        texts = iter(encode_guarded(self._tokenizer, [key for key in self._places if isinstance(key, str)]))
         every: list[Sequence[int]] = [next(texts) if isinstance(key, str) else key for key in self._places]
         self.starts = starts_of(np.array([len(ids) for ids in every], np.int64))
         self.ids = np.fromiter(chain.from_iterable(every), np.int32, self.starts[-1])

@@ -16,11 +16,14 @@ from typing import Any
 
 from tuneloop.base.errors import DataError, ModelError
 from tuneloop.base.language import listed
-from tuneloop.data.tokens.compiled import MARK, compiled, marked
+from tuneloop.data.tokens.compiled import MARK, compiled, constants, marked
+from tuneloop.data.tokens.control_tokens import GUARD, control_tokens, cut_at_guards
 from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMMA, PLAIN
+from tuneloop.data.tokens.ordinary import ordinary, stretches
 
-__all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode", "render",
-           "stop_ids", "stop_texts", "switches_thoughts", "template_of"]  # fmt: skip
+__all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode",
+           "encode_guarded", "prompt_ids", "render", "stop_ids", "stop_texts", "switches_thoughts",
+           "template_of", "text_ids"]  # fmt: skip
 
 Chat = list[dict[str, Any]]
 
@@ -70,10 +73,11 @@ def _transformers() -> Any:
 class Renderer:
     """Renders chats with a tokenizer's template, compiled once: the text that `apply_chat_template` gives, sooner.
 
-    A tokenizer that brings a method of its own is asked by that method.
+    A tokenizer that brings a method of its own is asked by that method. `guarded` texts are those for `encode_guarded`:
+    with guards in what a message spells of control tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, guarded: bool = False) -> None:
         from transformers import PreTrainedTokenizerBase
 
         self._tokenizer = tokenizer
@@ -81,6 +85,8 @@ class Renderer:
         self._parts: Any = None if own else _transformers()
         self._named = dict(tokenizer.special_tokens_map)
         self._prompts: dict[str, str] = {}
+        self._control = control_tokens(tokenizer) if guarded else None
+        self._opened: dict[str, bool] = {}
         self._forms: dict[str, _Form] = {}
 
     def text(self, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = (), thinking: bool | None = None) -> str:
@@ -90,19 +96,22 @@ class Renderer:
         Raises TL-DATA-TEMPLATE when the template refuses the chat (roles it does not know, say).
         """
         with _coded_errors():
+            safe, safe_tools = self._guarded(chat, tools)
             if self._parts is None or not chat:
-                return str(
+                text = str(
                     self._tokenizer.apply_chat_template(
-                        chat,
+                        safe,
                         tokenize=False,
                         add_generation_prompt=prompt,
-                        tools=list(tools) or None,
+                        tools=list(safe_tools) or None,
                         **_switch(thinking),
                     )
                 )
-            source = self._source(tools)
-            messages = self._template_data(self._formed(chat, source))
-            return self._render(source, messages, prompt, self._tool_data(tools), thinking)
+            else:
+                source = self._source(tools)
+                messages = self._template_data(self._formed(safe, source))
+                text = self._render(source, messages, prompt, self._tool_data(safe_tools), thinking)
+            return text if safe is chat and safe_tools is tools else _unescaped(text)
 
     def turns(self, chat: Chat, answers: Sequence[int], tools: Sequence[Any] = ()) -> list[tuple[str, str]]:
         """For each answer, at its place in the chat: the text in which it is served, and the text up to its end.
@@ -115,17 +124,38 @@ class Renderer:
                 for at in answers
             ]
         with _coded_errors():
-            source, offered = self._source(tools), self._tool_data(tools)
-            messages = self._template_data(self._formed(chat, source))
-            if (rendered := self._at_once(source, messages[: answers[-1] + 1], answers, offered)) is not None:
+            safe, safe_tools = self._guarded(chat, tools)
+            source, offered = self._source(tools), self._tool_data(safe_tools)
+            messages = self._template_data(self._formed(safe, source))
+            rendered = self._at_once(source, messages[: answers[-1] + 1], answers, offered)
+            if rendered is None:
+                rendered = [
+                    (
+                        self._render(source, messages[:at], True, offered),
+                        self._render(source, messages[: at + 1], False, offered),
+                    )
+                    for at in answers
+                ]
+            if safe is chat and safe_tools is tools:
                 return rendered
-            return [
-                (
-                    self._render(source, messages[:at], True, offered),
-                    self._render(source, messages[: at + 1], False, offered),
-                )
-                for at in answers
-            ]
+            return [(_unescaped(context), _unescaped(full)) for context, full in rendered]
+
+    def _guarded(self, chat: Chat, tools: Sequence[Any]) -> tuple[Chat, Sequence[Any]]:
+        """The chat and the tools with guards in their texts, each the same object where there are none."""
+        if self._control is None:
+            return chat, tools
+        opened = self._parts is not None and bool(chat) and self._opens(self._source(tools))
+        messages = [self._control.message(message, opened) for message in chat]
+        offered = self._control.deep(list(tools), opened) if tools else tools
+        same = all(safe is message for safe, message in zip(messages, chat, strict=True))
+        return chat if same else [dict(message) for message in messages], tools if offered == list(tools) else offered
+
+    def _opens(self, source: str) -> bool:
+        """Whether a template writes the beginning of a control token that a text could complete: `'<' + name`."""
+        if source not in self._opened:
+            texts = constants(self._parts._compile_jinja_template, source)
+            self._opened[source] = self._control is not None and any(map(self._control.begins, texts))
+        return self._opened[source]
 
     def _source(self, tools: Sequence[Any]) -> str:
         return str(self._tokenizer.get_chat_template(None, tools=list(tools) or None))
@@ -238,6 +268,14 @@ def _coded_errors() -> Iterator[None]:
         raise DataError("TL-DATA-TEMPLATE", error=" ".join(str(error).split())[:200]) from error
 
 
+def _unescaped(text: str) -> str:
+    """A rendered text with its guards as they are, where a template has written some as JSON or Python spell them."""
+    return text.replace(_ESCAPED, GUARD)
+
+
+_ESCAPED = ascii(GUARD)[1:-1]
+
+
 def render(
     tokenizer: Any, chat: Chat, *, prompt: bool = False, tools: Sequence[Any] = (), thinking: bool | None = None
 ) -> str:
@@ -266,6 +304,52 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def encode_guarded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts whose messages were guarded: what they spell of control tokens is ordinary text."""
+    touched = [n for n, text in enumerate(texts) if GUARD in text]
+    if not touched:
+        return encode(tokenizer, texts)
+    backend, control = _backend(tokenizer), control_tokens(tokenizer)
+    if backend is None:  # it is all that is known: each half of a spelling has other ids than the whole
+        parts = [cut_at_guards(text) for text in texts]
+        ids = iter(encode(tokenizer, [part for own in parts for part in own]))
+        return [[i for _ in own for i in next(ids)] for own in parts]
+    cut = {n: stretches(texts[n], control) for n in touched}
+    read = iter(
+        encode(
+            tokenizer,
+            [part for n, text in enumerate(texts) for part, bare, _ in cut.get(n, [(text, False, False)]) if not bare],
+        )
+    )
+    written = iter(
+        ordinary(tokenizer, backend, len(tokenizer)).encode(
+            [(part, behind) for own in cut.values() for part, bare, behind in own if bare]
+        )
+    )
+    return [
+        [i for _, bare, _ in cut.get(n, [(text, False, False)]) for i in next(written if bare else read)]
+        for n, text in enumerate(texts)
+    ]
+
+
+def prompt_ids(
+    tokenizer: Any, chat: Chat, *, tools: Sequence[Any] = (), thinking: bool | None = None, answer_prefix: str = ""
+) -> list[int]:
+    """Token ids of a chat with its generation prompt, and `answer_prefix` behind it: no text of a message, a tool or a
+    call is a control token among them.
+
+    Raises TL-DATA-TEMPLATE.
+    """
+    text = Renderer(tokenizer, guarded=True).text(chat, prompt=True, tools=tools, thinking=thinking)
+    return encode_guarded(tokenizer, [text + answer_prefix])[0]
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that is to be continued, without those that the tokenizer puts around it: what it spells of
+    control tokens is ordinary text."""
+    return encode_guarded(tokenizer, [control_tokens(tokenizer).guarded(text)])[0]
 
 
 def _backend(tokenizer: Any) -> Any:

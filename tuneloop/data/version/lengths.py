@@ -19,7 +19,7 @@ from tuneloop.base.records import LedgerEntry, Message, Record
 from tuneloop.data.kinds import KINDS, answers, has_equal
 from tuneloop.data.ledger import Action, Ledger
 from tuneloop.data.tokens.answers import spoken
-from tuneloop.data.tokens.samples import Sequences, Unsaid
+from tuneloop.data.tokens.samples import SPELLED, Sequences, Unsaid
 from tuneloop.recipe.schema import PreparePart
 
 Encode = Callable[[Sequence[Record]], Sequences]
@@ -47,7 +47,7 @@ def fit_lengths(
         small[place]: (n, length)
         for n, (place, length) in enumerate(zip(places, longest(samples).tolist(), strict=True))
     }
-    unsaid = by_row(samples.unsaid)
+    unsaid, spelled = by_row(samples.unsaid), by_row(samples.unsaid, spelled=True)
     large = set(range(len(records))) - set(small)
     lines: list[tuple[Record, int, int]] = []  # a record, its origin, and its place in `samples` or -1
     for parent in sorted(large | known.keys()):
@@ -55,6 +55,7 @@ def fit_lengths(
         at, length = known.get(parent, (-1, _least(record)))
         if not _is_trained(record, unsaid.get(at, ()), length, ledger):
             continue
+        _mark_spelled(record, spelled.get(at, ()), ledger)
         if length > limit and part.too_long != "reject":
             lines += [(piece, parent, -1) for piece in _fitted(record, length, encode, part, ledger)]
         elif reason := _unwanted(length, part, large=parent in large):
@@ -66,6 +67,10 @@ def fit_lengths(
         return [record for record, _, _ in lines], [parent for _, parent, _ in lines], samples
     pieces = encode(unencoded) if unencoded else Sequences.of([])
     piece_lengths, unsaid = longest(pieces).tolist(), by_row(pieces.unsaid)
+    parents = [parent for _, parent, at in lines if at < 0]
+    for n, ones in by_row(pieces.unsaid, spelled=True).items():
+        if parents[n] in large:  # it was not tokenised whole
+            _mark_spelled(unencoded[n], ones, ledger)
     fine = iter(
         [_is_trained(record, unsaid.get(n, ()), piece_lengths[n], ledger) for n, record in enumerate(unencoded)]
     )
@@ -89,12 +94,19 @@ def _least(record: Record) -> int:
     return ANY + 1 if size > MOST_CHARACTERS else size // LONGEST_TOKEN
 
 
-def by_row(unsaid: Iterable[Unsaid]) -> dict[int, list[Unsaid]]:
-    """What no sample says, by the row that it is of."""
+def by_row(unsaid: Iterable[Unsaid], *, spelled: bool = False) -> dict[int, list[Unsaid]]:
+    """What no sample says, by the row that it is of; with `spelled` the control tokens that its texts spell."""
     out: dict[int, list[Unsaid]] = {}
     for one in unsaid:
-        out.setdefault(one.row, []).append(one)
+        if (one.what == SPELLED) == spelled:
+            out.setdefault(one.row, []).append(one)
     return out
+
+
+def _mark_spelled(record: Record, spelled: Sequence[Unsaid], ledger: Ledger) -> None:
+    """Tell which control tokens a row's texts spell: they are read as text, though they may have been meant."""
+    if tokens := dict.fromkeys(one.fuller for one in spelled):
+        ledger.add(_ledger_entry("marked", "control token spelled", record, ", ".join(tokens), step="control_tokens"))
 
 
 UNSAID = {
