@@ -22,7 +22,7 @@ import uvicorn
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving import api
-from tuneloop.serving.admission import Admission, admission_steps
+from tuneloop.serving.admission import Admission, Question, admission_steps
 from tuneloop.serving.engine import CallPiece, ModelEntry, Piece, Query, TokenScore
 
 NAME = "tiny:v1"
@@ -121,6 +121,8 @@ class ScriptedEngine:
         self.queries: list[Query] = []
         self.streams: list[ScriptedStream] = []
         self.running: set[ScriptedStream] = set()
+        self.most = 0
+        """Most that were under way at a time."""
 
     @property
     def pending(self) -> int:
@@ -139,7 +141,11 @@ class ScriptedEngine:
         self.queries.append(query)
         self.streams.append(ScriptedStream(self, self.script(query)))
         self.running.add(self.streams[-1])
+        self.most = max(self.most, len(self.running))
         return self.streams[-1]
+
+    async def submit_question(self, question: Question) -> ScriptedStream:
+        return await self.submit(question.query)
 
     def gauges(self) -> Mapping[str, float]:
         return {"steps_total": 3.0, "cache_tokens": 5.0}

@@ -76,7 +76,7 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.state.engine, app.state.model_name = engine, model_name
     for family in FAMILIES:
-        app.include_router(family.routes(context))
+        family.add_routes(app, context)
     return app
 
 

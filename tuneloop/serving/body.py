@@ -115,7 +115,7 @@ def _safe(text: str) -> str:
 def _check(tree: Any) -> None:
     """Refuse what is nested too deep, and numbers and characters that no answer could carry."""
     level: list[tuple[Any, tuple[str | int, ...]]] = [(tree, ())]
-    for depth in range(MOST_DEPTH + 1):
+    for depth in range(1, MOST_DEPTH + 1):
         below = []
         for node, path in level:
             for key, inner in _members(node):
@@ -166,10 +166,9 @@ def _place(fault: Any, tree: Any) -> list[str | int]:
     out: list[str | int] = []
     for k, step in enumerate(fault["loc"]):
         last = k == len(fault["loc"]) - 1
-        if isinstance(tree, dict) and step in tree:
-            tree = tree[step]
-        elif isinstance(tree, list) and isinstance(step, int) and step < len(tree):
-            tree = tree[step]
+        inner = dict(_members(tree))
+        if step in inner:
+            tree = inner[step]
         elif not (last and fault["type"] == "missing"):
             continue
         out.append(step)

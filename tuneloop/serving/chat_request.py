@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -44,10 +45,8 @@ class EarlierCall(RequestBody):
         if arguments is None or arguments == "":
             arguments = {}
         if isinstance(arguments, str):
-            try:
+            with suppress(ValueError, RecursionError):
                 arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                pass
         named = {key: field for key, field in (("id", self.id), ("type", self.type)) if field}
         return {**named, "function": {"name": self.function.name, "arguments": arguments}}
 
@@ -151,9 +150,9 @@ class ChatRequest(GenerationRequest):
     @classmethod
     def _leaves_room_for_calls(cls, form: Any, info: Any) -> Any:
         """An answer that must be JSON could call no tool; which of the two is meant nobody can tell."""
-        if form is not None and form.type != "text" and info.data.get("tools"):
-            if info.data.get("tool_choice") != "none":
-                raise unsupported("response_format", {"type": form.type, "tools": "…"})
+        calls = info.data.get("tools") and info.data.get("tool_choice") != "none"
+        if calls and form is not None and form.type != "text":
+            raise unsupported("response_format", {"type": form.type, "tools": "…"})
         return form
 
     def query(self) -> Query:
@@ -165,7 +164,7 @@ class ChatRequest(GenerationRequest):
             self.model,
             chat=self.chat(),
             tools=tools,
-            tool_choice=choice or "auto",
+            tool_choice=choice if choice and tools else "auto",
             parallel_tool_calls=self.parallel_tool_calls is not False,
             thinking=self.thinking,
             max_new_tokens=self.wanted,

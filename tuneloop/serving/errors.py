@@ -40,8 +40,8 @@ Kind = Literal[
 ]
 TYPES: dict[int, Kind] = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    405: "invalid_request_error", 413: "invalid_request_error", 415: "invalid_request_error", 422: "invalid_request_error",
-    429: "rate_limit_error", 503: "overloaded_error",
+    405: "invalid_request_error", 413: "invalid_request_error", 415: "invalid_request_error",
+    422: "invalid_request_error", 429: "rate_limit_error", 503: "overloaded_error",
 }  # fmt: skip
 """HTTP status -> OpenAI's type of error; server_error for any other."""
 Places = Mapping[str, str]

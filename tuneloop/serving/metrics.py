@@ -133,8 +133,10 @@ class _EngineFigures:
         }
         for name, figure in {**own, **self._engine.gauges()}.items():
             family = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
-            words = WORDS.get(name, "Of the engine.")
-            yield family(PREFIX + name.removesuffix("_total"), words, value=float(figure))
+            own_name = name if name in own else f"engine_{name.removeprefix('engine_')}"
+            yield family(
+                PREFIX + own_name.removesuffix("_total"), WORDS.get(name, "Of the engine."), value=float(figure)
+            )
 
 
 WORDS = {

@@ -26,6 +26,9 @@ Neutral = dict[str, tuple[Any, ...]]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Biases = Annotated[
+    dict[TokenKey, Bias], Field(max_length=MOST_BIASES, json_schema_extra={"additionalProperties": False})
+]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
@@ -86,7 +89,7 @@ class GenerationRequest(RequestBody):
     repetition_penalty: float | None = Field(
         None, gt=0, le=10, allow_inf_nan=False, description="Over prompt and answer; null takes the model's own."
     )
-    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=MOST_BIASES, description="By token id.")
+    logit_bias: Biases | None = Field(None, description="By token id.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
-from pydantic import ConfigDict
-from typing_extensions import NotRequired, TypedDict
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from tuneloop.serving.engine import Finish
 from tuneloop.serving.errors import Kind
@@ -13,53 +13,54 @@ from tuneloop.serving.errors import Kind
 _EXACT = ConfigDict(extra="forbid")
 
 
+@with_config(_EXACT)
 class CachedTokens(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     cached_tokens: int
 
 
+@with_config(_EXACT)
 class Usage(TypedDict):
     """Token counts; an end token counts as one that was written."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     prompt_tokens: int
     total_tokens: int
     completion_tokens: NotRequired[int]
     prompt_tokens_details: NotRequired[CachedTokens]
 
 
+@with_config(_EXACT)
 class LikelyToken(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     token: str
     logprob: float
     bytes: list[int]
 
 
+@with_config(_EXACT)
 class ScoredToken(LikelyToken):
     top_logprobs: list[LikelyToken]
 
 
+@with_config(_EXACT)
 class ChatLogprobs(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     content: list[ScoredToken]
     refusal: None
 
 
+@with_config(_EXACT)
 class FunctionCall(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     name: str
     arguments: str
 
 
+@with_config(_EXACT)
 class ToolCall(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
+@with_config(_EXACT)
 class AnswerMessage(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     role: Literal["assistant"]
     content: str | None
     refusal: None
@@ -67,18 +68,18 @@ class AnswerMessage(TypedDict):
     tool_calls: NotRequired[list[ToolCall]]
 
 
+@with_config(_EXACT)
 class ChatChoice(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
 
 
+@with_config(_EXACT)
 class ChatCompletion(TypedDict):
     """The answers to a chat."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -87,42 +88,42 @@ class ChatCompletion(TypedDict):
     usage: Usage
 
 
+@with_config(_EXACT)
 class FunctionDelta(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     name: NotRequired[str]
     arguments: str
 
 
+@with_config(_EXACT)
 class CallDelta(TypedDict):
     """A part of a call: id, type and name come with its first part, the arguments go on."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     index: int
     id: NotRequired[str]
     type: NotRequired[Literal["function"]]
     function: FunctionDelta
 
 
+@with_config(_EXACT)
 class ChatDelta(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[CallDelta]]
 
 
+@with_config(_EXACT)
 class ChunkChoice(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: Finish | None
 
 
+@with_config(_EXACT)
 class ChatCompletionChunk(TypedDict):
     """One event of a streamed answer. The last one with include_usage has the token counts and no choice."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
@@ -131,28 +132,28 @@ class ChatCompletionChunk(TypedDict):
     usage: NotRequired[Usage | None]
 
 
+@with_config(_EXACT)
 class TextLogprobs(TypedDict):
     """One entry a token. `text_offset` is where the token begins in the choice's text, in characters."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
+@with_config(_EXACT)
 class TextChoice(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     index: int
     text: str
     logprobs: TextLogprobs | None
     finish_reason: Finish | None
 
 
+@with_config(_EXACT)
 class Completion(TypedDict):
-    """Continuations of texts: whole, or an event of a stream, in which a finish_reason is null until the choice ends."""
+    """Continuations of texts, or an event of a stream, in which a finish_reason is null until the choice ends."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     id: str
     object: Literal["text_completion"]
     created: int
@@ -161,24 +162,25 @@ class Completion(TypedDict):
     usage: NotRequired[Usage | None]
 
 
+@with_config(_EXACT)
 class EmbeddingEntry(TypedDict):
     """A vector; with encoding_format base64 the bytes of little-endian float32 numbers."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
 
 
-EmbeddingList = TypedDict(
+# Written as dicts: "data" is a key of theirs, and no name of ours.
+EmbeddingList = TypedDict(  # noqa: UP013
     "EmbeddingList", {"object": Literal["list"], "data": list[EmbeddingEntry], "model": str, "usage": Usage}
 )
 
 
+@with_config(_EXACT)
 class Classification(TypedDict):
     """The likeliest label of a text, and the probability of each."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     object: Literal["classification"]
     model: str
     label: str
@@ -186,10 +188,10 @@ class Classification(TypedDict):
     usage: Usage
 
 
+@with_config(_EXACT)
 class ModelCard(TypedDict):
     """A model that can be asked for. `parent` is the base of an adapter; `max_model_len` its context in tokens."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     id: str
     object: Literal["model"]
     created: int
@@ -199,24 +201,24 @@ class ModelCard(TypedDict):
     max_model_len: int
 
 
-ModelList = TypedDict("ModelList", {"object": Literal["list"], "data": list[ModelCard]})
+ModelList = TypedDict("ModelList", {"object": Literal["list"], "data": list[ModelCard]})  # noqa: UP013
 
 
+@with_config(_EXACT)
 class Health(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     status: Literal["ok"]
 
 
+@with_config(_EXACT)
 class ErrorDetail(TypedDict):
     """`param` is the field of the request that is wrong, with its place in lists counted from 0."""
 
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     message: str
     type: Kind
     param: str | None
     code: str
 
 
+@with_config(_EXACT)
 class ErrorReply(TypedDict):
-    __pydantic_config__ = _EXACT  # type: ignore[misc]
     error: ErrorDetail

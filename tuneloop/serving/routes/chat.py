@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.serving.body import read_body
@@ -12,10 +12,8 @@ from tuneloop.serving.events import EventStream, events, pieces_of, unless_gone,
 from tuneloop.serving.routes.context import ServerContext
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.post("/v1/chat/completions")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatRequest)
         query = body.query()
@@ -27,5 +25,3 @@ def routes(context: ServerContext) -> APIRouter:
         if pieces is None:
             return Response(status_code=499)  # nobody reads it: for the logs
         return JSONResponse(writer.completion(pieces, usage(stream, sum(piece.tokens for piece in pieces))))
-
-    return router

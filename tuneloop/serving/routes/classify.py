@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.base.errors import ServeError
@@ -13,10 +13,8 @@ from tuneloop.serving.shapes import Classification
 from tuneloop.serving.text_requests import ClassifyRequest
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.post("/v1/classify")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.post("/v1/classify")
     async def classify(request: Request) -> Response:
         body = await read_body(request, ClassifyRequest)
         model = next((one for one in await context.engine.models() if one.name == body.model), None)
@@ -37,5 +35,3 @@ def routes(context: ServerContext) -> APIRouter:
             "usage": usage(stream, None),
         }
         return JSONResponse(answer)
-
-    return router

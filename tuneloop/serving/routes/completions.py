@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.serving.body import read_body
@@ -12,10 +12,8 @@ from tuneloop.serving.text_requests import CompletionRequest
 from tuneloop.serving.text_writer import TextWriter
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.post("/v1/completions")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
         queries = body.queries()
@@ -27,5 +25,3 @@ def routes(context: ServerContext) -> APIRouter:
         if pieces is None:
             return Response(status_code=499)  # nobody reads it: for the logs
         return JSONResponse(writer.completion(pieces, usage(stream, sum(piece.tokens for piece in pieces))))
-
-    return router

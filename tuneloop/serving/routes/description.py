@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.serving.openapi import document
 from tuneloop.serving.routes.context import ServerContext
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/openapi.json")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.get("/openapi.json")
     async def openapi() -> Response:
         return JSONResponse(document())
-
-    return router

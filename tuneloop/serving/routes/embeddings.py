@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.base.errors import ServeError
@@ -18,10 +18,8 @@ from tuneloop.serving.shapes import EmbeddingEntry, EmbeddingList
 from tuneloop.serving.text_requests import EmbeddingRequest
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.post("/v1/embeddings")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingRequest)
         await context.model_for("vector", body.model)
@@ -41,8 +39,6 @@ def routes(context: ServerContext) -> APIRouter:
             "usage": usage(stream, None),
         }
         return JSONResponse(answer)
-
-    return router
 
 
 def _embedding(index: int, vector: Sequence[float], as_text: bool) -> EmbeddingEntry:

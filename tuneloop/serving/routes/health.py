@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.base.errors import ServeError
@@ -10,28 +10,24 @@ from tuneloop.serving.routes.context import ServerContext
 from tuneloop.serving.shapes import Health
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/healthz")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.get("/healthz")
     async def healthz() -> Response:
         return _alive(context)
 
-    @router.get("/health")
+    @app.get("/health")
     async def health() -> Response:
         return _alive(context)
 
-    @router.get("/ready")
+    @app.get("/ready")
     async def ready() -> Response:
         if context.engine.open and not context.engine.ready:
             raise ServeError("TL-SERVE-LOADING", seconds=context.engine.retry_after)
         return _alive(context)
 
-    @router.get("/metrics")
+    @app.get("/metrics")
     async def metrics() -> Response:
         return Response(context.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return router
 
 
 def _alive(context: ServerContext) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.base.errors import ServeError
@@ -17,24 +17,20 @@ MOST_NAMES = 5
 """Names in an error."""
 
 
-def routes(context: ServerContext) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/v1/models")
+def add_routes(app: FastAPI, context: ServerContext) -> None:
+    @app.get("/v1/models")
     async def models(request: Request) -> Response:
         cards = [card(one, context.created) for one in await context.engine.models()]
         answer: ModelList = {"object": "list", "data": cards}
         return JSONResponse(answer)
 
-    @router.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         entries = await context.engine.models()
         known = next((one for one in entries if one.name == name), None)
         if known is None:
             raise unknown(name, [one.name for one in entries])
         return JSONResponse(card(known, context.created))
-
-    return router
 
 
 def card(model: ModelEntry, created: int) -> ModelCard:
