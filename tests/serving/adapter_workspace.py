@@ -117,8 +117,8 @@ async def outcome(engine: TorchEngine, wanted: Query) -> Answered | TuneloopErro
         return error
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 120))
+def run(work: Coroutine[Any, Any, Any], seconds: float = 120) -> Any:
+    return asyncio.run(asyncio.wait_for(work, seconds))
 
 
 async def until(condition: Any, seconds: float = 30.0) -> None:

@@ -30,9 +30,7 @@ class ServerSession:
         self._tokenizer: Any = None
         self._renderer: Any = None
 
-    def open(
-        self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str
-    ) -> dict[str, Any]:
+    def open(self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str) -> dict[str, Any]:
         """Start the server on a free port; its address and what the file says of its vocabulary."""
         import xllamacpp
 
@@ -105,7 +103,9 @@ def _refusing() -> Iterator[None]:
 
 def _refused(error: TuneloopError) -> dict[str, Any]:
     """An error of one request, for the parent to raise."""
-    facts = {name: fact if isinstance(fact, str | int | float | None) else str(fact) for name, fact in error.facts.items()}
+    facts = {
+        name: fact if isinstance(fact, str | int | float | None) else str(fact) for name, fact in error.facts.items()
+    }
     return {"refused": {"code": error.code, "where": error.where, "facts": facts}}
 
 

@@ -298,8 +298,6 @@ def schema_fault(schema: Mapping[str, Any]) -> str:
         return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-
-
 def gguf_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Callable[[str], None]) -> GgufEngine:
     """llama.cpp over the GGUF that `ref` means, loaded. Raises what `gguf_model` and GgufEngine raise."""
     model = gguf_model(ref, say)
