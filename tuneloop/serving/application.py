@@ -15,6 +15,8 @@ from tuneloop.serving.table import ENGINES
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+log = logging.getLogger("tuneloop.serving")
+
 
 def application(
     ref: str | Path,
@@ -22,7 +24,7 @@ def application(
     workspace: Path = Path(),
     api_key: str | None = None,
     settings: ServePart | None = None,
-    say: Callable[[str], None] = logging.getLogger("tuneloop.serving").warning,
+    say: Callable[[str], None] = log.warning,
 ) -> FastAPI:
     """The application of what `ref` means, once its engine has loaded.
 
