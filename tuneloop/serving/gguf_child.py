@@ -12,12 +12,15 @@ from tuneloop.base.errors import TuneloopError
 from tuneloop.gguf.file import GgufFile
 from tuneloop.gguf.llamacpp_child import Refusal, answer
 from tuneloop.gguf.tokenizer import write_tokenizer
+from tuneloop.serving.wire import error_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ERRORS_ALONE = 1
 """What llama.cpp writes to its log."""
+TAIL = 16
+"""Tokens at the end of a prompt in which the beginning of a thought is looked for."""
 STEP = 512
 """Tokens of one forward pass at most."""
 
@@ -28,7 +31,6 @@ class ServerSession:
     def __init__(self) -> None:
         self._server: Any = None
         self._tokenizer: Any = None
-        self._renderer: Any = None
 
     def open(
         self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str
@@ -52,7 +54,8 @@ class ServerSession:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise Refusal(str(error)) from error
-        return {"address": self._server.listening_address, "vocabulary": len(self._tokenizer)}
+        about = {"vocabulary": len(self._tokenizer), "template": self._tokenizer.chat_template}
+        return {"address": self._server.listening_address, **about}
 
     @staticmethod
     def _adapter(path: str) -> Any:
@@ -65,29 +68,30 @@ class ServerSession:
     def _open_tokenizer(self, gguf: Path) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        from tuneloop.data.tokens.templates import Renderer, choose_template
+        from tuneloop.data.tokens.templates import choose_template
 
         with GgufFile(gguf) as file, tempfile.TemporaryDirectory() as folder:
             write_tokenizer(file.facts, Path(folder))
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         choose_template(self._tokenizer, None)
-        self._renderer = Renderer(self._tokenizer)
 
-    def chat(self, chat: list[dict[str, Any]], tools: list[Any], thinking: bool | None) -> dict[str, Any]:
-        """The tokens of a chat up to where the answer begins."""
-        from tuneloop.data.tokens.templates import encode
+    def chat(self, chat: list[dict[str, Any]], tools: list[Any], thinking: bool | None, begun: str) -> dict[str, Any]:
+        """The tokens of a chat up to where the answer begins, and behind it what it is made to begin with; no text of
+        a message is a control token. `tail` is the end of the chat as text."""
+        from tuneloop.data.tokens.templates import encode, prompt_ids
 
         try:
-            text = self._renderer.text(chat, prompt=True, tools=tools, thinking=thinking)
+            ids = prompt_ids(self._tokenizer, chat, tools=tools, thinking=thinking)
         except TuneloopError as error:
-            return _refused(error)
-        return {"ids": encode(self._tokenizer, [text])[0]}
+            return {"refused": error_frame(error)}
+        tail = self._tokenizer.decode(ids[-TAIL:])
+        return {"ids": ids + encode(self._tokenizer, [begun])[0], "tail": tail}
 
     def text(self, text: str) -> dict[str, Any]:
-        """The tokens of a text."""
-        from tuneloop.data.tokens.templates import encode
+        """The tokens of a text to be continued, behind the token that begins all texts, where there is one."""
+        from tuneloop.data.tokens.templates import text_ids
 
-        return {"ids": encode(self._tokenizer, [text])[0]}
+        return {"ids": [*self._tokenizer("")["input_ids"], *text_ids(self._tokenizer, text)]}
 
     def written(self, ids: list[int]) -> dict[str, Any]:
         """The text of tokens, special ones written out."""
@@ -101,12 +105,6 @@ def _refusing() -> Iterator[None]:
         yield
     except TuneloopError as error:
         raise Refusal(error.what) from error
-
-
-def _refused(error: TuneloopError) -> dict[str, Any]:
-    """An error of one request, for the parent to raise."""
-    facts = {name: fact if isinstance(fact, str | int | float | None) else str(fact) for name, fact in error.facts.items()}
-    return {"refused": {"code": error.code, "where": error.where, "facts": facts}}
 
 
 def main() -> None:

@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from tuneloop.base.environment import cores
-from tuneloop.base.errors import FAMILIES, ServeError, TuneloopError
-from tuneloop.base.language import listed
+from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need
+from tuneloop.data.tokens.templates import Chat
 from tuneloop.gguf.child import LlamaChild
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.call_formats import THOUGHT, call_format, forced_call, markers, thinks
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
-from tuneloop.serving.gguf_body import LlamaReader, llama_body
+from tuneloop.serving.gguf_body import GgufPrompt, LlamaReader, llama_body
 from tuneloop.serving.gguf_files import GgufModel, gguf_model
+from tuneloop.serving.parsing import answer_parser
 from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.token_budget import TokenBudget
 from tuneloop.serving.upstream import Upstream
 from tuneloop.serving.upstream_stream import OpenStreams, UpstreamStream
+from tuneloop.serving.wire import read_error
 
 Answer = TypeVar("Answer")
 PATIENCE = 1800.0
@@ -38,7 +46,8 @@ PROMPT_SECONDS = 60.0
 RESTART_SECONDS = 30.0
 """How long a request waits for a process that is being started again."""
 
-SLOTS, CACHE_TOKENS = 8, 8192
+SLOT_TOKENS, LEAST_TOKENS = 512, 2048
+"""Tokens of the cache for each slot, and at least, where the recipe does not say."""
 GONE_SECONDS = 5.0
 """Within which a process that had ended before it was asked shows it."""
 
@@ -55,6 +64,7 @@ class GgufChild(LlamaChild):
 
     upstream: Upstream
     vocabulary: int
+    template: str | None
 
     def __init__(self, model: GgufModel, context: int, slots: int) -> None:
         super().__init__(model.path, "tuneloop.serving.gguf_child", PATIENCE)
@@ -71,23 +81,25 @@ class GgufChild(LlamaChild):
     def begin(self) -> None:
         about, _ = self._ask("open", **self._opening)
         self.upstream, self.vocabulary = Upstream(str(about["address"]), self._key), int(about["vocabulary"])
+        self.template = about["template"] if isinstance(about["template"], str) else None
         self._patience = PROMPT_SECONDS
 
     def wait(self) -> str:
         self._child.wait()
         return self._end()
 
-    def prompt(self, query: Query) -> list[int]:
-        """The tokens of a query's prompt. Raises TL-DATA-TEMPLATE, and TL-MODEL-LLAMACPP where the process is gone."""
-        if query.task == "chat":
-            chat = {"chat": query.chat, "tools": list(query.tools), "thinking": query.thinking}
-            reply, _ = self._ask("chat", **chat)
-        else:
-            reply, _ = self._ask("text", text=query.prompt)
+    def chat(self, query: Query, begun: str) -> tuple[list[int], str]:
+        """The tokens of a chat with `begun` behind it, and its end as text. Raises TL-DATA-TEMPLATE, and
+        TL-MODEL-LLAMACPP where the process is gone."""
+        tools = list(query.tools)
+        reply, _ = self._ask("chat", chat=query.chat, tools=tools, thinking=query.thinking, begun=begun)
         if refused := reply.get("refused"):
-            family = FAMILIES[str(refused["code"]).split("-")[1].lower()]
-            raise family(refused["code"], where=refused["where"], **refused["facts"])
-        return list(reply["ids"])
+            raise read_error(refused)
+        return list(reply["ids"]), str(reply["tail"])
+
+    def text(self, text: str) -> list[int]:
+        """The tokens of a text to be continued."""
+        return list(self._ask("text", text=text)[0]["ids"])
 
     def written(self, ids: list[int]) -> str:
         """The text of tokens."""
@@ -110,7 +122,7 @@ class GgufEngine:
         notice: Callable[[str], None] = log.warning,
     ) -> None:
         need("llguidance", extra="gguf")
-        self._model, self._most = model, max_new_tokens
+        self._model, self._longest = model, max_new_tokens
         self._context = min(model.context, tokens)
         self._budget = TokenBudget(slots, tokens)
         self._streams = OpenStreams()
@@ -186,27 +198,56 @@ class GgufEngine:
         return [float(name == model) for name in names]
 
     def _refuse(self, query: Query) -> None:
-        """Raise TL-SERVE-UNSUPPORTED for what llama.cpp does not do, TL-SERVE-REQUEST for a schema that is none."""
+        """Raise TL-SERVE-UNSUPPORTED for what llama.cpp does not do."""
         unsupported = {
             "model": query.task in {"label", "vector"} and query.task,
             "n": query.n > self._budget.places and query.n,
-            "echo": query.echo and query.logprobs is not None and "true, logprobs",
-            "tool_choice": bool(query.tools) and query.tool_choice not in {"none", "auto"} and query.tool_choice,
+            "echo": query.echo and query.logprobs is not None and t("true, with logprobs"),
         }
         for param, got in unsupported.items():
             if got:
                 raise ServeError("TL-SERVE-UNSUPPORTED", where=param, param=param, got=got)
-        if query.schema and (error := schema_fault(query.schema)):
-            raise ServeError("TL-SERVE-REQUEST", where="response_format", param="response_format", error=error)
 
-    async def _ids(self, child: GgufChild, query: Query) -> list[int]:
-        if query.task == "text" and not isinstance(query.prompt, str):
-            ids = list(query.prompt)
-            if outside := next((n for n in ids if not 0 <= n < child.vocabulary), None):
-                facts = {"token": outside, "id": outside, "tokens": child.vocabulary, "rows": child.vocabulary}
-                raise ServeError("TL-SERVE-TOKEN", where="prompt", param="prompt", **facts)
-            return ids
-        return await self._asked(child.prompt, query)
+    async def _prompt(self, child: GgufChild, query: Query) -> GgufPrompt:
+        """Raises TL-DATA-TEMPLATE, TL-SERVE-CONTEXT, TL-SERVE-ROOM, TL-SERVE-TOKEN, TL-SERVE-UNSUPPORTED,
+        TL-SERVE-SCHEMA."""
+        if query.task == "text":
+            ids = await self._text_ids(child, query.prompt)
+            prompt = GgufPrompt(ids, self._most(query, len(ids)), schema=query.schema)
+        else:
+            prompt = await self._chat_prompt(child, query)
+        _require_tokens([token for token, _ in query.sampling.logit_bias], child.vocabulary, "logit_bias")
+        if prompt.schema is not None:
+            require_schema(prompt.schema)
+        return prompt
+
+    async def _text_ids(self, child: GgufChild, prompt: str | tuple[int, ...]) -> list[int]:
+        if isinstance(prompt, str):
+            return await self._asked(child.text, prompt)
+        _require_tokens(prompt, child.vocabulary, "prompt")
+        return list(prompt)
+
+    async def _chat_prompt(self, child: GgufChild, query: Query) -> GgufPrompt:
+        """The chat as it was trained, and what takes its answers apart."""
+        query = replace(query, chat=self._with_system(query), tools=() if query.tool_choice == "none" else query.tools)
+        begun, schema, template = "", query.schema, child.template
+        if query.tools:
+            calls = call_format(template)
+            answer_parser(template, "", query)  # its error is the request's
+            if calls is not None and query.tool_choice != "auto":
+                begun, schema = forced_call(calls, query.tools, query.tool_choice)
+        ids, tail = await self._asked(child.chat, query, begun)
+        parsed = query.tools or thinks(template)
+        seen = markers(template) if query.tools else tuple(one for one in markers(template) if one in THOUGHT)
+        parser = partial(answer_parser, template, tail, query) if parsed else None
+        return GgufPrompt(ids, self._most(query, len(ids)), begun, schema, seen, parser)
+
+    def _with_system(self, query: Query) -> Chat:
+        """The chat with the system prompt that the model was trained with, where it has none of its own."""
+        system = self._model.systems.get(query.model)
+        if not system or any(turn.get("role") == "system" for turn in query.chat):
+            return query.chat
+        return [{"role": "system", "content": system}, *query.chat]
 
     async def _echo(self, child: GgufChild, query: Query) -> list[Piece]:
         """The prompt, before each answer."""
@@ -225,38 +266,39 @@ class GgufEngine:
                 raise _Gone from error
             raise self._supervisor.down() from error  # a question that it cannot answer is not put twice
 
-    def _length(self, query: Query, prompt: int) -> int:
+    def _most(self, query: Query, prompt: int) -> int:
         """Tokens that the answer may have. Raises TL-SERVE-CONTEXT, TL-SERVE-ROOM."""
         param = "messages" if query.task == "chat" else "prompt"
-        left = self._context - prompt
+        left, wanted = self._context - prompt, query.max_new_tokens
         if prompt == 0:
-            raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error="0")
+            raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error=t("it is empty"))
         if left <= 0:
             raise ServeError("TL-SERVE-CONTEXT", where=param, param=param, tokens=prompt, context=self._context)
-        if query.max_new_tokens is None:
-            return min(left, self._most)
-        if query.max_new_tokens > left:
-            facts = {"tokens": prompt, "wanted": query.max_new_tokens, "left": left, "context": self._context}
+        if wanted is None:
+            return min(left, self._longest)
+        if wanted > left:
+            facts = {"tokens": prompt, "wanted": wanted, "left": left, "context": self._context}
             raise ServeError("TL-SERVE-ROOM", where="max_tokens", param="max_tokens", **facts)
-        return query.max_new_tokens
+        return wanted
 
     async def _begun(self, child: GgufChild, query: Query, lora: list[float]) -> AnswerStream:
         """The answers, once the cache has a place for them. Raises _Gone where the process has ended before."""
-        ids = await self._ids(child, query)
-        most = self._length(query, len(ids))
-        needed = query.n, len(ids) + query.n * (most + 1)
+        prompt = await self._prompt(child, query)
+        needed = query.n, len(prompt.ids) + query.n * (prompt.most + 1)
         await self._budget.take(*needed)
         try:
             first = [] if not query.echo else await self._echo(child, query)
             began = time.monotonic()
-            body = llama_body(query, ids, most, self._model.penalty, lora)
+            body = llama_body(query, prompt, self._model.penalty, lora)
             events = await child.upstream.stream("/completion", body)
         except BaseException as error:
             self._budget.give(*needed)
             if isinstance(error, ServeError) and error.facts.get("unreachable"):
                 raise _Gone from error
             raise self._failure(error) if isinstance(error, ServeError) else error
-        stream = UpstreamStream(events, LlamaReader(query, len(ids)), self._streams, failed=self._failure, first=first)
+        reader = LlamaReader(query, prompt)
+        first += reader.begun
+        stream = UpstreamStream(events, reader, self._streams, failed=self._failure, first=first)
         stream.released = partial(self._ended, began, needed)
         return stream
 
@@ -284,23 +326,39 @@ class GgufEngine:
         self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began)
 
 
-def schema_fault(schema: Mapping[str, Any]) -> str:
-    """What llama.cpp's grammar library has against a JSON schema, "" where nothing: llama.cpp itself would answer
-    without it, in silence."""
-    import json
+def _require_tokens(ids: Sequence[int], vocabulary: int, param: str) -> None:
+    """Raise TL-SERVE-REQUEST for a negative id, TL-SERVE-TOKEN for one that the vocabulary does not have."""
+    if min(ids, default=0) < 0:
+        raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error=t("a token id is negative"))
+    if (most := max(ids, default=0)) >= vocabulary:
+        facts = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
+        raise ServeError("TL-SERVE-TOKEN", where=param, param=param, **facts)
 
+
+def require_schema(schema: Mapping[str, Any]) -> None:
+    """Raise TL-SERVE-SCHEMA for a schema that llama.cpp's grammar library has something against: llama.cpp itself would
+    answer without it, in silence."""
     from llguidance import LLMatcher
 
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)))
-        return str(LLMatcher.validate_grammar(grammar)).splitlines()[0] if LLMatcher.validate_grammar(grammar) else ""
+        fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)))))
     except (ValueError, RecursionError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        fault = str(error) or type(error).__name__
+    if fault:
+        first = next((line for line in fault.splitlines() if line.strip()), "?")
+        raise ServeError("TL-SERVE-SCHEMA", param="response_format", error=first.strip()[:300])
 
 
+def cache_tokens(model: GgufModel, settings: ServePart) -> int:
+    """Tokens of the shared cache: those of the settings, else some for each slot, in a quarter of the free memory."""
+    if settings.cache_tokens:
+        return settings.cache_tokens
+    fitting = psutil.virtual_memory().available // 4 // model.token_bytes
+    return max(min(model.context, LEAST_TOKENS), min(fitting, settings.slots * SLOT_TOKENS))
 
 
 def gguf_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Callable[[str], None]) -> GgufEngine:
     """llama.cpp over the GGUF that `ref` means, loaded. Raises what `gguf_model` and GgufEngine raise."""
     model = gguf_model(ref, say)
-    return GgufEngine(model, slots=SLOTS, tokens=CACHE_TOKENS, max_new_tokens=settings.max_new_tokens, notice=say)
+    tokens = cache_tokens(model, settings)
+    return GgufEngine(model, slots=settings.slots, tokens=tokens, max_new_tokens=settings.max_new_tokens, notice=say)

@@ -19,14 +19,17 @@ _ADAPTER_ENDING = "-LORA"
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """A model file and what goes with it. `context` is how many tokens it was trained to read, `penalty` its own
-    repetition penalty, `adapters` GGUF adapters by name, `labels` nothing: such a file holds models that write."""
+    """A model file and what goes with it: `context` is how many tokens it was trained to read, `token_bytes` what one
+    takes in the cache, `penalty` its own repetition penalty, `adapters` are GGUF adapters by name, and `systems` the
+    system prompts that the model and they were trained with, by name."""
 
     path: Path
     name: str
     context: int
+    token_bytes: int
     penalty: float
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    systems: Mapping[str, str] = field(default_factory=dict)
 
 
 def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
@@ -50,12 +53,12 @@ def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
         raise ServeError("TL-SERVE-GGUF", where=str(ref), error=error)
     (model,) = models
     require_verified(model, notice)
-    kind = str(facts[model].get("general.architecture"))
-    context = facts[model].get(f"{kind}.context_length")
-    if not isinstance(context, int) or context < 1:
+    context, token_bytes = _sizes(facts[model])
+    if not context or not token_bytes:
         raise ServeError("TL-SERVE-GGUF", where=str(model), error=t("it names no context length"))
     adapters = _adapters(model, [file for file in files if file not in models and file != model], facts, notice)
-    return GgufModel(model, model.stem, context, _penalty(model.parent), adapters)
+    systems = {name: system for name, file in {model.stem: model, **adapters}.items() if (system := _system(file))}
+    return GgufModel(model, model.stem, context, token_bytes, _penalty(model.parent), adapters, systems)
 
 
 def require_verified(file: Path, notice: Callable[[str], None]) -> None:
@@ -124,6 +127,27 @@ def _adapters(
             adapters[file.stem.removesuffix(_ADAPTER_ENDING)] = file
     adapters.pop(model.stem, None)
     return adapters
+
+
+def _sizes(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the context, and bytes that one takes in a cache of 16-bit numbers; 0 where the file does not say."""
+    kind = facts.get("general.architecture")
+    names = ("context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length")
+    context, blocks, heads, groups, width = (_number(facts.get(f"{kind}.{name}")) for name in names)
+    keys = _number(facts.get(f"{kind}.attention.key_length")) or width // max(1, heads)
+    return context, 4 * blocks * (groups or heads) * keys
+
+
+def _number(given: Any) -> int:
+    """The largest of a list, which has a number for each layer."""
+    number = max(given, default=0) if isinstance(given, list) else given
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def _system(file: Path) -> str:
+    about = read_json(file.parent / ABOUT) or {}
+    of_adapter = about.get("kind") == "gguf-lora"
+    return str(about.get("system") or "") if of_adapter == file.stem.endswith(_ADAPTER_ENDING) else ""
 
 
 def _penalty(folder: Path) -> float:
