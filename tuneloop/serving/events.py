@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.responses import StreamingResponse
 
-from tuneloop.base.errors import TuneloopError
+from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.serving.engine import AnswerStream, Piece
 from tuneloop.serving.errors import Places, error_body
 from tuneloop.serving.shapes import Usage
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+log = logging.getLogger("tuneloop.serving")
 Answer = TypeVar("Answer")
 DONE = "data: [DONE]\n\n"
 
@@ -56,6 +58,9 @@ async def events(writer: Writer, stream: AnswerStream, with_usage: bool, places:
         yield DONE
     except TuneloopError as error:
         yield event(error_body(error, places))
+    except Exception as error:
+        log.exception("an answer failed")
+        yield event(error_body(ServeError("TL-SERVE-FAILED", error=type(error).__name__)))
 
 
 def usage(stream: AnswerStream, tokens: int | None) -> Usage:
