@@ -85,8 +85,10 @@ class Catalogue:
         """All names, the served one first."""
         with self._lock:
             if fresh or time.monotonic() - self._read_at > FRESH_SECONDS:
-                self._names = {one.name: one for one in reversed([*self._listings()])}
-                self._names = dict(reversed(self._names.items()))
+                names: dict[str, Listing] = {}
+                for one in self._listings():
+                    names.setdefault(one.name, one)
+                self._names = names
                 self._read_at = time.monotonic()
             return self._names
 

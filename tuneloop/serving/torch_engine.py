@@ -129,7 +129,7 @@ class TorchEngine:
     async def models(self) -> list[ModelEntry]:
         about, catalogue = self._about, self._catalogue
         assert catalogue is not None
-        names = await asyncio.to_thread(catalogue.names)
+        names = await asyncio.to_thread(catalogue.names, fresh=False)
         base = catalogue.base
         return [
             ModelEntry(
