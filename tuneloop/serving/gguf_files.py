@@ -69,10 +69,10 @@ def require_verified(file: Path, notice: Callable[[str], None]) -> None:
         return
     if proof.get("passed") is not True:
         raise ServeError("TL-SERVE-EXPORT", where=str(file), error=t("its comparison with the trained model failed"))
-    digests = proof.get("files")
+    digests = (read_json(file.parent / ABOUT) or {}).get("files")
     digest = digests.get(file.name) if isinstance(digests, dict) else None
     if digest is None:
-        notice(t("{path}: its parity.json names no digest of it (an older export)", path=file))
+        notice(t("{path}: its tuneloop.json has no digest of it (an older export)", path=file))
     elif digest != sha256_of(file):
         raise ServeError("TL-SERVE-EXPORT", where=str(file), error=t("its bytes are others than those that were proven"))
 
