@@ -49,7 +49,7 @@ def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
         models = [path]
     if len(models) != 1:
         names = listed([str(file) for file in models[:8]])
-        error = t("there are several; name one: {names}", names=names) if models else _absent(path)
+        error = t("there are several; name one: {names}", names=names) if models else _absent(path, files)
         raise ServeError("TL-SERVE-GGUF", where=str(ref), error=error)
     (model,) = models
     require_verified(model, notice)
@@ -101,12 +101,12 @@ def _facts(path: Path) -> dict[str, Any]:
         return file.facts
 
 
-def _absent(path: Path) -> str:
+def _absent(path: Path, files: list[Path]) -> str:
     if not path.exists():
         return t("there is no such file or folder")
     if (path / "recipe.yaml").is_file():
         return t("it is a run; export it as a GGUF")
-    return t("no .gguf file lies in it")
+    return t("only adapters lie in it") if files else t("no .gguf file lies in it")
 
 
 def _adapters(
