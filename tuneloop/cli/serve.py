@@ -66,8 +66,8 @@ def serve(
 def _settings(
     ref: str, engine: str | None, upstreams: list[str] | None, key_file: Path | None, workspace: Path
 ) -> ServePart:
-    """The settings of the run, and over them those of the command line. A .gguf file is served by llama.cpp, and where
-    upstreams alone are named, by them.
+    """The settings of the run, and over them those of the command line. A GGUF is served by llama.cpp, and where
+    upstreams alone are named, they are asked.
 
     Raises a usage error, and what `versions.require` raises.
     """
@@ -75,11 +75,12 @@ def _settings(
     from tuneloop.cli import usage
     from tuneloop.recipe.schema import EngineName, ServePart
     from tuneloop.registry import versions
+    from tuneloop.serving.gguf_files import is_gguf
     from tuneloop.serving.settings import serve_settings
 
     known = get_args(EngineName)
     if engine is None:
-        engine = "gguf" if ref.endswith(".gguf") else "proxy" if upstreams and not ref else None
+        engine = "gguf" if ref and is_gguf(ref) else "proxy" if upstreams and not ref else None
     if engine not in (None, *known):
         names = listed(list(known))
         raise usage.wrong("tuneloop serve", t("there is no engine {name}; they are {names}", name=engine, names=names))

@@ -32,6 +32,13 @@ class GgufModel:
     systems: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_gguf(ref: str | Path) -> bool:
+    """Whether a path is a .gguf file, or a folder that holds one and no model of another form."""
+    path = Path(ref).expanduser()
+    holds = path.is_dir() and not (path / "config.json").is_file() and next(path.glob("*.gguf"), None) is not None
+    return path.suffix == ".gguf" or holds
+
+
 def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
     """The model of a .gguf file, or the one in a folder (or in the folders right below it), verified; adapters that
     lie beside it are taken along.
