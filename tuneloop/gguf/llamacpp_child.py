@@ -144,23 +144,28 @@ def _listen(pipe: BinaryIO, questions: queue.SimpleQueue[tuple[dict[str, Any], b
     os._exit(0)  # whatever the main thread is computing: nobody is there to hear it
 
 
-def main() -> None:
-    """Answer questions until standard input ends."""
+def answer(session: Callable[[], Any]) -> None:
+    """Answer questions with the methods of a session until standard input ends."""
     answers = answers_pipe()
     questions: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, questions), daemon=True).start()
     try:
-        session = Session()
+        methods = session()
     except (OSError, ValueError, AttributeError) as error:
         questions.get()
         return send(answers, {"error": str(error)})
     while True:
         question, _ = questions.get()
         try:
-            answer = getattr(session, question.pop("do"))(**question)
+            reply = getattr(methods, question.pop("do"))(**question)
         except Refusal as error:
-            answer = {"error": str(error)}
-        send(answers, *(answer if isinstance(answer, tuple) else (answer,)))
+            reply = {"error": str(error)}
+        send(answers, *(reply if isinstance(reply, tuple) else (reply,)))
+
+
+def main() -> None:
+    """Answer questions about a model with a context."""
+    answer(Session)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tuneloop.model.backbone import prefill_inputs, routers_off, unwrap, virtual_tokens
+
+if TYPE_CHECKING:
+    from tuneloop.inference.fast_step import FastStep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +40,8 @@ class Decoder:
     def __init__(self, model: nn.Module, context: int) -> None:
         self.model, self.base, self.context = model, unwrap(model), context
         self.last_position = context - 1 + virtual_tokens(model)
+        self.fast: FastStep | None = None
+        """A quicker way of a step of single tokens, for whoever has tried it (fast_step.py)."""
         self.options = {"use_cache": True, **routers_off(self.base)}
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def compile(schema: Mapping[str, Any], tokenizer: Any) -> Grammar:
         raise _refused(f"nested deeper than {DEEPEST}")
     text = json.dumps(dict(schema) or {"type": "object"})
     try:
-        grammar = engine.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": r"[ \t\n\r]?"})
+        grammar = engine.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": r"[ \t\n\r]{0,20}"})
     except ValueError as error:
         raise _refused(str(error)) from error
     pattern = engine.LLMatcher(_vocabulary(tokenizer), grammar, log_level=0)

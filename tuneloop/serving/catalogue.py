@@ -39,8 +39,8 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` what
-    `held_words` says."""
+    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` is
+    what `held_words` says."""
 
     name: str
     model: str
@@ -85,8 +85,10 @@ class Catalogue:
         """All names, the served one first."""
         with self._lock:
             if fresh or time.monotonic() - self._read_at > FRESH_SECONDS:
-                self._names = {one.name: one for one in reversed([*self._listings()])}
-                self._names = dict(reversed(self._names.items()))
+                names: dict[str, Listing] = {}
+                for one in self._listings():
+                    names.setdefault(one.name, one)
+                self._names = names
                 self._read_at = time.monotonic()
             return self._names
 

@@ -32,6 +32,8 @@ class Tokens:
         self.lock = threading.Lock()
         self.octets = TokenBytes(tokenizer)
         self.template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        self.before_texts = [n for n in tokenizer("")["input_ids"] if n == tokenizer.bos_token_id]
+        """What the tokenizer puts before a text that is to be continued."""
         self._special = frozenset(tokenizer.all_special_ids)
 
     def decoding_prompt(self) -> Decode:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
-from tuneloop.data.tokens.templates import encode
+from tuneloop.data.tokens.templates import encode, text_ids
 from tuneloop.inference import grammar
 from tuneloop.inference.grammar import Grammar
 from tuneloop.model.vocabulary import require_rows
@@ -62,7 +62,7 @@ def _ids(query: Query, chat_format: ChatFormat) -> tuple[list[int], str]:
     if query.task == "chat":
         return chat_format.prompts.prompt(query.chat, query.tools, query.thinking), ""
     if isinstance(query.prompt, str):
-        return list(chat_format.tokens.prompts(query.prompt)["input_ids"]), query.prompt
+        return [*chat_format.tokens.before_texts, *text_ids(chat_format.tokens.prompts, query.prompt)], query.prompt
     ids = list(query.prompt)
     return ids, chat_format.tokens.decoding_prompt()(ids) if query.echo else ""
 
