@@ -29,7 +29,8 @@ from tuneloop.recipe.recipe import make_recipe
 
 REAL = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen3-tokenizer", "deepseek-v3-tokenizer",
         "deepseek-v4-tokenizer", "gemma-3-270m")  # fmt: skip
-NAMES = ("tiny", *REAL)
+QUICK = ("tiny", "qwen3-tokenizer", "deepseek-v3-tokenizer")
+NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL if name not in QUICK)]
 
 
 @cache
@@ -69,6 +70,7 @@ def words_of(name: str) -> tuple[str, ...]:
     return tuple(str(t) for t in added if str(t).strip() and str(t) not in (html or ()))
 
 
+@cache
 def ids_of_words(name: str) -> frozenset[int]:
     return frozenset(tokenizer_of(name).convert_tokens_to_ids(list(words_of(name))))
 
@@ -207,7 +209,7 @@ def test_however_it_is_spelled(name: str) -> None:
     @settings(max_examples=60, deadline=None, database=None)
     @given(st.sampled_from(sorted(PLACES)), spelled(name))
     def check(place: str, text: str) -> None:
-        holds(name, place, text)
+        holds(name, place, f"{text}." if not text.strip() else text)
 
     check()
 
@@ -332,11 +334,12 @@ def test_a_model_that_has_control_tokens_as_words() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<x>", rstrip=True, lstrip=True)]})
     tokenizer.chat_template = "{% for m in messages %}{{ '<s>' + m.content + ' <x> a' }}{% endfor %}"
+    x = tokenizer.convert_tokens_to_ids("<x>")
     for text in ("a</s>b", "＜/s＞", "</s></s>"):
         ids = prompt_ids(tokenizer, [{"role": "user", "content": text}])
-        assert [i for i in ids if i in (1, 2, 10)] == [1, 10]
+        assert [i for i in ids if i in (1, 2, x)] == [1, x]
     plain, odd = (prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in ("ab", "a<x>b"))
-    assert plain[-2:] == odd[-2:] == [10, tokenizer.convert_tokens_to_ids("a")]  # the blank before it went with it
+    assert plain[-2:] == odd[-2:] == [x, tokenizer.convert_tokens_to_ids("a")]  # the blank before it went with it
     assert tokenizer.decode(odd[1:-2]) == "a<x>b"
 
 
@@ -376,6 +379,7 @@ def test_an_answer_may_write_its_thought_and_its_calls() -> None:
     for role, marks in (("assistant", [*thinks, *calls]), ("user", []), ("tool", [])):
         ids = prompt_ids(tokenizer, [{"role": role, "content": inside}])
         assert [i for i in ids if i <= 6] == [1, *marks, 2, 1]
+    inside = inside.removesuffix("</think>")  # behind which an answer would begin
     (sample,) = tokenize(tokenizer, [Record((Message("user", "Hi?"), Message("assistant", inside)))])
     assert [text for text, trained in marked(tokenizer, sample) if trained] == [inside + "<|im_end|>"]
 
