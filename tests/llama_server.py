@@ -1,6 +1,6 @@
 """llama-server out of the package xllamacpp: llama.cpp's own server, with the options of it that our documents name.
 
-    python -m tests.llama_server --jinja -m MODEL.gguf [--lora ADAPTER.gguf] --port 8080
+    python -m tests.llama_server --jinja -m MODEL.gguf [--lora ADAPTER.gguf] --port 8080 [--parallel 4] [--alias NAME]
 
 It prints its address once it listens, and serves until it is ended.
 """
@@ -17,12 +17,17 @@ def main() -> None:
     options.add_argument("--jinja", action="store_true")
     options.add_argument("--lora")
     options.add_argument("--port", type=int, default=8080)
+    options.add_argument("--parallel", type=int, default=1)
+    options.add_argument("--alias")
     given = options.parse_args()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path, params.port, params.use_jinja = given.m, given.port, given.jinja
-    params.n_ctx, params.n_parallel, params.warmup = 512, 1, False
+    params.n_ctx, params.n_parallel, params.warmup = 512, given.parallel, False
+    params.kv_unified = True
+    if given.alias:
+        params.model_alias = {given.alias}
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     if given.lora:
         adapter = xllamacpp.CommonAdapterLoraInfo()

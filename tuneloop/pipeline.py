@@ -312,23 +312,15 @@ def export_all(
         return export(run, to, targets, dtype=dtype, more=folders, say=say)
 
 
-def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None) -> FastAPI:
-    """A run, version or model -> an application that speaks OpenAI's chat API (needs the extra `serve`).
+def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say = _quiet) -> FastAPI:
+    """A run, version or model -> an application that speaks OpenAI's API (needs the extra `serve`).
 
-    The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file.
+    The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file. `say` hears
+    when what computes the answers is started again.
     """
-    from tuneloop.serving.admission import admission_steps
-    from tuneloop.serving.api import create_app
-    from tuneloop.serving.settings import read_key, serve_settings
-    from tuneloop.serving.table import ENGINES
+    from tuneloop.serving.application import application
 
-    settings = serve_settings(ref, workspace)
-    if api_key is None and settings.key_file:
-        api_key = read_key(Path(settings.key_file))
-    engine = ENGINES[settings.engine](load(ref, workspace=workspace))
-    name = Path(ref).name if Path(ref).exists() else str(ref)
-    steps = admission_steps(settings, engine, api_key)
-    return create_app(engine, model_name=name, admission=steps, max_new_tokens=settings.max_new_tokens)
+    return application(ref, workspace=workspace, api_key=api_key, say=say)
 
 
 def improve(

@@ -245,7 +245,7 @@ def test_an_interruption_ends_the_child(tiny: tuple[Path, Any], monkeypatch: pyt
 
     with LlamaCpp(tiny[0], context=64, threads=1) as llama:
         with monkeypatch.context() as patch:
-            patch.setattr("tuneloop.gguf.llamacpp.receive", interrupted)
+            patch.setattr("tuneloop.gguf.child.receive", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 llama.tokenize(["a"])
         with pytest.raises(ModelError, match="SIGKILL"):  # never the answer to the question before

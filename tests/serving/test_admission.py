@@ -3,77 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.requests import Request
 
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine, ScriptedStream, app_of
 from tuneloop.base.errors import ServeError
-from tuneloop.base.records import Reply
-from tuneloop.inference.generate import Answerer
-from tuneloop.inference.tokenizer import load_tokenizer
-from tuneloop.model.load import load_model
+from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.admission import Admission, Key, Question, Queue, Submit, admission_steps, through
-from tuneloop.serving.api import create_app
-from tuneloop.serving.engine import AnswerStream, Engine
-from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.engine import AnswerStream, Piece, Query
 
-CHAT = [{"role": "user", "content": "Who are you?"}]
-BODY = {"model": "m", "messages": CHAT, "max_tokens": 4}
+BODY = {"model": NAME, "messages": CHAT, "max_tokens": 4}
 CHATS = "/v1/chat/completions"
-
-
-class Pieces:
-    """An answer that is there already."""
-
-    def __init__(self, *pieces: str) -> None:
-        text = "".join(pieces)
-        self.left: list[str | Reply] = [*pieces, Reply(text, 3, len(pieces), "stop", 0.0)]
-        self.closed = False
-
-    def __aiter__(self) -> Pieces:
-        return self
-
-    async def __anext__(self) -> str | Reply:
-        if not self.left:
-            raise StopAsyncIteration
-        return self.left.pop(0)
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-class Echo:
-    """An engine without a model: it fulfils the protocol, and the server is to know no more of it."""
-
-    context, labels, open, pending, retry_after = 100, (), True, 0, 7
-
-    def __init__(self) -> None:
-        self.questions: list[dict[str, Any]] = []
-        self.streams: list[Pieces] = []
-
-    async def count(self, chat: Any) -> int:
-        return 3
-
-    def submit(self, chat: Any, **options: Any) -> Pieces:
-        self.questions.append(options)
-        self.streams.append(Pieces("a", "b"))
-        return self.streams[-1]
-
-    def close(self, grace: float = 0.0) -> None:
-        self.open = False
-
-
-def app_of(engine: Engine, *steps: Admission) -> FastAPI:
-    return create_app(engine, model_name="m", admission=steps, max_new_tokens=11)
 
 
 class Log(Admission):
@@ -94,22 +38,23 @@ class Log(Admission):
 
 def test_the_first_step_is_the_outermost() -> None:
     log: list[str] = []
-    engine = Echo()
-    with TestClient(app_of(engine, Log("one", log), Log("two", log))) as client:
-        assert client.get("/healthz").status_code == 200
+    engine = ScriptedEngine()
+    with TestClient(app_of(engine, steps=[Log("one", log), Log("two", log)])) as client:
+        for path in ("/healthz", "/health", "/ready"):
+            assert client.get(path).status_code == 200
         assert log == []
         assert client.get("/v1/models").status_code == 200
         assert log == ["one enters", "two enters"]
         log.clear()
         reply = client.post(CHATS, json={**BODY, "temperature": 0.5, "seed": 2, "stop": "x", "top_p": 0.5})
-        assert reply.json()["choices"][0]["message"]["content"] == "ab"
-        asks = ["one answers", "two answers", "two answered", "one answered"]
-        assert log == ["one enters", "two enters", *asks]
+        assert reply.json()["choices"][0]["message"]["content"] == "Hi there! 🪨"
+        assert log == ["one enters", "two enters", "one answers", "two answers", "two answered", "one answered"]
         assert client.post(CHATS, json={k: v for k, v in BODY.items() if k != "max_tokens"}).status_code == 200
-    plain = {"max_new_tokens": 11, "temperature": 0.0, "top_p": 1.0, "seed": None, "stop": ()}
-    assert engine.questions == [
-        {"max_new_tokens": 4, "temperature": 0.5, "top_p": 0.5, "seed": 2, "stop": ("x",)}, plain,
-    ]  # fmt: skip
+    one, two = engine.queries
+    assert one == Query(
+        "chat", NAME, chat=CHAT, max_new_tokens=4, sampling=Sampling(temperature=0.5, top_p=0.5, seed=2), stop=("x",)
+    )
+    assert two == Query("chat", NAME, chat=CHAT)
     assert not engine.open
 
 
@@ -131,7 +76,7 @@ class Refuse(Admission):
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_step_refuses_with_its_status_and_when_to_come_back(early: bool, stream: bool) -> None:
     log: list[str] = []
-    with TestClient(app_of(Echo(), Refuse(early), Log("next", log))) as client:
+    with TestClient(app_of(ScriptedEngine(), steps=[Refuse(early), Log("next", log)])) as client:
         reply = client.post(CHATS, json={**BODY, "stream": stream})
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
         assert reply.json()["error"]["type"] == "rate_limit_error"
@@ -147,8 +92,10 @@ class Other(Admission):
         self.seen: list[str] = []
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
-        if question.seed == 1:
-            return Pieces("from ", "the ", "cache")
+        assert question.request.url.path == CHATS
+        if question.query.sampling.seed == 1:
+            pieces = [Piece(text="from "), Piece(text="the cache"), Piece(finish="stop", tokens=2)]
+            return ScriptedStream(ScriptedEngine(), iter(pieces))
         return Watched(await submit(question), self.seen)
 
 
@@ -156,13 +103,20 @@ class Watched:
     def __init__(self, inner: AnswerStream, seen: list[str]) -> None:
         self.inner, self.seen = inner, seen
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.inner.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.inner.cached_tokens
+
     def __aiter__(self) -> Watched:
         return self
 
-    async def __anext__(self) -> str | Reply:
+    async def __anext__(self) -> Piece:
         piece = await anext(self.inner)
-        if isinstance(piece, str):
-            self.seen.append(piece)
+        self.seen.append(piece.text)
         return piece
 
     async def aclose(self) -> None:
@@ -171,122 +125,97 @@ class Watched:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_step_wraps_the_answer_or_gives_another(stream: bool) -> None:
-    step, engine = Other(), Echo()
-    with TestClient(app_of(engine, step)) as client:
+    step, engine = Other(), ScriptedEngine()
+    with TestClient(app_of(engine, steps=[step])) as client:
         cached, asked = (client.post(CHATS, json={**BODY, "seed": seed, "stream": stream}).text for seed in (1, 2))
-    assert "cache" in cached
-    assert "cache" not in asked
-    assert step.seen == ["a", "b"]
+    assert "the cache" in cached
+    assert "the cache" not in asked
+    assert step.seen == ["Hi", " there", "! 🪨", ""]
     assert [s.closed for s in engine.streams] == [True]
 
 
 def test_the_key_comes_first_and_the_queue_last() -> None:
-    engine = Echo()
+    engine = ScriptedEngine()
     assert [type(step) for step in admission_steps(ServePart(), engine, "k")] == [Key, Queue]
     assert [type(step) for step in admission_steps(ServePart(), engine, None)] == [Queue]
 
 
-# The queue, before the engine of this process
+# The queue
 
 
-@pytest.fixture(scope="module")
-def answerer(tiny_model: Path) -> Answerer:
-    answerer = Answerer(load_model(tiny_model), load_tokenizer(tiny_model))
-    answerer.stops = frozenset()  # a random model might end early; these tests need answers of known length
-    return answerer
+def question() -> Question:
+    return Question(cast(Request, None), Query("chat", NAME, chat=CHAT))
 
 
-@pytest.fixture
-def slow(answerer: Answerer) -> Iterator[None]:
-    hook = answerer.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
-    yield
-    hook.remove()
+def queue_of(engine: Any, length: int) -> Submit:
+    return through([Queue(engine, length)], engine)
 
 
-@asynccontextmanager
-async def queue_of(answerer: Answerer, length: int) -> AsyncIterator[tuple[TorchEngine, Submit]]:
-    engine = TorchEngine(answerer)
-    try:
-        yield engine, through([Queue(engine, length)], engine)
-    finally:
-        await asyncio.to_thread(engine.close)
-
-
-def question(tokens: int) -> Question:
-    return Question(cast(Request, None), CHAT, 3, tokens, temperature=1.0, seed=1)
-
-
-async def reply_of(stream: AnswerStream) -> Reply:
-    async for piece in stream:
-        if isinstance(piece, Reply):
-            return piece
-    raise AssertionError("no reply")
-
-
-async def until(condition: Any, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        await asyncio.sleep(0.005)
-
-
-def test_a_full_queue_refuses_at_once(answerer: Answerer, slow: None) -> None:
+def test_a_full_queue_refuses_at_once() -> None:
     async def main() -> None:
-        async with queue_of(answerer, 2) as (engine, submit):
-            running = await submit(question(400))
-            await until(lambda: engine.busy)
-            waiting = [await submit(question(1)) for _ in range(2)]
-            with pytest.raises(ServeError) as caught:
-                await submit(question(1))
-            assert caught.value.code == "TL-SERVE-FULL"
-            assert caught.value.facts["seconds"] >= 1
-            assert caught.value.facts["waiting"] == 2
-            # A place is free again as soon as somebody who waits gives up.
-            await waiting[0].aclose()
-            assert engine.waiting == 1
-            last = await submit(question(1))
-            await running.aclose()
-            for stream in (waiting[1], last):
-                assert (await reply_of(stream)).tokens == 1
+        engine = ScriptedEngine(capacity=2)
+        submit = queue_of(engine, 2)
+        streams = [await submit(question()) for _ in range(4)]
+        with pytest.raises(ServeError) as caught:
+            await submit(question())
+        assert caught.value.code == "TL-SERVE-FULL"
+        assert (caught.value.facts["seconds"], caught.value.facts["waiting"], caught.value.facts["status"]) == (
+            7,
+            2,
+            503,
+        )
+        # A place is free again as soon as somebody gives up.
+        await streams[0].aclose()
+        last = await submit(question())
+        assert [piece.text async for piece in last] == ["Hi", " there", "! 🪨", ""]
+        assert engine.pending == 3
 
     asyncio.run(main())
 
 
-def test_a_queue_of_none_still_serves(answerer: Answerer, slow: None) -> None:
+def test_a_queue_of_none_still_serves_as_many_as_are_answered_at_once() -> None:
     async def main() -> None:
-        async with queue_of(answerer, 0) as (_, submit):
-            stream = await submit(question(5))
-            with pytest.raises(ServeError, match="TL-SERVE-FULL"):
-                await submit(question(1))
-            assert (await reply_of(stream)).tokens == 5
+        submit = queue_of(ScriptedEngine(capacity=2), 0)
+        streams = [await submit(question()) for _ in range(2)]
+        with pytest.raises(ServeError, match="TL-SERVE-FULL"):
+            await submit(question())
+        assert [piece.finish async for piece in streams[0]][-1] == "stop"
+        await submit(question())
 
     asyncio.run(main())
 
 
-def test_many_at_once_never_pass_the_bound(answerer: Answerer, slow: None) -> None:
-    """However the engine's thread takes them: of what comes while an answer is written, `length` wait."""
+class Slow(ScriptedEngine):
+    """Takes its time to accept a query, which counts from then on."""
+
+    async def submit(self, query: Query) -> ScriptedStream:
+        await asyncio.sleep(0.05)
+        return await super().submit(query)
+
+
+@pytest.mark.parametrize("kind", [ScriptedEngine, Slow])
+def test_many_at_once_never_pass_the_bound(kind: type[ScriptedEngine]) -> None:
+    """However long an engine takes to accept them: of nine that come at once, those of the bound are let in."""
 
     async def main() -> None:
-        async with queue_of(answerer, 3) as (engine, submit):
-            streams = await asyncio.gather(*(submit(question(100)) for _ in range(9)), return_exceptions=True)
-            refused = [s for s in streams if isinstance(s, BaseException)]
-            assert len(refused) == 5
-            assert {getattr(error, "code", "") for error in refused} == {"TL-SERVE-FULL"}
-            assert engine.pending == 4
+        engine = kind(capacity=1)
+        submit = queue_of(engine, 3)
+        streams = await asyncio.gather(*(submit(question()) for _ in range(9)), return_exceptions=True)
+        refused = [s for s in streams if isinstance(s, BaseException)]
+        assert len(refused) == 5
+        assert {getattr(error, "code", "") for error in refused} == {"TL-SERVE-FULL"}
+        assert engine.pending == 4
 
     asyncio.run(main())
-    assert not [t for t in threading.enumerate() if t.name == "tuneloop-engine"]
 
 
-def test_a_server_that_ends_says_so_though_its_queue_is_full(answerer: Answerer, slow: None) -> None:
+def test_a_server_that_ends_says_so_though_its_queue_is_full() -> None:
     async def main() -> None:
-        async with queue_of(answerer, 0) as (engine, submit):
-            await submit(question(400))
-            await until(lambda: engine.busy)
-            closing = asyncio.ensure_future(asyncio.to_thread(engine.close, 1.0))
-            await until(lambda: not engine.open)
-            with pytest.raises(ServeError, match="TL-SERVE-CLOSING"):
-                await submit(question(1))
-            await closing
+        engine = ScriptedEngine(capacity=1)
+        submit = queue_of(engine, 0)
+        await submit(question())
+        engine.close()
+        with pytest.raises(ServeError, match="TL-SERVE-CLOSING"):
+            await submit(question())
 
     asyncio.run(main())

@@ -1,152 +1,61 @@
-"""The server over a real socket: the official client, the key, refusals, and clients that hang up."""
+"""The server over a real socket: the key, refusals, cancellation, and what is on the wire. Its engine is written down;
+`test_conformance.py` has a real one."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
-import threading
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from fastapi.routing import APIRoute
 
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine, Served, app_of, serving
 from tuneloop.base.errors import MachineError, ServeError
-from tuneloop.inference.generate import Answerer
-from tuneloop.inference.tokenizer import load_tokenizer
-from tuneloop.model.load import load_model
-from tuneloop.recipe.schema import ServePart
 from tuneloop.serving import api
-from tuneloop.serving.admission import admission_steps
-from tuneloop.serving.engine import Engine
-from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.engine import Piece, Query
 
-NAME = "tiny:v1"
 KEY = "s3cret-ключ"
-CHAT: list[Any] = [{"role": "user", "content": "Who are you?"}]
-
-
-class Pace:
-    """Counts the model's tokens and makes each take `seconds`."""
-
-    def __init__(self, model: Any) -> None:
-        self.tokens, self.seconds = 0, 0.0
-        model.register_forward_pre_hook(self._wait)
-
-    def _wait(self, *_: Any) -> None:
-        self.tokens += 1
-        time.sleep(self.seconds)
-
-
-@dataclass
-class Served:
-    url: str
-    engine: TorchEngine
-    pace: Pace
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30, **options)
-
-    def post(self, body: Any, **options: Any) -> httpx.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.post(f"{self.url}/v1/chat/completions", content=content, timeout=30, **options)
-
-    def until(self, condition: Any) -> None:
-        end = time.monotonic() + 15
-        while not condition():
-            assert time.monotonic() < end, "waited too long"
-            time.sleep(0.005)
-
-
-def app_of(engine: Engine, key: str | None, queue: int = 8) -> Any:
-    settings = ServePart(queue=queue)
-    steps = admission_steps(settings, engine, key)
-    return api.create_app(engine, model_name=NAME, admission=steps, max_new_tokens=settings.max_new_tokens)
-
-
-@contextmanager
-def serving(answerer: Answerer, *, key: str | None = None, queue: int = 8) -> Iterator[Served]:
-    """A real server on a free loopback port, in a thread."""
-    pace = Pace(answerer.model)
-    engine = TorchEngine(answerer)
-    bound = api.listen("127.0.0.1", 0)
-    app = app_of(engine, key, queue)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        yield Served(f"http://127.0.0.1:{bound.getsockname()[1]}", engine, pace)
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-        assert not engine.open
-
-
-def make(tiny_model: Path) -> Answerer:
-    answerer = Answerer(load_model(tiny_model), load_tokenizer(tiny_model))
-    answerer.stops = frozenset()  # a random model might end early; these tests need answers of known length
-    return answerer
+CHATS, TEXTS, VECTORS, LABELS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> Iterator[Served]:
-    with serving(make(tiny_model)) as made:
-        yield made
+def served() -> Iterator[Served]:
+    with serving(ScriptedEngine()) as one:
+        yield one
+
+
+def endless(query: Query) -> Iterator[Piece]:
+    """An answer of 400 tokens to each choice, in turns."""
+    for _ in range(400):
+        for choice in range(query.n):
+            yield Piece(choice, "x", tokens=1)
+    for choice in range(query.n):
+        yield Piece(choice, finish="length")
 
 
 @pytest.fixture
-def slow(served: Served) -> Iterator[Served]:
-    served.pace.seconds = 0.02
-    yield served
-    served.pace.seconds = 0.0
-    served.until(lambda: not served.engine.busy and not served.engine.waiting)
+def slow() -> Iterator[Served]:
+    engine = ScriptedEngine(endless)
+    engine.seconds = 0.02
+    with serving(engine) as one:
+        yield one
 
 
-def test_the_official_client(served: Served) -> None:
-    reply = served.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=12)
-    expected = served.engine._counter.answer([CHAT], max_new_tokens=12)[0]
-    assert reply.choices[0].message.content == expected.text
-    assert reply.choices[0].message.role == "assistant"
-    assert reply.choices[0].finish_reason == "length"
-    assert reply.usage is not None
-    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (expected.prompt_tokens, 12)
-    assert reply.usage.total_tokens == expected.prompt_tokens + 12
-    assert reply.model == NAME
-    assert abs(reply.created - time.time()) < 60
+# What is on the wire
 
 
-def test_the_official_client_streaming(served: Served) -> None:
-    whole = served.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=40)
-    chunks = list(
-        served.client().chat.completions.create(
-            model=NAME, messages=CHAT, max_tokens=40, stream=True, stream_options={"include_usage": True}
-        )
-    )
-    assert chunks[0].choices[0].delta.role == "assistant"
-    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole.choices[0].message.content
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
-    assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
-    assert all(c.usage is None for c in chunks[:-1])
-    assert len({c.id for c in chunks}) == 1
-    assert len(chunks) > 5
-
-
-def test_what_is_on_the_wire(served: Served) -> None:
-    with httpx.stream(
-        "POST", f"{served.url}/v1/chat/completions", timeout=30,
-        json={"model": NAME, "messages": CHAT, "max_tokens": 30, "temperature": 1.2, "seed": 5, "stream": True},
-    ) as reply:  # fmt: skip
+def test_events(served: Served) -> None:
+    body = {"model": NAME, "messages": CHAT, "stream": True}
+    with httpx.stream("POST", f"{served.url}{CHATS}", timeout=30, json=body) as reply:
         assert reply.status_code == 200
         assert reply.headers["content-type"].startswith("text/event-stream")
         assert reply.headers["cache-control"] == "no-cache"
@@ -155,189 +64,311 @@ def test_what_is_on_the_wire(served: Served) -> None:
     assert events[-1] == ""
     assert events[-2] == "data: [DONE]"
     assert all(e.startswith("data: ") for e in events[:-1])
-    assert "usage" not in events[0]
+    chunks = [json.loads(e.removeprefix("data: ")) for e in events[:-2]]
+    assert "usage" not in chunks[0]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Hi there! 🪨"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_the_asynchronous_client_side_by_side(served: Served) -> None:
-    async def main() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-            asked = [
-                client.chat.completions.create(model=NAME, messages=CHAT, max_tokens=8, temperature=1.0, seed=s)
-                for s in (1, 2, 1)
-            ]
-            return [r.choices[0].message.content or "" for r in await asyncio.gather(*asked)]
-
-    one, two, three = asyncio.run(main())
-    assert one == three != two
-
-
-def test_stop_texts(served: Served) -> None:
-    full = served.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=40).choices[0]
-    text = full.message.content or ""
-    stop = text[len(text) // 2 :][:3]
-    cut = served.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=40, stop=stop).choices[0]
-    assert cut.finish_reason == "stop"
-    assert cut.message.content == text[: text.index(stop)]
+def test_usage_comes_last_where_it_is_wanted(served: Served) -> None:
+    for path, body in ((CHATS, {"messages": CHAT}), (TEXTS, {"prompt": "a"})):
+        options = {"model": NAME, "stream": True, "stream_options": {"include_usage": True}}
+        lines = served.post({**options, **body}, path).text.split("\n\n")
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+        assert all(chunk["usage"] is None for chunk in chunks[:-1])
+        assert chunks[-1]["choices"] == []
+        assert chunks[-1]["usage"] == {
+            "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 3},
+        }  # fmt: skip
 
 
-def test_models(served: Served) -> None:
-    assert [m.id for m in served.client().models.list()] == [NAME]
+def test_vectors_in_both_encodings(served: Served) -> None:
+    for text in ("a", ["a"], [1, 2], [[1, 2]]):
+        reply = served.post({"model": "encoder", "input": text, "encoding_format": "base64"}, VECTORS).json()
+        assert struct.unpack("<3f", base64.b64decode(reply["data"][0]["embedding"])) == (1.0, -2.0, 0.25)
+        reply = served.post({"model": "encoder", "input": text}, VECTORS).json()
+        assert reply["data"] == [{"object": "embedding", "index": 0, "embedding": [1.0, -2.0, 0.25]}]
+        assert reply["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert served.engine.queries[-1].prompt == (1, 2)
+    reply = served.post({"model": "encoder", "input": ["a", "b", "c"]}, VECTORS).json()
+    assert [one["index"] for one in reply["data"]] == [0, 1, 2]
+
+
+def test_labels(served: Served) -> None:
+    reply = served.post({"model": "sorter", "input": "Fine."}, LABELS)
+    assert reply.json() == {
+        "object": "classification", "model": "sorter", "label": "good", "scores": {"good": 0.75, "bad": 0.25},
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }  # fmt: skip
+    assert served.engine.queries[-1].chat == [{"role": "user", "content": "Fine."}]
+
+
+def test_models_name_their_base(served: Served) -> None:
+    models = {m["id"]: m for m in httpx.get(f"{served.url}/v1/models").json()["data"]}
+    assert list(models) == [NAME, "tiny:adapter", "sorter", "encoder"]
+    assert (models[NAME]["parent"], models[NAME]["root"], models[NAME]["max_model_len"]) == (None, NAME, 512)
+    assert (models["tiny:adapter"]["parent"], models["tiny:adapter"]["root"]) == (NAME, NAME)
+    assert httpx.get(f"{served.url}/v1/models/tiny:adapter").json() == models["tiny:adapter"]
     assert served.client().models.retrieve(NAME).owned_by == "tuneloop"
-    with pytest.raises(openai.NotFoundError):
-        served.client().models.retrieve("gpt-4o")
+    reply = httpx.get(f"{served.url}/v1/models/tyni:adaptr")
+    assert reply.status_code == 404
+    assert "tiny:adapter" in reply.json()["error"]["message"]
 
 
-def test_health(served: Served) -> None:
-    assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
+def test_health_and_readiness() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, key="k") as one:
+        for path in ("/healthz", "/health", "/ready"):
+            assert httpx.get(one.url + path).json() == {"status": "ok"}
+        engine.ready = False
+        assert httpx.get(f"{one.url}/healthz").status_code == 200
+        reply = httpx.get(f"{one.url}/ready")
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "7")
+        assert reply.json()["error"]["code"] == "TL-SERVE-LOADING"
+        engine.open = False
+        for path in ("/healthz", "/health", "/ready"):
+            reply = httpx.get(one.url + path)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "TL-SERVE-CLOSING")
+
+
+# Refusals
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code", "param"),
+    ("path", "body", "status", "code", "param"),
     [
-        (b"{", 400, "TL-SERVE-REQUEST", None),
-        (b"", 400, "TL-SERVE-REQUEST", None),
-        (b"\xff\xfe", 400, "TL-SERVE-REQUEST", None),
-        (b"[" * 100_000, 400, "TL-SERVE-REQUEST", None),
-        ({"model": NAME}, 400, "TL-SERVE-REQUEST", "messages"),
-        ({"model": NAME, "messages": CHAT, "temperature": 9}, 400, "TL-SERVE-REQUEST", "temperature"),
-        ({"model": NAME, "messages": CHAT, "n": 2}, 400, "TL-SERVE-UNSUPPORTED", "n"),
-        ({"model": NAME, "messages": CHAT, "max_tokens": 10_000}, 400, "TL-SERVE-ROOM", "max_tokens"),
-        ({"model": NAME, "messages": [{"role": "user", "content": "x " * 3000}]}, 400, "TL-SERVE-CONTEXT", "messages"),
-        ({"model": "gpt-4o", "messages": CHAT}, 404, "TL-SERVE-MODEL", "model"),
-        (b" " * (api.MOST_BYTES + 1), 413, "TL-SERVE-BODY", None),
+        (CHATS, b"{", 400, "TL-SERVE-REQUEST", None),
+        (CHATS, b"", 400, "TL-SERVE-REQUEST", None),
+        (CHATS, b"\xff\xfe", 400, "TL-SERVE-REQUEST", None),
+        (CHATS, b"[" * 100_000, 400, "TL-SERVE-REQUEST", None),
+        (CHATS, {"model": NAME}, 400, "TL-SERVE-REQUEST", "messages"),
+        (CHATS, {"model": NAME, "messages": CHAT, "temperature": 9}, 400, "TL-SERVE-REQUEST", "temperature"),
+        (CHATS, {"model": NAME, "messages": CHAT, "verbosity": "low"}, 400, "TL-SERVE-UNSUPPORTED", "verbosity"),
+        (CHATS, {"model": "gpt-4o", "messages": CHAT}, 404, "TL-SERVE-MODEL", "model"),
+        (CHATS, b" " * (api.MOST_BYTES + 1), 413, "TL-SERVE-BODY", None),
+        (TEXTS, {"model": NAME}, 400, "TL-SERVE-REQUEST", "prompt"),
+        (TEXTS, {"model": NAME, "prompt": []}, 400, "TL-SERVE-REQUEST", "prompt"),
+        (TEXTS, {"model": NAME, "prompt": None}, 400, "TL-SERVE-REQUEST", "prompt"),
+        (TEXTS, {"model": NAME, "prompt": [[]]}, 400, "TL-SERVE-REQUEST", "prompt.0"),
+        (TEXTS, {"model": NAME, "prompt": [1, -1]}, 400, "TL-SERVE-REQUEST", "prompt.1"),
+        (TEXTS, {"model": NAME, "prompt": [1, 2**31]}, 400, "TL-SERVE-REQUEST", "prompt.1"),
+        (TEXTS, {"model": NAME, "prompt": ["a", 1]}, 400, "TL-SERVE-REQUEST", "prompt.1"),
+        (TEXTS, {"model": NAME, "prompt": ["a"] * 2049}, 400, "TL-SERVE-REQUEST", "prompt"),
+        (TEXTS, {"model": NAME, "prompt": "a", "max_tokens": 0}, 400, "TL-SERVE-REQUEST", "max_tokens"),
+        (TEXTS, {"model": NAME, "prompt": "a", "logprobs": True}, 400, "TL-SERVE-REQUEST", "logprobs"),
+        (TEXTS, {"model": NAME, "prompt": "a", "logprobs": 21}, 400, "TL-SERVE-REQUEST", "logprobs"),
+        (TEXTS, {"model": NAME, "prompt": "a", "best_of": 2}, 400, "TL-SERVE-UNSUPPORTED", "best_of"),
+        (TEXTS, {"model": NAME, "prompt": "a", "suffix": "b"}, 400, "TL-SERVE-UNSUPPORTED", "suffix"),
+        (TEXTS, {"model": NAME, "prompt": "a", "messages": CHAT}, 400, "TL-SERVE-REQUEST", "messages"),
+        (VECTORS, {"model": NAME, "input": "a"}, 400, "TL-SERVE-TASK", "model"),
+        (VECTORS, {"model": "encoder", "input": "a", "dimensions": 8}, 400, "TL-SERVE-UNSUPPORTED", "dimensions"),
+        (VECTORS, {"model": "encoder", "input": "a", "encoding_format": "hex"}, 400, "TL-SERVE-REQUEST", "encoding_format"),
+        (VECTORS, {"model": "gpt-4o", "input": "a"}, 404, "TL-SERVE-MODEL", "model"),
+        (LABELS, {"model": NAME, "input": "a"}, 400, "TL-SERVE-NO-LABELS", "model"),
+        (LABELS, {"model": "sorter", "input": ""}, 400, "TL-SERVE-REQUEST", "input"),
+        (LABELS, {"model": "sorter", "input": ["a"]}, 400, "TL-SERVE-REQUEST", "input"),
     ],
     ids=lambda value: None if isinstance(value, dict | bytes) else str(value),
-)
-def test_refusals(served: Served, body: Any, status: int, code: str, param: str | None) -> None:
-    reply = served.post(body)
+)  # fmt: skip
+def test_refusals(served: Served, path: str, body: Any, status: int, code: str, param: str | None) -> None:
+    reply = served.post(body, path)
     assert reply.status_code == status
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param)
     assert error["message"]
+    assert served.engine.pending == 0
 
 
-def test_a_chat_that_the_template_refuses(tiny_model: Path) -> None:
-    answerer = make(tiny_model)
-    answerer.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with serving(answerer) as refusing:
-        reply = refusing.post({"model": NAME, "messages": CHAT})
-    assert reply.status_code == 400
-    assert reply.json()["error"]["code"] == "TL-DATA-TEMPLATE"
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16"]
+)
+def test_bodies_that_are_not_sent_as_json(served: Served, kind: str) -> None:
+    reply = served.post({"model": NAME, "messages": CHAT}, headers={"Content-Type": kind})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (415, "TL-SERVE-CONTENT-TYPE")
+
+
+def test_a_body_that_says_that_it_is_too_large_is_not_read(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 40}\r\n\r\n{{".encode())
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_errors_of_the_engine_name_the_field(served: Served) -> None:
+    cases = [
+        (CHATS, {"messages": CHAT}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "messages"),
+        (TEXTS, {"prompt": "a"}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "prompt"),
+        (TEXTS, {"prompt": [5]}, ServeError("TL-SERVE-TOKEN", token="x", id=5), "prompt"),
+        (CHATS, {"messages": CHAT, "max_completion_tokens": 9}, ServeError("TL-SERVE-ROOM", param="max_tokens"), "max_completion_tokens"),
+        (CHATS, {"messages": CHAT, "tools": [TOOL]}, ServeError("TL-SERVE-UNSUPPORTED", param="tools", got="[1]"), "tools"),
+    ]  # fmt: skip
+    for path, body, error, param in cases:
+        for stream in (False, True):
+            served.engine.refusal = error
+            reply = served.post({"model": NAME, "stream": stream, **body}, path)
+            served.engine.refusal = None
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+            served.engine.failure, served.engine.fails_after = error, 0
+            reply = served.post({"model": NAME, "stream": stream, **body}, path)
+            served.engine.failure = None
+            assert f'"param":"{param}"' in reply.text
 
 
 def test_the_clients_own_error_types(served: Served) -> None:
     client = served.client()
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model=NAME, messages=CHAT, n=3)
-    assert bad.value.code == "TL-SERVE-UNSUPPORTED"
+        client.chat.completions.create(model=NAME, messages=CHAT, verbosity="low")
+    assert (bad.value.code, bad.value.param) == ("TL-SERVE-UNSUPPORTED", "verbosity")
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="other", messages=CHAT)
     assert missing.value.code == "TL-SERVE-MODEL"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.BadRequestError):
         client.embeddings.create(model=NAME, input="x")
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model=NAME, prompt="x")
 
 
 def test_unknown_paths_and_methods(served: Served) -> None:
     reply = httpx.get(f"{served.url}/v2/nothing")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "TL-SERVE-ROUTE")
-    reply = httpx.get(f"{served.url}/v1/chat/completions")
+    reply = httpx.get(f"{served.url}{CHATS}")
     assert (reply.status_code, reply.json()["error"]["code"]) == (405, "TL-SERVE-METHOD")
     assert reply.headers["allow"] == "POST"
-    for path in ("docs", "redoc", "openapi.json"):
+    for path in ("docs", "redoc"):
         assert httpx.get(f"{served.url}/{path}").status_code == 404
+    assert httpx.get(f"{served.url}/openapi.json").json()["openapi"].startswith("3.1")
 
 
-def test_a_client_that_hangs_up_while_streaming(slow: Served) -> None:
-    stream = slow.client().chat.completions.create(
-        model=NAME, messages=CHAT, max_tokens=400, temperature=1.0, seed=1, stream=True
-    )
-    next(stream)
-    slow.until(lambda: slow.engine.busy)
-    at = slow.pace.tokens
-    stream.close()
-    slow.until(lambda: not slow.engine.busy)
-    assert slow.pace.tokens < at + 100
+def test_a_full_queue() -> None:
+    engine = ScriptedEngine(endless, capacity=1)
+    engine.seconds = 0.02
+    with serving(engine, queue=0) as full:
+        stream = full.client().chat.completions.create(model=NAME, messages=CHAT, stream=True)
+        next(stream)
+        for path, body in (
+            (CHATS, {"messages": CHAT}),
+            (TEXTS, {"prompt": ["a", "b"]}),
+            (VECTORS, {"model": "encoder", "input": "a"}),
+        ):
+            reply = full.post({"model": NAME, **body}, path)
+            assert reply.status_code == 503
+            assert int(reply.headers["retry-after"]) >= 1
+            assert reply.json()["error"]["code"] == "TL-SERVE-FULL"
+        reply = full.post({"model": NAME, "messages": CHAT, "stream": True})
+        assert reply.json()["error"]["code"] == "TL-SERVE-FULL"
+        stream.close()
 
 
-def test_a_client_that_hangs_up_while_it_waits_for_a_whole_answer(slow: Served) -> None:
-    body = {"model": NAME, "messages": CHAT, "max_tokens": 400, "temperature": 1.0, "seed": 1}
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServeError("TL-SERVE-FAILED", error="a kernel is missing"),
+        ServeError("TL-SERVE-DOWN", status=503, error="x", seconds=2),
+    ],
+)
+def test_a_failure_after_the_first_byte_is_an_event(error: ServeError) -> None:
+    engine = ScriptedEngine()
+    with serving(engine) as broken:
+        engine.failure = error
+        with pytest.raises(openai.APIError) as caught:
+            list(broken.client().chat.completions.create(model=NAME, messages=CHAT, stream=True))
+        assert caught.value.code == error.code
+        reply = broken.post({"model": NAME, "messages": CHAT})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (error.facts.get("status", 500), error.code)
+        engine.failure = None
+        assert broken.post({"model": NAME, "messages": CHAT}).status_code == 200
+        assert engine.pending == 0
+
+
+def test_a_fault_of_ours_is_an_error_without_its_words() -> None:
+    engine = ScriptedEngine(lambda query: (_ for _ in ()).throw(ZeroDivisionError("secret")))
+    with serving(engine) as broken:
+        reply = broken.post({"model": NAME, "messages": CHAT})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "TL-SERVE-FAILED")
+        assert "secret" not in reply.text
+        reply = broken.post({"model": NAME, "messages": CHAT, "stream": True})
+        assert '"code":"TL-SERVE-FAILED"' in reply.text
+        assert "secret" not in reply.text
+        assert engine.pending == 0
+
+
+# Clients that go away
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("path", "body"), [(CHATS, {"messages": CHAT}), (TEXTS, {"prompt": ["a", "b"]})])
+def test_a_client_that_hangs_up_while_streaming(slow: Served, path: str, body: dict[str, Any], n: int) -> None:
+    with httpx.stream("POST", slow.url + path, json={"model": NAME, "stream": True, "n": n, **body}) as reply:
+        next(reply.iter_raw())
+        assert slow.engine.pending
+    slow.until(lambda: not slow.engine.pending)
+    assert all(one.closed and one.given < 300 for one in slow.engine.streams)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHATS, {"messages": CHAT}),
+        (TEXTS, {"prompt": ["a", "b"]}),
+        (VECTORS, {"input": ["a", "b"], "model": "encoder"}),
+    ],
+)
+def test_a_client_that_hangs_up_while_it_waits_for_a_whole_answer(
+    slow: Served, path: str, body: dict[str, Any], n: int
+) -> None:
+    more = {} if path == VECTORS else {"n": n}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{slow.url}/v1/chat/completions", json=body, timeout=0.3)
-    at = slow.pace.tokens
-    slow.until(lambda: not slow.engine.busy)
-    assert slow.pace.tokens < at + 100
+        httpx.post(slow.url + path, json={"model": NAME, **more, **body}, timeout=0.3)
+    slow.until(lambda: not slow.engine.pending)
+    assert all(one.closed and one.given < 300 for one in slow.engine.streams)
 
 
-def test_a_client_that_hangs_up_in_the_queue(slow: Served) -> None:
-    body = {"model": NAME, "messages": CHAT, "max_tokens": 400, "temperature": 1.0, "seed": 1}
-    first = slow.client().chat.completions.create(**body, stream=True)
-    next(first)
-    slow.until(lambda: slow.engine.busy)
-    for stream in (True, False):
-        content = json.dumps({**body, "stream": stream}).encode()
-        with socket.create_connection(slow.url.removeprefix("http://").split(":")) as raw:  # type: ignore[arg-type]
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-            raw.sendall(head.encode() + content)
-            slow.until(lambda: slow.engine.waiting == 1)
-        slow.until(lambda: slow.engine.waiting == 0)
-        assert slow.engine.busy
-    first.close()
+def test_a_client_that_hangs_up_while_it_sends(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+    assert served.post({"model": NAME, "messages": CHAT}).status_code == 200
 
 
 def test_the_server_answers_others_while_it_generates(slow: Served) -> None:
-    stream = slow.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=200, stream=True)
+    stream = slow.client().chat.completions.create(model=NAME, messages=CHAT, stream=True)
     next(stream)
     began = time.monotonic()
     for _ in range(10):
         assert httpx.get(f"{slow.url}/healthz").status_code == 200
-    assert slow.post({"model": NAME, "messages": CHAT, "max_tokens": 10_000}).status_code == 400
-    assert slow.engine.busy
+    assert slow.post({"model": NAME, "messages": CHAT, "n": 0}).status_code == 400
+    assert slow.engine.pending == 1
     assert time.monotonic() - began < 4
     stream.close()
 
 
-def test_a_full_queue(tiny_model: Path) -> None:
-    with serving(make(tiny_model), queue=0) as full:
-        full.pace.seconds = 0.02
-        stream = full.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=400, stream=True)
-        next(stream)
-        for streaming in (False, True):
-            reply = full.post({"model": NAME, "messages": CHAT, "stream": streaming})
-            assert reply.status_code == 503
-            assert int(reply.headers["retry-after"]) >= 1
-            assert reply.json()["error"]["code"] == "TL-SERVE-FULL"
-        stream.close()
+def test_the_asynchronous_client_is_cancelled_as_well(slow: Served) -> None:
+    async def main() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0) as client:
+            task = asyncio.ensure_future(client.chat.completions.create(model=NAME, messages=CHAT, n=2))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    slow.until(lambda: not slow.engine.pending)
 
 
-def test_a_failure_after_the_first_byte_is_an_event(tiny_model: Path) -> None:
-    answerer = make(tiny_model)
-    with serving(answerer) as broken:
-
-        def fail(*_: Any) -> None:
-            if broken.pace.tokens > 5:
-                raise RuntimeError("a kernel is missing")
-
-        hook = answerer.model.register_forward_pre_hook(fail)
-        with pytest.raises(openai.APIError) as caught:
-            list(broken.client().chat.completions.create(model=NAME, messages=CHAT, max_tokens=50, stream=True))
-        assert caught.value.code == "TL-SERVE-FAILED"
-        broken.pace.tokens = 0
-        reply = broken.post({"model": NAME, "messages": CHAT, "max_tokens": 50})
-        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "TL-SERVE-FAILED")
-        hook.remove()
-        assert broken.post({"model": NAME, "messages": CHAT, "max_tokens": 2}).status_code == 200
+# The key
 
 
-def test_every_route_wants_the_key(tiny_model: Path) -> None:
+def test_every_route_wants_the_key() -> None:
     """All routes of the application are walked: one that is added later is tested here without anybody's thought."""
-    engine = TorchEngine(make(tiny_model))
-    routes = [r for r in app_of(engine, KEY).routes]
-    engine.close()
-    assert {getattr(r, "path", "") for r in routes} >= {"/healthz", "/v1/models", "/v1/chat/completions"}
+    routes = [r for r in app_of(ScriptedEngine(), KEY).routes]
+    open_to_all = {"/healthz", "/health", "/ready"}
+    assert {getattr(r, "path", "") for r in routes} >= {*open_to_all, "/v1/models", CHATS, "/metrics", "/openapi.json"}
     for route in routes:
         assert isinstance(route, APIRoute), f"{route} would pass by the dependencies"
-    with serving(make(tiny_model), key=KEY) as locked:
+    with serving(ScriptedEngine(), key=KEY) as locked:
         for route in routes:
             assert isinstance(route, APIRoute)
             for method in route.methods:
@@ -345,7 +376,7 @@ def test_every_route_wants_the_key(tiny_model: Path) -> None:
                 basic: dict[str, Any] = {"Authorization": f"Basic {KEY[:6]}"}
                 for headers in ({}, bearer("wrong"), bearer(KEY[:-1]), {"Authorization": "Bearer"}, basic):
                     reply = httpx.request(method, url, headers=headers, content=b"{")
-                    expected = 200 if route.path == "/healthz" else 401
+                    expected = 200 if route.path in open_to_all else 401
                     assert reply.status_code == expected, (method, url, headers)
                     if expected == 401:
                         assert reply.json()["error"]["code"] == "TL-SERVE-KEY"
@@ -356,8 +387,8 @@ def bearer(key: str) -> dict[str, Any]:
     return {"Authorization": f"Bearer {key}".encode()}
 
 
-def test_the_right_key(tiny_model: Path) -> None:
-    with serving(make(tiny_model), key="right-key\n") as locked:
+def test_the_right_key() -> None:
+    with serving(ScriptedEngine(), key="right-key\n") as locked:
         client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="right-key", max_retries=0)
         assert client.chat.completions.create(model=NAME, messages=CHAT, max_tokens=2).choices
         assert httpx.get(f"{locked.url}/v1/models", headers={"Authorization": "bearer  right-key"}).status_code == 200
@@ -365,17 +396,18 @@ def test_the_right_key(tiny_model: Path) -> None:
             locked.client().models.list()
 
 
-def test_a_key_of_other_letters(tiny_model: Path) -> None:
-    with serving(make(tiny_model), key=KEY) as locked:
+def test_a_key_of_other_letters() -> None:
+    with serving(ScriptedEngine(), key=KEY) as locked:
         assert httpx.get(f"{locked.url}/v1/models", headers=bearer(KEY)).status_code == 200
 
 
-def test_an_empty_key_is_no_key(tiny_model: Path) -> None:
-    engine = TorchEngine(make(tiny_model))
+def test_an_empty_key_is_no_key() -> None:
     for key in ("", "  \n"):
         with pytest.raises(ServeError, match="TL-SERVE-KEY-EMPTY"):
-            app_of(engine, key)
-    engine.close()
+            app_of(ScriptedEngine(), key)
+
+
+# The socket, and what the server's process loads
 
 
 def test_a_port_in_use() -> None:
@@ -393,3 +425,12 @@ def test_a_port_in_use() -> None:
 def test_hosts_that_are_not_here(host: str) -> None:
     with pytest.raises(MachineError, match="TL-MACHINE-PORT"):
         api.listen(host, 0)
+
+
+def test_the_server_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, tuneloop.serving.api, tuneloop.serving.parsing; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

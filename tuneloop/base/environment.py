@@ -29,6 +29,8 @@ class Environment:
     """HF_ENDPOINT: another address for the model hub; empty means the library's own."""
     endpoint_key: str = field(repr=False)
     """TUNELOOP_ENDPOINT_KEY: the key for an endpoint (`prepare.augment.endpoint`, --endpoint); it is in no file."""
+    upstream_key: str = field(repr=False)
+    """TUNELOOP_UPSTREAM_KEY: the key for the upstreams of `tuneloop serve`; it is in no file."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -65,6 +67,7 @@ def environment() -> Environment:
         offline=_flag("TUNELOOP_OFFLINE") or _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
         hub_endpoint=get("HF_ENDPOINT", ""),
         endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
+        upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

@@ -24,6 +24,7 @@ CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizer
 EXTRAS = {
     "serve": ("fastapi", "uvicorn"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
     "postgres": ("psycopg",), "qlora": ("bitsandbytes",), "gguf": ("xllamacpp",), "dvc": ("dvc",), "eval": ("lm_eval",),
+    "schema": ("llguidance",),
 }  # fmt: skip
 
 

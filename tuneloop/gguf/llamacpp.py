@@ -7,36 +7,24 @@ weights (float16 for F16, 8 bits in blocks for the quantised ones) it does here 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.environment import cores
-from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
-from tuneloop.base.optional import need
-from tuneloop.gguf.llamacpp_child import STEP, receive, send
+from tuneloop.gguf.child import LlamaChild
+from tuneloop.gguf.llamacpp_child import STEP
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROOT = Path(__file__).parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from tuneloop.gguf.llamacpp_child import main; main()"
 PATIENCE = 1800.0
 """Seconds that llama.cpp may take for one answer: loading, or one forward pass of at most STEP tokens."""
-_LAST_LINES = 6
 
 
-class LlamaCpp:
+class LlamaCpp(LlamaChild):
     """llama.cpp with a GGUF file loaded, and LoRA adapters (`--lora`, scale 1) on it. Use it in a `with`.
 
     `context` is in tokens; `threads` are all cores that may be used where None. With `vocab_only` no weights are read
@@ -57,19 +45,7 @@ class LlamaCpp:
         vocab_only: bool = False,
         patience: float = PATIENCE,
     ) -> None:
-        need("xllamacpp", extra="gguf")
-        self.path = gguf
-        self._patience = patience
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        self._logged = 0
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(_ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            start_new_session=True,  # Ctrl-C is the parent's; the child ends with its standard input
-        )
+        super().__init__(gguf, "tuneloop.gguf.llamacpp_child", patience)
         try:
             about, _ = self._ask(
                 "load",
@@ -86,23 +62,6 @@ class LlamaCpp:
         self.vocabulary: int = about["vocabulary"]
         self.context: int = about["context"]
         self._ends: list[int] = about["ends"]
-
-    def __enter__(self) -> LlamaCpp:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child and wait for it."""
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout, self._log):
-            with contextlib.suppress(OSError):  # what was not yet written, to one that reads no more
-                if pipe is not None:
-                    pipe.close()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts; special tokens in a text are read as such, and none are added."""
@@ -158,51 +117,3 @@ class LlamaCpp:
 
         _, payload = self._ask("decode", ids=[int(n) for n in ids], start=start, outputs=outputs)
         return np.frombuffer(payload, np.float32).reshape(len(outputs), self.vocabulary).copy()
-
-    def _ask(self, what: str, **question: Any) -> tuple[dict[str, Any], bytes]:
-        """The child's answer. Raises TL-MODEL-LLAMACPP where it gives none, or a refusal."""
-        pipe_in, pipe_out = self._child.stdin, self._child.stdout
-        assert pipe_in is not None
-        assert pipe_out is not None
-        if self._child.poll() is None:  # of one that has ended, the words it ended with stay the last
-            self._logged = os.fstat(self._log.fileno()).st_size
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            self._child.kill()
-
-        timer = threading.Timer(self._patience, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            send(pipe_in, {"do": what, **question})  # type: ignore[arg-type]
-            answer = receive(pipe_out)  # type: ignore[arg-type]
-        except (OSError, ValueError):  # the pipe broke in the middle, or was closed
-            answer = None
-        except BaseException:  # Ctrl-C: what it would still say answers no later question
-            self._child.kill()
-            raise
-        finally:
-            timer.cancel()
-        if answer is None:
-            words = t("no answer within {seconds:g} seconds", seconds=self._patience) if late.is_set() else self._end()
-            raise self._error(words)
-        if error := answer[0].get("error"):
-            raise self._error(str(error))
-        return answer
-
-    def _end(self) -> str:
-        """How the child ended, in words."""
-        self._child.kill()  # one that lives and says nothing
-        code = self._child.wait()
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(code)
-        return t("it ended with {name}", name=name)
-
-    def _error(self, words: str) -> ModelError:
-        lines = [words]
-        if not self._log.closed:
-            self._log.seek(self._logged)
-            log = self._log.read().decode("utf-8", "replace").split("\n")
-            lines += [line for line in log if line.strip(" .\r")][-_LAST_LINES:]
-        return ModelError("TL-MODEL-LLAMACPP", where=str(self.path), error="\n".join(lines))

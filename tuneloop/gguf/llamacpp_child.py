@@ -8,49 +8,22 @@ also with its parent, in the middle of a computation too.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import queue
-import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+from tuneloop.base.frames import answers_pipe, receive, send
 from tuneloop.gguf.binding import F32_CACHE, NO_FLASH_ATTENTION, TokenBatch, llama_cpp
 
-HEAD = struct.Struct(">IQ")
-"""Lengths of the two parts of a frame: JSON, bytes."""
 STEP = 512
 """Tokens of one forward pass at most (n_batch and n_ubatch)."""
 
 
 class Refusal(Exception):
     """What llama.cpp, or this process, cannot do; its words go to the parent, and the process lives on."""
-
-
-def send(pipe: BinaryIO, header: dict[str, Any], payload: bytes = b"") -> None:
-    """Write one frame."""
-    text = json.dumps(header).encode()
-    pipe.write(HEAD.pack(len(text), len(payload)) + text)
-    pipe.write(payload)
-    pipe.flush()
-
-
-def receive(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame; None where the other side has ended.
-
-    >>> import io
-    >>> pipe = io.BytesIO()
-    >>> send(pipe, {"do": "x"}, b"12"), pipe.seek(0), receive(pipe), receive(pipe)
-    (None, 0, ({'do': 'x'}, b'12'), None)
-    """
-    head = pipe.read(HEAD.size)
-    if len(head) < HEAD.size:
-        return None
-    length, size = HEAD.unpack(head)
-    text, payload = pipe.read(length), pipe.read(size)
-    return (json.loads(text), payload) if len(text) == length and len(payload) == size else None
 
 
 class Session:
@@ -171,24 +144,28 @@ def _listen(pipe: BinaryIO, questions: queue.SimpleQueue[tuple[dict[str, Any], b
     os._exit(0)  # whatever the main thread is computing: nobody is there to hear it
 
 
-def main() -> None:
-    """Answer questions until standard input ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+def answer(session: Callable[[], Any]) -> None:
+    """Answer questions with the methods of a session until standard input ends."""
+    answers = answers_pipe()
     questions: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, questions), daemon=True).start()
     try:
-        session = Session()
+        methods = session()
     except (OSError, ValueError, AttributeError) as error:
         questions.get()
         return send(answers, {"error": str(error)})
     while True:
         question, _ = questions.get()
         try:
-            answer = getattr(session, question.pop("do"))(**question)
+            reply = getattr(methods, question.pop("do"))(**question)
         except Refusal as error:
-            answer = {"error": str(error)}
-        send(answers, *(answer if isinstance(answer, tuple) else (answer,)))
+            reply = {"error": str(error)}
+        send(answers, *(reply if isinstance(reply, tuple) else (reply,)))
+
+
+def main() -> None:
+    """Answer questions about a model with a context."""
+    answer(Session)
 
 
 if __name__ == "__main__":

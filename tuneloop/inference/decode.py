@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tuneloop.model.backbone import prefill_inputs, routers_off, unwrap, virtual_tokens
+
+if TYPE_CHECKING:
+    from tuneloop.inference.fast_step import FastStep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +38,11 @@ class Decoder:
     """The forward pass of a model that answers. `context` is its longest prompt and answer together, in tokens."""
 
     def __init__(self, model: nn.Module, context: int) -> None:
-        self.model, self.base = model, unwrap(model)
+        self.model, self.base, self.context = model, unwrap(model), context
         self.last_position = context - 1 + virtual_tokens(model)
-        self.options = {"use_cache": True, "logits_to_keep": 1, **routers_off(self.base)}
+        self.fast: FastStep | None = None
+        """A quicker way of a step of single tokens, for whoever has tried it (fast_step.py)."""
+        self.options = {"use_cache": True, **routers_off(self.base)}
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], pad: int) -> DecodeState:
@@ -53,21 +58,30 @@ class Decoder:
     @torch.no_grad()
     def step(self, state: DecodeState) -> Tensor:
         """logits [batch, vocabulary] of the next token of each row. A state is good for one step: its cache grows."""
+        logits: Tensor = self.logits(state, 1)[:, -1]
+        return logits
+
+    @torch.no_grad()
+    def logits(self, state: DecodeState, most: int) -> Tensor:
+        """logits [batch, most, vocabulary] of the last new tokens, `most` of them: a step that shows more of it."""
         output = self.base(
             **state.text,
             past_key_values=state.cache,
             attention_mask=state.mask,
             position_ids=state.positions,
+            logits_to_keep=most,
             **self.options,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def extended(self, state: DecodeState, tokens: Tensor) -> DecodeState:
-        """The state after a step: with the tokens int64 [batch] that were chosen as the new ones.
+        """The state after a step, with tokens int64 [batch] that were chosen, or [batch, new] of a prompt, as new ones.
 
         A row that has ended may go along: its position stays within the context.
         """
-        mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], -1)
-        positions = (state.positions[:, -1:] + 1).clamp(max=self.last_position)
-        return DecodeState(state.cache, mask, positions, {"input_ids": tokens.unsqueeze(-1)})
+        new = tokens if tokens.ndim == 2 else tokens.unsqueeze(-1)
+        mask = torch.cat([state.mask, state.mask.new_ones(new.shape)], -1)
+        further = torch.arange(1, new.shape[1] + 1, device=state.positions.device)
+        positions = (state.positions[:, -1:] + further).clamp(max=self.last_position)
+        return DecodeState(state.cache, mask, positions, {"input_ids": new})

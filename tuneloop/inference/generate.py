@@ -21,14 +21,13 @@ from tuneloop.data.tokens.templates import Chat, prompt_ids, stop_ids
 from tuneloop.inference.batch import MOST, DecodeBatch, Generation
 from tuneloop.inference.decode import Decoder
 from tuneloop.inference.sampling import Sampling
+from tuneloop.inference.text_stream import PIECE, TextStream, decoding, first_stop
 from tuneloop.model.backbone import has_sliding_window, longest, unwrap, virtual_tokens
 from tuneloop.model.kernels.prepacked import prepacked
 from tuneloop.model.vocabulary import require_rows
 
 PACKED = 4096
 """Tokens of prompts and answers from which it is worth while to lay the weights out for them."""
-PIECE = "\ufffd"
-"""What a tokenizer decodes an unfinished character to."""
 
 
 class Answerer:
@@ -117,10 +116,10 @@ class Answerer:
         ended = bool(tokens) and tokens[-1] in self.stops
         written = tokens[:-1] if ended else tokens
         text = self._text(written)
-        if _first_stop(text, stop) is not None:
+        if first_stop(text, stop) is not None:
             # A batch writes on behind a stop text; alone, the answer ends with the token that completes it.
             starts = ((k, self._text(written[:k])) for k in range(1, len(written) + 1))
-            tokens, text, cut = next((written[:k], x, c) for k, x in starts if (c := _first_stop(x, stop)) is not None)
+            tokens, text, cut = next((written[:k], x, c) for k, x in starts if (c := first_stop(x, stop)) is not None)
             text, ended = text[:cut], True
         else:
             text = text.rstrip(PIECE)  # the first bytes of a character whose others were not written
@@ -148,19 +147,16 @@ class Answerer:
         ids = self.prompt(chat)
         began = time.perf_counter()
         tokens: list[int] = []
-        sent = 0
-        hold = max((len(s) for s in stop if s), default=1) - 1
+        text, sent = TextStream(decoding(self.tokenizer), stop), 0
         for (token,) in self._decode([ids], max_new_tokens, Sampling(temperature, top_p, seed)):
             assert token is not None
             tokens.append(token)
-            text = self._text(tokens[:-1] if token in self.stops else tokens)
-            if _first_stop(text, stop) is not None:
+            piece = "" if token in self.stops else text.feed(token)
+            if piece and not text.stopped:
+                yield piece
+                sent += len(piece)
+            if text.stopped:
                 break
-            # A stop text may be half written, and so may a character: neither goes out before it is clear.
-            safe = len(text) - hold if not text.endswith(PIECE) else sent
-            if safe > sent:
-                yield text[sent:safe]
-                sent = safe
         reply = self._reply(tokens, len(ids), time.perf_counter() - began, stop)
         if len(reply.text) > sent:
             yield reply.text[sent:]
@@ -174,7 +170,7 @@ class Answerer:
         if longest >= self.context:
             raise ServeError("TL-SERVE-CONTEXT", tokens=longest, context=self.context)
         require_rows(self.model, self.tokenizer, prompts)
-        stopped = (lambda tokens: _first_stop(self._text(tokens), stop) is not None) if any(stop) else None
+        stopped = (lambda tokens: first_stop(self._text(tokens), stop) is not None) if any(stop) else None
         waiting = [
             Generation(p, min(most, self.context - len(p)), sampling, stopped)
             for p, sampling in zip(prompts, how, strict=True)
@@ -215,13 +211,3 @@ def _repetition_penalty(model: nn.Module) -> float:
     """
     config = getattr(unwrap(model), "generation_config", None)
     return float(getattr(config, "repetition_penalty", None) or 1.0)
-
-
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the earliest stop text begins.
-
-    >>> _first_stop("one END two", ("END", "two"))
-    4
-    """
-    places = [text.find(s) for s in stop if s and s in text]
-    return min(places) if places else None

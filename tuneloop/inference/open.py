@@ -59,11 +59,11 @@ def answerer(ref: str | Path, workspace: Path = Path()) -> Answerer | Classifier
         model = load_model(folder, head=Head("classifier", labels))
         return Classifier(placed(model), tokenizer, CLASSIFY, TaskContext(TrainPart(), tokenizer, labels))
     if labels:  # an exported reward model
-        return Scorer(placed(load_model(folder, head=Head("classifier", labels))), tokenizer, _system(folder))
-    return Answerer(placed(load_model(folder)), tokenizer, _system(folder))
+        return Scorer(placed(load_model(folder, head=Head("classifier", labels))), tokenizer, trained_system(folder))
+    return Answerer(placed(load_model(folder)), tokenizer, trained_system(folder))
 
 
-def _system(folder: Path) -> str | None:
+def trained_system(folder: Path) -> str | None:
     """The system prompt that an exported model was trained with."""
     try:
         provenance = json.loads((folder / "tuneloop.json").read_text(encoding="utf-8"))

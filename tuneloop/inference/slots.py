@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from tuneloop.inference.decode import Decoder, DecodeState
@@ -66,26 +66,27 @@ class _Layer(CacheLayerMixin):
         """No limit of its own."""
         return -1
 
-    def reserve(self, like: CacheLayerMixin, slots: int, columns: int, moved: tuple[slice, slice]) -> None:
-        """Make room for so many slots and columns; what lies in the first of two spans goes to the second."""
-        self.keys = self._grown(self.keys, like.keys, slots, columns, moved)
-        self.values = self._grown(self.values, like.values, slots, columns, moved)
+    def reserve(self, like: CacheLayerMixin, size: tuple[int, int], rows: int, moved: tuple[slice, slice]) -> None:
+        """Make room for `size` slots and columns; what `rows` hold in the first of two spans goes to the second."""
+        self.keys = self._grown(self.keys, like.keys, size, rows, moved)
+        self.values = self._grown(self.values, like.values, size, rows, moved)
         self.is_initialized = True
 
     @staticmethod
     def _grown(
-        old: Tensor | None, like: Tensor | None, slots: int, columns: int, moved: tuple[slice, slice]
+        old: Tensor | None, like: Tensor | None, size: tuple[int, int], rows: int, moved: tuple[slice, slice]
     ) -> Tensor | None:
         if like is None:
             return None
         source, target = moved
-        if old is not None and old.shape[2] >= columns:
-            old[:, :, target] = old[:, :, source].clone()
+        if old is not None and (old.shape[0], old.shape[2]) == size:
+            if source != target:
+                old[:rows, :, target] = old[:rows, :, source].clone()
             return old
         # Zeros, for what is never read must still be a number: nothing times no number is none.
-        fresh = like.new_zeros(slots, like.shape[1], columns, like.shape[3])
+        fresh = like.new_zeros(size[0], like.shape[1], size[1], like.shape[3])
         if old is not None:
-            fresh[:, :, target] = old[:, :, source]
+            fresh[:rows, :, target] = old[:rows, :, source]
         return fresh
 
 
@@ -100,50 +101,68 @@ def joinable(cache: Any) -> bool:
     )
 
 
-class SlotCache:
-    """The rows of a batch in slots, the first ones in use. `columns` is the longest row foreseen, prompt and answer."""
+def cache_of(layers: Sequence[CacheLayerMixin]) -> DynamicCache:
+    """A cache of these layers, each the keys and values of all its tokens: any beginning of it may be taken over."""
+    cache = DynamicCache()
+    cache.layers = list(layers)
+    return cache
 
-    def __init__(self, slots: int, columns: int = 0) -> None:
-        self.slots, self.foreseen = slots, columns
+
+class SlotCache:
+    """The rows of a batch in slots, the first ones in use. `columns` is the longest row foreseen, prompt and answer.
+
+    Without `tokens` all slots are there from the start; with it memory grows by need, and slots times columns are no
+    more than so many unless the rows themselves are.
+    """
+
+    def __init__(self, slots: int, columns: int = 0, tokens: int | None = None) -> None:
+        self.slots, self.foreseen, self.tokens = slots, columns, tokens
         self.lengths: list[int] = []
         """Tokens of each row in the cache, virtual ones counted."""
         self.places: list[int] = []
         """The position of each row's next token."""
         self._columns = _Columns()
         self._layers: list[_Layer] = []
-        self._capacity = 0
+        self._size = (0, 0)
+        """Slots and columns in memory."""
 
     def add(self, state: DecodeState) -> None:
         """Take in the rows of a state whose step has been made, behind those that are here."""
         mask = state.mask.bool().cpu()
         seen = [row.nonzero().squeeze(-1) for row in mask]
         longest = max(len(one) for one in seen)
-        self._make_room(state.cache.layers, longest)
-        end = self._columns.end
+        self._make_room(state.cache.layers, len(seen), longest)
         for n, one in enumerate(seen):
-            slot = len(self.lengths)
-            for mine, theirs in zip(self._layers, state.cache.layers, strict=True):
-                for name in ("keys", "values"):
-                    source, target = getattr(theirs, name), getattr(mine, name)
-                    if source is None:
-                        continue
-                    # A layer with a window has its last columns only; no later token looks at those before.
-                    shown = one - (mask.shape[1] - source.shape[2])
-                    shown = shown[shown >= 0].to(source.device)
-                    target[slot, :, end - len(shown) : end] = source[n].index_select(1, shown)
+            self._copy(state, n, one, mask.shape[1])
             self.lengths.append(len(one))
             self.places.append(int(state.positions[n, -1]) + 1)
-        self._columns.begin = end - max(self.lengths)
+        self._columns.begin = self._columns.end - max(self.lengths)
 
-    def remove(self, row: int) -> None:
-        """Give a slot back: the last row moves into it."""
+    def _copy(self, state: DecodeState, row: int, seen: Tensor, width: int) -> None:
+        """Lay what a row of a state has seen, columns of `width`, into the next slot."""
+        slot, end = len(self.lengths), self._columns.end
+        for mine, theirs in zip(self._layers, state.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                source, target = getattr(theirs, name), getattr(mine, name)
+                if source is None:
+                    continue
+                # A layer with a window has its last columns only; no later token looks at those before.
+                shown = seen - (width - source.shape[2])
+                shown = shown[shown >= 0].to(source.device)
+                if int(shown[-1]) - int(shown[0]) + 1 == len(shown):
+                    target[slot, :, end - len(shown) : end] = source[row, :, int(shown[0]) : int(shown[-1]) + 1]
+                else:
+                    target[slot, :, end - len(shown) : end] = source[row].index_select(1, shown)
+
+    def remove(self, row: int, *, clean: bool = False) -> None:
+        """Give a slot back: the last row moves into it. `clean` where it may hold what is no number."""
         last, end = len(self.lengths) - 1, self._columns.end
-        if row != last:
-            span = slice(end - self.lengths[last], end)
-            for layer in self._layers:
-                for tensor in (layer.keys, layer.values):
-                    if tensor is not None:
-                        tensor[row, :, span] = tensor[last, :, span]
+        span = slice(end - self.lengths[last], end)
+        for tensor in (t for layer in self._layers for t in (layer.keys, layer.values) if t is not None):
+            if clean:
+                tensor[row] = 0
+            if row != last:
+                tensor[row, :, span] = tensor[last, :, span]
         for column in (self.lengths, self.places):
             column[row] = column[last]
             column.pop()
@@ -151,34 +170,54 @@ class SlotCache:
 
     def step(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         """tokens int64 [rows], the newest of each -> logits [rows, vocabulary] of the next."""
-        self._make_room(self._layers, 0)
-        span, device = self._columns.end - self._columns.begin, tokens.device
-        before = span - torch.tensor(self.lengths, device=device)
-        mask = (torch.arange(span + 1, device=device) >= before[:, None]).long()
-        positions = torch.tensor(self.places, device=device).unsqueeze(-1)
-        logits = decoder.step(
-            DecodeState(Cache(layers=[*self._layers]), mask, positions, {"input_ids": tokens.unsqueeze(-1)})
-        )
+        self._make_room(self._layers, 0, 0)
+        logits = self._fast(decoder, tokens) if decoder.fast is not None else self._own(decoder, tokens)
         self._columns.end += 1
         self.lengths = [n + 1 for n in self.lengths]
         self.places = [n + 1 for n in self.places]
         return logits
 
-    def _make_room(self, layers: Sequence[CacheLayerMixin], longest: int) -> None:
-        """Room for rows of `longest` columns before the end, and for one column behind it."""
-        columns = self._columns
-        if longest <= columns.end < self._capacity:
+    def _fast(self, decoder: Decoder, tokens: Tensor) -> Tensor:
+        """The step without the model's modules; with them where a window is longer than was tried."""
+        begin, end, rows = self._columns.begin, self._columns.end + 1, len(self.lengths)
+        assert decoder.fast is not None
+        if end - begin > decoder.fast.longest:
+            return self._own(decoder, tokens)
+        pairs = [(layer.keys, layer.values) for layer in self._layers]
+        memory = [(k[:rows, :, begin:end], v[:rows, :, begin:end]) for k, v in pairs if k is not None and v is not None]
+        before = [end - 1 - begin - n for n in self.lengths]
+        return decoder.fast(tokens, torch.tensor(self.places, device=tokens.device), before, memory)
+
+    def _own(self, decoder: Decoder, tokens: Tensor) -> Tensor:
+        span, device = self._columns.end - self._columns.begin, tokens.device
+        before = span - torch.tensor(self.lengths, device=device)
+        mask = (torch.arange(span + 1, device=device) >= before[:, None]).long()
+        positions = torch.tensor(self.places, device=device).unsqueeze(-1)
+        return decoder.step(
+            DecodeState(Cache(layers=[*self._layers]), mask, positions, {"input_ids": tokens.unsqueeze(-1)})
+        )
+
+    def _make_room(self, layers: Sequence[CacheLayerMixin], joining: int, longest: int) -> None:
+        """Room for so many more rows, of `longest` columns before the end, and for one column behind it."""
+        columns, rows = self._columns, len(self.lengths)
+        if rows + joining <= self._size[0] and longest <= columns.end < self._size[1]:
             return
         span = columns.end - columns.begin
         end = max(span, longest)
-        if end >= self._capacity:
-            self._capacity = max(end, self.foreseen) + SLACK
+        if end >= self._size[1] or rows + joining > self._size[0]:
+            self._size = self._sized(rows + joining, max(end, self.foreseen) + SLACK)
         if not self._layers:
             self._layers = [_Layer(columns) for _ in layers]
         moved = slice(columns.begin, columns.end), slice(end - span, end)
         for mine, theirs in zip(self._layers, layers, strict=True):
-            mine.reserve(theirs, self.slots, self._capacity, moved)
+            mine.reserve(theirs, self._size, rows, moved)
         columns.begin, columns.end = end - span, end
+
+    def _sized(self, rows: int, columns: int) -> tuple[int, int]:
+        """Slots and columns to set aside for so many rows of so many columns."""
+        if self.tokens is None:
+            return self.slots, columns
+        return max(rows, min(self.slots, 1 << (rows - 1).bit_length(), self.tokens // columns)), columns
 
 
 class LockstepCache:
@@ -194,7 +233,7 @@ class LockstepCache:
         assert not self._live
         self._state, self._live = state, list(range(len(state.mask)))
 
-    def remove(self, row: int) -> None:
+    def remove(self, row: int, *, clean: bool = False) -> None:
         """Read a row no more: the last one takes its place."""
         self._live[row] = self._live[-1]
         self._live.pop()

@@ -23,7 +23,7 @@ Range = tuple[int, int] | None
 LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
-EngineName = Literal["torch"]
+EngineName = Literal["torch", "gguf", "proxy", "vllm"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
@@ -356,6 +356,16 @@ class ServePart(Section):
     queue: int = Field(32, ge=0, description="Requests that may wait; the next one is refused.")
     max_new_tokens: int = Field(1024, ge=1, description="Longest answer of a request that names no length.")
     key_file: str | None = Field(None, description="A file with the key that clients must send.")
+    slots: int = Field(32, ge=1, le=1024, description="Answers that are written at the same time, at most.")
+    cache_tokens: int | None = Field(
+        None, ge=256, description="Tokens whose keys and values are held at once; by default what the memory takes."
+    )
+    chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read at once while others are answered.")
+    watchdog: float = Field(300.0, ge=1, description="Seconds without a step after which the engine is started again.")
+    adapter_memory: float = Field(2.0, gt=0, description="GiB that loaded adapters may take together.")
+    upstreams: list[str] = Field(default_factory=list, description="Of proxy: addresses of servers, ending in /v1.")
+    upstream_key_file: str | None = Field(None, description="Of proxy: a file with the key for the upstreams.")
+    vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
 
 
 class Recipe(Section):

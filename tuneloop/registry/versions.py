@@ -179,6 +179,12 @@ def materialise(version: Version, target: Path) -> Path:
     return target
 
 
+def stored(version: Version, name: str) -> Path | None:
+    """Where the bytes of one of a version's files lie, by its relative name; None where it has no such file."""
+    digest = version.files.get(name)
+    return _blob(version.workspace, digest) if digest is not None else None
+
+
 def locate(workspace: Path, ref: str) -> Path | None:
     """The run-shaped folder that `ref` means: a run folder by its path or name, or a version, laid out if need be.
 

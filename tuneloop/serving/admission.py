@@ -16,9 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
-from tuneloop.data.tokens.templates import Chat
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.engine import AnswerStream, Engine
+from tuneloop.serving.engine import AnswerStream, Engine, Query
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -29,13 +28,7 @@ class Question:
     """What a request asks of the engine, with the request that it came in."""
 
     request: Request
-    chat: Chat
-    prompt_tokens: int
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    query: Query
 
 
 Submit = Callable[[Question], Awaitable[AnswerStream]]
@@ -74,18 +67,24 @@ def _digest(key: bytes) -> bytes:
 
 
 class Queue(Admission):
-    """Lets `length` requests wait for the engine; the next one is refused. The last step: what passes it is submitted
-    at once, before another request is looked at."""
+    """Lets `length` requests wait for a place in the engine; the next one is refused. The last step: what passes it is
+    submitted at once, before another request is looked at."""
 
     def __init__(self, engine: Engine, length: int) -> None:
         self._engine, self._length = engine, length
+        self._entering = 0
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
-        # An idle engine takes its request at once: a queue of 0 still serves one at a time.
-        pending = self._engine.pending
-        if self._engine.open and pending > self._length:
-            raise ServeError("TL-SERVE-FULL", status=503, waiting=pending - 1, seconds=self._engine.retry_after)
-        return await submit(question)
+        # What is on its way to the engine counts as if it had arrived: it may take some time to be accepted.
+        pending = max(self._engine.pending, self._entering)
+        if self._engine.open and pending >= self._engine.capacity + self._length:
+            waiting = pending - self._engine.capacity
+            raise ServeError("TL-SERVE-FULL", status=503, waiting=waiting, seconds=self._engine.retry_after)
+        self._entering += 1
+        try:
+            return await submit(question)
+        finally:
+            self._entering -= 1
 
 
 def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
@@ -98,14 +97,7 @@ def through(steps: Sequence[Admission], engine: Engine) -> Submit:
     """The way of a question through the steps, the first one outermost, to the engine."""
 
     async def to_engine(question: Question) -> AnswerStream:
-        return engine.submit(
-            question.chat,
-            max_new_tokens=question.max_new_tokens,
-            temperature=question.temperature,
-            top_p=question.top_p,
-            seed=question.seed,
-            stop=question.stop,
-        )
+        return await engine.submit(question.query)
 
     submit: Submit = to_engine
     for step in reversed(steps):

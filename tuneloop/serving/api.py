@@ -1,4 +1,4 @@
-"""The server: OpenAI's chat API over an engine. It knows HTTP and the API's shapes, and nothing of models.
+"""The server: OpenAI's API over an engine. It knows HTTP and the API's shapes, and nothing of models.
 
 Every route but those in `PUBLIC` enters through the steps of admission: they are a dependency of the whole application,
 so a route that is added later is closed until somebody opens it.
@@ -9,55 +9,44 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
-from tuneloop.base.records import Reply
-from tuneloop.serving.admission import Admission, Question, Submit, through
-from tuneloop.serving.body_faults import fault_words
-from tuneloop.serving.engine import AnswerStream, Engine
-from tuneloop.serving.schemas import (
-    DONE,
-    ChatRequest,
-    ClassifyRequest,
-    ResponseWriter,
-    answer_budget,
-    classified,
-    error_body,
-    event,
-    model_entry,
-    status_of,
-)
+from tuneloop.serving.admission import Admission, through
+from tuneloop.serving.body import MOST_BYTES
+from tuneloop.serving.engine import Engine
+from tuneloop.serving.errors import error_body, headers_of, status_of
+from tuneloop.serving.metrics import Metrics, RequestCounter
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
 
 import uvicorn  # noqa: E402
 from fastapi import Depends, FastAPI, Request, Response  # noqa: E402
-from fastapi.responses import JSONResponse, StreamingResponse  # noqa: E402
+from fastapi.responses import JSONResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
-from starlette.types import Receive, Scope, Send  # noqa: E402
+from starlette.requests import ClientDisconnect  # noqa: E402
 
-Body = TypeVar("Body", bound=BaseModel)
-MOST_BYTES = 8 << 20
-"""Longest request body; a context of a million tokens fits."""
+from tuneloop.serving.routes import chat, classify, completions, description, embeddings, health, models  # noqa: E402
+from tuneloop.serving.routes.context import ServerContext  # noqa: E402
+
+__all__ = ["GRACE_SECONDS", "MOST_BYTES", "PUBLIC", "create_app", "listen", "run"]
+
 GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
-PUBLIC = frozenset({"healthz"})
+PUBLIC = frozenset({"healthz", "health", "ready"})
 """Names of the routes that stand before all steps."""
+FAMILIES = (chat, completions, embeddings, classify, models, health, description)
+"""The modules of the routes."""
 
 
-def create_app(engine: Engine, *, model_name: str, admission: Sequence[Admission], max_new_tokens: int) -> FastAPI:
-    """An application that answers as `model_name` and closes `engine` at its end.
+def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: str = "") -> FastAPI:
+    """An application that answers by `engine`, and closes it at its end.
 
-    `admission` are the steps that a request passes, in order (`admission.admission_steps`); `max_new_tokens` is the
-    longest answer of a request that names no length.
+    `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
+    console calls that which is served.
     """
 
     @asynccontextmanager
@@ -81,156 +70,20 @@ def create_app(engine: Engine, *, model_name: str, admission: Sequence[Admission
     )
     app.add_exception_handler(TuneloopError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
+    context = ServerContext(engine, through(admission, engine), Metrics(engine))
+    app.add_middleware(RequestCounter, metrics=context.metrics)
     app.state.engine, app.state.model_name = engine, model_name
-    _add_model_routes(app, engine, model_name)
-    _add_answer_routes(app, engine, model_name, through(admission, engine), max_new_tokens)
+    for family in FAMILIES:
+        family.add_routes(app, context)
     return app
-
-
-def _add_model_routes(app: FastAPI, engine: Engine, model_name: str) -> None:
-    created = int(time.time())
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        if not engine.open:
-            raise ServeError("TL-SERVE-CLOSING")
-        return {"status": "ok"}
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_entry(model_name, created, engine.context)]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        _known(name, model_name)
-        return model_entry(name, created, engine.context)
-
-
-def _add_answer_routes(app: FastAPI, engine: Engine, model_name: str, submit: Submit, max_new_tokens: int) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        body = await _parse(request, ChatRequest)
-        _known(body.model, model_name)
-        chat = body.chat()
-        tokens = await engine.count(chat)
-        question = Question(
-            request,
-            chat,
-            tokens,
-            answer_budget(body, tokens, engine.context, max_new_tokens),
-            temperature=body.sampling_temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            stop=body.stops,
-        )
-        stream = await submit(question)
-        writer = ResponseWriter(model_name)
-        if body.stream:
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return _EventStream(_events(writer, stream, with_usage), stream)
-        reply = await _unless_gone(request, stream)
-        # Nobody reads the answer to a client that has gone; 499 is for the logs.
-        return Response(status_code=499) if reply is None else JSONResponse(writer.completion(reply))
-
-    @app.post("/v1/classify")
-    async def classify(request: Request) -> Response:
-        body = await _parse(request, ClassifyRequest)
-        _known(body.model, model_name)
-        if not engine.labels:
-            raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=model_name)
-        tokens = await engine.count(body.chat())
-        if tokens > engine.context:
-            raise ServeError("TL-SERVE-CONTEXT", where="input", param="input", tokens=tokens, context=engine.context)
-        reply = await _unless_gone(request, await submit(Question(request, body.chat(), tokens, max_new_tokens=1)))
-        return Response(status_code=499) if reply is None else JSONResponse(classified(model_name, reply))
-
-
-def _known(name: str, served: str) -> None:
-    if name != served:
-        raise ServeError("TL-SERVE-MODEL", where="model", param="model", got=name[:200], known=served)
-
-
-async def _parse(request: Request, kind: type[Body]) -> Body:
-    """The request's body. It is read here, not by the framework: after the key, and never more than `MOST_BYTES`."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
-    try:
-        return kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        # Of a union's branches only the first is named: the others fail for the same reason.
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(p) for p in first["loc"]) or None
-        raise ServeError("TL-SERVE-REQUEST", where=param or "body", param=param, error=fault_words(first)) from error
-
-
-async def _unless_gone(request: Request, stream: AnswerStream) -> Reply | None:
-    """The whole reply, or None as soon as the client has hung up; then the answer ends at its next token."""
-
-    async def last() -> Reply:
-        async for piece in stream:
-            if isinstance(piece, Reply):
-                return piece
-        raise ServeError("TL-SERVE-FAILED", error="no reply")
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer, hung_up = asyncio.ensure_future(last()), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({answer, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
-    finally:
-        answer.cancel()
-        hung_up.cancel()
-        await stream.aclose()
-
-
-async def _events(writer: ResponseWriter, stream: AnswerStream, with_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events of an answer. A failure after the first byte has no status any more: it is an event itself."""
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    yield writer.chunk({"role": "assistant", "content": ""}, **extra)
-    try:
-        async for piece in stream:
-            if isinstance(piece, str):
-                yield writer.chunk({"content": piece}, **extra)
-                continue
-            yield writer.chunk({}, piece.finish, **extra)
-            if with_usage:
-                yield writer.usage_chunk(piece)
-            yield DONE
-    except TuneloopError as error:
-        yield event(error_body(error))
-
-
-class _EventStream(StreamingResponse):
-    """A streamed answer that is cancelled when sending ends, however it ends: before the first byte, too."""
-
-    def __init__(self, events: AsyncIterator[str], stream: AnswerStream) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._stream.aclose()
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneloopError)
-    status, headers = status_of(error), {}
-    if status in {429, 503}:
-        headers["Retry-After"] = str(error.facts.get("seconds", 1))
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error), status, headers)
+    places = getattr(request.state, "places", None)
+    return JSONResponse(error_body(error, places), status_of(error), headers_of(error))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -239,12 +92,18 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     codes = {404: "TL-SERVE-ROUTE", 405: "TL-SERVE-METHOD"}
     coded = ServeError(
         codes.get(error.status_code, "TL-SERVE-REQUEST"),
+        status=error.status_code,
         method=request.method,
         path=request.url.path,
         error=error.detail,
         param=None,
     )
     return JSONResponse(error_body(coded), error.status_code, error.headers)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The client has gone while it sent: nobody reads the answer, 499 is for the logs."""
+    return Response(status_code=499)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tuneloop.recipe.schema import EngineName
+from tuneloop.recipe.schema import EngineName, ServePart
 from tuneloop.serving.engine import Engine
+from tuneloop.serving.gguf_engine import gguf_engine
+from tuneloop.serving.proxy_engine import proxy_engine
 from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.vllm_engine import vllm_engine
 
-if TYPE_CHECKING:
-    from tuneloop.inference.classifier import Classifier
-    from tuneloop.inference.generate import Answerer
-    from tuneloop.inference.scorer import Scorer
-
-ENGINES: dict[EngineName, Callable[[Answerer | Classifier | Scorer], Engine]] = {"torch": TorchEngine}
+ENGINES: dict[EngineName, Callable[[str | Path, ServePart, Path, Callable[[str], None]], Engine]] = {
+    "torch": TorchEngine,
+    "gguf": gguf_engine,
+    "proxy": proxy_engine,
+    "vllm": vllm_engine,
+}
+"""Name -> what makes the engine of a run, version or model: (it, settings, workspace, who hears what happens)."""

@@ -1,228 +1,421 @@
-"""The engine of this process: one model, one thread that answers one request at a time, and a queue before it.
+"""The engine of a child process, as its server has it: it computes with torch, and this side imports none of it.
 
-torch blocks; the event loop must not. So the thread owns the model, and hands what it has made to the loop of whoever
-asked. A request that nobody waits for any more is taken out of the queue, or stopped before its next token.
+Queries go out and pieces come in as frames. A thread reads them and hands the pieces of one step to each event loop at
+once; another watches the child, and starts it again when it ends or stands still.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
+import itertools
 import logging
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from tuneloop.base.errors import ServeError, TuneloopError
-from tuneloop.base.records import Reply
-from tuneloop.data.tokens.templates import Chat
-
-if TYPE_CHECKING:
-    from tuneloop.inference.classifier import Classifier
-    from tuneloop.inference.generate import Answerer
-    from tuneloop.inference.scorer import Scorer
+from tuneloop.base.language import current, t
+from tuneloop.recipe.schema import ServePart
+from tuneloop.registry import versions
+from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
+from tuneloop.serving.child_process import END_SECONDS, ChildProcess, Frame
+from tuneloop.serving.engine import ModelEntry, Piece, Query
+from tuneloop.serving.settings import served_name
+from tuneloop.serving.wire import query_frame, read_error, read_piece
 
 log = logging.getLogger("tuneloop.serving")
 
-JOIN_SECONDS = 60
-"""How long closing waits for a token that is being computed; the prompt of a long conversation counts as one."""
+CHILD = "tuneloop.serving.torch_child"
+LOADING_SECONDS = 1800.0
+"""How long the child may take to load its model."""
+RESTARTS, WINDOW = 5, 600.0
+"""So many times in so many seconds the child is started again; then it stays down."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two starts at most: 0, 1, 2, 4, … after one another."""
+READY_SECONDS = 60.0
+"""How long a request waits for a child that is being started again."""
+Happening = Piece | int | BaseException
+"""What reaches a request: the tokens of its prompt once it is accepted, then pieces; or an error."""
 
 
-class _Cancelled(BaseException):
-    """Ends a generation between two tokens. Not an Exception: nobody on the way may take it for a failure."""
+class _Request:
+    """A query under way: its events wait for whoever reads them, at most one answer's."""
 
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    chat: Chat
-    options: dict[str, Any]
-    loop: asyncio.AbstractEventLoop
-    out: asyncio.Queue[str | Reply | BaseException] = field(default_factory=asyncio.Queue)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def put(self, piece: str | Reply | BaseException) -> None:
-        """Hand a piece to the waiting coroutine, from any thread; a loop that has ended cancels the job."""
-        try:
-            self.loop.call_soon_threadsafe(self.out.put_nowait, piece)
-        except RuntimeError:
-            self.cancelled.set()
+    def __init__(self, number: int, query: Query, loop: asyncio.AbstractEventLoop) -> None:
+        self.number, self.query, self.loop = number, query, loop
+        self.events: asyncio.Queue[Happening] = asyncio.Queue()
+        self.unfinished = query.n
+        self.began = time.monotonic()
+        self.accepted = False
+        self.cached_tokens = 0
 
 
 class TorchEngine:
-    """An Engine over an Answerer, which it has to itself from now on. `close` it when done.
+    """An Engine over the model that `ref` means: a run, a version or a model. `close` it when done.
 
-    May be used from several threads and event loops.
+    Made, it has loaded: raises what loading raises. May be used from several threads and event loops. `say` hears when
+    the child is started again, and when it is not any more.
     """
 
-    def __init__(self, answerer: Answerer | Classifier | Scorer) -> None:
-        self._answerer = answerer
-        # A fast tokenizer must not be used by two threads at once, and counting must not wait for an answer to end.
-        self._counter = copy.copy(answerer)
-        self._counter.tokenizer = copy.deepcopy(answerer.tokenizer)
-        self._counting = threading.Lock()
-        self.context = answerer.context
-        """Longest prompt and answer together, in tokens."""
-        self.labels: tuple[str, ...] = getattr(answerer, "labels", ())
-        """The labels of a classifier; none of a model that writes."""
-        self._jobs: deque[_Job] = deque()
-        self._current: _Job | None = None
-        self.open = True
-        """False once `close` was called."""
+    def __init__(
+        self,
+        ref: str | Path,
+        settings: ServePart | None = None,
+        workspace: Path = Path(),
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._settings = settings or ServePart()
+        versions.require(workspace, str(ref))  # a misspelt name need not wait for a process to start
+        self._load_frame = {
+            "do": "open",
+            "ref": str(ref),
+            "workspace": str(workspace),
+            "settings": self._settings.model_dump(),
+            "language": current(),
+            "key": served_key(str(ref), workspace),
+        }
+        self._say = say
+        self._numbers = itertools.count(1)
+        self._lock = threading.Condition()
+        """Guards what follows; notified whenever any of it changes."""
+        self._requests: dict[int, _Request] = {}
+        self._child: ChildProcess | None = None
+        """The child that has loaded."""
+        self._about: dict[str, Any] = {}
+        self._catalogue: Catalogue | None = None
+        self._workspace = workspace
+        self._failure: TuneloopError | None = None
+        """Why the child stays down."""
+        self._gauges: dict[str, float] = {}
+        self._adapters: frozenset[str] = frozenset()
+        """Keys of the adapters that the child has in memory."""
+        self._heard = {"main": 0.0, "door": 0.0}
+        """When each of the child's two threads was heard of last."""
+        self._restarts = 0
         self._seconds = 1.0
-        self._wake = threading.Condition()
-        # The pieces of text come when characters are whole; a cancelled answer must end at the next token, so the
-        # question is asked where each token begins: before the model's forward.
-        self._hook = answerer.model.register_forward_pre_hook(self._stop_if_cancelled)
-        self._thread = threading.Thread(target=self._work, name="tuneloop-engine", daemon=True)
-        self._thread.start()
-
-    async def count(self, chat: Chat) -> int:
-        """Prompt tokens of a chat. Raises TL-DATA-TEMPLATE for one that the chat template refuses."""
-        return await asyncio.to_thread(self._count, chat)
-
-    def _count(self, chat: Chat) -> int:
-        with self._counting:
-            return self._counter.count(chat)
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue, the one that is being answered not counted."""
-        return len(self._jobs)
+        self._cut = False
+        self.open = True
+        self._name = served_name(ref)
+        self._supervisor = threading.Thread(target=self._supervise, name="tuneloop-engine", daemon=True)
+        self._supervisor.start()
+        try:
+            with self._lock:
+                self._lock.wait_for(lambda: self._child is not None or self._failure is not None)
+                failure = self._failure
+        except BaseException:
+            self.close()
+            raise
+        if failure is not None:
+            self.close()
+            raise failure
 
     @property
-    def busy(self) -> bool:
-        return self._current is not None
+    def ready(self) -> bool:
+        return self.open and self._child is not None
 
     @property
     def pending(self) -> int:
-        """Requests in the queue and the one that is being answered."""
-        with self._wake:
-            return len(self._jobs) + self.busy
+        with self._lock:
+            return len(self._requests)
+
+    @property
+    def capacity(self) -> int:
+        return int(self._about.get("capacity", 1))
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which a refused request may find a place: the mean length of an answer."""
         return max(1, round(self._seconds))
 
-    def submit(
-        self,
-        chat: Chat,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: tuple[str, ...] = (),
-    ) -> Stream:
-        """Queue a chat, at once; iterate for text pieces and last the whole Reply. Call it on the event loop.
+    async def models(self) -> list[ModelEntry]:
+        about, catalogue = self._about, self._catalogue
+        assert catalogue is not None
+        names = await asyncio.to_thread(catalogue.names, fresh=False)
+        base = catalogue.base
+        return [
+            ModelEntry(
+                one.name,
+                about["context"],
+                base.name if base is not None and base.name != one.name else None,
+                tuple(about["labels"]),
+                tuple(about["tasks"]),
+                one.source is None or one.source.key in self._adapters,
+            )
+            for one in names.values()
+        ]
 
-        Raises TL-SERVE-CLOSING here, not later, so that a streaming server can still send a status.
-        Whoever stops iterating closes the iterator (`aclose`), which cancels the answer.
-        """
-        options = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop,
-        }  # fmt: skip
-        job = _Job(chat, options, asyncio.get_running_loop())
-        with self._wake:
+    async def submit(self, query: Query) -> AnswersUnderWay:
+        if not self.open:
+            raise ServeError("TL-SERVE-CLOSING", status=503)
+        source = await self._source(query.model)
+        child = self._child or await self._restarted()
+        request = _Request(next(self._numbers), query, asyncio.get_running_loop())
+        with self._lock:
             if not self.open:
-                raise ServeError("TL-SERVE-CLOSING")
-            self._jobs.append(job)
-            self._wake.notify()
-        return Stream(self, job)
+                raise ServeError("TL-SERVE-CLOSING", status=503)
+            if child is not self._child:
+                raise self._down()
+            self._requests[request.number] = request
+        child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
+        try:
+            event = await request.events.get()
+        except BaseException:
+            self.cancel(request)
+            raise
+        if isinstance(event, BaseException):
+            raise event
+        assert isinstance(event, int)
+        return AnswersUnderWay(self, request, event)
+
+    async def _source(self, name: str) -> dict[str, str] | None:
+        """Where the adapter of a name is, as the child is told: None for what is served. Raises TL-SERVE-MODEL."""
+        catalogue = self._catalogue
+        assert catalogue is not None
+        if name == catalogue.served:
+            return None
+        listing = await asyncio.to_thread(catalogue.find, name)
+        if listing.source is None:
+            return {"key": "", "run": ""} if listing.is_base else None
+        run = await asyncio.to_thread(listing.source.run)
+        return {"key": listing.source.key, "run": str(run)}
+
+    async def _restarted(self) -> ChildProcess:
+        """The child, once it has loaded again. Raises TL-SERVE-DOWN, TL-SERVE-CLOSING."""
+        end = time.monotonic() + READY_SECONDS
+        while (child := self._child) is None:
+            if not self.open:
+                raise ServeError("TL-SERVE-CLOSING", status=503)
+            if self._failure is not None or time.monotonic() > end:
+                raise self._failure or self._down()
+            await asyncio.sleep(0.05)
+        return child
+
+    def gauges(self) -> Mapping[str, float]:
+        with self._lock:
+            return {
+                **self._gauges,
+                "requests_pending": float(len(self._requests)),
+                "engine_ready": float(self.ready),
+                "engine_restarts_total": float(self._restarts),
+            }
+
+    def cancel(self, request: _Request) -> None:
+        """Nobody listens any more: the request's answers end before their next token."""
+        with self._lock:
+            there = self._requests.pop(request.number, None) is not None
+            child = self._child
+            self._lock.notify_all()
+        if there and child is not None:
+            child.send({"do": "cancel", "id": request.number})
 
     def close(self, grace: float = 0.0) -> None:
-        """Refuse what waits, give the answer under way `grace` seconds, and end the thread. Blocks; may be repeated."""
-        with self._wake:
-            self.open = False
-            refused = list(self._jobs)
-            self._jobs.clear()
-            self._wake.notify_all()
-        for job in refused:
-            job.cancelled.set()
-            job.put(ServeError("TL-SERVE-CLOSING"))
-        with self._wake:
-            self._wake.wait_for(lambda: self._current is None, grace)
-            running = self._current
-        if running is not None:
-            running.cancelled.set()
-            running.put(ServeError("TL-SERVE-CLOSING"))
-        self._thread.join(JOIN_SECONDS)
-        self._hook.remove()
+        with self._lock:
+            child, self.open = self._child, False
+            self._cut = self._cut or not grace
+            self._lock.notify_all()
+            if child is not None and not self._cut:
+                child.send({"do": "drain"})
+                self._lock.wait_for(lambda: not self._requests or self._cut or child is not self._child, grace)
+                self._cut = True
+                self._lock.notify_all()
+        self._fail_all(lambda: ServeError("TL-SERVE-CLOSING", status=503))
+        self._supervisor.join()
 
-    def _cancel(self, job: _Job) -> None:
-        job.cancelled.set()
-        with self._wake:
-            if job in self._jobs:
-                self._jobs.remove(job)
+    # What follows runs in the supervising thread, and in the thread that reads the child's frames.
 
-    def _stop_if_cancelled(self, *_: Any) -> None:
-        # Only in the engine's own thread: counting and other users of the model are not its business.
-        job = self._current
-        if job is not None and job.cancelled.is_set() and threading.current_thread() is self._thread:
-            raise _Cancelled
-
-    def _work(self) -> None:
+    def _supervise(self) -> None:
+        starts: deque[float] = deque(maxlen=RESTARTS)
         while True:
-            with self._wake:
-                while self.open and not self._jobs:
-                    self._wake.wait()
-                if not self.open:
+            words = self._one_life()
+            if not self.open or self._failure is not None:
+                return
+            now = time.monotonic()
+            recent = sum(now - start < WINDOW for start in starts)
+            if recent >= RESTARTS:
+                self._stay_down(words)
+                return
+            starts.append(now)
+            self._restarts += 1
+            pause = min(LONGEST_PAUSE, 2.0 ** (recent - 1)) if recent else 0.0
+            words = t("the engine ended ({reason}) and is started again", reason=words)
+            self._say(words)
+            with self._lock:
+                if self._lock.wait_for(lambda: not self.open, pause):
                     return
-                job = self._current = self._jobs.popleft()
-            began = time.monotonic()
-            try:
-                self._answer(job)
-            finally:
-                with self._wake:
-                    self._current = None
-                    self._wake.notify_all()
-            if not job.cancelled.is_set():
-                self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began)
 
-    def _answer(self, job: _Job) -> None:
-        """One job from start to end. Whatever happens in it reaches its asker, and the thread lives on."""
+    def _stay_down(self, words: str) -> None:
+        with self._lock:
+            self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
+            self._lock.notify_all()
+        words = t(
+            "the engine ended {n} times within {minutes:g} minutes ({reason}) and stays down: start the server again",
+            n=RESTARTS + 1,
+            minutes=WINDOW / 60,
+            reason=words,
+        )
+        self._say(words)
+
+    def _one_life(self) -> str:
+        """A child from its start to its end. Why it ended, in words."""
+        child = ChildProcess(CHILD, lambda frame: self._hear(child, frame))
+        child.send(self._load_frame)
+        reason, calm = None, False
         try:
-            for piece in self._answerer.stream_reply(job.chat, **job.options):
-                if job.cancelled.is_set():
-                    return
-                job.put(piece)
-        except _Cancelled:
-            return
-        except TuneloopError as error:
-            job.put(error)
-        except BaseException as error:
-            log.exception("an answer failed")
-            failure = ServeError("TL-SERVE-FAILED", error=f"{type(error).__name__}: {error}"[:300])
-            failure.__cause__ = error
-            job.put(failure)
+            while not child.ended.wait(0.2) and reason is None:
+                with self._lock:
+                    if calm := not self.open and (self._cut or self._child is None):
+                        break
+                    reason = self._stands_still(child)
+        finally:
+            with self._lock:
+                loaded, self._child = self._child is child, None
+                self._lock.notify_all()
+            words = child.stop(END_SECONDS if calm else 0.0)
+            words = reason or words
+        if not loaded and self.open and self._failure is None and not self._about:
+            with self._lock:  # its first start: the caller hears why
+                self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
+                self._lock.notify_all()
+        self._fail_all(lambda: self._down(words))
+        return words
+
+    def _stands_still(self, child: ChildProcess) -> str | None:
+        now = time.monotonic()
+        if child is not self._child:
+            late, seconds = now - child.started, LOADING_SECONDS
+        else:
+            seconds = self._settings.watchdog
+            waiting = [one.began for one in self._requests.values() if not one.accepted]
+            door = now - max(min(waiting), self._heard["door"]) if waiting else 0.0
+            late = max(door, now - self._heard["main"])
+        return t("it stood still for {seconds:g} seconds", seconds=seconds) if late > seconds else None
+
+    def _down(self, words: str = "") -> ServeError:
+        seconds = max(1, round(float(self._about.get("seconds", 1))))
+        return ServeError("TL-SERVE-DOWN", status=503, error=words or t("it is being started again"), seconds=seconds)
+
+    def _fail_all(self, error: Callable[[], BaseException]) -> None:
+        with self._lock:
+            requests = list(self._requests.values())
+            self._requests.clear()
+            self._lock.notify_all()
+        self._hand_out([(request, error()) for request in requests])
+
+    def _hear(self, child: ChildProcess, frame: Frame) -> None:
+        """Take a frame of the child."""
+        what, now = frame["do"], time.monotonic()
+        if what == "step":
+            self._heard["main"] = now
+            self._gauges, self._adapters = frame["gauges"], frozenset(frame["loaded"])
+            self._hear_events(frame["events"])
+        elif what in {"accepted", "refused"}:
+            self._heard["door"] = now
+            self._hear_verdict(frame)
+        elif what == "loaded":
+            self._heard["main"] = now
+            with self._lock:
+                self._about = {**frame["about"], "seconds": now - child.started}
+                if self._catalogue is None:
+                    self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
+                self._child = child
+                self._lock.notify_all()
+        elif what == "failed":
+            failure = read_error(frame["error"])
+            log.error(str(failure))
+            with self._lock:
+                self._failure = None if self._about else failure  # at its first start the caller hears why
+                self._lock.notify_all()
+
+    def _hear_verdict(self, frame: Frame) -> None:
+        """A query was accepted, or refused."""
+        with self._lock:
+            request = self._requests.get(frame["id"])
+            if request is None:
+                return
+            request.accepted = True
+            if "error" in frame:
+                del self._requests[request.number]
+                self._lock.notify_all()
+        event: Happening = read_error(frame["error"]) if "error" in frame else int(frame["prompt_tokens"])
+        self._hand_out([(request, event)])
+
+    def _hear_events(self, events: list[list[Any]]) -> None:
+        handed: list[tuple[_Request, Happening]] = []
+        with self._lock:
+            for number, frame in events:
+                request = self._requests.get(number)
+                if request is None:  # cancelled in the meantime
+                    continue
+                if "error" in frame:
+                    handed.append((request, read_error(frame["error"])))
+                    request.unfinished = 0
+                else:
+                    request.cached_tokens = frame.pop("cached", request.cached_tokens)
+                    piece = read_piece(frame)
+                    handed.append((request, piece))
+                    request.unfinished -= piece.finish is not None
+                if request.unfinished <= 0:
+                    del self._requests[number]
+                    self._seconds += 0.2 * (time.monotonic() - request.began - self._seconds)
+                    self._lock.notify_all()
+        self._hand_out(handed)
+
+    def _hand_out(self, events: list[tuple[_Request, Happening]]) -> None:
+        """Hand events to the loops of those who asked: one call for each loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Request, Happening]]] = defaultdict(list)
+        for request, event in events:
+            by_loop[request.loop].append((request, event))
+        for loop, its in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_take, its)
+            except RuntimeError:  # a loop that has ended
+                for request, _ in its:
+                    self.cancel(request)
 
 
-class Stream:
-    """The pieces of one job, in order. Ends after the Reply; an error of the job is raised here."""
+def _shared_base(about: dict[str, Any], served: str) -> SharedBase | None:
+    shared = about["shared"]
+    return None if shared is None else SharedBase(**{**shared, "name": shared["name"] or served})
 
-    def __init__(self, engine: TorchEngine, job: _Job) -> None:
-        self._engine, self._job, self._ended = engine, job, False
 
-    def __aiter__(self) -> Stream:
+def _take(events: list[tuple[_Request, Happening]]) -> None:
+    for request, event in events:
+        request.events.put_nowait(event)
+
+
+class AnswersUnderWay:
+    """The pieces of one query, in order. Ends when each choice has finished; an error of the query is raised here."""
+
+    def __init__(self, engine: TorchEngine, request: _Request, prompt_tokens: int) -> None:
+        self._engine, self._request = engine, request
+        self.prompt_tokens = prompt_tokens
+        self._unfinished = request.query.n
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._request.cached_tokens
+
+    def __aiter__(self) -> AnswersUnderWay:
         return self
 
-    async def __anext__(self) -> str | Reply:
-        if self._ended:
+    async def __anext__(self) -> Piece:
+        if self._unfinished <= 0:
             raise StopAsyncIteration
         try:
-            piece = await self._job.out.get()
+            event = await self._request.events.get()
         except BaseException:
             await self.aclose()
             raise
-        if isinstance(piece, BaseException):
+        if isinstance(event, BaseException):
             await self.aclose()
-            raise piece
-        self._ended = isinstance(piece, Reply)
-        return piece
+            raise event
+        assert isinstance(event, Piece)
+        self._unfinished -= event.finish is not None
+        return event
 
     async def aclose(self) -> None:
-        """Nobody listens any more: take the job out of the queue, or stop it before its next token."""
-        self._ended = True
-        self._engine._cancel(self._job)
+        """Nobody listens any more: take the request out, or stop it before its next token."""
+        self._unfinished = 0
+        self._engine.cancel(self._request)

@@ -166,7 +166,7 @@ class Endpoint:
         return MachineError("TL-MACHINE-ENDPOINT-BUSY", where=self.url, **facts)
 
     def _odd(self, reply: object) -> MachineError:
-        return self._error(t("an answer of unknown form: {got}", got=_text(json.dumps(reply).encode())))
+        return self._error(t("an answer of unknown form: {got}", got=response_start(json.dumps(reply).encode())))
 
     def _post(self, path: str, body: dict[str, Any] | None) -> Any:
         """The JSON response; retries with backoff where the server is busy or cannot be reached. No body: GET."""
@@ -200,23 +200,23 @@ class Endpoint:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise self._error(t("its answer is not JSON: {got}", got=_text(content))) from error
+            raise self._error(t("its answer is not JSON: {got}", got=response_start(content))) from error
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            message = _message(error.read(4000))
+            message = refusal_text(error.read(4000))
         except (OSError, HTTPException):
             message = ""
         problem = f"HTTP {error.code} {message}".strip()
         if error.code not in _AGAIN and error.code < 500:
             return self._error(problem, status=error.code)
-        return _Again(problem, _seconds(str(error.headers.get("retry-after") or "")), busy=True)
+        return _Again(problem, retry_seconds(str(error.headers.get("retry-after") or "")), busy=True)
 
 
-def _seconds(retry_after: str) -> float:
+def retry_seconds(retry_after: str) -> float:
     """Seconds of a Retry-After header, which is a number or a date; 0 where it is neither.
 
-    >>> _seconds("7"), _seconds("soon"), _seconds("Fri, 31 Dec 1999 23:59:59 GMT")
+    >>> retry_seconds("7"), retry_seconds("soon"), retry_seconds("Fri, 31 Dec 1999 23:59:59 GMT")
     (7.0, 0.0, 0.0)
     """
     if retry_after.isdecimal():
@@ -231,10 +231,10 @@ def _count(tokens: object) -> int | None:
     return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
 
 
-def _message(content: bytes) -> str:
+def refusal_text(content: bytes) -> str:
     """What a refusal says: the message of OpenAI's form of errors, else the start of the response.
 
-    >>> _message(b'{"error": {"message": "too long"}}'), _message(b"slow down")
+    >>> refusal_text(b'{"error": {"message": "too long"}}'), refusal_text(b"slow down")
     ('too long', 'slow down')
     """
     try:
@@ -242,9 +242,9 @@ def _message(content: bytes) -> str:
         message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError, RecursionError):
         message = None
-    return _text(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else _text(content)
+    return response_start(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else response_start(content)
 
 
-def _text(content: bytes, most: int = 100) -> str:
+def response_start(content: bytes, most: int = 100) -> str:
     """The start of a response on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in content[:most].decode("utf-8", "replace")).split())

@@ -1,0 +1,86 @@
+"""An engine's child process as its parent has it: frames go out by one thread and come in by another, so no caller
+waits for a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tuneloop.base.frames import exit_words, receive, send, start_child
+
+Frame = dict[str, Any]
+END_SECONDS = 2.0
+"""How long a child may take to end by itself once nobody writes to it any more."""
+
+
+class ChildProcess:
+    """A running child. `on_frame` is called with each of its frames, in a thread of its own. `stop` it when done."""
+
+    def __init__(self, module: str, on_frame: Callable[[Frame], None]) -> None:
+        self._process = start_child(module)
+        self._on_frame = on_frame
+        self._out: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self.ended = threading.Event()
+        """Set when no more frames will come."""
+        self.started = time.monotonic()
+        self._threads = [
+            threading.Thread(target=run, name=f"tuneloop-{name}", daemon=True)
+            for name, run in (("write", self._write), ("read", self._read))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame, at once; one to a child that has ended is lost."""
+        self._out.put(frame)
+
+    def stop(self, patience: float = 0.0) -> str:
+        """End the child, by force after `patience` seconds, and wait until nothing of it is left. How it ended."""
+        self._out.put(None)
+        if patience:
+            with contextlib.suppress(Exception):
+                self._process.wait(patience)
+        self._process.kill()
+        code = self._process.wait()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # what was not yet written, to one that reads no more
+                if pipe is not None:
+                    pipe.close()
+        return exit_words(code)
+
+    def exit_words(self) -> str | None:
+        """How it ended; None while it runs."""
+        code = self._process.poll()
+        return None if code is None else exit_words(code)
+
+    def _write(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            while (frame := self._out.get()) is not None:
+                send(pipe, frame)  # type: ignore[arg-type]
+            pipe.close()
+        except (OSError, ValueError):  # the child has ended: the reader hears of it
+            pass
+
+    def _read(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        try:
+            while (frame := receive(pipe)) is not None:  # type: ignore[arg-type]
+                self._on_frame(frame[0])
+        except (OSError, ValueError):  # cut off in the middle
+            pass
+        finally:
+            self.ended.set()

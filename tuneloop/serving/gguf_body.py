@@ -1,0 +1,101 @@
+"""A query as llama.cpp's own server takes it: token ids, and every sampler named, since its defaults are not ours; and
+its events as pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.base.records import Sampling
+from tuneloop.serving.engine import Finish, Piece, Query, TokenScore
+from tuneloop.serving.upstream_answer import OddAnswer, clean, score_of
+
+SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+"""In transformers' order; llama.cpp's own comes to the temperature last."""
+_SEEDS = (1 << 32) - 1
+"""llama.cpp's seeds are below it; it itself means a random one."""
+
+
+def llama_body(query: Query, ids: Sequence[int], most: int, penalty: float, lora: Sequence[float]) -> dict[str, Any]:
+    """The body for /completion: `most` new tokens; `penalty` is the model's own, `lora` the weight of each adapter."""
+    sampling = query.sampling
+    body: dict[str, Any] = {
+        "prompt": list(ids),
+        "n_predict": most,
+        "stream": True,
+        "cache_prompt": True,
+        "n": query.n,
+        "stop": list(query.stop),
+        "lora": [{"id": n, "scale": scale} for n, scale in enumerate(lora)],
+        **_sampling(sampling, penalty),
+    }
+    if query.logprobs is not None:
+        body["n_probs"] = max(1, query.logprobs)
+    if query.schema is not None:
+        body["json_schema"] = dict(query.schema) or {"type": "object"}
+    return body
+
+
+def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
+    repetition = penalty if sampling.repetition_penalty is None else sampling.repetition_penalty
+    penalised = repetition != 1 or sampling.frequency_penalty or sampling.presence_penalty
+    fields: dict[str, Any] = {
+        "samplers": SAMPLERS,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repeat_penalty": repetition,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "repeat_last_n": -1 if penalised else 0,
+        "logit_bias": [[token, number] for token, number in sampling.logit_bias],
+    }
+    return fields if sampling.seed is None else {**fields, "seed": sampling.seed % _SEEDS}
+
+
+class LlamaReader:
+    """Pieces of llama.cpp's events. The prompt's tokens are known before; those that were at hand, at the end."""
+
+    def __init__(self, query: Query, prompt_tokens: int) -> None:
+        self._n, self._logprobs = query.n, query.logprobs
+        self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
+        self._finished = set[int]()
+
+    def pieces(self, event: Mapping[str, Any]) -> list[Piece]:
+        """What is new with an event. Raises OddAnswer."""
+        index, text = event.get("index", 0), event.get("content", "")
+        if type(index) is not int or not 0 <= index < self._n or not isinstance(text, str):
+            raise OddAnswer("index")
+        scores = self._scores(event.get("completion_probabilities") or [])
+        if not event.get("stop"):
+            return [Piece(choice=index, text=clean(text), scores=scores)] if text or scores else []
+        timings = event.get("timings")
+        cached = timings.get("cache_n") if isinstance(timings, dict) else 0
+        self.cached_tokens = max(self.cached_tokens, cached if type(cached) is int else 0)
+        self._finished.add(index)
+        finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
+        tokens = event.get("tokens_predicted")
+        return [
+            Piece(
+                choice=index,
+                text=clean(text),
+                scores=scores,
+                finish=finish,
+                tokens=tokens if type(tokens) is int else 0,
+            )
+        ]
+
+    def ending(self) -> list[Piece]:
+        """Nothing more. Raises OddAnswer where a choice has not finished."""
+        if len(self._finished) < self._n:
+            raise OddAnswer("stop")
+        return []
+
+    def _scores(self, given: Any) -> tuple[TokenScore, ...]:
+        if self._logprobs is None or not isinstance(given, list):
+            return ()
+        scores = [score_of(one) for one in given]
+        if self._logprobs:
+            return tuple(scores)
+        return tuple(TokenScore(one.token, one.text, one.octets, one.logprob) for one in scores)
