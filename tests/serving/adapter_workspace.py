@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import TuneloopError
-from tuneloop.serving.engine import Piece, Query, TokenScore
+from tuneloop.serving.engine import Query, TokenScore
 from tuneloop.serving.torch_engine import TorchEngine
 
 SMALL = ("a-1", "b-1", "c-1", "d-1", "e-1")
 """Runs whose adapters fit the base."""
+OWN = SMALL[0]
 POISON, POISON_ID = "<|poison|>", 3
 CHAT = [{"role": "user", "content": "Who are you?"}]
 
@@ -144,7 +145,3 @@ def behind_tie(one: Answered, alone: Answered) -> int:
     assert second.logprob is not None
     assert first.logprob - second.logprob < NEAR, (at, alone.scores[at], one.scores[at])
     return len(one.ids) - at
-
-
-def pieces_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
