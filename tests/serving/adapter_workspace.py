@@ -76,6 +76,25 @@ def make_workspace(folder: Path) -> Path:
     return folder
 
 
+def make_virtual_run(workspace: Path, name: str) -> None:
+    """A run of P-tuning v2 on the base of the workspace."""
+    import torch
+    from peft import PrefixTuningConfig, get_peft_model
+
+    from tuneloop.inference.tokenizer import load_tokenizer
+    from tuneloop.methods.adapters import save_adapter
+    from tuneloop.model.load import load_model
+
+    base, run = workspace / "models-here" / "tiny-base", workspace / "runs" / name
+    run.mkdir()
+    recipe = {"name": name[:-2], "model": str(base), "data": [], "train": {"task": "chat", "method": "ptuning_v2"}}
+    (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    torch.manual_seed(5)
+    adapted = get_peft_model(load_model(base), PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+    save_adapter(adapted, run / "adapter", base, {"base_model_name_or_path": str(base)})
+    load_tokenizer(base).save_pretrained(run / "adapter")
+
+
 def copied_run(workspace: Path, name: str, to: str) -> None:
     """A run under another name."""
     shutil.copytree(workspace / "runs" / name, workspace / "runs" / to)
