@@ -317,6 +317,7 @@ class TorchEngine:
             self._heard["main"] = now
             with self._lock:
                 self._about = {**frame["about"], "seconds": now - child.started}
+                self._adapters = frozenset()
                 if self._catalogue is None:
                     self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
                 self._child = child

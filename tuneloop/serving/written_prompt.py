@@ -69,9 +69,10 @@ def _ids(query: Query, chat_format: ChatFormat) -> tuple[list[int], str]:
 
 def _parser(query: Query, chat_format: ChatFormat, ids: list[int]) -> Callable[[], AnswerParser] | None:
     """What makes a parser for each answer; None where there is nothing to take apart."""
-    template, tail = chat_format.tokens.template, chat_format.tail(ids)
+    template = chat_format.tokens.template
     if not query.tools and not thinks(template):
         return None
+    tail = chat_format.tail(ids)
     answer_parser(template, tail, query)  # its error is the request's, now
     return lambda: answer_parser(template, tail, query)
 
