@@ -60,9 +60,9 @@ class _Site:
         narrow = x @ self.down
         if self.own is not None:
             own = self.own
-            if x.ndim == 2:
-                own = own.squeeze(1).repeat_interleave(len(x) // len(own), 0)
-            narrow = narrow * own
+            if x.ndim == 2 and len(x) != len(own):
+                own = own.repeat_interleave(len(x) // len(own), 0)
+            narrow = narrow * (own.squeeze(1) if x.ndim == 2 else own)
         return narrow @ self.up
 
 
