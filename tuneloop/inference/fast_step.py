@@ -206,7 +206,7 @@ def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
     second = layer.pre_feedforward_layernorm if four else layer.post_attention_layernorm
     three = [_linear(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
     width = int(attention.head_dim)
-    kinds, overall = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
     rope = getattr(config, "rope_parameters", None) or {}
     act = next(act for act in ACTS.values() if torch.equal(act[0](PROBE), feed.act_fn(PROBE)))
     return _Block(
