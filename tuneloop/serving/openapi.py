@@ -43,7 +43,7 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
         "Answers to a chat.", shapes.ChatCompletion, ChatRequest, shapes.ChatCompletionChunk, _BODY,
     ),
     ("post", "/v1/completions"): Operation(
-        "Continuations of texts.", shapes.Completion, CompletionRequest, shapes.Completion, _BODY,
+        "Continuations of texts.", shapes.TextCompletion, CompletionRequest, shapes.TextCompletion, _BODY,
     ),
     ("post", "/v1/embeddings"): Operation(
         "Vectors of texts, by an encoder.", shapes.EmbeddingList, EmbeddingRequest, None, _BODY,
