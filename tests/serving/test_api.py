@@ -18,7 +18,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, Served, app_of, serving
-from tuneloop.base.errors import MachineError, ServeError
+from tuneloop.base.errors import DataError, MachineError, ServeError, TuneloopError
 from tuneloop.serving import api
 from tuneloop.serving.engine import Piece, Query
 
@@ -197,7 +197,8 @@ def test_a_body_that_says_that_it_is_too_large_is_not_read(served: Served) -> No
 
 
 def test_errors_of_the_engine_name_the_field(served: Served) -> None:
-    cases = [
+    cases: list[tuple[str, dict[str, Any], TuneloopError, str]] = [
+        (CHATS, {"messages": CHAT}, DataError("TL-DATA-TEMPLATE", error="roles must alternate"), "messages"),
         (CHATS, {"messages": CHAT}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "messages"),
         (TEXTS, {"prompt": "a"}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "prompt"),
         (TEXTS, {"prompt": [5]}, ServeError("TL-SERVE-TOKEN", token="x", id=5), "prompt"),

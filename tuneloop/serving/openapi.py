@@ -7,6 +7,7 @@ takes and gives, and the models that validate and the types that are written mak
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -71,6 +72,7 @@ WORDS: dict[int, str] = {
 }
 
 
+@cache
 def document() -> dict[str, Any]:
     """The description, as OpenAPI 3.1 has it.
 
