@@ -302,7 +302,8 @@ def test_a_fault_of_ours_is_an_error_without_its_words() -> None:
 @pytest.mark.parametrize(("path", "body"), [(CHATS, {"messages": CHAT}), (TEXTS, {"prompt": ["a", "b"]})])
 def test_a_client_that_hangs_up_while_streaming(slow: Served, path: str, body: dict[str, Any], n: int) -> None:
     with httpx.stream("POST", slow.url + path, json={"model": NAME, "stream": True, "n": n, **body}) as reply:
-        next(reply.iter_raw())
+        chunks = reply.iter_raw()
+        next(chunks)
         assert slow.engine.pending
     slow.until(lambda: not slow.engine.pending)
     assert all(one.closed and one.given < 300 for one in slow.engine.streams)
