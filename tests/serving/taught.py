@@ -35,6 +35,14 @@ TOOL_ANSWER = [*user("Rome?"), {"role": "assistant", "content": "", "tool_calls"
 LEARNED.append((TOOL_ANSWER, tuple(TOOLS), {"content": "Take an umbrella."}))
 
 
+WORDS = [
+    *(json.dumps(one) for one in TOOLS),
+    "# Tools\n\nYou may call these functions, each by a JSON object within <tool_call></tool_call>:\n<tools>",
+    '<tool_call>\n{"name": "", "arguments": {"city": "Rome"}}\n</tool_call>',
+]
+"""What the tokenizer learns first, so that the rows are short."""
+
+
 def taught_model(folder: Path) -> Path:
     """A tiny Llama that has learned LEARNED by heart, in the form of Hermes and Qwen."""
     import torch
@@ -44,7 +52,7 @@ def taught_model(folder: Path) -> Path:
     from tuneloop.data.tokens.templates import encode, render
 
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    tokenizer = byte_tokenizer(DEFAULTS["chatml-think"], special=special, words=[json.dumps(TOOLS)] * 3,
+    tokenizer = byte_tokenizer(DEFAULTS["chatml-think"], special=special, words=WORDS * 40,
                                eos_token="<|im_end|>", pad_token="<|endoftext|>")  # fmt: skip
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -62,7 +70,7 @@ def taught_model(folder: Path) -> Path:
         labels.append(torch.tensor([-100] * before + ids[before:]))
     batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
     for _ in range(300):
         loss = model(input_ids=batch, labels=wanted).loss
         loss.backward()
