@@ -315,7 +315,8 @@ def export_all(
 def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say = _quiet) -> FastAPI:
     """A run, version or model -> an application that speaks OpenAI's API (needs the extra `serve`).
 
-    The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file.
+    The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file. `say` hears
+    when what computes the answers is started again.
     """
     from tuneloop.serving.application import application
 

@@ -20,7 +20,7 @@ from tuneloop.serving.torch_engine import TorchEngine
 
 SMALL = ("a-1", "b-1", "c-1", "d-1", "e-1")
 """Runs whose adapters fit the base."""
-POISON = "<|poison|>"
+POISON, POISON_ID = "<|poison|>", 3
 CHAT = [{"role": "user", "content": "Who are you?"}]
 
 
@@ -36,6 +36,7 @@ def make_workspace(folder: Path) -> Path:
 
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", POISON)
     tokenizer = byte_tokenizer(CHATML, special=special, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    assert tokenizer.convert_tokens_to_ids(POISON) == POISON_ID
     base = folder / "models-here" / "tiny-base"
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -48,7 +49,7 @@ def make_workspace(folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(8)  # so that its parts matter
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(POISON)] = float("nan")
+        model.get_input_embeddings().weight[POISON_ID] = float("nan")
         model.lm_head.weight[list(tokenizer.all_special_ids)] = 0  # it hardly ever ends by itself
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -117,8 +118,8 @@ async def outcome(engine: TorchEngine, wanted: Query) -> Answered | TuneloopErro
         return error
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 120))
+def run(work: Coroutine[Any, Any, Any], seconds: float = 120) -> Any:
+    return asyncio.run(asyncio.wait_for(work, seconds))
 
 
 async def until(condition: Any, seconds: float = 30.0) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tests.serving.adapter_workspace import (
     CHAT,
     POISON,
+    POISON_ID,
     SMALL,
     Answered,
     answered,
@@ -113,7 +114,7 @@ def test_one_bad_request_fails_alone(engine: TorchEngine) -> None:
     bad = {
         "TL-SERVE-CONTEXT": query(OWN, too_long),
         "TL-SERVE-ROOM": query(OWN, max_new_tokens=5000),
-        "TL-SERVE-NUMBER": Query("text", OWN, prompt=(5, poison_id(engine), 6), max_new_tokens=24),
+        "TL-SERVE-NUMBER": Query("text", OWN, prompt=(5, POISON_ID, 6), max_new_tokens=24),
         "TL-SERVE-TOKEN": Query("text", OWN, prompt=(5, 100_000), max_new_tokens=4),
         "TL-SERVE-REQUEST": Query("text", OWN, prompt=(5, -1), max_new_tokens=4),
         "TL-SERVE-ADAPTER": query("wide-1"),
@@ -128,13 +129,6 @@ def test_one_bad_request_fails_alone(engine: TorchEngine) -> None:
         assert error.code == code
     for one, other in zip([*mixed[:3], *mixed[-2:]], lone, strict=True):
         assert behind_tie(one, other) == 0
-
-
-def poison_id(engine: TorchEngine) -> int:
-    from tuneloop.inference.tokenizer import load_tokenizer
-
-    base = Path(engine._workspace) / "models-here" / "tiny-base"
-    return int(load_tokenizer(base).convert_tokens_to_ids(POISON))
 
 
 def test_an_adapter_that_cannot_share_says_so(engine: TorchEngine) -> None:
@@ -339,6 +333,7 @@ def test_a_killed_child_fails_its_requests_and_the_next_one_works(engine: TorchE
     assert me.num_threads() <= threads + 1  # the executor of asyncio.to_thread may have grown
 
 
+@pytest.mark.slow
 def test_a_child_that_stands_still_is_started_again(engine: TorchEngine) -> None:
     settings, child = engine._settings, psutil.Process().children()[0]
     engine._settings = settings.model_copy(update={"watchdog": 2.0})

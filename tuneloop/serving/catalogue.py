@@ -39,8 +39,8 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` what
-    `held_words` says."""
+    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` is
+    what `held_words` says."""
 
     name: str
     model: str

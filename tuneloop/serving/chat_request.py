@@ -202,5 +202,5 @@ class ChatRequest(GenerationRequest):
     @property
     def places(self) -> Places:
         length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        messages = ("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-SERVE-NO-ANSWER", "TL-DATA-TEMPLATE")
-        return {**dict.fromkeys(messages, "messages"), "TL-SERVE-ROOM": length}
+        messages = ("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-SERVE-NO-ANSWER", "TL-DATA-TEMPLATE", "prompt")
+        return {**dict.fromkeys(messages, "messages"), "TL-SERVE-ROOM": length, "max_tokens": length}

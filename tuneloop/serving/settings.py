@@ -19,6 +19,15 @@ def serve_settings(ref: str | Path, workspace: Path) -> ServePart:
     return ServePart() if run is None else run_recipe(run).serve
 
 
+def served_name(ref: str | Path) -> str:
+    """What the model that is served is called: a path means its folder or file.
+
+    >>> served_name("shop:production"), served_name("/")
+    ('shop:production', '')
+    """
+    return Path(ref).name if Path(ref).exists() else str(ref)
+
+
 def read_key(path: Path) -> str:
     """The key that a file holds: one word. Raises TL-SERVE-KEY-FILE where it is missing, empty or something else."""
     try:

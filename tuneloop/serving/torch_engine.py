@@ -19,9 +19,11 @@ from typing import Any
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.language import current, t
 from tuneloop.recipe.schema import ServePart
+from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.child_process import END_SECONDS, ChildProcess, Frame
 from tuneloop.serving.engine import ModelEntry, Piece, Query
+from tuneloop.serving.settings import served_name
 from tuneloop.serving.wire import query_frame, read_error, read_piece
 
 log = logging.getLogger("tuneloop.serving")
@@ -66,6 +68,7 @@ class TorchEngine:
         say: Callable[[str], None] = log.warning,
     ) -> None:
         self._settings = settings or ServePart()
+        versions.require(workspace, str(ref))  # a misspelt name need not wait for a process to start
         self._load_frame = {
             "do": "open",
             "ref": str(ref),
@@ -95,7 +98,7 @@ class TorchEngine:
         self._seconds = 1.0
         self._cut = False
         self.open = True
-        self._name = str(Path(ref).name if Path(ref).exists() else ref)
+        self._name = served_name(ref)
         self._supervisor = threading.Thread(target=self._supervise, name="tuneloop-engine", daemon=True)
         self._supervisor.start()
         try:
