@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import TuneloopError
-from tuneloop.serving.engine import Piece, Query, TokenScore
+from tuneloop.serving.engine import Query, TokenScore
 from tuneloop.serving.torch_engine import TorchEngine
 
 SMALL = ("a-1", "b-1", "c-1", "d-1", "e-1")
 """Runs whose adapters fit the base."""
+OWN = SMALL[0]
 POISON, POISON_ID = "<|poison|>", 3
 CHAT = [{"role": "user", "content": "Who are you?"}]
 
@@ -73,6 +74,25 @@ def make_workspace(folder: Path) -> Path:
         tokenizer.save_pretrained(run / "adapter")
         adapted.unload()
     return folder
+
+
+def make_virtual_run(workspace: Path, name: str) -> None:
+    """A run of P-tuning v2 on the base of the workspace."""
+    import torch
+    from peft import PrefixTuningConfig, get_peft_model
+
+    from tuneloop.inference.tokenizer import load_tokenizer
+    from tuneloop.methods.adapters import save_adapter
+    from tuneloop.model.load import load_model
+
+    base, run = workspace / "models-here" / "tiny-base", workspace / "runs" / name
+    run.mkdir()
+    recipe = {"name": name[:-2], "model": str(base), "data": [], "train": {"task": "chat", "method": "ptuning_v2"}}
+    (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    torch.manual_seed(5)
+    adapted = get_peft_model(load_model(base), PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+    save_adapter(adapted, run / "adapter", base, {"base_model_name_or_path": str(base)})
+    load_tokenizer(base).save_pretrained(run / "adapter")
 
 
 def copied_run(workspace: Path, name: str, to: str) -> None:
@@ -144,7 +164,3 @@ def behind_tie(one: Answered, alone: Answered) -> int:
     assert second.logprob is not None
     assert first.logprob - second.logprob < NEAR, (at, alone.scores[at], one.scores[at])
     return len(one.ids) - at
-
-
-def pieces_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

@@ -20,6 +20,7 @@ import pytest
 
 from tests.serving.adapter_workspace import (
     CHAT,
+    OWN,
     POISON,
     POISON_ID,
     SMALL,
@@ -38,8 +39,6 @@ from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.torch_engine import TorchEngine
-
-OWN = SMALL[0]
 
 
 @pytest.fixture(scope="module")

@@ -376,11 +376,44 @@ ODD = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_texts_are_masked_the_plain_way(all_tokenizers: dict[str, Any], name: str) -> None:
-    """Blanks and special tokens at the edges, where a token can reach over the end of the prompt."""
-    pairs = [(q, a) for q in ("hi", *ODD[1:6]) for a in ODD]
+    """Blanks at the edges, where a token can reach over the end of the prompt."""
+    tokenizer = all_tokenizers[name]
+    plain = [text for text in ODD if not spells(tokenizer, text)]
+    pairs = [(q, a) for q in ("hi", *ODD[1:6]) for a in plain]
     records = [Record((Message("user", q), Message("assistant", a), Message("user", a + "?"), Message("assistant", q)))
                for q, a in pairs]  # fmt: skip
-    agrees(all_tokenizers[name], records)
+    agrees(tokenizer, records)
+
+
+def spells(tokenizer: Any, text: str) -> bool:
+    return any(str(token) in text for token in tokenizer.added_tokens_decoder.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_token_spelled_in_a_text_is_text(all_tokenizers: dict[str, Any], name: str) -> None:
+    """It begins and ends nothing: ids of added tokens are those of the same dialogue without it, each answer is trained
+    to its own end, and what is read back is what was there."""
+    tokenizer = all_tokenizers[name]
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if not str(token).startswith("<0x")}
+    control -= {tokenizer.unk_token_id} if "pieces" in name else set()
+    words = [str(token) for token in tokenizer.added_tokens_decoder.values()][:5]
+    spelling = [text for word in words for text in (word, f"a{word}b", f"{word}user\nx", word + word)]
+
+    def turns(text: str) -> Record:
+        pairs = [("user", text + "?"), ("assistant", text), ("user", "hi"), ("assistant", "x" + text)]
+        return Record(tuple(Message(role, content) for role, content in pairs))
+
+    expected = tokenize(tokenizer, [turns("Ab")])
+    for text in spelling:
+        samples = tokenize(tokenizer, [turns(text)])
+        assert [(one.row, one.turn, one.what) for one in samples.unsaid] == [(0, n, "spelled") for n in (1, 2, 4)]
+        assert len(samples) == len(expected)
+        for sample, like in zip(samples, expected, strict=True):
+            assert [i for i in sample.ids.tolist() if i in control] == [i for i in like.ids.tolist() if i in control]
+            assert sample.ended == like.ended
+            texts, others = ([run for run, _ in marked(tokenizer, one)] for one in (sample, like))
+            assert len(texts) == len(others)
+            assert "".join(texts) == "".join(others).replace("Ab", text)
 
 
 def test_a_tokenizer_without_a_short_cut_masks_alike() -> None:
@@ -446,7 +479,14 @@ def test_a_text_is_trained_whole_and_ends(frame: str) -> None:
     assert len(samples) == len(texts)
     begin = [tokenizer.convert_tokens_to_ids("<b>")] if frame.startswith("<b>") else []
     for text, sample in zip(texts, samples, strict=True):
-        assert sample.ids.tolist() == [*begin, *encode(tokenizer, [text])[0], tokenizer.eos_token_id]
+        ids = sample.ids.tolist()
+        if "<e>" in text:  # which is no token there
+            assert ids[: len(begin)] == begin
+            assert ids[-1] == tokenizer.eos_token_id
+            assert tokenizer.decode(ids[len(begin) : -1]) == text
+            assert tokenizer.convert_tokens_to_ids("<e>") not in ids
+        else:
+            assert ids == [*begin, *encode(tokenizer, [text])[0], tokenizer.eos_token_id]
         assert sample.trained.all()
         assert sample.ended
     assert lengths(tokenizer, records) == [len(s.ids) for s in samples]

@@ -28,6 +28,7 @@ _HTML = re.compile(
     r"</?(?:table|caption|thead|tbody|tfoot|t[rhd]|h[1-6]|blockquote|strong|em|[biusa]|su[bp]|code|html|body|img|span"
     r"|bbox|[uo]l|li|div|iframe|footer)>"
 )
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _STRUCTURE = frozenset({
     "type", "function", "name", "description", "parameters", "properties", "required", "object", "string", "integer",
     "number", "boolean", "array", "null", "items", "enum", "default", "id", "arguments", "text", "title", "format",
@@ -103,7 +104,9 @@ class ControlTokens:
         """Spelling -> the token."""
         named = [str(token) for token in tokenizer.all_special_tokens if _is_control(str(token), True)]
         words = tuple(dict.fromkeys([*self.added, *named]))
-        self.ids = frozenset(int(tokenizer.convert_tokens_to_ids(word)) for word in words)
+        ids = {int(tokenizer.convert_tokens_to_ids(word)) for word in words if not _BYTE.fullmatch(word)}
+        self.ids = frozenset(ids - {_unknown(tokenizer)})
+        """Ids that no text has. A text may have those of single bytes, and the one for what a model does not know."""
         self.pattern = word_pattern(words)
         """Finds them where a tokenizer finds them."""
         lower = sorted({word.lower() for word in words})
@@ -227,6 +230,13 @@ def _is_control(spelling: str, special: bool) -> bool:
     ([True, False, False, False], True)
     """
     return len(spelling) > 1 and bool(spelling.strip()) and (special or not _HTML.fullmatch(spelling))
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """The id that the tokenizer's model gives to what it does not know; None where it knows all."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    named = getattr(backend.model, "unk_token", None) if backend is not None else tokenizer.unk_token
+    return None if named is None else int(tokenizer.convert_tokens_to_ids(named))
 
 
 def _with_guard(match: re.Match[str]) -> str:

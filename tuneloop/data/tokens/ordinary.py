@@ -31,7 +31,8 @@ class Ordinary:
         for part in ("normalizer", "pre_tokenizer"):
             if getattr(backend, part) is not None:
                 setattr(self._bare, part, getattr(backend, part))
-        others = {i: token for i, token in backend.get_added_tokens_decoder().items() if i not in self._control.ids}
+        added = backend.get_added_tokens_decoder()
+        others = {i: token for i, token in added.items() if token.content not in self._control.added}
         self._bare.add_tokens(list(others.values()))
         self._ids = {self._bare.token_to_id(token.content): i for i, token in others.items()}
         self._before = not self._is_alike(backend)
