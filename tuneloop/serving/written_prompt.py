@@ -95,6 +95,8 @@ def _most(query: Query, tokens: int, context: int, usual: int, param: str) -> in
     if wanted is None:
         return min(left, usual)
     if wanted > left:
-        facts = {"param": "max_tokens", "tokens": tokens, "wanted": wanted, "left": left, "context": context}
-        raise ServeError("TL-SERVE-ROOM", where="max_tokens", **facts)
+        param = "max_tokens"
+        raise ServeError(
+            "TL-SERVE-ROOM", where=param, param=param, tokens=tokens, wanted=wanted, left=left, context=context
+        )
     return wanted
