@@ -29,8 +29,8 @@ from tuneloop.serving.wire import query_frame, read_error, read_piece
 log = logging.getLogger("tuneloop.serving")
 
 CHILD = "tuneloop.serving.torch_child"
-LOADING_SECONDS = 1800.0
-"""How long the child may take to load its model."""
+LOADING_SECONDS = 7200.0
+"""How long the child may take to load its model; it may have to be fetched first."""
 RESTARTS, WINDOW = 5, 600.0
 """So many times in so many seconds the child is started again; then it stays down."""
 LONGEST_PAUSE = 30.0
