@@ -36,7 +36,7 @@ PROVEN = 1100
 UNKNOWN = (*LIMITS, "attn_logit_softcapping", "final_logit_softcapping")
 """Keys of configurations for what a trial of small numbers would not show."""
 
-_POINTWISE = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+_POINTWISE: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 """Of each layer: keys and values [rows, shared heads, columns, width]; the last column is written by the step."""
 
@@ -309,7 +309,7 @@ def _own(base: Any, tokens: Tensor, places: Tensor, before: Sequence[int], memor
     """The same step by the model's own forward: logits [rows, vocabulary]."""
     layers: list[CacheLayerMixin] = []
     for keys, values in memory:
-        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer = DynamicLayer()
         layer.update(keys, values)
         layers.append(layer)
     columns = memory[0][0].shape[2] + 1
