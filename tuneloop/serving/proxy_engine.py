@@ -111,7 +111,10 @@ class ProxyEngine:
     def _watch(self) -> None:
         """Begin with the health checks, on the event loop that is running."""
         if self.open and self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:  # asked from elsewhere: the next request begins with it
+                return
             self._watching = [self._loop.create_task(backend.watch()) for backend in self._backends]
 
     async def _known(self) -> None:
