@@ -143,7 +143,9 @@ async def test_sampling_is_ours_and_not_llama_cpp_s_defaults(engine: GgufEngine)
     assert tokens_of(await ask(engine, Query(**base, sampling=only))) == greedy
     banned = tokens_of(await ask(engine, Query(**base, sampling=Sampling(logit_bias=((greedy[0], -100.0),)))))
     assert greedy[0] not in banned
-    hot = {tuple(tokens_of(await ask(engine, Query(**base, sampling=Sampling(temperature=2.0, seed=n))))) for n in range(5)}
+    hot = {
+        tuple(tokens_of(await ask(engine, Query(**base, sampling=Sampling(temperature=2.0, seed=n))))) for n in range(5)
+    }
     assert len(hot) == 5  # its own min_p and top_k would leave a few tokens
 
 
@@ -169,7 +171,12 @@ async def test_echo_comes_first(engine: GgufEngine) -> None:
 async def test_a_schema_is_met(engine: GgufEngine) -> None:
     import json
 
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     pieces = await ask(engine, Query("chat", "tiny", chat=CHAT, max_new_tokens=120, schema=schema, sampling=RANDOM))
     if pieces[-1].finish == "stop":
         assert set(json.loads(text_of(pieces))) == {"ok"}
@@ -219,7 +226,9 @@ async def test_who_goes_away_frees_the_place(engine: GgufEngine) -> None:
             await anext(stream)
             await stream.aclose()
             await stream.aclose()
-        waiting = [asyncio.ensure_future(ask(engine, Query("text", "tiny", prompt=(9,), max_new_tokens=200))) for _ in range(6)]
+        waiting = [
+            asyncio.ensure_future(ask(engine, Query("text", "tiny", prompt=(9,), max_new_tokens=200))) for _ in range(6)
+        ]
         await asyncio.sleep(0.05)
         for task in waiting:
             task.cancel()
