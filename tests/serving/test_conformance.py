@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,6 +17,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests import encoders
 from tests.serving.scripted import Served, serving
 from tests.serving.taught import TOOL_ANSWER, TOOLS, taught_model, user
 from tests.serving.wire_log import WireLog
@@ -487,3 +489,53 @@ def test_no_neighbour_is_harmed(served: Served) -> None:
         assert all(isinstance(r, openai.BadRequestError) for r in replies[1::2])
 
     asyncio.run(main())
+
+
+# Vectors
+
+
+def test_vectors_in_every_form(tmp_path: Path) -> None:
+    """By the client's own way (base64) and as numbers, of texts and token ids, as the model gives them in process."""
+    from tuneloop.inference.embedder import load_embedder
+
+    folder = encoders.folder(tmp_path, "bert")
+    texts = ["a great film", "the plot was dull ."]
+    expected = load_embedder(folder).embed(texts)
+    tokenizer = encoders.tokenizer()
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    log = WireLog()
+
+    async def ask(url: str, **options: Any) -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", http_client=log.async_client()) as client:
+            return await client.embeddings.create(model=folder.name, **options)
+
+    with serving(TorchEngine(str(folder), ServePart())) as one:
+        client = openai.OpenAI(base_url=f"{one.url}/v1", api_key="none", http_client=log.client(), max_retries=0)
+        for options in (
+            {"input": texts},
+            {"input": texts, "encoding_format": "float"},
+            {"input": ids},
+            {"input": texts, "user": "u"},
+        ):
+            for reply in (client.embeddings.create(model=folder.name, **options), asyncio.run(ask(one.url, **options))):
+                assert [e.index for e in reply.data] == [0, 1]
+                for entry, vector in zip(reply.data, expected, strict=True):
+                    assert entry.embedding == pytest.approx(vector.tolist(), abs=1e-5)
+                assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(map(len, ids))
+        assert client.embeddings.create(model=folder.name, input=texts[0]).data[0].embedding == pytest.approx(
+            expected[0].tolist(), abs=1e-5
+        )
+        for wrong, code, param in (
+            ({"input": "film " * 200}, "TL-SERVE-CONTEXT", "input"),
+            ({"input": [10**6]}, "TL-SERVE-TOKEN", "input"),
+            ({"input": texts, "dimensions": 4}, "TL-SERVE-UNSUPPORTED", "dimensions"),
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.embeddings.create(model=folder.name, **wrong)  # type: ignore[arg-type]
+            assert (caught.value.code, caught.value.param) == (code, param)
+        with pytest.raises(openai.BadRequestError) as chat:
+            client.chat.completions.create(model=folder.name, messages=user("x"))
+        with pytest.raises(openai.BadRequestError) as text:
+            client.completions.create(model=folder.name, prompt="x")
+        assert (chat.value.param, text.value.param) == ("model", "model")
+    log.check()
