@@ -361,3 +361,27 @@ def test_what_cannot_be_loaded_is_said_before_it_serves(tmp_path: Path) -> None:
         TorchEngine(str(tmp_path / "nothing"), ServePart(), tmp_path)
     assert caught.value.code.startswith(("TL-MODEL-", "TL-RUN-"))
     assert len(psutil.Process().children()) == children
+
+
+@pytest.mark.slow
+def test_the_child_ends_with_its_parent_in_the_middle_of_an_answer(workspace: Path) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from tests.serving.adapter_workspace import query, until\n"
+        "from tuneloop.serving.torch_engine import TorchEngine\n"
+        "engine = TorchEngine('a-1', None, Path(sys.argv[1]))\n"
+        "async def work():\n"
+        "    stream = await engine.submit(query('a-1', max_new_tokens=400))\n"
+        "    await anext(stream)\n"
+        "    print(engine._child.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(work())\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code, str(workspace)], stdout=subprocess.PIPE, cwd=root)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+    assert psutil.wait_procs([child], timeout=20)[0]

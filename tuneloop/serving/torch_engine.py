@@ -194,12 +194,7 @@ class TorchEngine:
 
     def gauges(self) -> Mapping[str, float]:
         with self._lock:
-            return {
-                **self._gauges,
-                "requests_pending": float(len(self._requests)),
-                "engine_ready": float(self.ready),
-                "engine_restarts_total": float(self._restarts),
-            }
+            return {**self._gauges, "engine_restarts_total": float(self._restarts)}
 
     def cancel(self, request: _Request) -> None:
         """Nobody listens any more: the request's answers end before their next token."""
@@ -317,6 +312,7 @@ class TorchEngine:
             self._heard["main"] = now
             with self._lock:
                 self._about = {**frame["about"], "seconds": now - child.started}
+                self._adapters = frozenset()
                 if self._catalogue is None:
                     self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
                 self._child = child

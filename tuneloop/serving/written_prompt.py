@@ -69,9 +69,10 @@ def _ids(query: Query, chat_format: ChatFormat) -> tuple[list[int], str]:
 
 def _parser(query: Query, chat_format: ChatFormat, ids: list[int]) -> Callable[[], AnswerParser] | None:
     """What makes a parser for each answer; None where there is nothing to take apart."""
-    template, tail = chat_format.tokens.template, chat_format.tail(ids)
+    template = chat_format.tokens.template
     if not query.tools and not thinks(template):
         return None
+    tail = chat_format.tail(ids)
     answer_parser(template, tail, query)  # its error is the request's, now
     return lambda: answer_parser(template, tail, query)
 
@@ -94,6 +95,8 @@ def _most(query: Query, tokens: int, context: int, usual: int, param: str) -> in
     if wanted is None:
         return min(left, usual)
     if wanted > left:
-        facts = {"param": "max_tokens", "tokens": tokens, "wanted": wanted, "left": left, "context": context}
-        raise ServeError("TL-SERVE-ROOM", where="max_tokens", **facts)
+        param = "max_tokens"
+        raise ServeError(
+            "TL-SERVE-ROOM", where=param, param=param, tokens=tokens, wanted=wanted, left=left, context=context
+        )
     return wanted
