@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,13 @@ def test_it_is_started_asked_started_again_and_ended(place: Path) -> None:
         assert [model.name for model in await engine.models()] == ["base"]
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)
+        again = ""
         for _ in range(200):
-            try:
-                assert await ask() == first
+            with suppress(ServeError):
+                again = await ask()
                 break
-            except ServeError as error:
-                assert error.facts["status"] in {502, 503}
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)
+        assert again == first
         assert int((place / "pid").read_text()) != pid
         await asyncio.to_thread(engine.close)
 
@@ -104,12 +105,10 @@ def test_what_keeps_it_from_starting_is_told(place: Path, tmp_path: Path, monkey
     broken.chmod(0o755)
     with pytest.raises(ServeError, match="CUDA is not there"):
         vllm_engine(place / "base", ServePart(), tmp_path, print)
+    child = VllmChild(["/bin/sleep", "60"], 9, "key", patience=0.3)
     with pytest.raises(ServeError, match=r"0\.3 seconds"):
-        child = VllmChild(["/bin/sleep", "60"], 9, "key", patience=0.3)
-        try:
-            child.begin()
-        finally:
-            child.close()
+        child.begin()
+    child.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc, and asks the kernel")
