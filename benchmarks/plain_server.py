@@ -1,4 +1,4 @@
-"""A model behind FastAPI as the guides write it: one endpoint that calls `generate`. For `python -m benchmarks serving`."""
+"""A model behind FastAPI as the guides write it: one endpoint that calls `generate`."""
 
 from __future__ import annotations
 

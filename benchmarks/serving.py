@@ -1,9 +1,11 @@
 """Serving, beside other servers: python -m benchmarks serving. About six minutes on two quiet cores; --rounds for more.
 
-SmolLM2-135M-Instruct answers the same real prompts greedily, at most 32 tokens each, at 1, 8 and 32 streams: our server
-over HTTP; transformers' `generate` alone and padded; a FastAPI server around it as the guides write it; `transformers
-serve`; llama.cpp's own server with F16 and Q8_0 weights, and ours over the same files; and the linear layers alone at
-that batch, their weights laid out as well as possible: what float32 on this processor could reach at best. Each server is started once a round, and the ways take turns; of each the median of the rounds counts. Processors differ, so only the ratios say something.
+SmolLM2-135M-Instruct answers the same real prompts greedily, at most 32 tokens each, at 1, 8 and 32 streams: our
+server over HTTP; transformers' `generate` alone and padded; a FastAPI server around it as the guides write it;
+`transformers serve`; llama.cpp's own server with F16 and Q8_0 weights, and ours over the same files; and the linear
+layers alone at that batch, their weights laid out as well as possible: what float32 on this processor could reach at
+best. Each server is started once a round, and the ways take turns; of each the median of the rounds counts.
+Processors differ, so only the ratios say something.
 
 Wanted: at 1 stream 1.3 times `generate`; at 8 streams 0.65 and at 32 streams 0.6 of the linear layers alone, at 8 1.3
 times padded `generate`; llama.cpp behind our server 0.9 of itself at 8 streams; the first token of a prompt of 100
@@ -152,21 +154,19 @@ def generate(folder: Path, chats: dict[int, list[Chat]], length: int) -> Rates:
     return out
 
 
-def linear(folder: Path, times: int = 12) -> Rates:
+def linear(folder: Path, times: int = 8) -> Rates:
     """Tokens a second of a model's linear layers alone: random numbers through weights of its shapes, those with one
     input as one, laid out by oneDNN or as they are, whichever is faster."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = model.config
+    config: Any = AutoConfig.from_pretrained(folder)
     heads, width = config.num_attention_heads + 2 * config.num_key_value_heads, config.hidden_size
     size = getattr(config, "head_dim", None) or width // config.num_attention_heads
     shapes = [(heads * size, width), (width, config.num_attention_heads * size),
               (2 * config.intermediate_size, width), (width, config.intermediate_size)]  # fmt: skip
     weights = [torch.randn(shape) / 30 for _ in range(config.num_hidden_layers) for shape in shapes]
     weights.append(torch.randn(config.vocab_size, width) / 30)
-    del model
     ops: Any = torch.ops.mkldnn
     out: Rates = {}
     with torch.inference_mode():
@@ -196,7 +196,7 @@ def files_of(folder: Path, target: Path, kinds: set[str]) -> dict[str, Path]:
     for kind in sorted(kinds):
         out[kind] = target / f"{folder.name}-{kind}.gguf"
         if not out[kind].is_file():
-            write_gguf(folder, out[kind], kind)
+            write_gguf(folder, out[kind], kind.lower())
     return out
 
 
@@ -288,6 +288,7 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left running
     if given.llama:
         return llama(given.llama, given.port)
     from tuneloop.hub import resolve
