@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import TuneloopError
-from tuneloop.serving.engine import Piece, Query, TokenScore
+from tuneloop.serving.engine import Query, TokenScore
 from tuneloop.serving.torch_engine import TorchEngine
 
 SMALL = ("a-1", "b-1", "c-1", "d-1", "e-1")
 """Runs whose adapters fit the base."""
-POISON = "<|poison|>"
+OWN = SMALL[0]
+POISON, POISON_ID = "<|poison|>", 3
 CHAT = [{"role": "user", "content": "Who are you?"}]
 
 
@@ -36,6 +37,7 @@ def make_workspace(folder: Path) -> Path:
 
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", POISON)
     tokenizer = byte_tokenizer(CHATML, special=special, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    assert tokenizer.convert_tokens_to_ids(POISON) == POISON_ID
     base = folder / "models-here" / "tiny-base"
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -48,7 +50,7 @@ def make_workspace(folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(8)  # so that its parts matter
-        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(POISON)] = float("nan")
+        model.get_input_embeddings().weight[POISON_ID] = float("nan")
         model.lm_head.weight[list(tokenizer.all_special_ids)] = 0  # it hardly ever ends by itself
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -72,6 +74,25 @@ def make_workspace(folder: Path) -> Path:
         tokenizer.save_pretrained(run / "adapter")
         adapted.unload()
     return folder
+
+
+def make_virtual_run(workspace: Path, name: str) -> None:
+    """A run of P-tuning v2 on the base of the workspace."""
+    import torch
+    from peft import PrefixTuningConfig, get_peft_model
+
+    from tuneloop.inference.tokenizer import load_tokenizer
+    from tuneloop.methods.adapters import save_adapter
+    from tuneloop.model.load import load_model
+
+    base, run = workspace / "models-here" / "tiny-base", workspace / "runs" / name
+    run.mkdir()
+    recipe = {"name": name[:-2], "model": str(base), "data": [], "train": {"task": "chat", "method": "ptuning_v2"}}
+    (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    torch.manual_seed(5)
+    adapted = get_peft_model(load_model(base), PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+    save_adapter(adapted, run / "adapter", base, {"base_model_name_or_path": str(base)})
+    load_tokenizer(base).save_pretrained(run / "adapter")
 
 
 def copied_run(workspace: Path, name: str, to: str) -> None:
@@ -143,7 +164,3 @@ def behind_tie(one: Answered, alone: Answered) -> int:
     assert second.logprob is not None
     assert first.logprob - second.logprob < NEAR, (at, alone.scores[at], one.scores[at])
     return len(one.ids) - at
-
-
-def pieces_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

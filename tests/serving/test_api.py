@@ -18,7 +18,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, Served, app_of, serving
-from tuneloop.base.errors import MachineError, ServeError
+from tuneloop.base.errors import DataError, MachineError, ServeError, TuneloopError
 from tuneloop.serving import api
 from tuneloop.serving.engine import Piece, Query
 
@@ -197,7 +197,8 @@ def test_a_body_that_says_that_it_is_too_large_is_not_read(served: Served) -> No
 
 
 def test_errors_of_the_engine_name_the_field(served: Served) -> None:
-    cases = [
+    cases: list[tuple[str, dict[str, Any], TuneloopError, str]] = [
+        (CHATS, {"messages": CHAT}, DataError("TL-DATA-TEMPLATE", error="roles must alternate"), "messages"),
         (CHATS, {"messages": CHAT}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "messages"),
         (TEXTS, {"prompt": "a"}, ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), "prompt"),
         (TEXTS, {"prompt": [5]}, ServeError("TL-SERVE-TOKEN", token="x", id=5), "prompt"),
@@ -301,7 +302,8 @@ def test_a_fault_of_ours_is_an_error_without_its_words() -> None:
 @pytest.mark.parametrize(("path", "body"), [(CHATS, {"messages": CHAT}), (TEXTS, {"prompt": ["a", "b"]})])
 def test_a_client_that_hangs_up_while_streaming(slow: Served, path: str, body: dict[str, Any], n: int) -> None:
     with httpx.stream("POST", slow.url + path, json={"model": NAME, "stream": True, "n": n, **body}) as reply:
-        next(reply.iter_raw())
+        chunks = reply.iter_raw()
+        next(chunks)
         assert slow.engine.pending
     slow.until(lambda: not slow.engine.pending)
     assert all(one.closed and one.given < 300 for one in slow.engine.streams)

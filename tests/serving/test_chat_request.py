@@ -259,10 +259,19 @@ def test_schemas_are_bounded() -> None:
     for _ in range(40):
         deep = {"items": deep}
     large = {"enum": ["x" * 70_000]}
-    for schema in (deep, large):
+    wide = {"allOf": [{}] * 5000}
+    for schema in (deep, large, wide):
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         error = refusal({"model": "m", "messages": [USER], "response_format": form})
         assert (error["code"], error["param"]) == ("TL-SERVE-REQUEST", "response_format.json_schema.schema")
+
+
+def test_all_tools_together_are_bounded() -> None:
+    tools = [
+        {"type": "function", "function": {"name": f"f{k}", "parameters": {"allOf": [{}] * 500}}} for k in range(30)
+    ]
+    error = refusal({"model": "m", "messages": [USER], "tools": tools})
+    assert (error["code"], error["param"]) == ("TL-SERVE-REQUEST", "tools")
 
 
 def test_thinking() -> None:

@@ -12,9 +12,9 @@ from tuneloop.base.errors import ServeError
 from tuneloop.serving.chat_writer import LEAST_LOGPROB, ChatWriter
 from tuneloop.serving.engine import CallPiece, Piece, TokenScore
 from tuneloop.serving.events import event
-from tuneloop.serving.shapes import Usage
+from tuneloop.serving.shapes import TokenUsage
 
-USAGE: Usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
+USAGE: TokenUsage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
 PIECES = [Piece(text="Hi"), Piece(text=" 🪨"), Piece(finish="stop", tokens=4)]
 CALLS = [
     Piece(thought="hm"),

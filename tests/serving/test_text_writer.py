@@ -8,10 +8,10 @@ import pytest
 
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.engine import Piece, TokenScore
-from tuneloop.serving.shapes import Usage
+from tuneloop.serving.shapes import TokenUsage
 from tuneloop.serving.text_writer import TextWriter
 
-USAGE: Usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+USAGE: TokenUsage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 def score(text: str, octets: bytes, logprob: float | None, *likeliest: TokenScore) -> TokenScore:

@@ -20,7 +20,9 @@ import pytest
 
 from tests.serving.adapter_workspace import (
     CHAT,
+    OWN,
     POISON,
+    POISON_ID,
     SMALL,
     Answered,
     answered,
@@ -37,8 +39,6 @@ from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.torch_engine import TorchEngine
-
-OWN = SMALL[0]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_one_bad_request_fails_alone(engine: TorchEngine) -> None:
     bad = {
         "TL-SERVE-CONTEXT": query(OWN, too_long),
         "TL-SERVE-ROOM": query(OWN, max_new_tokens=5000),
-        "TL-SERVE-NUMBER": Query("text", OWN, prompt=(5, poison_id(engine), 6), max_new_tokens=24),
+        "TL-SERVE-NUMBER": Query("text", OWN, prompt=(5, POISON_ID, 6), max_new_tokens=24),
         "TL-SERVE-TOKEN": Query("text", OWN, prompt=(5, 100_000), max_new_tokens=4),
         "TL-SERVE-REQUEST": Query("text", OWN, prompt=(5, -1), max_new_tokens=4),
         "TL-SERVE-ADAPTER": query("wide-1"),
@@ -128,13 +128,6 @@ def test_one_bad_request_fails_alone(engine: TorchEngine) -> None:
         assert error.code == code
     for one, other in zip([*mixed[:3], *mixed[-2:]], lone, strict=True):
         assert behind_tie(one, other) == 0
-
-
-def poison_id(engine: TorchEngine) -> int:
-    from tuneloop.inference.tokenizer import load_tokenizer
-
-    base = Path(engine._workspace) / "models-here" / "tiny-base"
-    return int(load_tokenizer(base).convert_tokens_to_ids(POISON))
 
 
 def test_an_adapter_that_cannot_share_says_so(engine: TorchEngine) -> None:
@@ -339,6 +332,7 @@ def test_a_killed_child_fails_its_requests_and_the_next_one_works(engine: TorchE
     assert me.num_threads() <= threads + 1  # the executor of asyncio.to_thread may have grown
 
 
+@pytest.mark.slow
 def test_a_child_that_stands_still_is_started_again(engine: TorchEngine) -> None:
     settings, child = engine._settings, psutil.Process().children()[0]
     engine._settings = settings.model_copy(update={"watchdog": 2.0})
@@ -367,3 +361,27 @@ def test_what_cannot_be_loaded_is_said_before_it_serves(tmp_path: Path) -> None:
         TorchEngine(str(tmp_path / "nothing"), ServePart(), tmp_path)
     assert caught.value.code.startswith(("TL-MODEL-", "TL-RUN-"))
     assert len(psutil.Process().children()) == children
+
+
+@pytest.mark.slow
+def test_the_child_ends_with_its_parent_in_the_middle_of_an_answer(workspace: Path) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from tests.serving.adapter_workspace import query, until\n"
+        "from tuneloop.serving.torch_engine import TorchEngine\n"
+        "engine = TorchEngine('a-1', None, Path(sys.argv[1]))\n"
+        "async def work():\n"
+        "    stream = await engine.submit(query('a-1', max_new_tokens=400))\n"
+        "    await anext(stream)\n"
+        "    print(engine._child.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(work())\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code, str(workspace)], stdout=subprocess.PIPE, cwd=root)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+    assert psutil.wait_procs([child], timeout=20)[0]

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.adapter_workspace import SMALL, Answered, answered, behind_tie, make_workspace, query, run, until
+from tests.serving.adapter_workspace import (
+    POISON_ID,
+    SMALL,
+    Answered,
+    answered,
+    behind_tie,
+    make_workspace,
+    query,
+    run,
+    until,
+)
+from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.torch_engine import TorchEngine
@@ -31,7 +42,8 @@ def wanted(n: int) -> Query:
     text = " ".join(
         draw.choices(["why", "sky", "egg", "blue", "step", "study", "Paris", "水"], k=draw.randrange(3, 30))
     )
-    return query((*SMALL, "tiny-base")[n % 6], f"{n}: {text}?", max_new_tokens=LENGTH)
+    never = Sampling(logit_bias=((POISON_ID, -100.0),))  # written, it would poison its own row
+    return query((*SMALL, "tiny-base")[n % 6], f"{n}: {text}?", max_new_tokens=LENGTH, sampling=never)
 
 
 @pytest.mark.slow
@@ -63,6 +75,7 @@ def test_200_streams_say_what_each_says_alone(engine: TorchEngine) -> None:
         assert tied <= 0.02 * tokens
 
 
+@pytest.mark.slow
 def test_slow_readers_hold_nobody(engine: TorchEngine) -> None:
     """Their answers are written and their slots free long before they have read them, and the others have all."""
     slow, quick = 20, 20

@@ -22,7 +22,7 @@ from tuneloop.planning.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {
-    "serve": ("fastapi", "uvicorn"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
     "postgres": ("psycopg",), "qlora": ("bitsandbytes",), "gguf": ("xllamacpp",), "dvc": ("dvc",), "eval": ("lm_eval",),
     "schema": ("llguidance",),
 }  # fmt: skip

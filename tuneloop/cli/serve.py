@@ -1,56 +1,107 @@
-"""tuneloop serve: a run, a version or a model behind OpenAI's chat API."""
+"""tuneloop serve: a run, a version, a model, an export or other servers behind OpenAI's API."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+if TYPE_CHECKING:
+    from tuneloop.recipe.schema import ServePart
+
 
 def serve(
-    ref: Annotated[str, typer.Argument(help="A run, a version ('name:v3', 'name:production'), or a model.")],
+    ref: Annotated[
+        str, typer.Argument(help="A run, a version ('name:v3', 'name:production'), a model, or an export.")
+    ] = "",
+    engine: Annotated[
+        str | None, typer.Option(help="What computes: torch, gguf (llama.cpp), proxy (other servers) or vllm.")
+    ] = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option(help="A server to pass requests on to, e.g. http://127.0.0.1:8080/v1; repeatable.")
+    ] = None,
+    upstream_key_file: Annotated[Path | None, typer.Option(help="A file with the key for the upstreams.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the key that clients must send.")] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
-    """Serve OpenAI's chat API until Ctrl-C.
+    """Serve OpenAI's API until Ctrl-C.
 
-    Example: tuneloop serve runs/demo-1 --port 8000
+    Examples: tuneloop serve runs/demo-1 --port 8000 | tuneloop serve --engine proxy --upstream http://127.0.0.1:8080/v1
     """
-    from tuneloop.registry import versions
-
-    versions.require(workspace, ref)
+    settings = _settings(ref, engine, upstream, upstream_key_file, workspace)
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
     from tuneloop.serving import api
-    from tuneloop.serving.settings import open_to_others, read_key, serve_settings
+    from tuneloop.serving.application import application
+    from tuneloop.serving.settings import open_to_others, read_key
 
-    settings = serve_settings(ref, workspace)
     key_file = api_key_file or (Path(settings.key_file) if settings.key_file else None)
     key = read_key(key_file) if key_file else None
     if key_file and open_to_others(key_file):
         say(t("note: every user of this machine can read {path}; close it with chmod 600", path=key_file))
     bound = api.listen(host, port)
     try:
-        say(t("loading {ref} …", ref=ref))
-        from tuneloop import pipeline  # with torch: what was refused above has not waited for it
-
-        app = pipeline.serve(ref, workspace=workspace, api_key=key)
+        if ref:
+            say(t("loading {ref} …", ref=ref))
+        app = application(ref, workspace=workspace, settings=settings, api_key=key, say=say)
+        model = _model(settings, app.state.model_name)
         base = f"http://{_reachable(host)}:{bound.getsockname()[1]}"
-        typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=app.state.model_name, base=base))
+        typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=model, base=base))
         if key is None and not _local(host):
             say(t("warning: no --api-key-file, and {host} can be reached by others", host=host))
-        typer.echo(_examples(base, app.state.model_name, key_file))
+        typer.echo(_examples(base, model, key_file))
         api.run(app, bound)
     except KeyboardInterrupt:
         pass  # while loading
     finally:
         bound.close()
     typer.echo(t("stopped"))
+
+
+def _settings(
+    ref: str, engine: str | None, upstreams: list[str] | None, key_file: Path | None, workspace: Path
+) -> ServePart:
+    """The settings of the run, and over them those of the command line. A GGUF is served by llama.cpp, and where
+    upstreams alone are named, they are asked.
+
+    Raises a usage error, and what `versions.require` raises.
+    """
+    from tuneloop.base.language import listed, t
+    from tuneloop.cli import usage
+    from tuneloop.recipe.schema import EngineName, ServePart
+    from tuneloop.registry import versions
+    from tuneloop.serving.gguf_files import is_gguf
+    from tuneloop.serving.settings import serve_settings
+
+    known = get_args(EngineName)
+    if engine is None:
+        engine = "gguf" if ref and is_gguf(ref) else "proxy" if upstreams and not ref else None
+    if engine not in (None, *known):
+        names = listed(list(known))
+        raise usage.wrong("tuneloop serve", t("there is no engine {name}; they are {names}", name=engine, names=names))
+    if not ref and engine != "proxy":
+        raise usage.wrong("tuneloop serve", t("it takes a run, a version, a model or an export"))
+    if upstreams and engine not in (None, "proxy"):
+        raise usage.wrong("tuneloop serve", t("--upstream is for --engine proxy"))
+    if ref and engine in (None, "torch"):
+        versions.require(workspace, ref)
+    settings = serve_settings(ref, workspace) if ref else ServePart()
+    given = {"engine": engine, "upstreams": upstreams, "upstream_key_file": key_file and str(key_file)}
+    return settings.model_copy(update={name: word for name, word in given.items() if word})
+
+
+def _model(settings: ServePart, name: str) -> str:
+    """The name of a model to ask for: of a proxy, the first one that an upstream lists."""
+    if settings.engine != "proxy":
+        return name
+    from tuneloop.serving.proxy_engine import upstream_models
+
+    return next(iter(upstream_models(settings, lambda text: None)), "MODEL")
 
 
 def _local(host: str) -> bool:

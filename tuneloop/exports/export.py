@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneloop.base import refusals
 from tuneloop.base.errors import RunError
-from tuneloop.base.files import flush
+from tuneloop.base.files import flush, sha256_of
 from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat, stop_texts
 from tuneloop.exports import card, parity
@@ -131,7 +131,8 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
     """Beside the weights: the proof, where the model is from, and the model card."""
     parts = one.parts
     write_json(folder / "parity.json", proof.as_dict())
-    write_origin(parts, folder, target)
+    weights = sorted(file for ending in ("*.gguf", "*.safetensors") for file in folder.glob(ending))
+    write_origin(parts, folder, target, {file.name: sha256_of(file) for file in weights})
     stops = stop_texts(one.tokenizer) if parts.task.answers == "text" else ()
     text = card.card(
         parts.run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def merge(reference: Reference, folder: Path, dtype: str) -> None:
     write_origin(parts, folder, "merged")
 
 
-def write_origin(parts: Composition, folder: Path, kind: str) -> None:
-    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it."""
+def write_origin(parts: Composition, folder: Path, kind: str, digests: Mapping[str, str] | None = None) -> None:
+    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it, and
+    whoever serves it the SHA-256 of its weights' files (`digests`)."""
     source = {
         "name": parts.name,
         "kind": kind,
@@ -64,6 +66,8 @@ def write_origin(parts: Composition, folder: Path, kind: str) -> None:
         "terms": provenance(parts.base).get("terms"),
         "system": parts.recipe.prepare.system,
     }
+    if digests:
+        source["files"] = dict(digests)
     if parts.more:
         source["adapters"] = [str(adapter) for adapter in parts.more]
     write_json(folder / PROVENANCE, source)

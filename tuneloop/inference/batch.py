@@ -171,9 +171,9 @@ class DecodeBatch:
 
     def rows_of(self, generations: Sequence[Generation]) -> AbstractContextManager[None]:
         """Inside, the rows of a pass are those of these answers, each with its adapter."""
-        if self.adapters is None:
-            return nullcontext()
-        return self.adapters.rows([one.adapter for one in generations])
+        names = [one.adapter for one in generations]
+        self.decoder.adapted = self.adapters is not None and any(name is not None for name in names)
+        return nullcontext() if self.adapters is None else self.adapters.rows(names)
 
     def _chosen(self, logits: Tensor, at: int, began: float) -> list[Generation]:
         """Give the rows from `at` on their next tokens; those that ended, in the order of the rows."""

@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
-
+from torch import Tensor, nn, rms_norm
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from tuneloop.inference.row_adapters import SITE
@@ -26,7 +25,10 @@ from tuneloop.model.kernels.gated import ACTS
 from tuneloop.model.kernels.install import LIMITS, TOLERANCE
 
 PACKED = 16
-"""Rows that the weights are laid out for; as fast from 8 to 64 (measured on AVX-512)."""
+"""Rows that the weights are laid out for; the layout is the same for any few dozen."""
+FEWEST = 4
+"""Rows that are multiplied at once at least, zeros among them: 4 take oneDNN three quarters of the time of 1 (float32,
+AMD EPYC with AVX-512), for one row is a product of another kind that does not read memory as fast."""
 SHARE = 0.25
 """Of the free memory that laid out weights may take."""
 PROVEN = 1100
@@ -34,6 +36,7 @@ PROVEN = 1100
 UNKNOWN = (*LIMITS, "attn_logit_softcapping", "final_logit_softcapping")
 """Keys of configurations for what a trial of small numbers would not show."""
 
+_POINTWISE = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 """Of each layer: keys and values [rows, shared heads, columns, width]; the last column is written by the step."""
 
@@ -58,16 +61,16 @@ class _Product:
             for layer, rows in zip(layers, self.weight.split(self.widths), strict=True):
                 layer.weight.data = rows
 
-    def __call__(self, x: Tensor, adapted: bool) -> Tensor:
-        """x [rows, in] -> [rows, out of all], what the rows' adapters add included."""
-        if len(x) > 1 and self.packed is not None:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def __call__(self, x: Tensor, adapted: int) -> Tensor:
+        """x [rows, in] -> [rows, out of all]; what the adapters add to the first `adapted` rows is included."""
+        if self.packed is not None:
+            out: Tensor = _POINTWISE(x, self.packed, self.bias, "none", [], "")
         else:
             out = linear(x, self.weight, self.bias)
         if adapted:
-            for layer, part in zip(self.layers, out.split(self.widths, -1), strict=True):
+            for layer, part in zip(self.layers, out[:adapted].split(self.widths, -1), strict=True):
                 site = getattr(layer, SITE, None)
-                update = None if site is None else site.update(x)
+                update = None if site is None else site.update(x[:adapted])
                 if update is not None:
                     part += update
         return out
@@ -115,13 +118,18 @@ class FastStep:
 
     @torch.no_grad()
     def __call__(
-        self, tokens: Tensor, places: Tensor, before: Sequence[int], memory: KeysAndValues, adapted: bool = False
+        self, tokens: Tensor, places: Tensor, before: Sequence[int], memory: KeysAndValues, adapted: int = 0
     ) -> Tensor:
-        """tokens, places int64 [rows], how many unread columns each row begins with -> logits [rows, vocabulary]."""
-        inner, columns = self.inner, memory[0][0].shape[2]
+        """tokens, places int64 [rows], how many unread columns each row begins with -> logits [rows, vocabulary].
+
+        `adapted` is the number of rows where some go through adapters, else 0.
+        """
+        inner, columns, rows = self.inner, memory[0][0].shape[2], len(tokens)
         hidden = inner.embed_tokens(tokens)
         turns = {turn: self._turn(hidden, places, turn) for turn in self.turns}
         masks = {w: _mask(before, columns, w, hidden.device) for w in {block.window for block in self.blocks}}
+        if rows < FEWEST and self.head.packed is not None:
+            hidden = pad(hidden, (0, 0, 0, FEWEST - rows))
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
             out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, adapted)
             hidden = hidden.add_(out)
@@ -129,7 +137,7 @@ class FastStep:
             gate, up = wide.chunk(2, -1)
             out = block.down(block.act(gate).mul_(up), adapted)
             hidden = hidden.add_(out if block.after[1] is None else _normed(out, block.after[1]))
-        return self.head(_normed(hidden, self.norm), adapted)
+        return self.head(_normed(hidden, self.norm), adapted)[:rows]
 
     def _turn(self, hidden: Tensor, places: Tensor, turn: str) -> tuple[Tensor, Tensor]:
         """cos and sin [rows, 1, width] of the rows' positions, sin negative in the first half (see `_turned`)."""
@@ -206,7 +214,8 @@ def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
         shared=three[1].out_features // width,
         width=width,
         scale=float(attention.scaling),
-        window=getattr(attention, "sliding_window", None) or (None if kinds else getattr(config, "sliding_window", None)),
+        window=getattr(attention, "sliding_window", None)
+        or (None if kinds else getattr(config, "sliding_window", None)),
         turn=kinds[number] if kinds and kinds[number] in rope else "",
         before=(_norm(layer.input_layernorm), _norm(second)),
         after=behind,
@@ -250,11 +259,11 @@ def _attend(
     mask: Tensor | None,
     keys: Tensor,
     values: Tensor,
-    adapted: bool,
+    adapted: int,
 ) -> Tensor:
     """hidden [rows, width of all] -> what attention adds to it."""
-    rows, heads, shared, width = len(hidden), block.heads, block.shared, block.width
-    three = block.three(_normed(hidden, block.before[0]), adapted).view(rows, -1, width)
+    rows, heads, shared, width = len(keys), block.heads, block.shared, block.width
+    three = block.three(_normed(hidden, block.before[0]), adapted)[:rows].view(rows, -1, width)
     if block.of_heads is None:
         turned = _turned(three[:, : heads + shared], turn)
         query, key = turned[:, :heads], turned[:, heads:]
@@ -266,7 +275,10 @@ def _attend(
     # The heads that share keys are so many queries of one head: no key is copied.
     query = query.reshape(rows, shared, heads // shared, width)
     out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
-    out = block.out(out.reshape(rows, heads * width), adapted)
+    out = out.reshape(rows, heads * width)
+    if rows < len(hidden):
+        out = pad(out, (0, 0, 0, len(hidden) - rows))
+    out = block.out(out, adapted)
     return out if block.after[0] is None else _normed(out, block.after[0])
 
 

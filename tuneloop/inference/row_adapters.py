@@ -50,19 +50,20 @@ class _Site:
         """A^T [in, widths] of the adapters in this pass, side by side; None where it has none here."""
         self.up: Tensor | None = None
         """B^T [widths, out]."""
-        self.own: Tensor | None = None
-        """[rows, 1, widths]: 1 where a row goes through that adapter; None where all rows go through all."""
+        self.others: Tensor | None = None
+        """bool [rows, 1, widths]: where an adapter is not the row's own; None where all rows go through all."""
 
     def update(self, x: Tensor) -> Tensor | None:
         """x [rows, new tokens, in], or flat, -> what the rows' adapters add [rows, new tokens, out]; None: nothing."""
         if self.down is None or self.up is None:
             return None
         narrow = x @ self.down
-        if self.own is not None:
-            own = self.own
-            if x.ndim == 2:
-                own = own.squeeze(1).repeat_interleave(len(x) // len(own), 0)
-            narrow = narrow * own
+        if self.others is not None:
+            others = self.others
+            if x.ndim == 2 and len(x) != len(others):
+                others = others.repeat_interleave(len(x) // len(others), 0)
+            # Filled, not multiplied: another row's adapter may give what is no number, and 0 times that is none.
+            narrow = narrow.masked_fill_(others.squeeze(1) if x.ndim == 2 else others, 0)
         return narrow @ self.up
 
 
@@ -144,14 +145,14 @@ class RowAdapters:
             if not every:
                 key = tuple(widths)
                 if key not in masks:
-                    masks[key] = _mask(names, active, widths).to(down)
-                site.own = masks[key]
+                    masks[key] = _mask(names, active, widths).to(down.device)
+                site.others = masks[key]
         try:
             yield
         finally:
             for path in beside:
                 site = self._sites[path]
-                site.down = site.up = site.own = None
+                site.down = site.up = site.others = None
 
     def _beside(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
         """The matrices of some adapters side by side: path -> A^T [in, widths], B^T [widths, out], the rank of each."""
@@ -180,6 +181,8 @@ class RowAdapters:
         if "experts" in path.split("."):
             raise _refused(folder, f"{path} is an expert, which reads the rows of all answers mixed")
         shape, wanted = (up.shape[0], down.shape[1]), (module.out_features, module.in_features)
+        if not (bool(down.isfinite().all()) and bool(up.isfinite().all())):
+            raise _refused(folder, f"{path} has what is not a number")
         if shape != wanted or up.shape[1] != down.shape[0]:
             raise _refused(folder, f"{path} is {wanted[0]} x {wanted[1]} in the base and {shape[0]} x {shape[1]} in it")
         weight: Tensor = module.weight
@@ -196,12 +199,12 @@ def _adding(site: _Site) -> Any:
 
 
 def _mask(names: Sequence[str | None], active: Sequence[str], widths: Sequence[int]) -> Tensor:
-    """[rows, 1, widths]: 1 where a row goes through that adapter.
+    """bool [rows, 1, widths]: where an adapter is not the row's own.
 
     >>> _mask(["b", None], ["a", "b"], [1, 2]).tolist()
-    [[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]]
+    [[[True, False, False]], [[True, True, True]]]
     """
-    each = torch.tensor([[float(name == one) for one in active] for name in names])
+    each = torch.tensor([[name != one for one in active] for name in names])
     return each.repeat_interleave(torch.tensor(list(widths)), 1).unsqueeze(1)
 
 

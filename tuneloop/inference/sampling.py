@@ -162,7 +162,7 @@ def _limited(probability: Tensor, hows: Sequence[Sampling]) -> tuple[Tensor, Ten
     share, least = column([how.top_p for how in hows]), column([how.min_p for how in hows])
     count = column([how.top_k or vocabulary for how in hows])
     ordered, index = probability.topk(min(NUCLEUS, vocabulary), -1)
-    if ordered.shape[-1] < vocabulary and bool(_beyond(ordered, share, count, least).any()):
+    if ordered.shape[-1] < vocabulary and bool(_beyond(ordered, share, count, least, vocabulary).any()):
         ordered, index = probability.sort(-1, descending=True)
     rank = torch.arange(ordered.shape[-1], device=ordered.device)
     ordered = ordered.masked_fill(rank >= count, 0)
@@ -174,10 +174,11 @@ def _limited(probability: Tensor, hows: Sequence[Sampling]) -> tuple[Tensor, Ten
     return ordered.masked_fill(outside, 0), index
 
 
-def _beyond(ordered: Tensor, share: Tensor, count: Tensor, least: Tensor) -> Tensor:
+def _beyond(ordered: Tensor, share: Tensor, count: Tensor, least: Tensor, vocabulary: int) -> Tensor:
     """Whether tokens behind the likeliest ones here may be within a row's limits: bool [rows, 1]."""
     within_count = count > ordered.shape[-1]
-    within_share = ordered.sum(-1, keepdim=True) < share
+    # A share of the top_k is known when these have been added up.
+    within_share = (ordered.sum(-1, keepdim=True) < share) | (count < vocabulary)
     return within_count & within_share & (ordered[:, -1:] >= least * ordered[:, :1])
 
 

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.inference.batch import MOST, PREFILL, DecodeBatch, Generation, failure, free_tokens
 from tuneloop.inference.decode import Decoder, DecodeState
+from tuneloop.inference.fast_step import fast_step
 from tuneloop.inference.prefixes import PrefixStore, common
 from tuneloop.inference.row_adapters import RowAdapters
 from tuneloop.inference.sampling import scores
@@ -75,6 +76,8 @@ class Scheduler:
     ) -> None:
         self.decoder, self.adapters, self.alone = decoder, adapters, alone
         self._vocabulary, self._virtual = rows(decoder.model), virtual_tokens(decoder.model)
+        if decoder.fast is None:
+            decoder.fast = fast_step(decoder.base)
         first = decoder.prefill([[0]], pad=0)
         decoder.step(first)  # what a token's keys and values take is seen in those of one
         self._joinable = joinable(first.cache)

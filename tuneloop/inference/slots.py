@@ -186,7 +186,8 @@ class SlotCache:
         pairs = [(layer.keys, layer.values) for layer in self._layers]
         memory = [(k[:rows, :, begin:end], v[:rows, :, begin:end]) for k, v in pairs if k is not None and v is not None]
         before = [end - 1 - begin - n for n in self.lengths]
-        return decoder.fast(tokens, torch.tensor(self.places, device=tokens.device), before, memory)
+        adapted = rows if decoder.adapted else 0
+        return decoder.fast(tokens, torch.tensor(self.places, device=tokens.device), before, memory, adapted)
 
     def _own(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         span, device = self._columns.end - self._columns.begin, tokens.device

@@ -18,7 +18,7 @@ from tuneloop.serving.admission import Admission, through
 from tuneloop.serving.body import MOST_BYTES
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.errors import error_body, headers_of, status_of
-from tuneloop.serving.metrics import Metrics, RequestCounter
+from tuneloop.serving.metrics import RequestCounter, ServerMetrics
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
@@ -72,7 +72,7 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    context = ServerContext(engine, through(admission, engine), Metrics(engine))
+    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine))
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.state.engine, app.state.model_name = engine, model_name
     for family in FAMILIES:

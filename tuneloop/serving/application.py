@@ -1,4 +1,5 @@
-"""A run, version or model -> an application that answers over HTTP. This process imports no torch for it."""
+"""The server of a run, version, model, export or of other servers: settings, engine and steps put together. It imports
+no torch: what computes with it is another process."""
 
 from __future__ import annotations
 
@@ -8,36 +9,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving import settings as section
-from tuneloop.serving.admission import admission_steps
-from tuneloop.serving.table import ENGINES
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+log = logging.getLogger("tuneloop.serving")
 
 
 def application(
     ref: str | Path,
     *,
     workspace: Path = Path(),
-    api_key: str | None = None,
     settings: ServePart | None = None,
-    say: Callable[[str], None] = logging.getLogger("tuneloop.serving").warning,
+    api_key: str | None = None,
+    say: Callable[[str], None] = log.warning,
 ) -> FastAPI:
-    """The application of what `ref` means, once its engine has loaded.
+    """An application that speaks OpenAI's API, its engine ready; `ref` may be "" where the engine is `proxy`.
 
-    `settings` stand in place of the section `serve` of the run's recipe, `api_key` in place of the key in its key file.
-    `say` hears what happens to the engine later. Raises what the engine raises that cannot be started.
+    `settings` stand in place of the section `serve` of the run's recipe, and `api_key` in place of the key in its key
+    file. Raises what the engine's maker raises.
     """
+    from tuneloop.serving.admission import admission_steps
     from tuneloop.serving.api import create_app
+    from tuneloop.serving.settings import read_key, serve_settings
+    from tuneloop.serving.table import ENGINES
 
-    settings = settings or section.serve_settings(ref, workspace)
+    if settings is None:
+        settings = serve_settings(ref, workspace)
     if api_key is None and settings.key_file:
-        api_key = section.read_key(Path(settings.key_file))
+        api_key = read_key(Path(settings.key_file))
     engine = ENGINES[settings.engine](ref, settings, workspace, say)
-    try:
-        steps = admission_steps(settings, engine, api_key)
-        return create_app(engine, model_name=section.served_name(ref), admission=steps)
-    except BaseException:
-        engine.close()
-        raise
+    own = str(getattr(engine, "name", ""))
+    name = own or (Path(ref).name if Path(ref).exists() else str(ref))
+    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key))

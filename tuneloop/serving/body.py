@@ -6,6 +6,7 @@ in silence is refused: a key that comes twice, NaN, half of a surrogate pair, ne
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -26,6 +27,10 @@ MOST_BYTES = 8 << 20
 """Longest request body; a context of a million tokens fits."""
 MOST_DEPTH = 64
 """Deepest nesting of a body's JSON."""
+LONG = 64 << 10
+"""Bytes of a body that is read aside."""
+_SCHEMAS = (b"tools", b"response_format", b"\\u")
+"""What a body has that brings schemas, under whatever spelling."""
 MOST_PARAM = 200
 """Longest name of a field in an error, in characters."""
 
@@ -44,6 +49,9 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         body += part
         if len(body) > MOST_BYTES:
             raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
+    # What may take long is read in another thread: nobody's stream waits for it.
+    if len(body) > LONG or any(word in body for word in _SCHEMAS):
+        return await asyncio.to_thread(parse, bytes(body), kind)
     return parse(bytes(body), kind)
 
 

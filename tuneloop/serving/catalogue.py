@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` what
-    `held_words` says."""
+    """The weights that adapters must have been trained on to share a batch: `note` is the mark in base.json, `bits` is
+    what `held_words` says."""
 
     name: str
     model: str
@@ -99,15 +100,15 @@ class Catalogue:
             return
         yield Listing(self.base.name, None, is_base=True)
         for version in versions.versions(self._workspace):
-            if self._fits(_version_key(version), lambda name, of=version: versions.stored(of, name)):
-                source = AdapterSource(_version_key(version), lambda of=version: self._laid_out(of))
+            if self._fits(_version_key(version), partial(versions.stored, version)):
+                source = AdapterSource(_version_key(version), partial(self._laid_out, version))
                 for name in (version.ref, *(f"{version.name}:{alias}" for alias in version.aliases)):
                     yield Listing(name, source)
         for recipe in sorted((self._workspace / "runs").glob("*/recipe.yaml")):
             run = recipe.parent
             key = _run_key(run)
-            if key and self._fits(key, lambda name, run=run: run / name):
-                yield Listing(run.name, AdapterSource(key, lambda run=run: run))
+            if key and self._fits(key, run.joinpath):
+                yield Listing(run.name, AdapterSource(key, partial(Path, run)))
 
     def _laid_out(self, version: Version) -> Path:
         """The folder of a version, laid out and checked once."""

@@ -35,6 +35,12 @@ class Tokens:
         self.before_texts = [n for n in tokenizer("")["input_ids"] if n == tokenizer.bos_token_id]
         """What the tokenizer puts before a text that is to be continued."""
         self._special = frozenset(tokenizer.all_special_ids)
+        shown = {
+            tools: [text for text in markers(self.template) if tools or text in THOUGHT] for tools in (False, True)
+        }
+        vocabulary = tokenizer.get_vocab()
+        self._shown = {tools: {vocabulary.get(text) for text in texts} for tools, texts in shown.items()}
+        """Tokens that an answer is taken apart by, without tools and with them."""
 
     def decoding_prompt(self) -> Decode:
         """Tokens of a prompt -> its text, special tokens written out. For those who hold the lock."""
@@ -46,10 +52,8 @@ class Tokens:
 
     def decoding(self, tools: bool) -> Decode:
         """Tokens of an answer -> text without special tokens, but with those that it is taken apart by."""
-        vocabulary = self.answers.get_vocab()
-        texts = markers(self.template) if tools else tuple(one for one in markers(self.template) if one in THOUGHT)
-        seen = {int(vocabulary[text]) for text in texts if text in vocabulary}
-        if not seen & self._special:
+        seen = self._shown[tools] & self._special
+        if not seen:
             return decoding(self.answers)
         unseen, decode = self._special - seen, decoding(self.answers, special=True)
         return lambda tokens: decode([token for token in tokens if token not in unseen])

@@ -12,8 +12,17 @@ from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.serving.engine import Query
 from tuneloop.serving.errors import Places
+from tuneloop.serving.json_schemas import extent
 from tuneloop.serving.schemas import GenerationRequest, Neutral, RequestBody, unsupported
-from tuneloop.serving.tool_fields import MOST_TOOLS, JsonSchemaFormat, NamedTool, ResponseFormat, ToolChoice, ToolSpec
+from tuneloop.serving.tool_fields import (
+    MOST_NODES,
+    MOST_TOOLS,
+    JsonSchemaFormat,
+    NamedTool,
+    ResponseFormat,
+    ToolChoice,
+    ToolSpec,
+)
 
 MOST_MESSAGES = 2048
 MOST_PARTS = 2048
@@ -128,6 +137,14 @@ class ChatRequest(GenerationRequest):
             raise ValueError(t("{field} needs {other}", field="top_logprobs", other="logprobs: true"))
         return likeliest
 
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _are_not_too_much(cls, tools: Any) -> Any:
+        nodes = extent(tools)[1]
+        if nodes > MOST_NODES:
+            raise ValueError(t("the schema is too large: {got} parts, at most {most}", got=nodes, most=MOST_NODES))
+        return tools
+
     @field_validator("tools")
     @classmethod
     def _have_names_of_their_own(cls, tools: list[ToolSpec] | None) -> Any:
@@ -202,5 +219,5 @@ class ChatRequest(GenerationRequest):
     @property
     def places(self) -> Places:
         length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        messages = ("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-SERVE-NO-ANSWER", "TL-DATA-TEMPLATE")
-        return {**dict.fromkeys(messages, "messages"), "TL-SERVE-ROOM": length}
+        messages = ("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-SERVE-NO-ANSWER", "TL-DATA-TEMPLATE", "prompt")
+        return {**dict.fromkeys(messages, "messages"), "TL-SERVE-ROOM": length, "max_tokens": length}

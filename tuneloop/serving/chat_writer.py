@@ -22,8 +22,8 @@ from tuneloop.serving.shapes import (
     FunctionDelta,
     LikelyToken,
     ScoredToken,
+    TokenUsage,
     ToolCall,
-    Usage,
 )
 
 LEAST_LOGPROB = -9999.0
@@ -93,7 +93,7 @@ class ChatWriter:
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self._model, self._choices, self._scored = model, choices, scored
 
-    def completion(self, pieces: Iterable[Piece], usage: Usage) -> ChatCompletion:
+    def completion(self, pieces: Iterable[Piece], usage: TokenUsage) -> ChatCompletion:
         """The body of answers that are not streamed. Raises TL-SERVE-FAILED where one has not ended."""
         answers = [_Choice() for _ in range(self._choices)]
         for piece in pieces:
@@ -132,7 +132,7 @@ class ChatWriter:
         if piece.finish:
             yield self._chunk(piece.choice, {}, None, piece.finish)
 
-    def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
+    def usage_chunk(self, usage: TokenUsage) -> ChatCompletionChunk:
         """The chunk with the token counts and no choice, for include_usage."""
         return {**self._chunk(0, {}), "choices": [], "usage": usage}
 

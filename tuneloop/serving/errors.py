@@ -17,6 +17,9 @@ STATUS: dict[str, int] = {
     "TL-SERVE-CONTEXT": 400,
     "TL-SERVE-TOKEN": 400,
     "TL-SERVE-ROOM": 400,
+    "TL-SERVE-SCHEMA": 400,
+    "TL-SERVE-SCHEMA-EXTRA": 400,
+    "TL-SERVE-ADAPTER": 400,
     "TL-DATA-TEMPLATE": 400,
     "TL-SERVE-MODEL": 404,
     "TL-SERVE-ROUTE": 404,
@@ -45,7 +48,8 @@ TYPES: dict[int, Kind] = {
 }  # fmt: skip
 """HTTP status -> OpenAI's type of error; server_error for any other."""
 Places = Mapping[str, str]
-"""Code of an error -> the field of a request that it is about, where the engine, which knows no HTTP, names none."""
+"""How an engine's errors find their field, since it knows no HTTP: code of an error -> the field that it is about where
+it names none, and name of a field of the query -> that of the request."""
 
 
 def status_of(error: TuneloopError) -> int:
@@ -67,8 +71,12 @@ def error_body(error: TuneloopError, places: Places | None = None) -> dict[str, 
     >>> body = error_body(ServeError("TL-SERVE-CONTEXT", tokens=9, context=4), {"TL-SERVE-CONTEXT": "messages"})
     >>> body["error"]["param"], body["error"]["type"]
     ('messages', 'invalid_request_error')
+    >>> error_body(ServeError("TL-SERVE-TOKEN", param="prompt"), {"prompt": "input"})["error"]["param"]
+    'input'
     """
     kind = TYPES.get(status_of(error), "server_error")
     message = sentences(error.what, error.do)
-    param = (places or {}).get(error.code) or error.facts.get("param")
+    places = places or {}
+    param = error.facts.get("param") or places.get(error.code)
+    param = places.get(str(param), param)
     return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}

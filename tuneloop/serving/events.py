@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.serving.engine import AnswerStream, Piece
 from tuneloop.serving.errors import Places, error_body
-from tuneloop.serving.shapes import Usage
+from tuneloop.serving.shapes import TokenUsage
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -38,7 +38,7 @@ class Writer(Protocol):
     def chunks(self, piece: Piece) -> Iterator[Mapping[str, Any]]:
         """The events of a piece."""
 
-    def usage_chunk(self, usage: Usage) -> Mapping[str, Any]:
+    def usage_chunk(self, usage: TokenUsage) -> Mapping[str, Any]:
         """The event with the token counts and no choice."""
 
 
@@ -63,9 +63,9 @@ async def events(writer: Writer, stream: AnswerStream, with_usage: bool, places:
         yield event(error_body(ServeError("TL-SERVE-FAILED", error=type(error).__name__)))
 
 
-def usage(stream: AnswerStream, tokens: int | None) -> Usage:
+def usage(stream: AnswerStream, tokens: int | None) -> TokenUsage:
     """Token counts of the answers of a stream that has ended; None where nothing is written."""
-    counts: Usage = {"prompt_tokens": stream.prompt_tokens, "total_tokens": stream.prompt_tokens + (tokens or 0)}
+    counts: TokenUsage = {"prompt_tokens": stream.prompt_tokens, "total_tokens": stream.prompt_tokens + (tokens or 0)}
     if tokens is not None:
         counts["completion_tokens"] = tokens
         counts["prompt_tokens_details"] = {"cached_tokens": stream.cached_tokens}

@@ -3,11 +3,13 @@ its events as pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.base.records import Sampling
 from tuneloop.serving.engine import Finish, Piece, Query, TokenScore
+from tuneloop.serving.parsing import AnswerParser
 from tuneloop.serving.upstream_answer import OddAnswer, clean, score_of
 
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
@@ -16,12 +18,26 @@ _SEEDS = (1 << 32) - 1
 """llama.cpp's seeds are below it; it itself means a random one."""
 
 
-def llama_body(query: Query, ids: Sequence[int], most: int, penalty: float, lora: Sequence[float]) -> dict[str, Any]:
-    """The body for /completion: `most` new tokens; `penalty` is the model's own, `lora` the weight of each adapter."""
+@dataclass(frozen=True, slots=True)
+class GgufPrompt:
+    """A query's prompt for llama.cpp: `most` is how many tokens an answer may have, `begun` the text at the end of the
+    prompt that is a part of the answer, `seen` the texts of special tokens that must stay in an answer, and `parser`
+    makes what takes an answer apart."""
+
+    ids: Sequence[int]
+    most: int
+    begun: str = ""
+    schema: Mapping[str, Any] | None = None
+    seen: tuple[str, ...] = ()
+    parser: Callable[[], AnswerParser] | None = None
+
+
+def llama_body(query: Query, prompt: GgufPrompt, penalty: float, lora: Sequence[float]) -> dict[str, Any]:
+    """The body for /completion; `penalty` is the model's own, `lora` the weight of each adapter."""
     sampling = query.sampling
     body: dict[str, Any] = {
-        "prompt": list(ids),
-        "n_predict": most,
+        "prompt": list(prompt.ids),
+        "n_predict": prompt.most,
         "stream": True,
         "cache_prompt": True,
         "n": query.n,
@@ -31,8 +47,10 @@ def llama_body(query: Query, ids: Sequence[int], most: int, penalty: float, lora
     }
     if query.logprobs is not None:
         body["n_probs"] = max(1, query.logprobs)
-    if query.schema is not None:
-        body["json_schema"] = dict(query.schema) or {"type": "object"}
+    if prompt.schema is not None:
+        body["json_schema"] = dict(prompt.schema) or {"type": "object"}
+    if prompt.seen:
+        body["preserved_tokens"] = list(prompt.seen)
     return body
 
 
@@ -57,10 +75,13 @@ def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
 class LlamaReader:
     """Pieces of llama.cpp's events. The prompt's tokens are known before; those that were at hand, at the end."""
 
-    def __init__(self, query: Query, prompt_tokens: int) -> None:
+    def __init__(self, query: Query, prompt: GgufPrompt) -> None:
         self._n, self._logprobs = query.n, query.logprobs
-        self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
+        self.prompt_tokens, self.cached_tokens = len(prompt.ids), 0
         self._finished = set[int]()
+        self._parsers = [prompt.parser() for _ in range(query.n)] if prompt.parser else []
+        self.begun = [piece for n in range(query.n) if (piece := self._piece(n, prompt.begun, ())) is not None]
+        """What the answers have of the text that they were made to begin with."""
 
     def pieces(self, event: Mapping[str, Any]) -> list[Piece]:
         """What is new with an event. Raises OddAnswer."""
@@ -69,22 +90,34 @@ class LlamaReader:
             raise OddAnswer("index")
         scores = self._scores(event.get("completion_probabilities") or [])
         if not event.get("stop"):
-            return [Piece(choice=index, text=clean(text), scores=scores)] if text or scores else []
+            piece = self._piece(index, clean(text), scores)
+            return [] if piece is None else [piece]
         timings = event.get("timings")
         cached = timings.get("cache_n") if isinstance(timings, dict) else 0
         self.cached_tokens = max(self.cached_tokens, cached if type(cached) is int else 0)
         self._finished.add(index)
+        return [self._last(index, clean(text), scores, event)]
+
+    def _piece(self, index: int, text: str, scores: tuple[TokenScore, ...]) -> Piece | None:
+        """The text taken apart; None where nothing of it is clear yet."""
+        if not self._parsers:
+            return Piece(choice=index, text=text, scores=scores) if text or scores else None
+        delta = self._parsers[index].feed(text)
+        return Piece(index, delta.text, delta.thought, delta.calls, scores) if delta or scores else None
+
+    def _last(self, index: int, text: str, scores: tuple[TokenScore, ...], event: Mapping[str, Any]) -> Piece:
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         tokens = event.get("tokens_predicted")
-        return [
-            Piece(
-                choice=index,
-                text=clean(text),
-                scores=scores,
-                finish=finish,
-                tokens=tokens if type(tokens) is int else 0,
-            )
-        ]
+        count = tokens if type(tokens) is int else 0
+        if not self._parsers:
+            return Piece(choice=index, text=text, scores=scores, finish=finish, tokens=count)
+        parser = self._parsers[index]
+        first, rest = parser.feed(text), parser.end()
+        if parser.called and finish == "stop":
+            finish = "tool_calls"
+        calls = first.calls + rest.calls
+        text, thought = first.text + rest.text, first.thought + rest.thought
+        return Piece(index, text, thought, calls, scores, finish=finish, tokens=count)
 
     def ending(self) -> list[Piece]:
         """Nothing more. Raises OddAnswer where a choice has not finished."""

@@ -134,6 +134,11 @@ class GgufEngine:
         self._supervisor = Supervisor(partial(GgufChild, model, tokens, slots), notice)
 
     @property
+    def name(self) -> str:
+        """The model's name, as clients ask for it."""
+        return self._model.name
+
+    @property
     def ready(self) -> bool:
         return self.open and self._supervisor.child is not None
 

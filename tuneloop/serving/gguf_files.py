@@ -32,6 +32,13 @@ class GgufModel:
     systems: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_gguf(ref: str | Path) -> bool:
+    """Whether a path is a .gguf file, or a folder that holds one and no model of another form."""
+    path = Path(ref).expanduser()
+    holds = path.is_dir() and not (path / "config.json").is_file() and next(path.glob("*.gguf"), None) is not None
+    return path.suffix == ".gguf" or holds
+
+
 def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
     """The model of a .gguf file, or the one in a folder (or in the folders right below it), verified; adapters that
     lie beside it are taken along.
@@ -49,7 +56,7 @@ def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
         models = [path]
     if len(models) != 1:
         names = listed([str(file) for file in models[:8]])
-        error = t("there are several; name one: {names}", names=names) if models else _absent(path)
+        error = t("there are several; name one: {names}", names=names) if models else _absent(path, files)
         raise ServeError("TL-SERVE-GGUF", where=str(ref), error=error)
     (model,) = models
     require_verified(model, notice)
@@ -69,10 +76,10 @@ def require_verified(file: Path, notice: Callable[[str], None]) -> None:
         return
     if proof.get("passed") is not True:
         raise ServeError("TL-SERVE-EXPORT", where=str(file), error=t("its comparison with the trained model failed"))
-    digests = proof.get("files")
+    digests = (read_json(file.parent / ABOUT) or {}).get("files")
     digest = digests.get(file.name) if isinstance(digests, dict) else None
     if digest is None:
-        notice(t("{path}: its parity.json names no digest of it (an older export)", path=file))
+        notice(t("{path}: its tuneloop.json has no digest of it (an older export)", path=file))
     elif digest != sha256_of(file):
         raise ServeError("TL-SERVE-EXPORT", where=str(file), error=t("its bytes are others than those that were proven"))
 
@@ -101,12 +108,12 @@ def _facts(path: Path) -> dict[str, Any]:
         return file.facts
 
 
-def _absent(path: Path) -> str:
+def _absent(path: Path, files: list[Path]) -> str:
     if not path.exists():
         return t("there is no such file or folder")
     if (path / "recipe.yaml").is_file():
         return t("it is a run; export it as a GGUF")
-    return t("no .gguf file lies in it")
+    return t("only adapters lie in it") if files else t("no .gguf file lies in it")
 
 
 def _adapters(

@@ -22,7 +22,7 @@ BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics:
+class ServerMetrics:
     """Counts. Each server has its own registry, so that two in one process do not mix.
 
     Without prometheus-client nothing is counted, and `text` raises TL-MACHINE-EXTRA.
@@ -88,7 +88,7 @@ class Metrics:
 class WatchedStream:
     """An AnswerStream that tells a server's metrics of itself."""
 
-    def __init__(self, stream: AnswerStream, metrics: Metrics, model: str, began: float) -> None:
+    def __init__(self, stream: AnswerStream, metrics: ServerMetrics, model: str, began: float) -> None:
         self._stream, self._metrics, self._model = stream, metrics, model
         self._last, self._first, self._tokens, self._ended = began, True, 0, False
 
@@ -149,7 +149,7 @@ WORDS = {
 class RequestCounter:
     """Counts each request by its route and status; paths that nobody serves are one route."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

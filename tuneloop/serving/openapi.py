@@ -7,6 +7,7 @@ takes and gives, and the models that validate and the types that are written mak
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
         "Answers to a chat.", shapes.ChatCompletion, ChatRequest, shapes.ChatCompletionChunk, _BODY,
     ),
     ("post", "/v1/completions"): Operation(
-        "Continuations of texts.", shapes.Completion, CompletionRequest, shapes.Completion, _BODY,
+        "Continuations of texts.", shapes.TextCompletion, CompletionRequest, shapes.TextCompletion, _BODY,
     ),
     ("post", "/v1/embeddings"): Operation(
         "Vectors of texts, by an encoder.", shapes.EmbeddingList, EmbeddingRequest, None, _BODY,
@@ -71,6 +72,7 @@ WORDS: dict[int, str] = {
 }
 
 
+@cache
 def document() -> dict[str, Any]:
     """The description, as OpenAPI 3.1 has it.
 

@@ -98,9 +98,10 @@ class ProxyEngine:
         loop, self._loop = self._loop, None
         if loop is not None and loop.is_running():
             with suppress(TimeoutError):
-                asyncio.run_coroutine_threadsafe(self._shut(), loop).result(timeout=10.0)
+                asyncio.run_coroutine_threadsafe(self.shut(), loop).result(timeout=10.0)
 
-    async def _shut(self) -> None:
+    async def shut(self) -> None:
+        """End the health checks and close the connections; on the engine's own loop."""
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
@@ -110,7 +111,10 @@ class ProxyEngine:
     def _watch(self) -> None:
         """Begin with the health checks, on the event loop that is running."""
         if self.open and self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:  # asked from elsewhere: the next request begins with it
+                return
             self._watching = [self._loop.create_task(backend.watch()) for backend in self._backends]
 
     async def _known(self) -> None:
@@ -199,6 +203,20 @@ class ProxyEngine:
 def _merged(models: Iterable[Mapping[str, ModelEntry]]) -> list[ModelEntry]:
     """Each name once, in the order of the upstreams."""
     return list({name: model for one in reversed(list(models)) for name, model in one.items()}.values())
+
+
+def upstream_models(settings: ServePart, say: Callable[[str], None]) -> list[str]:
+    """The models that the upstreams list now, before anything is served; `say` hears which does not answer."""
+
+    async def ask(engine: ProxyEngine) -> list[str]:
+        try:
+            return [model.name for model in await engine.models()]
+        except ServeError:
+            return []
+        finally:
+            await engine.shut()
+
+    return asyncio.run(ask(proxy_engine("", settings, Path(), say)))
 
 
 def proxy_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Callable[[str], None]) -> ProxyEngine:

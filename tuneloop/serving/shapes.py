@@ -19,7 +19,7 @@ class CachedTokens(TypedDict):
 
 
 @with_config(_EXACT)
-class Usage(TypedDict):
+class TokenUsage(TypedDict):
     """Token counts; an end token counts as one that was written."""
 
     prompt_tokens: int
@@ -85,7 +85,7 @@ class ChatCompletion(TypedDict):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 @with_config(_EXACT)
@@ -129,7 +129,7 @@ class ChatCompletionChunk(TypedDict):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: NotRequired[Usage | None]
+    usage: NotRequired[TokenUsage | None]
 
 
 @with_config(_EXACT)
@@ -151,7 +151,7 @@ class TextChoice(TypedDict):
 
 
 @with_config(_EXACT)
-class Completion(TypedDict):
+class TextCompletion(TypedDict):
     """Continuations of texts, or an event of a stream, in which a finish_reason is null until the choice ends."""
 
     id: str
@@ -159,7 +159,7 @@ class Completion(TypedDict):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: NotRequired[Usage | None]
+    usage: NotRequired[TokenUsage | None]
 
 
 @with_config(_EXACT)
@@ -173,7 +173,7 @@ class EmbeddingEntry(TypedDict):
 
 # Written as dicts: "data" is a key of theirs, and no name of ours.
 EmbeddingList = TypedDict(  # noqa: UP013
-    "EmbeddingList", {"object": Literal["list"], "data": list[EmbeddingEntry], "model": str, "usage": Usage}
+    "EmbeddingList", {"object": Literal["list"], "data": list[EmbeddingEntry], "model": str, "usage": TokenUsage}
 )
 
 
@@ -185,7 +185,7 @@ class Classification(TypedDict):
     model: str
     label: str
     scores: dict[str, float]
-    usage: Usage
+    usage: TokenUsage
 
 
 @with_config(_EXACT)

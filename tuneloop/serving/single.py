@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tuneloop.base.errors import ServeError, TuneloopError
@@ -118,9 +119,9 @@ class Single:
         if not isinstance(self._model, Embedder):
             return self._answered(self._waiting.popleft())
         jobs = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
-        events = _guarded(jobs, lambda: self._vectors(jobs))
+        events = _guarded(jobs, partial(self._vectors, jobs))
         if len(jobs) > 1 and any("error" in frame for _, frame in events):  # one of them may be the reason
-            return [event for job in jobs for event in _guarded([job], lambda job=job: self._vectors([job]))]
+            return [event for job in jobs for event in _guarded([job], partial(self._vectors, [job]))]
         return events
 
     def _vectors(self, jobs: list[SingleJob]) -> Events:

@@ -117,7 +117,7 @@ class EmbeddingRequest(RequestBody):
 
     @property
     def places(self) -> Places:
-        return dict.fromkeys(("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN"), "input")
+        return dict.fromkeys(("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "prompt"), "input")
 
 
 class ClassifyRequest(RequestBody):
@@ -133,4 +133,4 @@ class ClassifyRequest(RequestBody):
 
     @property
     def places(self) -> Places:
-        return dict.fromkeys(("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-DATA-TEMPLATE"), "input")
+        return dict.fromkeys(("TL-SERVE-CONTEXT", "TL-SERVE-TOKEN", "TL-DATA-TEMPLATE", "messages", "prompt"), "input")

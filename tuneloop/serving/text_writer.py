@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.chat_writer import logprob
 from tuneloop.serving.engine import Finish, Piece, TokenScore
-from tuneloop.serving.shapes import Completion, TextChoice, TextLogprobs, Usage
+from tuneloop.serving.shapes import TextChoice, TextCompletion, TextLogprobs, TokenUsage
 
 
 def token_name(score: TokenScore) -> str:
@@ -47,7 +47,7 @@ class TextWriter:
         self._model, self._likeliest = model, likeliest
         self._offsets = [_Offsets() for _ in range(choices)]
 
-    def completion(self, pieces: Iterable[Piece], usage: Usage) -> Completion:
+    def completion(self, pieces: Iterable[Piece], usage: TokenUsage) -> TextCompletion:
         """The body of continuations that are not streamed. Raises TL-SERVE-FAILED where one has not ended."""
         texts = [""] * len(self._offsets)
         scores: list[list[TokenScore]] = [[] for _ in texts]
@@ -61,16 +61,16 @@ class TextWriter:
         choices = [self._choice(k, text, scores[k], finishes[k]) for k, text in enumerate(texts)]
         return {**self._body(choices), "usage": usage}
 
-    def first(self) -> Iterator[Completion]:
+    def first(self) -> Iterator[TextCompletion]:
         """Nothing comes before the first text."""
         return iter(())
 
-    def chunks(self, piece: Piece) -> Iterator[Completion]:
+    def chunks(self, piece: Piece) -> Iterator[TextCompletion]:
         """The chunk of a piece, unless nothing is new in it."""
         if piece.text or piece.finish or (piece.scores and self._likeliest is not None):
             yield self._body([self._choice(piece.choice, piece.text, piece.scores, piece.finish)])
 
-    def usage_chunk(self, usage: Usage) -> Completion:
+    def usage_chunk(self, usage: TokenUsage) -> TextCompletion:
         """The chunk with the token counts and no choice, for include_usage."""
         return {**self._body([]), "usage": usage}
 
@@ -95,7 +95,7 @@ class TextWriter:
             top.setdefault(token_name(one), logprob(one))
         return top
 
-    def _body(self, choices: list[TextChoice]) -> Completion:
+    def _body(self, choices: list[TextChoice]) -> TextCompletion:
         return {
             "id": self.id,
             "object": "text_completion",

@@ -10,6 +10,8 @@ from tuneloop.serving.json_schemas import checked
 from tuneloop.serving.schemas import RequestBody
 
 MOST_TOOLS = 128
+MOST_NODES = 8000
+"""Most objects and lists in all tools together."""
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 

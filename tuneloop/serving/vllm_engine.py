@@ -103,9 +103,10 @@ class VllmEngine(ProxyEngine):
     """A ProxyEngine over the vLLM that it has started with `make`, behind `upstream`."""
 
     def __init__(
-        self, make: Callable[[], VllmChild], upstream: Upstream, notice: Callable[[str], None] = log.warning
+        self, name: str, make: Callable[[], VllmChild], upstream: Upstream, notice: Callable[[str], None] = log.warning
     ) -> None:
         super().__init__([upstream], notice)
+        self.name = name
         self._supervisor = Supervisor(make, notice)
 
     @property
@@ -133,7 +134,7 @@ def vllm_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Call
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [program, "serve", str(folder), *address, "--served-model-name", name, *options]
     say(t("starting {command}", command=shlex.join(command)))
-    return VllmEngine(partial(VllmChild, command, port, key), Upstream(f"http://127.0.0.1:{port}/v1", key), say)
+    return VllmEngine(name, partial(VllmChild, command, port, key), Upstream(f"http://127.0.0.1:{port}/v1", key), say)
 
 
 def merged_folder(ref: str | Path, notice: Callable[[str], None]) -> Path:

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Writing:
         self._store, self._own, self._shared = store, own, shared
         self.context = chat_format.prompts.context
         if store is not None and own is not None:
-            store.hold(own)  # for good
+            store.pin(own)
         self._scheduler = self._new_scheduler()
         self._waiting: deque[WritingJob] = deque()
         self._jobs: dict[int, WritingJob] = {}
@@ -164,7 +165,7 @@ class Writing:
         for generation in generations:
             answer = self._answers.get(id(generation))
             if answer is not None:  # None: its job has failed in this very step
-                out += self._guarded(answer.job.number, lambda answer=answer: self._news(answer))
+                out += self._guarded(answer.job.number, partial(self._news, answer))
         return out
 
     def _admit(self) -> None:

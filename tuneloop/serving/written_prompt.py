@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,7 @@ def written_prompt(query: Query, chat_format: ChatFormat, model: nn.Module, usua
     """
     if query.tool_choice == "none":
         query = replace(query, tools=())
+    _require_text(query)
     tokenizer, param = chat_format.tokens.prompts, "messages" if query.task == "chat" else "prompt"
     with chat_format.tokens.lock:
         ids, text = _ids(query, chat_format)
@@ -69,11 +71,23 @@ def _ids(query: Query, chat_format: ChatFormat) -> tuple[list[int], str]:
 
 def _parser(query: Query, chat_format: ChatFormat, ids: list[int]) -> Callable[[], AnswerParser] | None:
     """What makes a parser for each answer; None where there is nothing to take apart."""
-    template, tail = chat_format.tokens.template, chat_format.tail(ids)
+    template = chat_format.tokens.template
     if not query.tools and not thinks(template):
         return None
+    tail = chat_format.tail(ids)
     answer_parser(template, tail, query)  # its error is the request's, now
     return lambda: answer_parser(template, tail, query)
+
+
+def _require_text(query: Query) -> None:
+    """Raise TL-SERVE-REQUEST for half of a pair of UTF-16, which no tokenizer takes."""
+    param = "messages" if query.task == "chat" else "prompt"
+    for name, content in ((param, query.chat or query.prompt), ("tools", query.tools)):
+        try:
+            json.dumps(content, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            reason = t("it has half of a character (a lone surrogate)")
+            raise ServeError("TL-SERVE-REQUEST", where=name, param=name, error=reason) from error
 
 
 def _require_rows(ids: Sequence[int], param: str, chat_format: ChatFormat, model: nn.Module) -> None:
@@ -94,6 +108,8 @@ def _most(query: Query, tokens: int, context: int, usual: int, param: str) -> in
     if wanted is None:
         return min(left, usual)
     if wanted > left:
-        facts = {"param": "max_tokens", "tokens": tokens, "wanted": wanted, "left": left, "context": context}
-        raise ServeError("TL-SERVE-ROOM", where="max_tokens", **facts)
+        param = "max_tokens"
+        raise ServeError(
+            "TL-SERVE-ROOM", where=param, param=param, tokens=tokens, wanted=wanted, left=left, context=context
+        )
     return wanted

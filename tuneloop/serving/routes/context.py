@@ -11,7 +11,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.serving.admission import Question, Submit
 from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Query, Task
 from tuneloop.serving.errors import Places
-from tuneloop.serving.metrics import Metrics
+from tuneloop.serving.metrics import ServerMetrics
 from tuneloop.serving.several import submit_all
 
 
@@ -21,7 +21,7 @@ class ServerContext:
 
     engine: Engine
     submit: Submit
-    metrics: Metrics
+    metrics: ServerMetrics
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def ask(self, request: Request, queries: list[Query], places: Places) -> AnswerStream:
