@@ -46,7 +46,8 @@ class Several:
     async def start(self, at_once: int) -> None:
         """Submit the first questions. Raises what one of them is refused with; none is left behind then."""
         try:
-            for _ in range(min(at_once, len(self._waiting))):
+            # Those that were submitted first may be answered, and take the next ones, before the last is accepted.
+            while self._waiting and len(self._tasks) < at_once:
                 number, question = self._waiting.popleft()
                 stream = await self._submit(question)
                 self._streams.append(stream)
