@@ -25,7 +25,13 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.torch_engine import TorchEngine
 
 HELLO = "Hi, I'm Pebble. 你好!"
-MODES = ["sync", "async", "sync stream", "async stream"]
+MODES = [
+    "sync",
+    "async stream",
+    pytest.param("async", marks=pytest.mark.slow),
+    pytest.param("sync stream", marks=pytest.mark.slow),
+]
+"""The quick two have both clients and both ways; the slow two are the rest of the square."""
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,9 @@ async def test_sampling_is_ours_and_not_llama_cpp_s_defaults(engine: GgufEngine)
     assert tokens_of(await ask(engine, Query(**base, sampling=only))) == greedy
     banned = tokens_of(await ask(engine, Query(**base, sampling=Sampling(logit_bias=((greedy[0], -100.0),)))))
     assert greedy[0] not in banned
-    hot = {tuple(tokens_of(await ask(engine, Query(**base, sampling=Sampling(temperature=2.0, seed=n))))) for n in range(5)}
+    hot = {
+        tuple(tokens_of(await ask(engine, Query(**base, sampling=Sampling(temperature=2.0, seed=n))))) for n in range(5)
+    }
     assert len(hot) == 5  # its own min_p and top_k would leave a few tokens
 
 
@@ -169,7 +171,12 @@ async def test_echo_comes_first(engine: GgufEngine) -> None:
 async def test_a_schema_is_met(engine: GgufEngine) -> None:
     import json
 
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     pieces = await ask(engine, Query("chat", "tiny", chat=CHAT, max_new_tokens=120, schema=schema, sampling=RANDOM))
     if pieces[-1].finish == "stop":
         assert set(json.loads(text_of(pieces))) == {"ok"}
@@ -184,7 +191,6 @@ async def test_a_schema_is_met(engine: GgufEngine) -> None:
     (Query("label", "tiny", chat=CHAT), "TL-SERVE-UNSUPPORTED", "model"),
     (Query("vector", "tiny", prompt="x"), "TL-SERVE-UNSUPPORTED", "model"),
     (Query("text", "tiny", prompt="x", echo=True, logprobs=1), "TL-SERVE-UNSUPPORTED", "echo"),
-    (Query("chat", "tiny", chat=CHAT, n=5), "TL-SERVE-UNSUPPORTED", "n"),
     (Query("text", "tiny", prompt=(1, 10**9)), "TL-SERVE-TOKEN", "prompt"),
     (Query("text", "tiny", prompt=(1, -1)), "TL-SERVE-REQUEST", "prompt"),
     (Query("text", "tiny", prompt=tuple([5] * 256)), "TL-SERVE-CONTEXT", "prompt"),
@@ -212,6 +218,22 @@ async def test_more_requests_than_places_wait_in_order_and_all_are_answered(engi
 
 
 @on_loop
+async def test_a_full_cache_ends_no_answer(engine: GgufEngine) -> None:
+    """What idle places hold of earlier prompts makes way, and many answers to one prompt take turns."""
+
+    async def one(n: int, prompt: int, new: int, answers: int = 1) -> list[int]:
+        ids = tuple(5 + (n * 7919 + k * 31 * (n + 1)) % 380 for k in range(prompt))
+        query = Query("text", "tiny", prompt=ids, max_new_tokens=new, sampling=RANDOM, n=answers)
+        return sorted(piece.tokens for piece in await ask(engine, query) if piece.finish)
+
+    async with idle(engine):
+        for n in range(6):
+            assert await one(n, 180, 5) == [5]
+        assert await asyncio.gather(*(one(10 + n, 128, 128) for n in range(6))) == [[128]] * 6
+        assert await asyncio.gather(*(one(20 + n, 60, 90, 6) for n in range(2))) == [[90] * 6] * 2
+
+
+@on_loop
 async def test_who_goes_away_frees_the_place(engine: GgufEngine) -> None:
     async with idle(engine):
         for _ in range(6):
@@ -219,7 +241,9 @@ async def test_who_goes_away_frees_the_place(engine: GgufEngine) -> None:
             await anext(stream)
             await stream.aclose()
             await stream.aclose()
-        waiting = [asyncio.ensure_future(ask(engine, Query("text", "tiny", prompt=(9,), max_new_tokens=200))) for _ in range(6)]
+        waiting = [
+            asyncio.ensure_future(ask(engine, Query("text", "tiny", prompt=(9,), max_new_tokens=200))) for _ in range(6)
+        ]
         await asyncio.sleep(0.05)
         for task in waiting:
             task.cancel()
@@ -232,6 +256,7 @@ async def test_a_killed_process_costs_its_answers_and_no_more(engine: GgufEngine
     child = engine._supervisor.child
     assert child is not None
     killed = False
+    errors: list[TuneloopError] = []
 
     async def watched(n: int) -> str:
         nonlocal killed
@@ -242,7 +267,7 @@ async def test_a_killed_process_costs_its_answers_and_no_more(engine: GgufEngine
                     killed = True
                     os.kill(child._child.pid, signal.SIGKILL)
         except TuneloopError as error:
-            assert error.facts["status"] == 503
+            errors.append(error)
             return error.code
         return "answered"
 
@@ -250,6 +275,7 @@ async def test_a_killed_process_costs_its_answers_and_no_more(engine: GgufEngine
         ends = await asyncio.gather(*(watched(n) for n in range(8)))  # two at a time, as the cache has it
         assert set(ends) <= {"TL-SERVE-DOWN", "answered"}
         assert "TL-SERVE-DOWN" in ends
+        assert {error.facts["status"] for error in errors} == {503}
         assert text_of(await ask(engine, Query("text", "tiny", prompt=(9, 8, 7), max_new_tokens=4)))
     assert engine.gauges()["engine_restarts_total"] == 1
     assert engine.ready

@@ -99,9 +99,15 @@ async def scripted(content: bytes | Answer, models: Any = LISTED) -> AsyncIterat
         try:
             request = await reader.readuntil(b"\r\n\r\n")
             server.heads.append(request)
-            length = next((int(x.split(b":")[1]) for x in request.lower().split(b"\r\n") if x.startswith(b"content-length")), 0)
+            length = next(
+                (int(x.split(b":")[1]) for x in request.lower().split(b"\r\n") if x.startswith(b"content-length")), 0
+            )
             if request.startswith(b"GET"):
-                writer.write(server.models if isinstance(server.models, bytes) else head(kind="application/json") + json.dumps(server.models).encode())
+                writer.write(
+                    server.models
+                    if isinstance(server.models, bytes)
+                    else head(kind="application/json") + json.dumps(server.models).encode()
+                )
             else:
                 server.requests += 1
                 server.bodies.append(json.loads(await reader.readexactly(length)))

@@ -21,7 +21,8 @@ def serve(
         str | None, typer.Option(help="What computes: torch, gguf (llama.cpp), proxy (other servers) or vllm.")
     ] = None,
     upstream: Annotated[
-        list[str] | None, typer.Option(help="A server to pass requests on to, e.g. http://127.0.0.1:8080/v1; repeatable.")
+        list[str] | None,
+        typer.Option(help="A server to pass requests on to, e.g. http://127.0.0.1:8080/v1; repeatable."),
     ] = None,
     upstream_key_file: Annotated[Path | None, typer.Option(help="A file with the key for the upstreams.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",

@@ -56,8 +56,8 @@ def merge(reference: Reference, folder: Path, dtype: str) -> None:
 
 
 def write_origin(parts: Composition, folder: Path, kind: str, digests: Mapping[str, str] | None = None) -> None:
-    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it, and
-    whoever serves it the SHA-256 of its weights' files (`digests`)."""
+    """Say in tuneloop.json where a model is from: whoever trains on from this folder finds the base's licence in it,
+    and whoever serves it the SHA-256 of its weights' files (`digests`)."""
     source = {
         "name": parts.name,
         "kind": kind,

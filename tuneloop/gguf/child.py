@@ -1,6 +1,7 @@
 """The parent's end of a process that runs llama.cpp: questions over pipes, its log, and how it ended.
 
-An abort of ggml ends the process, and here it is an error. The process ends with its standard input, so with its parent.
+An abort of ggml ends the process, and here it is an error. The process ends with its standard input, so with its
+parent.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         for key, adapters in (("adapter", filter(None, [recipe.train.adapter])), ("merge", recipe.train.merge))
     }
     train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
-    serve = recipe.serve.model_copy(update={"key_file": fix(recipe.serve.key_file), "upstream_key_file": fix(recipe.serve.upstream_key_file)}
-    )
+    keys = {name: fix(getattr(recipe.serve, name)) for name in ("key_file", "upstream_key_file")}
+    serve = recipe.serve.model_copy(update=keys)
     return recipe.model_copy(
         update={"data": files, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
     )

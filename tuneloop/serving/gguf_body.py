@@ -40,7 +40,6 @@ def llama_body(query: Query, prompt: GgufPrompt, penalty: float, lora: Sequence[
         "n_predict": prompt.most,
         "stream": True,
         "cache_prompt": True,
-        "n": query.n,
         "stop": list(query.stop),
         "lora": [{"id": n, "scale": scale} for n, scale in enumerate(lora)],
         **_sampling(sampling, penalty),
@@ -73,55 +72,55 @@ def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
 
 
 class LlamaReader:
-    """Pieces of llama.cpp's events. The prompt's tokens are known before; those that were at hand, at the end."""
+    """Pieces of llama.cpp's events, of one answer. The prompt's tokens are known before; those that were at hand, at the end."""
 
     def __init__(self, query: Query, prompt: GgufPrompt) -> None:
-        self._n, self._logprobs = query.n, query.logprobs
+        self._logprobs = query.logprobs
         self.prompt_tokens, self.cached_tokens = len(prompt.ids), 0
-        self._finished = set[int]()
-        self._parsers = [prompt.parser() for _ in range(query.n)] if prompt.parser else []
-        self.begun = [piece for n in range(query.n) if (piece := self._piece(n, prompt.begun, ())) is not None]
-        """What the answers have of the text that they were made to begin with."""
+        self._finished = False
+        self._parser = prompt.parser() if prompt.parser else None
+        piece = self._piece(prompt.begun, ())
+        self.begun = [] if piece is None else [piece]
+        """What the answer has of the text that it was made to begin with."""
 
     def pieces(self, event: Mapping[str, Any]) -> list[Piece]:
         """What is new with an event. Raises OddAnswer."""
-        index, text = event.get("index", 0), event.get("content", "")
-        if type(index) is not int or not 0 <= index < self._n or not isinstance(text, str):
-            raise OddAnswer("index")
+        text = event.get("content", "")
+        if not isinstance(text, str):
+            raise OddAnswer("content")
         scores = self._scores(event.get("completion_probabilities") or [])
         if not event.get("stop"):
-            piece = self._piece(index, clean(text), scores)
+            piece = self._piece(clean(text), scores)
             return [] if piece is None else [piece]
         timings = event.get("timings")
         cached = timings.get("cache_n") if isinstance(timings, dict) else 0
         self.cached_tokens = max(self.cached_tokens, cached if type(cached) is int else 0)
-        self._finished.add(index)
-        return [self._last(index, clean(text), scores, event)]
+        self._finished = True
+        return [self._last(clean(text), scores, event)]
 
-    def _piece(self, index: int, text: str, scores: tuple[TokenScore, ...]) -> Piece | None:
+    def _piece(self, text: str, scores: tuple[TokenScore, ...]) -> Piece | None:
         """The text taken apart; None where nothing of it is clear yet."""
-        if not self._parsers:
-            return Piece(choice=index, text=text, scores=scores) if text or scores else None
-        delta = self._parsers[index].feed(text)
-        return Piece(index, delta.text, delta.thought, delta.calls, scores) if delta or scores else None
+        if self._parser is None:
+            return Piece(text=text, scores=scores) if text or scores else None
+        delta = self._parser.feed(text)
+        return Piece(0, delta.text, delta.thought, delta.calls, scores) if delta or scores else None
 
-    def _last(self, index: int, text: str, scores: tuple[TokenScore, ...], event: Mapping[str, Any]) -> Piece:
+    def _last(self, text: str, scores: tuple[TokenScore, ...], event: Mapping[str, Any]) -> Piece:
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         tokens = event.get("tokens_predicted")
         count = tokens if type(tokens) is int else 0
-        if not self._parsers:
-            return Piece(choice=index, text=text, scores=scores, finish=finish, tokens=count)
-        parser = self._parsers[index]
-        first, rest = parser.feed(text), parser.end()
-        if parser.called and finish == "stop":
+        if self._parser is None:
+            return Piece(text=text, scores=scores, finish=finish, tokens=count)
+        first, rest = self._parser.feed(text), self._parser.end()
+        if self._parser.called and finish == "stop":
             finish = "tool_calls"
         calls = first.calls + rest.calls
         text, thought = first.text + rest.text, first.thought + rest.thought
-        return Piece(index, text, thought, calls, scores, finish=finish, tokens=count)
+        return Piece(0, text, thought, calls, scores, finish=finish, tokens=count)
 
     def ending(self) -> list[Piece]:
-        """Nothing more. Raises OddAnswer where a choice has not finished."""
-        if len(self._finished) < self._n:
+        """Nothing more. Raises OddAnswer where the answer has not finished."""
+        if not self._finished:
             raise OddAnswer("stop")
         return []
 

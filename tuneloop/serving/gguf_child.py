@@ -32,9 +32,7 @@ class ServerSession:
         self._server: Any = None
         self._tokenizer: Any = None
 
-    def open(
-        self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str
-    ) -> dict[str, Any]:
+    def open(self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str) -> dict[str, Any]:
         """Start the server on a free port; its address and what the file says of its vocabulary."""
         import xllamacpp
 

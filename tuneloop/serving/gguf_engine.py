@@ -27,11 +27,13 @@ from tuneloop.base.optional import need
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.gguf.child import LlamaChild
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.admission import Question
 from tuneloop.serving.call_formats import THOUGHT, call_format, forced_call, markers, thinks
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
 from tuneloop.serving.gguf_body import GgufPrompt, LlamaReader, llama_body
 from tuneloop.serving.gguf_files import GgufModel, gguf_model
 from tuneloop.serving.parsing import answer_parser
+from tuneloop.serving.several import Several
 from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.token_budget import TokenBudget
 from tuneloop.serving.upstream import Upstream
@@ -161,8 +163,20 @@ class GgufEngine:
     async def submit(self, query: Query) -> AnswerStream:
         if not self.open:
             raise ServeError("TL-SERVE-CLOSING")
-        lora = self._lora(query.model)
+        self._lora(query.model)
         self._refuse(query)
+        if query.n == 1:
+            return await self._submit(query)
+        # llama.cpp's own n ends in an error of its batch where its cache is full.
+        answers = SeveralAnswers(
+            lambda question: self._submit(question.query), [_alone(query, n) for n in range(query.n)]
+        )
+        await answers.start(self._budget.places)
+        return answers
+
+    async def _submit(self, query: Query) -> AnswerStream:
+        """One answer."""
+        lora = self._lora(query.model)
         self._waiting += 1
         try:
             child = await self._sound()
@@ -206,7 +220,6 @@ class GgufEngine:
         """Raise TL-SERVE-UNSUPPORTED for what llama.cpp does not do."""
         unsupported = {
             "model": query.task in {"label", "vector"} and query.task,
-            "n": query.n > self._budget.places and query.n,
             "echo": query.echo and query.logprobs is not None and t("true, with logprobs"),
         }
         for param, got in unsupported.items():
@@ -257,7 +270,7 @@ class GgufEngine:
     async def _echo(self, child: GgufChild, query: Query) -> list[Piece]:
         """The prompt, before each answer."""
         text = query.prompt if isinstance(query.prompt, str) else await self._asked(child.written, list(query.prompt))
-        return [Piece(choice=n, text=text) for n in range(query.n)]
+        return [Piece(text=text)]
 
     async def _asked(self, question: Callable[..., Answer], *given: Any) -> Answer:
         """What the process answers over its pipes; one question at a time, and the event loop goes on."""
@@ -289,7 +302,7 @@ class GgufEngine:
     async def _begun(self, child: GgufChild, query: Query, lora: list[float]) -> AnswerStream:
         """The answers, once the cache has a place for them. Raises _Gone where the process has ended before."""
         prompt = await self._prompt(child, query)
-        needed = query.n, len(prompt.ids) + query.n * (prompt.most + 1)
+        needed = 1, len(prompt.ids) + prompt.most
         await self._budget.take(*needed)
         try:
             first = [] if not query.echo else await self._echo(child, query)
@@ -298,9 +311,9 @@ class GgufEngine:
             events = await child.upstream.stream("/completion", body)
         except BaseException as error:
             self._budget.give(*needed)
-            if isinstance(error, ServeError) and error.facts.get("unreachable"):
-                raise _Gone from error
-            raise self._failure(error) if isinstance(error, ServeError) else error
+            if not isinstance(error, ServeError):
+                raise
+            raise (_Gone() if error.facts.get("unreachable") else self._failure(error)) from error
         reader = LlamaReader(query, prompt)
         first += reader.begun
         stream = UpstreamStream(events, reader, self._streams, failed=self._failure, first=first)
@@ -308,7 +321,7 @@ class GgufEngine:
         return stream
 
     async def _sound(self) -> GgufChild:
-        """The process, once it is sure that it lives: a killed one is seen to be gone a little after its connections."""
+        """The process, once it is sure that it lives: a killed one is gone a little after its connections."""
         child = await self._supervisor.running(RESTART_SECONDS)
         end = time.monotonic() + DOUBT_SECONDS
         while child is self._doubted and time.monotonic() < end:
@@ -329,6 +342,25 @@ class GgufEngine:
         self._budget.give(*needed)
         self._answered += 1
         self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - began)
+
+
+class SeveralAnswers(Several):
+    """Answers to one prompt: its tokens are counted once."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._streams[0].prompt_tokens if self._streams else 0
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._streams[0].cached_tokens if self._streams else 0
+
+
+def _alone(query: Query, number: int) -> Question:
+    """Answer number `number` of a query as a query; each has a seed of its own."""
+    seed = query.sampling.seed
+    sampling = query.sampling if seed is None else replace(query.sampling, seed=seed + number)
+    return Question(None, replace(query, n=1, sampling=sampling))  # type: ignore[arg-type]
 
 
 def _require_tokens(ids: Sequence[int], vocabulary: int, param: str) -> None:

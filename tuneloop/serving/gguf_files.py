@@ -81,7 +81,9 @@ def require_verified(file: Path, notice: Callable[[str], None]) -> None:
     if digest is None:
         notice(t("{path}: its tuneloop.json has no digest of it (an older export)", path=file))
     elif digest != sha256_of(file):
-        raise ServeError("TL-SERVE-EXPORT", where=str(file), error=t("its bytes are others than those that were proven"))
+        raise ServeError(
+            "TL-SERVE-EXPORT", where=str(file), error=t("its bytes are others than those that were proven")
+        )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Runs a program that must not outlive this process's standard input: python leash.py PROGRAM ARGUMENT …
 
 The program gets a process group of its own, and all of it ends when standard input does: when whoever started this has
-ended, whatever way. Its exit status is that of the program. It is run as a file, by itself, and imports nothing of ours.
+ended, whatever way. Its exit status is that of the program. It is run as a file by itself, and imports nothing of ours.
 """
 
 from __future__ import annotations

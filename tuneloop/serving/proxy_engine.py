@@ -120,7 +120,9 @@ class ProxyEngine:
     async def _known(self) -> None:
         """Wait until an upstream has answered its first health check, or all have failed it."""
         self._watch()
-        first = [asyncio.ensure_future(backend.known.wait()) for backend in self._backends if not backend.known.is_set()]
+        first = [
+            asyncio.ensure_future(backend.known.wait()) for backend in self._backends if not backend.known.is_set()
+        ]
         while first and not any(backend.healthy for backend in self._backends):
             _, rest = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             first = list(rest)

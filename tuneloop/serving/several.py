@@ -46,8 +46,7 @@ class Several:
     async def start(self, at_once: int) -> None:
         """Submit the first questions. Raises what one of them is refused with; none is left behind then."""
         try:
-            # Those that were submitted first may be answered, and take the next ones, before the last is accepted.
-            while self._waiting and len(self._tasks) < at_once:
+            while self._waiting and len(self._tasks) < at_once:  # one that ended meanwhile has taken the next itself
                 number, question = self._waiting.popleft()
                 stream = await self._submit(question)
                 self._streams.append(stream)

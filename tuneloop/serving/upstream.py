@@ -128,7 +128,9 @@ class Upstream:
                 trust_env=bool(elsewhere(self.url)),  # a proxy is for other machines
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self._silence, connect=CONNECT_SECONDS),
-                limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS),
+                limits=httpx2.Limits(
+                    max_connections=CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS
+                ),
                 headers={"Accept-Encoding": "identity", "User-Agent": "tuneloop"},
             )
         return self._client

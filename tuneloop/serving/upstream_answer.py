@@ -194,9 +194,7 @@ def score_of(given: Any, *, alternatives: bool = True) -> TokenScore:
     fields = _object(given, "logprobs.content")
     text, number, token = _text(fields.get("token"), "logprobs.token"), fields.get("logprob"), fields.get("id")
     octets = fields.get("bytes")
-    if octets is not None and not (
-        isinstance(octets, list) and all(type(n) is int and 0 <= n < 256 for n in octets)
-    ):
+    if octets is not None and not (isinstance(octets, list) and all(type(n) is int and 0 <= n < 256 for n in octets)):
         raise OddAnswer("logprobs.bytes")
     likeliest = fields.get("top_logprobs") or []
     if not isinstance(likeliest, list):
