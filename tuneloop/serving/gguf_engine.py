@@ -295,7 +295,7 @@ class GgufEngine:
         if wanted is None:
             return min(left, self._longest)
         if wanted > left:
-            facts = {"tokens": prompt, "wanted": wanted, "left": left, "context": self._context}
+            facts: dict[str, Any] = {"tokens": prompt, "wanted": wanted, "left": left, "context": self._context}
             raise ServeError("TL-SERVE-ROOM", where="max_tokens", param="max_tokens", **facts)
         return wanted
 
@@ -368,7 +368,7 @@ def _require_tokens(ids: Sequence[int], vocabulary: int, param: str) -> None:
     if min(ids, default=0) < 0:
         raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error=t("a token id is negative"))
     if (most := max(ids, default=0)) >= vocabulary:
-        facts = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
+        facts: dict[str, Any] = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
         raise ServeError("TL-SERVE-TOKEN", where=param, param=param, **facts)
 
 
