@@ -312,15 +312,18 @@ def export_all(
         return export(run, to, targets, dtype=dtype, more=folders, say=say)
 
 
-def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say = _quiet) -> FastAPI:
+def serve(
+    ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say | None = None
+) -> FastAPI:
     """A run, version or model -> an application that speaks OpenAI's API (needs the extra `serve`).
 
     The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file. `say` hears
-    when what computes the answers is started again.
+    when what computes the answers is started again; without it the log does.
     """
     from tuneloop.serving.application import application
 
-    return application(ref, workspace=workspace, api_key=api_key, say=say)
+    heard = {} if say is None else {"say": say}
+    return application(ref, workspace=workspace, api_key=api_key, **heard)
 
 
 def improve(

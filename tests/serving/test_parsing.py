@@ -75,6 +75,9 @@ CASES: list[tuple[str, str, Answer]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', ("", "", F)),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"x": 1e999, "y": 12345678901234567890.10}}</tool_call>', ("", "", [("f", '{"x": 1e999, "y": 12345678901234567890.10}')])),
     ("hermes", '<tool_call><tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', ("<tool_call>", "", F)),
+    ("hermes", '```json\n{"name": "f", "arguments": {"x": 1}}\n```', ("", "", F)),
+    ("hermes", '{"name": "f", "arguments": {"x": 1}}\n', ("", "", F)),
+    ("hermes", 'So: {"name": "f", "arguments": {"x": 1}}', ('So: {"name": "f", "arguments": {"x": 1}}', "", [])),
     ("llama", '{"name": "f", "parameters": {"x": 1}}', ("", "", F)),
     ("llama", '<|python_tag|>{"name": "f", "parameters": {"x": 1}}', ("", "", F)),
     ("llama", ' {"type": "function", "name": "f", "parameters": {"x": 1}}; {"name": "g", "parameters": {}}', ("", "", [*F, ("g", "{}")])),
@@ -110,6 +113,10 @@ BROKEN = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"x": "cut o'),
     ("hermes", " <tool_ca"),
+    ("hermes", '```json\n{"a": 1}\n```'),
+    ("hermes", "```json\n[1]\n```"),
+    ("hermes", "```python\nprint()\n```"),
+    ("hermes", '{"name": "h", "arguments": {}}'),
     ("hermes", "\n\n"),
     ("hermes", "<tool_call>" + '{"a":' * 500),
     ("llama", '{"name": "f", "parameters": {"x": tru'),
@@ -321,6 +328,15 @@ def test_a_thought_that_the_prompt_has_opened() -> None:
     parser = answer_parser(template, "<｜Assistant｜>", Query("chat", "m"))
     assert parser.feed("hm").text == "hm"
     assert markers(template) == ("<think>", "</think>")
+
+
+def test_an_answer_that_is_held_to_a_form_has_no_thought() -> None:
+    template = DEFAULTS["chatml-think"]
+    forced = Query("chat", "m", tools=tuple(TOOLS), tool_choice="required")
+    delta = answer_parser(template, "<think>\n", forced).feed('<tool_call>\n{"name": "f", "arguments": {"x": 1}}')
+    assert [(piece.name or piece.arguments) for piece in delta.calls] == ["f", '{"x": 1}']
+    delta = answer_parser(template, "<think>\n", Query("chat", "m", schema={})).feed('{"a": 1}')
+    assert (delta.text, delta.thought) == ('{"a": 1}', "")
 
 
 # Forced calls

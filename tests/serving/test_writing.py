@@ -111,6 +111,21 @@ def test_an_adapter_in_use_is_not_unloaded_and_others_pass_the_one_that_waits(wo
     assert order == [3, 1, 2]
 
 
+def test_an_adapter_larger_than_the_memory_is_served_alone(workspace: Path) -> None:
+    writing = model(workspace, adapter_memory=1e-9)
+    for number, name in enumerate(("b-1", "c-1")):
+        writing.begin(writing.accept(number, query(name, max_new_tokens=3), source(workspace, name)))
+    assert [pieces[-1].tokens for pieces in ended(writing).values()] == [3, 3]
+
+
+def test_half_a_character_is_refused(writing: Writing) -> None:
+    for wanted in (query(OWN, "a \ud800"), Query("text", OWN, prompt="\udfff b")):
+        with pytest.raises(ServeError) as caught:
+            writing.accept(1, wanted, None)
+        assert caught.value.code == "TL-SERVE-REQUEST"
+        assert caught.value.facts["param"] in ("messages", "prompt")
+
+
 def test_a_call_that_is_asked_for_is_made(workspace: Path, writing: Writing) -> None:
     tokens = writing._format.tokens
     before, tokens.template, tokens.prompts.chat_template = tokens.template, HERMES, HERMES

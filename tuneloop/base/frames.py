@@ -22,10 +22,14 @@ HEAD = struct.Struct(">IQ")
 
 def send(pipe: BinaryIO, header: dict[str, Any], payload: bytes = b"") -> None:
     """Write one frame."""
-    text = json.dumps(header).encode()
-    pipe.write(HEAD.pack(len(text), len(payload)) + text)
-    pipe.write(payload)
+    pipe.write(frame(header, payload))
     pipe.flush()
+
+
+def frame(header: dict[str, Any], payload: bytes = b"") -> bytes:
+    """One frame as it is written."""
+    text = json.dumps(header).encode()
+    return b"".join((HEAD.pack(len(text), len(payload)), text, payload))
 
 
 def receive(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:

@@ -37,6 +37,7 @@ class AdapterStore:
         self.rows, self._base, self._budget = rows, base, budget
         self._tokenizers = TokenizerStore()
         self._base_format: ChatFormat | None = None
+        self._pinned = ""
         self._lock = threading.Lock()
         self._known: dict[str, LoadedAdapter] = {}
         """In the order of their last use, the longest ago first."""
@@ -94,10 +95,17 @@ class AdapterStore:
         return self._base_format
 
     def fits(self, adapter: LoadedAdapter) -> bool:
-        """Whether there is place for it now, once what nobody uses has made room; alone it always has."""
+        """Whether there is place for it now, once what nobody uses has gone; beside the pinned one there always is."""
         with self._lock:
-            used = [one.tensors.bytes for key, one in self._known.items() if self._users[key]]
-        return not used or bool(self._users[adapter.key]) or sum(used) + adapter.tensors.bytes <= self._budget
+            used = {key: one.tensors.bytes for key, one in self._known.items() if self._users[key]}
+        if self._users[adapter.key] or not used.keys() - {self._pinned}:
+            return True
+        return sum(used.values()) + adapter.tensors.bytes <= self._budget
+
+    def pin(self, adapter: LoadedAdapter) -> None:
+        """Hold an adapter for good."""
+        self._pinned = adapter.key
+        self.hold(adapter)
 
     def hold(self, adapter: LoadedAdapter) -> None:
         """Use an adapter until it is released as often; it is put beside the base, and others may have to go."""

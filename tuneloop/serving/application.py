@@ -3,6 +3,7 @@ no torch: what computes with it is another process."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from tuneloop.recipe.schema import ServePart
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+log = logging.getLogger("tuneloop.serving")
+
 
 def application(
     ref: str | Path,
@@ -19,7 +22,7 @@ def application(
     workspace: Path = Path(),
     settings: ServePart | None = None,
     api_key: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = log.warning,
 ) -> FastAPI:
     """An application that speaks OpenAI's API, its engine ready; `ref` may be "" where the engine is `proxy`.
 

@@ -8,9 +8,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
-from tuneloop.base.frames import exit_words, receive, send, start_child
+from tuneloop.base import frames
+from tuneloop.base.frames import exit_words, receive, start_child
 
 Frame = dict[str, Any]
 END_SECONDS = 2.0
@@ -23,7 +24,7 @@ class ChildProcess:
     def __init__(self, module: str, on_frame: Callable[[Frame], None]) -> None:
         self._process = start_child(module)
         self._on_frame = on_frame
-        self._out: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.ended = threading.Event()
         """Set when no more frames will come."""
         self.started = time.monotonic()
@@ -39,8 +40,8 @@ class ChildProcess:
         return self._process.pid
 
     def send(self, frame: Frame) -> None:
-        """Send a frame, at once; one to a child that has ended is lost."""
-        self._out.put(frame)
+        """Send a frame, at once; one to a child that has ended is lost. Raises TypeError for what is no JSON."""
+        self._out.put(frames.frame(frame))
 
     def stop(self, patience: float = 0.0) -> str:
         """End the child, by force after `patience` seconds, and wait until nothing of it is left. How it ended."""
@@ -69,7 +70,8 @@ class ChildProcess:
         assert pipe is not None
         try:
             while (frame := self._out.get()) is not None:
-                send(pipe, frame)  # type: ignore[arg-type]
+                pipe.write(frame)
+                pipe.flush()
             pipe.close()
         except (OSError, ValueError):  # the child has ended: the reader hears of it
             pass
@@ -78,9 +80,15 @@ class ChildProcess:
         pipe = self._process.stdout
         assert pipe is not None
         try:
-            while (frame := receive(pipe)) is not None:  # type: ignore[arg-type]
-                self._on_frame(frame[0])
-        except (OSError, ValueError):  # cut off in the middle
-            pass
+            while (frame := self._next(pipe)) is not None:
+                self._on_frame(frame)
         finally:
             self.ended.set()
+
+    @staticmethod
+    def _next(pipe: IO[bytes]) -> Frame | None:
+        try:
+            frame = receive(pipe)  # type: ignore[arg-type]
+        except (OSError, ValueError):  # cut off in the middle
+            return None
+        return None if frame is None else frame[0]

@@ -49,16 +49,19 @@ class Delta:
 def answer_parser(template: str | None, prompt: str, query: Query) -> AnswerParser:
     """The parser for the answers of a model with this chat template; `prompt` is the rendered text of the chat.
 
+    An answer that is held to a schema, or must call a tool, has no thought, though the prompt has begun one.
+
     Raises TL-SERVE-UNSUPPORTED for tools where the template takes none, or has them called in an unknown form.
     """
     calls = call_format(template) if query.tools else None
     if query.tools and calls is None:
         raise ServeError("TL-SERVE-UNSUPPORTED", where="tools", param="tools", got=f"[{len(query.tools)}]")
+    held = query.schema is not None or (query.tools and query.tool_choice != "auto")
     return AnswerParser(
         calls,
         names=[str(tool["function"]["name"]) for tool in query.tools],
         thoughts=thinks(template),
-        opened=thinks(template) and prompt.rstrip().endswith(THOUGHT[0]),
+        opened=not held and thinks(template) and prompt.rstrip().endswith(THOUGHT[0]),
         parallel=query.parallel_tool_calls,
     )
 
@@ -274,7 +277,7 @@ class AnswerParser:
     def _tagged(self, first: bool) -> Steps:
         """Hermes and Qwen: <tool_call>{"name": …, "arguments": {…}}</tool_call>."""
         if not (yield from self._accept("<tool_call>")):
-            return False
+            return first and (yield from self._untagged())
         yield from self._white()
         if self._call(calls_in((yield from self._json()))):
             self._blanks = yield from self._white()
@@ -282,6 +285,24 @@ class AnswerParser:
                 self._blanks = ""
         else:
             self._give_back()
+        return True
+
+    def _untagged(self) -> Steps:
+        """The same without its tags, alone or in a fence, as small models of Qwen write it at an answer's beginning."""
+        fenced = yield from self._accept("```json")
+        if fenced:
+            yield from self._white()
+        if (yield from self._peek()) != "{":
+            if fenced:
+                self._give_back()
+            return fenced
+        calls = calls_in((yield from self._json()))
+        if not all(name in self._names for name, _ in calls) or not self._call(calls):
+            self._give_back()
+        elif fenced:
+            self._blanks = yield from self._white()
+            if (yield from self._accept("```")):
+                self._blanks = ""
         return True
 
     def _bare(self, first: bool) -> Steps:

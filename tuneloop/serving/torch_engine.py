@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,22 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.child_process import END_SECONDS, ChildProcess, Frame
-from tuneloop.serving.engine import ModelEntry, Piece, Query
+from tuneloop.serving.engine import ModelEntry, Query
 from tuneloop.serving.settings import served_name
+from tuneloop.serving.under_way import AnswersUnderWay, Happening, QueryUnderWay, hand_out
 from tuneloop.serving.wire import query_frame, read_error, read_piece
 
 log = logging.getLogger("tuneloop.serving")
 
 CHILD = "tuneloop.serving.torch_child"
-LOADING_SECONDS = 1800.0
-"""How long the child may take to load its model."""
+LOADING_SECONDS = 7200.0
+"""How long the child may take to load its model; it may have to be fetched first."""
 RESTARTS, WINDOW = 5, 600.0
 """So many times in so many seconds the child is started again; then it stays down."""
 LONGEST_PAUSE = 30.0
 """Seconds between two starts at most: 0, 1, 2, 4, … after one another."""
 READY_SECONDS = 60.0
 """How long a request waits for a child that is being started again."""
-Happening = Piece | int | BaseException
-"""What reaches a request: the tokens of its prompt once it is accepted, then pieces; or an error."""
-
-
-class _Request:
-    """A query under way: its events wait for whoever reads them, at most one answer's."""
-
-    def __init__(self, number: int, query: Query, loop: asyncio.AbstractEventLoop) -> None:
-        self.number, self.query, self.loop = number, query, loop
-        self.events: asyncio.Queue[Happening] = asyncio.Queue()
-        self.unfinished = query.n
-        self.began = time.monotonic()
-        self.accepted = False
-        self.cached_tokens = 0
 
 
 class TorchEngine:
@@ -81,7 +68,7 @@ class TorchEngine:
         self._numbers = itertools.count(1)
         self._lock = threading.Condition()
         """Guards what follows; notified whenever any of it changes."""
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, QueryUnderWay] = {}
         self._child: ChildProcess | None = None
         """The child that has loaded."""
         self._about: dict[str, Any] = {}
@@ -151,15 +138,15 @@ class TorchEngine:
             raise ServeError("TL-SERVE-CLOSING", status=503)
         source = await self._source(query.model)
         child = self._child or await self._restarted()
-        request = _Request(next(self._numbers), query, asyncio.get_running_loop())
+        request = QueryUnderWay(next(self._numbers), query, asyncio.get_running_loop())
         with self._lock:
             if not self.open:
                 raise ServeError("TL-SERVE-CLOSING", status=503)
             if child is not self._child:
                 raise self._down()
             self._requests[request.number] = request
-        child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
         try:
+            child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
             event = await request.events.get()
         except BaseException:
             self.cancel(request)
@@ -167,7 +154,7 @@ class TorchEngine:
         if isinstance(event, BaseException):
             raise event
         assert isinstance(event, int)
-        return AnswersUnderWay(self, request, event)
+        return AnswersUnderWay(request, event, self.cancel)
 
     async def _source(self, name: str) -> dict[str, str] | None:
         """Where the adapter of a name is, as the child is told: None for what is served. Raises TL-SERVE-MODEL."""
@@ -196,7 +183,7 @@ class TorchEngine:
         with self._lock:
             return {**self._gauges, "engine_restarts_total": float(self._restarts)}
 
-    def cancel(self, request: _Request) -> None:
+    def cancel(self, request: QueryUnderWay) -> None:
         """Nobody listens any more: the request's answers end before their next token."""
         with self._lock:
             there = self._requests.pop(request.number, None) is not None
@@ -338,7 +325,7 @@ class TorchEngine:
         self._hand_out([(request, event)])
 
     def _hear_events(self, events: list[list[Any]]) -> None:
-        handed: list[tuple[_Request, Happening]] = []
+        handed: list[tuple[QueryUnderWay, Happening]] = []
         with self._lock:
             for number, frame in events:
                 request = self._requests.get(number)
@@ -358,60 +345,11 @@ class TorchEngine:
                     self._lock.notify_all()
         self._hand_out(handed)
 
-    def _hand_out(self, events: list[tuple[_Request, Happening]]) -> None:
-        """Hand events to the loops of those who asked: one call for each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Request, Happening]]] = defaultdict(list)
-        for request, event in events:
-            by_loop[request.loop].append((request, event))
-        for loop, its in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_take, its)
-            except RuntimeError:  # a loop that has ended
-                for request, _ in its:
-                    self.cancel(request)
+    def _hand_out(self, events: list[tuple[QueryUnderWay, Happening]]) -> None:
+        for one in hand_out(events):
+            self.cancel(one)
 
 
 def _shared_base(about: dict[str, Any], served: str) -> SharedBase | None:
     shared = about["shared"]
     return None if shared is None else SharedBase(**{**shared, "name": shared["name"] or served})
-
-
-def _take(events: list[tuple[_Request, Happening]]) -> None:
-    for request, event in events:
-        request.events.put_nowait(event)
-
-
-class AnswersUnderWay:
-    """The pieces of one query, in order. Ends when each choice has finished; an error of the query is raised here."""
-
-    def __init__(self, engine: TorchEngine, request: _Request, prompt_tokens: int) -> None:
-        self._engine, self._request = engine, request
-        self.prompt_tokens = prompt_tokens
-        self._unfinished = request.query.n
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._request.cached_tokens
-
-    def __aiter__(self) -> AnswersUnderWay:
-        return self
-
-    async def __anext__(self) -> Piece:
-        if self._unfinished <= 0:
-            raise StopAsyncIteration
-        try:
-            event = await self._request.events.get()
-        except BaseException:
-            await self.aclose()
-            raise
-        if isinstance(event, BaseException):
-            await self.aclose()
-            raise event
-        assert isinstance(event, Piece)
-        self._unfinished -= event.finish is not None
-        return event
-
-    async def aclose(self) -> None:
-        """Nobody listens any more: take the request out, or stop it before its next token."""
-        self._unfinished = 0
-        self._engine.cancel(self._request)

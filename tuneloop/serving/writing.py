@@ -79,7 +79,7 @@ class Writing:
         self._store, self._own, self._shared = store, own, shared
         self.context = chat_format.prompts.context
         if store is not None and own is not None:
-            store.hold(own)  # for good
+            store.pin(own)
         self._scheduler = self._new_scheduler()
         self._waiting: deque[WritingJob] = deque()
         self._jobs: dict[int, WritingJob] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,7 @@ def written_prompt(query: Query, chat_format: ChatFormat, model: nn.Module, usua
     """
     if query.tool_choice == "none":
         query = replace(query, tools=())
+    _require_text(query)
     tokenizer, param = chat_format.tokens.prompts, "messages" if query.task == "chat" else "prompt"
     with chat_format.tokens.lock:
         ids, text = _ids(query, chat_format)
@@ -75,6 +77,17 @@ def _parser(query: Query, chat_format: ChatFormat, ids: list[int]) -> Callable[[
     tail = chat_format.tail(ids)
     answer_parser(template, tail, query)  # its error is the request's, now
     return lambda: answer_parser(template, tail, query)
+
+
+def _require_text(query: Query) -> None:
+    """Raise TL-SERVE-REQUEST for half of a pair of UTF-16, which no tokenizer takes."""
+    param = "messages" if query.task == "chat" else "prompt"
+    for name, content in ((param, query.chat or query.prompt), ("tools", query.tools)):
+        try:
+            json.dumps(content, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            reason = t("it has half of a character (a lone surrogate)")
+            raise ServeError("TL-SERVE-REQUEST", where=name, param=name, error=reason) from error
 
 
 def _require_rows(ids: Sequence[int], param: str, chat_format: ChatFormat, model: nn.Module) -> None:
