@@ -11,6 +11,7 @@ python -m benchmarks forgetting  what healthy runs and runs that forget do to th
 python -m benchmarks same OUT    what training computes, to compare commits bit for bit (same.py); needs no peers
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
 python -m benchmarks methods     docs/*/methods.md: what each method costs and reaches (methods.py); --measure runs them
+python -m benchmarks serving     our server beside transformers', llama.cpp's and a plain one (serving.py); six minutes
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -30,6 +31,7 @@ from benchmarks import (
     results,
     rows,
     same,
+    serving,
     table,
     training,
     walk,
@@ -67,6 +69,7 @@ def main() -> None:
         "forgetting": forgetting.main,
         "table": table.main,
         "same": same.main,
+        "serving": serving.main,
         "walk": walk.main,
     }
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.inference.test_batch import alone, model_of, prompts_of
+from tests.inference.test_batch import _margins, alone, model_of, prompts_of
+from tests.real import load
 from tuneloop.base.records import Sampling
 from tuneloop.inference.batch import DecodeBatch, Generation
 from tuneloop.inference.decode import Decoder
+from tuneloop.inference.generate import Answerer
 from tuneloop.inference.scheduler import Scheduler
 from tuneloop.inference.slots import LockstepCache
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.backbone import has_sliding_window
+from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
 
 MOST = 12
@@ -306,3 +310,36 @@ def test_scores_are_those_of_the_whole_text_at_once(tmp_path: Path) -> None:
                 assert [score for _, score in beside] == pytest.approx(row.topk(len(beside)).values.tolist(), abs=1e-4)
     assert len(generations[0].scores) == len(generations[1].scores) == 6
     assert not generations[3].scores
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.real_model
+def test_real_answers_alone_or_in_a_crowd(capsys: pytest.CaptureFixture[str]) -> None:
+    """SmolLM2 on real prompts that come at any time: equal to its own forward up to the first near tie."""
+    from tuneloop.hub import resolve
+
+    folder = resolve.resolve("smollm2-135m-instruct")
+    answerer = Answerer(load_model(folder, "float32"), load_tokenizer(folder))
+    records = [
+        r for name in ("llamafactory/alpaca_zh_demo.json", "llamafactory/alpaca_en_demo.json") for r in load(name)[:16]
+    ]
+    chats = [[m.as_chat() for m in r.prompt] for r in records]
+    prompts = [p for chat in chats if len(p := answerer.prompt(chat)) < 300]
+    wanted = [_margins(answerer, prompt, 32) for prompt in prompts]
+    scheduler = Scheduler(
+        Decoder(answerer.model, answerer.context), answerer.stops, slots=12, cache_tokens=8000, chunk=64
+    )
+    assert scheduler.decoder.fast is not None
+    generations = [Generation(p, 32) for p in prompts]
+    run(scheduler, generations, random.Random(5))
+    behind = total = 0
+    for one, (tokens, margins) in zip(generations, wanted, strict=True):
+        tie = next((k for k, margin in enumerate(margins) if margin < 1e-3), len(tokens))
+        assert one.tokens[:tie] == tokens[:tie]
+        behind, total = behind + len(tokens) - tie, total + len(tokens)
+    with capsys.disabled():
+        print(
+            f"\n{len(prompts)} answers, {total} tokens, {behind} behind a near tie; {sum(g.reused for g in generations)} prompt tokens reused"
+        )
+    assert behind <= 0.02 * total

@@ -9,13 +9,14 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn, rms_norm
+from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -36,7 +37,11 @@ PROVEN = 1100
 UNKNOWN = (*LIMITS, "attn_logit_softcapping", "final_logit_softcapping")
 """Keys of configurations for what a trial of small numbers would not show."""
 
-_POINTWISE = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+FUSED = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh")}
+"""Activation -> what oneDNN calls it, and its variant."""
+_POINTWISE: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+Norm = tuple[Tensor, Tensor]
+"""(gain times the root of the width, root of width times eps), see `_normed`."""
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 """Of each layer: keys and values [rows, shared heads, columns, width]; the last column is written by the step."""
 
@@ -68,17 +73,27 @@ class _Product:
         else:
             out = linear(x, self.weight, self.bias)
         if adapted:
-            for layer, part in zip(self.layers, out[:adapted].split(self.widths, -1), strict=True):
-                site = getattr(layer, SITE, None)
-                update = None if site is None else site.update(x[:adapted])
-                if update is not None:
-                    part += update
+            self._adapt(x, out, adapted)
         return out
+
+    def plus(self, x: Tensor, other: Tensor, adapted: int) -> Tensor:
+        """The product, and other [rows, out] added to it."""
+        if self.packed is None or adapted:
+            return self(x, adapted).add_(other)
+        out: Tensor = _POINTWISE.binary(x, other, self.packed, self.bias, "add")
+        return out
+
+    def _adapt(self, x: Tensor, out: Tensor, adapted: int) -> None:
+        for layer, part in zip(self.layers, out[:adapted].split(self.widths, -1), strict=True):
+            site = getattr(layer, SITE, None)
+            update = None if site is None else site.update(x[:adapted])
+            if update is not None:
+                part += update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """One layer's parts. A norm is (gain, eps)."""
+    """One layer's parts."""
 
     heads: int
     shared: int
@@ -87,17 +102,18 @@ class _Block:
     window: int | None
     turn: str
     """Which rotary positions it takes: a key of `FastStep._turns`."""
-    before: tuple[tuple[Tensor, float], tuple[Tensor, float]]
+    before: tuple[Norm, Norm]
     """The norms before attention and before the feed-forward block."""
-    after: tuple[tuple[Tensor, float] | None, tuple[Tensor, float] | None]
+    after: tuple[Norm | None, Norm | None]
     """Those behind them, where the model has such."""
-    of_heads: tuple[tuple[Tensor, float], tuple[Tensor, float]] | None
+    of_heads: tuple[Norm, Norm] | None
     """Those of query and key heads."""
     three: _Product
     out: _Product
-    wide: _Product
+    gate: _Product
+    up: _Product
     down: _Product
-    act: Callable[[Tensor], Tensor]
+    act: str
 
 
 class FastStep:
@@ -130,13 +146,12 @@ class FastStep:
         masks = {w: _mask(before, columns, w, hidden.device) for w in {block.window for block in self.blocks}}
         if rows < FEWEST and self.head.packed is not None:
             hidden = pad(hidden, (0, 0, 0, FEWEST - rows))
+        room = {width: hidden.new_zeros(len(hidden), width) for width in {b.heads * b.width for b in self.blocks}}
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
-            out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, adapted)
-            hidden = hidden.add_(out)
-            wide = block.wide(_normed(hidden, block.before[1]), adapted)
-            gate, up = wide.chunk(2, -1)
-            out = block.down(block.act(gate).mul_(up), adapted)
-            hidden = hidden.add_(out if block.after[1] is None else _normed(out, block.after[1]))
+            out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, room, adapted)
+            hidden = _added(block.out, out, hidden, block.after[0], adapted)
+            out = _gated(block, _normed(hidden, block.before[1]), adapted)
+            hidden = _added(block.down, out, hidden, block.after[1], adapted)
         return self.head(_normed(hidden, self.norm), adapted)[:rows]
 
     def _turn(self, hidden: Tensor, places: Tensor, turn: str) -> tuple[Tensor, Tensor]:
@@ -177,8 +192,8 @@ def _linear(module: Any) -> Any:
     return module
 
 
-def _norm(module: Any) -> tuple[Tensor, float]:
-    """(gain, eps) of a root mean square norm; some are written as what is added to 1."""
+def _norm(module: Any) -> Norm:
+    """A root mean square norm as `_normed` takes it; some weights are written as what is added to 1."""
     if [name for name, _ in module.named_parameters()] != ["weight"] or not type(module).__name__.endswith("RMSNorm"):
         raise TypeError(type(module).__name__)
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
@@ -187,13 +202,33 @@ def _norm(module: Any) -> tuple[Tensor, float]:
     with torch.no_grad():
         own = module(x)
     for gain in (weight, weight + 1):
-        if torch.allclose(rms_norm(x, gain.shape, gain, eps), own, rtol=TOLERANCE, atol=TOLERANCE):
-            return gain, eps
+        norm = gain * len(weight) ** 0.5, torch.tensor([(eps * len(weight)) ** 0.5])
+        if torch.allclose(_normed(x, norm), own, rtol=TOLERANCE, atol=TOLERANCE):
+            return norm
     raise ValueError(type(module).__name__)
 
 
-def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
-    return rms_norm(x, norm[0].shape, norm[0], norm[1])
+def _normed(x: Tensor, norm: Norm) -> Tensor:
+    """x / sqrt(mean of squares + eps) x gain, in four operations: hypot(|x|, sqrt(width eps)) is sqrt(width) times the
+    denominator."""
+    return torch.div(x, vector_norm(x, 2, -1, True).hypot_(norm[1])).mul_(norm[0])
+
+
+def _added(product: _Product, x: Tensor, hidden: Tensor, norm: Norm | None, adapted: int) -> Tensor:
+    """The residual stream behind a block that ends with a product, and with a norm in some models."""
+    if norm is None:
+        return product.plus(x, hidden, adapted)
+    return _normed(product(x, adapted), norm).add_(hidden)
+
+
+def _gated(block: _Block, x: Tensor, adapted: int) -> Tensor:
+    """act(gate) x up: where weights are laid out, oneDNN does both within the products."""
+    if adapted or block.gate.packed is None:
+        return ACTS[block.act][0](block.gate(x, adapted)).mul_(block.up(x, adapted))
+    name, variant = FUSED[block.act]
+    gate = _POINTWISE(x, block.gate.packed, block.gate.bias, name, [], variant)
+    out: Tensor = _POINTWISE.binary(x, gate, block.up.packed, block.up.bias, "mul")
+    return out
 
 
 def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
@@ -208,7 +243,7 @@ def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
     width = int(attention.head_dim)
     kinds = getattr(config, "layer_types", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    act = next(act for act in ACTS.values() if torch.equal(act[0](PROBE), feed.act_fn(PROBE)))
+    act = next(name for name, act in ACTS.items() if torch.equal(act[0](PROBE), feed.act_fn(PROBE)))
     return _Block(
         heads=three[0].out_features // width,
         shared=three[1].out_features // width,
@@ -222,9 +257,10 @@ def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
         of_heads=(_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None,
         three=_Product(three, packed),
         out=_Product([_linear(attention.o_proj)], packed),
-        wide=_Product([_linear(feed.gate_proj), _linear(feed.up_proj)], packed),
+        gate=_Product([_linear(feed.gate_proj)], packed),
+        up=_Product([_linear(feed.up_proj)], packed),
         down=_Product([_linear(feed.down_proj)], packed),
-        act=act[0],
+        act=act,
     )
 
 
@@ -259,9 +295,10 @@ def _attend(
     mask: Tensor | None,
     keys: Tensor,
     values: Tensor,
+    room: dict[int, Tensor],
     adapted: int,
 ) -> Tensor:
-    """hidden [rows, width of all] -> what attention adds to it."""
+    """hidden [rows, width of all] -> what the heads have read [rows, heads x width]."""
     rows, heads, shared, width = len(keys), block.heads, block.shared, block.width
     three = block.three(_normed(hidden, block.before[0]), adapted)[:rows].view(rows, -1, width)
     if block.of_heads is None:
@@ -275,11 +312,11 @@ def _attend(
     # The heads that share keys are so many queries of one head: no key is copied.
     query = query.reshape(rows, shared, heads // shared, width)
     out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
-    out = out.reshape(rows, heads * width)
-    if rows < len(hidden):
-        out = pad(out, (0, 0, 0, len(hidden) - rows))
-    out = block.out(out, adapted)
-    return out if block.after[0] is None else _normed(out, block.after[0])
+    if rows == len(hidden):
+        return out.reshape(rows, heads * width)
+    whole = room[heads * width]
+    whole[:rows].view(out.shape).copy_(out)
+    return whole
 
 
 @torch.no_grad()
@@ -309,7 +346,7 @@ def _own(base: Any, tokens: Tensor, places: Tensor, before: Sequence[int], memor
     """The same step by the model's own forward: logits [rows, vocabulary]."""
     layers: list[CacheLayerMixin] = []
     for keys, values in memory:
-        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer = DynamicLayer()
         layer.update(keys, values)
         layers.append(layer)
     columns = memory[0][0].shape[2] + 1

@@ -65,7 +65,7 @@ class PrefixStore:
         self._prefixes.append(self._prefixes.pop(best))
         layers: list[CacheLayerMixin] = []
         for keys, values in self._prefixes[-1].layers:
-            layer = DynamicLayer()  # type: ignore[no-untyped-call]
+            layer = DynamicLayer()
             # Views: what is read next is joined to them in memory of its own.
             layer.keys, layer.values = keys[:, :, :count], values[:, :, :count]
             layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True

@@ -258,7 +258,7 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     0.5
     """
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    alpha = float(patterns.get(get_pattern_key(patterns.keys(), path), config["lora_alpha"]))
+    alpha = float(patterns.get(get_pattern_key(list(patterns), path), config["lora_alpha"]))
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 

@@ -295,7 +295,7 @@ class Scheduler:
         state = self.decoder.prefill(prompts, pad=pad)
         if self.prefixes is None:
             return state
-        cache = cache_of([DynamicLayer() for _ in state.cache.layers])  # type: ignore[no-untyped-call]
+        cache = cache_of([DynamicLayer() for _ in state.cache.layers])
         return replace(state, cache=cache)
 
     @staticmethod

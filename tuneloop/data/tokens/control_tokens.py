@@ -299,7 +299,7 @@ def _strings(content: Any) -> Iterator[str]:
 
 def _normalizer(tokenizer: Any, added: Mapping[str, Any]) -> Any:
     """The normaliser that could make a control token of another text; None where none does."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     normalizer = getattr(backend, "normalizer", None)
     if normalizer is None or normalizer.normalize_str(_PROBE) == _PROBE:
         return None

@@ -54,8 +54,8 @@ class Ordinary:
 
     def encode(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Token ids of guarded texts, each with whether something stands before it; no control token is among them."""
-        plain = [unguarded(text) for text, _ in texts]
-        out = self._after(plain, [behind for _, behind in texts])
+        contents = [unguarded(text) for text, _ in texts]
+        out = self._after(contents, [behind for _, behind in texts])
         for n, (text, behind) in enumerate(texts):
             if not self._control.ids.isdisjoint(
                 out[n]
