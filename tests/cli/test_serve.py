@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving.ggufs import tiny_gguf
+from tuneloop.base.errors import TuneloopError
 from tuneloop.cli.serve import _examples
 
 SERVE = [sys.executable, "-W", "ignore", "-m", "tuneloop", "serve"]
 
 
-def start(run: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+def start(run: Path | str, *options: str) -> tuple[subprocess.Popen[str], str]:
     """A server process and its address, once it answers."""
     process = subprocess.Popen(
         [*SERVE, str(run), "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -137,3 +139,59 @@ def test_examples_quote_what_a_shell_would_read() -> None:
     shown = subprocess.run(["bash", "-c", command.replace("curl", "printf '%s\\n'", 1)], capture_output=True, text=True)
     assert '"model": "it\'s $HOME"' in shown.stdout
     compile(code[code.index("from openai") :], "example", "exec")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_export_is_served_by_llama_cpp_and_that_by_a_proxy(tmp_path: Path) -> None:
+    """Each prints a program that runs; the proxy's client is answered by llama.cpp, and Ctrl-C ends all of it."""
+    import httpx
+
+    gguf, _ = tiny_gguf(tmp_path)
+    key = tmp_path / "key.txt"
+    key.write_text("letters-and-digits-1\n", encoding="utf-8")
+    key.chmod(0o600)
+    processes = []
+    try:
+        process, llama = start(gguf, "--api-key-file", str(key))
+        processes.append(process)
+        process, url = start("--engine=proxy", "--upstream", f"{llama}/v1", "--upstream-key-file", str(key))
+        processes.append(process)
+        assert healthy(url)
+        listed = httpx.get(f"{url}/v1/models", timeout=30).json()["data"]
+        assert {one["id"]: one["parent"] for one in listed} == {"tiny": None, "shop": "tiny"}
+        code = _examples(url, "shop", None)
+        done = subprocess.run(
+            [sys.executable, "-c", code[code.index("from openai") :]], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert httpx.get(f"{url}/ready", timeout=30).status_code == 200
+        refused = httpx.post(
+            f"{url}/v1/completions", json={"model": "tiny", "prompt": "x", "echo": True, "logprobs": 1}
+        )
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "echo")
+        for one in processes:
+            maps = Path(f"/proc/{one.pid}/maps")
+            assert not maps.exists() or "libtorch" not in maps.read_text(encoding="utf-8")
+    finally:
+        for one in reversed(processes):
+            one.send_signal(signal.SIGINT)
+        outcomes = [(one.communicate(timeout=60)[1], one.returncode) for one in processes]
+    assert [code for _, code in outcomes] == [0, 0], outcomes
+    assert all("Traceback" not in errors for errors, _ in outcomes)
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    ([], "TL-RECIPE-USAGE"), (["x", "--engine", "fast"], "TL-RECIPE-USAGE"),
+    (["x", "--engine", "gguf", "--upstream", "http://h/v1"], "TL-RECIPE-USAGE"),
+    (["no-such-file.gguf"], "TL-SERVE-GGUF"), (["--upstream", "gopher://h"], "TL-SERVE-UPSTREAM-URL"),
+    (["--engine", "proxy"], "TL-SERVE-UPSTREAM-URL"), (["x", "--engine", "vllm"], "TL-SERVE-VLLM"),
+])  # fmt: skip
+def test_what_cannot_be_served_is_told_before_a_port_opens(words: list[str], code: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tuneloop.cli.main import app
+
+    outcome = CliRunner().invoke(app, ["serve", *words, "--port", "0", "--workspace", str(tmp_path)])
+    assert isinstance(outcome.exception, TuneloopError)
+    assert outcome.exception.code == code
+    assert "serving" not in outcome.stdout

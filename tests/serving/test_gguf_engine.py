@@ -308,3 +308,42 @@ def test_the_recipe_s_engine_is_made_and_closes_while_it_answers(files: tuple[Pa
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.timeout(1800)
+def test_the_real_model_says_to_eight_what_it_says_to_one(tmp_path: Path) -> None:
+    """SmolLM2 as F16: eight chats at once, each as llama.cpp's own reader continues it up to the first near tie."""
+    from tuneloop.gguf.write import write_gguf
+    from tuneloop.hub.resolve import resolve
+
+    questions = ["Who are you?", "Name three colours.", "你是谁？", "Write a haiku about rain.", "What is 7 + 5?",
+                 "Why is the sky blue?", "Translate 'good morning' into French.", "List the days of the week."]  # fmt: skip
+    write_gguf(resolve("smollm2-135m-instruct"), tmp_path / "smol.gguf", "f16")
+    engine = GgufEngine(gguf_model(tmp_path, print), slots=8, tokens=4096, max_new_tokens=48, notice=print)
+    queries = [
+        Query("chat", "smol", chat=[{"role": "user", "content": text}], max_new_tokens=32, logprobs=0)
+        for text in questions
+    ]
+
+    async def run() -> list[list[int]]:
+        return [tokens_of(pieces) for pieces in await asyncio.gather(*(ask(engine, query) for query in queries))]
+
+    try:
+        child = engine._supervisor.child
+        assert child is not None
+        prompts = [child.chat(query, "")[0] for query in queries]
+        answers = asyncio.run(run())
+    finally:
+        engine.close()
+    compared = 0
+    with LlamaCpp(tmp_path / "smol.gguf", context=512) as llama:
+        texts = llama.detokenize([[n] for n in range(llama.vocabulary)])
+        for ids, answer in zip(prompts, answers, strict=True):
+            theirs, gaps = llama.greedy(ids, 32)
+            ends = (n for n, token in enumerate(theirs) if token in llama.ends() or "\ufffd" in texts[token])
+            sure = min(next(ends, 32), next((n for n, gap in enumerate(gaps) if gap < TIE), 32))
+            assert answer[:sure] == theirs[:sure]
+            compared += sure
+    assert compared > 40

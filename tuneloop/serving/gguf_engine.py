@@ -71,7 +71,7 @@ class GgufChild(LlamaChild):
     def __init__(self, model: GgufModel, context: int, slots: int) -> None:
         super().__init__(model.path, "tuneloop.serving.gguf_child", PATIENCE)
         self._key = secrets.token_urlsafe(24)
-        self._opening = {
+        self._load_frame = {
             "gguf": str(model.path.resolve()),
             "adapters": [str(path.resolve()) for path in model.adapters.values()],
             "context": context,
@@ -81,7 +81,7 @@ class GgufChild(LlamaChild):
         }
 
     def begin(self) -> None:
-        about, _ = self._ask("open", **self._opening)
+        about, _ = self._ask("open", **self._load_frame)
         self.upstream, self.vocabulary = Upstream(str(about["address"]), self._key), int(about["vocabulary"])
         self.template = about["template"] if isinstance(about["template"], str) else None
         self._patience = PROMPT_SECONDS
@@ -241,7 +241,7 @@ class GgufEngine:
 
     async def _text_ids(self, child: GgufChild, prompt: str | tuple[int, ...]) -> list[int]:
         if isinstance(prompt, str):
-            return await self._asked(child.text, prompt)
+            return await self._child_answer(child.text, prompt)
         _require_tokens(prompt, child.vocabulary, "prompt")
         return list(prompt)
 
@@ -254,7 +254,7 @@ class GgufEngine:
             answer_parser(template, "", query)  # its error is the request's
             if calls is not None and query.tool_choice != "auto":
                 begun, schema = forced_call(calls, query.tools, query.tool_choice)
-        ids, tail = await self._asked(child.chat, query, begun)
+        ids, tail = await self._child_answer(child.chat, query, begun)
         parsed = query.tools or thinks(template)
         seen = markers(template) if query.tools else tuple(one for one in markers(template) if one in THOUGHT)
         parser = partial(answer_parser, template, tail, query) if parsed else None
@@ -269,10 +269,10 @@ class GgufEngine:
 
     async def _echo(self, child: GgufChild, query: Query) -> list[Piece]:
         """The prompt, before each answer."""
-        text = query.prompt if isinstance(query.prompt, str) else await self._asked(child.written, list(query.prompt))
+        text = query.prompt if isinstance(query.prompt, str) else await self._child_answer(child.written, list(query.prompt))
         return [Piece(text=text)]
 
-    async def _asked(self, question: Callable[..., Answer], *given: Any) -> Answer:
+    async def _child_answer(self, question: Callable[..., Answer], *given: Any) -> Answer:
         """What the process answers over its pipes; one question at a time, and the event loop goes on."""
         began = time.monotonic()
         try:
@@ -295,7 +295,7 @@ class GgufEngine:
         if wanted is None:
             return min(left, self._longest)
         if wanted > left:
-            facts = {"tokens": prompt, "wanted": wanted, "left": left, "context": self._context}
+            facts: dict[str, Any] = {"tokens": prompt, "wanted": wanted, "left": left, "context": self._context}
             raise ServeError("TL-SERVE-ROOM", where="max_tokens", param="max_tokens", **facts)
         return wanted
 
@@ -368,7 +368,7 @@ def _require_tokens(ids: Sequence[int], vocabulary: int, param: str) -> None:
     if min(ids, default=0) < 0:
         raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error=t("a token id is negative"))
     if (most := max(ids, default=0)) >= vocabulary:
-        facts = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
+        facts: dict[str, Any] = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
         raise ServeError("TL-SERVE-TOKEN", where=param, param=param, **facts)
 
 

@@ -148,13 +148,13 @@ class Upstream:
         import httpx2
 
         client = self._connected()
-        headers = {"Authorization": b"Bearer " + self._key.encode()} if self._key else {}
+        headers = [(b"Authorization", b"Bearer " + self._key.encode())] if self._key else []
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         if content is not None:
-            headers["Content-Type"] = b"application/json"
+            headers.append((b"Content-Type", b"application/json"))
             # llama.cpp hangs up after a stream without a word of it, and a request on such a connection would be lost.
             # Connecting anew costs nothing but with TLS.
-            headers |= {} if self._encrypted else {"Connection": b"close"}
+            headers += [] if self._encrypted else [(b"Connection", b"close")]
         try:
             request = client.build_request(method, self.url + path, content=content, headers=headers)
             response = await client.send(request, stream=True)

@@ -159,8 +159,8 @@ def _command(configured: str | None) -> list[str]:
         raise ServeError("TL-SERVE-VLLM", where="serve.vllm_command", error=str(error)) from error
     where = shutil.which(os.path.expanduser(program))
     if where is None:
-        error = t("there is no program {name}", name=program)
-        raise ServeError("TL-SERVE-VLLM", where="serve.vllm_command", error=error)
+        words = t("there is no program {name}", name=program)
+        raise ServeError("TL-SERVE-VLLM", where="serve.vllm_command", error=words)
     return [where, *options]
 
 
