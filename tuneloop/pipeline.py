@@ -312,9 +312,7 @@ def export_all(
         return export(run, to, targets, dtype=dtype, more=folders, say=say)
 
 
-def serve(
-    ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say | None = None
-) -> FastAPI:
+def serve(ref: str | Path, *, workspace: Path = Path(), api_key: str | None = None, say: Say | None = None) -> FastAPI:
     """A run, version or model -> an application that speaks OpenAI's API (needs the extra `serve`).
 
     The section `serve` of the run's recipe says how; `api_key` stands in place of the key in its key file. `say` hears
@@ -322,8 +320,9 @@ def serve(
     """
     from tuneloop.serving.application import application
 
-    heard = {} if say is None else {"say": say}
-    return application(ref, workspace=workspace, api_key=api_key, **heard)
+    if say is None:
+        return application(ref, workspace=workspace, api_key=api_key)
+    return application(ref, workspace=workspace, api_key=api_key, say=say)
 
 
 def improve(
