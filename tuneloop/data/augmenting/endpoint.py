@@ -242,7 +242,9 @@ def refusal_text(content: bytes) -> str:
         message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError, RecursionError):
         message = None
-    return response_start(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else response_start(content)
+    return (
+        response_start(message.encode("utf-8", "replace"), 300) if isinstance(message, str) else response_start(content)
+    )
 
 
 def response_start(content: bytes, most: int = 100) -> str:
