@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -214,6 +215,10 @@ def test_however_it_is_spelled(name: str) -> None:
     check()
 
 
+def read(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_read_back_is_what_was_written(name: str) -> None:
     tokenizer = tokenizer_of(name)
@@ -226,8 +231,10 @@ def test_what_is_read_back_is_what_was_written(name: str) -> None:
         assert unguarded(control.guarded(text)) == "".join(cut_at_guards(control.guarded(text))) == text
         ids = text_ids(tokenizer, text)
         assert not set(ids) & ids_of_words(name)
-        if "qwen" not in name:  # their normaliser composes characters
-            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text.encode("utf-8", "replace").decode()
+        known = all(read(tokenizer, text_ids(tokenizer, letter)) == letter for letter in text)  # SmolLM2 lacks bytes
+        if known:
+            written = unicodedata.normalize("NFC", text) if "qwen" in name else text  # as its normaliser does
+            assert read(tokenizer, ids) == written
 
     check()
 

@@ -144,7 +144,20 @@ class ControlTokens:
         return text
 
     def _may_begin(self, text: str) -> bool:
-        return any(letter in text for letter in self._firsts)  # in C: nothing else is done to most texts
+        for letter in self._firsts:  # noqa: SIM110 - this is all that is done to most texts
+            if letter in text:
+                return True
+        return False
+
+    def needs_none(self, content: Any, continues: bool = False) -> bool:
+        """Whether no text or key in whatever JSON can hold may need a guard; False where it must be looked at."""
+        if type(content) is str:
+            return not (continues or GUARD in content or self._normalizer or self._may_begin(content))
+        if isinstance(content, Mapping):
+            return all(self.needs_none(x, continues) and self.needs_none(y, continues) for x, y in content.items())
+        if isinstance(content, list | tuple):
+            return all(self.needs_none(inner, continues) for inner in content)
+        return not isinstance(content, str)
 
     def _may_complete(self, head: str) -> bool:
         return bool(head) and (head in self._insides or any(head[:n] in self._endings for n in range(1, len(head) + 1)))
@@ -167,6 +180,8 @@ class ControlTokens:
 
     def message(self, message: Mapping[str, Any], continues: bool = False) -> Mapping[str, Any]:
         """A message with its texts guarded; the same object where nothing in it needs a guard."""
+        if self.needs_none(message, continues):
+            return message
         out: dict[str, Any] = {}
         same = True
         for key, content in message.items():
@@ -206,7 +221,7 @@ class ControlTokens:
     def spelled(self, record: Record) -> Iterator[tuple[int, str]]:
         """(turn, the first control token that its text spells) of the turns of a record that spell one; the turn counts
         from 1 and is 0 for its tools."""
-        if record.tools and (token := self._first(_strings(record.tools))):
+        if record.tools and not self.needs_none(record.tools) and (token := self._first(_strings(record.tools))):
             yield 0, token
         answers = KINDS[record.kind].dialogue
         for n, message in enumerate((*record.messages, *record.rejected), 1):
@@ -216,7 +231,7 @@ class ControlTokens:
     def _texts(self, message: Message, answers: bool) -> Iterator[str]:
         yield from self.free_parts(message.content)[::2] if answers else (message.content,)
         yield message.reasoning
-        if message.tool_calls:
+        if message.tool_calls and not self.needs_none(message.tool_calls):
             yield from _strings(message.tool_calls)
 
     def _first(self, texts: Iterable[str]) -> str:

@@ -146,8 +146,8 @@ class Renderer:
             return chat, tools
         opened = self._parts is not None and bool(chat) and self._opens(self._source(tools))
         messages = [self._control.message(message, opened) for message in chat]
-        offered = self._control.deep(list(tools), opened) if tools else tools
         same = all(safe is message for safe, message in zip(messages, chat, strict=True))
+        offered = tools if self._control.needs_none(tools, opened) else self._control.deep(list(tools), opened)
         return chat if same else [dict(message) for message in messages], tools if offered == list(tools) else offered
 
     def _opens(self, source: str) -> bool:
