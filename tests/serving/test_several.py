@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from starlette.requests import Request
 
-from tests.serving.scripted import NAME, ScriptedEngine
+from tests.serving.scripted import NAME, ScriptedEngine, ScriptedStream
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.admission import Question, Queue, through
 from tuneloop.serving.engine import Piece, Query
@@ -42,6 +42,25 @@ def test_the_choices_of_one_prompt_follow_those_of_the_one_before(at_once: int) 
         assert tokens == 20
         assert (stream.prompt_tokens, stream.cached_tokens) == (35, 15)
         assert engine.most <= at_once
+
+    asyncio.run(main())
+
+
+class Accepting(ScriptedEngine):
+    """Takes longer to accept a query than to answer it."""
+
+    async def submit(self, query: Query) -> ScriptedStream:
+        await asyncio.sleep(0.01)
+        return await super().submit(query)
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_answers_that_end_before_the_last_prompt_is_accepted(count: int) -> None:
+    async def main() -> None:
+        engine = Accepting(named)
+        stream = await submit_all(engine.submit_question, questions(count), 9)
+        assert sorted([piece.choice async for piece in stream if piece.finish]) == list(range(count))
+        assert len(engine.queries) == count
 
     asyncio.run(main())
 

@@ -59,7 +59,8 @@ class TextStream:
         complete = text.rstrip(PIECE)
         new = complete[self._shown :]
         if complete != text:
-            self._shown = len(complete)
+            # An unfinished run of bytes may be shown as such from its start, with characters that were sent already.
+            self._shown = max(self._shown, len(complete))
             return self._clear(new)
         tail = self._decode(self._tokens[self._read :])
         if tail:  # a window without text would lose the blank that the first word of a text is written without
