@@ -72,7 +72,7 @@ def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
 
 
 class LlamaReader:
-    """Pieces of llama.cpp's events, of one answer. The prompt's tokens are known before; those that were at hand, at the end."""
+    """Pieces of llama.cpp's events, of one answer. The prompt's tokens are known before, those at hand at the end."""
 
     def __init__(self, query: Query, prompt: GgufPrompt) -> None:
         self._logprobs = query.logprobs

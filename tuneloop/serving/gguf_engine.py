@@ -269,8 +269,9 @@ class GgufEngine:
 
     async def _echo(self, child: GgufChild, query: Query) -> list[Piece]:
         """The prompt, before each answer."""
-        text = query.prompt if isinstance(query.prompt, str) else await self._child_answer(child.written, list(query.prompt))
-        return [Piece(text=text)]
+        if isinstance(query.prompt, str):
+            return [Piece(text=query.prompt)]
+        return [Piece(text=await self._child_answer(child.written, list(query.prompt)))]
 
     async def _child_answer(self, question: Callable[..., Answer], *given: Any) -> Answer:
         """What the process answers over its pipes; one question at a time, and the event loop goes on."""

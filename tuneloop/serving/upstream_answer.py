@@ -90,12 +90,15 @@ class AnswerReader:
         return out
 
     def _count(self, usage: Mapping[str, Any], *, own: bool) -> None:
-        """Token counts. llama.cpp sends those of one choice with its finish, others those of all after the last."""
+        """Token counts. Others send those of all choices once, after the last; llama.cpp sends those of each choice, of
+        texts with its finish, of chats behind it."""
         self.prompt_tokens = _whole_number(usage.get("prompt_tokens"))
         tokens = _whole_number(usage.get("completion_tokens"))
         self._own = tokens if own else 0
-        if not own or self._n == 1:
+        if self._n == 1:
             self._total = tokens
+        elif not own:
+            self._total = tokens + (self._total or 0)
         details = usage.get("prompt_tokens_details")
         self.cached_tokens = _whole_number(details.get("cached_tokens")) if isinstance(details, dict) else 0
 
