@@ -35,7 +35,7 @@ def test_logits_are_the_models_own(tmp_path: Path, family: str, packed: bool, mo
         batches = []
         for step in (None, fast):
             decoder = Decoder(model, 256)
-            decoder.fast = step
+            decoder.quick = step
             batches.append(DecodeBatch(decoder, frozenset(), slots=5))
             batches[-1].join([Generation(p, 99) for p in prompts])
         for _ in range(MOST):
@@ -83,7 +83,7 @@ def test_a_longer_window_than_was_tried_goes_through_the_modules(
         return forward(self, tokens, places, before, memory, adapted)
 
     scheduler = scheduler_of(model)
-    assert scheduler.decoder.fast is not None
+    assert scheduler.decoder.quick is not None
     monkeypatch.setattr(FastStep, "__call__", counted)
     one = Generation([5, 6, 7], MOST)
     run(scheduler, [one])

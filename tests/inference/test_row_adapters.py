@@ -79,12 +79,12 @@ def test_rows_of_one_batch_go_through_their_own_adapters(folders: list[Path], wa
         adapters.load(f"a{n}", folder)
     assert adapters.names == ("a0", "a1", "a2", "a3")
     scheduler = scheduler_of(model, adapters=adapters, slots=6)
-    assert (scheduler.decoder.fast is None) == (way == "installed")
+    assert (scheduler.decoder.quick is None) == (way == "installed")
     if way == "own":
-        scheduler.decoder.fast = None
+        scheduler.decoder.quick = None
     generations = [Generation(p, MOST, adapter=name) for p, name in zip(prompts, names, strict=True)]
     if way == "prepacked":
-        scheduler.decoder.fast = None
+        scheduler.decoder.quick = None
         with prepacked(model, 8):
             run(scheduler, generations)
     else:

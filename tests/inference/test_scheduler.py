@@ -71,7 +71,7 @@ def test_a_beginning_that_was_read_is_not_read_again(tmp_path: Path, family: str
     system = text(90)
     chats = [[*system, 5, 6], [*system, 5, 6, 9, 9, 4], [*system, 7], [*system, 5, 6], [3, *system]]
     scheduler = scheduler_of(model, chunk=16)
-    scheduler.decoder.fast = None  # its steps are counted as well
+    scheduler.decoder.quick = None  # its steps are counted as well
     reused, read = [], []
     forward = scheduler.decoder.logits
     scheduler.decoder.logits = lambda state, most: (read.append(state.positions.shape[1]), forward(state, most))[1]  # type: ignore[func-returns-value,method-assign]
@@ -238,7 +238,7 @@ def test_what_is_no_number_stays_in_its_row(tmp_path: Path, where: str) -> None:
             output[written.index(bad)] = float("nan")
 
     if where == "logits":
-        scheduler.decoder.fast = None  # listens to nobody
+        scheduler.decoder.quick = None  # listens to nobody
         model.lm_head.register_forward_hook(planted)
     run(scheduler, [*good[:2], bad, *good[2:]])
     assert bad.error is not None
@@ -255,12 +255,12 @@ def test_a_pass_that_fails_is_told_and_the_next_one_works(tmp_path: Path) -> Non
         scheduler.add(one)
     while not scheduler.batch.generations:
         scheduler.step()
-    fast, scheduler.decoder.fast = scheduler.decoder.fast, None
+    fast, scheduler.decoder.quick = scheduler.decoder.quick, None
     handle = model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError("planted")))
     while scheduler.busy:
         scheduler.step()
     handle.remove()
-    scheduler.decoder.fast = fast
+    scheduler.decoder.quick = fast
     assert [one.error and one.error.code for one in failing] == ["TL-SERVE-FAILED"] * 3
     one = Generation(prompts_of()[0], MOST)
     run(scheduler, [one])
@@ -334,7 +334,7 @@ def test_real_answers_alone_or_in_a_crowd(capsys: pytest.CaptureFixture[str]) ->
     scheduler = Scheduler(
         Decoder(answerer.model, answerer.context), answerer.stops, slots=12, cache_tokens=8000, chunk=64
     )
-    assert scheduler.decoder.fast is not None
+    assert scheduler.decoder.quick is not None
     generations = [Generation(p, 24) for p in prompts]
     run(scheduler, generations, random.Random(5))
     behind = total = 0

@@ -42,7 +42,7 @@ class Decoder:
         self.last_position = context - 1 + virtual_tokens(model)
         self.adapted = False
         """Whether rows of the pass under way go through adapters of their own."""
-        self.fast: FastStep | None = None
+        self.quick: FastStep | None = None
         """A quicker way of a step of single tokens, for whoever has tried it (fast_step.py)."""
         self.options = {"use_cache": True, **routers_off(self.base)}
 

@@ -64,7 +64,7 @@ class _Product:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED)
         if len(layers) > 1:  # the layers' own weights are rows of the common one: no second copy in memory
             for layer, rows in zip(layers, self.weight.split(self.widths), strict=True):
-                layer.weight.data = rows
+                layer.weight.set_(rows)
 
     def __call__(self, x: Tensor, adapted: int) -> Tensor:
         """x [rows, in] -> [rows, out of all]; what the adapters add to the first `adapted` rows is included."""
@@ -146,9 +146,9 @@ class FastStep:
         masks = {w: _mask(before, columns, w, hidden.device) for w in {block.window for block in self.blocks}}
         if rows < FEWEST and self.head.packed is not None:
             hidden = pad(hidden, (0, 0, 0, FEWEST - rows))
-        room = {width: hidden.new_zeros(len(hidden), width) for width in {b.heads * b.width for b in self.blocks}}
+        buffers = {width: hidden.new_zeros(len(hidden), width) for width in {b.heads * b.width for b in self.blocks}}
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
-            out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, room, adapted)
+            out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, buffers, adapted)
             hidden = _added(block.out, out, hidden, block.after[0], adapted)
             out = _gated(block, _normed(hidden, block.before[1]), adapted)
             hidden = _added(block.down, out, hidden, block.after[1], adapted)
@@ -162,6 +162,7 @@ class FastStep:
         return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
+@torch.no_grad()
 def fast_step(base: nn.Module) -> FastStep | None:
     """The fast step of a model that answers, in float32 on a CPU; None where it has none that agrees with its own."""
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in base.parameters()) or _watched(base):
@@ -295,7 +296,7 @@ def _attend(
     mask: Tensor | None,
     keys: Tensor,
     values: Tensor,
-    room: dict[int, Tensor],
+    buffers: dict[int, Tensor],
     adapted: int,
 ) -> Tensor:
     """hidden [rows, width of all] -> what the heads have read [rows, heads x width]."""
@@ -314,9 +315,9 @@ def _attend(
     out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
     if rows == len(hidden):
         return out.reshape(rows, heads * width)
-    whole = room[heads * width]
-    whole[:rows].view(out.shape).copy_(out)
-    return whole
+    padded = buffers[heads * width]
+    padded[:rows].view(out.shape).copy_(out)
+    return padded
 
 
 @torch.no_grad()
@@ -336,8 +337,8 @@ def _agrees(step: FastStep) -> bool:
     before, places = [0, 5], torch.tensor([columns - 1, columns - 6])
     own = _own(step.base, tokens, places, before, [(k[:, :, :-1].clone(), v[:, :, :-1].clone()) for k, v in memory])
     for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):
-        fast = step(tokens[rows], places[rows], before[rows], [(k[rows], v[rows]) for k, v in memory])
-        if not bool((fast - own[rows]).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6)):
+        ours = step(tokens[rows], places[rows], before[rows], [(k[rows], v[rows]) for k, v in memory])
+        if not bool((ours - own[rows]).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6)):
             return False
     return True
 

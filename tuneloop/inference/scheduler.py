@@ -76,8 +76,8 @@ class Scheduler:
     ) -> None:
         self.decoder, self.adapters, self.alone = decoder, adapters, alone
         self._vocabulary, self._virtual = rows(decoder.model), virtual_tokens(decoder.model)
-        if decoder.fast is None:
-            decoder.fast = fast_step(decoder.base)
+        if decoder.quick is None:
+            decoder.quick = fast_step(decoder.base)
         first = decoder.prefill([[0]], pad=0)
         decoder.step(first)  # what a token's keys and values take is seen in those of one
         self._joinable = joinable(first.cache)

@@ -171,23 +171,23 @@ class SlotCache:
     def step(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         """tokens int64 [rows], the newest of each -> logits [rows, vocabulary] of the next."""
         self._make_room(self._layers, 0, 0)
-        logits = self._fast(decoder, tokens) if decoder.fast is not None else self._own(decoder, tokens)
+        logits = self._quick(decoder, tokens) if decoder.quick is not None else self._own(decoder, tokens)
         self._columns.end += 1
         self.lengths = [n + 1 for n in self.lengths]
         self.places = [n + 1 for n in self.places]
         return logits
 
-    def _fast(self, decoder: Decoder, tokens: Tensor) -> Tensor:
+    def _quick(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         """The step without the model's modules; with them where a window is longer than was tried."""
         begin, end, rows = self._columns.begin, self._columns.end + 1, len(self.lengths)
-        assert decoder.fast is not None
-        if end - begin > decoder.fast.longest:
+        assert decoder.quick is not None
+        if end - begin > decoder.quick.longest:
             return self._own(decoder, tokens)
         pairs = [(layer.keys, layer.values) for layer in self._layers]
         memory = [(k[:rows, :, begin:end], v[:rows, :, begin:end]) for k, v in pairs if k is not None and v is not None]
         before = [end - 1 - begin - n for n in self.lengths]
         adapted = rows if decoder.adapted else 0
-        return decoder.fast(tokens, torch.tensor(self.places, device=tokens.device), before, memory, adapted)
+        return decoder.quick(tokens, torch.tensor(self.places, device=tokens.device), before, memory, adapted)
 
     def _own(self, decoder: Decoder, tokens: Tensor) -> Tensor:
         span, device = self._columns.end - self._columns.begin, tokens.device
