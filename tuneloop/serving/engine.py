@@ -25,7 +25,7 @@ class Query:
     `model` is a name that the engine lists. `chat`, `tools` and `tool_choice` ("none", "auto", "required" or a
     function's name) are of the tasks chat and label; `prompt`, a text or token ids, of the tasks text and vector.
     `max_new_tokens` None leaves the length to the engine's settings and the context. `logprobs` is how many of the
-    likeliest tokens are wanted beside each token's own (0: its own only; None: nothing). `echo`: the prompt itself comes
+    likeliest tokens are wanted beside each token's own (0: its own only; None: nothing). `echo`: the prompt comes
     first, with its scores where `logprobs` are wanted. `schema` is a JSON schema that the answer's text must meet
     ({} is any JSON object).
     """
