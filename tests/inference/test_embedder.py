@@ -102,6 +102,7 @@ def test_ids_and_bad_input(tmp_path: Path) -> None:
     ids = embedder.ids("bad film")
     assert ids == [2, 8, 11, 3]
     np.testing.assert_array_equal(embedder.embed([ids]), embedder.embed(["bad film"]))
+    assert embedder.ids("bad [SEP] film").count(3) == 1  # a text has no control token
     assert embedder.embed([]).shape == (0, 32)
     for bad, code in (("bad " * 70, "CONTEXT"), ([2, 10**6, 3], "TOKEN"), ([-1], "REQUEST"), ([], "REQUEST")):
         with pytest.raises(ServeError) as raised:

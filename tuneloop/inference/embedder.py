@@ -109,7 +109,8 @@ class Embedder:
         """Token ids of a text with those that the tokenizer puts around it; ids are left as they are."""
         if not isinstance(text, str):
             return list(text)
-        return tokenize(self.tokenizer, [Record((Message("user", text),), kind="label")])[0].ids.tolist()
+        sample = tokenize(self.tokenizer, [Record((Message("user", text),), kind="label")])[0]
+        return [int(token) for token in sample.ids]
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str | Sequence[int]]) -> NDArray[np.float32]:
