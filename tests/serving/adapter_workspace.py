@@ -16,7 +16,7 @@ from typing import Any
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.serving.engine import Query, TokenScore
-from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 SMALL = ("a-1", "b-1", "c-1", "d-1", "e-1")
 """Runs whose adapters fit the base."""

@@ -21,9 +21,9 @@ import uvicorn
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving import api
 from tuneloop.serving.admission import Admission, Question, admission_steps
 from tuneloop.serving.engine import CallPiece, ModelEntry, Piece, Query, TokenScore
+from tuneloop.serving.http import api
 
 NAME = "tiny:v1"
 CHAT: list[Any] = [{"role": "user", "content": "Who are you?"}]

@@ -24,7 +24,7 @@ from tests.serving.adapter_workspace import (
 from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Query
-from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 STREAMS, LENGTH = 200, 32
 

@@ -15,8 +15,8 @@ import pytest
 from tests.serving.adapter_workspace import outcome, query, run, until
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving import torch_engine
-from tuneloop.serving.torch_engine import TorchEngine
+from tuneloop.serving.worker import torch_engine
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 Make = Callable[..., TorchEngine]
 

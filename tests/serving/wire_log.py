@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import jsonschema
 
-from tuneloop.serving.openapi import document
+from tuneloop.serving.http.openapi import document
 
 DOCUMENT = document()
 

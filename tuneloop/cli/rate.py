@@ -114,7 +114,7 @@ def missing(first: Run, second: Run | None) -> Exception:
 def serve(study: Study, run: Run, rater: str, host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     from tuneloop.rating import server, shelf
-    from tuneloop.serving.api import listen
+    from tuneloop.serving.http.api import listen
 
     bound, token = listen(host, port), server.new_token()
     shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

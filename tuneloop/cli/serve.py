@@ -37,8 +37,8 @@ def serve(
     settings = _settings(ref, engine, upstream, upstream_key_file, workspace)
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
-    from tuneloop.serving import api
     from tuneloop.serving.application import application
+    from tuneloop.serving.http import api
     from tuneloop.serving.settings import open_to_others, read_key
 
     key_file = api_key_file or (Path(settings.key_file) if settings.key_file else None)
@@ -76,7 +76,7 @@ def _settings(
     from tuneloop.cli import usage
     from tuneloop.recipe.schema import EngineName, ServePart
     from tuneloop.registry import versions
-    from tuneloop.serving.gguf_files import is_gguf
+    from tuneloop.serving.llamacpp.gguf_files import is_gguf
     from tuneloop.serving.settings import serve_settings
 
     known = get_args(EngineName)
@@ -100,7 +100,7 @@ def _model(settings: ServePart, name: str) -> str:
     """The name of a model to ask for: of a proxy, the first one that an upstream lists."""
     if settings.engine != "proxy":
         return name
-    from tuneloop.serving.proxy_engine import upstream_models
+    from tuneloop.serving.upstream.proxy_engine import upstream_models
 
     return next(iter(upstream_models(settings, lambda text: None)), "MODEL")
 

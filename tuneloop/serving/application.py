@@ -30,7 +30,7 @@ def application(
     file. Raises what the engine's maker raises.
     """
     from tuneloop.serving.admission import admission_steps
-    from tuneloop.serving.api import create_app
+    from tuneloop.serving.http.api import create_app
     from tuneloop.serving.settings import read_key, serve_settings
     from tuneloop.serving.table import ENGINES
 

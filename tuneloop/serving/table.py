@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tuneloop.recipe.schema import EngineName, ServePart
 from tuneloop.serving.engine import Engine
-from tuneloop.serving.gguf_engine import gguf_engine
-from tuneloop.serving.proxy_engine import proxy_engine
-from tuneloop.serving.torch_engine import TorchEngine
-from tuneloop.serving.vllm_engine import vllm_engine
+from tuneloop.serving.llamacpp.gguf_engine import gguf_engine
+from tuneloop.serving.upstream.proxy_engine import proxy_engine
+from tuneloop.serving.upstream.vllm_engine import vllm_engine
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 ENGINES: dict[EngineName, Callable[[str | Path, ServePart, Path, Callable[[str], None]], Engine]] = {
     "torch": TorchEngine,

@@ -1,0 +1,108 @@
+"""The watch over a child: first start, restarts with pauses, waiting for it, and closing at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from tests.serving.upstreams import on_loop
+from tuneloop.base.errors import ServeError
+from tuneloop.serving.upstream import supervisor
+from tuneloop.serving.upstream.supervisor import Supervisor
+
+
+class Child:
+    """A child without a process: it ends when a test says so."""
+
+    def __init__(self, fault: bool = False) -> None:
+        self.ended, self.fault, self.closed = threading.Event(), fault, 0
+
+    def begin(self) -> None:
+        if self.fault:
+            raise ServeError("TL-SERVE-VLLM", error="no")
+
+    def wait(self) -> str:
+        self.ended.wait()
+        return "it ended"
+
+    def close(self) -> None:
+        self.closed += 1
+        self.ended.set()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.01)
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_the_first_one_that_does_not_start_is_an_error() -> None:
+    bad = Child(fault=True)
+    with pytest.raises(ServeError, match="TL-SERVE-VLLM"):
+        Supervisor(lambda: bad)
+    assert bad.closed == 1
+
+
+def test_one_that_ends_is_started_again_until_it_comes_up() -> None:
+    first, bad, second = Child(), Child(fault=True), Child()
+    children, notes = iter([first, bad, second]), list[str]()
+    watched = Supervisor(lambda: next(children), notes.append)
+    assert watched.child is first
+    first.ended.set()
+    until(lambda: watched.child is second)
+    assert watched.restarts == 1
+    assert [first.closed, bad.closed, second.closed] == [1, 1, 0]
+    assert len(notes) == 3
+    watched.close()
+    assert second.closed
+    assert watched.child is None
+    watched.close()
+
+
+def test_closing_while_it_is_started_again_ends_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Child()
+    children = iter([first])
+    monkeypatch.setattr(supervisor, "FIRST_WAIT", 30.0)
+    watched = Supervisor(lambda: next(children), lambda text: None)
+    first.ended.set()
+    until(lambda: watched.child is None)
+    began = time.monotonic()
+    watched.close()
+    assert time.monotonic() - began < 5
+    assert not watched._thread.is_alive()
+
+
+@on_loop
+async def test_a_request_waits_for_it_and_not_for_ever() -> None:
+    first, second, gate = Child(), Child(), threading.Event()
+    children = iter([first, second])
+
+    def make() -> Child:
+        child = next(children)
+        if child is second:
+            gate.wait(10)
+        return child
+
+    watched = Supervisor(make, lambda text: None)
+    assert await watched.running(1) is first
+    first.ended.set()
+    await asyncio.to_thread(until, lambda: watched.child is None)
+    with pytest.raises(ServeError, match="TL-SERVE-DOWN") as caught:
+        await watched.running(0.05)
+    assert caught.value.facts["status"] == 503
+    waiting = asyncio.ensure_future(watched.running(10, lost=first))
+    gate.set()
+    assert await waiting is second
+    await asyncio.to_thread(watched.close)
+    with pytest.raises(ServeError, match="TL-SERVE-CLOSING"):
+        await watched.running(1)

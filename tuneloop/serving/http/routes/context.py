@@ -1,0 +1,44 @@
+"""What the routes of a server share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from tuneloop.base.errors import ServeError
+from tuneloop.serving.admission import Question, Submit
+from tuneloop.serving.answers.several import submit_all
+from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Query, Task
+from tuneloop.serving.http.errors import Places
+from tuneloop.serving.http.metrics import ServerMetrics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerContext:
+    """The engine, the way to it, and what is counted."""
+
+    engine: Engine
+    submit: Submit
+    metrics: ServerMetrics
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def ask(self, request: Request, queries: list[Query], places: Places) -> AnswerStream:
+        """The answers to the queries of a request, as one stream. Raises what the steps and the engine refuse with;
+        the fields that such an error is about are put into OpenAI's shape by `places`."""
+        request.state.places = places
+        began = time.monotonic()
+        questions = [Question(request, query) for query in queries]
+        stream = await submit_all(self.submit, questions, self.engine.capacity)
+        return self.metrics.watch(stream, queries[0], began)
+
+    async def model_for(self, task: Task, name: str) -> ModelEntry | None:
+        """The model of a name, None for one that the engine does not list: it refuses it itself, or knows an alias.
+
+        Raises TL-SERVE-TASK for a model that cannot do the task.
+        """
+        model = next((one for one in await self.engine.models() if one.name == name), None)
+        if model is not None and task not in model.tasks:
+            raise ServeError("TL-SERVE-TASK", where="model", param="model", model=name, tasks=", ".join(model.tasks))
+        return model

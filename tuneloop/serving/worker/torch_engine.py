@@ -1,0 +1,355 @@
+"""The engine of a child process, as its server has it: it computes with torch, and this side imports none of it.
+
+Queries go out and pieces come in as frames. A thread reads them and hands the pieces of one step to each event loop at
+once; another watches the child, and starts it again when it ends or stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneloop.base.errors import ServeError, TuneloopError
+from tuneloop.base.language import current, t
+from tuneloop.recipe.schema import ServePart
+from tuneloop.registry import versions
+from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
+from tuneloop.serving.engine import ModelEntry, Query
+from tuneloop.serving.settings import served_name
+from tuneloop.serving.wire import query_frame, read_error, read_piece
+from tuneloop.serving.worker.child_process import END_SECONDS, ChildProcess, Frame
+from tuneloop.serving.worker.under_way import AnswersUnderWay, Happening, QueryUnderWay, hand_out
+
+log = logging.getLogger("tuneloop.serving")
+
+CHILD = "tuneloop.serving.worker.torch_child"
+LOADING_SECONDS = 7200.0
+"""How long the child may take to load its model; it may have to be fetched first."""
+RESTARTS, WINDOW = 5, 600.0
+"""So many times in so many seconds the child is started again; then it stays down."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two starts at most: 0, 1, 2, 4, … after one another."""
+READY_SECONDS = 60.0
+"""How long a request waits for a child that is being started again."""
+
+
+class TorchEngine:
+    """An Engine over the model that `ref` means: a run, a version or a model. `close` it when done.
+
+    Made, it has loaded: raises what loading raises. May be used from several threads and event loops. `say` hears when
+    the child is started again, and when it is not any more.
+    """
+
+    def __init__(
+        self,
+        ref: str | Path,
+        settings: ServePart | None = None,
+        workspace: Path = Path(),
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._settings = settings or ServePart()
+        versions.require(workspace, str(ref))  # a misspelt name need not wait for a process to start
+        self._load_frame = {
+            "do": "open",
+            "ref": str(ref),
+            "workspace": str(workspace),
+            "settings": self._settings.model_dump(),
+            "language": current(),
+            "key": served_key(str(ref), workspace),
+        }
+        self._say = say
+        self._numbers = itertools.count(1)
+        self._lock = threading.Condition()
+        """Guards what follows; notified whenever any of it changes."""
+        self._requests: dict[int, QueryUnderWay] = {}
+        self._child: ChildProcess | None = None
+        """The child that has loaded."""
+        self._about: dict[str, Any] = {}
+        self._catalogue: Catalogue | None = None
+        self._workspace = workspace
+        self._failure: TuneloopError | None = None
+        """Why the child stays down."""
+        self._gauges: dict[str, float] = {}
+        self._adapters: frozenset[str] = frozenset()
+        """Keys of the adapters that the child has in memory."""
+        self._heard = {"main": 0.0, "door": 0.0}
+        """When each of the child's two threads was heard of last."""
+        self._restarts = 0
+        self._seconds = 1.0
+        self._cut = False
+        self.open = True
+        self._name = served_name(ref)
+        self._supervisor = threading.Thread(target=self._supervise, name="tuneloop-engine", daemon=True)
+        self._supervisor.start()
+        try:
+            with self._lock:
+                self._lock.wait_for(lambda: self._child is not None or self._failure is not None)
+                failure = self._failure
+        except BaseException:
+            self.close()
+            raise
+        if failure is not None:
+            self.close()
+            raise failure
+
+    @property
+    def ready(self) -> bool:
+        return self.open and self._child is not None
+
+    @property
+    def pending(self) -> int:
+        with self._lock:
+            return len(self._requests)
+
+    @property
+    def capacity(self) -> int:
+        return int(self._about.get("capacity", 1))
+
+    @property
+    def retry_after(self) -> int:
+        return max(1, round(self._seconds))
+
+    async def models(self) -> list[ModelEntry]:
+        about, catalogue = self._about, self._catalogue
+        assert catalogue is not None
+        names = await asyncio.to_thread(catalogue.names, fresh=False)
+        base = catalogue.base
+        return [
+            ModelEntry(
+                one.name,
+                about["context"],
+                base.name if base is not None and base.name != one.name else None,
+                tuple(about["labels"]),
+                tuple(about["tasks"]),
+                one.source is None or one.source.key in self._adapters,
+            )
+            for one in names.values()
+        ]
+
+    async def submit(self, query: Query) -> AnswersUnderWay:
+        if not self.open:
+            raise ServeError("TL-SERVE-CLOSING", status=503)
+        source = await self._source(query.model)
+        child = self._child or await self._restarted()
+        request = QueryUnderWay(next(self._numbers), query, asyncio.get_running_loop())
+        with self._lock:
+            if not self.open:
+                raise ServeError("TL-SERVE-CLOSING", status=503)
+            if child is not self._child:
+                raise self._down()
+            self._requests[request.number] = request
+        try:
+            child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
+            event = await request.events.get()
+        except BaseException:
+            self.cancel(request)
+            raise
+        if isinstance(event, BaseException):
+            raise event
+        assert isinstance(event, int)
+        return AnswersUnderWay(request, event, self.cancel)
+
+    async def _source(self, name: str) -> dict[str, str] | None:
+        """Where the adapter of a name is, as the child is told: None for what is served. Raises TL-SERVE-MODEL."""
+        catalogue = self._catalogue
+        assert catalogue is not None
+        if name == catalogue.served:
+            return None
+        listing = await asyncio.to_thread(catalogue.find, name)
+        if listing.source is None:
+            return {"key": "", "run": ""} if listing.is_base else None
+        run = await asyncio.to_thread(listing.source.run)
+        return {"key": listing.source.key, "run": str(run)}
+
+    async def _restarted(self) -> ChildProcess:
+        """The child, once it has loaded again. Raises TL-SERVE-DOWN, TL-SERVE-CLOSING."""
+        end = time.monotonic() + READY_SECONDS
+        while (child := self._child) is None:
+            if not self.open:
+                raise ServeError("TL-SERVE-CLOSING", status=503)
+            if self._failure is not None or time.monotonic() > end:
+                raise self._failure or self._down()
+            await asyncio.sleep(0.05)
+        return child
+
+    def gauges(self) -> Mapping[str, float]:
+        with self._lock:
+            return {**self._gauges, "engine_restarts_total": float(self._restarts)}
+
+    def cancel(self, request: QueryUnderWay) -> None:
+        """Nobody listens any more: the request's answers end before their next token."""
+        with self._lock:
+            there = self._requests.pop(request.number, None) is not None
+            child = self._child
+            self._lock.notify_all()
+        if there and child is not None:
+            child.send({"do": "cancel", "id": request.number})
+
+    def close(self, grace: float = 0.0) -> None:
+        with self._lock:
+            child, self.open = self._child, False
+            self._cut = self._cut or not grace
+            self._lock.notify_all()
+            if child is not None and not self._cut:
+                child.send({"do": "drain"})
+                self._lock.wait_for(lambda: not self._requests or self._cut or child is not self._child, grace)
+                self._cut = True
+                self._lock.notify_all()
+        self._fail_all(lambda: ServeError("TL-SERVE-CLOSING", status=503))
+        self._supervisor.join()
+
+    # What follows runs in the supervising thread, and in the thread that reads the child's frames.
+
+    def _supervise(self) -> None:
+        starts: deque[float] = deque(maxlen=RESTARTS)
+        while True:
+            words = self._one_life()
+            if not self.open or self._failure is not None:
+                return
+            now = time.monotonic()
+            recent = sum(now - start < WINDOW for start in starts)
+            if recent >= RESTARTS:
+                self._stay_down(words)
+                return
+            starts.append(now)
+            self._restarts += 1
+            pause = min(LONGEST_PAUSE, 2.0 ** (recent - 1)) if recent else 0.0
+            words = t("the engine ended ({reason}) and is started again", reason=words)
+            self._say(words)
+            with self._lock:
+                if self._lock.wait_for(lambda: not self.open, pause):
+                    return
+
+    def _stay_down(self, words: str) -> None:
+        with self._lock:
+            self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
+            self._lock.notify_all()
+        words = t(
+            "the engine ended {n} times within {minutes:g} minutes ({reason}) and stays down: start the server again",
+            n=RESTARTS + 1,
+            minutes=WINDOW / 60,
+            reason=words,
+        )
+        self._say(words)
+
+    def _one_life(self) -> str:
+        """A child from its start to its end. Why it ended, in words."""
+        child = ChildProcess(CHILD, lambda frame: self._hear(child, frame))
+        child.send(self._load_frame)
+        reason, calm = None, False
+        try:
+            while not child.ended.wait(0.2) and reason is None:
+                with self._lock:
+                    if calm := not self.open and (self._cut or self._child is None):
+                        break
+                    reason = self._stands_still(child)
+        finally:
+            with self._lock:
+                loaded, self._child = self._child is child, None
+                self._lock.notify_all()
+            words = child.stop(END_SECONDS if calm else 0.0)
+            words = reason or words
+        if not loaded and self.open and self._failure is None and not self._about:
+            with self._lock:  # its first start: the caller hears why
+                self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
+                self._lock.notify_all()
+        self._fail_all(lambda: self._down(words))
+        return words
+
+    def _stands_still(self, child: ChildProcess) -> str | None:
+        now = time.monotonic()
+        if child is not self._child:
+            late, seconds = now - child.started, LOADING_SECONDS
+        else:
+            seconds = self._settings.watchdog
+            waiting = [one.began for one in self._requests.values() if not one.accepted]
+            door = now - max(min(waiting), self._heard["door"]) if waiting else 0.0
+            late = max(door, now - self._heard["main"])
+        return t("it stood still for {seconds:g} seconds", seconds=seconds) if late > seconds else None
+
+    def _down(self, words: str = "") -> ServeError:
+        seconds = max(1, round(float(self._about.get("seconds", 1))))
+        return ServeError("TL-SERVE-DOWN", status=503, error=words or t("it is being started again"), seconds=seconds)
+
+    def _fail_all(self, error: Callable[[], BaseException]) -> None:
+        with self._lock:
+            requests = list(self._requests.values())
+            self._requests.clear()
+            self._lock.notify_all()
+        self._hand_out([(request, error()) for request in requests])
+
+    def _hear(self, child: ChildProcess, frame: Frame) -> None:
+        """Take a frame of the child."""
+        what, now = frame["do"], time.monotonic()
+        if what == "step":
+            self._heard["main"] = now
+            self._gauges, self._adapters = frame["gauges"], frozenset(frame["loaded"])
+            self._hear_events(frame["events"])
+        elif what in {"accepted", "refused"}:
+            self._heard["door"] = now
+            self._hear_verdict(frame)
+        elif what == "loaded":
+            self._heard["main"] = now
+            with self._lock:
+                self._about = {**frame["about"], "seconds": now - child.started}
+                self._adapters = frozenset()
+                if self._catalogue is None:
+                    self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
+                self._child = child
+                self._lock.notify_all()
+        elif what == "failed":
+            failure = read_error(frame["error"])
+            log.error(str(failure))
+            with self._lock:
+                self._failure = None if self._about else failure  # at its first start the caller hears why
+                self._lock.notify_all()
+
+    def _hear_verdict(self, frame: Frame) -> None:
+        """A query was accepted, or refused."""
+        with self._lock:
+            request = self._requests.get(frame["id"])
+            if request is None:
+                return
+            request.accepted = True
+            if "error" in frame:
+                del self._requests[request.number]
+                self._lock.notify_all()
+        event: Happening = read_error(frame["error"]) if "error" in frame else int(frame["prompt_tokens"])
+        self._hand_out([(request, event)])
+
+    def _hear_events(self, events: list[list[Any]]) -> None:
+        handed: list[tuple[QueryUnderWay, Happening]] = []
+        with self._lock:
+            for number, frame in events:
+                request = self._requests.get(number)
+                if request is None:  # cancelled in the meantime
+                    continue
+                if "error" in frame:
+                    handed.append((request, read_error(frame["error"])))
+                    request.unfinished = 0
+                else:
+                    request.cached_tokens = frame.pop("cached", request.cached_tokens)
+                    piece = read_piece(frame)
+                    handed.append((request, piece))
+                    request.unfinished -= piece.finish is not None
+                if request.unfinished <= 0:
+                    del self._requests[number]
+                    self._seconds += 0.2 * (time.monotonic() - request.began - self._seconds)
+                    self._lock.notify_all()
+        self._hand_out(handed)
+
+    def _hand_out(self, events: list[tuple[QueryUnderWay, Happening]]) -> None:
+        for one in hand_out(events):
+            self.cancel(one)
+
+
+def _shared_base(about: dict[str, Any], served: str) -> SharedBase | None:
+    shared = about["shared"]
+    return None if shared is None else SharedBase(**{**shared, "name": shared["name"] or served})
