@@ -14,7 +14,8 @@ import pytest
 from tests.gguf import tiny
 from tests.real import load
 from tuneloop import pipeline
-from tuneloop.data.tokens.templates import CHATML
+from tuneloop.base.environment import environment
+from tuneloop.data.tokens.templates import CHATML, choose_template
 from tuneloop.exports.export import Exported, export
 from tuneloop.exports.targets import TARGETS
 from tuneloop.hub import resolve
@@ -44,7 +45,9 @@ def dialogues(tokenizer: Any) -> list[list[dict[str, Any]]]:
 def trained(model: Path, workspace: Path) -> Path:
     """A run of two steps over real rows of both languages."""
     rows = workspace / "rows.jsonl"
-    chats = dialogues(load_tokenizer(model))
+    tokenizer = load_tokenizer(model)
+    choose_template(tokenizer, None)
+    chats = dialogues(tokenizer)
     rows.write_text("".join(json.dumps({"messages": c}, ensure_ascii=False) + "\n" for c in chats), encoding="utf-8")
     recipe, _ = make_recipe(
         {
@@ -78,8 +81,25 @@ def test_a_tiny_model_of_each_shape(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-@pytest.mark.timeout(1800)
-def test_smollm2(tmp_path: Path) -> None:
-    model = resolve.resolve("smollm2-135m-instruct")
-    run = trained(model, tmp_path)
-    require_all(export(run, tmp_path / "out", list(TARGETS), chats=dialogues(load_tokenizer(model))), 30)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm2-135m-instruct",
+        pytest.param("qwen2.5-coder-0.5b-instruct", marks=pytest.mark.slow),
+        pytest.param("gemma-3-270m", marks=pytest.mark.slow),
+    ],
+)
+def test_a_real_model(name: str, tmp_path: Path) -> None:
+    if name != "smollm2-135m-instruct" and not (environment().home / "models" / name / "config.json").is_file():
+        pytest.skip(f"tuneloop model pull {name}")
+    model = resolve.resolve(name)
+    tokenizer = load_tokenizer(model)
+    choose_template(tokenizer, None)
+    exported = export(trained(model, tmp_path), tmp_path / "out", list(TARGETS), chats=dialogues(tokenizer))
+    for target, one in exported.items():
+        parity = one.parity
+        print(
+            name, target, parity.answer_tokens, parity.kld, parity.noise, parity.same_top, parity.exported_answer_loss
+        )
+    require_all(exported, 30)
