@@ -209,7 +209,8 @@ def greedy_tokens(model: nn.Module, ids: Sequence[int], new_tokens: int) -> tupl
     for _ in range(new_tokens):
         logits = decoder.step(state)[0].double()
         first, second = logits.topk(2).values.tolist()
-        gaps.append((first - second) / float(logits.std()))
+        spread = float(logits.std())
+        gaps.append((first - second) / spread if spread else 0.0)  # all tokens alike: a tie
         tokens.append(int(logits.argmax()))
         state = decoder.extended(state, torch.tensor([tokens[-1]], device=logits.device))
     return tokens, gaps

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuneloop.base.errors import RunError
+from tuneloop.base.language import t
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.evidence import EVIDENCE, Questions
@@ -62,7 +65,17 @@ def reference(parts: Composition, chats: Sequence[Chat] | None = None) -> Refere
         del model
         model = unrounded(parts, head)
         measured, evidence = evidence, examination.evidence(model, context.tokenizer, parts.task, context, questions)
+    _require_numbers(parts, evidence)
     return Reference(parts, context, head, dtype, quantised, questions, evidence, measured)
+
+
+def _require_numbers(parts: Composition, evidence: Evidence) -> None:
+    """Raise TL-RUN-NOT-FINITE for a trained model whose logits are no numbers, or all the same."""
+    for logits in evidence.logits:
+        if not bool(torch.isfinite(logits).all()) or (logits.shape[-1] > 2 and not bool(logits.std(-1).any())):
+            trained = parts.adapters[0] if parts.adapters else parts.weights
+            error = t("the trained model itself computes none, whatever it is asked")
+            raise RunError("TL-RUN-NOT-FINITE", where=str(trained), error=error)
 
 
 def unrounded(parts: Composition, head: Head) -> nn.Module:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoConfig
-
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need, quoted
@@ -23,6 +21,7 @@ from tuneloop.exports.quantised import quantise
 from tuneloop.exports.reference import Reference
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
+from tuneloop.model.config import model_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,7 @@ def _one_adapter(parts: Composition) -> str:
 def _vllm(parts: Composition) -> str:
     if reason := _one_adapter(parts):
         return reason
-    config = AutoConfig.from_pretrained(parts.weights, local_files_only=True, trust_remote_code=False)
-    return vllm_refusal(parts.adapters[0], str(config.model_type))
+    return vllm_refusal(parts.adapters[0], str(model_config(parts.weights).model_type))
 
 
 def _gguf_adapter(parts: Composition) -> str:
