@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tuneloop.base.files import flush, nearest_folder
 from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat, stop_texts
 from tuneloop.exports import card, parity
-from tuneloop.exports.composition import Composition, composition
+from tuneloop.exports.composition import Composition, added_adapters, composition
 from tuneloop.exports.draft import draft_folder, remove_abandoned
 from tuneloop.exports.merge import merge, write_origin
 from tuneloop.exports.parity import Parity
@@ -29,6 +30,9 @@ SIDE_BYTES = 64 << 20
 """Room for a target's tokenizer, card and proof."""
 LARGER = 1.3
 """By how much a quantised model may be larger than its bits say: embeddings and head keep more of them."""
+TERMS = re.compile(r"(?i)(^|[_.-])(licen[cs]es?|notice|copying|copyright|terms|use[_-]policy)(?![a-z])")
+"""How the files are called that hold a model's licence, notices and terms of use: LICENSE, USE_POLICY.md, X_TERMS.html.
+"""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -158,8 +162,16 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
         target=target,
         folder=folder,
         stops=stops,
+        more=added_adapters(parts),
     )
+    for file in _terms(parts.base) if target not in ("adapter", "gguf-lora") else ():
+        shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _terms(base: Path) -> list[Path]:
+    """The files of a base model that say under which terms its weights may be passed on: they go with the weights."""
+    return sorted(file for file in base.iterdir() if file.is_file() and TERMS.search(file.name))
 
 
 def _named(finished: Path, to: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.base.errors import RunError
+from tuneloop.base.errors import DataError, RunError
 from tuneloop.base.language import t
-from tuneloop.data.tokens.templates import Chat
+from tuneloop.data.tokens.templates import Chat, template_file
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.evidence import EVIDENCE, Questions
 from tuneloop.exports.parity import Evidence
@@ -48,8 +48,18 @@ class Reference:
 
 def reference(parts: Composition, chats: Sequence[Chat] | None = None) -> Reference:
     """Load the model of these parts, question it, and let it go. `chats` are dialogues to ask about, by default some
-    that the run's evaluation has answered. Raises what `load_trained` raises.
+    that the run's evaluation has answered. Raises TL-RUN-NOT-FINITE, TL-DATA-TEMPLATE of the run's own template, and
+    what `load_trained` raises.
     """
+    try:
+        return _reference(parts, chats)
+    except DataError as error:
+        if error.code == "TL-DATA-TEMPLATE" and not error.where:
+            error.where = str(template_file(parts.run / ("adapter" if parts.weights == parts.base else "model")))
+        raise
+
+
+def _reference(parts: Composition, chats: Sequence[Chat] | None) -> Reference:
     trained = load_trained(parts.run)
     model, context, head = trained.model, trained.setting, trained.head
     del trained

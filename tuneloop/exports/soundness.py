@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from tuneloop.base.errors import ModelError, RunError
 from tuneloop.base.language import listed, t
+from tuneloop.data.tokens.templates import template_file
 from tuneloop.evaluation.diagnosis import ended
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.streamed import skeleton
@@ -102,11 +103,6 @@ def _require_written(parts: Composition, targets: Sequence[str]) -> None:
             cause=t("the run's chat template was changed after training"),
             remedy=t("put the chat template back that the run was trained with, then export again"),
         )
-
-
-def template_file(folder: Path) -> Path:
-    """The file of a folder that holds its chat template."""
-    return next(p for p in (folder / "chat_template.jinja", folder / "tokenizer_config.json", folder) if p.exists())
 
 
 def require_fit(parts: Composition) -> None:

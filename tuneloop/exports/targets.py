@@ -126,11 +126,17 @@ def _vllm(parts: Composition) -> str:
 
 
 def _gguf_adapter(parts: Composition) -> str:
+    _require_mergeable(parts)
     return _one_adapter(parts) or _gguf(parts)
 
 
+def _path(folder: Path) -> str:
+    """A path as a command line takes it: one that begins with a hyphen would be an option."""
+    return quoted(f"./{folder}" if str(folder).startswith("-") else str(folder))
+
+
 def _chat(parts: Composition, folder: Path) -> str:
-    return f"tuneloop chat {quoted(str(folder))}"
+    return f"tuneloop chat {_path(folder)}"
 
 
 def _nothing(work: ExportInput, folder: Path) -> list[str]:
@@ -194,8 +200,8 @@ def _prove_gguf(target: str, kind: str, work: ExportInput, folder: Path) -> Pari
 
 def _gguf_command(kind: str, parts: Composition, folder: Path) -> str:
     if (folder / llamacpp.MODELFILE).is_file():
-        return f"ollama create {quoted(ollama_name(parts.name))} -f {quoted(str(folder / llamacpp.MODELFILE))}"
-    return f"llama-server --jinja -m {quoted(str(folder / llamacpp.gguf_name(parts, kind)))}"
+        return f"ollama create {quoted(ollama_name(parts.name))} -f {_path(folder / llamacpp.MODELFILE)}"
+    return f"llama-server --jinja -m {_path(folder / llamacpp.gguf_name(parts, kind))}"
 
 
 def _gguf_target(kind: str, bits: float, purpose: Callable[[], str]) -> Target:
@@ -228,7 +234,7 @@ def _prove_lora(work: ExportInput, folder: Path) -> Parity:
 
 
 def _lora_command(parts: Composition, folder: Path) -> str:
-    return f"llama-server --jinja -m BASE.gguf --lora {quoted(str(folder / llamacpp.gguf_name(parts, 'lora')))}"
+    return f"llama-server --jinja -m BASE.gguf --lora {_path(folder / llamacpp.gguf_name(parts, 'lora'))}"
 
 
 TARGETS: dict[str, Target] = {
