@@ -67,7 +67,7 @@ def _ranks(config: dict[str, Any]) -> list[Any]:
 
 def _require_beside(parts: Composition, targets: Sequence[str]) -> None:
     """Each adapter is added once, and answers as the run's model does."""
-    seen = [adapter.resolve() for adapter in parts.adapters if adapter not in parts.more]
+    seen = [adapter.resolve() for adapter in parts.adapters[: len(parts.adapters) - len(parts.more)]]
     own = {_task_type(adapter) for adapter in seen} or {"CAUSAL_LM" if parts.task.answers == "text" else "SEQ_CLS"}
     for adapter in parts.more:
         reason = ""
