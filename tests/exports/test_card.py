@@ -179,7 +179,7 @@ COMMANDS = {
     "merged": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM", "tuneloop export demo-1 --as gguf-q4_k_m"],
     "nf4": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
     "int8": ["vllm serve .", "tuneloop chat .", "AutoModelForCausalLM"],
-    "adapter": ["vllm serve smol --enable-lora --lora-modules demo=. --max-lora-rank 64", "AutoPeftModelForCausalLM"],
+    "adapter": ["vllm serve smol --enable-lora --lora-modules demo=. --max-lora-rank 64", "PeftModel.from_pretrained(model, folder)"],
     "gguf-q4_k_m": ["ollama create demo -f Modelfile", "llama-server --jinja -m demo-1-Q4_K_M.gguf", 'file = ".", "demo-1-Q4_K_M.gguf"'],
     "gguf-lora": ["llama-server --jinja -m BASE.gguf --lora demo-1-LORA.gguf", "ollama create demo -f Modelfile"],
 }  # fmt: skip

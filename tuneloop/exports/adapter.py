@@ -17,7 +17,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.exports.merge import generation_config
 from tuneloop.exports.reference import Reference
 from tuneloop.methods import adapters
-from tuneloop.model.old_keys import keep_old_keys
+from tuneloop.model.old_keys import keep_old_keys, write_json
 
 _LINEAR = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 VLLM_MODULES: dict[str, frozenset[str]] = {
@@ -89,6 +89,9 @@ def copy_adapter(reference: Reference, folder: Path) -> None:
     for name in (adapters.CONFIG, adapters.WEIGHTS, adapters.BASE):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, folder / name)
+    # What the base is called elsewhere: a folder of this machine says nothing to others.
+    named = {"base_model_name_or_path": reference.parts.base_name}
+    write_json(folder / adapters.CONFIG, adapters.read_config(folder) | named)
     generation_config(reference, folder)
     reference.tokenizer.save_pretrained(folder)
     keep_old_keys(folder, reference.parts.base)

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from tuneloop.base.language import t
+from tuneloop.base.language import listed, t
 from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.evaluation.intervals import Estimate
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import Paired, separations
+from tuneloop.exports.composition import AddedAdapter
 from tuneloop.exports.loading import Exportation, loading
 from tuneloop.exports.parity import Parity
 from tuneloop.hub.provenance import base_name, licence, licence_fields
@@ -38,22 +39,27 @@ def card(
     target: str = "merged",
     folder: Path | None = None,
     stops: Sequence[str] = (),
+    more: Sequence[AddedAdapter] = (),
 ) -> str:
     """README.md in the chosen language, with the front matter that model hubs read.
 
     `target` is a name of the export's TARGETS, `folder` where it lies, for the names of its files; `stops` are the
-    tokens that end an answer.
+    tokens that end an answer; `more` are adapters that were added after the run's own: no figure of the run is then
+    one of this model.
     """
     name, terms = base_name(recipe, base), licence(base)
+    sentence = t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name)
+    if more:
+        sentence += " " + t("After it were added: {names}.", names=listed([one.name for one in more]))
     sections = [
         _front_matter(name, terms, head, target),
         f"# {recipe.name}\n",
-        t("{name} is {base}, fine-tuned with tuneloop.", name=recipe.name, base=name) + "\n",
-        _history(run, recipe, name, terms, _weights(target, dtype), stops),
+        sentence + "\n",
+        _history(run, recipe, name, terms, _weights(target, dtype), stops, more),
         _trained_on(run, recipe),
-        _scores(Evaluation.read(run)),
-        _parity(parity),
-        _use(Exportation(run.name, target, folder, recipe, name, USES[head.answers].code(), head)),
+        _unmeasured() if more else _scores(Evaluation.read(run)),
+        _parity(parity, composed=bool(more)),
+        _use(Exportation(run.name, target, folder, recipe, name, USES[head.answers].code(), head, bool(more))),
     ]
     return "\n".join(s for s in sections if s)
 
@@ -82,7 +88,15 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str, stops: Sequence[str]) -> str:
+def _history(
+    run: Path,
+    recipe: Recipe,
+    base: str,
+    terms: str,
+    dtype: str,
+    stops: Sequence[str],
+    more: Sequence[AddedAdapter],
+) -> str:
     train, dataset = recipe.train, Run(run).read("dataset.json")
     rows = [
         [t("Base model"), base + (f" @ {recipe.model.revision}" if recipe.model.revision else "")],
@@ -95,6 +109,9 @@ def _history(run: Path, recipe: Recipe, base: str, terms: str, dtype: str, stops
         [t("Seed"), str(recipe.seed)],
         [t("Dataset"), str(dataset.get("hash") or t("not recorded"))],
     ]
+    if more:
+        adapters = ", ".join(t("{name} (weights {digest})", name=one.name, digest=one.weights) for one in more)
+        rows.append([t("Adapters added after it, with data and licences of their own"), adapters])
     rows.append([t("Type of the weights"), dtype])
     if stops:
         rows.append([t("Tokens that end an answer"), " ".join(f"`{stop}`" for stop in stops)])
@@ -155,6 +172,12 @@ def _scores(evaluation: Evaluation | None) -> str:
     return text
 
 
+def _unmeasured() -> str:
+    """Of a model that more adapters were added to."""
+    text = t("This model was not evaluated: the run was, without the adapters that were added after it.")
+    return f"## {t('Measured')}\n\n{text}\n"
+
+
 def _figures(evaluation: Evaluation) -> list[list[str]]:
     """Each metric of the held-out rows before and after; where intervals were measured, with them and the change."""
     before, after = evaluation.before, evaluation.after
@@ -202,8 +225,9 @@ def _number(number: float | None) -> str:
     return "-" if number is None else f"{number:.4g}"
 
 
-def _parity(parity: Parity) -> str:
-    return f"## {t('Checked against the trained model')}\n\n{parity.line()}\n"
+def _parity(parity: Parity, *, composed: bool) -> str:
+    against = t("Checked against base and adapters") if composed else t("Checked against the trained model")
+    return f"## {against}\n\n{parity.line()}\n"
 
 
 def _use(one: Exportation) -> str:

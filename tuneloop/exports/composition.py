@@ -16,6 +16,7 @@ from tuneloop.recipe.schema import QloraPart, Recipe
 from tuneloop.runs.run import Run, run_recipe
 from tuneloop.tasks.table import TASKS, task_name
 from tuneloop.tasks.task import Task
+from tuneloop.training.digests import weights_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,24 @@ class Composition:
     def base_name(self) -> str:
         """What the base is called elsewhere."""
         return base_name(self.recipe, self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedAdapter:
+    """An adapter that was added beside the run's own, as others can know it again: no path of this machine."""
+
+    name: str
+    """Of the run that made it, or of its folder."""
+    weights: str
+    """12 hex digits of its weights."""
+
+
+def added_adapters(parts: Composition) -> list[AddedAdapter]:
+    """Those that were named beside the run's own, in order."""
+    return [
+        AddedAdapter((folder.parent if folder.name == "adapter" else folder).name, weights_digest(folder))
+        for folder in parts.more
+    ]
 
 
 def composition(run: Path, more: Sequence[Path] = ()) -> Composition:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.base import refusals
-from tuneloop.base.errors import RunError
-from tuneloop.base.files import flush, sha256_of
+from tuneloop.base.errors import MachineError, RunError
+from tuneloop.base.files import flush, nearest_folder, sha256_of
 from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat, stop_texts
 from tuneloop.exports import card, parity
-from tuneloop.exports.composition import Composition, composition
+from tuneloop.exports.composition import Composition, added_adapters, composition
+from tuneloop.exports.draft import draft_folder, remove_abandoned
 from tuneloop.exports.merge import merge, write_origin
 from tuneloop.exports.parity import Parity
 from tuneloop.exports.reference import Reference, reference
+from tuneloop.exports.soundness import notes_on_bases, require_fit, require_sound
 from tuneloop.exports.targets import TARGETS, ExportInput, require_known, require_possible
 from tuneloop.exports.tensor_file import TensorFile
 from tuneloop.hub.folder_check import weight_files
@@ -28,6 +30,9 @@ SIDE_BYTES = 64 << 20
 """Room for a target's tokenizer, card and proof."""
 LARGER = 1.3
 """By how much a quantised model may be larger than its bits say: embeddings and head keep more of them."""
+TERMS = re.compile(r"(?i)(^|[_.-])(licen[cs]es?|notice|copying|copyright|terms|use[_-]policy)(?![a-z])")
+"""How the files are called that hold a model's licence, notices and terms of use: LICENSE, USE_POLICY.md, X_TERMS.html.
+"""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,35 +62,49 @@ def export(
     `dtype` is the type of the merged weights, by default the one that was trained in; `more` are adapters that are
     added after the run's own; `chats` are dialogues for the proof, by default some that the run's evaluation has
     answered; `say` gets lines of progress. All is made in a sibling folder that gets its name last. Raises
-    TL-RUN-EXISTS, TL-MACHINE-DISK, TL-RUN-PARITY and what `require_known`, `composition`, `require_possible`,
-    `reference` and the targets raise; then `to` does not exist.
+    TL-RUN-EXISTS, TL-MACHINE-FOLDER, TL-MACHINE-DISK, TL-RUN-PARITY and what `require_known`, `composition`,
+    `require_sound`, `require_possible`, `require_fit`, `reference` and the targets raise; then `to` does not exist.
     """
     names = list(dict.fromkeys(targets))
     require_known(names)
-    if dtype not in (None, *DTYPES):
-        reason = t("{dtype} is no type of weights; they are {names}", dtype=dtype, names=listed(list(DTYPES)))
-        raise RunError("TL-RUN-TARGET", where=str(to), target=listed(names), reason=reason)
-    if to.exists() or to.is_symlink():
-        raise RunError("TL-RUN-EXISTS", where=str(to), path=to)
+    dtype = _dtype(dtype, to)
+    _require_free(to)
     parts = composition(run, more)
+    require_sound(parts, names)
     require_possible(parts, names)
+    require_fit(parts)
     usual = str(pick_dtype(parts.recipe.model.dtype)).removeprefix("torch.")
+    remove_abandoned(to)
     refusals.require_space(to.parent, needed(parts, names, dtype or usual))
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir()
-        say(t("asking the trained model what its exports will be asked"))
+    with draft_folder(to) as partial:
+        say(t("asking the trained model (the exports are asked the same)"))
         one = reference(parts, chats)
         notes, proofs = _make(one, partial, names, dtype or one.dtype, to, say)
         _named(partial / names[0] if len(names) == 1 else partial, to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     folders = {name: to if len(names) == 1 else to / name for name in names}
+    common = notes_on_bases(parts)
     return {
-        name: Exported(name, path, proofs[name], TARGETS[name].command(parts, path), tuple(notes[name]))
+        name: Exported(name, path, proofs[name], TARGETS[name].command(parts, path), (*common, *notes[name]))
         for name, path in folders.items()
     }
+
+
+def _dtype(named: str | None, to: Path) -> str | None:
+    """The name of a type as torch has it. Raises TL-RUN-TARGET for one that is no type of weights."""
+    if named is None or named.lower() in DTYPES:
+        return named and named.lower()
+    reason = t("--dtype {dtype} is no type of weights; they are {names}", dtype=named, names=listed(list(DTYPES)))
+    raise RunError("TL-RUN-TARGET", where=str(to), target=named, reason=reason)
+
+
+def _require_free(to: Path) -> None:
+    """Raise TL-RUN-EXISTS where something of that name is, TL-MACHINE-FOLDER where a file is in the way to it."""
+    if to.exists() or to.is_symlink() or to.name in ("", ".."):  # new/.. is the folder that new would be in
+        raise RunError("TL-RUN-EXISTS", where=str(to), path=to)
+    above = nearest_folder(to.parent)
+    if not above.is_dir():
+        raise MachineError("TL-MACHINE-FOLDER", where=str(above), error=t("it is a file, and no folder"), then="")
 
 
 def _make(
@@ -144,8 +163,16 @@ def _describe(one: Reference, target: str, proof: Parity, folder: Path, dtype: s
         target=target,
         folder=folder,
         stops=stops,
+        more=added_adapters(parts),
     )
+    for file in _terms(parts.base) if target not in ("adapter", "gguf-lora") else ():
+        shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _terms(base: Path) -> list[Path]:
+    """The files of a base model that say under which terms its weights may be passed on: they go with the weights."""
+    return sorted(file for file in base.iterdir() if file.is_file() and TERMS.search(file.name))
 
 
 def _named(finished: Path, to: Path) -> None:

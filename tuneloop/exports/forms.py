@@ -6,6 +6,7 @@ A form answers in tokens and logits only. What is held against it, and what foll
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -137,14 +138,14 @@ class LlamaForm:
         return frozenset(self.llama.ends())
 
     def named_ends(self) -> frozenset[int]:
-        facts = self._facts()
+        facts = self._facts
         return frozenset(facts[key] for key in (f"tokenizer.ggml.{x}_token_id" for x in ("eos", "eot")) if key in facts)
 
     def template(self, chat: Chat, *, prompt: bool = False) -> str | None:
         from transformers.utils import chat_template_utils
 
         own: Any = chat_template_utils
-        facts = self._facts()
+        facts = self._facts
         source = facts.get("tokenizer.chat_template")
         if not source:
             return None
@@ -166,7 +167,9 @@ class LlamaForm:
     def tensors(self) -> Tensors:
         return gguf_tensors(self.gguf, self.adapters)
 
+    @cached_property
     def _facts(self) -> dict[str, Any]:
+        """The file's metadata; its vocabulary alone takes a second to read."""
         from tuneloop.gguf.file import GgufFile
 
         with GgufFile(self.gguf) as file:
@@ -206,7 +209,8 @@ def greedy_tokens(model: nn.Module, ids: Sequence[int], new_tokens: int) -> tupl
     for _ in range(new_tokens):
         logits = decoder.step(state)[0].double()
         first, second = logits.topk(2).values.tolist()
-        gaps.append((first - second) / float(logits.std()))
+        spread = float(logits.std())
+        gaps.append((first - second) / spread if spread else 0.0)  # all tokens alike: a tie
         tokens.append(int(logits.argmax()))
         state = decoder.extended(state, torch.tensor([tokens[-1]], device=logits.device))
     return tokens, gaps

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
+from tuneloop.base.optional import quoted
 from tuneloop.data.version.dataset import open_dataset
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.merge import generation_config
@@ -75,7 +76,8 @@ def _modelfile(parts: Composition, model: Path, folder: Path, name: str, adapter
     try:
         text = modelfile(model, name, adapter=adapter, system=parts.recipe.prepare.system, longest=_longest(parts))
     except TuneloopError as error:
-        return [str(error)]
+        serve = f"llama-server --jinja -m {quoted(name)}" + (f" --lora {quoted(adapter)}" if adapter else "")
+        return [t("{reason} Serve it with: {command}", reason=f"{error.code}  {error.what}", command=serve)]
     (folder / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
     return []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tuneloop.base.language import t
 from tuneloop.base.optional import quoted
 from tuneloop.exports.ollama import ollama_name
+from tuneloop.hub.resolve import on_hub
 from tuneloop.methods import adapters
 from tuneloop.model.head import CAUSAL, Head
 from tuneloop.recipe.schema import Recipe
@@ -33,6 +34,8 @@ class Exportation:
     """Python that loads a whole model's folder."""
     head: Head = CAUSAL
     """Only a model that writes is served by vLLM; others name labels or give scores."""
+    composed: bool = False
+    """Adapters beside the run's own are in it: the run alone is another model."""
 
     @property
     def gguf(self) -> str:
@@ -107,7 +110,29 @@ def _gguf_python(one: Exportation) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'folder, file = ".", "{one.gguf}"\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file)\n" + _question()
+    )
+
+
+def _peft(one: Exportation) -> str:
+    """The base is named in it: the adapter's own config has its name, which is no folder on this machine."""
+    bits, given = adapter_card.bits(one.recipe)
+    more = ", BitsAndBytesConfig" if bits else ""
+    where = t("the base model: its folder, or its name on a hub")
+    return (
+        "from peft import PeftModel\n"
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}\n\n"
+        f'base = "{one.base}"  # {where}\n'
+        'folder = "."\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"{bits}model = AutoModelForCausalLM.from_pretrained(base{given})\n"
+        "model = PeftModel.from_pretrained(model, folder)\n" + _question()
+    )
+
+
+def _question() -> str:
+    """Python that asks `model`, and prints the answer."""
+    return (
         'chat = [{"role": "user", "content": "' + t("Who are you?") + '"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
@@ -116,13 +141,9 @@ def _gguf_python(one: Exportation) -> str:
     )
 
 
-def _peft(one: Exportation) -> str:
-    return adapter_card.code(one.recipe, len(one.head.labels))
-
-
 def _export(one: Exportation) -> str:
     """The file that Ollama and llama.cpp load, out of the same run."""
-    if one.target != "merged" or one.head.answers != "text":
+    if one.target != "merged" or one.head.answers != "text" or one.composed:
         return ""
     return f"tuneloop export {quoted(one.run)} --as gguf-q4_k_m --to {quoted(one.run + '-q4_k_m')}\n"
 
@@ -165,6 +186,13 @@ def loading(one: Exportation) -> str:
     """Markdown: of each program that reads the export a sentence and a block of code."""
     kind = "gguf" if re.match(r"gguf-(?!lora)", one.target) else one.target
     parts = []
+    if kind in ("adapter", "gguf-lora") and not on_hub(one.base):
+        words = t(
+            "{base} is what tuneloop calls the base model. Where a program asks for it, name its folder, or its name "
+            "on a hub; the adapter fits the very weights that it was trained on.",
+            base=one.base,
+        )
+        parts.append(words + "\n")
     for sentence, language, code in LOADING.get(kind, _FOLDER):
         if text := code(one):
             parts.append(f"{sentence()}\n\n```{language}\n{text}```\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tuneloop.data.tokens.templates import stop_ids
 from tuneloop.exports import streamed
-from tuneloop.exports.composition import Composition
+from tuneloop.exports.composition import Composition, added_adapters
 from tuneloop.exports.reference import Reference
 from tuneloop.hub.provenance import licence
 from tuneloop.hub.pull import PROVENANCE, provenance
@@ -69,7 +70,7 @@ def write_origin(parts: Composition, folder: Path, kind: str, digests: Mapping[s
     if digests:
         source["files"] = dict(digests)
     if parts.more:
-        source["adapters"] = [str(adapter) for adapter in parts.more]
+        source["adapters"] = [asdict(adapter) for adapter in added_adapters(parts)]
     write_json(folder / PROVENANCE, source)
 
 

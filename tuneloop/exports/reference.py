@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneloop.data.tokens.templates import Chat
+from tuneloop.base.errors import DataError, RunError
+from tuneloop.base.language import t
+from tuneloop.data.tokens.templates import Chat, template_file
 from tuneloop.exports.composition import Composition
 from tuneloop.exports.evidence import EVIDENCE, Questions
 from tuneloop.exports.parity import Evidence
@@ -45,8 +48,18 @@ class Reference:
 
 def reference(parts: Composition, chats: Sequence[Chat] | None = None) -> Reference:
     """Load the model of these parts, question it, and let it go. `chats` are dialogues to ask about, by default some
-    that the run's evaluation has answered. Raises what `load_trained` raises.
+    that the run's evaluation has answered. Raises TL-RUN-NOT-FINITE, TL-DATA-TEMPLATE of the run's own template, and
+    what `load_trained` raises.
     """
+    try:
+        return _reference(parts, chats)
+    except DataError as error:
+        if error.code == "TL-DATA-TEMPLATE" and not error.where:
+            error.where = str(template_file(parts.run / ("adapter" if parts.weights == parts.base else "model")))
+        raise
+
+
+def _reference(parts: Composition, chats: Sequence[Chat] | None) -> Reference:
     trained = load_trained(parts.run)
     model, context, head = trained.model, trained.setting, trained.head
     del trained
@@ -62,7 +75,17 @@ def reference(parts: Composition, chats: Sequence[Chat] | None = None) -> Refere
         del model
         model = unrounded(parts, head)
         measured, evidence = evidence, examination.evidence(model, context.tokenizer, parts.task, context, questions)
+    _require_numbers(parts, evidence)
     return Reference(parts, context, head, dtype, quantised, questions, evidence, measured)
+
+
+def _require_numbers(parts: Composition, evidence: Evidence) -> None:
+    """Raise TL-RUN-NOT-FINITE for a trained model whose logits are no numbers, or all the same."""
+    for logits in evidence.logits:
+        if not bool(torch.isfinite(logits).all()) or (logits.shape[-1] > 2 and not bool(logits.std(-1).any())):
+            trained = parts.adapters[0] if parts.adapters else parts.weights
+            error = t("the trained model itself computes none, whatever it is asked")
+            raise RunError("TL-RUN-NOT-FINITE", where=str(trained), error=error)
 
 
 def unrounded(parts: Composition, head: Head) -> nn.Module:

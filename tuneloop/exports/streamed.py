@@ -15,14 +15,15 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from tuneloop.base.errors import RunError
+from tuneloop.base.errors import ModelError, RunError
 from tuneloop.base.language import t
 from tuneloop.exports.tensor_file import TensorFile, TensorShape
 from tuneloop.hub.folder_check import weight_files
 from tuneloop.methods import adapters
 from tuneloop.model import quantize
+from tuneloop.model.config import model_config
 from tuneloop.model.head import Head
 from tuneloop.model.load import CLASSES
 from tuneloop.model.precision import HALVES
@@ -54,10 +55,14 @@ Additions = Mapping[str, tuple[Addition, ...]]
 
 
 def skeleton(folder: Path, head: Head) -> PreTrainedModel:
-    """The model of a folder without its numbers, with its generation config."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = CLASSES[head.kind].from_config(config, trust_remote_code=False)
+    """The model of a folder without its numbers, with its generation config. Raises TL-MODEL-CONFIG."""
+    config = model_config(folder)
+    try:
+        with torch.device("meta"), quiet():
+            model: PreTrainedModel = CLASSES[head.kind].from_config(config, trust_remote_code=False)
+    except Exception as error:  # a config is input from strangers
+        words = " ".join(str(error).split())[:300]
+        raise ModelError("TL-MODEL-CONFIG", where=str(folder / "config.json"), error=words) from error
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model

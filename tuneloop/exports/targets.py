@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoConfig
-
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need, quoted
@@ -23,6 +21,7 @@ from tuneloop.exports.quantised import quantise
 from tuneloop.exports.reference import Reference
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
+from tuneloop.model.config import model_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +122,21 @@ def _one_adapter(parts: Composition) -> str:
 def _vllm(parts: Composition) -> str:
     if reason := _one_adapter(parts):
         return reason
-    config = AutoConfig.from_pretrained(parts.weights, local_files_only=True, trust_remote_code=False)
-    return vllm_refusal(parts.adapters[0], str(config.model_type))
+    return vllm_refusal(parts.adapters[0], str(model_config(parts.weights).model_type))
 
 
 def _gguf_adapter(parts: Composition) -> str:
+    _require_mergeable(parts)
     return _one_adapter(parts) or _gguf(parts)
 
 
+def _path(folder: Path) -> str:
+    """A path as a command line takes it: one that begins with a hyphen would be an option."""
+    return quoted(f"./{folder}" if str(folder).startswith("-") else str(folder))
+
+
 def _chat(parts: Composition, folder: Path) -> str:
-    return f"tuneloop chat {quoted(str(folder))}"
+    return f"tuneloop chat {_path(folder)}"
 
 
 def _nothing(work: ExportInput, folder: Path) -> list[str]:
@@ -196,8 +200,8 @@ def _prove_gguf(target: str, kind: str, work: ExportInput, folder: Path) -> Pari
 
 def _gguf_command(kind: str, parts: Composition, folder: Path) -> str:
     if (folder / llamacpp.MODELFILE).is_file():
-        return f"ollama create {quoted(ollama_name(parts.name))} -f {quoted(str(folder / llamacpp.MODELFILE))}"
-    return f"llama-server --jinja -m {quoted(str(folder / llamacpp.gguf_name(parts, kind)))}"
+        return f"ollama create {quoted(ollama_name(parts.name))} -f {_path(folder / llamacpp.MODELFILE)}"
+    return f"llama-server --jinja -m {_path(folder / llamacpp.gguf_name(parts, kind))}"
 
 
 def _gguf_target(kind: str, bits: float, purpose: Callable[[], str]) -> Target:
@@ -230,7 +234,7 @@ def _prove_lora(work: ExportInput, folder: Path) -> Parity:
 
 
 def _lora_command(parts: Composition, folder: Path) -> str:
-    return f"llama-server --jinja -m BASE.gguf --lora {quoted(str(folder / llamacpp.gguf_name(parts, 'lora')))}"
+    return f"llama-server --jinja -m BASE.gguf --lora {_path(folder / llamacpp.gguf_name(parts, 'lora'))}"
 
 
 TARGETS: dict[str, Target] = {

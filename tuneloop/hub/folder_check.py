@@ -9,13 +9,17 @@ folder brings along is refused.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import ModelError, nearby, os_words
 from tuneloop.base.language import listed, t
+from tuneloop.base.refusals import refused
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """What files of pickled weights are called. They can run code when read, so they are never read."""
@@ -32,6 +36,7 @@ TOKENIZER_FILES = (
 )
 """Each entry is a set of files that is a tokenizer."""
 
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 _MOST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
@@ -48,8 +53,10 @@ def check(folder: Path) -> None:
         raise ModelError("TL-MODEL-ADAPTER", where=str(folder), base=_base_of(folder))
     config = _read_config(folder)
     _refuse_code(folder, config)
-    for file in weight_files(folder):
-        check_safetensors(file)
+    _require_sizes(folder, config)
+    _require_generation(folder)
+    names = [name for file in weight_files(folder) for name in check_safetensors(file)]
+    _require_layers(folder, config, names)
     check_tokenizer(folder)
 
 
@@ -140,8 +147,9 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=error)
 
 
-def check_safetensors(file: Path) -> None:
-    """Raise TL-MODEL-TRUNCATED unless the header of `file` is whole and its tensors end where the file ends."""
+def check_safetensors(file: Path) -> list[str]:
+    """The names of a file's tensors. Raises TL-MODEL-TRUNCATED unless its header is whole and its tensors end where the
+    file ends, TL-MACHINE-FOLDER where the system does not let it be read."""
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -149,12 +157,73 @@ def check_safetensors(file: Path) -> None:
             if size < 8 or not 0 < length <= min(_MOST_HEADER, size - 8):
                 raise ValueError(t("its header is cut off"))
             header = json.loads(stream.read(length))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
+        header.pop("__metadata__", None)
+        expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if expected != size:
             raise ValueError(t("it has {size:,} bytes, its header says {expected:,}", size=size, expected=expected))
+        return list(header)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        _refuse_closed(error)
         raise ModelError("TL-MODEL-TRUNCATED", where=str(file), error=os_words(error)) from error
+
+
+def _refuse_closed(error: BaseException) -> None:
+    """Raise TL-MACHINE-FOLDER where the system does not let a file be read: that is no fault of the file."""
+    if isinstance(error, OSError) and error.errno in _CLOSED and (refusal := refused(error)):
+        raise refusal from error
+
+
+def _require_sizes(folder: Path, config: dict[str, Any]) -> None:
+    """Raise TL-MODEL-CONFIG for a size that is no number, or none that a model can have."""
+    inner = config.get("text_config")
+    own = inner if isinstance(inner, dict) else config
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
+        size = own.get(name)
+        least = -1 if name == "max_position_embeddings" else 1  # -1: as many as one likes
+        if isinstance(size, str | float | bool) or (isinstance(size, int) and size < least):
+            error = t("its {name} is {written}", name=name, written=json.dumps(size))
+            raise ModelError("TL-MODEL-CONFIG", where=str(folder / "config.json"), error=error)
+
+
+def _require_generation(folder: Path) -> None:
+    """Raise TL-MODEL-CONFIG for a generation_config.json that says nothing that can be followed."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return
+    config = _read_json(file, "TL-MODEL-CONFIG")
+    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "length_penalty"):
+        if isinstance(config.get(name), str | list | dict):
+            error = t("its {name} is {written}", name=name, written=json.dumps(config[name])[:80])
+            raise ModelError("TL-MODEL-CONFIG", where=str(file), error=error)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = config.get(name)
+        if not all(one is None or type(one) is int for one in (ids if isinstance(ids, list) else [ids])):
+            error = t("its {name} is {written}", name=name, written=json.dumps(ids)[:80])
+            raise ModelError("TL-MODEL-CONFIG", where=str(file), error=error)
+
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
+"""The number of a layer in a tensor's name, as most architectures write it."""
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to, by its name; None where the name has none.
+
+    >>> layer_of("model.layers.11.mlp.up_proj.weight"), layer_of("model.norm.weight")
+    (11, None)
+    """
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def _require_layers(folder: Path, config: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise TL-MODEL-CONFIG where it wants more layers than there are weights of: building them can take all memory."""
+    inner = config.get("text_config")
+    wanted = (inner if isinstance(inner, dict) else config).get("num_hidden_layers")
+    there = max((layer for name in names if (layer := layer_of(name)) is not None), default=None)
+    if there is not None and isinstance(wanted, int) and wanted > there + 1:
+        error = t("it wants {wanted:,} layers, and there are weights of {there:,}", wanted=wanted, there=there + 1)
+        raise ModelError("TL-MODEL-CONFIG", where=str(folder / "config.json"), error=error)
 
 
 def _base_of(folder: Path) -> str:
@@ -201,6 +270,7 @@ def _read_json(file: Path, code: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        _refuse_closed(error)
         raise ModelError(code, where=str(file), error=os_words(error)) from error
     if not isinstance(content, dict):
         raise ModelError(code, where=str(file), error=t("it is not a JSON object"))

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import Timeout
 
 from tuneloop.base.environment import environment
-from tuneloop.base.errors import ModelError
+from tuneloop.base.errors import ModelError, os_words
 from tuneloop.base.files import flush, format_bytes, sha256_of, write_atomic
 from tuneloop.base.language import t
 from tuneloop.base.refusals import require_space, writing
@@ -264,6 +264,14 @@ def _publish(known: Known, draft: Path, folder: Path, say: Say) -> None:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What tuneloop.json of a pulled folder says; empty for a folder that has none."""
+    """What tuneloop.json of a folder says; {} where there is none. Raises TL-MODEL-CONFIG for a broken one."""
     file = folder / PROVENANCE
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError("TL-MODEL-CONFIG", where=str(file), error=os_words(error)) from error
+    if not isinstance(content, dict):
+        raise ModelError("TL-MODEL-CONFIG", where=str(file), error=t("it is not a JSON object"))
+    return content

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from tuneloop.base.errors import RunError
 from tuneloop.data.tokens.chains import empty_thought
@@ -21,6 +18,7 @@ from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
 from tuneloop.methods.wrap import bits_of
+from tuneloop.model.config import model_config
 from tuneloop.model.head import Head
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import Recipe
@@ -46,12 +44,23 @@ class Trained:
     """The run's folder."""
 
 
-def load_trained(run: Path) -> Trained:
-    """Base and adapter (or the whole model) of a finished run, the base held as in training: in 4 or 8 bits with qlora.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a finished run's model is, by its files: nothing of its weights is loaded for it."""
 
-    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
-    adapter that lacks weights.
-    """
+    recipe: Recipe
+    weights: Path
+    """The folder that training wrote: of an adapter, or of a whole model."""
+    base: Path
+    """The folder with the model's weights: `weights` itself where that is a whole model."""
+    tokenizer: Any
+    task: Task
+    setting: TaskContext
+    head: Head
+
+
+def description(run: Path) -> Description:
+    """Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result."""
     if not (run / "recipe.yaml").is_file():
         raise RunError("TL-RUN-MISSING", where=str(run), path=run)
     recipe = run_recipe(run)
@@ -64,14 +73,25 @@ def load_trained(run: Path) -> Trained:
     setting = TaskContext(
         recipe.train, tokenizer, masked=masked(base, tokenizer), **read_classes(weights / CLASSES_FILE)
     )
-    head = task.head(setting, AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
-    model: nn.Module = untrained_model(base, recipe, head)
+    return Description(recipe, weights, base, tokenizer, task, setting, task.head(setting, model_config(base)))
+
+
+def load_trained(run: Path) -> Trained:
+    """Base and adapter (or the whole model) of a finished run, the base held as in training: in 4 or 8 bits with qlora.
+
+    Raises TL-RUN-MISSING for a folder that is no run, TL-RUN-UNFINISHED for one without a result, TL-RUN-DAMAGED for an
+    adapter that lacks weights.
+    """
+    one = description(run)
+    recipe, weights, base, tokenizer = one.recipe, one.weights, one.base, one.tokenizer
+    model: nn.Module = untrained_model(base, recipe, one.head)
     if weights.name != "model":
         assert isinstance(model, PreTrainedModel)
         if Path(recipe.model.name).is_absolute():  # a folder may be another one by now; a name stands for one model
             adapters.require_same_base(weights, base)
         model = adapters.with_adapter(model, weights)
-    return Trained(model, tokenizer, recipe, task, setting, head, answer_prefix(run, recipe, tokenizer), run)
+    prefix = answer_prefix(run, recipe, tokenizer)
+    return Trained(model, tokenizer, recipe, one.task, one.setting, one.head, prefix, run)
 
 
 def answer_prefix(run: Path, recipe: Recipe, tokenizer: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "bas
 """Files of an adapter folder; the last says which weights it belongs on, and is tuneloop's own."""
 LABELS = "labels.json"
 """The classes of an adapter's head, in its order: tuneloop's own as well."""
+MOST_RANK = 1 << 16
+"""No layer has more rows and columns than that; building an adapter of more would take all memory."""
 WHOLE = "none"
 """What `known_base` says of weights that were not quantised."""
 
@@ -63,7 +66,28 @@ def peft_config(folder: Path) -> PeftConfig:
     except (TypeError, ValueError, KeyError) as error:
         raise RunError("TL-RUN-DAMAGED", where=str(folder / CONFIG), error=os_words(error)[:200]) from error
     assert isinstance(config, PeftConfig)
+    if fault := _fault(content):
+        raise RunError("TL-RUN-DAMAGED", where=str(folder / CONFIG), error=fault)
     return config
+
+
+def _fault(content: dict[str, Any]) -> str:
+    """What no LoRA adapter can have in its config, "" where it is sound.
+
+    >>> _fault({"peft_type": "LORA", "r": -1, "lora_alpha": 8, "target_modules": ["q_proj"]})
+    'its r is -1'
+    """
+    if content["peft_type"] != "LORA":
+        return ""
+    rank, alpha = content.get("r"), content.get("lora_alpha")
+    if not isinstance(rank, int) or not 0 < rank <= MOST_RANK:
+        return t("its {name} is {written}", name="r", written=json.dumps(rank)[:80])
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        return t("its {name} is {written}", name="lora_alpha", written=json.dumps(alpha)[:80])
+    if not any(content.get(name) for name in ("target_modules", "target_parameters", "trainable_token_indices")):
+        modules = json.dumps(content.get("target_modules"))
+        return t("its {name} is {written}", name="target_modules", written=modules)
+    return ""
 
 
 def known_base(adapter: Path) -> dict[str, Any]:

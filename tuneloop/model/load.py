@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -22,12 +21,14 @@ from transformers import (
 from tuneloop.base.errors import ModelError
 from tuneloop.base.language import t
 from tuneloop.model import anatomy, quantize
+from tuneloop.model.config import model_config
 from tuneloop.model.head import CAUSAL, Head
 from tuneloop.model.kernels import packed
 from tuneloop.model.quiet import quiet
 from tuneloop.recipe.schema import QloraPart
 
 Model = TypeVar("Model", bound=nn.Module)
+_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 SPARE = 4
 """Rows that a table of positions may have beside one a position: OPT's has two."""
 CLASSES: dict[str, Any] = {
@@ -60,7 +61,7 @@ def _never_quantised(folder: Path, head: Head) -> list[str] | None:
     """The parts of a classifier that may be in no file: they are trained, and there is nothing to quantise."""
     if head.kind != "classifier":
         return None
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = model_config(folder)
     with torch.device("meta"):
         model = CLASSES[head.kind].from_config(config)
     return anatomy.never_quantised(model)
@@ -79,6 +80,7 @@ def load_model(
     Raises TL-MODEL-CONFIG when transformers cannot build it, TL-MODEL-WEIGHTS when a weight is in no file.
     """
     name = packed.register()
+    model_config(folder)  # what is wrong in it is told of the file
     try:
         if quantized:
             bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head))
@@ -96,7 +98,16 @@ def load_model(
                 **_labels(head),
                 **bits,
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
@@ -131,7 +142,7 @@ def placed(model: Model) -> Model:
 @lru_cache(maxsize=4)
 def numbered_places(folder: Path) -> bool:
     """Whether the model in `folder` has one learned vector for each position, and so none behind the last (GPT-2)."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = model_config(folder)
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     if not most or getattr(text, "rope_parameters", None):  # rotary positions go on without end
@@ -148,7 +159,7 @@ def numbered_places(folder: Path) -> bool:
 def known_labels(folder: Path) -> tuple[str, ...]:
     """The labels of the head that a model folder brings, in its order; () where it brings none."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = model_config(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a tokenizer alone
         return ()
     heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]

@@ -21,6 +21,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\.")
             yield
     finally:
         logging.set_verbosity(level)

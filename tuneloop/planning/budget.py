@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tuneloop.base.errors import ModelError
 from tuneloop.methods.table import LINEAR, METHODS, parameters
 from tuneloop.methods.wrap import wrap
 from tuneloop.model.backbone import unwrap
 from tuneloop.model.blocks import blocks, lowest_trained
+from tuneloop.model.config import model_config
 from tuneloop.model.head import Head
 from tuneloop.model.load import CLASSES, pick_dtype
 from tuneloop.planning.hardware import Hardware
@@ -94,7 +95,7 @@ def shape(
     """
     with torch.device("meta"), torch.random.fork_rng([]):
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = model_config(folder)
             head = head_of(config)
             if head.kind == "classifier":
                 config.id2label = dict(enumerate(head.labels))

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-)
-
 from tuneloop.base.errors import RunError
 from tuneloop.methods import adapters
+from tuneloop.model.config import model_config
 from tuneloop.tasks.task import TaskContext
 from tuneloop.tasks.verbalize import fills_masks
 
@@ -48,8 +45,6 @@ def adapter_labels(folder: Path) -> tuple[str, ...]:
 
 def masked(folder: Path, tokenizer: Any) -> bool | None:
     """Whether the model in a folder fills masks; None for a tokenizer alone."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not (folder / "config.json").is_file():
         return None
-    return fills_masks(config, tokenizer)
+    return fills_masks(model_config(folder), tokenizer)

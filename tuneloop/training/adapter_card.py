@@ -34,9 +34,16 @@ def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
     """
     kind = "AutoPeftModelForSequenceClassification" if scores else "AutoPeftModelForCausalLM"
     given = f", num_labels={scores}" if scores else ""
+    text, settings = bits(recipe, skipped)
+    return FORM.format(model=kind, more=", BitsAndBytesConfig" if text else "", bits=text, given=given + settings)
+
+
+def bits(recipe: Recipe, skipped: Sequence[str] = ()) -> tuple[str, str]:
+    """Python that says how a quantised base was held in training, and the arguments that pass it on; "" for a base that
+    was held as it is. `skipped` as in `code`."""
     part = bits_of(recipe.train)
     if part is None:
-        return FORM.format(model=kind, more="", bits="", given=given)
+        return "", ""
     dtype = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
     how = (
         ["load_in_8bit=True"]
@@ -51,12 +58,7 @@ def code(recipe: Recipe, scores: int = 0, skipped: Sequence[str] = ()) -> str:
     if skipped:
         how.append(f"llm_int8_skip_modules={list(skipped)}")
     lines = "".join(f"    {one},\n" for one in how)
-    return FORM.format(
-        model=kind,
-        more=", BitsAndBytesConfig",
-        bits=f"bits = BitsAndBytesConfig(\n{lines})\n",
-        given=f'{given}, quantization_config=bits, dtype="{dtype}"',
-    )
+    return f"bits = BitsAndBytesConfig(\n{lines})\n", f', quantization_config=bits, dtype="{dtype}"'
 
 
 def adapter_card(

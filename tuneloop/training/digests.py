@@ -12,8 +12,23 @@ from tuneloop.data.tokens.samples import Sequences
 
 
 def ending(folder: Path, tokenizer: Any, held: Sequences) -> dict[str, str]:
-    """What the event `finished` records: digests of the weights, of the chat template and of the held-out samples."""
-    return {"weights": weights_digest(folder), "template": template_digest(tokenizer), "held": samples_digest(held)}
+    """What the event `finished` records: digests of the weights, of an adapter's settings, of the chat template and of
+    the held-out samples."""
+    return {
+        "weights": weights_digest(folder),
+        "adapter_config": config_digest(folder),
+        "template": template_digest(tokenizer),
+        "held": samples_digest(held),
+    }
+
+
+def config_digest(folder: Path) -> str:
+    """12 hex digits of an adapter's settings, however they are laid out in their file; "" where there are none."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return ""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def weights_digest(folder: Path) -> str:

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from tuneloop.hub.resolve import on_hub
 from tuneloop.methods import adapters
 from tuneloop.methods.table import METHODS
 from tuneloop.methods.wrap import bits_of, wrap
 from tuneloop.model import precision
+from tuneloop.model.config import model_config
 from tuneloop.model.load import load_model, pick_dtype
 from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.model.quiet import quiet
@@ -27,7 +25,7 @@ from tuneloop.tasks.task import Task, TaskContext
 
 def starting_model(recipe: Recipe, folder: Path, task: Task, setting: TaskContext) -> nn.Module:
     """The model of a recipe as training begins: with the task's head and what the method adds, drawn from the seed."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = model_config(folder)
     torch.manual_seed(recipe.seed)  # a new head is drawn at random
     dtype = pick_dtype(recipe.model.dtype)
     weights_trained = not METHODS[recipe.train.method].adapter and dtype in precision.HALVES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +10,27 @@ from typing import Any
 _OF_DICT = frozenset(dir(dict))
 _OF_STR = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
 _PLAIN = (str, int, bool, type(None))
+MOST_NUMBERS = 5_000_000
+"""What all ranges of one rendering may count together, a second or so: the sandbox bounds each alone, at 100,000, and
+one in another would count for hours."""
+
+
+class Ranges(threading.local):
+    """A template's `range`, with what is left to count in this rendering."""
+
+    def __init__(self, single: Callable[..., range]) -> None:
+        self.single, self.left = single, MOST_NUMBERS
+
+    def begin(self) -> None:
+        """A rendering begins."""
+        self.left = MOST_NUMBERS
+
+    def __call__(self, *bounds: int) -> range:
+        numbers = self.single(*bounds)
+        self.left -= len(numbers)
+        if self.left < 0:
+            raise OverflowError(f"ranges of more than {MOST_NUMBERS:,} numbers")
+        return numbers
 
 
 @lru_cache(maxsize=8)
@@ -36,6 +58,7 @@ def environment_of(compile_: Callable[[str], Any], source: str) -> Any:
         return sandboxed(of, name)
 
     environment.getattr = quick
+    environment.globals = {**environment.globals, "range": Ranges(environment.globals["range"])}
     return environment
 
 

@@ -22,7 +22,7 @@ from tuneloop.data.tokens.named_templates import CHATML, DEFAULT, DEFAULTS, GEMM
 from tuneloop.data.tokens.ordinary import ordinary, stretches
 
 __all__ = ["CHATML", "DEFAULT", "DEFAULTS", "GEMMA", "PLAIN", "Chat", "Renderer", "choose_template", "encode",
-           "encode_guarded", "prompt_ids", "render", "stop_ids", "stop_texts", "switches_thoughts",
+           "encode_guarded", "prompt_ids", "render", "stop_ids", "stop_texts", "switches_thoughts", "template_file",
            "template_of", "text_ids"]  # fmt: skip
 
 Chat = list[dict[str, Any]]
@@ -59,6 +59,12 @@ def template_of(folder: Path) -> str | None:
     if isinstance(template, list):  # several, each with a name
         template = next((one.get("template") for one in template if one.get("name") == "default"), None)
     return str(template) if template else None
+
+
+def template_file(folder: Path) -> Path:
+    """The file of a model folder that holds its chat template; the folder where there is none."""
+    names = ("chat_template.jinja", "tokenizer_config.json")
+    return next((folder / name for name in names if (folder / name).is_file()), folder)
 
 
 @lru_cache(maxsize=1)
@@ -202,6 +208,7 @@ class Renderer:
 
     def _filled(self, template: Any, chat: Chat, prompt: bool, tools: Any, thinking: bool | None = None) -> Any:
         named = {**self._named, **_switch(thinking)}
+        template.environment.globals["range"].begin()
         return template.render(messages=chat, tools=tools, documents=None, add_generation_prompt=prompt, **named)
 
     def _at_once(self, source: str, chat: Chat, answers: Sequence[int], tools: Any) -> list[tuple[str, str]] | None:
