@@ -71,7 +71,7 @@ class Parity:
         return {name: _plain_json(field) for name, field in asdict(self).items()} | {"allowed": self.allowed()}
 
     def allowed(self) -> dict[str, float | int | None]:
-        """The limits as they were applied to so many tokens: a mean of few tokens may be further off (`limits.most`)."""
+        """The limits as they were applied to so many tokens: the mean of few may be further off (`limits.most`)."""
         if self.limits is None:
             return {}
         limits, of = self.limits, self.answer_tokens
