@@ -131,8 +131,15 @@ def _vllm(parts: Composition) -> str:
 
 
 def _gguf_adapter(parts: Composition) -> str:
+    from tuneloop.gguf.lora import lora_settings
+    from tuneloop.gguf.write import refusing
+
     _require_mergeable(parts)
-    return _one_adapter(parts) or _gguf(parts)
+    if reason := _one_adapter(parts) or _gguf(parts):
+        return reason
+    with refusing(parts.adapters[0]):
+        lora_settings(parts.adapters[0])
+    return ""
 
 
 def _path(folder: Path) -> str:
