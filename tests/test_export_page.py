@@ -89,6 +89,7 @@ def test_the_commands_of_the_page_run(tiny_model: Path, talk_file: Path, tmp_pat
         code = re.findall(r"^```python\n(.*?)^```$", card.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         assert bool(code) == (card.parent.name != "demo-lora"), card
         for block in code:
+            block = re.sub('^base = "[^"]*"', f"base = {str(tiny_model)!r}", block, flags=re.MULTILINE)  # as it says
             done([sys.executable, "-c", block], card.parent)
 
 
@@ -165,5 +166,7 @@ def absent(program: str, words: list[str], folder: Path) -> None:
             assert file.exists(), word
             if file.name == "Modelfile":
                 commands = dict(modelfiles.read(file.read_text(encoding="utf-8")))
+                if commands["from"].endswith("BASE.gguf"):  # the page says that it is to be put there
+                    shutil.copyfile(folder / "BASE.gguf", file.parent / commands["from"])
                 assert (file.parent / commands["from"]).is_file()
                 assert commands["template"].endswith("<|im_start|>assistant\n")

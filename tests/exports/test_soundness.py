@@ -133,6 +133,17 @@ def test_a_template_that_was_changed(run: Path) -> None:
     assert "changed after training" in str(error)
 
 
+@pytest.mark.parametrize("text", ["{{ raise_exception('no') }}", "{% broken"])
+def test_a_template_that_cannot_render(text: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is about the run's file, not about a dialogue of the user's."""
+    monkeypatch.setattr(exports, "reference", references.reference)
+    file = run / "adapter" / "chat_template.jinja"
+    file.write_text(text, encoding="utf-8")
+    forget(run)
+    error = refused(run)
+    assert (error.code, error.where) == ("TL-DATA-TEMPLATE", str(file))
+
+
 def test_a_tensor_that_has_no_place(run: Path) -> None:
     def change(weights: dict[str, torch.Tensor]) -> None:
         name = next(name for name in weights if ".layers.0." in name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop.cli import show
+from tuneloop.cli.signals import ended_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from tuneloop.exports.export import Exported
@@ -44,6 +45,9 @@ def export(
         _list(json)
         return
     names = list(dict.fromkeys(targets or ["merged"]))
+    from tuneloop.exports.targets import require_known
+
+    require_known(names)
     from tuneloop.registry import versions
     from tuneloop.runs.run import open_run
 
@@ -51,7 +55,8 @@ def export(
     from tuneloop import pipeline
 
     to = to or workspace / "exports" / _usual_name(folder.name, names)
-    exported = pipeline.export_all(run, to, names, workspace=workspace, dtype=dtype, more=more or (), say=show.say)
+    with ended_as_by_ctrl_c():
+        exported = pipeline.export_all(run, to, names, workspace=workspace, dtype=dtype, more=more or (), say=show.say)
     if json:
         show.as_json(_report(to, exported))
         return

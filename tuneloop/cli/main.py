@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
-from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -33,7 +32,6 @@ from tuneloop.cli import (
     show,
     train,
 )
-from tuneloop.cli.signals import end_as_ctrl_c, leave
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
 
@@ -112,22 +110,19 @@ def _report(error: TuneloopError) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C,
-    143 SIGTERM, 129 SIGHUP."""
+    """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     _quiet()
-    end_as_ctrl_c()
     try:
         sys.exit(_run())
     except TuneloopError as error:
         _report(error)
-    except KeyboardInterrupt as stop:
-        with suppress(OSError):  # after SIGHUP there may be no terminal
-            typer.echo(t("Stopped."), err=True)
-        leave(stop)
+    except KeyboardInterrupt:
+        typer.echo(t("Stopped."), err=True)
+        sys.exit(130)
     except typer.Abort:
         sys.exit(1)
     except BrokenPipeError:

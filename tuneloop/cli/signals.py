@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 
 class Ended(KeyboardInterrupt):
@@ -16,8 +18,9 @@ class Ended(KeyboardInterrupt):
         self.number = number
 
 
-def end_as_ctrl_c() -> None:
-    """From now on SIGTERM and SIGHUP raise `Ended` in the main thread, where they would have ended the process.
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """In the block SIGTERM and SIGHUP raise `Ended` in the main thread, where they would have ended the process.
 
     A signal that the caller has set to be ignored (nohup) stays so. Children that were forked end as they always did.
     """
@@ -29,12 +32,22 @@ def end_as_ctrl_c() -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, raised)
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has no SIGHUP
+    mine = threading.current_thread() is threading.main_thread()
+    handled = [n for n in numbers if mine and n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, raised)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def leave(stop: KeyboardInterrupt) -> NoReturn:
-    """End with the status that shells give to a process which a signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
-    raise SystemExit(128 + (stop.number if isinstance(stop, Ended) else signal.SIGINT))
+def status(stop: KeyboardInterrupt) -> int:
+    """The exit status that shells give to a process which a signal has ended.
+
+    >>> status(KeyboardInterrupt()), status(Ended(15))
+    (130, 143)
+    """
+    return 128 + (stop.number if isinstance(stop, Ended) else signal.SIGINT)

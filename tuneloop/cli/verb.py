@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from tuneloop.base.environment import named
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
 from tuneloop.cli import help, usage
+from tuneloop.cli.signals import status
 
 
 def speak(lang: str) -> None:
@@ -82,6 +84,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo(t("Stopped."), err=True)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            with suppress(OSError):  # after SIGHUP there may be no terminal
+                typer.echo(t("Stopped."), err=True)
+            raise typer.Exit(status(stop)) from None

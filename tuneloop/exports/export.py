@@ -67,7 +67,7 @@ def export(
     """
     names = list(dict.fromkeys(targets))
     require_known(names)
-    dtype = _dtype(dtype, to)
+    dtype = _dtype(dtype)
     _require_free(to)
     parts = composition(run, more)
     require_sound(parts, names)
@@ -90,12 +90,12 @@ def export(
     }
 
 
-def _dtype(named: str | None, to: Path) -> str | None:
+def _dtype(named: str | None) -> str | None:
     """The name of a type as torch has it. Raises TL-RUN-TARGET for one that is no type of weights."""
     if named is None or named.lower() in DTYPES:
         return named and named.lower()
-    reason = t("--dtype {dtype} is no type of weights; they are {names}", dtype=named, names=listed(list(DTYPES)))
-    raise RunError("TL-RUN-TARGET", where=str(to), target=named, reason=reason)
+    reason = t("{dtype} is no type of weights; they are {names}", dtype=named, names=listed(list(DTYPES)))
+    raise RunError("TL-RUN-TARGET", where="--dtype", target=named, reason=reason)
 
 
 def _require_free(to: Path) -> None:

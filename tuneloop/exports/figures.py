@@ -68,11 +68,24 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """For parity.json: what is no finite number is None."""
-        return {name: _plain_json(field) for name, field in asdict(self).items()}
+        return {name: _plain_json(field) for name, field in asdict(self).items()} | {"allowed": self.allowed()}
+
+    def allowed(self) -> dict[str, float | int | None]:
+        """The limits as they were applied to so many tokens: the mean of few may be further off (`limits.most`)."""
+        if self.limits is None:
+            return {}
+        limits, of = self.limits, self.answer_tokens
+        return {
+            "kld": most(limits.kld, of),
+            "noise": limits.noise,
+            "same_top": fewest(limits.same_top, of),
+            "loss": most(limits.loss, of),
+            "greedy": None if limits.greedy is None else fewest(limits.greedy, self.greedy_of),
+        }
 
     def line(self) -> str:
         """One line for the console."""
-        text = self._logits() if self.limits is None else "; ".join(self._certified())
+        text = self._logits() if self.limits is None else t("; ").join(self._certified())
         if self.trained_loss is not None and self.exported_loss is not None:
             text += t(
                 "; loss on held-out rows {trained:.4f} as trained, {exported:.4f} exported (allowed {tolerance:.2g})",
@@ -103,7 +116,10 @@ class Parity:
         measures = self._measures()
         parts = [measures[name] for name in ON_THE_LINE if name in measures]
         equal = self.template_equal and self.ids_equal and not self.missing_ends
-        return [*parts, t("chat template, token ids and end tokens equal") if equal else "; ".join(self._text_faults())]
+        return [
+            *parts,
+            t("chat template, token ids and end tokens equal") if equal else t("; ").join(self._text_faults()),
+        ]
 
     def _measures(self) -> dict[str, str]:
         """Name of a measure -> its figure and its limit, in words; of a certificate."""
@@ -198,7 +214,7 @@ class Parity:
                     limit=_figure(self.loss_tolerance),
                 )
             )
-        return "; ".join(words)
+        return t("; ").join(words)
 
 
 def _figure(number: float | None, form: str = ".3g") -> str:

@@ -52,14 +52,14 @@ def _require_adapter(adapter: Path) -> None:
     with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - no dict
             tensor = tensors.get_tensor(name)
-            if name.endswith(".lora_A.weight") and len(tensor) not in {config["r"], *_ranks(config)}:
+            if name.endswith(".lora_A.weight") and len(tensor) not in {config["r"], *_own_ranks(config)}:
                 error = t("its r is {r}, and {name} has {n}", r=config["r"], name=name, n=len(tensor))
                 raise RunError("TL-RUN-DAMAGED", where=str(adapter / adapters.CONFIG), error=error)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
                 raise RunError("TL-RUN-NOT-FINITE", where=str(file), error=t("in {name}", name=name))
 
 
-def _ranks(config: dict[str, Any]) -> list[Any]:
+def _own_ranks(config: dict[str, Any]) -> list[Any]:
     """The ranks of modules that have one of their own."""
     pattern = config.get("rank_pattern")
     return list(pattern.values()) if isinstance(pattern, dict) else []

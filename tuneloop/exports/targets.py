@@ -1,4 +1,7 @@
-"""The targets of an export: one visible dict. The command line lists it; `export.py` reads its entries."""
+"""The targets of an export: one visible dict. The command line lists it; `export.py` reads its entries.
+
+Listing them, or refusing a name, takes no library: what makes and proves them is imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need, quoted
-from tuneloop.exports import llamacpp, proof
-from tuneloop.exports.adapter import copy_adapter, max_rank, vllm_refusal
-from tuneloop.exports.composition import Composition
-from tuneloop.exports.ollama import ollama_name
-from tuneloop.exports.parity import Parity
-from tuneloop.exports.quantised import quantise
-from tuneloop.exports.reference import Reference
-from tuneloop.methods import adapters
-from tuneloop.methods.table import METHODS
-from tuneloop.model.config import model_config
+
+if TYPE_CHECKING:
+    from tuneloop.exports.composition import Composition
+    from tuneloop.exports.parity import Parity
+    from tuneloop.exports.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +82,8 @@ def require_possible(parts: Composition, names: Sequence[str]) -> None:
 
 
 def _require_mergeable(parts: Composition) -> None:
+    from tuneloop.methods.table import METHODS
+
     method = METHODS[parts.recipe.train.method]
     if method.adapter and not method.mergeable:
         raise RunError("TL-RUN-UNMERGEABLE", where=str(parts.run), method=parts.recipe.train.method)
@@ -106,6 +106,8 @@ def _quantisable(parts: Composition) -> str:
 
 
 def _gguf(parts: Composition) -> str:
+    from tuneloop.exports import llamacpp
+
     reason = _generative(parts)
     if not reason:
         llamacpp.require_writable(parts)
@@ -120,14 +122,24 @@ def _one_adapter(parts: Composition) -> str:
 
 
 def _vllm(parts: Composition) -> str:
+    from tuneloop.exports.adapter import vllm_refusal
+    from tuneloop.model.config import model_config
+
     if reason := _one_adapter(parts):
         return reason
     return vllm_refusal(parts.adapters[0], str(model_config(parts.weights).model_type))
 
 
 def _gguf_adapter(parts: Composition) -> str:
+    from tuneloop.gguf.lora import lora_settings
+    from tuneloop.gguf.write import refusing
+
     _require_mergeable(parts)
-    return _one_adapter(parts) or _gguf(parts)
+    if reason := _one_adapter(parts) or _gguf(parts):
+        return reason
+    with refusing(parts.adapters[0]):
+        lora_settings(parts.adapters[0])
+    return ""
 
 
 def _path(folder: Path) -> str:
@@ -145,6 +157,8 @@ def _nothing(work: ExportInput, folder: Path) -> list[str]:
 
 
 def _make_adapter(work: ExportInput, folder: Path) -> list[str]:
+    from tuneloop.exports.adapter import copy_adapter
+
     copy_adapter(work.reference, folder)
     return _adapter_notes(work.reference.parts)
 
@@ -167,14 +181,31 @@ def _adapter_notes(parts: Composition) -> list[str]:
 
 
 def _vllm_command(parts: Composition, folder: Path) -> str:
+    from tuneloop.exports.adapter import max_rank
+    from tuneloop.methods import adapters
+
     rank = max_rank(adapters.read_config(folder))
     more = f" --max-lora-rank {rank}" if rank is not None and rank > 16 else ""
     module = quoted(f"{parts.name}={folder}")
     return f"vllm serve {quoted(str(parts.weights))} --enable-lora --lora-modules {module}{more}"
 
 
+def _prove_model(target: str, work: ExportInput, folder: Path) -> Parity:
+    from tuneloop.exports import proof
+
+    return proof.prove_model(work.reference, target, folder, work.dtype)
+
+
+def _prove_adapter(work: ExportInput, folder: Path) -> Parity:
+    from tuneloop.exports import proof
+
+    return proof.prove_adapter(work.reference, "adapter", folder)
+
+
 def _quantised(bits: Literal["nf4", "int8"], share: float, purpose: Callable[[], str]) -> Target:
     def make(work: ExportInput, folder: Path) -> list[str]:
+        from tuneloop.exports.quantised import quantise
+
         quantise(work.reference, work.model, folder, work.dtype, bits=bits)
         return []
 
@@ -185,20 +216,27 @@ def _quantised(bits: Literal["nf4", "int8"], share: float, purpose: Callable[[],
         of_merged=True,
         refusal=_quantisable,
         make=make,
-        prove=lambda work, folder: proof.prove_model(work.reference, bits, folder, work.dtype),
+        prove=partial(_prove_model, bits),
         command=_chat,
     )
 
 
 def _make_gguf(kind: str, work: ExportInput, folder: Path) -> list[str]:
+    from tuneloop.exports import llamacpp
+
     return llamacpp.write_model(work.reference, work.model, folder, kind)
 
 
 def _prove_gguf(target: str, kind: str, work: ExportInput, folder: Path) -> Parity:
+    from tuneloop.exports import llamacpp, proof
+
     return proof.prove_gguf(work.reference, target, folder / llamacpp.gguf_name(work.reference.parts, kind))
 
 
 def _gguf_command(kind: str, parts: Composition, folder: Path) -> str:
+    from tuneloop.exports import llamacpp
+    from tuneloop.exports.ollama import ollama_name
+
     if (folder / llamacpp.MODELFILE).is_file():
         return f"ollama create {quoted(ollama_name(parts.name))} -f {_path(folder / llamacpp.MODELFILE)}"
     return f"llama-server --jinja -m {_path(folder / llamacpp.gguf_name(parts, kind))}"
@@ -218,11 +256,14 @@ def _gguf_target(kind: str, bits: float, purpose: Callable[[], str]) -> Target:
 
 
 def _make_lora(work: ExportInput, folder: Path) -> list[str]:
+    from tuneloop.exports import llamacpp
+
     notes = llamacpp.write_adapter(work.reference, folder, work.scratch)
     return [*notes, *_adapter_notes(work.reference.parts)]
 
 
 def _prove_lora(work: ExportInput, folder: Path) -> Parity:
+    from tuneloop.exports import llamacpp, proof
     from tuneloop.gguf.write import write_gguf
 
     parts, base = work.reference.parts, work.scratch / "base.gguf"
@@ -234,6 +275,8 @@ def _prove_lora(work: ExportInput, folder: Path) -> Parity:
 
 
 def _lora_command(parts: Composition, folder: Path) -> str:
+    from tuneloop.exports import llamacpp
+
     return f"llama-server --jinja -m BASE.gguf --lora {_path(folder / llamacpp.gguf_name(parts, 'lora'))}"
 
 
@@ -245,7 +288,7 @@ TARGETS: dict[str, Target] = {
         of_merged=True,
         refusal=_any_task,
         make=_nothing,
-        prove=lambda work, folder: proof.prove_model(work.reference, "merged", folder, work.dtype),
+        prove=partial(_prove_model, "merged"),
         command=_chat,
     ),
     "adapter": Target(
@@ -255,7 +298,7 @@ TARGETS: dict[str, Target] = {
         of_merged=False,
         refusal=_vllm,
         make=_make_adapter,
-        prove=lambda work, folder: proof.prove_adapter(work.reference, "adapter", folder),
+        prove=_prove_adapter,
         command=_vllm_command,
     ),
     "gguf-f16": _gguf_target("f16", 16.0, lambda: t("unquantised for llama.cpp: what the others are measured by")),

@@ -62,7 +62,8 @@ def peft_config(folder: Path) -> PeftConfig:
     """
     content = read_config(folder)
     try:
-        config = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**content))
+        with quiet():
+            config = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**content))
     except (TypeError, ValueError, KeyError) as error:
         raise RunError("TL-RUN-DAMAGED", where=str(folder / CONFIG), error=os_words(error)[:200]) from error
     assert isinstance(config, PeftConfig)

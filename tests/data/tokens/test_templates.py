@@ -352,3 +352,15 @@ def test_the_template_of_a_folder(tmp_path: Path) -> None:
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path)
     assert templates.template_of(tmp_path) == CHATML
+
+
+def test_ranges_in_ranges_end() -> None:
+    """Each alone is within the sandbox's bound; together they would count for hours."""
+    tokenizer = chatml()
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError) as caught:
+        render(tokenizer, [{"role": "user", "content": "a"}])
+    assert caught.value.code == "TL-DATA-TEMPLATE"
+    tokenizer.chat_template = "{% for a in range(99999) %}{% endfor %}{{ range(3) | list }}"
+    for _ in range(60):  # what one rendering has counted is no debt of the next
+        assert render(tokenizer, [{"role": "user", "content": "a"}]) == "[0, 1, 2]"
