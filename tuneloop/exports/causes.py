@@ -18,7 +18,7 @@ from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import listed, t
 from tuneloop.exports.differing import TensorComparison, TensorDifference, compare_tensors, is_permuted, is_transposed
 from tuneloop.exports.forms import Form
-from tuneloop.exports.limits import rounding_of
+from tuneloop.exports.limits import LIMITS, rounding_of
 from tuneloop.exports.parity import Evidence, Parity
 
 BEFORE, SHOWN = 10, 40
@@ -229,6 +229,9 @@ def unknown(case: Case) -> Cause:
     remedy = t("set model.dtype to float32 in a copy of the run's recipe and export again, and report it if it stays")
     if worst is None:
         return Cause("unknown", t("not known: the trained weights could not be read again"), remedy)
+    if worst.difference <= _rounding(case) and (limits := LIMITS.get(case.parity.target)) and limits.greedy is None:
+        words = t("every weight is as near as this type allows: this model loses more by it than others")
+        return Cause("type", words, t("take a finer type: gguf-q8_0, gguf-q6_k or gguf-q5_k_m lose less"))
     if worst.difference <= _rounding(case):
         words = t("not known: all weights are as near as their type allows, so what reads them computes otherwise")
         return Cause("unknown", words, remedy)
