@@ -66,7 +66,7 @@ are no whole blocks of 256, so most of its K-quants are the types that llama.cpp
     top     1.00     1.00     0.96     0.73     0.89
     loss    -0.000   -0.001   -0.004   +0.26    +0.012
 
-A Qwen2.5-Coder-0.5B-Instruct that four epochs of `demo-zh` had made very sure of its answers loses more by four bits (248
+A Qwen2.5-Coder-0.5B-Instruct that four epochs of `demo-zh` made very sure of its answers loses more by four bits (248
 answer tokens): q4_k_m has its limits by it, and its q4_0, which is no longer that model, is refused:
 
     GGUF    f16      q8_0     q6_k     q5_k_m   q4_k_m   q4_0     | nf4      int8
