@@ -30,7 +30,7 @@ class Query:
     ({} is any JSON object).
     """
 
-    task: Task
+    kind: Task
     model: str
     chat: Chat = field(default_factory=list)
     tools: tuple[dict[str, Any], ...] = ()

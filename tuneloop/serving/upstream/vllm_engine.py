@@ -47,7 +47,7 @@ class VllmChild:
     def __init__(self, command: list[str], port: int, key: str, patience: float = PATIENCE) -> None:
         self._url, self._patience, self._closed = f"http://127.0.0.1:{port}/health", patience, threading.Event()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        environment = {name: text for name, text in os.environ.items() if name not in _OURS}
+        environment = {name: text for name, text in {**os.environ}.items() if name not in _OURS}
         self._process = subprocess.Popen(
             [sys.executable, str(_LEASH), *command],
             stdin=subprocess.PIPE,

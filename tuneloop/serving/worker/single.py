@@ -74,11 +74,11 @@ class Single:
 
     def accept(self, number: int, query: Query, source: dict[str, Any] | None) -> SingleJob:
         """The query as a job. Raises what is wrong with it."""
-        if query.task == "label" and not self._labels:
+        if query.kind == "label" and not self._labels:
             raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=query.model)
-        if query.task not in self._tasks:
+        if query.kind not in self._tasks:
             raise ServeError("TL-SERVE-UNSUPPORTED", where="model", param="model", got=query.model)
-        param, ids = "messages" if query.task == "chat" else "input", list[int]()
+        param, ids = "messages" if query.kind == "chat" else "input", list[int]()
         if isinstance(self._door, Embedder):
             ids = self._ids(query.prompt)
             tokens = len(ids)
