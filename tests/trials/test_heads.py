@@ -50,16 +50,17 @@ def trained(folder: Path, model: Path, rows: list[dict[str, Any]], **train: Any)
 
 @pytest.fixture
 def short(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model whose tokenizer has two tokens more than it has rows."""
+    """A model whose tokenizer has two tokens more than it has rows; its template writes one where a command is given."""
     folder = tmp_path / "short"
     load_model(tiny_model).save_pretrained(folder)
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_tokens(["<cmd>", "</cmd>"], special_tokens=True)
+    tokenizer.chat_template = "{% if messages[0]['content'] == 'do it' %}<cmd>{% endif %}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     return folder
 
 
-COMMAND = {"prompt": "do it", "completion": "<cmd>run 1</cmd>"}
+COMMAND = {"prompt": "do it", "completion": "run 1"}
 
 
 @pytest.mark.parametrize("side", ["all", "one", "held out"])
@@ -91,8 +92,9 @@ def test_a_tokenizer_with_more_tokens_that_no_row_uses(short: Path, tmp_path: Pa
     answerer = pipeline.load(short)
     assert answerer.answer([[{"role": "user", "content": "Who are you?"}]], max_new_tokens=2)
     with pytest.raises(ServeError) as caught:
-        answerer.answer([[{"role": "user", "content": "<cmd>"}]], max_new_tokens=2)
+        answerer.answer([[{"role": "user", "content": "do it"}]], max_new_tokens=2)
     assert caught.value.code == "TL-SERVE-TOKEN"
+    assert answerer.answer([[{"role": "user", "content": "<cmd>"}]], max_new_tokens=2)  # text, as it stands there
 
 
 def labelled(labels: dict[str, str], n: int = 30) -> list[dict[str, Any]]:
