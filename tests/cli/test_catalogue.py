@@ -171,6 +171,7 @@ def test_a_code_is_raised_by_the_class_of_its_family() -> None:
     assert not [one for one in found if one[2].split("-")[1] != one[1].upper()]
 
 
+@pytest.mark.slow
 def test_explain_knows_every_code_in_both_languages(capsys: pytest.CaptureFixture[str]) -> None:
     from tuneloop.cli.main import app
 

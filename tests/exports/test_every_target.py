@@ -62,7 +62,6 @@ def trained(model: Path, workspace: Path) -> Path:
 def require_all(exported: dict[str, Exported], least_greedy: int) -> None:
     """Each was certified on enough tokens and within its limits, and what rounds nothing answers the same."""
     proofs = {name: one.parity for name, one in exported.items()}
-    assert list(proofs) == list(TARGETS)
     assert {name: one.answer_tokens for name, one in proofs.items() if (one.answer_tokens or 0) < LEAST} == {}
     assert {name: one.past_limits() for name, one in proofs.items() if one.past_limits()} == {}
     assert all(one.passed for one in proofs.values())
@@ -83,20 +82,21 @@ def test_a_tiny_model_of_each_shape(kind: str, tmp_path: Path) -> None:
 @pytest.mark.real_model
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "name",
+    ("name", "targets"),
     [
-        "smollm2-135m-instruct",
-        pytest.param("qwen2.5-coder-0.5b-instruct", marks=pytest.mark.slow),
-        pytest.param("gemma-3-270m", marks=pytest.mark.slow),
+        ("smollm2-135m-instruct", ["merged", "adapter", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-lora"]),
+        pytest.param("smollm2-135m-instruct", list(TARGETS), marks=pytest.mark.slow),
+        pytest.param("qwen2.5-coder-0.5b-instruct", list(TARGETS), marks=pytest.mark.slow),
+        pytest.param("gemma-3-270m", list(TARGETS), marks=pytest.mark.slow),
     ],
 )
-def test_a_real_model(name: str, tmp_path: Path) -> None:
+def test_a_real_model(name: str, targets: list[str], tmp_path: Path) -> None:
     if name != "smollm2-135m-instruct" and not (environment().home / "models" / name / "config.json").is_file():
         pytest.skip(f"tuneloop model pull {name}")
     model = resolve.resolve(name)
     tokenizer = load_tokenizer(model)
     choose_template(tokenizer, None)
-    exported = export(trained(model, tmp_path), tmp_path / "out", list(TARGETS), chats=dialogues(tokenizer))
+    exported = export(trained(model, tmp_path), tmp_path / "out", targets, chats=dialogues(tokenizer))
     for target, one in exported.items():
         parity = one.parity
         print(

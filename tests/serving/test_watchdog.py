@@ -31,6 +31,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> A
     monkeypatch.setattr(torch_engine, "CHILD", "tests.serving.dying_child")
     monkeypatch.setattr(torch_engine, "LONGEST_PAUSE", 0.05)
     made: list[TorchEngine] = []
+    children, threads = psutil.Process().children(), threading.enumerate()  # other tests' engines
 
     def engine(kind: str, **settings: Any) -> TorchEngine:
         (tmp_path / kind).mkdir()
@@ -41,8 +42,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> A
     for one in made:
         one.close()
         one.close()
-    assert not psutil.Process().children()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tuneloop-")]
+    assert not [child for child in psutil.Process().children() if child not in children]
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("tuneloop-")]
+    assert not [thread for thread in ours if thread not in threads]
 
 
 def test_a_child_that_ends_again_and_again_stays_down(make: Make, heard: list[str]) -> None:

@@ -109,6 +109,7 @@ def test_a_label_beside_answers_of_any_shape_is_no_verdict(shape: str, yes: Any,
     assert [r.label for r in records(path, task="judged")] == ["good", "bad"] * 5
 
 
+@pytest.mark.slow
 def test_answers_beside_true_and_false_are_told(tiny_model: Path, tmp_path: Path) -> None:
     def told(path: Path, *more: str) -> tuple[set[str], str]:
         done = subprocess.run([sys.executable, "-m", "tuneloop", "prepare", str(path), "--model", str(tiny_model), "--json",

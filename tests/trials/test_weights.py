@@ -303,6 +303,7 @@ builtins.open = io.open = open
 """Text files are in GBK by default, as on Chinese Windows."""
 
 
+@pytest.mark.slow
 def test_a_base_with_a_chinese_name_whatever_the_locale(rough: Path, tmp_path: Path) -> None:
     """adapter_config.json is read by PEFT in the locale's encoding; a file that cannot be read is not another base."""
     project = tmp_path / "项目"

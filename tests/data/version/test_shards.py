@@ -50,6 +50,7 @@ def same(a: Dataset, b: Dataset) -> None:
         assert a.manifest[key] == b.manifest[key], key
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SIZE", 100)
