@@ -196,7 +196,7 @@ async def test_a_schema_is_met(engine: GgufEngine) -> None:
     (Query("text", "tiny", prompt=tuple([5] * 256)), "TL-SERVE-CONTEXT", "prompt"),
     (Query("chat", "tiny", chat=[{"role": "user", "content": "word " * 900}]), "TL-SERVE-CONTEXT", "messages"),
     (Query("chat", "tiny", chat=CHAT, max_new_tokens=250), "TL-SERVE-ROOM", "max_tokens"),
-    (Query("chat", "tiny", chat=CHAT, schema={"type": "objekt"}), "TL-SERVE-SCHEMA", "response_format"),
+    (Query("chat", "tiny", chat=CHAT, schema={"type": "thing"}), "TL-SERVE-SCHEMA", "response_format"),
     (Query("chat", "tiny", chat=CHAT, schema={"type": "string", "pattern": "(?=a)b"}), "TL-SERVE-SCHEMA", "response_format"),
 ])  # fmt: skip
 @on_loop
