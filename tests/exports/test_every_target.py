@@ -65,7 +65,7 @@ def require_all(exported: dict[str, Exported], least_greedy: int) -> None:
     assert {name: one.answer_tokens for name, one in proofs.items() if (one.answer_tokens or 0) < LEAST} == {}
     assert {name: one.past_limits() for name, one in proofs.items() if one.past_limits()} == {}
     assert all(one.passed for one in proofs.values())
-    for name in ("merged", "gguf-f16", "gguf-lora"):
+    for name in {"merged", "gguf-f16", "gguf-lora"} & proofs.keys():
         assert proofs[name].greedy_same == proofs[name].greedy_of >= least_greedy
 
 
@@ -87,7 +87,8 @@ def test_a_tiny_model_of_each_shape(kind: str, tmp_path: Path) -> None:
         ("smollm2-135m-instruct", ["merged", "adapter", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-lora"]),
         pytest.param("smollm2-135m-instruct", list(TARGETS), marks=pytest.mark.slow),
         pytest.param("qwen2.5-coder-0.5b-instruct", list(TARGETS), marks=pytest.mark.slow),
-        pytest.param("gemma-3-270m", list(TARGETS), marks=pytest.mark.slow),
+        # Without gguf-lora: the base model has no chat template, and an adapter alone brings none.
+        pytest.param("gemma-3-270m", [name for name in TARGETS if name != "gguf-lora"], marks=pytest.mark.slow),
     ],
 )
 def test_a_real_model(name: str, targets: list[str], tmp_path: Path) -> None:
