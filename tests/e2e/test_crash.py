@@ -43,7 +43,7 @@ def recipe_for(model: Path, data: Path, method: str = "lora") -> Recipe:
     return recipe
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+@pytest.fixture(scope="module", params=["lora", pytest.param("full", marks=pytest.mark.slow)])
 def setting(
     request: pytest.FixtureRequest, tiny_model: Path, talk_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, Dataset, Run, float]:
