@@ -57,6 +57,7 @@ def setting(
     return recipe, dataset, Run(workspace / "runs" / "crash-1"), time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants(setting: tuple[Recipe, Dataset, Run, float], tmp_path: Path) -> None:
     recipe, dataset, whole, seconds = setting
     chance = random.Random(20261122)
