@@ -308,7 +308,8 @@ def test_loops_in_other_threads_and_loops_that_ended(engine: TorchEngine) -> Non
 def test_a_killed_child_fails_its_requests_and_the_next_one_works(engine: TorchEngine, heard: list[str]) -> None:
     expected = alone(engine, query(OWN))
     me = psutil.Process()
-    child = me.children()[0]
+    assert engine._child is not None
+    child, children = psutil.Process(engine._child.pid), len(me.children())
     files, threads = me.num_fds(), me.num_threads()
 
     async def work() -> list[Any]:
@@ -327,14 +328,15 @@ def test_a_killed_child_fails_its_requests_and_the_next_one_works(engine: TorchE
     assert engine.gauges()["engine_restarts_total"] == 1
     assert [words for words in heard if "SIGKILL" in words and "started again" in words]
     assert not psutil.pid_exists(child.pid), "it was waited for"
-    assert len(me.children()) == 1
+    assert len(me.children()) == children
     assert me.num_fds() <= files
     assert me.num_threads() <= threads + 1  # the executor of asyncio.to_thread may have grown
 
 
 @pytest.mark.slow
 def test_a_child_that_stands_still_is_started_again(engine: TorchEngine) -> None:
-    settings, child = engine._settings, psutil.Process().children()[0]
+    assert engine._child is not None
+    settings, child = engine._settings, psutil.Process(engine._child.pid)
     engine._settings = settings.model_copy(update={"watchdog": 2.0})
     try:
         child.suspend()
