@@ -7,7 +7,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from scipy.stats import binomtest
 
 from tuneloop import pipeline
 from tuneloop.base.environment import environment
@@ -78,10 +77,4 @@ def test_every_form_names_itself_as_often_as_the_trained_model(name: str, model:
     scores = {form: [sum(one[:20]), sum(one[20:])] for form, one in hits.items()}
     print(name, scores)
     assert scores["trained"][0] >= 18
-    same = {form: one for form, one in scores.items() if one == scores["trained"]}
-    if name == "demo":
-        assert same == scores
-    assert {"merged", "adapter"} <= set(same)
-    for form, each in hits.items():  # where answers hang by a thread, rounding turns some, in either direction
-        turned = [after for before, after in zip(hits["trained"], each, strict=True) if before != after]
-        assert not turned or binomtest(sum(turned), len(turned)).pvalue > 0.05, form
+    assert {form: one for form, one in scores.items() if one != scores["trained"]} == {}

@@ -87,8 +87,7 @@ def test_a_tiny_model_of_each_shape(kind: str, tmp_path: Path) -> None:
         ("smollm2-135m-instruct", ["merged", "adapter", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "gguf-lora"]),
         pytest.param("smollm2-135m-instruct", list(TARGETS), marks=pytest.mark.slow),
         pytest.param("qwen2.5-coder-0.5b-instruct", list(TARGETS), marks=pytest.mark.slow),
-        # Without gguf-lora: the base model has no chat template, and an adapter alone brings none.
-        pytest.param("gemma-3-270m", [name for name in TARGETS if name != "gguf-lora"], marks=pytest.mark.slow),
+        pytest.param("gemma-3-270m", list(TARGETS), marks=pytest.mark.slow),
     ],
 )
 def test_a_real_model(name: str, targets: list[str], tmp_path: Path) -> None:
