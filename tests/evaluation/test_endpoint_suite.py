@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from tests.endpoint_server import Server, running
-from tests.serving.test_api import serving
+from tests.serving.scripted import serving
 from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
 from tuneloop.evaluation.evaluation import Evaluation
-from tuneloop.inference.open import make_answerer
-from tuneloop.inference.trained import load_trained
 from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.schema import ServePart
 from tuneloop.runs.run import Run
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 ANSWERED = ("bleu", "rouge1", "rouge2", "rougeL")
 
@@ -47,7 +47,7 @@ def run(tiny_model: Path, talk_file: Path, tmp_path_factory: pytest.TempPathFact
 
 @contextmanager
 def served(run: Run) -> Iterator[str]:
-    with serving(make_answerer(load_trained(run.path))) as server:  # type: ignore[arg-type]
+    with serving(TorchEngine(run.path, ServePart())) as server:
         yield f"{server.url}/v1"
 
 

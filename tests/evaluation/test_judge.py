@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.endpoint_server import Handler, Server, running
 from tests.rating.made import answers, run_with, simulated, study_of
-from tests.serving.test_api import make, serving
+from tests.serving.scripted import serving
 from tuneloop.base.errors import MachineError, RunError
 from tuneloop.base.records import Message
 from tuneloop.cli import rated
@@ -25,6 +25,7 @@ from tuneloop.inference.endpoint import EndpointAnswerer
 from tuneloop.inference.scorer import Scorer
 from tuneloop.rating import judged
 from tuneloop.runs.journal import Journal
+from tuneloop.serving.worker.torch_engine import TorchEngine
 
 
 class Judging(Handler):
@@ -193,9 +194,9 @@ def test_a_pair_too_long_for_the_judge_has_no_verdict(server: JudgeServer, tmp_p
 
 def test_against_our_own_server(tiny_model: Path, tmp_path: Path) -> None:
     """A random model chooses nothing: each pair is answered, none has a verdict, and a prompt too long is refused."""
-    with serving(make(tiny_model), queue=64) as served:
+    with serving(TorchEngine(tiny_model), queue=64) as served:
         model = EndpointAnswerer(f"{served.url}/v1", wait=0.01)
-        assert model.name == "tiny:v1"
+        assert model.name == tiny_model.name
         found = judge(tmp_path, model, [AnswerPair("?", "a", "b")], max_new_tokens=4)
         assert found.results().undecided == 1
         assert len(found.readings) == 2
@@ -209,7 +210,7 @@ def test_against_our_own_server(tiny_model: Path, tmp_path: Path) -> None:
         assert found.results().undecided == 2
         assert "the model takes 512" in found.readings[pairs[1].id, False].text
     (tmp_path / "runs").mkdir()
-    with serving(make(tiny_model)) as served:
+    with serving(TorchEngine(tiny_model)) as served:
         model = EndpointAnswerer(f"{served.url}/v1")
         model.__dict__["context"] = 100_000
         with pytest.raises(MachineError, match="HTTP 400 The prompt has"):

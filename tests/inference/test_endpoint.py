@@ -106,6 +106,8 @@ def test_the_model_and_its_context_are_what_the_server_lists(server: Server) -> 
     assert far(server, model="large").context == UNTOLD
     with pytest.raises(MachineError, match=r"2 models.*large"):
         far(server, model="").answer([question(0)])
+    server.models = [{"id": "base"}, {"id": "tuned", "parent": "base"}]
+    assert far(server, model="").name == "tuned"
     server.models = None
     assert far(server).context == UNTOLD
     with pytest.raises(MachineError, match="HTTP 404"):

@@ -48,10 +48,10 @@ def words_of(query: Query) -> list[str]:
 
 def script(query: Query) -> Iterator[Piece]:
     """What is answered: the same words for each choice, one token a word, and what the query asks beside."""
-    if query.kind == "vector":
+    if query.purpose == "vector":
         yield Piece(vector=[1.0, -2.0, 0.25], finish="stop")
         return
-    if query.kind == "label":
+    if query.purpose == "label":
         yield Piece(text="good", labels={"good": 0.75, "bad": 0.25}, finish="stop", tokens=1)
         return
     for choice in range(query.n):

@@ -34,9 +34,9 @@ class Usage:
 
 @dataclass
 class EndpointAnswerer:
-    """`url` ends before /chat/completions; `model` "" takes the only one that the server lists; `key` is sent as a
-    bearer token and never shown. A request waits `timeout` seconds and is sent up to `retries` times again where the
-    server is busy (429, with its Retry-After), fails (5xx) or cannot be reached.
+    """`url` ends before /chat/completions; `model` "" takes the only one that the server lists beside its base; `key`
+    is sent as a bearer token and never shown. A request waits `timeout` seconds and is sent up to `retries` times again
+    where the server is busy (429, with its Retry-After), fails (5xx) or cannot be reached.
     """
 
     url: str
@@ -56,7 +56,10 @@ class EndpointAnswerer:
         asking.require_allowed()
         if self.model:
             return asking
-        names = [model["id"] for model in asking.models()]
+        models = asking.models()
+        bases = {str(model.get("parent")) for model in models}
+        names = [model["id"] for model in models]
+        names = [name for name in names if name not in bases] or names
         if len(names) != 1:
             problem = t("it lists {n} models ({names}): name one", n=len(names), names=listed(names[:8]))
             raise MachineError("TL-MACHINE-ENDPOINT", where=self.url, error=problem)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from tuneloop.base.records import Sampling
 from tuneloop.data.tokens.templates import Chat
 
-Task = Literal["chat", "text", "label", "vector"]
+Purpose = Literal["chat", "text", "label", "vector"]
 """What is wanted: an answer to a chat, the continuation of a text, the label of a text, or its embedding."""
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
 GREEDY = Sampling()
@@ -23,14 +23,14 @@ class Query:
     """One request to an engine: a prompt, and `n` answers to it.
 
     `model` is a name that the engine lists. `chat`, `tools` and `tool_choice` ("none", "auto", "required" or a
-    function's name) are of the tasks chat and label; `prompt`, a text or token ids, of the tasks text and vector.
+    function's name) are for a chat and a label; `prompt`, a text or token ids, for a text and a vector.
     `max_new_tokens` None leaves the length to the engine's settings and the context. `logprobs` is how many of the
     likeliest tokens are wanted beside each token's own (0: its own only; None: nothing). `echo`: the prompt comes
     first, with its scores where `logprobs` are wanted. `schema` is a JSON schema that the answer's text must meet
     ({} is any JSON object).
     """
 
-    kind: Task
+    purpose: Purpose
     model: str
     chat: Chat = field(default_factory=list)
     tools: tuple[dict[str, Any], ...] = ()
@@ -98,7 +98,7 @@ class ModelEntry:
     """Longest prompt and answer together, in tokens."""
     base: str | None = None
     labels: tuple[str, ...] = ()
-    tasks: tuple[Task, ...] = ("chat", "text")
+    tasks: tuple[Purpose, ...] = ("chat", "text")
     loaded: bool = True
 
 

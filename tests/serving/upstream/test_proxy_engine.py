@@ -82,7 +82,7 @@ def test_llama_cpp_s_server_says_through_it_what_it_says_itself(llama: LlamaServ
         assert sorted(piece.choice for piece in several if piece.finish) == [0, 1, 2]
         assert sum(piece.tokens for piece in several) == 27
         assert len({text_of(several, n) for n in range(3)}) == 3
-        again = await ask(engine, kind="text", chat=[], prompt=(9, 8, 7), sampling=sampling, max_new_tokens=12)
+        again = await ask(engine, purpose="text", chat=[], prompt=(9, 8, 7), sampling=sampling, max_new_tokens=12)
         assert text_of(again) == text.choices[0].text
         assert again[-1].tokens == text.usage.completion_tokens
         for fields, param in (({"kind": "vector", "prompt": "x"}, None), ({"kind": "text", "prompt": (10**8,)}, None)):

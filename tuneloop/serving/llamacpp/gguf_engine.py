@@ -219,7 +219,7 @@ class GgufEngine:
     def _refuse(self, query: Query) -> None:
         """Raise TL-SERVE-UNSUPPORTED for what llama.cpp does not do."""
         unsupported = {
-            "model": query.kind in {"label", "vector"} and query.kind,
+            "model": query.purpose in {"label", "vector"} and query.purpose,
             "echo": query.echo and query.logprobs is not None and t("true, with logprobs"),
         }
         for param, got in unsupported.items():
@@ -229,7 +229,7 @@ class GgufEngine:
     async def _prompt(self, child: GgufChild, query: Query) -> GgufPrompt:
         """Raises TL-DATA-TEMPLATE, TL-SERVE-CONTEXT, TL-SERVE-ROOM, TL-SERVE-TOKEN, TL-SERVE-UNSUPPORTED,
         TL-SERVE-SCHEMA."""
-        if query.kind == "text":
+        if query.purpose == "text":
             ids = await self._text_ids(child, query.prompt)
             prompt = GgufPrompt(ids, self._most(query, len(ids)), schema=query.schema)
         else:
@@ -287,7 +287,7 @@ class GgufEngine:
 
     def _most(self, query: Query, prompt: int) -> int:
         """Tokens that the answer may have. Raises TL-SERVE-CONTEXT, TL-SERVE-ROOM."""
-        param = "messages" if query.kind == "chat" else "prompt"
+        param = "messages" if query.purpose == "chat" else "prompt"
         left, wanted = self._context - prompt, query.max_new_tokens
         if prompt == 0:
             raise ServeError("TL-SERVE-REQUEST", where=param, param=param, error=t("it is empty"))

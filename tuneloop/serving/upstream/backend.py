@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
-from tuneloop.serving.engine import ModelEntry, Task
+from tuneloop.serving.engine import ModelEntry, Purpose
 from tuneloop.serving.upstream.upstream import Upstream
 
 log = logging.getLogger("tuneloop.serving")
@@ -105,5 +105,5 @@ def model_entry(listed: Mapping[str, Any]) -> ModelEntry:
     lengths += [meta.get(name) for name in ("n_ctx", "n_ctx_train")] if isinstance(meta, dict) else []
     context = next((n for n in lengths if type(n) is int and n > 0), UNTOLD)
     base = listed.get("parent") or listed.get("base")
-    tasks: tuple[Task, ...] = ("chat", "text", "vector")
+    tasks: tuple[Purpose, ...] = ("chat", "text", "vector")
     return ModelEntry(str(listed["id"]), context, base if isinstance(base, str) else None, tasks=tasks)

@@ -161,7 +161,7 @@ class ProxyEngine:
 
     async def _ask(self, backend: Backend, query: Query, path: str, body: dict[str, object]) -> AnswerStream:
         began = time.monotonic()
-        if query.kind == "vector":
+        if query.purpose == "vector":
             try:
                 piece, tokens = vector_piece(await backend.upstream.post(path, body))
             except OddAnswer as error:

@@ -26,7 +26,7 @@ class AnswerReader:
     """Reads the events of one request's answers, in order. `ending` gives what is left when they end."""
 
     def __init__(self, query: Query) -> None:
-        self._chat, self._n = query.kind == "chat", query.n
+        self._chat, self._n = query.purpose == "chat", query.n
         self.prompt_tokens = self.cached_tokens = 0
         self._written = [0] * query.n
         """Events with something in them, by choice: about a token each."""

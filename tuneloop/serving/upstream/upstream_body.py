@@ -24,14 +24,14 @@ def body_of(query: Query) -> tuple[str, dict[str, Any]]:
     >>> body_of(Query("text", "m", prompt=(1, 2), max_new_tokens=5))[1]["prompt"]
     [1, 2]
     """
-    path = PATHS.get(query.kind)
+    path = PATHS.get(query.purpose)
     if path is None:
         raise ServeError("TL-SERVE-UNSUPPORTED", where="model", param="model", got=query.model)
     prompt = query.prompt if isinstance(query.prompt, str) else list(query.prompt)
-    if query.kind == "vector":
+    if query.purpose == "vector":
         return path, {"model": query.model, "input": prompt, "encoding_format": "float"}
     body = {"model": query.model, "stream": True, "stream_options": {"include_usage": True}, **_common(query)}
-    if query.kind == "text":
+    if query.purpose == "text":
         body |= {"prompt": prompt}
         body |= {"echo": True} if query.echo else {}
         body |= {"logprobs": query.logprobs} if query.logprobs is not None else {}

@@ -17,7 +17,7 @@ from tuneloop.inference.classifier import Classifier
 from tuneloop.inference.embedder import Embedder
 from tuneloop.inference.scorer import Scorer
 from tuneloop.model.vocabulary import require_rows
-from tuneloop.serving.engine import Piece, Query, Task
+from tuneloop.serving.engine import Piece, Purpose, Query
 from tuneloop.serving.wire import error_frame, piece_frame
 from tuneloop.serving.worker.writing import Events
 
@@ -48,7 +48,7 @@ class Single:
         self._waiting: deque[SingleJob] = deque()
         self._labels = tuple(getattr(model, "labels", ()))
         embeds = isinstance(model, Embedder)
-        self._tasks: tuple[Task, ...] = ("vector",) if embeds else ("label", "chat") if self._labels else ("chat",)
+        self._tasks: tuple[Purpose, ...] = ("vector",) if embeds else ("label", "chat") if self._labels else ("chat",)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -74,11 +74,11 @@ class Single:
 
     def accept(self, number: int, query: Query, source: dict[str, Any] | None) -> SingleJob:
         """The query as a job. Raises what is wrong with it."""
-        if query.kind == "label" and not self._labels:
+        if query.purpose == "label" and not self._labels:
             raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=query.model)
-        if query.kind not in self._tasks:
+        if query.purpose not in self._tasks:
             raise ServeError("TL-SERVE-UNSUPPORTED", where="model", param="model", got=query.model)
-        param, ids = "messages" if query.kind == "chat" else "input", list[int]()
+        param, ids = "messages" if query.purpose == "chat" else "input", list[int]()
         if isinstance(self._door, Embedder):
             ids = self._ids(query.prompt)
             tokens = len(ids)

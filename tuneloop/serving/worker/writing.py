@@ -118,9 +118,9 @@ class Writing:
     def accept(self, number: int, query: Query, source: dict[str, Any] | None) -> WritingJob:
         """The query as a job; `source` is an adapter ({"key", "run"}), the base ({"key": ""}), or None: what is served.
         Raises what is wrong with it."""
-        if query.kind == "label":
+        if query.purpose == "label":
             raise ServeError("TL-SERVE-NO-LABELS", where="model", param="model", model=query.model)
-        if query.kind == "vector":
+        if query.purpose == "vector":
             raise ServeError("TL-SERVE-UNSUPPORTED", where="model", param="model", got=query.model)
         adapter, chat_format = self._own, self._format
         if source is not None and self._store is not None:
@@ -260,7 +260,7 @@ class Writing:
             token = generation.tokens[n]
             scored = generation.scores[n] if query.logprobs is not None else None
             if token in ends and generation.ended == "stop" and n == len(generation.tokens) - 1:
-                answer.text.ended(token, scored if query.kind == "text" else None)
+                answer.text.ended(token, scored if query.purpose == "text" else None)
                 break
             pieces.append(answer.text.feed(token, scored))
             if answer.text.stopped:

@@ -40,10 +40,10 @@ def written_prompt(query: Query, chat_format: ChatFormat, model: nn.Module, usua
     if query.tool_choice == "none":
         query = replace(query, tools=())
     _require_text(query)
-    tokenizer, param = chat_format.tokens.prompts, "messages" if query.kind == "chat" else "prompt"
+    tokenizer, param = chat_format.tokens.prompts, "messages" if query.purpose == "chat" else "prompt"
     with chat_format.tokens.lock:
         ids, text = _ids(query, chat_format)
-        parser = _parser(query, chat_format, ids) if query.kind == "chat" else None
+        parser = _parser(query, chat_format, ids) if query.purpose == "chat" else None
         begun, schema = "", query.schema
         if query.tools and query.tool_choice != "auto":
             calls = call_format(chat_format.tokens.template)
@@ -61,7 +61,7 @@ def written_prompt(query: Query, chat_format: ChatFormat, model: nn.Module, usua
 
 def _ids(query: Query, chat_format: ChatFormat) -> tuple[list[int], str]:
     """The query's prompt in tokens and, where it may be echoed, as text."""
-    if query.kind == "chat":
+    if query.purpose == "chat":
         return chat_format.prompts.prompt(query.chat, query.tools, query.thinking), ""
     if isinstance(query.prompt, str):
         return [*chat_format.tokens.before_texts, *text_ids(chat_format.tokens.prompts, query.prompt)], query.prompt
@@ -81,7 +81,7 @@ def _parser(query: Query, chat_format: ChatFormat, ids: list[int]) -> Callable[[
 
 def _require_text(query: Query) -> None:
     """Raise TL-SERVE-REQUEST for half of a pair of UTF-16, which no tokenizer takes."""
-    param = "messages" if query.kind == "chat" else "prompt"
+    param = "messages" if query.purpose == "chat" else "prompt"
     for name, content in ((param, query.chat or query.prompt), ("tools", query.tools)):
         try:
             json.dumps(content, ensure_ascii=False, default=str).encode()

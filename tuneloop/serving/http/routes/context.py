@@ -10,7 +10,7 @@ from fastapi import Request
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.admission import Question, Submit
 from tuneloop.serving.answers.several import submit_all
-from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Query, Task
+from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Purpose, Query
 from tuneloop.serving.http.errors import Places
 from tuneloop.serving.http.metrics import ServerMetrics
 
@@ -33,7 +33,7 @@ class ServerContext:
         stream = await submit_all(self.submit, questions, self.engine.capacity)
         return self.metrics.watch(stream, queries[0], began)
 
-    async def model_for(self, task: Task, name: str) -> ModelEntry | None:
+    async def model_for(self, task: Purpose, name: str) -> ModelEntry | None:
         """The model of a name, None for one that the engine does not list: it refuses it itself, or knows an alias.
 
         Raises TL-SERVE-TASK for a model that cannot do the task.
