@@ -137,7 +137,7 @@ async def test_what_a_chat_asks_for_arrives(engine: GgufEngine) -> None:
 @on_loop
 async def test_sampling_is_ours_and_not_llama_cpp_s_defaults(engine: GgufEngine) -> None:
     """Greedy equals the likeliest of very many; a bias bans a token; top_k 1 is greedy at any temperature."""
-    base: dict[str, Any] = {"kind": "text", "model": "tiny", "prompt": (9, 8, 7), "max_new_tokens": 6, "logprobs": 0}
+    base: dict[str, Any] = {"purpose": "text", "model": "tiny", "prompt": (9, 8, 7), "max_new_tokens": 6, "logprobs": 0}
     greedy = tokens_of(await ask(engine, Query(**base)))
     only = Sampling(temperature=1.9, top_k=1, seed=3)
     assert tokens_of(await ask(engine, Query(**base, sampling=only))) == greedy
@@ -151,7 +151,7 @@ async def test_sampling_is_ours_and_not_llama_cpp_s_defaults(engine: GgufEngine)
 
 @on_loop
 async def test_a_stop_text_ends_and_is_left_out(engine: GgufEngine) -> None:
-    base: dict[str, Any] = {"kind": "text", "model": "tiny", "prompt": (9, 8, 7), "max_new_tokens": 30}
+    base: dict[str, Any] = {"purpose": "text", "model": "tiny", "prompt": (9, 8, 7), "max_new_tokens": 30}
     full = text_of(await ask(engine, Query(**base)))
     stop = next(full[n : n + 2] for n in range(3, len(full)) if full[n : n + 2].isalpha() and full[n : n + 2].isascii())
     pieces = await ask(engine, Query(**base, stop=(stop,)))
