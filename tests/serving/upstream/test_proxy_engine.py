@@ -85,7 +85,10 @@ def test_llama_cpp_s_server_says_through_it_what_it_says_itself(llama: LlamaServ
         again = await ask(engine, purpose="text", chat=[], prompt=(9, 8, 7), sampling=sampling, max_new_tokens=12)
         assert text_of(again) == text.choices[0].text
         assert again[-1].tokens == text.usage.completion_tokens
-        for fields, param in (({"purpose": "vector", "prompt": "x"}, None), ({"purpose": "text", "prompt": (10**8,)}, None)):
+        for fields, param in (
+            ({"purpose": "vector", "prompt": "x"}, None),
+            ({"purpose": "text", "prompt": (10**8,)}, None),
+        ):
             with pytest.raises(ServeError, match="TL-SERVE-UPSTREAM-REFUSED") as caught:
                 await ask(engine, **fields)
             assert (caught.value.facts["status"], caught.value.facts["param"]) == (400, param)
