@@ -1,6 +1,6 @@
 """llama-server out of the package xllamacpp: llama.cpp's own server, with the options of it that our documents name.
 
-    python -m tests.llama_server --jinja -m MODEL.gguf [--lora ADAPTER.gguf] --port 8080 [--parallel 4] [--alias NAME]
+    python -m tests.llama_server --jinja -m MODEL.gguf [--lora ADAPTER.gguf] [--chat-template-file FILE] --port 8080 [--parallel 4] [--alias NAME]
 
 It prints its address once it listens, and serves until it is ended.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from pathlib import Path
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     options.add_argument("-m", required=True)
     options.add_argument("--jinja", action="store_true")
     options.add_argument("--lora")
+    options.add_argument("--chat-template-file", type=Path)
     options.add_argument("--port", type=int, default=8080)
     options.add_argument("--parallel", type=int, default=1)
     options.add_argument("--alias")
@@ -26,6 +28,8 @@ def main() -> None:
     params.model.path, params.port, params.use_jinja = given.m, given.port, given.jinja
     params.n_ctx, params.n_parallel, params.warmup = 512, given.parallel, False
     params.kv_unified = True
+    if given.chat_template_file:
+        params.chat_template = given.chat_template_file.read_text(encoding="utf-8")
     if given.alias:
         params.model_alias = {given.alias}
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1

@@ -21,7 +21,7 @@ from tuneloop.data.tokens.templates import CHATML, DEFAULTS, encode, stop_ids
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.gguf.pretokenizers import PRETOKENIZERS
 from tuneloop.gguf.tokenizer import write_tokenizer
-from tuneloop.gguf.tokenizer_facts import _ENDS_BY_TEXT, tokenizer_facts
+from tuneloop.gguf.tokenizer_facts import ENDS_BY_TEXT, tokenizer_facts
 
 __all__ = ["pieces"]  # a fixture
 
@@ -263,7 +263,7 @@ def test_llama_cpp_ends_where_the_template_does(name: str, tmp_path: Path) -> No
 
 
 def test_the_ends_that_llama_cpp_knows_by_their_text(tmp_path: Path) -> None:
-    known = sorted(_ENDS_BY_TEXT)
+    known = sorted(ENDS_BY_TEXT)
     folder = trained(tmp_path / "m", "smollm", list(TEXTS), special=(*known, "<x>", "<y>"), merges=20, template=None)
     facts = tokenizer_facts(folder)
     with LlamaCpp(vocabulary_file(facts, tmp_path / "v.gguf"), vocab_only=True) as llama:

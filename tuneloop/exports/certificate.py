@@ -19,7 +19,7 @@ from tuneloop.exports.limits import LIMITED_AS, NEAR_TIE, Limits, limits_of
 from tuneloop.exports.parity import EXACT, NEW_TOKENS, Evidence, Parity, int8_loss, places_equal, questions
 from tuneloop.model.precision import tolerance
 
-BLOCK = 64
+BLOCK = 16
 """Positions whose distributions are compared at a time, in float64."""
 
 
@@ -96,26 +96,27 @@ class _Sums:
     def add(self, trained: Tensor, exported: Tensor, labels: Tensor) -> None:
         """Logits [positions, vocabulary] of both; labels int64 [at most positions]: the tokens that follow the first.
 
-        What is no number makes the sums it goes into none.
+        What is no number makes the sums it goes into none. With p the trained model's distribution and Z the sums of
+        the exponentials, the divergence is log Z' - log Z - p (exported - trained).
         """
-        difference = (trained - exported).abs()
-        self.largest = max(self.largest, float(difference.max().nan_to_num(nan=math.inf)))
-        self.total += float(difference.double().sum())
+        ours, theirs = trained.double(), exported.double()
+        difference = theirs - ours
+        shares, whole = _shares(ours)
+        whole_theirs = _shares(theirs)[1]
+        self.kld += float((whole_theirs - whole).sum() - (shares * difference).sum())
+        picked, rows = labels[:, None], len(labels)
+        self.trained_loss += float((whole[:rows] - ours[:rows].gather(1, picked)[:, 0]).sum())
+        self.exported_loss += float((whole_theirs[:rows] - theirs[:rows].gather(1, picked)[:, 0]).sum())
+        self.labels += rows
+        self.same_top += int(((trained.argmax(-1) == exported.argmax(-1)) | _near_ties(ours)).sum())
+        self.positions += len(trained)
+        distance = difference.abs()
+        self.largest = max(self.largest, float(distance.max().nan_to_num(nan=math.inf)))
+        self.total += float(distance.sum())
         self.numbers += difference.numel()
         self.size = max(self.size, float(trained.abs().max()))
-        centred = (exported - trained).double()
-        self.noise += float((centred - centred.mean(-1, keepdim=True)).square().sum())
-        self.spread += float((trained - trained.mean(-1, keepdim=True)).double().square().sum())
-        ours, theirs = trained.double().log_softmax(-1), exported.double().log_softmax(-1)
-        self.kld += float((ours.exp() * (ours - theirs)).sum())
-        first = trained.double().topk(2).values
-        near = (first[:, 0] - first[:, 1]) / trained.double().std(-1) < NEAR_TIE
-        self.same_top += int(((trained.argmax(-1) == exported.argmax(-1)) | near).sum())
-        self.positions += len(trained)
-        picked = labels[:, None]
-        self.trained_loss -= float(ours[: len(labels)].gather(1, picked).sum())
-        self.exported_loss -= float(theirs[: len(labels)].gather(1, picked).sum())
-        self.labels += len(labels)
+        self.noise += float(_squares(difference).sum())
+        self.spread += float(_squares(ours).sum())
 
     def relative_noise(self) -> float | None:
         """None where there is nothing, or nothing to compare a noise with; infinite where something was no number."""
@@ -126,6 +127,25 @@ class _Sums:
         """None where there is nothing; infinite where something was no number."""
         mean = total / of if of else None
         return math.inf if mean is not None and math.isnan(mean) else mean
+
+
+def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(probabilities, logarithm of the sum of the exponentials) of float64 [positions, vocabulary]."""
+    highest = logits.amax(-1, keepdim=True)
+    powers = (logits - highest).exp_()
+    total = powers.sum(-1, keepdim=True)
+    return powers.div_(total), (highest + total.log())[:, 0]
+
+
+def _squares(logits: Tensor) -> Tensor:
+    """Sum of squares of each row, float64 [positions], without its mean."""
+    return (logits - logits.mean(-1, keepdim=True)).square_().sum(-1)
+
+
+def _near_ties(logits: Tensor) -> Tensor:
+    """Whether the two highest of each row are as good as one, bool [positions]."""
+    first = logits.topk(2).values
+    return (first[:, 0] - first[:, 1]) / (_squares(logits) / (logits.shape[-1] - 1)).sqrt() < NEAR_TIE
 
 
 def _knows_all(reference: Evidence, form: Form) -> bool:
@@ -145,7 +165,8 @@ def _measured(reference: Evidence, form: Form, target: str, limits: Limits) -> P
         for start in range(0, len(places), BLOCK):
             block = slice(start, start + BLOCK)
             sums.add(trained[block], exported[block], labels[block])
-    greedy = [form.greedy(prompt, NEW_TOKENS)[0] if known else [] for prompt in reference.prompts]
+    answers = form.greedy(reference.prompts, NEW_TOKENS) if known else [([], [])] * len(reference.prompts)
+    greedy = [tokens for tokens, _ in answers]
     equal, compared = places_equal(reference.answers, greedy)
     same, of, near = agreement(reference, greedy, limits.tie)
     exact = LIMITED_AS.get(target) == ""

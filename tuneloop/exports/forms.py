@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 HELD = 2048
 """Tokens of the held-out rows whose loss is compared, at most."""
+TOGETHER = 2048
+"""Tokens of prompts, padding too, that are read in one pass at most: prompts of more are answered one by one."""
+Greedy = tuple[list[int], list[float]]
+"""The tokens of a greedy answer, and how far each was ahead of the second, in standard deviations of the logits."""
 
 
 class Form(Protocol):
@@ -47,9 +51,8 @@ class Form(Protocol):
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         """float32 [positions, vocabulary] on the CPU: the logits behind the tokens at these positions of `ids`."""
 
-    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
-        """The most likely token at each step behind `ids`, and how far it is ahead of the second, in standard
-        deviations of the step's logits."""
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Greedy]:
+        """The most likely token at each step behind each of the prompts."""
 
     def ends(self) -> frozenset[int]:
         """Tokens at which programs that read this form end an answer."""
@@ -87,8 +90,8 @@ class TransformersForm:
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         return logits_at(self.model, torch.tensor(list(ids)), torch.tensor(list(positions)))
 
-    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
-        return greedy_tokens(self.model, ids, new_tokens)
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Greedy]:
+        return greedy_tokens(self.model, prompts, new_tokens)
 
     def ends(self) -> frozenset[int]:
         """What its generation config names: other programs go by that, not by the template."""
@@ -112,13 +115,17 @@ class TransformersForm:
 
 
 class LlamaForm:
-    """A GGUF file, with adapters or without, as llama.cpp has read it."""
+    """A GGUF file, with adapters or without, as llama.cpp has read it; `template` is a file with the chat template to
+    be used in place of the GGUF's own, as for `llama-server --chat-template-file`."""
 
     dtype = torch.float32
     """llama.cpp computes what matters in float32; what the weights have lost is the target's matter."""
 
-    def __init__(self, llama: LlamaCpp, gguf: Path, adapters: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, llama: LlamaCpp, gguf: Path, adapters: Sequence[Path] = (), template: Path | None = None
+    ) -> None:
         self.llama, self.gguf, self.adapters = llama, gguf, tuple(adapters)
+        self._template = template and template.read_text(encoding="utf-8")
 
     @property
     def vocabulary(self) -> int:
@@ -130,8 +137,8 @@ class LlamaForm:
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         return torch.from_numpy(self.llama.logits(list(ids), list(positions))).float()
 
-    def greedy(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
-        return self.llama.greedy(list(ids), new_tokens)
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Greedy]:
+        return [self.llama.greedy(ids, new_tokens) for ids in prompts]
 
     def ends(self) -> frozenset[int]:
         """llama.cpp's end tokens: those that the file names, and some that it knows by their spelling."""
@@ -146,7 +153,7 @@ class LlamaForm:
 
         own: Any = chat_template_utils
         facts = self._facts
-        source = facts.get("tokenizer.chat_template")
+        source = self._template or facts.get("tokenizer.chat_template")
         if not source:
             return None
         tokens = facts["tokenizer.ggml.tokens"]
@@ -199,21 +206,28 @@ def logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def greedy_tokens(model: nn.Module, ids: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
-    """The most likely token at each step, and its lead over the second in standard deviations of the step's logits.
+def greedy_tokens(model: nn.Module, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Greedy]:
+    """The most likely token at each step behind each prompt, side by side where all are short.
 
     An end token does not end it: a model that has learned to answer briefly would be compared on next to nothing.
     """
+    if not prompts:
+        return []
+    if len(prompts) > 1 and len(prompts) * max(map(len, prompts)) > TOGETHER:
+        return [one for prompt in prompts for one in greedy_tokens(model, [prompt], new_tokens)]
+    out: list[Greedy] = [([], []) for _ in prompts]
     decoder = Decoder(model, longest(model))
-    state, tokens, gaps = decoder.prefill([list(ids)], pad=0), list[int](), list[float]()
-    for _ in range(new_tokens):
-        logits = decoder.step(state)[0].double()
-        first, second = logits.topk(2).values.tolist()
-        spread = float(logits.std())
-        gaps.append((first - second) / spread if spread else 0.0)  # all tokens alike: a tie
-        tokens.append(int(logits.argmax()))
-        state = decoder.extended(state, torch.tensor([tokens[-1]], device=logits.device))
-    return tokens, gaps
+    state = decoder.prefill(prompts, pad=0)
+    for left in range(new_tokens, 0, -1):
+        rows = decoder.step(state).double()
+        for (tokens, gaps), logits in zip(out, rows, strict=True):
+            first, second = logits.topk(2).values.tolist()
+            spread = float(logits.std())
+            gaps.append((first - second) / spread if spread else 0.0)  # all tokens alike: a tie
+            tokens.append(int(logits.argmax()))
+        if left > 1:
+            state = decoder.extended(state, torch.tensor([tokens[-1] for tokens, _ in out], device=rows.device))
+    return out
 
 
 def mean_loss(model: nn.Module, tokenizer: Any, held: Sequence[Record]) -> float | None:

@@ -47,6 +47,11 @@ class Exportation:
     def has_modelfile(self) -> bool:
         return self.folder is not None and (self.folder / "Modelfile").is_file()
 
+    @property
+    def has_template(self) -> bool:
+        """Whether a chat template lies beside the adapter, to be used in place of the base's."""
+        return self.folder is not None and (self.folder / "chat_template.jinja").is_file()
+
 
 Section = tuple[Callable[[], str], str, Callable[[Exportation], str]]
 """A sentence, the language of its code (python, bash), and the code; "" where there is none."""
@@ -101,7 +106,8 @@ def _llama_server(one: Exportation) -> str:
 
 
 def _llama_server_adapter(one: Exportation) -> str:
-    serve = f"llama-server --jinja -m BASE.gguf --lora {quoted(one.gguf)} --port 8080\n"
+    template = " --chat-template-file chat_template.jinja" if one.has_template else ""
+    serve = f"llama-server --jinja -m BASE.gguf --lora {quoted(one.gguf)}{template} --port 8080\n"
     return serve + _ask(8080, one.recipe.name)
 
 

@@ -118,7 +118,7 @@ def measure(model: nn.Module, tokenizer: Any, chats: Sequence[Chat], held: Seque
     at_once = max(2, min(LONGEST, longest(model) - NEW_TOKENS))
     prompts = [ids[-at_once:] for ids in ids_of_texts[len(chats) : 2 * len(chats)]]
     samples = _spread(_samples(tokenizer, chats, prompts, held), model, at_once)
-    greedy = [greedy_tokens(model, ids, NEW_TOKENS) for ids in prompts]
+    greedy = greedy_tokens(model, prompts, NEW_TOKENS)
     return Evidence(
         logits=tuple(logits_at(model, ids, places) for ids, places in samples),
         answers=tuple(tuple(tokens) for tokens, _ in greedy),

@@ -47,10 +47,12 @@ def _proof(reference: Reference, target: str, model: nn.Module, folder: Path) ->
     return parity.compare(reference.evidence, says(reference, model, tokenizer), reference.measured)
 
 
-def prove_gguf(reference: Reference, target: str, gguf: Path, lora: Path | None = None) -> Parity:
-    """Of a GGUF file, with an adapter in another, as llama.cpp reads them."""
+def prove_gguf(
+    reference: Reference, target: str, gguf: Path, lora: Path | None = None, template: Path | None = None
+) -> Parity:
+    """Of a GGUF file, with an adapter in another and a chat template in a third, as llama.cpp reads them."""
     from tuneloop.gguf.llamacpp import LlamaCpp
 
     more = [lora] if lora else []
     with LlamaCpp(gguf, adapters=more) as llama:
-        return certify(reference.evidence, LlamaForm(llama, gguf, more), target, reference.measured)
+        return certify(reference.evidence, LlamaForm(llama, gguf, more, template), target, reference.measured)

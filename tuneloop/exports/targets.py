@@ -131,6 +131,7 @@ def _vllm(parts: Composition) -> str:
 
 
 def _gguf_adapter(parts: Composition) -> str:
+    from tuneloop.exports import llamacpp
     from tuneloop.gguf.lora import lora_settings
     from tuneloop.gguf.write import refusing
 
@@ -139,7 +140,7 @@ def _gguf_adapter(parts: Composition) -> str:
         return reason
     with refusing(parts.adapters[0]):
         lora_settings(parts.adapters[0])
-    return ""
+    return llamacpp.base_refusal(parts)
 
 
 def _path(folder: Path) -> str:
@@ -269,7 +270,8 @@ def _prove_lora(work: ExportInput, folder: Path) -> Parity:
     parts, base = work.reference.parts, work.scratch / "base.gguf"
     write_gguf(parts.weights, base, "f16")
     try:
-        return proof.prove_gguf(work.reference, "gguf-lora", base, folder / llamacpp.gguf_name(parts, "lora"))
+        adapter = folder / llamacpp.gguf_name(parts, "lora")
+        return proof.prove_gguf(work.reference, "gguf-lora", base, adapter, folder / llamacpp.TEMPLATE)
     finally:
         base.unlink()
 
@@ -277,7 +279,8 @@ def _prove_lora(work: ExportInput, folder: Path) -> Parity:
 def _lora_command(parts: Composition, folder: Path) -> str:
     from tuneloop.exports import llamacpp
 
-    return f"llama-server --jinja -m BASE.gguf --lora {_path(folder / llamacpp.gguf_name(parts, 'lora'))}"
+    adapter, template = _path(folder / llamacpp.gguf_name(parts, "lora")), _path(folder / llamacpp.TEMPLATE)
+    return f"llama-server --jinja -m BASE.gguf --lora {adapter} --chat-template-file {template}"
 
 
 TARGETS: dict[str, Target] = {

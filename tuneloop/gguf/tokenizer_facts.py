@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _LEAST = -1e6
 """The score of a SentencePiece token that no merge makes."""
 _QUESTION, _ANSWER = "question", "answer"
-_ENDS_BY_TEXT = frozenset({
+_DECIDING = frozenset({".json", ".jinja", ".model", ".txt"})
+"""Endings of the files that a tokenizer is read from."""
+ENDS_BY_TEXT = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>",
     "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
     "<｜end▁of▁sentence｜>",
@@ -37,6 +40,13 @@ def tokenizer_facts(folder: Path) -> Facts:
 
     Raises TL-MODEL-GGUF-TOKENIZER for what llama.cpp would not do as transformers does.
     """
+    files = sorted(one for one in folder.glob("*") if one.suffix in _DECIDING)
+    return dict(_facts(folder, tuple((one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files)))
+
+
+@lru_cache(maxsize=2)
+def _facts(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Facts:
+    """Read once as long as the files are the same: an export writes the same words into each of its GGUF files."""
     tokenizer = _load(folder)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     facts = _scheme(content, tokenizer, folder)
@@ -208,7 +218,7 @@ def _named(tokenizer: Any, folder: Path, tokens: list[str]) -> Facts:
     bos = _configured(folder, "bos_token_id") if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     adds_bos, adds_eos = _adds(tokenizer, folder)
     adds_bos = adds_bos and _opens(tokenizer)  # what serves a chat would put it before a text that has none in training
-    others = [n for n in ends[1:] if tokens[n] not in _ENDS_BY_TEXT]
+    others = [n for n in ends[1:] if tokens[n] not in ENDS_BY_TEXT]
     ids = {
         "bos_token_id": ends[0] if bos is None else int(bos),
         "eos_token_id": ends[0],

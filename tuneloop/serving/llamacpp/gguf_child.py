@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,27 @@ class ServerSession:
     def __init__(self) -> None:
         self._server: Any = None
         self._tokenizer: Any = None
+        self._own: dict[str, Any] = {}
 
-    def open(self, gguf: str, adapters: list[str], context: int, slots: int, threads: int, key: str) -> dict[str, Any]:
-        """Start the server on a free port; its address and what the file says of its vocabulary."""
+    def open(
+        self,
+        gguf: str,
+        adapters: list[str],
+        templates: dict[str, str],
+        context: int,
+        slots: int,
+        threads: int,
+        key: str,
+    ) -> dict[str, Any]:
+        """Start the server on a free port; its address and what the file says of its vocabulary. `templates` are the
+        chat templates of adapters by name, where they have one of their own."""
         import xllamacpp
 
         with _refusing():
             self._open_tokenizer(Path(gguf))
+        for name, template in templates.items():
+            self._own[name] = copy(self._tokenizer)
+            self._own[name].chat_template = template
         params = xllamacpp.CommonParams()
         params.model.path, params.api_keys, params.port = gguf, [key], 0
         params.n_ctx, params.n_parallel, params.kv_unified = context, slots, True
@@ -73,13 +88,15 @@ class ServerSession:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         choose_template(self._tokenizer, None)
 
-    def chat(self, chat: list[dict[str, Any]], tools: list[Any], thinking: bool | None, begun: str) -> dict[str, Any]:
+    def chat(
+        self, model: str, chat: list[dict[str, Any]], tools: list[Any], thinking: bool | None, begun: str
+    ) -> dict[str, Any]:
         """The tokens of a chat up to where the answer begins, and behind it what it is made to begin with; no text of
         a message is a control token. `tail` is the end of the chat as text."""
         from tuneloop.data.tokens.templates import encode, prompt_ids
 
         try:
-            ids = prompt_ids(self._tokenizer, chat, tools=tools, thinking=thinking)
+            ids = prompt_ids(self._own.get(model, self._tokenizer), chat, tools=tools, thinking=thinking)
         except TuneloopError as error:
             return {"refused": error_frame(error)}
         tail = self._tokenizer.decode(ids[-TAIL:])

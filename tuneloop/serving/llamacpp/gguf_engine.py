@@ -66,14 +66,16 @@ class GgufChild(LlamaChild):
 
     upstream: Upstream
     vocabulary: int
-    template: str | None
 
     def __init__(self, model: GgufModel, context: int, slots: int) -> None:
         super().__init__(model.path, "tuneloop.serving.llamacpp.gguf_child", PATIENCE)
+        self._templates: dict[str, str] = dict(model.templates)
+        self._own_template: str | None = None
         self._key = secrets.token_urlsafe(24)
         self._load_frame = {
             "gguf": str(model.path.resolve()),
             "adapters": [str(path.resolve()) for path in model.adapters.values()],
+            "templates": dict(model.templates),
             "context": context,
             "slots": slots,
             "threads": cores(),
@@ -83,8 +85,12 @@ class GgufChild(LlamaChild):
     def begin(self) -> None:
         about, _ = self._ask("open", **self._load_frame)
         self.upstream, self.vocabulary = Upstream(str(about["address"]), self._key), int(about["vocabulary"])
-        self.template = about["template"] if isinstance(about["template"], str) else None
+        self._own_template = about["template"] if isinstance(about["template"], str) else None
         self._patience = PROMPT_SECONDS
+
+    def template(self, model: str) -> str | None:
+        """The chat template of a model's name."""
+        return self._templates.get(model, self._own_template)
 
     def wait(self) -> str:
         self._child.wait()
@@ -94,7 +100,9 @@ class GgufChild(LlamaChild):
         """The tokens of a chat with `begun` behind it, and its end as text. Raises TL-DATA-TEMPLATE, and
         TL-MODEL-LLAMACPP where the process is gone."""
         tools = list(query.tools)
-        reply, _ = self._ask("chat", chat=query.chat, tools=tools, thinking=query.thinking, begun=begun)
+        reply, _ = self._ask(
+            "chat", model=query.model, chat=query.chat, tools=tools, thinking=query.thinking, begun=begun
+        )
         if refused := reply.get("refused"):
             raise read_error(refused)
         return list(reply["ids"]), str(reply["tail"])
@@ -248,7 +256,7 @@ class GgufEngine:
     async def _chat_prompt(self, child: GgufChild, query: Query) -> GgufPrompt:
         """The chat as it was trained, and what takes its answers apart."""
         query = replace(query, chat=self._with_system(query), tools=() if query.tool_choice == "none" else query.tools)
-        begun, schema, template = "", query.schema, child.template
+        begun, schema, template = "", query.schema, child.template(query.model)
         if query.tools:
             calls = call_format(template)
             answer_parser(template, "", query)  # its error is the request's

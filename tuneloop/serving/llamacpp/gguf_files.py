@@ -20,8 +20,9 @@ _ADAPTER_ENDING = "-LORA"
 @dataclass(frozen=True, slots=True)
 class GgufModel:
     """A model file and what goes with it: `context` is how many tokens it was trained to read, `token_bytes` what one
-    takes in the cache, `penalty` its own repetition penalty, `adapters` are GGUF adapters by name, and `systems` the
-    system prompts that the model and they were trained with, by name."""
+    takes in the cache, `penalty` its own repetition penalty, `adapters` are GGUF adapters by name, `systems` the system
+    prompts that the model and they were trained with, by name, and `templates` the chat templates of adapters that
+    were trained with one of their own."""
 
     path: Path
     name: str
@@ -30,6 +31,7 @@ class GgufModel:
     penalty: float
     adapters: Mapping[str, Path] = field(default_factory=dict)
     systems: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_gguf(ref: str | Path) -> bool:
@@ -65,7 +67,8 @@ def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
         raise ServeError("TL-SERVE-GGUF", where=str(model), error=t("it names no context length"))
     adapters = _adapters(model, [file for file in files if file not in models and file != model], facts, notice)
     systems = {name: system for name, file in {model.stem: model, **adapters}.items() if (system := _system(file))}
-    return GgufModel(model, model.stem, context, token_bytes, _penalty(model.parent), adapters, systems)
+    templates = {name: text for name, file in adapters.items() if (text := _template(file))}
+    return GgufModel(model, model.stem, context, token_bytes, _penalty(model.parent), adapters, systems, templates)
 
 
 def require_verified(file: Path, notice: Callable[[str], None]) -> None:
@@ -157,6 +160,13 @@ def _system(file: Path) -> str:
     about = read_json(file.parent / ABOUT) or {}
     of_adapter = about.get("kind") == "gguf-lora"
     return str(about.get("system") or "") if of_adapter == file.stem.endswith(_ADAPTER_ENDING) else ""
+
+
+def _template(adapter: Path) -> str:
+    """The chat template that lies beside an exported adapter, "" where there is none: of earlier exports the model's
+    own is the trained one."""
+    about, file = read_json(adapter.parent / ABOUT) or {}, adapter.parent / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if about.get("kind") == "gguf-lora" and file.is_file() else ""
 
 
 def _penalty(folder: Path) -> float:
