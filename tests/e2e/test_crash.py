@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,20 @@ def test_killed_at_random_instants(setting: tuple[Recipe, Dataset, Run, float], 
             assert_same(whole, run)
 
 
-def test_killed_inside_saves(setting: tuple[Recipe, Dataset, Run, float], tmp_path: Path) -> None:
-    """Die at each single file operation of the second save; the first checkpoint must carry the run on."""
+@pytest.mark.parametrize(
+    "points",
+    [
+        pytest.param((0, KILLS // 4, KILLS // 2 - 1), id="some"),
+        pytest.param(range(KILLS // 2), id="each", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_inside_saves(
+    points: Sequence[int], setting: tuple[Recipe, Dataset, Run, float], tmp_path: Path
+) -> None:
+    """Die at single file operations of the second save, in the slow tests at each; the first checkpoint must carry the
+    run on."""
     recipe, dataset, whole, _ = setting
-    for point in range(0, KILLS // 2):
+    for point in points:
         workspace = tmp_path / str(point)
 
         def victim(workspace: Path = workspace, point: int = point) -> None:

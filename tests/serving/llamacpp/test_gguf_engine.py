@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.serving.ggufs import tiny_gguf
 from tests.serving.upstreams import collect, on_loop, text_of
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Sampling
+from tuneloop.data.tokens.templates import CHATML
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Piece, Query
@@ -102,6 +104,23 @@ async def test_greedy_is_what_llama_cpp_computes_up_to_a_near_tie(
         assert [ours[:n] for ours, n in zip(tokens, sure, strict=True)] == [
             expected[:n] for (expected, _), n in zip(theirs, sure, strict=True)
         ]
+
+
+@on_loop
+async def test_an_adapter_is_asked_with_its_own_chat_template(files: tuple[Path, Path]) -> None:
+    own = {"shop": "{% for m in messages %}{{ m['role'] + '>' + m['content'] }}{% endfor %}"}
+    engine = GgufEngine(
+        replace(gguf_model(files[0], print), templates=own), slots=1, tokens=128, max_new_tokens=4, notice=print
+    )
+    try:
+        child = engine._supervisor.child
+        assert child is not None
+        chat = [{"role": "user", "content": "Hi"}]
+        prompts = {name: child.written(child.chat(Query("chat", name, chat=chat), "")[0]) for name in ("tiny", "shop")}
+        assert prompts == {"tiny": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "shop": "user>Hi"}
+        assert (child.template("tiny"), child.template("shop")) == (CHATML, own["shop"])
+    finally:
+        engine.close()
 
 
 @on_loop

@@ -50,6 +50,20 @@ def test_what_training_has_set_is_taken_along(folder: Path) -> None:
     assert dict(model.systems) == {"tiny": "Be brief."}
 
 
+def test_an_exported_adapter_brings_its_chat_template(folder: Path) -> None:
+    """The file lies beside adapters of GGUF alone; beside a whole model it is of the tokenizer there."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    described(folder / "shop-LORA.gguf", "gguf-f16")
+    assert dict(gguf_model(folder, print).templates) == {}
+    (folder / "lora").mkdir()
+    for name in ("shop-LORA.gguf", "chat_template.jinja"):
+        (folder / name).rename(folder / "lora" / name)
+    (folder / "tuneloop.json").unlink()
+    (folder / "parity.json").unlink()
+    described(folder / "lora" / "shop-LORA.gguf", "gguf-lora")
+    assert dict(gguf_model(folder, print).templates) == {"shop": "{{ messages[0]['content'] }}"}
+
+
 def test_an_adapter_is_not_laid_on_an_export_that_has_one_in_it(folder: Path) -> None:
     for name, file, kind in (("f16", "tiny.gguf", "gguf-f16"), ("lora", "shop-LORA.gguf", "gguf-lora")):
         (folder / name).mkdir()
