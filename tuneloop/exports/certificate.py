@@ -165,8 +165,7 @@ def _measured(reference: Evidence, form: Form, target: str, limits: Limits) -> P
         for start in range(0, len(places), BLOCK):
             block = slice(start, start + BLOCK)
             sums.add(trained[block], exported[block], labels[block])
-    answers = form.greedy(reference.prompts, NEW_TOKENS) if known else [([], [])] * len(reference.prompts)
-    greedy = [tokens for tokens, _ in answers]
+    greedy = _answers(reference, form, limits) if known else [[] for _ in reference.prompts]
     equal, compared = places_equal(reference.answers, greedy)
     same, of, near = agreement(reference, greedy, limits.tie)
     exact = LIMITED_AS.get(target) == ""
@@ -190,6 +189,19 @@ def _measured(reference: Evidence, form: Form, target: str, limits: Limits) -> P
         near_ties=near,
         limits=limits,
     )
+
+
+def _answers(reference: Evidence, form: Form, limits: Limits) -> list[list[int]]:
+    """Greedy tokens behind each prompt. Where they decide, the form writes them one by one; else it is given those of
+    the trained model and says in one pass what it would write next: up to the first that differs, which is what is
+    counted, that is the same."""
+    if limits.greedy is not None:
+        return [tokens for tokens, _ in form.greedy(reference.prompts, NEW_TOKENS)]
+    out = []
+    for prompt, tokens in zip(reference.prompts, reference.answers, strict=True):
+        places = range(len(prompt) - 1, len(prompt) - 1 + len(tokens))
+        out.append(form.logits([*prompt, *tokens[:-1]], list(places)).argmax(-1).tolist())
+    return out
 
 
 def agreement(reference: Evidence, greedy: Sequence[Sequence[int]], tie: float) -> tuple[int, int, int]:
