@@ -26,7 +26,7 @@ class Parity:
     max_logit_difference: float
     mean_logit_difference: float
     same_tokens: int
-    """Greedy tokens at the same place of both models' answers; where rounding turns answers, behind the trained one's."""
+    """Greedy tokens at the same place of both answers; where they do not decide, each behind the trained model's own."""
     of: int
     template_equal: bool
     passed: bool
