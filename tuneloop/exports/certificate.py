@@ -101,12 +101,12 @@ class _Sums:
         """
         ours, theirs = trained.double(), exported.double()
         difference = theirs - ours
-        shares, whole = _shares(ours)
-        whole_theirs = _shares(theirs)[1]
-        self.kld += float((whole_theirs - whole).sum() - (shares * difference).sum())
+        shares, ours_sum = _shares(ours)
+        theirs_sum = _shares(theirs)[1]
+        self.kld += float((theirs_sum - ours_sum).sum() - (shares * difference).sum())
         picked, rows = labels[:, None], len(labels)
-        self.trained_loss += float((whole[:rows] - ours[:rows].gather(1, picked)[:, 0]).sum())
-        self.exported_loss += float((whole_theirs[:rows] - theirs[:rows].gather(1, picked)[:, 0]).sum())
+        self.trained_loss += float((ours_sum[:rows] - ours[:rows].gather(1, picked)[:, 0]).sum())
+        self.exported_loss += float((theirs_sum[:rows] - theirs[:rows].gather(1, picked)[:, 0]).sum())
         self.labels += rows
         self.same_top += int(((trained.argmax(-1) == exported.argmax(-1)) | _near_ties(ours)).sum())
         self.positions += len(trained)

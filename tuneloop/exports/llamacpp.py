@@ -47,13 +47,13 @@ def base_refusal(parts: Composition) -> str:
     from tuneloop.gguf.tokenizer_facts import ENDS_BY_TEXT, tokenizer_facts
 
     facts, tokenizer = tokenizer_facts(parts.weights), load_tokenizer(parts.adapters[0])
-    opening = facts["tokenizer.ggml.tokens"][facts["tokenizer.ggml.bos_token_id"]]
+    bos = facts["tokenizer.ggml.tokens"][facts["tokenizer.ggml.bos_token_id"]]
     prompt = render(tokenizer, [{"role": "user", "content": "?"}], prompt=True)
-    if facts["tokenizer.ggml.add_bos_token"] and not prompt.startswith(opening):
+    if facts["tokenizer.ggml.add_bos_token"] and not prompt.startswith(bos):
         return t(
             "a GGUF of its base begins each prompt with {token}, and the run's chat template does not; take a whole "
             "model, whose file says so: gguf-q8_0, gguf-q4_k_m",
-            token=opening,
+            token=bos,
         )
     named = {facts.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
     ends = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in sorted(stop_ids(tokenizer))}

@@ -267,14 +267,14 @@ def _end_of_answer(tokenizer: Any) -> int | None:
     return int(ids[0]) if ids and ids[0] in special else None
 
 
-def with_opening(template: str, opening: str | None) -> str:
+def with_opening(template: str, bos: str | None) -> str:
     """The chat template as llama.cpp renders it alike: there every model has a beginning token, so where the tokenizer
     has none the template says so itself.
 
     >>> with_opening("{{ bos_token }}Hi", None), with_opening("{{ bos_token }}Hi", "<s>"), with_opening("Hi", None)
     ("{% set bos_token = '' %}{{ bos_token }}Hi", '{{ bos_token }}Hi', 'Hi')
     """
-    return template if opening or "bos_token" not in template else "{% set bos_token = '' %}" + template
+    return template if bos or "bos_token" not in template else "{% set bos_token = '' %}" + template
 
 
 def _template(tokenizer: Any) -> str | None:
