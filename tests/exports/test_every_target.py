@@ -43,7 +43,7 @@ def dialogues(tokenizer: Any) -> list[list[dict[str, Any]]]:
     return found
 
 
-def trained(model: Path, workspace: Path) -> Path:
+def trained(model: Path, workspace: Path, rate: float = 0.01) -> Path:
     """A run of two steps over real rows of both languages."""
     rows = workspace / "rows.jsonl"
     tokenizer = load_tokenizer(model)
@@ -53,7 +53,7 @@ def trained(model: Path, workspace: Path) -> Path:
     recipe, _ = make_recipe(
         {
             "name": "both", "model": str(model), "data": str(rows), "prepare": {"validation": 0},
-            "train": {"max_steps": 2, "batch_size": 2, "learning_rate": 0.01, "lora": {"rank": 4}},
+            "train": {"max_steps": 2, "batch_size": 2, "learning_rate": rate, "lora": {"rank": 4}},
             "evaluate": {"rows": 0, "show": []},
         }
     )  # fmt: skip
@@ -83,20 +83,21 @@ def test_a_tiny_model_of_each_shape(kind: str, tmp_path: Path) -> None:
 @pytest.mark.real_model
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "name",
+    ("name", "rate"),
     [
-        "smollm2-135m-instruct",
-        pytest.param("qwen2.5-coder-0.5b-instruct", marks=pytest.mark.slow),
-        pytest.param("gemma-3-270m", marks=pytest.mark.slow),
+        ("smollm2-135m-instruct", 0.01),
+        pytest.param("qwen2.5-coder-0.5b-instruct", 0.01, marks=pytest.mark.slow),
+        # At 0.01 Gemma's loss rises from 2.7 to 7.8 in two steps: what is left is no model that a type could hold.
+        pytest.param("gemma-3-270m", 0.001, marks=pytest.mark.slow),
     ],
 )
-def test_a_real_model(name: str, tmp_path: Path) -> None:
+def test_a_real_model(name: str, rate: float, tmp_path: Path) -> None:
     if name != "smollm2-135m-instruct" and not (environment().home / "models" / name / "config.json").is_file():
         pytest.skip(f"tuneloop model pull {name}")
     model = resolve.resolve(name)
     tokenizer = load_tokenizer(model)
     choose_template(tokenizer, None)
-    exported = export(trained(model, tmp_path), tmp_path / "out", list(TARGETS), chats=dialogues(tokenizer))
+    exported = export(trained(model, tmp_path, rate), tmp_path / "out", list(TARGETS), chats=dialogues(tokenizer))
     for target, one in exported.items():
         parity = one.parity
         print(

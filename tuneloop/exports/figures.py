@@ -26,7 +26,7 @@ class Parity:
     max_logit_difference: float
     mean_logit_difference: float
     same_tokens: int
-    """Greedy tokens at the same place of both answers; where they do not decide, each behind the trained model's own."""
+    """Greedy tokens at the same place of both; where they do not decide, each behind the trained model's own."""
     of: int
     template_equal: bool
     passed: bool

@@ -90,13 +90,13 @@ def write_adapter(reference: Reference, folder: Path, scratch: Path) -> list[str
     that it knows.
     """
     from tuneloop.gguf.lora import write_lora
-    from tuneloop.gguf.tokenizer_facts import with_opening
+    from tuneloop.gguf.tokenizer_facts import with_bos
 
     parts, (adapter,) = reference.parts, reference.parts.adapters
     folder.mkdir()
     name = gguf_name(parts, "lora")
     write_lora(adapter, parts.weights, folder / name)
-    template = with_opening(reference.tokenizer.get_chat_template(), reference.tokenizer.bos_token)
+    template = with_bos(reference.tokenizer.get_chat_template(), reference.tokenizer.bos_token)
     (folder / TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
     generation_config(reference, folder)
     model = scratch / "prompts"  # what a Modelfile is made from: the run's tokenizer with the base's config

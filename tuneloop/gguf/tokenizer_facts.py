@@ -267,11 +267,11 @@ def _end_of_answer(tokenizer: Any) -> int | None:
     return int(ids[0]) if ids and ids[0] in special else None
 
 
-def with_opening(template: str, bos: str | None) -> str:
+def with_bos(template: str, bos: str | None) -> str:
     """The chat template as llama.cpp renders it alike: there every model has a beginning token, so where the tokenizer
     has none the template says so itself.
 
-    >>> with_opening("{{ bos_token }}Hi", None), with_opening("{{ bos_token }}Hi", "<s>"), with_opening("Hi", None)
+    >>> with_bos("{{ bos_token }}Hi", None), with_bos("{{ bos_token }}Hi", "<s>"), with_bos("Hi", None)
     ("{% set bos_token = '' %}{{ bos_token }}Hi", '{{ bos_token }}Hi', 'Hi')
     """
     return template if bos or "bos_token" not in template else "{% set bos_token = '' %}" + template
@@ -285,7 +285,7 @@ def _templates(tokenizer: Any) -> Facts:
     """The chat template, and where there are several, those with a name (tool_use, rag) beside it."""
     given = tokenizer.chat_template or {}
     named = given if isinstance(given, dict) else {"default": given}
-    named = {name: with_opening(text, tokenizer.bos_token) for name, text in named.items()}
+    named = {name: with_bos(text, tokenizer.bos_token) for name, text in named.items()}
     facts = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}
     if facts:
         facts["tokenizer.chat_templates"] = [name for name in named if name != "default"]
