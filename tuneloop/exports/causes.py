@@ -185,7 +185,13 @@ def transposed(case: Case) -> Cause | None:
 
 
 def scale(case: Case) -> Cause | None:
-    """What was added to the base is a multiple of the adapter, the same in most of its weights."""
+    """What was added to the base is a multiple of the adapter, the same in most of its weights.
+
+    Coarse types round a sum that is small beside their steps up or away, all the more where the base lies on such steps
+    itself: a multiple is then no fact while every weight is as near as the type allows.
+    """
+    if _near_as_allowed(case):
+        return None
     factors = [(one.factor, one.spread) for one in _tensors(case) if one.factor is not None]
     if not factors:
         return None
@@ -229,7 +235,7 @@ def unknown(case: Case) -> Cause:
     remedy = t("set model.dtype to float32 in a copy of the run's recipe and export again, and report it if it stays")
     if worst is None:
         return Cause("unknown", t("not known: the trained weights could not be read again"), remedy)
-    if worst.difference <= _rounding(case) and (limits := LIMITS.get(case.parity.target)) and limits.greedy is None:
+    if _near_as_allowed(case):
         words = t("every weight is as near as this type allows: this model loses more by it than others")
         return Cause("type", words, t("take a finer type: gguf-q8_0, gguf-q6_k or gguf-q5_k_m lose less"))
     if worst.difference <= _rounding(case):
@@ -245,6 +251,13 @@ def unknown(case: Case) -> Cause:
 
 def _tensors(case: Case) -> Sequence[TensorDifference]:
     return case.comparison.tensors if case.comparison else ()
+
+
+def _near_as_allowed(case: Case) -> bool:
+    """Whether the target is of a coarse type, and each tensor within what that rounds."""
+    limits, allowed = LIMITS.get(case.parity.target), _rounding(case)
+    coarse = limits is not None and limits.greedy is None
+    return coarse and all(one.difference <= allowed for one in _tensors(case))
 
 
 def _rounding(case: Case) -> float:
