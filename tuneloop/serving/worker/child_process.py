@@ -16,13 +16,15 @@ from tuneloop.base.frames import exit_words, receive, start_child
 Frame = dict[str, Any]
 END_SECONDS = 2.0
 """How long a child may take to end by itself once nobody writes to it any more."""
+ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""oneDNN keeps its code for each number of rows there may be (`inference/fast_step.py`); weights lie in large pages."""
 
 
 class ChildProcess:
     """A running child. `on_frame` is called with each of its frames, in a thread of its own. `stop` it when done."""
 
     def __init__(self, module: str, on_frame: Callable[[Frame], None]) -> None:
-        self._process = start_child(module)
+        self._process = start_child(module, environment=ENVIRONMENT)
         self._on_frame = on_frame
         self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.ended = threading.Event()
