@@ -72,6 +72,34 @@ class Clients:
 
         return asyncio.run(work())
 
+    def writing(self, chats: Sequence[Chat], length: int) -> float:
+        """Tokens a second while all of these chats are being answered at once: from the last first text to the first
+        end. Events are counted, and the tokens that an event has on average."""
+
+        async def events(client: Any, chat: Chat) -> tuple[list[float], int]:
+            at, tokens = list[float](), 0
+            body = self._body(chat, length, stream=True, stream_options={"include_usage": True})
+            async with client.stream("POST", f"{self.base}/chat/completions", json=body) as reply:
+                async for line in reply.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    content = json.loads(line[6:])
+                    if any(choice["delta"].get("content") for choice in content.get("choices", [])):
+                        at.append(time.perf_counter())
+                    tokens = (content.get("usage") or {}).get("completion_tokens", tokens)
+            return at, tokens
+
+        async def work() -> float:
+            async with self._client() as client:
+                every = await asyncio.gather(*(events(client, chat) for chat in chats))
+            begin, end = max(at[0] for at, _ in every), min(at[-1] for at, _ in every)
+            if end - begin < 1:
+                raise SystemExit(f"all wrote at once for {end - begin:.1f} s only: longer answers are needed")
+            a_time = sum(tokens for _, tokens in every) / sum(len(at) for at, _ in every)
+            return a_time * sum(begin < moment <= end for at, _ in every for moment in at) / (end - begin)
+
+        return asyncio.run(work())
+
     def first_token(self, prompt: Chat, others: Sequence[Chat], times: int) -> tuple[float, float]:
         """Median seconds to the first text of a prompt: alone, and while `CROWD` others are answered."""
 

@@ -43,7 +43,7 @@ class Decoder:
         self.adapted = False
         """Whether rows of the pass under way go through adapters of their own."""
         self.quick: FastStep | None = None
-        """A quicker way of a step of single tokens, for whoever has tried it (fast_step.py)."""
+        """A quicker way of such passes, for whoever has tried it (fast_step.py)."""
         self.options = {"use_cache": True, **routers_off(self.base)}
 
     @torch.no_grad()
@@ -66,6 +66,8 @@ class Decoder:
     @torch.no_grad()
     def logits(self, state: DecodeState, most: int) -> Tensor:
         """logits [batch, most, vocabulary] of the last new tokens, `most` of them: a step that shows more of it."""
+        if self.quick is not None and self.quick.reads(state):
+            return self.quick.read(state, most, self.adapted)
         output = self.base(
             **state.text,
             past_key_values=state.cache,

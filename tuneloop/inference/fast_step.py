@@ -1,132 +1,62 @@
-"""A decoding step without modules between its products, for models whose blocks are known by their parts.
+"""Forward passes without modules between their products, for models whose blocks are known by their parts.
 
 A step of few rows through transformers' modules spends more on the way than on the numbers: a mask and a copy of the
-shared heads' keys for each layer, dozens of small operations. Here query, key and value are one product, gate and up
-are one, heads that share keys are read as rows of one query, and weights lie as oneDNN reads them for a few dozen rows.
-Llama, Mistral, Qwen 2 and 3, Gemma 3 and what is built like them have it; it is used where it gives the model's own
-logits.
+shared heads' keys for each layer, dozens of small operations. Here the parts are those of `fused_blocks.py`, heads that
+share keys are read as rows of one query, and prompts are read without their padding. It is used where it gives the
+model's own logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.linalg import vector_norm
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from tuneloop.inference.decode import Decoder, DecodeState
+from tuneloop.inference.fused_blocks import (
+    Block,
+    Product,
+    added,
+    block_of,
+    gated,
+    linear_layer,
+    norm_of,
+    normed,
+    turned,
+)
 from tuneloop.inference.row_adapters import SITE
 from tuneloop.inference.slots import cache_of
-from tuneloop.model.kernels.gated import ACTS
-from tuneloop.model.kernels.install import LIMITS, TOLERANCE
+from tuneloop.model.kernels.install import TOLERANCE
 
-PACKED = 16
-"""Rows that the weights are laid out for; the layout is the same for any few dozen."""
-FEWEST = 4
-"""Rows that are multiplied at once at least, zeros among them: 4 take oneDNN three quarters of the time of 1 (float32,
-AMD EPYC with AVX-512), for one row is a product of another kind that does not read memory as fast."""
+COUNTS = (*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
+"""Rows that go through the products at once: fewer are filled up. oneDNN makes code of its own for each number of rows,
+which takes longer than a product of them does; and one row is a product of another kind that does not read memory as
+fast: 4 take three quarters of the time (float32, AMD EPYC with AVX-512)."""
 SHARE = 0.25
 """Of the free memory that laid out weights may take."""
 PROVEN = 1100
-"""Windows up to this length are tried before use; the model's own step is taken where a longer one is at its end."""
-UNKNOWN = (*LIMITS, "attn_logit_softcapping", "final_logit_softcapping")
-"""Keys of configurations for what a trial of small numbers would not show."""
-
-FUSED = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh")}
-"""Activation -> what oneDNN calls it, and its variant."""
-_POINTWISE: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
-Norm = tuple[Tensor, Tensor]
-"""(gain times the root of the width, root of width times eps), see `_normed`."""
+"""Windows up to this length are tried before use; the model's own pass is taken where a longer one is at its end."""
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 """Of each layer: keys and values [rows, shared heads, columns, width]; the last column is written by the step."""
 
 
-class _Product:
-    """Linear layers with one input, as one."""
-
-    def __init__(self, layers: Sequence[Any], packed: bool) -> None:
-        self.layers = layers
-        weights = [layer.weight.detach() for layer in layers]
-        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.widths = [len(w) for w in weights]
-        biases = [layer.bias for layer in layers]
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            zeros = (w.new_zeros(len(w)) for w in weights)
-            self.bias = torch.cat([z if b is None else b.detach() for z, b in zip(zeros, biases, strict=True)])
-        self.packed: Any = None
-        if packed:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED)
-        if len(layers) > 1:  # the layers' own weights are rows of the common one: no second copy in memory
-            for layer, rows in zip(layers, self.weight.split(self.widths), strict=True):
-                layer.weight.set_(rows)
-
-    def __call__(self, x: Tensor, adapted: int) -> Tensor:
-        """x [rows, in] -> [rows, out of all]; what the adapters add to the first `adapted` rows is included."""
-        if self.packed is not None:
-            out: Tensor = _POINTWISE(x, self.packed, self.bias, "none", [], "")
-        else:
-            out = linear(x, self.weight, self.bias)
-        if adapted:
-            self._adapt(x, out, adapted)
-        return out
-
-    def plus(self, x: Tensor, other: Tensor, adapted: int) -> Tensor:
-        """The product, and other [rows, out] added to it."""
-        if self.packed is None or adapted:
-            return self(x, adapted).add_(other)
-        out: Tensor = _POINTWISE.binary(x, other, self.packed, self.bias, "add")
-        return out
-
-    def _adapt(self, x: Tensor, out: Tensor, adapted: int) -> None:
-        for layer, part in zip(self.layers, out[:adapted].split(self.widths, -1), strict=True):
-            site = getattr(layer, SITE, None)
-            update = None if site is None else site.update(x[:adapted])
-            if update is not None:
-                part += update
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """One layer's parts."""
-
-    heads: int
-    shared: int
-    width: int
-    scale: float
-    window: int | None
-    turn: str
-    """Which rotary positions it takes: a key of `FastStep._turns`."""
-    before: tuple[Norm, Norm]
-    """The norms before attention and before the feed-forward block."""
-    after: tuple[Norm | None, Norm | None]
-    """Those behind them, where the model has such."""
-    of_heads: tuple[Norm, Norm] | None
-    """Those of query and key heads."""
-    three: _Product
-    out: _Product
-    gate: _Product
-    up: _Product
-    down: _Product
-    act: str
-
-
 class FastStep:
-    """The step of one model. Its weights must stay as they are; row adapters may come and go."""
+    """The passes of one model. Its weights must stay as they are; row adapters may come and go."""
 
     def __init__(self, base: Any) -> None:
         """Raises AttributeError, TypeError or ValueError where the model is built otherwise."""
         self.base, self.inner = base, getattr(base, base.base_model_prefix)
         inner, config = self.inner, base.config.get_text_config()
         packed = _fits(base)
-        self.blocks = [_block(layer, config, n, packed) for n, layer in enumerate(inner.layers)]
-        self.norm = _norm(inner.norm)
-        self.head = _Product([_linear(base.get_output_embeddings())], packed)
+        self.blocks = [block_of(layer, config, n, packed) for n, layer in enumerate(inner.layers)]
+        self.norm = norm_of(inner.norm)
+        self.head = Product([linear_layer(base.get_output_embeddings())], packed)
         self.turns = sorted({block.turn for block in self.blocks})
         windows = {block.window for block in self.blocks if block.window} | {getattr(config, "sliding_window", None)}
         self.longest = min((w for w in windows if w and w > PROVEN), default=1 << 40)
@@ -144,18 +74,57 @@ class FastStep:
         hidden = inner.embed_tokens(tokens)
         turns = {turn: self._turn(hidden, places, turn) for turn in self.turns}
         masks = {w: _mask(before, columns, w, hidden.device) for w in {block.window for block in self.blocks}}
-        if rows < FEWEST and self.head.packed is not None:
-            hidden = pad(hidden, (0, 0, 0, FEWEST - rows))
+        if self.head.packed is not None:
+            hidden = pad(hidden, (0, 0, 0, _filled(rows) - rows))
         buffers = {width: hidden.new_zeros(len(hidden), width) for width in {b.heads * b.width for b in self.blocks}}
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
             out = _attend(block, hidden, turns[block.turn], masks[block.window], keys, values, buffers, adapted)
-            hidden = _added(block.out, out, hidden, block.after[0], adapted)
-            out = _gated(block, _normed(hidden, block.before[1]), adapted)
-            hidden = _added(block.down, out, hidden, block.after[1], adapted)
-        return self.head(_normed(hidden, self.norm), adapted)[:rows]
+            hidden = added(block.out, out, hidden, block.after[0], adapted)
+            out = gated(block, normed(hidden, block.before[1]), adapted)
+            hidden = added(block.down, out, hidden, block.after[1], adapted)
+        return self.head(normed(hidden, self.norm), adapted)[:rows]
+
+    def reads(self, state: DecodeState) -> bool:
+        """Whether the pass of a state can be made here: tokens, whose keys and values no window has cut."""
+        return (
+            state.text.keys() == {"input_ids"}
+            and state.mask.shape[1] <= self.longest
+            and all(type(layer) is DynamicLayer for layer in state.cache.layers)
+        )
+
+    @torch.no_grad()
+    def read(self, state: DecodeState, most: int, adapted: bool = False) -> Tensor:
+        """The pass over a state's new tokens -> logits [rows, most, vocabulary] of the last ones; its cache grows.
+
+        Padding stands on the left of the new tokens, and goes through no product. `adapted`: rows go through adapters.
+        """
+        ids = state.text["input_ids"]
+        rows, new = ids.shape
+        at = None if adapted and rows > 1 else _shown(state.mask[:, -new:], self.head.packed is not None)
+        tokens, places = (x.flatten() if at is None else x.flatten()[at] for x in (ids, state.positions))
+        hidden = self.inner.embed_tokens(tokens)
+        turns = {turn: self._turn(hidden, places, turn) for turn in self.turns}
+        masks = {w: _reading_mask(state.mask, new, w) for w in {block.window for block in self.blocks}}
+        count = len(hidden) if adapted else 0
+        for block, layer in zip(self.blocks, state.cache.layers, strict=True):
+            three = _three(block, hidden, turns[block.turn], count)
+            query, keys, values = (_spread(x, at, rows, new) for x in three)
+            keys, values = layer.update(keys, values)
+            mask, causal = masks[block.window], masks[block.window] is None and new > 1
+            out = scaled_dot_product_attention(
+                query, keys, values, mask, is_causal=causal, scale=block.scale, enable_gqa=block.heads != block.shared
+            )
+            out = out.transpose(1, 2).reshape(rows * new, -1)
+            hidden = added(block.out, out if at is None else out[at], hidden, block.after[0], count)
+            out = gated(block, normed(hidden, block.before[1]), count)
+            hidden = added(block.down, out, hidden, block.after[1], count)
+        if at is not None:
+            hidden = _spread(hidden[:, None], at, rows, new).squeeze(1)
+        last = hidden.view(rows, new, -1)[:, -most:].reshape(rows * most, -1)
+        return self.head(normed(last, self.norm), len(last) if adapted else 0).view(rows, most, -1)
 
     def _turn(self, hidden: Tensor, places: Tensor, turn: str) -> tuple[Tensor, Tensor]:
-        """cos and sin [rows, 1, width] of the rows' positions, sin negative in the first half (see `_turned`)."""
+        """cos and sin [rows, 1, width] of the rows' positions, sin negative in the first half (see `turned`)."""
         kind = () if not turn else (turn,)
         cos, sin = self.inner.rotary_emb(hidden.unsqueeze(1), places.unsqueeze(-1), *kind)
         half = sin.shape[-1] // 2
@@ -187,86 +156,20 @@ def _fits(base: nn.Module) -> bool:
     return torch.backends.mkldnn.is_available() and size < SHARE * psutil.virtual_memory().available
 
 
-def _linear(module: Any) -> Any:
-    if type(module) is not nn.Linear:
-        raise TypeError(type(module).__name__)
-    return module
+def _filled(rows: int) -> int:
+    """
+    >>> [_filled(rows) for rows in (1, 33, 300)]
+    [4, 40, 300]
+    """
+    return next((count for count in COUNTS if count >= rows), rows)
 
 
-def _norm(module: Any) -> Norm:
-    """A root mean square norm as `_normed` takes it; some weights are written as what is added to 1."""
-    if [name for name, _ in module.named_parameters()] != ["weight"] or not type(module).__name__.endswith("RMSNorm"):
-        raise TypeError(type(module).__name__)
-    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
-    weight = module.weight.detach()
-    x = torch.linspace(1, 2, len(weight))[None]
-    with torch.no_grad():
-        own = module(x)
-    for gain in (weight, weight + 1):
-        norm = gain * len(weight) ** 0.5, torch.tensor([(eps * len(weight)) ** 0.5])
-        if torch.allclose(_normed(x, norm), own, rtol=TOLERANCE, atol=TOLERANCE):
-            return norm
-    raise ValueError(type(module).__name__)
-
-
-def _normed(x: Tensor, norm: Norm) -> Tensor:
-    """x / sqrt(mean of squares + eps) x gain, in four operations: hypot(|x|, sqrt(width eps)) is sqrt(width) times the
-    denominator."""
-    return torch.div(x, vector_norm(x, 2, -1, True).hypot_(norm[1])).mul_(norm[0])
-
-
-def _added(product: _Product, x: Tensor, hidden: Tensor, norm: Norm | None, adapted: int) -> Tensor:
-    """The residual stream behind a block that ends with a product, and with a norm in some models."""
-    if norm is None:
-        return product.plus(x, hidden, adapted)
-    return _normed(product(x, adapted), norm).add_(hidden)
-
-
-def _gated(block: _Block, x: Tensor, adapted: int) -> Tensor:
-    """act(gate) x up: where weights are laid out, oneDNN does both within the products."""
-    if adapted or block.gate.packed is None:
-        return ACTS[block.act][0](block.gate(x, adapted)).mul_(block.up(x, adapted))
-    name, variant = FUSED[block.act]
-    gate = _POINTWISE(x, block.gate.packed, block.gate.bias, name, [], variant)
-    out: Tensor = _POINTWISE.binary(x, gate, block.up.packed, block.up.bias, "mul")
-    return out
-
-
-def _block(layer: Any, config: Any, number: int, packed: bool) -> _Block:
-    if any(getattr(config, key, None) is not None for key in UNKNOWN):
-        raise ValueError("limits")
-    attention, feed = layer.self_attn, layer.mlp
-    # With four norms the names of two of them mean something else.
-    four = hasattr(layer, "pre_feedforward_layernorm")
-    behind = (_norm(layer.post_attention_layernorm), _norm(layer.post_feedforward_layernorm)) if four else (None, None)
-    second = layer.pre_feedforward_layernorm if four else layer.post_attention_layernorm
-    three = [_linear(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
-    width = int(attention.head_dim)
-    kinds = getattr(config, "layer_types", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    act = next(name for name, act in ACTS.items() if torch.equal(act[0](PROBE), feed.act_fn(PROBE)))
-    return _Block(
-        heads=three[0].out_features // width,
-        shared=three[1].out_features // width,
-        width=width,
-        scale=float(attention.scaling),
-        window=getattr(attention, "sliding_window", None)
-        or (None if kinds else getattr(config, "sliding_window", None)),
-        turn=kinds[number] if kinds and kinds[number] in rope else "",
-        before=(_norm(layer.input_layernorm), _norm(second)),
-        after=behind,
-        of_heads=(_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None,
-        three=_Product(three, packed),
-        out=_Product([_linear(attention.o_proj)], packed),
-        gate=_Product([_linear(feed.gate_proj)], packed),
-        up=_Product([_linear(feed.up_proj)], packed),
-        down=_Product([_linear(feed.down_proj)], packed),
-        act=act,
-    )
-
-
-PROBE = torch.linspace(-4, 4, 33)
-"""Where activations are compared."""
+def _shown(mask: Tensor, packed: bool) -> Tensor | None:
+    """mask [rows, new] -> where its tokens are, counted through all rows; None where that is everywhere. Filled up with
+    the first one, again and again, which is read so often and written once."""
+    at = mask.flatten().nonzero().squeeze(-1)
+    filled = _filled(len(at)) if packed else len(at)
+    return None if filled == mask.numel() == len(at) else torch.cat([at, at[:1].expand(filled - len(at))])
 
 
 def _mask(before: Sequence[int], columns: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -283,14 +186,43 @@ def _mask(before: Sequence[int], columns: int, window: int | None, device: torch
     return torch.zeros(unread.shape, device=device).masked_fill_(unread, -torch.inf)[:, None, None]
 
 
-def _turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """x [rows, heads, width] by rotary positions (arXiv:2104.09864): x cos + (second half, first half) (-sin, sin)."""
-    cos, sin = turn
-    return torch.addcmul(x.roll(x.shape[-1] // 2, -1).mul_(sin), x, cos)
+def _reading_mask(mask: Tensor, new: int, window: int | None) -> Tensor | None:
+    """mask int64 [rows, columns] -> float [rows, 1, new, columns], added to the scores of the last `new` columns; None
+    where each reads itself and all before it, and there is nothing but the new ones.
+
+    >>> _reading_mask(torch.tensor([[0, 1, 1]]), 2, None)[0, 0].tolist()
+    [[-inf, 0.0, -inf], [-inf, 0.0, 0.0]]
+    """
+    columns, device = mask.shape[1], mask.device
+    if (columns == new or new == 1) and bool(mask.all()) and (not window or columns <= window):
+        return None
+    own, every = torch.arange(columns - new, columns, device=device)[:, None], torch.arange(columns, device=device)
+    behind = own - every
+    unread = (behind < 0) | (mask == 0)[:, None] | (behind >= (window or columns))
+    unread &= behind != 0  # what nothing is read by must still be a number
+    return torch.zeros(unread.shape, device=device).masked_fill_(unread, -torch.inf)[:, None]
+
+
+def _spread(x: Tensor, at: Tensor | None, rows: int, new: int) -> Tensor:
+    """x [tokens, heads, width] -> [rows, heads, new, width], tokens at the places `at`, and zeros between them."""
+    if at is not None:
+        x = x.new_zeros(rows * new, *x.shape[1:]).index_copy_(0, at, x)
+    return x.view(rows, new, *x.shape[1:]).transpose(1, 2)
+
+
+def _three(block: Block, hidden: Tensor, turn: tuple[Tensor, Tensor], adapted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [rows, heads, width], keys and values [rows, shared heads, width] of as many rows as `turn` has."""
+    rows, heads, shown = len(turn[0]), block.heads, block.heads + block.shared
+    three = block.three(normed(hidden, block.before[0]), adapted)[:rows].view(rows, -1, block.width)
+    if block.of_heads is None:
+        first = turned(three[:, :shown], turn)
+        return first[:, :heads], first[:, heads:], three[:, shown:]
+    query = turned(normed(three[:, :heads], block.of_heads[0]), turn)
+    return query, turned(normed(three[:, heads:shown], block.of_heads[1]), turn), three[:, shown:]
 
 
 def _attend(
-    block: _Block,
+    block: Block,
     hidden: Tensor,
     turn: tuple[Tensor, Tensor],
     mask: Tensor | None,
@@ -301,15 +233,7 @@ def _attend(
 ) -> Tensor:
     """hidden [rows, width of all] -> what the heads have read [rows, heads x width]."""
     rows, heads, shared, width = len(keys), block.heads, block.shared, block.width
-    three = block.three(_normed(hidden, block.before[0]), adapted)[:rows].view(rows, -1, width)
-    if block.of_heads is None:
-        turned = _turned(three[:, : heads + shared], turn)
-        query, key = turned[:, :heads], turned[:, heads:]
-    else:
-        query = _turned(_normed(three[:, :heads], block.of_heads[0]), turn)
-        key = _turned(_normed(three[:, heads : heads + shared], block.of_heads[1]), turn)
-    keys[:, :, -1] = key
-    values[:, :, -1] = three[:, heads + shared :]
+    query, keys[:, :, -1], values[:, :, -1] = _three(block, hidden, turn, adapted)
     # The heads that share keys are so many queries of one head: no key is copied.
     query = query.reshape(rows, shared, heads // shared, width)
     out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
@@ -338,9 +262,31 @@ def _agrees(step: FastStep) -> bool:
     own = _own(step.base, tokens, places, before, [(k[:, :, :-1].clone(), v[:, :, :-1].clone()) for k, v in memory])
     for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):
         ours = step(tokens[rows], places[rows], before[rows], [(k[rows], v[rows]) for k, v in memory])
-        if not bool((ours - own[rows]).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6)):
+        if not _near(ours, own[rows]):
             return False
-    return True
+    decoder = Decoder(step.base, columns + 1)
+    generator.manual_seed(1)
+    ids = torch.randint(len(step.base.get_input_embeddings().weight), (2, columns), generator=generator).tolist()
+    half = columns // 2
+    groups = [ids[0], ids[1][5:]], [ids[0][:half]]
+    return all(_near(*_readings(decoder, step, prompts, ids[0][half:])) for prompts in groups)
+
+
+def _readings(decoder: Decoder, step: FastStep, prompts: list[list[int]], rest: list[int]) -> tuple[Tensor, Tensor]:
+    """Logits behind prompts, of one also behind more of it: read here, and by the model's own pass."""
+    out = []
+    for read in (step.read, decoder.logits):
+        state = decoder.prefill(prompts, pad=0)
+        state = replace(state, cache=cache_of([DynamicLayer() for _ in step.blocks]))
+        logits = read(state, 1)
+        if len(prompts) == 1:
+            logits = torch.cat([logits, read(decoder.extended(state, torch.tensor([rest])), len(rest))], 1)
+        out.append(logits)
+    return out[0], out[1]
+
+
+def _near(ours: Tensor, own: Tensor) -> bool:
+    return bool((ours - own).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6))
 
 
 def _own(base: Any, tokens: Tensor, places: Tensor, before: Sequence[int], memory: KeysAndValues) -> Tensor:

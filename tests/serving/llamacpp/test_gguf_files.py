@@ -42,6 +42,14 @@ def test_a_file_and_its_folder_mean_the_model_with_what_lies_beside_it(folder: P
     assert not is_gguf(folder.parent)
 
 
+def test_another_model_beside_the_one_that_is_named_is_no_adapter(folder: Path) -> None:
+    shutil.copy(folder / "tiny.gguf", folder / "other.gguf")
+    model = gguf_model(folder / "tiny.gguf", print)
+    assert (model.name, list(model.adapters)) == ("tiny", ["shop"])
+    with pytest.raises(ServeError, match="there are several"):
+        gguf_model(folder, print)
+
+
 def test_what_training_has_set_is_taken_along(folder: Path) -> None:
     described(folder / "tiny.gguf", "gguf-f16", system="Be brief.")
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.2}', encoding="utf-8")

@@ -65,7 +65,8 @@ def gguf_model(ref: str | Path, notice: Callable[[str], None]) -> GgufModel:
     context, token_bytes = _sizes(facts[model])
     if not context or not token_bytes:
         raise ServeError("TL-SERVE-GGUF", where=str(model), error=t("it names no context length"))
-    adapters = _adapters(model, [file for file in files if file not in models and file != model], facts, notice)
+    beside = [file for file in files if facts[file].get("general.type") == "adapter"]
+    adapters = _adapters(model, beside, facts, notice)
     systems = {name: system for name, file in {model.stem: model, **adapters}.items() if (system := _system(file))}
     templates = {name: text for name, file in adapters.items() if (text := _template(file))}
     return GgufModel(model, model.stem, context, token_bytes, _penalty(model.parent), adapters, systems, templates)
