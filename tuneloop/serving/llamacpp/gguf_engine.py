@@ -35,7 +35,7 @@ from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
 from tuneloop.serving.llamacpp.gguf_body import GgufPrompt, LlamaReader, llama_body
 from tuneloop.serving.llamacpp.gguf_files import GgufModel, gguf_model
 from tuneloop.serving.llamacpp.token_budget import TokenBudget
-from tuneloop.serving.upstream.supervisor import Supervisor, log
+from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.upstream.upstream import Upstream
 from tuneloop.serving.upstream.upstream_stream import OpenStreams, UpstreamStream
 from tuneloop.serving.wire import read_error
@@ -134,6 +134,7 @@ class GgufEngine:
         self.open = True
         self._doubted: GgufChild | None = None
         self._supervisor = Supervisor(partial(GgufChild, model, tokens, slots), notice)
+        self._supervisor.start()
 
     @property
     def name(self) -> str:
@@ -142,7 +143,7 @@ class GgufEngine:
 
     @property
     def ready(self) -> bool:
-        return self.open and self._supervisor.child is not None
+        return self.open and self._supervisor.ready
 
     @property
     def pending(self) -> int:
