@@ -14,6 +14,9 @@ from tuneloop.serving.upstream.upstream_answer import OddAnswer, clean, score_of
 
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """In transformers' order; llama.cpp's own comes to the temperature last."""
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON as llama.cpp's llguidance is told to have it written: the blanks that it lets in otherwise have no bound, and small
+models write them until they are cut off."""
 _SEEDS = (1 << 32) - 1
 """llama.cpp's seeds are below it; it itself means a random one."""
 
@@ -47,7 +50,7 @@ def llama_body(query: Query, prompt: GgufPrompt, penalty: float, lora: Sequence[
     if query.logprobs is not None:
         body["n_probs"] = max(1, query.logprobs)
     if prompt.schema is not None:
-        body["json_schema"] = dict(prompt.schema) or {"type": "object"}
+        body["json_schema"] = {**(prompt.schema or {"type": "object"}), "x-guidance": ONE_LINE}
     if prompt.seen:
         body["preserved_tokens"] = list(prompt.seen)
     return body
