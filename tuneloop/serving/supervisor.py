@@ -136,7 +136,8 @@ class Supervisor(Generic[Child]):
         while True:
             recent = sum(time.monotonic() - start < WINDOW for start in self._starts)
             if recent >= len(PAUSES):
-                return self._stay_down(how)
+                self._stay_down(how)
+                return None
             self._say(words)
             if self._closed.wait(PAUSES[recent]):
                 return None

@@ -15,8 +15,8 @@ from tuneloop.serving.upstream.upstream_answer import OddAnswer, clean, score_of
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """In transformers' order; llama.cpp's own comes to the temperature last."""
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as llama.cpp's llguidance is told to have it written: the blanks that it lets in otherwise have no bound, and small
-models write them until they are cut off."""
+"""How llama.cpp's llguidance is told to have JSON written: otherwise it lets in blanks without bound, and small models
+write them until they are cut off."""
 _SEEDS = (1 << 32) - 1
 """llama.cpp's seeds are below it; it itself means a random one."""
 
