@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serving.ggufs import tiny_gguf
+from tests.serving.scripted import app_of
 from tests.serving.upstreams import collect, on_loop, text_of
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Sampling
@@ -165,6 +167,31 @@ async def test_echo_comes_first(engine: GgufEngine) -> None:
         bare = text_of(await ask(engine, Query("text", "tiny", prompt=prompt, max_new_tokens=4)))
         pieces = await ask(engine, Query("text", "tiny", prompt=prompt, max_new_tokens=4, echo=True))
         assert text_of(pieces) == (text or pieces[0].text) + bare
+
+
+@on_loop
+async def test_what_a_client_gets_of_n_and_echo(engine: GgufEngine) -> None:
+    """llama.cpp's server gives no scores of a prompt: whoever wants them learns which field it is."""
+    body = {"model": "tiny", "prompt": "the cat", "max_tokens": 4, "temperature": 1.0, "seed": 5}
+    transport = httpx.ASGITransport(app_of(engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+
+        async def post(**more: Any) -> httpx.Response:
+            return await client.post("/v1/completions", json={**body, **more})
+
+        several = (await post(n=3, logprobs=1)).json()
+        assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
+        assert several["usage"]["completion_tokens"] <= 12
+        for most in (0, 4):
+            (echoed,) = (await post(echo=True, max_tokens=most)).json()["choices"]
+            assert echoed["text"].startswith("the cat")
+            assert (echoed["text"] == "the cat") == (most == 0)
+        refused = await post(echo=True, logprobs=1)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["type"], error["param"], error["code"]) == (
+        400, "invalid_request_error", "echo", "TL-SERVE-UNSUPPORTED",
+    )  # fmt: skip
+    assert "logprobs" in error["message"]
 
 
 @on_loop

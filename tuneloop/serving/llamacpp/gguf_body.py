@@ -78,7 +78,7 @@ class LlamaReader:
     """Pieces of llama.cpp's events, of one answer. The prompt's tokens are known before, those at hand at the end."""
 
     def __init__(self, query: Query, prompt: GgufPrompt) -> None:
-        self._logprobs = query.logprobs
+        self._logprobs, self._most = query.logprobs, prompt.most
         self.prompt_tokens, self.cached_tokens = len(prompt.ids), 0
         self._finished = False
         self._parser = prompt.parser() if prompt.parser else None
@@ -92,6 +92,8 @@ class LlamaReader:
         if not isinstance(text, str):
             raise OddAnswer("content")
         scores = self._scores(event.get("completion_probabilities") or [])
+        if not self._most:  # it writes a token also where none is wanted
+            text, scores = "", ()
         if not event.get("stop"):
             piece = self._piece(clean(text), scores)
             return [] if piece is None else [piece]
@@ -111,7 +113,7 @@ class LlamaReader:
     def _last(self, text: str, scores: tuple[TokenScore, ...], event: Mapping[str, Any]) -> Piece:
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         tokens = event.get("tokens_predicted")
-        count = tokens if type(tokens) is int else 0
+        count = min(tokens, self._most) if type(tokens) is int else 0
         if self._parser is None:
             return Piece(text=text, scores=scores, finish=finish, tokens=count)
         first, rest = self._parser.feed(text), self._parser.end()
