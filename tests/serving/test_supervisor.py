@@ -86,6 +86,23 @@ def test_closing_while_it_is_started_again_ends_that_one(monkeypatch: pytest.Mon
     assert not watched._thread.is_alive()
 
 
+def test_closing_ends_one_that_does_not_come_up() -> None:
+    class Loading(Child):
+        def begin(self) -> None:
+            self.ended.wait(60)
+            raise ServeError("TL-SERVE-VLLM", error="it was ended")
+
+    first, second = Child(), Loading()
+    children, notes = iter([first, second]), list[str]()
+    watched = Supervisor(lambda: next(children), notes.append)
+    watched.start()
+    first.ended.set()
+    until(lambda: watched._latest is second)
+    watched.close()
+    assert (second.closed > 0, watched.ready, watched._thread.is_alive()) == (True, False, False)
+    assert len(notes) == 1, "nobody is told that what was closed could not be started"
+
+
 @on_loop
 async def test_one_that_ends_again_and_again_stays_down_and_says_why() -> None:
     """Those that do not come up count, whatever keeps them from it; nobody waits for what will not come."""

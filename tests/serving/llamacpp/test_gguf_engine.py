@@ -22,7 +22,8 @@ from tuneloop.base.records import Sampling
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Piece, Query
-from tuneloop.serving.llamacpp.gguf_engine import GgufEngine, gguf_engine, require_schema
+from tuneloop.serving.llamacpp.gguf_body import require_schema
+from tuneloop.serving.llamacpp.gguf_engine import GgufEngine, gguf_engine
 from tuneloop.serving.llamacpp.gguf_files import gguf_model
 
 CHAT = [{"role": "user", "content": "Which <|im_end|> is the way?"}]

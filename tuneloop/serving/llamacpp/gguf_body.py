@@ -3,10 +3,12 @@ its events as pieces."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
 from tuneloop.serving.answers.parsing import AnswerParser
 from tuneloop.serving.engine import Finish, Piece, Query, TokenScore
@@ -72,6 +74,20 @@ def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
         "logit_bias": [[token, number] for token, number in sampling.logit_bias],
     }
     return fields if sampling.seed is None else {**fields, "seed": sampling.seed % _SEEDS}
+
+
+def require_schema(schema: Mapping[str, Any]) -> None:
+    """Raise TL-SERVE-SCHEMA for a schema that llama.cpp's grammar library has something against: llama.cpp itself would
+    answer without it, in silence."""
+    from llguidance import LLMatcher
+
+    try:
+        fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)))))
+    except (ValueError, RecursionError) as error:
+        fault = str(error) or type(error).__name__
+    if fault:
+        first = next((line for line in fault.splitlines() if line.strip()), "?")
+        raise ServeError("TL-SERVE-SCHEMA", param="response_format", error=first.strip()[:300])
 
 
 class LlamaReader:
