@@ -209,7 +209,7 @@ def _reading_mask(mask: Tensor, new: int, window: int | None) -> Tensor | None:
 
 
 def _spread(x: Tensor, at: Tensor | None, rows: int, new: int) -> Tensor:
-    """x [tokens, heads, width] -> [rows, heads, new, width], tokens at the places `at` (see `_shown`), zeros between."""
+    """x [tokens, heads, width] -> [rows, heads, new, width], tokens at the places `at` (`_shown`), zeros between."""
     if at is not None:
         x = x.new_zeros(rows * new + 1, *x.shape[1:]).index_copy_(0, at, x)[:-1]
     return x.view(rows, new, *x.shape[1:]).transpose(1, 2)
