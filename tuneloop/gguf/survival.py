@@ -41,13 +41,14 @@ def share_left(base: NDArray[np.float32], merged: NDArray[np.float32], kind: str
     return 1.0 + float((error * added).sum()) / square, float(np.linalg.norm(error * added)) / square
 
 
-def lost_in(base: ShardedWeights, merged: ShardedWeights, types: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Of (name, ggml type) those tensors whose rounding takes back, or doubles, what was added to them: the share left
-    of it. Raises TL-MACHINE-EXTRA without llama.cpp's library."""
-    lost = {}
+def lost_in(base: ShardedWeights, merged: ShardedWeights, types: Iterable[tuple[str, str]]) -> list[str]:
+    """Of (name, ggml type) the names of those tensors whose rounding takes back, or doubles, what was added to them.
+
+    Raises TL-MACHINE-EXTRA without llama.cpp's library."""
+    lost = []
     for name, kind in types:
         if kind in FEW_BITS and base.shapes.get(name) == merged.shapes[name]:
             share, error = share_left(base.first_rows(name, SAMPLED), merged.first_rows(name, SAMPLED), kind)
             if abs(share - 1) > TOLERANCE + CERTAIN * error:
-                lost[name] = share
+                lost.append(name)
     return lost

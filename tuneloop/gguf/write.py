@@ -47,13 +47,13 @@ def write_gguf(folder: Path, path: Path, kind: str, base: Path | None = None) ->
         facts = general_facts(folder, facts, weights, KINDS[kind].number) | facts | words
         shapes = {target: weights.shapes[name] for target, (_, name) in names.items()}
         types = tensor_types(shapes, kind, wide=_is_wide(facts))
-        lost = {}
+        lost = list[str]()
         if base is not None:
             pairs = ((name, types[target]) for target, (_, name) in names.items())
             lost = lost_in(ShardedWeights(base), weights, pairs)
         types |= {target: FINER for target, (_, name) in names.items() if name in lost}
         write_file(path, facts, _tensors(weights, config, facts, names, types))
-    return list(lost)
+    return lost
 
 
 @contextmanager
