@@ -23,6 +23,26 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request: what its key says. `id` is the key's public part, "" where the server knows no keys."""
+
+    id: str = ""
+    name: str = ""
+    scopes: frozenset[str] = frozenset({"*"})
+    tenant: str = ""
+    """Whose answers, cache and records are apart from all others': the key's name."""
+
+
+NOBODY = Caller()
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sends a request, as the first step has found it."""
+    caller: Caller = getattr(request.state, "caller", NOBODY)
+    return caller
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """What a request asks of the engine, with the request that it came in."""
