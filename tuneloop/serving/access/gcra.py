@@ -2,7 +2,7 @@
 
 A level rises by what is taken and falls by the limit each minute; what would lift it above the limit is refused. So a
 key that was idle may use a minute's worth at once, and never more than its limit in the long run. A level is counted in
-sixty-millionths of a request or token and the time in microseconds, so that nothing is ever rounded; all numbers stay
+sixty-thousandths of a request or token and the time in milliseconds, so that nothing is ever rounded; all numbers stay
 below 2**53, which lets Lua's floating-point numbers (`redis_limits.py`) come out as Python's.
 """
 
@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-MINUTE = 60_000_000
-"""Microseconds, and parts of one request or token in a level."""
+MINUTE = 60_000
+"""Milliseconds, and parts of one request or token in a level."""
 MOST = 100_000_000
-"""Largest limit a minute: its level, MOST * MINUTE, is below 2**53."""
-DEEPEST = 9_000_000_000_000_000
-"""No debt lifts a level above this."""
+"""Largest limit a minute, and largest amount that is taken or given back at once."""
+DEEPEST = 8_000_000_000_000_000
+"""No debt lifts a level above this; with MOST * MINUTE more it is still below 2**53."""
 LEASE = MINUTE
-"""Microseconds after which an answer under way that nobody has renewed no longer counts: its server was killed."""
+"""Milliseconds after which an answer under way that nobody has renewed no longer counts: its server was killed."""
 Refused = Literal["", "requests", "tokens", "streams"]
 
 
@@ -38,7 +38,7 @@ class RateLimits:
 class Verdict:
     """What a limiter answers: which limit refuses ("" where all let it through), how long to wait, and what is left.
 
-    `wait`, `requests_reset` and `tokens_reset` (until all is left again) are microseconds.
+    `wait`, `requests_reset` and `tokens_reset` (until all is left again) are milliseconds.
     """
 
     refused: Refused = ""
@@ -50,7 +50,7 @@ class Verdict:
 
 
 class Limiter(Protocol):
-    """Counts what each caller uses. `now` is a time in microseconds in place of the limiter's own clock."""
+    """Counts what each caller uses. `now` is a time in milliseconds in place of the limiter's own clock."""
 
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
@@ -68,7 +68,7 @@ class Limiter(Protocol):
 
 
 def fallen(level: int, elapsed: int, limit: int) -> int:
-    """A level after some microseconds.
+    """A level after some milliseconds.
 
     >>> fallen(3 * MINUTE, MINUTE // 2, limit=4) == 1 * MINUTE
     True
@@ -77,23 +77,23 @@ def fallen(level: int, elapsed: int, limit: int) -> int:
 
 
 def wait_for(level: int, amount: int, limit: int) -> int:
-    """Microseconds until so much may be taken; 0 for now.
+    """Milliseconds until so much may be taken; 0 for now.
 
     >>> wait_for(60 * MINUTE, 1, limit=60), wait_for(59 * MINUTE, 1, limit=60)
-    (1000000, 0)
+    (1000, 0)
     """
     if not limit or not amount:
         return 0
     return max(0, -(-(level + amount * MINUTE - limit * MINUTE) // limit))
 
 
-def left(level: int, limit: int) -> int:
+def remaining(level: int, limit: int) -> int:
     """How many whole requests or tokens may be taken now."""
     return max(0, limit * MINUTE - level) // MINUTE
 
 
 def reset(level: int, limit: int) -> int:
-    """Microseconds until the level is 0."""
+    """Milliseconds until the level is 0."""
     return -(-level // limit) if limit else 0
 
 
@@ -108,8 +108,8 @@ def verdict(refused: Refused, wait: int, levels: tuple[int, int], limits: RateLi
     return Verdict(
         refused,
         wait,
-        left(requests, limits.requests),
+        remaining(requests, limits.requests),
         reset(requests, limits.requests),
-        left(tokens, limits.tokens),
+        remaining(tokens, limits.tokens),
         reset(tokens, limits.tokens),
     )

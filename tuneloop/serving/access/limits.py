@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 log = logging.getLogger("tuneloop.serving")
-RENEW_SECONDS = LEASE / 1e6 / 3
+RENEW_SECONDS = LEASE / 1000 / 3
 """How often an answer under way says that it is."""
 TURN_TOKENS = 4
 """Of a chat template, around each turn."""
@@ -146,7 +146,7 @@ class Limits(Admission):
         if verdict.refused:
             allowance.settled = True
             self._refusals[verdict.refused] += 1
-            seconds = max(1, math.ceil(verdict.wait / 1e6))
+            seconds = max(1, math.ceil(verdict.wait / 1000))
             most = getattr(allowance.limits, verdict.refused)
             raise ServeError("TL-SERVE-LIMIT", status=429, seconds=seconds, limit=_limit_words(verdict.refused, most))
         allowance.reserved, allowance.lease = tokens, name
@@ -284,7 +284,7 @@ def _estimate(text: str) -> int:
 def rate_headers(limits: RateLimits, verdict: Verdict) -> dict[str, str]:
     """OpenAI's headers of what is left.
 
-    >>> rate_headers(RateLimits(requests=60), Verdict(requests_left=59, requests_reset=1_000_000))
+    >>> rate_headers(RateLimits(requests=60), Verdict(requests_left=59, requests_reset=1000))
     {'x-ratelimit-limit-requests': '60', 'x-ratelimit-remaining-requests': '59', 'x-ratelimit-reset-requests': '1s'}
     """
     kinds = (
@@ -292,21 +292,20 @@ def rate_headers(limits: RateLimits, verdict: Verdict) -> dict[str, str]:
         ("tokens", limits.tokens, verdict.tokens_left, verdict.tokens_reset),
     )
     out: dict[str, str] = {}
-    for kind, limit, left, reset in kinds:
+    for kind, limit, rest, reset in kinds:
         if limit:
             out[f"x-ratelimit-limit-{kind}"] = str(limit)
-            out[f"x-ratelimit-remaining-{kind}"] = str(left)
+            out[f"x-ratelimit-remaining-{kind}"] = str(rest)
             out[f"x-ratelimit-reset-{kind}"] = span(reset)
     return out
 
 
-def span(microseconds: int) -> str:
+def span(milliseconds: int) -> str:
     """A time as OpenAI's headers write it.
 
-    >>> span(0), span(17_001), span(1_500_000), span(60_000_000), span(59_999_900)
-    ('0s', '18ms', '1.5s', '1m0s', '1m0s')
+    >>> span(0), span(17), span(1_500), span(60_000), span(61_001)
+    ('0s', '17ms', '1.5s', '1m0s', '1m1.001s')
     """
-    milliseconds = -(-microseconds // 1000)
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)

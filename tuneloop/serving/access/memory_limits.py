@@ -47,7 +47,7 @@ class MemoryLimits:
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
     ) -> Verdict:
-        now = now or time.monotonic_ns() // 1000
+        now = now or time.monotonic_ns() // 1_000_000
         meter = self._meter(caller, now)
         levels = meter.fallen(limits, now)
         waits = (wait_for(levels[0], requests, limits.requests), wait_for(levels[1], tokens, limits.tokens))
@@ -63,14 +63,14 @@ class MemoryLimits:
     async def settle(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
     ) -> Verdict:
-        now = now or time.monotonic_ns() // 1000
+        now = now or time.monotonic_ns() // 1_000_000
         meter = self._meter(caller, now)
         meter.leases.pop(lease, None)
         levels = meter.move(meter.fallen(limits, now), (requests, tokens), limits, now)
         return verdict("", 0, levels, limits)
 
     async def renew(self, caller: str, lease: str, now: int = 0) -> None:
-        now = now or time.monotonic_ns() // 1000
+        now = now or time.monotonic_ns() // 1_000_000
         self._meter(caller, now).leases[lease] = now + LEASE
 
     def _meter(self, caller: str, now: int) -> _Meter:

@@ -10,8 +10,10 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.optional import need
 from tuneloop.serving.access.gcra import DEEPEST, LEASE, MINUTE, RateLimits, Refused, Verdict
 
-SECONDS = 0.5
-"""How long a Redis may take to answer, and how long one that failed is left alone."""
+SECONDS = 2.0
+"""How long a Redis may take to answer."""
+PAUSE = 0.5
+"""Seconds for which one that failed is left alone."""
 REFUSED: tuple[Refused, ...] = ("", "requests", "tokens", "streams")
 SCRIPT = f"""
 -- The arithmetic of gcra.py. Every number is whole and below 2^53, where doubles are exact.
@@ -22,7 +24,7 @@ local lease = ARGV[8]
 local MINUTE, DEEPEST, LEASE = {MINUTE}, {DEEPEST}, {LEASE}
 if now == 0 then
   local t = redis.call('TIME')
-  now = tonumber(t[1]) * 1000000 + tonumber(t[2])
+  now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
 local function up(a, b)
   local rest = math.fmod(a, b)
@@ -30,7 +32,7 @@ local function up(a, b)
 end
 local function hold()
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + LEASE), lease)
-  redis.call('PEXPIRE', KEYS[2], LEASE / 1000)
+  redis.call('PEXPIRE', KEYS[2], LEASE)
 end
 if op == 'renew' then
   hold()
@@ -79,14 +81,14 @@ if refused == 0 then
   if limits[1] > 0 or limits[2] > 0 then
     redis.call('HSET', KEYS[1], 'at', string.format('%.0f', now), 'requests', string.format('%.0f', levels[1]),
       'tokens', string.format('%.0f', levels[2]))
-    redis.call('PEXPIRE', KEYS[1], up(idle, 1000) + 1000)
+    redis.call('PEXPIRE', KEYS[1], idle + 1000)
   end
 end
 return out
 """
 
 
-def redis_client(url: str) -> Any:
+def redis_client(url: str, seconds: float = SECONDS) -> Any:
     """An asynchronous client of the Redis at `url`, its connections bounded and shared; none is made yet.
 
     Raises TL-MACHINE-EXTRA, TL-SERVE-REDIS for an address that is none.
@@ -98,7 +100,7 @@ def redis_client(url: str) -> Any:
     again = import_module("redis.asyncio.retry").Retry(backoff.NoBackoff(), 1, (errors.ConnectionError,))
     try:
         pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=32, timeout=SECONDS, socket_timeout=SECONDS, socket_connect_timeout=SECONDS, retry=again
+            url, max_connections=32, timeout=seconds, socket_timeout=seconds, socket_connect_timeout=seconds, retry=again
         )
     except ValueError as error:
         raise ServeError("TL-SERVE-REDIS", where="serve.redis", error=str(error)) from error
@@ -110,7 +112,7 @@ class RedisDown(Exception):
 
 
 class RedisLimits:
-    """A Limiter over a Redis. Raises RedisDown; for `SECONDS` after a failure it does so at once."""
+    """A Limiter over a Redis. Raises RedisDown; for `PAUSE` after a failure it does so at once."""
 
     def __init__(self, client: Any, prefix: str = "tuneloop:limits") -> None:
         self._script = client.register_script(SCRIPT)
@@ -141,7 +143,7 @@ class RedisLimits:
         try:
             return [int(number) for number in await self._script(keys=keys, args=arguments)]
         except self._errors as error:
-            self._left_alone_until = time.monotonic() + SECONDS
+            self._left_alone_until = time.monotonic() + PAUSE
             raise RedisDown(str(error)) from error
 
 
