@@ -15,7 +15,9 @@ from tuneloop.cli.serve import _examples, serve
 
 def test_a_key_from_its_first_day_to_its_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     language.use("en")
-    add_key("shop", scope=["chat"], expires="90d", requests=60, tokens=0, streams=None, another=False, workspace=tmp_path)
+    add_key(
+        "shop", scope=["chat"], expires="90d", requests=60, tokens=0, streams=None, another=False, workspace=tmp_path
+    )
     out, err = capsys.readouterr()
     secret = out.strip()
     assert secret.startswith("tl-")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.access.gcra import RateLimits
 from tuneloop.serving.engine import AnswerStream, Engine, Query

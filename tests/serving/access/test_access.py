@@ -14,7 +14,7 @@ from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import LimitsPart, ServePart
 from tuneloop.registry.store import FILE, Store, open_store
-from tuneloop.serving.access import key_ring
+from tuneloop.serving.access import key_ring, memory_limits
 from tuneloop.serving.access.key_ring import KeyRing
 from tuneloop.serving.access.keys import all_keys, expiry, issue, revoke
 from tuneloop.serving.access.scopes import ALL, ROUTES, SCOPES, scope_of
@@ -24,6 +24,12 @@ OPEN = {"/healthz", "/health", "/ready"}
 """Everything else needs a key. A route that is added is closed; to open one, this list is changed."""
 CHATS = "/v1/chat/completions"
 BODY = {"model": NAME, "messages": CHAT}
+
+
+@pytest.fixture(autouse=True)
+def _one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute is long enough for a test on any machine: nothing comes back meanwhile."""
+    monkeypatch.setattr(memory_limits, "clock", lambda: 1_000_000)
 
 
 @pytest.fixture
@@ -183,7 +189,9 @@ def test_the_key_of_a_file_works_beside_those_of_the_store(place: Path, store: S
         assert client.get("/v1/models").status_code == 401
 
 
-@pytest.mark.parametrize(("server", "status"), [("127.0.0.1", 200), ("[::1]", 200), ("10.1.2.3", 401), ("[2001:db8::1]", 401)])
+@pytest.mark.parametrize(
+    ("server", "status"), [("127.0.0.1", 200), ("[::1]", 200), ("10.1.2.3", 401), ("[2001:db8::1]", 401)]
+)
 def test_without_a_key_only_this_machine_is_answered(place: Path, server: str, status: int) -> None:
     """Whatever program serves the application, and whatever the request calls its host."""
     import asyncio

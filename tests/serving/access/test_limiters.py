@@ -40,7 +40,9 @@ def pair(redis: RedisServer) -> Any:
         runner.run(client.aclose())
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(limits=st.builds(RateLimits, LIMIT, LIMIT, st.integers(0, 3)), steps=st.lists(STEP, max_size=14))
 def test_memory_and_redis_count_alike(pair: Any, limits: RateLimits, steps: list[Any]) -> None:
     runner, shared = pair
@@ -67,7 +69,9 @@ def run(work: Any) -> Any:
     return asyncio.run(work)
 
 
-def take(limiter: MemoryLimits, limits: RateLimits, at: int, requests: int = 1, tokens: int = 0, lease: str = "") -> Verdict:
+def take(
+    limiter: MemoryLimits, limits: RateLimits, at: int, requests: int = 1, tokens: int = 0, lease: str = ""
+) -> Verdict:
     return run(limiter.take("k", limits, requests, tokens, lease, START + at))  # type: ignore[no-any-return]
 
 
@@ -146,7 +150,9 @@ def test_four_processes_pass_no_limit(redis: RedisServer) -> None:
         return float(whole) + float(micro) / 1e6
 
     began = run(seconds())
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, redis.url, str(n)], stdout=subprocess.PIPE) for n in range(4)]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, redis.url, str(n)], stdout=subprocess.PIPE) for n in range(4)
+    ]
     counts = [json.loads(worker.communicate(timeout=400)[0]) for worker in workers]
     passed = run(seconds()) - began
     sums = {name: sum(count[name] for count in counts) for name in counts[0]}

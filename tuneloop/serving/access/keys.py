@@ -141,7 +141,7 @@ def all_keys(store: Store) -> list[ApiKey]:
 
 
 def revoke(store: Store, ref: str) -> list[ApiKey]:
-    """End the live key of an id, or all live keys of a name, for ever. Raises TL-SERVE-KEY-UNKNOWN where there is none."""
+    """End the key of an id, or all keys of a name, for ever. Raises TL-SERVE-KEY-UNKNOWN where there is none."""
 
     def work(connection: Connection) -> list[ApiKey]:
         every = _read(connection)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError
+from tuneloop.base.language import t
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.access.gcra import LEASE, Limiter, RateLimits, Verdict
+from tuneloop.serving.access.gcra import LEASE, Limiter, RateLimits
 from tuneloop.serving.access.memory_limits import MemoryLimits
+from tuneloop.serving.access.metered_stream import MeteredStream, prompt_tokens
+from tuneloop.serving.access.rate_headers import rate_headers
 from tuneloop.serving.access.redis_limits import RedisDown, RedisLimits, redis_client
 from tuneloop.serving.access.scopes import ASKING
 from tuneloop.serving.admission import Admission, Question, Submit, answer_headers, at_end, caller_of
-from tuneloop.serving.engine import AnswerStream, Piece, Query
+from tuneloop.serving.engine import AnswerStream, Query
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("tuneloop.serving")
 RENEW_SECONDS = LEASE / 1000 / 3
 """How often an answer under way says that it is."""
-TURN_TOKENS = 4
-"""Of a chat template, around each turn."""
 
 
 def limits_step(settings: ServePart) -> Limits:
@@ -51,7 +52,6 @@ class Allowance:
     """Where it was taken; None while nothing is."""
     lease: str = ""
     reserved: int = 0
-    used: int = 0
     """Tokens."""
     open: int = 0
     """Questions that have not been answered to their end."""
@@ -71,7 +71,9 @@ class Limits(Admission):
     each process counts by itself.
     """
 
-    def __init__(self, usual: RateLimits, longest: int, shared: RedisLimits | None = None, *, refuse: bool = True) -> None:
+    def __init__(
+        self, usual: RateLimits, longest: int, shared: RedisLimits | None = None, *, refuse: bool = True
+    ) -> None:
         self._usual, self._longest, self._shared, self._refuse = usual, longest, shared, refuse
         self._memory = MemoryLimits()
         self._refusals: Counter[str] = Counter()
@@ -106,7 +108,7 @@ class Limits(Admission):
         query = question.query
         if query.max_new_tokens is None and allowance.longest is not None:
             question = replace(question, query=replace(query, max_new_tokens=allowance.longest))
-        stream = MeteredStream(await submit(question), self, allowance, prompt_tokens(query))
+        stream = MeteredStream(await submit(question), prompt_tokens(query), partial(self._ended, allowance))
         allowance.streams.add(stream)
         return stream
 
@@ -115,7 +117,9 @@ class Limits(Admission):
         than a minute has. Raises TL-SERVE-LIMIT-SIZE for what no wait makes possible."""
         prompts = sum(map(prompt_tokens, queries))
         named = sum(query.n * query.max_new_tokens for query in queries if query.max_new_tokens is not None)
-        unnamed = sum(query.n for query in queries if query.max_new_tokens is None and query.purpose in ("chat", "text"))
+        unnamed = sum(
+            query.n for query in queries if query.max_new_tokens is None and query.purpose in ("chat", "text")
+        )
         need = prompts + named + unnamed * self._longest
         if not limit or need <= limit:
             return need, None
@@ -168,7 +172,7 @@ class Limits(Admission):
             log.warning("the Redis of the limits answers again")
         self._down = error is not None
 
-    async def ended(self, allowance: Allowance, stream: MeteredStream) -> None:
+    async def _ended(self, allowance: Allowance) -> None:
         """A question was answered to its end."""
         allowance.open -= 1
         if allowance.open <= 0:
@@ -220,102 +224,7 @@ class Limits(Admission):
         return refusals if self._shared is None else refusals | {"limits_redis_up": float(not self._down)}
 
 
-class MeteredStream:
-    """An AnswerStream that counts its tokens for the limits."""
-
-    def __init__(self, stream: AnswerStream, step: Limits, allowance: Allowance, prompt: int) -> None:
-        self._stream, self._step, self._allowance, self._prompt = stream, step, allowance, prompt
-        self._pieces: Counter[int] = Counter()
-        self._tokens: dict[int, int] = {}
-        self._ended = False
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
-
-    @property
-    def used(self) -> int:
-        """Tokens so far. A choice says how many at its end; of one that is cut short each piece counts as one."""
-        written = sum(self._tokens.get(choice, pieces) for choice, pieces in self._pieces.items())
-        return (self.prompt_tokens or self._prompt) + written
-
-    def __aiter__(self) -> MeteredStream:
-        return self
-
-    async def __anext__(self) -> Piece:
-        try:
-            piece = await anext(self._stream)
-        except StopAsyncIteration:
-            if not self._ended:
-                self._ended = True
-                await self._step.ended(self._allowance, self)
-            raise
-        self._pieces[piece.choice] += 1
-        if piece.finish is not None:
-            self._tokens[piece.choice] = piece.tokens
-        return piece
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-def prompt_tokens(query: Query) -> int:
-    """About how many tokens a prompt has: a token for four letters of ASCII, and for each other character.
-
-    >>> prompt_tokens(Query("text", "m", prompt="Who are you?")), prompt_tokens(Query("text", "m", prompt=(1, 2)))
-    (3, 2)
-    """
-    if query.purpose == "text" or (query.purpose == "vector" and query.prompt):
-        return len(query.prompt) if isinstance(query.prompt, tuple) else _estimate(query.prompt)
-    texts = [one if isinstance(one, str) else json.dumps(one, default=str) for turn in query.chat for one in turn.values()]
-    texts += [json.dumps(tool, ensure_ascii=False) for tool in query.tools]
-    return sum(map(_estimate, texts)) + TURN_TOKENS * len(query.chat)
-
-
-def _estimate(text: str) -> int:
-    ascii_letters = len(text.encode("ascii", "ignore"))
-    return -(-ascii_letters // 4) + len(text) - ascii_letters
-
-
-def rate_headers(limits: RateLimits, verdict: Verdict) -> dict[str, str]:
-    """OpenAI's headers of what is left.
-
-    >>> rate_headers(RateLimits(requests=60), Verdict(requests_left=59, requests_reset=1000))
-    {'x-ratelimit-limit-requests': '60', 'x-ratelimit-remaining-requests': '59', 'x-ratelimit-reset-requests': '1s'}
-    """
-    kinds = (
-        ("requests", limits.requests, verdict.requests_left, verdict.requests_reset),
-        ("tokens", limits.tokens, verdict.tokens_left, verdict.tokens_reset),
-    )
-    out: dict[str, str] = {}
-    for kind, limit, rest, reset in kinds:
-        if limit:
-            out[f"x-ratelimit-limit-{kind}"] = str(limit)
-            out[f"x-ratelimit-remaining-{kind}"] = str(rest)
-            out[f"x-ratelimit-reset-{kind}"] = span(reset)
-    return out
-
-
-def span(milliseconds: int) -> str:
-    """A time as OpenAI's headers write it.
-
-    >>> span(0), span(17), span(1_500), span(60_000), span(61_001)
-    ('0s', '17ms', '1.5s', '1m0s', '1m1.001s')
-    """
-    if 0 < milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
-    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") if rest else "0"
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
-
-
 def _limit_words(kind: str, most: int) -> str:
-    from tuneloop.base.language import t
-
     if kind == "requests":
         return t("{n} requests a minute", n=most)
     if kind == "tokens":

@@ -24,9 +24,7 @@ class _Meter:
         elapsed = now - self.at
         return fallen(self.levels[0], elapsed, limits.requests), fallen(self.levels[1], elapsed, limits.tokens)
 
-    def move(
-        self, levels: tuple[int, int], amounts: tuple[int, int], limits: RateLimits, now: int
-    ) -> tuple[int, int]:
+    def move(self, levels: tuple[int, int], amounts: tuple[int, int], limits: RateLimits, now: int) -> tuple[int, int]:
         first = moved(levels[0], amounts[0]) if limits.requests else 0
         second = moved(levels[1], amounts[1]) if limits.tokens else 0
         self.at, self.levels = now, (first, second)
@@ -38,6 +36,11 @@ class _Meter:
         return len(self.leases)
 
 
+def clock() -> int:
+    """Milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
 class MemoryLimits:
     """A Limiter. Its methods do not wait, so that no two of them mix in one event loop."""
 
@@ -47,7 +50,7 @@ class MemoryLimits:
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
     ) -> Verdict:
-        now = now or time.monotonic_ns() // 1_000_000
+        now = now or clock()
         meter = self._meter(caller, now)
         levels = meter.fallen(limits, now)
         waits = (wait_for(levels[0], requests, limits.requests), wait_for(levels[1], tokens, limits.tokens))
@@ -63,19 +66,17 @@ class MemoryLimits:
     async def settle(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
     ) -> Verdict:
-        now = now or time.monotonic_ns() // 1_000_000
+        now = now or clock()
         meter = self._meter(caller, now)
         meter.leases.pop(lease, None)
         levels = meter.move(meter.fallen(limits, now), (requests, tokens), limits, now)
         return verdict("", 0, levels, limits)
 
     async def renew(self, caller: str, lease: str, now: int = 0) -> None:
-        now = now or time.monotonic_ns() // 1_000_000
+        now = now or clock()
         self._meter(caller, now).leases[lease] = now + LEASE
 
     def _meter(self, caller: str, now: int) -> _Meter:
         if len(self._meters) >= SWEEP and caller not in self._meters:
-            self._meters = {
-                name: one for name, one in self._meters.items() if one.idle_at > now or one.under_way(now)
-            }
+            self._meters = {name: one for name, one in self._meters.items() if one.idle_at > now or one.under_way(now)}
         return self._meters.setdefault(caller, _Meter(now))

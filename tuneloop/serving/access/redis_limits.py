@@ -100,7 +100,12 @@ def redis_client(url: str, seconds: float = SECONDS) -> Any:
     again = import_module("redis.asyncio.retry").Retry(backoff.NoBackoff(), 1, (errors.ConnectionError,))
     try:
         pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=32, timeout=seconds, socket_timeout=seconds, socket_connect_timeout=seconds, retry=again
+            url,
+            max_connections=32,
+            timeout=seconds,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            retry=again,
         )
     except ValueError as error:
         raise ServeError("TL-SERVE-REDIS", where="serve.redis", error=str(error)) from error
