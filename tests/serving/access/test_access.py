@@ -70,7 +70,7 @@ def test_every_route_but_the_open_ones_wants_a_key(place: Path, store: Store) ->
 
 
 def test_each_scope_opens_its_routes_alone(place: Path, store: Store) -> None:
-    keys = {scope: issue(store, f"of {scope}", scopes=[scope])[1] for scope in (*SCOPES, ALL)}
+    keys = {scope: issue(store, f"key {number}", scopes=[scope])[1] for number, scope in enumerate((*SCOPES, ALL))}
     client = TestClient(app(place), raise_server_exceptions=False)
     for route in (route for route in client.app.routes if isinstance(route, APIRoute)):  # type: ignore[attr-defined]
         if route.path in OPEN:
@@ -235,3 +235,29 @@ def test_a_store_that_goes_away_lets_nobody_new_in(place: Path, store: Store, mo
         ring._read_at -= key_ring.STALE
         reply = client.get("/v1/models", headers=bearer(key))
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "TL-SERVE-KEYS")
+
+
+def test_keys_in_a_real_postgresql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TUNELOOP_STORE: what one machine issues and revokes, the server of another goes by."""
+    from tests.postgres_server import postgres_server
+    from tuneloop.serving.settings import store_place
+
+    with postgres_server() as server:
+        monkeypatch.setenv("TUNELOOP_STORE", server.url)
+        there = store_place(tmp_path)
+        store = open_store(there)
+        made, key = issue(store, "商店", scopes=["chat"], own=(5, None, 0))
+        engine = ScriptedEngine()
+        ring = KeyRing(there)
+        with TestClient(app_of(engine, steps=admission_steps(ServePart(), engine, None, ring=ring))) as client:
+            assert client.post(CHATS, json=BODY, headers=bearer(key)).headers["x-ratelimit-limit-requests"] == "5"
+            assert client.get("/metrics", headers=bearer(key)).status_code == 403
+            revoke(store, "商店")
+            time.sleep(key_ring.FRESH + 0.05)
+            assert client.post(CHATS, json=BODY, headers=bearer(key)).status_code == 401
+        assert [(one.id, one.state, one.requests, one.streams) for one in all_keys(store)] == [
+            (made.id, "revoked", 5, 0)
+        ]
+        ring.close()
+        store.close()
+        assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,9 @@ class Access(Admission):
     TL-SERVE-KEY-EMPTY for an empty key, which would be none.
     """
 
+    of_keys = True
+    """This step finds out who sends a request; the server's own requests, for which that is known, pass it by."""
+
     def __init__(self, key: str | None = None, ring: KeyRing | None = None) -> None:
         if key is not None and not key.strip():
             raise ServeError("TL-SERVE-KEY-EMPTY", where="api_key")
