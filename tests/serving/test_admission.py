@@ -15,7 +15,7 @@ from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.access.access import Access
 from tuneloop.serving.access.fair_queue import Queue
-from tuneloop.serving.access.limits import Limits
+from tuneloop.serving.access.limits import KeyLimits
 from tuneloop.serving.admission import Admission, Question, Submit, admission_steps, through
 from tuneloop.serving.engine import AnswerStream, Piece, Query
 
@@ -140,7 +140,7 @@ def test_a_step_wraps_the_answer_or_gives_another(stream: bool) -> None:
 def test_the_key_comes_first_and_the_queue_last() -> None:
     engine = ScriptedEngine()
     for key in ("k", None):
-        assert [type(step) for step in admission_steps(ServePart(), engine, key)] == [Access, Limits, Queue]
+        assert [type(step) for step in admission_steps(ServePart(), engine, key)] == [Access, KeyLimits, Queue]
 
 
 # The queue

@@ -51,7 +51,7 @@ def answer_headers(request: Request) -> dict[str, str]:
     return headers
 
 
-def at_end(request: Request, work: Callable[[], None]) -> None:
+def at_end(request: Request, work: Callable[[], object]) -> None:
     """Have something done when a request is over: answered, refused, or left by its client."""
     request.scope.setdefault("state", {}).setdefault("at_end", []).append(work)
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.serving.redis_server import RedisServer
-from tuneloop.serving.access.gcra import LEASE, MINUTE, MOST, RateLimits, Verdict
+from tuneloop.serving.access.gcra import LEASE, MINUTE, MOST, RateLimits, RateVerdict
 from tuneloop.serving.access.memory_limits import MemoryLimits
 from tuneloop.serving.access.redis_limits import RedisDown, RedisLimits, redis_client
 
@@ -71,7 +71,7 @@ def run(work: Any) -> Any:
 
 def take(
     limiter: MemoryLimits, limits: RateLimits, at: int, requests: int = 1, tokens: int = 0, lease: str = ""
-) -> Verdict:
+) -> RateVerdict:
     return run(limiter.take("k", limits, requests, tokens, lease, START + at))  # type: ignore[no-any-return]
 
 

@@ -17,7 +17,7 @@ from tuneloop.serving.access import memory_limits
 from tuneloop.serving.access.access import Access
 from tuneloop.serving.access.fair_queue import Queue
 from tuneloop.serving.access.gcra import RateLimits
-from tuneloop.serving.access.limits import Limits, limits_step
+from tuneloop.serving.access.limits import KeyLimits, limits_step
 from tuneloop.serving.access.redis_limits import RedisLimits, redis_client
 from tuneloop.serving.engine import Piece, Query
 
@@ -32,7 +32,7 @@ def _one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_limits, "clock", lambda: 1_000_000)
 
 
-def client_of(step: Limits, engine: ScriptedEngine | None = None) -> TestClient:
+def client_of(step: KeyLimits, engine: ScriptedEngine | None = None) -> TestClient:
     engine = engine or ScriptedEngine(capacity=8)
     return TestClient(
         app_of(engine, steps=[Access("k"), step, Queue(engine, 8)]), headers={"Authorization": "Bearer k"}
@@ -44,7 +44,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 def test_requests_a_minute() -> None:
-    with client_of(Limits(RateLimits(requests=3), 100)) as client:
+    with client_of(KeyLimits(RateLimits(requests=3), 100)) as client:
         for rest in ("2", "1", "0"):
             reply = client.post(CHATS, json=body())
             assert reply.status_code == 200
@@ -64,7 +64,7 @@ def test_requests_a_minute() -> None:
 
 
 def test_a_body_that_is_refused_counts_as_a_request() -> None:
-    with client_of(Limits(RateLimits(requests=2), 100)) as client:
+    with client_of(KeyLimits(RateLimits(requests=2), 100)) as client:
         assert [client.post(CHATS, content=b"{").status_code for _ in range(2)] == [400, 400]
         assert client.post(CHATS, json=body()).status_code == 429
 
@@ -72,7 +72,7 @@ def test_a_body_that_is_refused_counts_as_a_request() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_that_were_not_used_come_back(stream: bool) -> None:
     """50 are reserved for the answer and three are written: without a refund the second request would be refused."""
-    with client_of(Limits(RateLimits(tokens=100), 50)) as client:
+    with client_of(KeyLimits(RateLimits(tokens=100), 50)) as client:
         rests = []
         for _ in range(4):
             reply = client.post(CHATS, json=body(stream=stream))
@@ -87,7 +87,7 @@ def test_tokens_that_were_not_used_come_back(stream: bool) -> None:
 
 def test_a_request_that_the_engine_refuses_uses_no_tokens() -> None:
     engine = ScriptedEngine()
-    with client_of(Limits(RateLimits(tokens=100), 80), engine) as client:
+    with client_of(KeyLimits(RateLimits(tokens=100), 80), engine) as client:
         for _ in range(3):
             assert client.post(CHATS, json=body(model="gpt-4o")).status_code == 404
         assert client.post(CHATS, json=body()).status_code == 200
@@ -95,7 +95,7 @@ def test_a_request_that_the_engine_refuses_uses_no_tokens() -> None:
 
 def test_more_than_a_minute_has() -> None:
     engine = ScriptedEngine()
-    with client_of(Limits(RateLimits(tokens=100), 1024), engine) as client:
+    with client_of(KeyLimits(RateLimits(tokens=100), 1024), engine) as client:
         reply = client.post(CHATS, json=body(max_tokens=200))
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "TL-SERVE-LIMIT-SIZE")
         assert engine.queries == []
@@ -105,7 +105,7 @@ def test_more_than_a_minute_has() -> None:
 
 
 def test_several_prompts_are_one_request() -> None:
-    step = Limits(RateLimits(requests=2, tokens=1000, streams=1), 10)
+    step = KeyLimits(RateLimits(requests=2, tokens=1000, streams=1), 10)
     with client_of(step) as client:
         for _ in range(2):
             reply = client.post("/v1/completions", json={"model": NAME, "prompt": ["a", "b", "c"], "max_tokens": 5})
@@ -125,7 +125,7 @@ def test_answers_at_the_same_time() -> None:
 
         engine = ScriptedEngine(held, capacity=8)
         engine.seconds = 0.01
-        step = Limits(RateLimits(streams=2), 100)
+        step = KeyLimits(RateLimits(streams=2), 100)
         app = app_of(engine, steps=[step, Queue(engine, 8)])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t", timeout=60) as client:
             asked = [asyncio.ensure_future(client.post(CHATS, json=body(stream=True))) for _ in range(2)]
@@ -143,9 +143,9 @@ def test_answers_at_the_same_time() -> None:
     asyncio.run(main())
 
 
-def shared_step(redis: RedisServer, *, refuse: bool) -> Limits:
+def shared_step(redis: RedisServer, *, refuse: bool) -> KeyLimits:
     client = redis_client(redis.url, 60)
-    return Limits(RateLimits(requests=2, streams=2), 100, RedisLimits(client, f"t{time.time_ns()}"), refuse=refuse)
+    return KeyLimits(RateLimits(requests=2, streams=2), 100, RedisLimits(client, f"t{time.time_ns()}"), refuse=refuse)
 
 
 def test_two_servers_share_a_limit(redis: RedisServer) -> None:

@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.25
 """How often a request that waits looks whether the server is being closed or can answer more at once."""
 
 
-class Line:
+class WaitingLine:
     """Requests that wait, a lane for each caller, and how many are with the engine."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Queue(Admission):
 
     def __init__(self, engine: Engine, length: int) -> None:
         self._engine, self._length = engine, length
-        self._line = Line()
+        self._line = WaitingLine()
         self._refused = 0
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
@@ -80,7 +80,7 @@ class Queue(Admission):
             place.free()
             raise
 
-    async def _wait(self, line: Line, request: Request) -> None:
+    async def _wait(self, line: WaitingLine, request: Request) -> None:
         """Wait for a place. Raises TL-SERVE-FULL, and what tells that the client has hung up."""
         if len(line) >= self._length:
             self._refused += 1
@@ -124,7 +124,7 @@ class Queue(Admission):
 class _Place:
     """A place in the engine, to be freed once."""
 
-    def __init__(self, engine: Engine, line: Line) -> None:
+    def __init__(self, engine: Engine, line: WaitingLine) -> None:
         self._engine, self._line, self._freed = engine, line, False
 
     def free(self) -> None:

@@ -35,7 +35,7 @@ class RateLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RateVerdict:
     """What a limiter answers: which limit refuses ("" where all let it through), how long to wait, and what is left.
 
     `wait`, `requests_reset` and `tokens_reset` (until all is left again) are milliseconds.
@@ -54,12 +54,12 @@ class Limiter(Protocol):
 
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         """Take all of it or nothing. `lease` names an answer under way ("": none is begun)."""
 
     async def settle(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         """Correct what was taken by a difference: below 0 it is given back, above 0 it is taken whatever is left.
         The answer `lease` has ended."""
 
@@ -102,10 +102,10 @@ def moved(level: int, amount: int) -> int:
     return min(DEEPEST, max(0, level + amount * MINUTE))
 
 
-def verdict(refused: Refused, wait: int, levels: tuple[int, int], limits: RateLimits) -> Verdict:
+def verdict(refused: Refused, wait: int, levels: tuple[int, int], limits: RateLimits) -> RateVerdict:
     """What is answered at these levels of requests and tokens."""
     requests, tokens = levels
-    return Verdict(
+    return RateVerdict(
         refused,
         wait,
         remaining(requests, limits.requests),

@@ -33,13 +33,13 @@ RENEW_SECONDS = LEASE / 1000 / 3
 """How often an answer under way says that it is."""
 
 
-def limits_step(settings: ServePart) -> Limits:
+def limits_step(settings: ServePart) -> KeyLimits:
     """The step of these settings: in Redis where one is named, else in memory. Raises what `redis_client` raises."""
     part = settings.limits
     usual = RateLimits(part.requests or 0, part.tokens or 0, part.streams or 0)
     url = settings.redis or environment().redis
     shared = RedisLimits(redis_client(url)) if url else None
-    return Limits(usual, settings.max_new_tokens, shared, refuse=part.without_redis == "closed")
+    return KeyLimits(usual, settings.max_new_tokens, shared, refuse=part.without_redis == "closed")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +62,7 @@ class Allowance:
     streams: set[MeteredStream] = field(default_factory=set)
 
 
-class Limits(Admission):
+class KeyLimits(Admission):
     """Takes a request, the tokens it may need and a place among the answers under way, all at once or nothing; gives
     back the tokens that were not used.
 
@@ -215,7 +215,7 @@ class Limits(Admission):
 
     def take_over(self, before: Admission) -> None:
         """Go on with what was counted under the settings before."""
-        if isinstance(before, Limits):
+        if isinstance(before, KeyLimits):
             self._memory, self._refusals = before._memory, before._refusals
 
     def gauges(self) -> Mapping[str, float]:

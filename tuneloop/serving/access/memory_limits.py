@@ -5,7 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from tuneloop.serving.access.gcra import LEASE, RateLimits, Refused, Verdict, fallen, moved, reset, verdict, wait_for
+from tuneloop.serving.access.gcra import (
+    LEASE,
+    RateLimits,
+    RateVerdict,
+    Refused,
+    fallen,
+    moved,
+    reset,
+    verdict,
+    wait_for,
+)
 
 SWEEP = 1024
 """Callers that are remembered before those whose levels have fallen to 0 are forgotten."""
@@ -49,7 +59,7 @@ class MemoryLimits:
 
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         now = now or clock()
         meter = self._meter(caller, now)
         levels = meter.fallen(limits, now)
@@ -65,7 +75,7 @@ class MemoryLimits:
 
     async def settle(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         now = now or clock()
         meter = self._meter(caller, now)
         meter.leases.pop(lease, None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tuneloop.serving.access.gcra import RateLimits, Verdict
+from tuneloop.serving.access.gcra import RateLimits, RateVerdict
 
 
-def rate_headers(limits: RateLimits, verdict: Verdict) -> dict[str, str]:
+def rate_headers(limits: RateLimits, verdict: RateVerdict) -> dict[str, str]:
     """OpenAI's headers of what is left.
 
-    >>> rate_headers(RateLimits(requests=60), Verdict(requests_left=59, requests_reset=1000))
+    >>> rate_headers(RateLimits(requests=60), RateVerdict(requests_left=59, requests_reset=1000))
     {'x-ratelimit-limit-requests': '60', 'x-ratelimit-remaining-requests': '59', 'x-ratelimit-reset-requests': '1s'}
     """
     kinds = (

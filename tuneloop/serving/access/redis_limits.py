@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneloop.base.errors import ServeError
 from tuneloop.base.optional import need
-from tuneloop.serving.access.gcra import DEEPEST, LEASE, MINUTE, RateLimits, Refused, Verdict
+from tuneloop.serving.access.gcra import DEEPEST, LEASE, MINUTE, RateLimits, RateVerdict, Refused
 
 SECONDS = 2.0
 """How long a Redis may take to answer."""
@@ -127,12 +127,12 @@ class RedisLimits:
 
     async def take(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         return _verdict(await self._run("take", caller, limits, requests, tokens, lease, now))
 
     async def settle(
         self, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int = 0
-    ) -> Verdict:
+    ) -> RateVerdict:
         return _verdict(await self._run("settle", caller, limits, requests, tokens, lease, now))
 
     async def renew(self, caller: str, lease: str, now: int = 0) -> None:
@@ -152,5 +152,5 @@ class RedisLimits:
             raise RedisDown(str(error)) from error
 
 
-def _verdict(numbers: list[int]) -> Verdict:
-    return Verdict(REFUSED[numbers[0]], *numbers[1:])
+def _verdict(numbers: list[int]) -> RateVerdict:
+    return RateVerdict(REFUSED[numbers[0]], *numbers[1:])
