@@ -84,7 +84,7 @@ def id_of(key: str) -> str:
 
 
 def expiry(text: str) -> str:
-    """When a key ends that is made now: "90d", "12h", "8w", or a date "2027-01-31", which is its last day in UTC.
+    """When a key ends that is issued now: "90d", "12h", "8w", or a date "2027-01-31", which is its last day in UTC.
 
     Raises TL-SERVE-KEY-EXPIRY for anything else, and for a time that has passed.
     """
@@ -122,20 +122,20 @@ def issue(
             raise ServeError("TL-SERVE-KEY-SCOPE", where="--scope", got=scope[:40], known=listed([*SCOPES, ALL]))
     identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     key = f"{PREFIX}{identity}-{secret}"
-    made = ApiKey(identity, name, digest_of(key), frozenset(scopes or USUAL), now(), expires, "", *own)
+    issued = ApiKey(identity, name, digest_of(key), frozenset(scopes or USUAL), now(), expires, "", *own)
 
     def work(connection: Connection) -> None:
         live = [one for one in _read(connection) if one.name == name and one.state == "live"]
         if live and not another:
             raise ServeError("TL-SERVE-KEY-TAKEN", where=name, name=name, id=live[0].id)
-        connection.execute(api_keys.insert().values(**_row(made)))
+        connection.execute(api_keys.insert().values(**_row(issued)))
 
     store.retried(work)
-    return made, key
+    return issued, key
 
 
 def all_keys(store: Store) -> list[ApiKey]:
-    """Every key that was made, the oldest first; those that have ended among them."""
+    """Every key that was issued, the oldest first; those that have ended among them."""
     with store.read() as connection:
         return _read(connection)
 
