@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -50,7 +51,8 @@ def serve(
         say(t("note: every user of this machine can read {path}; close it with chmod 600", path=key_file))
     bound = api.listen(host, port)
     try:
-        locked = key is not None or KeyRing(store_place(workspace)).locked
+        with closing(KeyRing(store_place(workspace))) as ring:
+            locked = key is not None or ring.locked
         if not locked and is_remote(bound.getsockname()):
             raise ServeError("TL-SERVE-OPEN", where="--host", host=host or "0.0.0.0")
         if ref:

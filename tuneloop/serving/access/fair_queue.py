@@ -87,6 +87,7 @@ class Queue(Admission):
             raise ServeError("TL-SERVE-FULL", status=503, waiting=len(line), seconds=self._engine.retry_after)
         caller = caller_of(request).id
         turn = line.join(caller)
+        line.call(self._engine.capacity)
         gone = asyncio.ensure_future(_hung_up(request))
         try:
             while not turn.done():

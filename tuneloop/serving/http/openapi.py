@@ -62,7 +62,8 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
 }  # fmt: skip
 WORDS: dict[int, str] = {
     400: "The request is not valid, or cannot be answered by this model.",
-    401: "The key is missing or wrong.",
+    401: "The key is missing, wrong, or has ended.",
+    403: "The key lacks the scope.",
     404: "There is no such model.",
     413: "The body is too large.",
     415: "The body is not sent as JSON.",
