@@ -121,7 +121,7 @@ def _described(method: Method, path: str, operation: Operation, refer: dict[Any,
         words = "With stream: true. Each event is `data: ` and one such object; the last one is `data: [DONE]`."
         content[EVENTS] = {"schema": {"description": words, **refer[operation.event]}}
     replies = {"200": {"description": operation.summary, "content": content}}
-    for status in sorted({*operation.refusals, *((503,) if operation.is_open else (401, 429, 500, 503))}):
+    for status in sorted({*operation.refusals, *((503,) if operation.is_open else (401, 403, 429, 500, 503))}):
         error = {JSON: {"schema": refer[shapes.ErrorReply]}}
         replies[str(status)] = {"description": WORDS[status], "content": error}
     out: dict[str, Any] = {
