@@ -143,7 +143,8 @@ class RedisLimits:
     ) -> list[int]:
         if time.monotonic() < self._left_alone_until:
             raise RedisDown("it failed a moment ago")
-        keys = [f"{self._prefix}:{{{caller}}}:levels", f"{self._prefix}:{{{caller}}}:streams"]
+        # In braces what a cluster goes by: both keys of a caller lie on one machine.
+        keys = [f"{self._prefix}:{{key {caller}}}:{kind}" for kind in ("levels", "streams")]
         arguments = [op, now, limits.requests, limits.tokens, limits.streams, requests, tokens, lease]
         try:
             return [int(number) for number in await self._script(keys=keys, args=arguments)]
