@@ -53,6 +53,29 @@ def test_a_key_with_many_requests_delays_no_other() -> None:
     asyncio.run(main())
 
 
+def test_long_jobs_stand_behind_who_waits_for_an_answer() -> None:
+    async def main() -> None:
+        engine = ScriptedEngine(capacity=1)
+        submit = through([Queue(engine, 99)], engine)
+        first = await submit(question("shop"))
+
+        async def behind(user: str) -> None:
+            job = question("shop", user)
+            job.request.state.behind = True
+            async for _ in await submit(job):
+                pass
+
+        tasks = [asyncio.ensure_future(behind(f"job{n}")) for n in range(2)]
+        await settle()
+        tasks += [asyncio.ensure_future(answer(submit, "shop", f"shop{n}")) for n in range(3)]
+        await settle()
+        await first.aclose()
+        await asyncio.gather(*tasks)
+        assert [query.user for query in engine.queries][1:] == ["shop0", "shop1", "shop2", "job0", "job1"]
+
+    asyncio.run(main())
+
+
 def test_one_who_hangs_up_while_waiting_gives_the_place_free() -> None:
     async def main() -> None:
         engine, hang_up = ScriptedEngine(capacity=1), asyncio.Event()

@@ -18,46 +18,52 @@ LOOK_SECONDS = 0.25
 """How often a request that waits looks whether the server is being closed or can answer more at once."""
 
 
+Lane = tuple[bool, str]
+"""Whether it stands behind all lanes that do not (long jobs behind who waits for an answer), and the caller."""
+
+
 class WaitingLine:
     """Requests that wait, a lane for each caller, and how many are with the engine."""
 
     def __init__(self) -> None:
         self.running = 0
-        self._lanes: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._lanes: OrderedDict[Lane, deque[asyncio.Future[None]]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
 
-    def join(self, caller: str) -> asyncio.Future[None]:
+    def join(self, lane: Lane) -> asyncio.Future[None]:
         """A turn to wait for."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lanes.setdefault(caller, deque()).append(turn)
+        self._lanes.setdefault(lane, deque()).append(turn)
         return turn
 
-    def leave(self, caller: str, turn: asyncio.Future[None]) -> None:
+    def leave(self, lane: Lane, turn: asyncio.Future[None]) -> None:
         """Give up a turn that has not come."""
-        lane = self._lanes.get(caller, deque())
-        if turn in lane:
-            lane.remove(turn)
-        if not lane:
-            self._lanes.pop(caller, None)
+        turns = self._lanes.get(lane, deque())
+        if turn in turns:
+            turns.remove(turn)
+        if not turns:
+            self._lanes.pop(lane, None)
 
     def call(self, places: int) -> None:
         """Give free places away: to the caller whose turn it is, who then goes behind all others."""
         while self._lanes and self.running < places:
-            caller, lane = next(iter(self._lanes.items()))
-            lane.popleft().set_result(None)
+            lane = next((one for one in self._lanes if not one[0]), next(iter(self._lanes)))
+            turns = self._lanes[lane]
+            turns.popleft().set_result(None)
             self.running += 1
-            if lane:
-                self._lanes.move_to_end(caller)
+            if turns:
+                self._lanes.move_to_end(lane)
             else:
-                del self._lanes[caller]
+                del self._lanes[lane]
 
 
 class Queue(Admission):
     """Lets as many requests to the engine as it answers at once; `length` more wait, the next one is refused.
 
     The last step. A request that waits has no status yet, so that what the engine refuses it with still becomes one.
+    One whose state says `behind` waits until no other does.
     """
 
     def __init__(self, engine: Engine, length: int) -> None:
@@ -85,8 +91,8 @@ class Queue(Admission):
         if len(line) >= self._length:
             self._refused += 1
             raise ServeError("TL-SERVE-FULL", status=503, waiting=len(line), seconds=self._engine.retry_after)
-        caller = caller_of(request).id
-        turn = line.join(caller)
+        lane = (bool(getattr(getattr(request, "state", None), "behind", False)), caller_of(request).id)
+        turn = line.join(lane)
         line.call(self._engine.capacity)
         gone = asyncio.ensure_future(_hung_up(request))
         try:
@@ -103,7 +109,7 @@ class Queue(Admission):
         except BaseException:
             if turn.done():  # it came at the same moment
                 _Place(self._engine, line).free()
-            line.leave(caller, turn)
+            line.leave(lane, turn)
             raise
         finally:
             gone.cancel()
