@@ -13,7 +13,10 @@ from tests.serving.scripted import CHAT, NAME, ScriptedEngine, ScriptedStream, a
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.admission import Admission, Key, Question, Queue, Submit, admission_steps, through
+from tuneloop.serving.access.access import Access
+from tuneloop.serving.access.fair_queue import Queue
+from tuneloop.serving.access.limits import KeyLimits
+from tuneloop.serving.admission import Admission, Question, Submit, admission_steps, through
 from tuneloop.serving.engine import AnswerStream, Piece, Query
 
 BODY = {"model": NAME, "messages": CHAT, "max_tokens": 4}
@@ -136,8 +139,8 @@ def test_a_step_wraps_the_answer_or_gives_another(stream: bool) -> None:
 
 def test_the_key_comes_first_and_the_queue_last() -> None:
     engine = ScriptedEngine()
-    assert [type(step) for step in admission_steps(ServePart(), engine, "k")] == [Key, Queue]
-    assert [type(step) for step in admission_steps(ServePart(), engine, None)] == [Queue]
+    for key in ("k", None):
+        assert [type(step) for step in admission_steps(ServePart(), engine, key)] == [Access, KeyLimits, Queue]
 
 
 # The queue
@@ -155,7 +158,9 @@ def test_a_full_queue_refuses_at_once() -> None:
     async def main() -> None:
         engine = ScriptedEngine(capacity=2)
         submit = queue_of(engine, 2)
-        streams = [await submit(question()) for _ in range(4)]
+        streams = [await submit(question()) for _ in range(2)]
+        waiting = [asyncio.ensure_future(submit(question())) for _ in range(2)]
+        await asyncio.sleep(0)
         with pytest.raises(ServeError) as caught:
             await submit(question())
         assert caught.value.code == "TL-SERVE-FULL"
@@ -165,10 +170,15 @@ def test_a_full_queue_refuses_at_once() -> None:
             503,
         )
         # A place is free again as soon as somebody gives up.
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        waiting.append(asyncio.ensure_future(submit(question())))
         await streams[0].aclose()
-        last = await submit(question())
-        assert [piece.text async for piece in last] == ["Hi", " there", "! 🪨", ""]
-        assert engine.pending == 3
+        await streams[1].aclose()
+        for turn in waiting[1:]:
+            assert [piece.text async for piece in await turn] == ["Hi", " there", "! 🪨", ""]
+        assert engine.pending == 0
+        assert engine.most == 2
 
     asyncio.run(main())
 
@@ -200,11 +210,16 @@ def test_many_at_once_never_pass_the_bound(kind: type[ScriptedEngine]) -> None:
     async def main() -> None:
         engine = kind(capacity=1)
         submit = queue_of(engine, 3)
-        streams = await asyncio.gather(*(submit(question()) for _ in range(9)), return_exceptions=True)
-        refused = [s for s in streams if isinstance(s, BaseException)]
+
+        async def answered() -> int:
+            return len([piece async for piece in await submit(question())])
+
+        outcomes = await asyncio.gather(*(answered() for _ in range(9)), return_exceptions=True)
+        refused = [one for one in outcomes if isinstance(one, BaseException)]
         assert len(refused) == 5
         assert {getattr(error, "code", "") for error in refused} == {"TL-SERVE-FULL"}
-        assert engine.pending == 4
+        assert [one for one in outcomes if not isinstance(one, BaseException)] == [4] * 4
+        assert engine.most == 1
 
     asyncio.run(main())
 

@@ -22,6 +22,7 @@ from tuneloop.cli import (
     explain,
     export,
     judge,
+    key,
     model,
     plan,
     predict,
@@ -62,6 +63,7 @@ for verb in (
     app.command(cls=Verb)(verb)
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
+app.add_typer(key.app, name="key")
 app.command(cls=Verb)(explain.explain)
 app.command(cls=Verb)(doctor.doctor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -35,11 +36,14 @@ def serve(
     Examples: tuneloop serve runs/demo-1 --port 8000 | tuneloop serve --engine proxy --upstream http://127.0.0.1:8080/v1
     """
     settings = _settings(ref, engine, upstream, upstream_key_file, workspace)
+    from tuneloop.base.errors import ServeError
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
+    from tuneloop.serving.access.access import is_remote
+    from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.application import application
     from tuneloop.serving.http import api
-    from tuneloop.serving.settings import open_to_others, read_key
+    from tuneloop.serving.settings import open_to_others, read_key, store_place
 
     key_file = api_key_file or (Path(settings.key_file) if settings.key_file else None)
     key = read_key(key_file) if key_file else None
@@ -47,15 +51,17 @@ def serve(
         say(t("note: every user of this machine can read {path}; close it with chmod 600", path=key_file))
     bound = api.listen(host, port)
     try:
+        with closing(KeyRing(store_place(workspace))) as ring:
+            locked = key is not None or ring.locked
+        if not locked and is_remote(bound.getsockname()):
+            raise ServeError("TL-SERVE-OPEN", where="--host", host=host or "0.0.0.0")
         if ref:
             say(t("loading {ref} …", ref=ref))
         app = application(ref, workspace=workspace, settings=settings, api_key=key, say=say)
         model = _model(settings, app.state.model_name)
         base = f"http://{_reachable(host)}:{bound.getsockname()[1]}"
         typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=model, base=base))
-        if key is None and not _local(host):
-            say(t("warning: no --api-key-file, and {host} can be reached by others", host=host))
-        typer.echo(_examples(base, model, key_file))
+        typer.echo(_examples(base, model, key_file, locked))
         api.run(app, bound)
     except KeyboardInterrupt:
         pass  # while loading
@@ -105,10 +111,6 @@ def _model(settings: ServePart, name: str) -> str:
     return next(iter(upstream_models(settings, lambda text: None)), "MODEL")
 
 
-def _local(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")
-
-
 def _reachable(host: str) -> str:
     """The host as a client on this machine writes it.
 
@@ -119,14 +121,16 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _examples(base: str, model: str, key_file: Path | None) -> str:
-    """A curl command and a Python program that ask the server something."""
+def _examples(base: str, model: str, key_file: Path | None, locked: bool = False) -> str:
+    """A curl command and a Python program that ask the server something; of a locked server without a key file, with
+    a place for a key."""
     from tuneloop.base.language import t
 
     question = t("Who are you?")
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
-    bearer = f' -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})"' if key_file else ""
-    key = f"open({str(key_file)!r}).read().strip()" if key_file else '"none"'
+    bearer = ' -H "Authorization: Bearer KEY"' if locked else ""
+    bearer = f' -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})"' if key_file else bearer
+    key = f"open({str(key_file)!r}).read().strip()" if key_file else '"KEY"' if locked else '"none"'
     return (
         f"\ncurl {base}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d {shlex.quote(body)}\n\n"
         "from openai import OpenAI\n"

@@ -349,6 +349,17 @@ class ComparePart(Section):
     claims: list[ClaimPart] = Field(default_factory=list, description="Claims that the variants are measured for.")
 
 
+class LimitsPart(Section):
+    """What one key may use, where it has no limits of its own."""
+
+    requests: int | None = Field(None, ge=1, le=100_000_000, description="Requests a minute.")
+    tokens: int | None = Field(None, ge=1, le=100_000_000, description="Tokens a minute, of prompts and answers.")
+    streams: int | None = Field(None, ge=1, le=100_000, description="Answers at the same time.")
+    without_redis: Literal["closed", "open"] = Field(
+        "closed", description="While Redis does not answer: refuse with 503, or count in each process alone."
+    )
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -366,6 +377,8 @@ class ServePart(Section):
     upstreams: list[str] = Field(default_factory=list, description="Of proxy: addresses of servers, ending in /v1.")
     upstream_key_file: str | None = Field(None, description="Of proxy: a file with the key for the upstreams.")
     vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
+    redis: str | None = Field(None, description="Address of a Redis that several servers share.")
+    limits: LimitsPart = Field(default_factory=LimitsPart)
 
 
 class Recipe(Section):

@@ -111,6 +111,18 @@ ratings = Table(
     *(Column(f"safety_reason_{side}", Text, nullable=False) for side in ("a", "b")),
     Column("rated", String(32), nullable=False),
 )
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("expires", String(32), nullable=False),
+    Column("revoked", String(32), nullable=False),
+    *(Column(name, Integer, nullable=True) for name in ("requests", "tokens", "streams")),
+)
 
 # Text, not the tables above: those say how the schema is today, a migration says for ever what one step of it was.
 MIGRATIONS: list[tuple[str, ...]] = [
@@ -134,6 +146,12 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "safety_a VARCHAR(8), safety_b VARCHAR(8), safety_reason_a TEXT NOT NULL, safety_reason_b TEXT NOT NULL, "
         "rated VARCHAR(32) NOT NULL, PRIMARY KEY (study, pair, rater, kind), "
         "FOREIGN KEY (study, pair) REFERENCES rated_pairs (study, pair))",
+    ),
+    (
+        "CREATE TABLE api_keys (id VARCHAR(16) NOT NULL PRIMARY KEY, name VARCHAR(64) NOT NULL, "
+        "digest VARCHAR(64) NOT NULL, scopes TEXT NOT NULL, created VARCHAR(32) NOT NULL, "
+        "expires VARCHAR(32) NOT NULL, revoked VARCHAR(32) NOT NULL, "
+        "requests INTEGER, tokens INTEGER, streams INTEGER)",
     ),
 ]
 

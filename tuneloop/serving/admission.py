@@ -1,5 +1,5 @@
-"""The steps between a request and its answer, each a class: the key and the queue; limits, a guard, a cache have their
-place between the two.
+"""The steps between a request and its answer, each a class: the key first, its limits, and the queue last; a guard and
+a cache have their place between the two.
 
 A step may refuse before the body is read (`enter`), refuse when the question is known, and wrap the answer or give
 another (`answer`). To refuse is to raise a ServeError with its HTTP status: `ServeError("TL-SERVE-FULL", status=503,
@@ -8,19 +8,52 @@ seconds=3)`; `seconds` becomes the header Retry-After.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.access.gcra import RateLimits
 from tuneloop.serving.engine import AnswerStream, Engine, Query
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+    from tuneloop.serving.access.key_ring import KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request: what its key says. `id` is the key's public part, "" where the server knows no keys."""
+
+    id: str = ""
+    name: str = ""
+    scopes: frozenset[str] = frozenset({"*"})
+    tenant: str = ""
+    """Whose answers, cache and records are apart from all others': the key's name."""
+    limits: Callable[[RateLimits], RateLimits] | None = None
+    """The limits of the recipe -> those of this key; None where it has none of its own."""
+
+
+NOBODY = Caller()
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sends a request, as the first step has found it."""
+    caller: Caller = getattr(getattr(request, "state", None), "caller", NOBODY)
+    return caller
+
+
+def answer_headers(request: Request) -> dict[str, str]:
+    """The headers that will go with the answer to a request, or with its refusal; a step adds its own."""
+    headers: dict[str, str] = request.scope.setdefault("state", {}).setdefault("headers", {})
+    return headers
+
+
+def at_end(request: Request, work: Callable[[], object]) -> None:
+    """Have something done when a request is over: answered, refused, or left by its client."""
+    request.scope.setdefault("state", {}).setdefault("at_end", []).append(work)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,52 +78,16 @@ class Admission:
         return await submit(question)
 
 
-class Key(Admission):
-    """Wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty key, which would be none."""
+def admission_steps(
+    settings: ServePart, engine: Engine, api_key: str | None, *, ring: KeyRing | None = None
+) -> list[Admission]:
+    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store."""
+    # Here, because each step is an Admission.
+    from tuneloop.serving.access.access import Access
+    from tuneloop.serving.access.fair_queue import Queue
+    from tuneloop.serving.access.limits import limits_step
 
-    def __init__(self, key: str) -> None:
-        if not key.strip():
-            raise ServeError("TL-SERVE-KEY-EMPTY", where="api_key")
-        self._digest = _digest(key.strip().encode())
-
-    async def enter(self, request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # Digests have one length, so that the time of the comparison tells nothing of the key's.
-        # Headers are bytes, which the framework shows as Latin-1: back to bytes they may be any letters of UTF-8.
-        given = _digest(key.strip().encode("latin-1", "replace"))
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
-            raise ServeError("TL-SERVE-KEY", status=401)
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-class Queue(Admission):
-    """Lets `length` requests wait for a place in the engine; the next one is refused. The last step: what passes it is
-    submitted at once, before another request is looked at."""
-
-    def __init__(self, engine: Engine, length: int) -> None:
-        self._engine, self._length = engine, length
-        self._entering = 0
-
-    async def answer(self, question: Question, submit: Submit) -> AnswerStream:
-        # What is on its way to the engine counts as if it had arrived: it may take some time to be accepted.
-        pending = max(self._engine.pending, self._entering)
-        if self._engine.open and pending >= self._engine.capacity + self._length:
-            waiting = pending - self._engine.capacity
-            raise ServeError("TL-SERVE-FULL", status=503, waiting=waiting, seconds=self._engine.retry_after)
-        self._entering += 1
-        try:
-            return await submit(question)
-        finally:
-            self._entering -= 1
-
-
-def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them."""
-    key = [] if api_key is None else [Key(api_key)]
-    return [*key, Queue(engine, settings.queue)]
+    return [Access(api_key, ring), limits_step(settings), Queue(engine, settings.queue)]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

@@ -29,16 +29,18 @@ def application(
     `settings` stand in place of the section `serve` of the run's recipe, and `api_key` in place of the key in its key
     file. Raises what the engine's maker raises.
     """
+    from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.admission import admission_steps
     from tuneloop.serving.http.api import create_app
-    from tuneloop.serving.settings import read_key, serve_settings
+    from tuneloop.serving.settings import read_key, serve_settings, store_place
     from tuneloop.serving.table import ENGINES
 
     if settings is None:
         settings = serve_settings(ref, workspace)
     if api_key is None and settings.key_file:
         api_key = read_key(Path(settings.key_file))
+    ring = KeyRing(store_place(workspace))  # before a model is loaded: a store that cannot be read costs no minutes
     engine = ENGINES[settings.engine](ref, settings, workspace, say)
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
-    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key))
+    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key, ring=ring))

@@ -6,10 +6,11 @@ import os
 import stat
 from pathlib import Path
 
+from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError, os_words
 from tuneloop.base.language import t
 from tuneloop.recipe.schema import ServePart
-from tuneloop.registry import versions
+from tuneloop.registry import store, versions
 from tuneloop.runs.run import run_recipe
 
 
@@ -26,6 +27,11 @@ def served_name(ref: str | Path) -> str:
     ('shop:production', '')
     """
     return Path(ref).name if Path(ref).exists() else str(ref)
+
+
+def store_place(workspace: Path) -> Path | str:
+    """Where a server's keys lie: the database of TUNELOOP_STORE, else the workspace's own file."""
+    return environment().store or workspace / store.FILE
 
 
 def read_key(path: Path) -> str:

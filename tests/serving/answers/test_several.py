@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from tests.serving.scripted import NAME, ScriptedEngine, ScriptedStream
 from tuneloop.base.errors import ServeError
-from tuneloop.serving.admission import Question, Queue, through
+from tuneloop.serving.access.fair_queue import Queue
+from tuneloop.serving.admission import Question, through
 from tuneloop.serving.answers.several import submit_all
 from tuneloop.serving.engine import Piece, Query
 

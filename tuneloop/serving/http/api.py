@@ -18,6 +18,7 @@ from tuneloop.serving.admission import Admission, through
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
 from tuneloop.serving.http.errors import error_body, headers_of, status_of
+from tuneloop.serving.http.leaving import Leaving
 from tuneloop.serving.http.metrics import RequestCounter, ServerMetrics
 
 for _module in ("fastapi", "uvicorn"):
@@ -74,6 +75,7 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_exception_handler(Exception, _on_fault)
     context = ServerContext(engine, through(admission, engine), ServerMetrics(engine))
     app.add_middleware(RequestCounter, metrics=context.metrics)
+    app.add_middleware(Leaving)
     app.state.engine, app.state.model_name = engine, model_name
     for family in FAMILIES:
         family.add_routes(app, context)

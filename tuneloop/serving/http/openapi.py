@@ -62,7 +62,8 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
 }  # fmt: skip
 WORDS: dict[int, str] = {
     400: "The request is not valid, or cannot be answered by this model.",
-    401: "The key is missing or wrong.",
+    401: "The key is missing, wrong, or has ended.",
+    403: "The key lacks the scope.",
     404: "There is no such model.",
     413: "The body is too large.",
     415: "The body is not sent as JSON.",
@@ -120,7 +121,7 @@ def _described(method: Method, path: str, operation: Operation, refer: dict[Any,
         words = "With stream: true. Each event is `data: ` and one such object; the last one is `data: [DONE]`."
         content[EVENTS] = {"schema": {"description": words, **refer[operation.event]}}
     replies = {"200": {"description": operation.summary, "content": content}}
-    for status in sorted({*operation.refusals, *((503,) if operation.is_open else (401, 429, 500, 503))}):
+    for status in sorted({*operation.refusals, *((503,) if operation.is_open else (401, 403, 429, 500, 503))}):
         error = {JSON: {"schema": refer[shapes.ErrorReply]}}
         replies[str(status)] = {"description": WORDS[status], "content": error}
     out: dict[str, Any] = {

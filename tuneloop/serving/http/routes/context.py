@@ -29,6 +29,7 @@ class ServerContext:
         the fields that such an error is about are put into OpenAI's shape by `places`."""
         request.state.places = places
         began = time.monotonic()
+        request.state.queries = queries
         questions = [Question(request, query) for query in queries]
         stream = await submit_all(self.submit, questions, self.engine.capacity)
         return self.metrics.watch(stream, queries[0], began)
