@@ -31,6 +31,14 @@ class Environment:
     """TUNELOOP_ENDPOINT_KEY: the key for an endpoint (`prepare.augment.endpoint`, --endpoint); it is in no file."""
     upstream_key: str = field(repr=False)
     """TUNELOOP_UPSTREAM_KEY: the key for the upstreams of `tuneloop serve`; it is in no file."""
+    served: str
+    """TUNELOOP_SERVE: what the application of tuneloop.serving.asgi serves, as `tuneloop serve` takes it."""
+    serve_config: str
+    """TUNELOOP_SERVE_CONFIG: its recipe, in whose section `serve` the settings stand."""
+    serve_workspace: Path
+    """TUNELOOP_SERVE_WORKSPACE: its folder of runs/ and models/; default the working folder."""
+    metrics_folder: str
+    """PROMETHEUS_MULTIPROC_DIR: a folder in which the workers of a server share their counts."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -68,6 +76,10 @@ def environment() -> Environment:
         hub_endpoint=get("HF_ENDPOINT", ""),
         endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
         upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
+        served=get("TUNELOOP_SERVE", ""),
+        serve_config=get("TUNELOOP_SERVE_CONFIG", ""),
+        serve_workspace=Path(get("TUNELOOP_SERVE_WORKSPACE") or "."),
+        metrics_folder=get("PROMETHEUS_MULTIPROC_DIR", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

@@ -366,6 +366,9 @@ class ServePart(Section):
     upstreams: list[str] = Field(default_factory=list, description="Of proxy: addresses of servers, ending in /v1.")
     upstream_key_file: str | None = Field(None, description="Of proxy: a file with the key for the upstreams.")
     vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
+    log: Literal["json", "off"] = Field("json", description="A line of JSON for each request, without its texts.")
+    cors: list[str] = Field(default_factory=list, description="Origins whose pages may ask, or *.")
+    drain: float = Field(60.0, ge=0, description="Seconds that answers under way get after SIGTERM.")
 
 
 class Recipe(Section):
