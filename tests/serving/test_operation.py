@@ -33,7 +33,7 @@ def words(query: Query) -> Iterator[Piece]:
 @pytest.fixture
 def upstream() -> Iterator[Served]:
     engine = ScriptedEngine(words, capacity=200)
-    engine.seconds = 0.1
+    engine.seconds = 0.0
     with serving(engine) as one:
         yield one
 
@@ -43,7 +43,8 @@ def test_sigterm_truncates_none_of_fifty_streams(program: str, upstream: Served,
     if program == "gunicorn":
         pytest.importorskip("uvicorn_worker", reason="pip install -e '.[dev]'")
     with running(program, tmp_path, upstream.url, serve="  queue: 100\n") as server:
-        asyncio.run(_drained(server.url, server.process.pid))
+        upstream.engine.seconds = 3.0  # between two pieces: none has ended before all have begun, and the signal came
+        asyncio.run(_drained(server.url, server.process.pid, upstream.engine))
         assert server.process.wait(120) in (0, -signal.SIGTERM), server.errors.read_text(encoding="utf-8")
     assert (server.process.returncode == 0) >= (program != "uvicorn"), "uvicorn itself ends by the signal"
     ended = [line for line in server.lines() if line["event"] == "request"]
@@ -51,7 +52,7 @@ def test_sigterm_truncates_none_of_fifty_streams(program: str, upstream: Served,
     assert any(line["status"] == 503 and line["code"] == "TL-SERVE-CLOSING" for line in ended)
 
 
-async def _drained(url: str, process: int) -> None:
+async def _drained(url: str, process: int, engine: ScriptedEngine) -> None:
     """Fifty streams, SIGTERM as soon as each has its first piece; what is asked after that is refused with 503."""
     begun, all_begun = 0, asyncio.Event()
     limits = httpx.Limits(max_connections=200)
@@ -76,6 +77,8 @@ async def _drained(url: str, process: int) -> None:
         refused = await _refused(client, url)
         assert refused.json()["error"]["code"] == "TL-SERVE-CLOSING"
         assert "retry-after" in refused.headers
+        assert len(engine.running) == STREAMS
+        engine.seconds = 0.0
         texts = await asyncio.gather(*streams)
     whole = "".join(f"w{n} " for n in range(WORDS))
     for text in texts:
@@ -99,7 +102,6 @@ async def _refused(client: httpx.AsyncClient, url: str) -> httpx.Response:
 def test_sighup_reads_settings_and_key_anew_and_keeps_them_where_they_are_wrong(
     upstream: Served, tmp_path: Path
 ) -> None:
-    upstream.engine.seconds = 0.0
     key = tmp_path / "key.txt"
     key.write_text("first", encoding="utf-8")
     named = f"  key_file: {key}\n"
@@ -127,7 +129,6 @@ def test_sighup_reads_settings_and_key_anew_and_keeps_them_where_they_are_wrong(
 
 
 def test_the_log_is_json_and_has_no_text(upstream: Served, tmp_path: Path) -> None:
-    upstream.engine.seconds = 0.0
     with running("tuneloop", tmp_path, upstream.url) as server:
         post = httpx.Client(base_url=server.url, timeout=60, headers={"X-Request-Id": "mine-1"}).post
         chat = [{"role": "user", "content": SECRET}]
@@ -153,7 +154,6 @@ def test_the_log_is_json_and_has_no_text(upstream: Served, tmp_path: Path) -> No
 
 def test_two_workers_share_their_counts(upstream: Served, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn_worker", reason="pip install -e '.[dev]'")
-    upstream.engine.seconds = 0.0
     folder = tmp_path / "metrics"
     folder.mkdir()
     with running("gunicorn", tmp_path, upstream.url, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
