@@ -96,7 +96,9 @@ def test_settings_leave_time_to_drain() -> None:
     [deployment] = [one for one in _manifests() if one["kind"] == "Deployment"]
     waits = [deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]]
     waits += map(int, re.findall(r"TimeoutStopSec=(\d+)", (DEPLOY / "tuneloop.service").read_text(encoding="utf-8")))
-    waits += map(int, re.findall(r"graceful_timeout = (\d+)", (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8")))
+    waits += map(
+        int, re.findall(r"graceful_timeout = (\d+)", (DEPLOY / "gunicorn.conf.py").read_text(encoding="utf-8"))
+    )
     for name in COMPOSES:
         waits += map(int, re.findall(r"stop_grace_period: (\d+)s", (DEPLOY / name).read_text(encoding="utf-8")))
     assert len(waits) >= 6

@@ -82,9 +82,7 @@ def running(program: str, folder: Path, upstream: str, *, serve: str = "", **var
 
 
 def write_config(config: Path, upstream: str, serve: str = "") -> None:
-    config.write_text(
-        f"serve:\n  engine: proxy\n  upstreams: [{upstream}/v1]\n{serve}", encoding="utf-8"
-    )
+    config.write_text(f"serve:\n  engine: proxy\n  upstreams: [{upstream}/v1]\n{serve}", encoding="utf-8")
 
 
 def _until_ready(one: Program) -> None:

@@ -65,7 +65,7 @@ class Admission:
         return await submit(question)
 
     def take_over(self, before: Admission) -> None:
-        """Go on with what `before`, the step of the same class before a reload of the settings, has counted or holds."""
+        """Go on with what `before`, the step of the same class before a reload, has counted or holds."""
 
     def gauges(self) -> Mapping[str, float]:
         """Figures for /metrics: Prometheus name without prefix -> its value now (counters end in "_total")."""

@@ -1,7 +1,7 @@
 """The application for a server program of one's own choice, its settings from the environment:
 
     TUNELOOP_SERVE=runs/demo-1 uvicorn --factory tuneloop.serving.asgi:create
-    TUNELOOP_SERVE_CONFIG=serve.yaml gunicorn -k uvicorn_worker.UvicornWorker --workers 2 'tuneloop.serving.asgi:create()'
+    TUNELOOP_SERVE_CONFIG=serve.yaml gunicorn -k uvicorn_worker.UvicornWorker 'tuneloop.serving.asgi:create()'
 
 Each worker makes an engine of its own: where there are several, let it be `proxy`, and what they share be in Redis.
 """

@@ -101,7 +101,8 @@ def ask(page: Any, question: str) -> None:
 
 def all_written(page: Any, count: int) -> None:
     page.wait_for_function(
-        "count => document.querySelectorAll('.answer').length === count && !document.querySelector('.writing')", arg=count
+        "count => document.querySelectorAll('.answer').length === count && !document.querySelector('.writing')",
+        arg=count,
     )
 
 
@@ -118,11 +119,16 @@ def test_it_streams_compares_and_votes_in_both_languages(browser: Any, tmp_path:
         assert page.title() == "Chat"
         ask(page, "你是谁？")
         # Both columns fill while the answers are written.
-        page.wait_for_function("() => [...document.querySelectorAll('.writing .text')].filter(e => e.innerText).length === 2")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.writing .text')].filter(e => e.innerText).length === 2"
+        )
         assert page.is_visible("#stop")
         all_written(page, 2)
         assert page.locator(".answer h2").all_inner_texts() == [NAME, "tiny:adapter"]
-        assert page.locator(".answer .text").all_inner_texts() == ["".join(ANSWER[NAME]), "".join(ANSWER["tiny:adapter"])]
+        assert page.locator(".answer .text").all_inner_texts() == [
+            "".join(ANSWER[NAME]),
+            "".join(ANSWER["tiny:adapter"]),
+        ]
         left, right = (page.locator(".answer").nth(n).bounding_box() for n in (0, 1))
         assert left["x"] + left["width"] <= right["x"]
         assert abs(left["y"] - right["y"]) < 1
@@ -157,7 +163,9 @@ def test_it_takes_nothing_for_markup_and_fits_a_small_dark_screen(browser: Any, 
             if question == ATTACK:
                 continue
             ask(page, question)
-            page.wait_for_function("() => !document.querySelector('.writing') && document.querySelector('#stop').hidden")
+            page.wait_for_function(
+                "() => !document.querySelector('.writing') && document.querySelector('#stop').hidden"
+            )
             assert page.locator(".turn").count() >= count - 1
         assert page.title() == "对话"
         assert page.locator(".answer img, .answer script, .answer a").count() == 0

@@ -223,11 +223,13 @@ class _Server(uvicorn.Server):
 def run(app: FastAPI, bound: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM. At Ctrl-C the answer under way gets `GRACE_SECONDS`, and what waits is refused; a
     second one ends all. At SIGTERM both go on to their end (`serve.drain`), and new requests are refused."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at its end: it is none by then
+    # uvicorn raises the signal again at its end, for whoever else listens: this one has been heard by then.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=4 * GRACE_SECONDS, lifespan="on")
     try:
         _Server(config, app.state.engine).run(sockets=[bound])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down in order, and raises the signal again for whoever else listens
     finally:
+        signal.signal(signal.SIGTERM, before)
         bound.close()

@@ -37,7 +37,9 @@ class ServerMetrics:
         if client is None:
             return
         self._registry = client.CollectorRegistry()
-        self._registry.register(_Figures(engine, gauges))
+        self._live = client.CollectorRegistry()
+        for registry in (self._registry, self._live):
+            registry.register(_Figures(engine, gauges))
         ours = {"registry": self._registry}
         self._requests = client.Counter(
             f"{PREFIX}requests", "Requests that were answered, by route and HTTP status.", ["route", "status"], **ours
@@ -71,12 +73,11 @@ class ServerMetrics:
         """All figures in Prometheus' text format; where several workers share a folder for them (the variable
         PROMETHEUS_MULTIPROC_DIR), their sums. Raises TL-MACHINE-EXTRA."""
         client = need("prometheus_client", extra="serve")
-        own = bytes(client.generate_latest(self._registry))
         if not (folder := environment().metrics_folder):
-            return own
+            return bytes(client.generate_latest(self._registry))
         shared = client.CollectorRegistry()
         import_module("prometheus_client.multiprocess").MultiProcessCollector(shared, path=folder)
-        return bytes(client.generate_latest(shared)) + own
+        return bytes(client.generate_latest(shared)) + bytes(client.generate_latest(self._live))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
