@@ -124,11 +124,20 @@ def _asked(client: httpx.Client, method: str, path: str, case: Any, name: str) -
     return int(reply.status_code)
 
 
+def _as_written(field: Any) -> Any:
+    """A number without a fraction as JSON writes it: 3.0 is a whole number to the schema."""
+    if isinstance(field, dict):
+        return {key: _as_written(inner) for key, inner in field.items()}
+    if isinstance(field, list):
+        return [_as_written(inner) for inner in field]
+    return int(field) if isinstance(field, float) and field.is_integer() else field
+
+
 def _served_here(body: Any, name: str) -> Any:
     """The body with a model that is there, and short answers; what has another form stays as it was made."""
     if not isinstance(body, dict):
         return body
-    body = dict(body)
+    body = _as_written(body)
     if isinstance(body.get("model"), str):
         body["model"] = name
     for key, most in (("max_tokens", LONGEST), ("max_completion_tokens", LONGEST), ("n", 2)):

@@ -83,7 +83,7 @@ def _settings(
     workspace: Path,
     config: Path | None,
 ) -> ServePart:
-    """The settings of the config or the run, and over them those of the command line. A GGUF is served by llama.cpp, and
+    """The settings of the config or the run, and over them those of the command line. A GGUF is served by llama.cpp;
     where upstreams alone are named, they are asked.
 
     Raises a usage error, and what `versions.require` raises.

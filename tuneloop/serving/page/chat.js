@@ -15,6 +15,8 @@ if (!(language in words)) language = "en"
 let key = stored(sessionStorage, "tuneloop-key") || ""
 let under_way = null
 const chats = { a: [], b: [] }
+// Drawn, for not every machine has a font with the sign.
+const THUMB = "M2 9h3.5v8H2zM7 9l3-7c1.6 0 2.3 1 2.3 2.4V7H16c1.1 0 1.9 1 1.7 2l-1.2 6.4c-.2 1-.9 1.6-1.9 1.6H7z"
 
 const say = name => words[language][name] || name
 
@@ -182,15 +184,26 @@ async function answered(side, model, question, parent, signal) {
   if (answer.id) votes(answer)
 }
 
+function drawn() {
+  const namespace = "http://www.w3.org/2000/svg"
+  const image = document.createElementNS(namespace, "svg")
+  const path = document.createElementNS(namespace, "path")
+  image.setAttribute("viewBox", "0 0 20 20")
+  image.setAttribute("aria-hidden", "true")
+  path.setAttribute("d", THUMB)
+  image.append(path)
+  return image
+}
+
 function votes(answer) {
   const line = made("div", "votes", answer.box)
   const note = document.createElement("span")
   note.className = "note"
   note.setAttribute("role", "status")
-  for (const [thumb, sign, label] of [["up", "👍", "up"], ["down", "👎", "down_thumb"]]) {
+  for (const [thumb, label] of [["up", "up"], ["down", "down_thumb"]]) {
     const button = made("button", "", line)
     button.type = "button"
-    button.textContent = sign
+    button.append(drawn())
     button.dataset.label = label
     button.dataset.thumb = thumb
     button.title = say(label)
