@@ -65,7 +65,13 @@ def running(program: str, folder: Path, upstream: str, *, serve: str = "", **var
     here = {**os.environ, "TUNELOOP_SERVE_CONFIG": str(config), "TUNELOOP_SERVE_WORKSPACE": str(folder), **variables}
     with errors.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=file, stderr=file, env=here, cwd=folder, start_new_session=True
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=here,
+            cwd=folder,
+            start_new_session=True,
         )
         one = Program(process, f"http://127.0.0.1:{port}", errors)
         try:

@@ -19,7 +19,9 @@ def test_it_serves_what_the_environment_names(monkeypatch: pytest.MonkeyPatch, t
     config = tmp_path / "serve.yaml"
     monkeypatch.setenv("TUNELOOP_SERVE_CONFIG", str(config))
     with serving(ScriptedEngine()) as upstream:
-        text = f"serve:\n  engine: proxy\n  upstreams: [{upstream.url}/v1]\n  log: 'off'\n  cors: [https://shop.example]\n"
+        text = (
+            f"serve:\n  engine: proxy\n  upstreams: [{upstream.url}/v1]\n  log: 'off'\n  cors: [https://shop.example]\n"
+        )
         config.write_text(text, encoding="utf-8")
         handlers = list(logging.getLogger("tuneloop").handlers)
         with TestClient(create()) as client:

@@ -1,7 +1,8 @@
 """What a server does at signals, under whichever program runs it: SIGTERM drains it, SIGHUP reads its settings anew.
 
 It wraps the handlers that uvicorn or gunicorn's worker has set, so it is begun when the application starts. Windows has
-no SIGHUP; an application that runs in a thread gets no signals.
+no SIGHUP, and in a terminal it means that the terminal has gone, which ends the server; an application that runs in a
+thread gets no signals.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def signals(drain: Drain, seconds: float, reload: Callable[[], Awaitable[None]])
     def on_hangup(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(begin, reload)
 
-    ours = {signal.SIGTERM: on_term, **({signal.SIGHUP: on_hangup} if hasattr(signal, "SIGHUP") else {})}
+    ours: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: on_term}
+    if hasattr(signal, "SIGHUP") and not _in_terminal():
+        ours[signal.SIGHUP] = on_hangup
     for number, handler in ours.items():
         before[number] = signal.signal(number, handler)
     try:
@@ -64,6 +67,13 @@ def signals(drain: Drain, seconds: float, reload: Callable[[], Awaitable[None]])
         for number, handler in ours.items():
             if signal.getsignal(number) is handler:
                 signal.signal(number, before[number])
+
+
+def _in_terminal() -> bool:
+    try:
+        return os.isatty(0)
+    except OSError:  # closed
+        return False
 
 
 def _pass_on(handler: Any) -> None:
