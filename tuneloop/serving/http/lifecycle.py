@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -29,44 +29,53 @@ def signals(drain: Drain, seconds: float, reload: Callable[[], Awaitable[None]])
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-    before: dict[int, Any] = {}
-
-    def begin(work: Callable[[], Awaitable[None]]) -> None:
-        async def run() -> None:
-            await work()
-
-        task = loop.create_task(run())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    async def drained() -> None:
-        log.warning("draining", extra={"fields": {"under_way": drain.under_way, "seconds": seconds}})
-        if not await drain.done(seconds):
-            log.warning("drain timed out", extra={"fields": {"under_way": drain.under_way}})
-        _pass_on(before[signal.SIGTERM])
-
-    def on_term(number: int, frame: FrameType | None) -> None:
-        if drain.begun:
-            _pass_on(before[signal.SIGTERM])
-            return
-        drain.begin()
-        loop.call_soon_threadsafe(begin, drained)
-
-    def on_hangup(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(begin, reload)
-
-    ours: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: on_term}
+    handlers = _Handlers(drain, seconds, reload)
+    ours: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: handlers.on_term}
     if hasattr(signal, "SIGHUP") and not _in_terminal():
-        ours[signal.SIGHUP] = on_hangup
-    for number, handler in ours.items():
-        before[number] = signal.signal(number, handler)
+        ours[signal.SIGHUP] = handlers.on_hangup
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    handlers.stop = before[signal.SIGTERM]
     try:
         yield
     finally:
         for number, handler in ours.items():
-            if signal.getsignal(number) is handler:
+            if signal.getsignal(number) == handler:
                 signal.signal(number, before[number])
+
+
+class _Handlers:
+    """What is done at signals, on the loop of the server."""
+
+    def __init__(self, drain: Drain, seconds: float, reload: Callable[[], Awaitable[None]]) -> None:
+        self._drain, self._seconds, self._reload = drain, seconds, reload
+        self._loop, self._tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        self.stop: Any = None
+        """The handler of SIGTERM before ours."""
+
+    def on_term(self, number: int, frame: FrameType | None) -> None:
+        if self._drain.begun:
+            _pass_on(self.stop)
+            return
+        self._drain.begin()
+        self._loop.call_soon_threadsafe(self._begin, self._drained)
+
+    def on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._begin, self._reloaded)
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = self._loop.create_task(work())
+        self._tasks.add(task)  # the loop itself holds no task
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reloaded(self) -> None:
+        await self._reload()
+
+    async def _drained(self) -> None:
+        under_way = {"under_way": self._drain.under_way, "seconds": self._seconds}
+        log.warning("draining", extra={"fields": under_way})
+        if not await self._drain.done(self._seconds):
+            log.warning("drain timed out", extra={"fields": {"under_way": self._drain.under_way}})
+        _pass_on(self.stop)
 
 
 def _in_terminal() -> bool:
