@@ -66,7 +66,9 @@ def _send(method: str, path: str, count: int, served: Served, name: str) -> None
     operation = schemathesis.openapi.from_dict(document())[path][method]
     wrong = count // 3 if method == "POST" else 0
     statuses = Counter[int]()
-    with httpx.Client(base_url=served.url, timeout=120) as client:
+    # A connection a request: a server closes one that was quiet for 5 s, and to make a case may take longer.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=served.url, timeout=120, limits=limits) as client:
         for mode, most in ((modes.POSITIVE, count - wrong), (modes.NEGATIVE, wrong)):
             cases = operation.as_strategy(generation_mode=mode)
             _each(cases, most, lambda case: statuses.update([_asked(client, method, path, case, name)]))
