@@ -24,6 +24,7 @@ from tuneloop.serving.http.body import MOST_BYTES
 from tuneloop.serving.http.drain import Drain, DrainGate
 from tuneloop.serving.http.errors import error_body, headers_of, status_of
 from tuneloop.serving.http.lifecycle import signals
+from tuneloop.serving.http.logs import flush
 from tuneloop.serving.http.metrics import ServerMetrics
 from tuneloop.serving.http.observer import Observer
 from tuneloop.serving.steps import Steps
@@ -85,6 +86,7 @@ def create_app(
         with signals(drain, settings.drain, reload):
             yield
         await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(flush)
 
     async def enter(request: Request) -> None:
         if request.scope["route"].name not in PUBLIC:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import sys
 import time
 import traceback
+from contextlib import suppress
 from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
 from typing import Any, TextIO
 
 from tuneloop.base.environment import environment
@@ -17,6 +21,10 @@ REQUEST: ContextVar[str] = ContextVar("request", default="")
 """The id of the request that is being answered."""
 LOGGERS = ("tuneloop", "uvicorn", "uvicorn.error")
 """What is written as JSON; uvicorn's own line a request has the path and no tokens, and is left out."""
+
+MOST_LINES = 10_000
+_WAITING: list[Queue[Any]] = []
+"""What is to be written, one queue for each `write_json`."""
 
 
 class JsonLines(logging.Formatter):
@@ -51,10 +59,30 @@ def _fault(error: BaseException) -> dict[str, Any]:
     return out | ({"words": str(error)} if environment().verbose else {})
 
 
+class _Aside(QueueHandler):
+    """Hands lines to another thread, which writes them: a reader of the log that stands still holds up no answer. What
+    comes when `MOST_LINES` wait is left out."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(Full):
+            self.queue.put_nowait(record)
+
+
+def flush(seconds: float = 2.0) -> None:
+    """Wait until what was logged is written, for so long at most."""
+    end = time.monotonic() + seconds
+    while any(lines.unfinished_tasks for lines in _WAITING) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def write_json(stream: TextIO | None = None) -> None:
     """Let this process write its log as JSON, to stderr where no stream is given. For the process of a server alone."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    lines: Queue[Any] = Queue(MOST_LINES)
+    _WAITING.append(lines)
+    QueueListener(lines, logging.StreamHandler(stream or sys.stderr)).start()
+    handler = _Aside(lines)
     handler.setFormatter(JsonLines())
+    atexit.register(flush)
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], name == "uvicorn.error"
