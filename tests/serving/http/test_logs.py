@@ -38,14 +38,14 @@ def test_an_error_is_told_without_its_words(monkeypatch: pytest.MonkeyPatch) -> 
                 raise error
             except Exception:
                 logging.getLogger("tuneloop.serving").exception("an answer failed")
-    logging.getLogger("uvicorn.error").info("from %s", "uvicorn")
+    logging.getLogger("uvicorn.error").warning("from %s", "uvicorn")
     logging.getLogger("uvicorn.access").info("GET /secret")
     logs.flush()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("error") for line in lines] == ["ValueError", "TL-SERVE-CLOSING"] * 2 + [None]
     assert [line.get("words") for line in lines][:3] == [None, None, "a secret text"]
     assert "test_logs.py" in lines[0]["frames"][-1]
-    assert (lines[-1]["event"], lines[-1]["level"]) == ("from uvicorn", "info")
+    assert (lines[-1]["event"], lines[-1]["level"]) == ("from uvicorn", "warning")
 
 
 @pytest.mark.usefixtures("_loggers")
