@@ -35,6 +35,14 @@ class Environment:
     """TUNELOOP_REDIS: the Redis of `tuneloop serve` where the recipe names none; it may have a password in it."""
     store: str = field(repr=False)
     """TUNELOOP_STORE: a PostgreSQL that has the keys in place of the workspace's own file."""
+    served: str
+    """TUNELOOP_SERVE: what the application of tuneloop.serving.asgi serves, as `tuneloop serve` takes it."""
+    serve_config: str
+    """TUNELOOP_SERVE_CONFIG: its recipe, in whose section `serve` the settings stand."""
+    serve_workspace: Path
+    """TUNELOOP_SERVE_WORKSPACE: its folder of runs/ and models/; default the working folder."""
+    metrics_folder: str
+    """PROMETHEUS_MULTIPROC_DIR: a folder in which the workers of a server share their counts."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -74,6 +82,10 @@ def environment() -> Environment:
         upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
         redis=get("TUNELOOP_REDIS", "").strip(),
         store=get("TUNELOOP_STORE", "").strip(),
+        served=get("TUNELOOP_SERVE", ""),
+        serve_config=get("TUNELOOP_SERVE_CONFIG", ""),
+        serve_workspace=Path(get("TUNELOOP_SERVE_WORKSPACE") or "."),
+        metrics_folder=get("PROMETHEUS_MULTIPROC_DIR", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

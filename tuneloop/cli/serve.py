@@ -29,23 +29,31 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the key that clients must send.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A recipe whose section serve is taken; it is read again at SIGHUP.")
+    ] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
     """Serve OpenAI's API until Ctrl-C.
 
     Examples: tuneloop serve runs/demo-1 --port 8000 | tuneloop serve --engine proxy --upstream http://127.0.0.1:8080/v1
     """
-    settings = _settings(ref, engine, upstream, upstream_key_file, workspace)
+
+    def read() -> ServePart:
+        one = _settings(ref, engine, upstream, upstream_key_file, workspace, config)
+        return one.model_copy(update={"key_file": str(api_key_file)}) if api_key_file else one
+
+    settings = read()
     from tuneloop.base.errors import ServeError
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
     from tuneloop.serving.access.access import is_remote
     from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.application import application
-    from tuneloop.serving.http import api
+    from tuneloop.serving.http import api, logs
     from tuneloop.serving.settings import open_to_others, read_key, store_place
 
-    key_file = api_key_file or (Path(settings.key_file) if settings.key_file else None)
+    key_file = Path(settings.key_file) if settings.key_file else None
     key = read_key(key_file) if key_file else None
     if key_file and open_to_others(key_file):
         say(t("note: every user of this machine can read {path}; close it with chmod 600", path=key_file))
@@ -57,11 +65,14 @@ def serve(
             raise ServeError("TL-SERVE-OPEN", where="--host", host=host or "0.0.0.0")
         if ref:
             say(t("loading {ref} …", ref=ref))
-        app = application(ref, workspace=workspace, settings=settings, api_key=key, say=say)
+        app = application(ref, workspace=workspace, settings=settings, say=say, reread=read)
         model = _model(settings, app.state.model_name)
         base = f"http://{_reachable(host)}:{bound.getsockname()[1]}"
         typer.echo(t("serving {model} at {base}/v1 (Ctrl-C ends it)", model=model, base=base))
+        typer.echo(t("chat page: {url}", url=f"{base}/"))
         typer.echo(_examples(base, model, key_file, locked))
+        if settings.log == "json":
+            logs.write_json()
         api.run(app, bound)
     except KeyboardInterrupt:
         pass  # while loading
@@ -71,10 +82,15 @@ def serve(
 
 
 def _settings(
-    ref: str, engine: str | None, upstreams: list[str] | None, key_file: Path | None, workspace: Path
+    ref: str,
+    engine: str | None,
+    upstreams: list[str] | None,
+    key_file: Path | None,
+    workspace: Path,
+    config: Path | None,
 ) -> ServePart:
-    """The settings of the run, and over them those of the command line. A GGUF is served by llama.cpp, and where
-    upstreams alone are named, they are asked.
+    """The settings of the config or the run, and over them those of the command line. A GGUF is served by llama.cpp;
+    where upstreams alone are named, they are asked.
 
     Raises a usage error, and what `versions.require` raises.
     """
@@ -83,9 +99,12 @@ def _settings(
     from tuneloop.recipe.schema import EngineName, ServePart
     from tuneloop.registry import versions
     from tuneloop.serving.llamacpp.gguf_files import is_gguf
-    from tuneloop.serving.settings import serve_settings
+    from tuneloop.serving.settings import config_settings, serve_settings
 
     known = get_args(EngineName)
+    written = config_settings(config) if config else None
+    if engine is None and written is not None and "engine" in written.model_fields_set:
+        engine = written.engine
     if engine is None:
         engine = "gguf" if ref and is_gguf(ref) else "proxy" if upstreams and not ref else None
     if engine not in (None, *known):
@@ -97,7 +116,7 @@ def _settings(
         raise usage.wrong("tuneloop serve", t("--upstream is for --engine proxy"))
     if ref and engine in (None, "torch"):
         versions.require(workspace, ref)
-    settings = serve_settings(ref, workspace) if ref else ServePart()
+    settings = written or (serve_settings(ref, workspace) if ref else ServePart())
     given = {"engine": engine, "upstreams": upstreams, "upstream_key_file": key_file and str(key_file)}
     return settings.model_copy(update={name: word for name, word in given.items() if word})
 

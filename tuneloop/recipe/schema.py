@@ -379,6 +379,9 @@ class ServePart(Section):
     vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
     redis: str | None = Field(None, description="Address of a Redis that several servers share.")
     limits: LimitsPart = Field(default_factory=LimitsPart)
+    log: Literal["json", "off"] = Field("json", description="A line of JSON for each request, without its texts.")
+    cors: list[str] = Field(default_factory=list, description="Origins whose pages may ask, or *.")
+    drain: float = Field(60.0, ge=0, description="Seconds that answers under way get after SIGTERM.")
 
 
 class Recipe(Section):

@@ -8,7 +8,7 @@ seconds=3)`; `seconds` becomes the header Retry-After.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -76,6 +76,13 @@ class Admission:
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
         return await submit(question)
+
+    def take_over(self, before: Admission) -> None:
+        """Go on with what `before`, the step of the same class before a reload, has counted or holds."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """Figures for /metrics: Prometheus name without prefix -> its value now (counters end in "_total")."""
+        return {}
 
 
 def admission_steps(

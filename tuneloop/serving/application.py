@@ -23,24 +23,34 @@ def application(
     settings: ServePart | None = None,
     api_key: str | None = None,
     say: Callable[[str], None] = log.warning,
+    reread: Callable[[], ServePart] | None = None,
 ) -> FastAPI:
     """An application that speaks OpenAI's API, its engine ready; `ref` may be "" where the engine is `proxy`.
 
     `settings` stand in place of the section `serve` of the run's recipe, and `api_key` in place of the key in its key
-    file. Raises what the engine's maker raises.
+    file. `reread` gives the settings anew at SIGHUP; without it the key file alone is read anew. Raises what the
+    engine's maker raises.
     """
     from tuneloop.serving.access.key_ring import KeyRing
-    from tuneloop.serving.admission import admission_steps
+    from tuneloop.serving.admission import Admission, admission_steps
     from tuneloop.serving.http.api import create_app
-    from tuneloop.serving.settings import read_key, serve_settings, store_place
+    from tuneloop.serving.settings import fixed_changes, read_key, serve_settings, store_place
     from tuneloop.serving.table import ENGINES
 
-    if settings is None:
-        settings = serve_settings(ref, workspace)
-    if api_key is None and settings.key_file:
-        api_key = read_key(Path(settings.key_file))
+    first = serve_settings(ref, workspace) if settings is None else settings
     ring = KeyRing(store_place(workspace))  # before a model is loaded: a store that cannot be read costs no minutes
-    engine = ENGINES[settings.engine](ref, settings, workspace, say)
+    engine = ENGINES[first.engine](ref, first, workspace, say)
+
+    def steps(now: ServePart) -> list[Admission]:
+        key = read_key(Path(now.key_file)) if api_key is None and now.key_file else api_key
+        return admission_steps(now, engine, key, ring=ring)
+
+    def steps_anew() -> list[Admission]:
+        now = first if reread is None else reread()
+        for name in fixed_changes(first, now):
+            log.warning("needs a restart", extra={"fields": {"setting": f"serve.{name}"}})
+        return steps(now)
+
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
-    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key, ring=ring))
+    return create_app(engine, admission=steps(first), model_name=name, settings=first, reread=steps_anew)

@@ -20,6 +20,29 @@ def serve_settings(ref: str | Path, workspace: Path) -> ServePart:
     return ServePart() if run is None else run_recipe(run).serve
 
 
+FIXED = frozenset({
+    "engine", "max_new_tokens", "slots", "cache_tokens", "chunk", "watchdog", "adapter_memory", "upstreams",
+    "upstream_key_file", "vllm_command", "log", "cors", "drain",
+})  # fmt: skip
+"""Settings that the engine and the application are made by; all others are read anew at SIGHUP."""
+
+
+def config_settings(config: Path) -> ServePart:
+    """The section `serve` of a recipe. Raises what reading a recipe raises."""
+    from tuneloop.recipe.recipe import read_recipe
+
+    return read_recipe(config)[0].serve
+
+
+def fixed_changes(before: ServePart, now: ServePart) -> list[str]:
+    """Which settings differ that only a restart changes.
+
+    >>> fixed_changes(ServePart(), ServePart(queue=3, slots=2))
+    ['slots']
+    """
+    return sorted(name for name in FIXED if getattr(before, name) != getattr(now, name))
+
+
 def served_name(ref: str | Path) -> str:
     """What the model that is served is called: a path means its folder or file.
 

@@ -7,19 +7,28 @@ so a route that is added later is closed until somebody opens it.
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
-from tuneloop.serving.admission import Admission, through
+from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.admission import Admission
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
+from tuneloop.serving.http.drain import Drain, DrainGate
 from tuneloop.serving.http.errors import error_body, headers_of, status_of
 from tuneloop.serving.http.leaving import Leaving
-from tuneloop.serving.http.metrics import RequestCounter, ServerMetrics
+from tuneloop.serving.http.lifecycle import signals
+from tuneloop.serving.http.logs import flush
+from tuneloop.serving.http.metrics import ServerMetrics
+from tuneloop.serving.http.observer import Observer
+from tuneloop.serving.steps import Steps
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
@@ -28,37 +37,61 @@ import uvicorn  # noqa: E402
 from fastapi import Depends, FastAPI, Request, Response  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from starlette.requests import ClientDisconnect  # noqa: E402
 
-from tuneloop.serving.http.routes import chat, classify, completions, description, embeddings, health, models  # noqa: E402
+from tuneloop.serving.http.routes import (  # noqa: E402
+    chat,
+    classify,
+    completions,
+    description,
+    embeddings,
+    health,
+    models,
+    page,
+)
 from tuneloop.serving.http.routes.context import ServerContext  # noqa: E402
 
 __all__ = ["GRACE_SECONDS", "MOST_BYTES", "PUBLIC", "create_app", "listen", "run"]
 
+log = logging.getLogger("tuneloop.serving")
+DEFAULTS = ServePart()
 GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
-PUBLIC = frozenset({"healthz", "health", "ready"})
+PUBLIC = frozenset({"healthz", "health", "ready", *page.NAMES})
 """Names of the routes that stand before all steps."""
-FAMILIES = (chat, completions, embeddings, classify, models, health, description)
+FAMILIES = (chat, completions, embeddings, classify, models, health, description, page)
 """The modules of the routes."""
 
 
-def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: str = "") -> FastAPI:
+def create_app(
+    engine: Engine,
+    *,
+    admission: Sequence[Admission],
+    model_name: str = "",
+    settings: ServePart = DEFAULTS,
+    reread: Callable[[], Sequence[Admission]] | None = None,
+) -> FastAPI:
     """An application that answers by `engine`, and closes it at its end.
 
     `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
-    console calls that which is served.
+    console calls that which is served; `reread` makes the steps anew from settings that may have changed (SIGHUP).
     """
+    steps, drain = Steps(admission, engine), Drain()
+
+    async def reload() -> None:
+        await _reload(steps, reread)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        with signals(drain, settings.drain, reload):
+            yield
         await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(flush)
 
     async def enter(request: Request) -> None:
         if request.scope["route"].name not in PUBLIC:
-            for step in admission:
-                await step.enter(request)
+            await steps.enter(request)
 
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.
     app = FastAPI(
@@ -73,19 +106,53 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine))
-    app.add_middleware(RequestCounter, metrics=context.metrics)
+    context = ServerContext(engine, steps.submit, ServerMetrics(engine, steps.gauges))
     app.add_middleware(Leaving)
-    app.state.engine, app.state.model_name = engine, model_name
+    if settings.cors:
+        app.add_middleware(CORSMiddleware, **_cors(settings.cors))
+    app.add_middleware(DrainGate, drain=drain)
+    app.add_middleware(Observer, metrics=context.metrics, logged=settings.log == "json")
+    app.state.engine, app.state.model_name, app.state.metrics = engine, model_name, context.metrics
     for family in FAMILIES:
         family.add_routes(app, context)
     return app
 
 
+async def _reload(steps: Steps, reread: Callable[[], Sequence[Admission]] | None) -> None:
+    """New steps in place of the present ones; those stay where the new settings are wrong."""
+    if reread is None:
+        return
+    try:
+        steps.use(await asyncio.to_thread(reread))
+    except TuneloopError as error:
+        log.error("reload failed", extra={"fields": {"code": error.code, "where": str(error.where or "")}})
+    except Exception:
+        log.exception("reload failed")
+    else:
+        log.warning("reloaded")
+
+
+def _cors(origins: list[str]) -> dict[str, Any]:
+    """What pages of other origins may do. No cookies: a key is sent by the page itself."""
+    return {
+        "allow_origins": origins,
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
+        "expose_headers": ["Retry-After", "X-Request-Id"],
+    }
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneloopError)
+    _note(request, error.code)
     places = getattr(request.state, "places", None)
     return JSONResponse(error_body(error, places), status_of(error), headers_of(error))
+
+
+def _note(request: Request, code: str) -> None:
+    """For the log and the metrics."""
+    request.state.code = code
+    request.app.state.metrics.refused(code)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -100,6 +167,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         error=error.detail,
         param=None,
     )
+    _note(request, coded.code)
     return JSONResponse(error_body(coded), error.status_code, error.headers)
 
 
@@ -110,6 +178,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     """A fault of ours: the client learns that there was one, the log (the framework's) where."""
+    _note(request, "TL-SERVE-FAILED")
     return JSONResponse(error_body(ServeError("TL-SERVE-FAILED", error=type(error).__name__)), 500)
 
 
@@ -156,11 +225,15 @@ class _Server(uvicorn.Server):
 
 
 def run(app: FastAPI, bound: socket.socket) -> None:
-    """Serve until Ctrl-C. The answer under way gets `GRACE_SECONDS`; what waits is refused. A second one ends all."""
+    """Serve until Ctrl-C or SIGTERM. At Ctrl-C the answer under way gets `GRACE_SECONDS`, and what waits is refused; a
+    second one ends all. At SIGTERM both go on to their end (`serve.drain`), and new requests are refused."""
+    # uvicorn raises the signal again at its end, for whoever else listens: this one has been heard by then.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=4 * GRACE_SECONDS, lifespan="on")
     try:
         _Server(config, app.state.engine).run(sockets=[bound])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down in order, and raises the signal again for whoever else listens
     finally:
+        signal.signal(signal.SIGTERM, before)
         bound.close()

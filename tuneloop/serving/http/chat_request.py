@@ -60,9 +60,21 @@ class EarlierCall(RequestBody):
         return {**named, "function": {"name": self.function.name, "arguments": arguments}}
 
 
+def _describe_content(schema: dict[str, Any]) -> None:
+    """Into the JSON schema of a message goes what `ChatMessage._has_content` wants."""
+    schema["anyOf"] = [
+        {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+        {
+            "required": ["tool_calls"],
+            "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+        },
+    ]
+
+
 class ChatMessage(RequestBody):
     """One message of a request. `content` may come in text parts; pictures and sound are refused."""
 
+    model_config = ConfigDict(json_schema_extra=_describe_content)
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=MOST_PARTS)] | None = None
     name: str | None = None

@@ -5,16 +5,15 @@ Names of models come from the engine, never from a request that it did not take,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tuneloop.base.environment import environment
 from tuneloop.base.optional import need
-from tuneloop.serving.engine import AnswerStream, Engine, Piece, Query
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tuneloop.serving.engine import AnswerStream, Engine, Query
+from tuneloop.serving.http.observer import Answered, WatchedStream
 
 PREFIX = "tuneloop_"
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -28,7 +27,8 @@ class ServerMetrics:
     Without prometheus-client nothing is counted, and `text` raises TL-MACHINE-EXTRA.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gauges: Callable[[], Mapping[str, float]] = dict) -> None:
+        """`gauges` are the figures of the steps of admission, asked at each scrape."""
         try:
             client: Any = import_module("prometheus_client")
         except ImportError:
@@ -37,7 +37,9 @@ class ServerMetrics:
         if client is None:
             return
         self._registry = client.CollectorRegistry()
-        self._registry.register(_EngineFigures(engine))
+        self._live = client.CollectorRegistry()
+        for registry in (self._registry, self._live):
+            registry.register(_Figures(engine, gauges))
         ours = {"registry": self._registry}
         self._requests = client.Counter(
             f"{PREFIX}requests", "Requests that were answered, by route and HTTP status.", ["route", "status"], **ours
@@ -60,9 +62,22 @@ class ServerMetrics:
             f"{PREFIX}between_tokens_seconds", "Between two pieces.", ["model"], buckets=BETWEEN_TOKENS, **ours
         )
 
+        self._refusals = client.Counter(
+            f"{PREFIX}refusals", "Requests and answers that ended with an error, by its code.", ["code"], **ours
+        )
+        self._finishes = client.Counter(
+            f"{PREFIX}answers", "Answers that have ended, by what ended them.", ["model", "finish"], **ours
+        )
+
     def text(self) -> bytes:
-        """All figures in Prometheus' text format. Raises TL-MACHINE-EXTRA."""
-        return bytes(need("prometheus_client", extra="serve").generate_latest(self._registry))
+        """All figures in Prometheus' text format; where several workers share a folder for them (the variable
+        PROMETHEUS_MULTIPROC_DIR), their sums. Raises TL-MACHINE-EXTRA."""
+        client = need("prometheus_client", extra="serve")
+        if not (folder := environment().metrics_folder):
+            return bytes(client.generate_latest(self._registry))
+        shared = client.CollectorRegistry()
+        import_module("prometheus_client.multiprocess").MultiProcessCollector(shared, path=folder)
+        return bytes(client.generate_latest(shared)) + bytes(client.generate_latest(self._live))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -70,102 +85,64 @@ class ServerMetrics:
             self._requests.labels(route, str(status)).inc()
             self._seconds.labels(route).observe(seconds)
 
-    def watch(self, stream: AnswerStream, query: Query, began: float) -> AnswerStream:
-        """The same stream, with its times and tokens counted; `began` is when the request came (time.monotonic)."""
-        return stream if self._client is None else WatchedStream(stream, self, query.model, began)
+    def watch(self, stream: AnswerStream, query: Query, answered: Answered) -> AnswerStream:
+        """The same stream, with its times and tokens counted and noted in `answered`."""
+        return WatchedStream(stream, self, query.model, answered)
+
+    def refused(self, code: str) -> None:
+        """A request or the rest of its answer was refused with an error."""
+        if self._client is not None:
+            self._refusals.labels(code).inc()
+
+    def finished(self, model: str, finish: str) -> None:
+        """An answer has ended by itself."""
+        if self._client is not None:
+            self._finishes.labels(model, finish).inc()
 
     def first_token(self, model: str, seconds: float) -> None:
-        self._first.labels(model).observe(seconds)
+        if self._client is not None:
+            self._first.labels(model).observe(seconds)
 
     def between_tokens(self, model: str, seconds: float) -> None:
-        self._between.labels(model).observe(seconds)
+        if self._client is not None:
+            self._between.labels(model).observe(seconds)
 
     def tokens(self, model: str, prompt: int, cached: int, answer: int) -> None:
+        if self._client is None:
+            return
         for kind, count in (("prompt", prompt), ("cached", cached), ("answer", answer)):
             self._tokens[kind].labels(model).inc(count)
 
 
-class WatchedStream:
-    """An AnswerStream that tells a server's metrics of itself."""
+class _Figures:
+    """A collector that asks the engine and the steps at each scrape. Where several workers share their counts, its
+    figures are those of the one that was asked, which is named by its process."""
 
-    def __init__(self, stream: AnswerStream, metrics: ServerMetrics, model: str, began: float) -> None:
-        self._stream, self._metrics, self._model = stream, metrics, model
-        self._last, self._first, self._tokens, self._ended = began, True, 0, False
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
-
-    def __aiter__(self) -> WatchedStream:
-        return self
-
-    async def __anext__(self) -> Piece:
-        piece = await anext(self._stream)
-        now = time.monotonic()
-        (self._metrics.first_token if self._first else self._metrics.between_tokens)(self._model, now - self._last)
-        self._last, self._first = now, False
-        self._tokens += piece.tokens
-        return piece
-
-    async def aclose(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._metrics.tokens(self._model, self.prompt_tokens, self.cached_tokens, self._tokens)
-        await self._stream.aclose()
-
-
-class _EngineFigures:
-    """A collector that asks the engine at each scrape."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, gauges: Callable[[], Mapping[str, float]]) -> None:
+        self._engine, self._gauges = engine, gauges
 
     def collect(self) -> Iterator[Any]:
         core = import_module("prometheus_client.core")
+        engine = self._engine
         own = {
-            "pending": self._engine.pending,
-            "capacity": self._engine.capacity,
-            "ready": float(self._engine.ready),
+            "pending": engine.pending,
+            "capacity": engine.capacity,
+            "waiting": max(0, engine.pending - engine.capacity),
+            "ready": float(engine.ready),
         }
-        for name, figure in {**own, **self._engine.gauges()}.items():
-            family = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
-            own_name = name if name in own else f"engine_{name.removeprefix('engine_')}"
-            yield family(
-                PREFIX + own_name.removesuffix("_total"), WORDS.get(name, "Of the engine."), value=float(figure)
-            )
+        named = {f"engine_{name.removeprefix('engine_')}": figure for name, figure in engine.gauges().items()}
+        label, mine = (["worker"], [str(os.getpid())]) if environment().metrics_folder else ([], [])
+        for name, figure in {**named, **self._gauges(), **own}.items():
+            kind = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
+            words = WORDS.get(name, "Of the engine." if name in named else "Of a step of admission.")
+            family = kind(PREFIX + name.removesuffix("_total"), words, labels=label)
+            family.add_metric(mine, float(figure))
+            yield family
 
 
 WORDS = {
     "pending": "Requests that are with the engine and have not ended, those that are being answered counted.",
+    "waiting": "Requests that wait for a place in the engine.",
     "capacity": "How many requests are answered at the same time.",
     "ready": "1 where a request would be answered now.",
 }
-
-
-class RequestCounter:
-    """Counts each request by its route and status; paths that nobody serves are one route."""
-
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 500
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, counted)
-        finally:
-            route = getattr(scope.get("route"), "name", "") or "other"
-            self._metrics.request(route, status, time.monotonic() - began)

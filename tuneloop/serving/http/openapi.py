@@ -36,6 +36,8 @@ class Operation:
     """Statuses of errors beside those of the key, the queue and the server."""
     is_open: bool = False
     """Whether it needs no key."""
+    text: str = TEXT
+    """The kind of text where the answer is no JSON."""
 
 
 _BODY = (400, 404, 413, 415)
@@ -59,6 +61,9 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
     ("get", "/ready"): Operation("Whether a request would be answered now.", shapes.Health, is_open=True),
     ("get", "/metrics"): Operation("Figures in Prometheus' text format."),
     ("get", "/openapi.json"): Operation("This description.", dict[str, Any]),
+    ("get", "/"): Operation("The chat page.", is_open=True, text="text/html"),
+    ("get", "/page/chat.css"): Operation("Its style.", is_open=True, text="text/css"),
+    ("get", "/page/chat.js"): Operation("Its script.", is_open=True, text="text/javascript"),
 }  # fmt: skip
 WORDS: dict[int, str] = {
     400: "The request is not valid, or cannot be answered by this model.",
@@ -114,7 +119,7 @@ def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
 
 
 def _described(method: Method, path: str, operation: Operation, refer: dict[Any, Any]) -> dict[str, Any]:
-    content = {TEXT: {"schema": {"type": "string"}}}
+    content = {operation.text: {"schema": {"type": "string"}}}
     if operation.answer is not None:
         content = {JSON: {"schema": refer[operation.answer]}}
     if operation.event is not None:
@@ -125,7 +130,7 @@ def _described(method: Method, path: str, operation: Operation, refer: dict[Any,
         error = {JSON: {"schema": refer[shapes.ErrorReply]}}
         replies[str(status)] = {"description": WORDS[status], "content": error}
     out: dict[str, Any] = {
-        "operationId": f"{method}_{path.strip('/').replace('/', '_').replace('.', '_').strip('{}')}",
+        "operationId": f"{method}_{path.strip('/').replace('/', '_').replace('.', '_').strip('{}') or 'page'}",
         "summary": operation.summary,
         "responses": replies,
     }

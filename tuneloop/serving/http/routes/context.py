@@ -13,6 +13,7 @@ from tuneloop.serving.answers.several import submit_all
 from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Purpose, Query
 from tuneloop.serving.http.errors import Places
 from tuneloop.serving.http.metrics import ServerMetrics
+from tuneloop.serving.http.observer import Answered
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,11 +29,10 @@ class ServerContext:
         """The answers to the queries of a request, as one stream. Raises what the steps and the engine refuse with;
         the fields that such an error is about are put into OpenAI's shape by `places`."""
         request.state.places = places
-        began = time.monotonic()
         request.state.queries = queries
         questions = [Question(request, query) for query in queries]
         stream = await submit_all(self.submit, questions, self.engine.capacity)
-        return self.metrics.watch(stream, queries[0], began)
+        return self.metrics.watch(stream, queries[0], getattr(request.state, "answered", None) or Answered())
 
     async def model_for(self, task: Purpose, name: str) -> ModelEntry | None:
         """The model of a name, None for one that the engine does not list: it refuses it itself, or knows an alias.
