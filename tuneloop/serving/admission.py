@@ -70,19 +70,26 @@ Submit = Callable[[Question], Awaitable[AnswerStream]]
 class Admission:
     """One step. What it does not override lets everything through."""
 
+    of_keys = False
+    """Whether `enter` finds out who sends a request: the server's own requests, for which that is known, pass it by."""
+
     async def enter(self, request: Request) -> None:
-        """Before the body is read, on every route but those in `api.PUBLIC`."""
+        """Before the body is read, on every route but those in `scopes.OPEN`."""
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
         return await submit(question)
 
     def take_over(self, before: Admission) -> None:
-        """Go on with what `before`, the step of the same class before a reload, has counted or holds."""
+        """Go on with what `before`, the step of the same class before a reload, has counted or holds. What is taken
+        over, `before` no longer closes; requests that have entered by it may still use it."""
 
     def gauges(self) -> Mapping[str, float]:
         """Figures for /metrics: Prometheus name without prefix -> its value now (counters end in "_total")."""
         return {}
+
+    async def close(self) -> None:
+        """Let go of what the step holds: the server ends, or has other steps and no request is under way by this."""
 
 
 def admission_steps(

@@ -53,4 +53,6 @@ def application(
 
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
-    return create_app(engine, admission=steps(first), model_name=name, settings=first, reread=steps_anew)
+    return create_app(
+        engine, admission=steps(first), model_name=name, settings=first, reread=steps_anew, close=[ring.close]
+    )

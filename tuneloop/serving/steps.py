@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tuneloop.serving.admission import Admission, Question, Submit, through
+from tuneloop.serving.admission import Admission, Question, Submit, at_end, through
 from tuneloop.serving.engine import AnswerStream, Engine
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+
+class _Way:
+    """Steps, the way through them to the engine, and how many requests are on it."""
+
+    def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:
+        self.steps, self.submit, self.requests = tuple(steps), through(steps, engine), 0
+
+    def leave(self) -> None:
+        self.requests -= 1
+
+    async def close(self) -> None:
+        for step in self.steps:
+            await step.close()
 
 
 class Steps:
@@ -17,32 +31,51 @@ class Steps:
 
     def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:
         self._engine = engine
-        self._steps: tuple[Admission, ...] = tuple(steps)
-        self._submit: Submit = through(self._steps, engine)
+        self._way = _Way(steps, engine)
+        self._retired: list[_Way] = []
 
     def use(self, steps: Sequence[Admission]) -> None:
         """Put these in place of the present ones. A step of the same class takes over what its forerunner counted."""
-        before = {type(step): step for step in self._steps}
+        before = {type(step): step for step in self._way.steps}
         for step in steps:
             if type(step) in before:
                 step.take_over(before[type(step)])
-        self._steps, self._submit = tuple(steps), through(steps, self._engine)
+        self._retired.append(self._way)
+        self._way = _Way(steps, self._engine)
 
-    async def enter(self, request: Request) -> None:
-        """Through each step before the body is read. Raises what a step refuses with."""
-        request.state.submit = self._submit
-        for step in self._steps:
-            await step.enter(request)
+    async def close_retired(self) -> None:
+        """Close the steps of before by which no request is under way any more; the others at the next reload."""
+        idle = [way for way in self._retired if not way.requests]
+        self._retired = [way for way in self._retired if way.requests]
+        for way in idle:
+            await way.close()
+
+    async def close(self) -> None:
+        """Close all steps: the server ends."""
+        retired, self._retired = self._retired, []
+        for way in (*retired, self._way):
+            await way.close()
+
+    async def enter(self, request: Request, *, known: bool = False) -> None:
+        """Through each step before the body is read; past those that find out who sends it, where that is `known`.
+        Raises what a step refuses with."""
+        way = self._way
+        way.requests += 1
+        at_end(request, way.leave)
+        request.state.submit = way.submit
+        for step in way.steps:
+            if not (known and step.of_keys):
+                await step.enter(request)
 
     async def submit(self, question: Question) -> AnswerStream:
         """Through each step to the engine. Raises what a step or the engine refuses with."""
-        submit: Submit = getattr(question.request.state, "submit", self._submit)
+        submit: Submit = getattr(getattr(question.request, "state", None), "submit", self._way.submit)
         return await submit(question)
 
     def gauges(self) -> Mapping[str, float]:
         """Figures of all steps for /metrics; of two with the same name the sum."""
         out: dict[str, float] = {}
-        for step in self._steps:
+        for step in self._way.steps:
             for name, figure in step.gauges().items():
                 out[name] = out.get(name, 0.0) + figure
         return out

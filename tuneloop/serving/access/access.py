@@ -28,7 +28,6 @@ class Access(Admission):
     """
 
     of_keys = True
-    """This step finds out who sends a request; the server's own requests, for which that is known, pass it by."""
 
     def __init__(self, key: str | None = None, ring: KeyRing | None = None) -> None:
         if key is not None and not key.strip():

@@ -38,7 +38,7 @@ def limits_step(settings: ServePart) -> KeyLimits:
     part = settings.limits
     usual = RateLimits(part.requests or 0, part.tokens or 0, part.streams or 0)
     url = settings.redis or environment().redis
-    shared = RedisLimits(redis_client(url)) if url else None
+    shared = RedisLimits(redis_client(url), url=url) if url else None
     return KeyLimits(usual, settings.max_new_tokens, shared, refuse=part.without_redis == "closed")
 
 
@@ -80,7 +80,7 @@ class KeyLimits(Admission):
         self._under_way: dict[str, Allowance] = {}
         """Lease -> its request."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._down = False
+        self._down = self._lent = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def enter(self, request: Request) -> None:
@@ -215,8 +215,19 @@ class KeyLimits(Admission):
 
     def take_over(self, before: Admission) -> None:
         """Go on with what was counted under the settings before."""
-        if isinstance(before, KeyLimits):
-            self._memory, self._refusals = before._memory, before._refusals
+        if not isinstance(before, KeyLimits):
+            return
+        self._memory, self._refusals = before._memory, before._refusals
+        if self._shared is not None and before._shared is not None and self._shared.url == before._shared.url:
+            self._shared, self._down, before._lent = before._shared, before._down, True
+
+    async def close(self) -> None:
+        """Wait for what is being given back, then let the Redis go."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._shared is not None and not self._lent:
+            await self._shared.close()
 
     def gauges(self) -> Mapping[str, float]:
         """Refusals by what was used up, and whether the Redis answers."""

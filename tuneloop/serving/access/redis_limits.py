@@ -119,7 +119,8 @@ class RedisDown(Exception):
 class RedisLimits:
     """A Limiter over a Redis. Raises RedisDown; for `PAUSE` after a failure it does so at once."""
 
-    def __init__(self, client: Any, prefix: str = "tuneloop:limits") -> None:
+    def __init__(self, client: Any, prefix: str = "tuneloop:limits", *, url: str = "") -> None:
+        self.url, self._client = url, client
         self._script = client.register_script(SCRIPT)
         self._prefix = prefix
         self._errors: tuple[type[Exception], ...] = (import_module("redis.exceptions").RedisError, OSError)
@@ -137,6 +138,9 @@ class RedisLimits:
 
     async def renew(self, caller: str, lease: str, now: int = 0) -> None:
         await self._run("renew", caller, RateLimits(), 0, 0, lease, now)
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
     async def _run(
         self, op: str, caller: str, limits: RateLimits, requests: int, tokens: int, lease: str, now: int

@@ -7,6 +7,9 @@ ALL = "*"
 ANY = ""
 """Of routes that every key may ask."""
 METRICS = "metrics"
+OPEN = frozenset({"/healthz", "/health", "/ready", "/", "/page/chat.css", "/page/chat.js"})
+"""Routes that need no key, the only ones: whether the server lives, and the chat page's own files, in which no data and
+no model's name stand."""
 ROUTES: dict[str, str] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",

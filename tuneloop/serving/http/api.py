@@ -1,7 +1,7 @@
 """The server: OpenAI's API over an engine. It knows HTTP and the API's shapes, and nothing of models.
 
-Every route but those in `PUBLIC` enters through the steps of admission: they are a dependency of the whole application,
-so a route that is added later is closed until somebody opens it.
+Every route but those in `scopes.OPEN` enters through the steps of admission: they are a dependency of the whole
+application, so a route that is added later is closed until somebody opens it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.access.scopes import OPEN
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
@@ -52,14 +53,12 @@ from tuneloop.serving.http.routes import (  # noqa: E402
 )
 from tuneloop.serving.http.routes.context import ServerContext  # noqa: E402
 
-__all__ = ["GRACE_SECONDS", "MOST_BYTES", "PUBLIC", "create_app", "listen", "run"]
+__all__ = ["GRACE_SECONDS", "MOST_BYTES", "create_app", "listen", "run"]
 
 log = logging.getLogger("tuneloop.serving")
 DEFAULTS = ServePart()
 GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
-PUBLIC = frozenset({"healthz", "health", "ready", *page.NAMES})
-"""Names of the routes that stand before all steps."""
 FAMILIES = (chat, completions, embeddings, classify, models, health, description, page)
 """The modules of the routes."""
 
@@ -71,11 +70,13 @@ def create_app(
     model_name: str = "",
     settings: ServePart = DEFAULTS,
     reread: Callable[[], Sequence[Admission]] | None = None,
+    close: Sequence[Callable[[], object]] = (),
 ) -> FastAPI:
     """An application that answers by `engine`, and closes it at its end.
 
     `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
-    console calls that which is served; `reread` makes the steps anew from settings that may have changed (SIGHUP).
+    console calls that which is served; `reread` makes the steps anew from settings that may have changed (SIGHUP);
+    `close` is called at the end, after the steps have let go of what they hold.
     """
     steps, drain = Steps(admission, engine), Drain()
 
@@ -87,10 +88,12 @@ def create_app(
         with signals(drain, settings.drain, reload):
             yield
         await asyncio.to_thread(engine.close)
-        await asyncio.to_thread(flush)
+        await steps.close()
+        for work in (*close, flush):
+            await asyncio.to_thread(work)
 
     async def enter(request: Request) -> None:
-        if request.scope["route"].name not in PUBLIC:
+        if request.scope["route"].path not in OPEN:
             await steps.enter(request)
 
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.
@@ -124,6 +127,7 @@ async def _reload(steps: Steps, reread: Callable[[], Sequence[Admission]] | None
         return
     try:
         steps.use(await asyncio.to_thread(reread))
+        await steps.close_retired()
     except TuneloopError as error:
         log.error("reload failed", extra={"fields": {"code": error.code, "where": str(error.where or "")}})
     except Exception:

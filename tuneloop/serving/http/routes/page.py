@@ -11,8 +11,6 @@ from fastapi import FastAPI, Response
 from tuneloop.serving.http.page_words import page_words
 from tuneloop.serving.http.routes.context import ServerContext
 
-NAMES = frozenset({"page", "page_style", "page_script"})
-"""Names of its routes."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
