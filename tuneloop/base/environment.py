@@ -31,6 +31,8 @@ class Environment:
     """TUNELOOP_ENDPOINT_KEY: the key for an endpoint (`prepare.augment.endpoint`, --endpoint); it is in no file."""
     upstream_key: str = field(repr=False)
     """TUNELOOP_UPSTREAM_KEY: the key for the upstreams of `tuneloop serve`; it is in no file."""
+    redis: str = field(repr=False)
+    """TUNELOOP_REDIS: the Redis of `tuneloop serve` where the recipe names none; it may have a password in it."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -68,6 +70,7 @@ def environment() -> Environment:
         hub_endpoint=get("HF_ENDPOINT", ""),
         endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
         upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
+        redis=get("TUNELOOP_REDIS", "").strip(),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

@@ -24,6 +24,7 @@ LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
 EngineName = Literal["torch", "gguf", "proxy", "vllm"]
+CacheBackend = Literal["off", "memory", "sqlite", "redis"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
@@ -349,6 +350,15 @@ class ComparePart(Section):
     claims: list[ClaimPart] = Field(default_factory=list, description="Claims that the variants are measured for.")
 
 
+class CachePart(Section):
+    """Answers that were computed before: the same question need not be computed twice."""
+
+    backend: CacheBackend = Field("off", description="Where they are.")
+    ttl: float = Field(3600.0, gt=0, description="Seconds after which an answer is computed anew.")
+    size: int = Field(64, ge=1, description="MiB of answers; those whose last use is longest ago make place.")
+    namespace: str = Field("", description="Any word: another one, and no answer from before is given.")
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -366,6 +376,8 @@ class ServePart(Section):
     upstreams: list[str] = Field(default_factory=list, description="Of proxy: addresses of servers, ending in /v1.")
     upstream_key_file: str | None = Field(None, description="Of proxy: a file with the key for the upstreams.")
     vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
+    redis: str | None = Field(None, description="Address of a Redis that several servers share.")
+    cache: CachePart = Field(default_factory=CachePart)
 
 
 class Recipe(Section):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
@@ -64,6 +65,13 @@ class Admission:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
         return await submit(question)
 
+    def gauges(self) -> Mapping[str, float]:
+        """Figures for /metrics: Prometheus name without prefix -> its value now (counters end in "_total")."""
+        return {}
+
+    async def close(self) -> None:
+        """The server ends: give back what is held."""
+
 
 class Key(Admission):
     """Wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty key, which would be none."""
@@ -107,10 +115,15 @@ class Queue(Admission):
             self._entering -= 1
 
 
-def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them."""
+def admission_steps(
+    settings: ServePart, engine: Engine, api_key: str | None, workspace: Path = Path()
+) -> list[Admission]:
+    """The steps of a server, in the order in which a request passes them. Raises what the steps raise when made."""
+    from tuneloop.serving.cache.cache import cache_steps
+
     key = [] if api_key is None else [Key(api_key)]
-    return [*key, Queue(engine, settings.queue)]
+    cache = cache_steps(settings, engine, workspace)
+    return [*key, *cache, Queue(engine, settings.queue)]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

@@ -53,6 +53,8 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
+        for step in admission:
+            await step.close()
 
     async def enter(request: Request) -> None:
         if request.scope["route"].name not in PUBLIC:
@@ -72,7 +74,7 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine))
+    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine, admission))
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.state.engine, app.state.model_name = engine, model_name
     for family in FAMILIES:

@@ -6,11 +6,12 @@ Names of models come from the engine, never from a request that it did not take,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.optional import need
+from tuneloop.serving.admission import Admission
 from tuneloop.serving.engine import AnswerStream, Engine, Piece, Query
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ServerMetrics:
     Without prometheus-client nothing is counted, and `text` raises TL-MACHINE-EXTRA.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, steps: Sequence[Admission] = ()) -> None:
         try:
             client: Any = import_module("prometheus_client")
         except ImportError:
@@ -37,7 +38,7 @@ class ServerMetrics:
         if client is None:
             return
         self._registry = client.CollectorRegistry()
-        self._registry.register(_EngineFigures(engine))
+        self._registry.register(_EngineFigures(engine, steps))
         ours = {"registry": self._registry}
         self._requests = client.Counter(
             f"{PREFIX}requests", "Requests that were answered, by route and HTTP status.", ["route", "status"], **ours
@@ -119,18 +120,20 @@ class WatchedStream:
 
 
 class _EngineFigures:
-    """A collector that asks the engine at each scrape."""
+    """A collector that asks the engine and the steps of admission at each scrape."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, steps: Sequence[Admission]) -> None:
+        self._engine, self._steps = engine, steps
 
     def collect(self) -> Iterator[Any]:
         core = import_module("prometheus_client.core")
-        own = {
+        own: dict[str, float] = {
             "pending": self._engine.pending,
             "capacity": self._engine.capacity,
             "ready": float(self._engine.ready),
         }
+        for step in self._steps:
+            own |= step.gauges()
         for name, figure in {**own, **self._engine.gauges()}.items():
             family = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
             own_name = name if name in own else f"engine_{name.removeprefix('engine_')}"
@@ -143,6 +146,14 @@ WORDS = {
     "pending": "Requests that are with the engine and have not ended, those that are being answered counted.",
     "capacity": "How many requests are answered at the same time.",
     "ready": "1 where a request would be answered now.",
+    "cache_hits_total": "Requests that were answered from the cache.",
+    "cache_misses_total": "Requests that were computed, and whose answer the cache may store.",
+    "cache_shared_total": "Requests that waited for the answer to an equal one that was under way.",
+    "cache_bypassed_total": "Requests that the cache has nothing to do with.",
+    "cache_stored_total": "Answers that were stored.",
+    "cache_errors_total": "Times that the store of the cache failed.",
+    "cache_answers": "Answers in the store, when one was last stored.",
+    "cache_bytes": "Bytes of the answers in the store, when one was last stored.",
 }
 
 

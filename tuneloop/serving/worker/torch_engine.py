@@ -22,6 +22,7 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.engine import ModelEntry, Query
+from tuneloop.serving.identity import base_digest, identity_of, run_digest, served_digest
 from tuneloop.serving.settings import served_name
 from tuneloop.serving.wire import query_frame, read_error, read_piece
 from tuneloop.serving.worker.child_process import END_SECONDS, ChildProcess, Frame
@@ -73,7 +74,9 @@ class TorchEngine:
         """The child that has loaded."""
         self._about: dict[str, Any] = {}
         self._catalogue: Catalogue | None = None
-        self._workspace = workspace
+        self._workspace, self._ref = workspace, ref
+        self._identities: dict[str | None, str] = {}
+        """By the key of an adapter; None is what was served when the server began."""
         self._failure: TuneloopError | None = None
         """Why the child stays down."""
         self._gauges: dict[str, float] = {}
@@ -132,6 +135,31 @@ class TorchEngine:
             )
             for one in names.values()
         ]
+
+    async def identity(self, model: str) -> str | None:
+        source = await self._source(model)
+        key = None if source is None else source["key"]
+        if key not in self._identities:
+            digest = await asyncio.to_thread(self._digest, source)
+            if digest is None:
+                return None
+            self._identities[key] = identity_of(
+                "torch", digest, self._settings.max_new_tokens, self._about.get("context")
+            )
+        return self._identities[key]
+
+    def _digest(self, source: dict[str, str] | None) -> str | None:
+        """Of the files of a model's name; None where they cannot be read."""
+        try:
+            if source is None:
+                return served_digest(str(self._ref), self._workspace)
+            if source["key"]:
+                return run_digest(Path(source["run"]))
+            run = versions.locate(self._workspace, str(self._ref))
+            return served_digest(str(self._ref), self._workspace) if run is None else base_digest(run)
+        except (OSError, TuneloopError) as error:
+            log.warning("no answer of this model is cached: %s", error)
+            return None
 
     async def submit(self, query: Query) -> AnswersUnderWay:
         if not self.open:
