@@ -25,7 +25,17 @@ class RedisServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
         self.url, self.folder = f"redis://127.0.0.1:{self.port}/0", folder
-        self._command = [str(program), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+        self._command = [
+            str(program),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
