@@ -115,6 +115,13 @@ class Gateway:
 
         return float(psutil.Process(self.pid).memory_info().rss / 1e6)
 
+    def seconds(self) -> float:
+        """Of processor time that it has taken."""
+        import psutil
+
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
     def torch(self) -> bool:
         """Whether torch is loaded."""
         maps = Path(f"/proc/{self.pid}/maps")
@@ -125,7 +132,7 @@ class Gateway:
 def gateway(upstream: str, settings: dict[str, Any]) -> Iterator[Gateway]:
     """A gateway in a process of its own, in a workspace of its own."""
     port = free_port()
-    every = {"engine": "proxy", "upstreams": [f"{upstream}/v1"], "queue": 256, **settings}
+    every = {"engine": "proxy", "upstreams": [f"{upstream}/v1"], **settings}
     with tempfile.TemporaryDirectory() as workspace, tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "benchmarks.gateway", "--serve", json.dumps(every), str(port), workspace]
         with process(*command, log=log) as running:
@@ -192,10 +199,12 @@ def stream_seconds(url: str, times: int) -> float:
 def loaded(upstream: str, seconds: int, rate: int) -> dict[str, Any]:
     """The gateway under more than it may take, and its memory then."""
     with gateway(upstream, {}) as one:
-        at_rest = one.memory()
+        at_rest, before = one.memory(), one.seconds()
         told = wrk(one.url, rate=rate, seconds=seconds)
-        told |= {"rss_mb": one.memory(), "rss_mb_at_rest": at_rest, "torch": one.torch()}
-    show(f"{rate}/s offered", told, f"{told['rss_mb']:.0f} MB ({at_rest:.0f} at rest), torch: {told['torch']}")
+        took = 1000 * (one.seconds() - before) / max(1, told["requests"])
+        told |= {"rss_mb": one.memory(), "rss_mb_at_rest": at_rest, "torch": one.torch(), "cpu_ms": took}
+    words = f"{told['rss_mb']:.0f} MB ({at_rest:.0f} at rest), torch: {told['torch']}, {took:.1f} ms of a core each"
+    show(f"{rate}/s offered", told, words)
     return told
 
 
