@@ -1,6 +1,6 @@
 """A server for the soak test, a process of its own: a scripted engine behind the steps of a recipe.
 
-    python -m tests.serving.soaked SETTINGS WORKSPACE     prints its port
+python -m tests.serving.soaked SETTINGS WORKSPACE     prints its port
 """
 
 from __future__ import annotations

@@ -143,10 +143,11 @@ class TorchEngine:
             digest = await asyncio.to_thread(self._digest, source)
             if digest is None:
                 return None
-            self._identities[key] = identity_of(
-                "torch", digest, self._settings.max_new_tokens, self._about.get("context")
-            )
+            self._identities[key] = self._identity(digest)
         return self._identities[key]
+
+    def _identity(self, digest: str) -> str:
+        return identity_of("torch", digest, self._settings.max_new_tokens, self._about.get("context"))
 
     def _digest(self, source: dict[str, str] | None) -> str | None:
         """Of the files of a model's name; None where they cannot be read."""
@@ -325,9 +326,12 @@ class TorchEngine:
             self._hear_verdict(frame)
         elif what == "loaded":
             self._heard["main"] = now
+            # Now, and not at the first request: an alias may mean another version by then.
+            served = self._digest(None) if self._settings.cache.backend != "off" else None
             with self._lock:
                 self._about = {**frame["about"], "seconds": now - child.started}
                 self._adapters = frozenset()
+                self._identities = {} if served is None else {None: self._identity(served)}
                 if self._catalogue is None:
                     self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
                 self._child = child
