@@ -75,7 +75,6 @@ async def test_the_model_and_its_adapter_are_listed(engine: GgufEngine) -> None:
     assert engine.capacity == 4
 
 
-@pytest.mark.parametrize("model", ["tiny", "shop"])
 @on_loop
 async def test_each_name_has_an_identity_of_its_own(engine: GgufEngine) -> None:
     names = [entry.name for entry in await engine.models()]
@@ -87,6 +86,7 @@ async def test_each_name_has_an_identity_of_its_own(engine: GgufEngine) -> None:
         await engine.identity("nobody")
 
 
+@pytest.mark.parametrize("model", ["tiny", "shop"])
 @on_loop
 async def test_greedy_is_what_llama_cpp_computes_up_to_a_near_tie(
     engine: GgufEngine, files: tuple[Path, Path], model: str
