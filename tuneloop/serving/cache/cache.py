@@ -131,8 +131,12 @@ class Cache(Admission):
             octets = CachedAnswer(flight.prompt_tokens, tuple(flight.pieces)).as_bytes()
 
             async def put() -> None:
-                await self._store.put(key, octets, set(flight.people), self._settings.ttl, began)
+                noted = set(flight.people)
+                await self._store.put(key, octets, noted, self._settings.ttl, began)
                 self._counts["stored"] += 1
+                while late := flight.people - noted:  # they have joined meanwhile
+                    noted |= late
+                    await self._store.get(key, late)
 
             await self._tried(put)
 

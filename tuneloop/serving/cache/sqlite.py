@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuneloop.base.errors import ServeError, os_words
+from tuneloop.base.language import t
 from tuneloop.serving.cache.answer_store import FORGOTTEN_SECONDS, OVERHEAD, Forgotten
 from tuneloop.serving.cache.key import FORMAT
 
@@ -153,7 +154,10 @@ class SqliteAnswers:
             self.size, self.count = self._totals(connection)
         # The log of writes holds older pages until it is taken over; readers of other processes may be in the way.
         end = time.monotonic() + BUSY_SECONDS
-        while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] and time.monotonic() < end:
+        while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > end:
+                error = t("others are reading it, so removed bytes are still in its log; do it again")
+                raise ServeError("TL-SERVE-CACHE", where=str(self._path), error=error)
             time.sleep(0.01)
         return int(removed)
 
