@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import tuneloop
 from tuneloop.base.files import sha256_of
 from tuneloop.hub.resolve import model_folder, resolve
 from tuneloop.registry import versions
@@ -25,8 +25,16 @@ def identity_of(*facts: object) -> str:
     >>> identity_of("torch", 1) == identity_of("torch", 1) != identity_of("torch", 2)
     True
     """
-    text = json.dumps([tuneloop.__version__, *facts], sort_keys=True, default=str)
+    text = json.dumps([_release(), *facts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _release() -> str:
+    """The version of tuneloop that is installed; "" in a source tree that is not."""
+    try:
+        return importlib.metadata.version("tuneloop")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def run_digest(run: Path) -> str:
