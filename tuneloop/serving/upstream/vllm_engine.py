@@ -30,8 +30,8 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import AnswerStream, Query
 from tuneloop.serving.identity import folder_digest, identity_of
 from tuneloop.serving.llamacpp.gguf_files import ABOUT, read_json, require_verified
+from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.upstream.proxy_engine import ProxyEngine
-from tuneloop.serving.upstream.supervisor import Supervisor, log
 from tuneloop.serving.upstream.upstream import Upstream
 
 PATIENCE = 1800.0
@@ -118,10 +118,11 @@ class VllmEngine(ProxyEngine):
         self.name = name
         self._folder, self._options, self._identity = folder, options, ""
         self._supervisor = Supervisor(make, notice)
+        self._supervisor.start()
 
     @property
     def ready(self) -> bool:
-        return self._supervisor.child is not None and super().ready
+        return self._supervisor.ready and super().ready
 
     async def identity(self, model: str) -> str | None:
         if self._folder is None or model != self.name:
