@@ -12,6 +12,7 @@ python -m benchmarks same OUT    what training computes, to compare commits bit 
 python -m benchmarks walk        how often a reader turns back who follows a row, the recipe, a question (walk.py)
 python -m benchmarks methods     docs/*/methods.md: what each method costs and reaches (methods.py); --measure runs them
 python -m benchmarks serving     our server beside transformers', llama.cpp's and a plain one (serving.py); six minutes
+python -m benchmarks gateway     the gateway alone: load, what it adds, hits of its cache (gateway.py); five minutes
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -25,6 +26,7 @@ from benchmarks import (
     cleaning,
     environments,
     forgetting,
+    gateway,
     methods,
     near,
     prepare,
@@ -67,13 +69,14 @@ def main() -> None:
         "cleaning": cleaning.main,
         "methods": methods.main,
         "forgetting": forgetting.main,
+        "gateway": gateway.main,
         "table": table.main,
         "same": same.main,
         "serving": serving.main,
         "walk": walk.main,
     }
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if verb not in ("near", "table", "same", "walk", "methods") and not rows.data().is_dir():
+    if verb not in ("near", "table", "same", "walk", "methods", "gateway") and not rows.data().is_dir():
         raise SystemExit(
             f"{rows.data()} has the rows to measure on, and is not there; TUNELOOP_BENCH_DATA names another"
         )

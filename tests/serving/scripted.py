@@ -114,7 +114,7 @@ class ScriptedEngine:
 
     def __init__(self, script: Callable[[Query], Iterator[Piece]] = script, capacity: int = 2) -> None:
         self.script, self.capacity = script, capacity
-        self.open, self.ready = True, True
+        self.open, self.ready, self.weights = True, True, "1"
         self.seconds, self.fails_after = 0.0, 2
         self.failure: TuneloopError | None = None
         self.refusal: TuneloopError | None = None
@@ -130,6 +130,9 @@ class ScriptedEngine:
 
     async def models(self) -> list[ModelEntry]:
         return MODELS
+
+    async def identity(self, model: str) -> str | None:
+        return f"{model} {self.weights}" if self.weights else None
 
     async def submit(self, query: Query) -> ScriptedStream:
         if not self.open:

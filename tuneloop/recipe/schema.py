@@ -24,6 +24,7 @@ LoraInit = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"]
 TrainPreset = Literal["domain", "general", "quick"]
 EngineName = Literal["torch", "gguf", "proxy", "vllm"]
+CacheBackend = Literal["off", "memory", "sqlite", "redis"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
 
 
@@ -360,6 +361,15 @@ class LimitsPart(Section):
     )
 
 
+class CachePart(Section):
+    """Answers that were computed before: the same question need not be computed twice."""
+
+    backend: CacheBackend = Field("off", description="Where they are.")
+    ttl: float = Field(3600.0, gt=0, description="Seconds after which an answer is computed anew.")
+    size: int = Field(64, ge=1, description="MiB of answers; those whose last use is longest ago make place.")
+    namespace: str = Field("", description="Any word: another one, and no answer from before is given.")
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -382,6 +392,7 @@ class ServePart(Section):
     log: Literal["json", "off"] = Field("json", description="A line of JSON for each request, without its texts.")
     cors: list[str] = Field(default_factory=list, description="Origins whose pages may ask, or *.")
     drain: float = Field(60.0, ge=0, description="Seconds that answers under way get after SIGTERM.")
+    cache: CachePart = Field(default_factory=CachePart)
 
 
 class Recipe(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.recipe.schema import ServePart
@@ -93,15 +94,25 @@ class Admission:
 
 
 def admission_steps(
-    settings: ServePart, engine: Engine, api_key: str | None, *, ring: KeyRing | None = None
+    settings: ServePart,
+    engine: Engine,
+    api_key: str | None,
+    workspace: Path = Path(),
+    *,
+    ring: KeyRing | None = None,
 ) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store."""
+    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store.
+
+    Raises what the steps raise when made.
+    """
     # Here, because each step is an Admission.
     from tuneloop.serving.access.access import Access
     from tuneloop.serving.access.fair_queue import Queue
     from tuneloop.serving.access.limits import limits_step
+    from tuneloop.serving.cache.cache import cache_steps
 
-    return [Access(api_key, ring), limits_step(settings), Queue(engine, settings.queue)]
+    cache = cache_steps(settings, engine, workspace)
+    return [Access(api_key, ring), limits_step(settings), *cache, Queue(engine, settings.queue)]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

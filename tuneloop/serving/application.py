@@ -43,7 +43,7 @@ def application(
 
     def steps(now: ServePart) -> list[Admission]:
         key = read_key(Path(now.key_file)) if api_key is None and now.key_file else api_key
-        return admission_steps(now, engine, key, ring=ring)
+        return admission_steps(now, engine, key, workspace, ring=ring)
 
     def steps_anew() -> list[Admission]:
         now = first if reread is None else reread()

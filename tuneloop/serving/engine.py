@@ -149,6 +149,13 @@ class Engine(Protocol):
     async def models(self) -> list[ModelEntry]:
         """What may be asked for; the first is the default."""
 
+    async def identity(self, model: str) -> str | None:
+        """What the answers of a name depend on beside the query: a digest of weights, adapter, template and settings.
+        Equal ones stand for equal answers, on other machines too; None where it cannot be told.
+
+        Raises TL-SERVE-MODEL.
+        """
+
     async def submit(self, query: Query) -> AnswerStream:
         """Take a query. It is accepted, or refused with the reason, before this returns, so that a streaming server can
         still send a status.

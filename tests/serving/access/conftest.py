@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving.redis_server import RedisServer
+from tests.redis_server import RedisServer, redis_server
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    server.start()
-    yield server
-    server.close()
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server

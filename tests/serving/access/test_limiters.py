@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.redis_server import RedisServer
+from tests.redis_server import RedisServer
 from tuneloop.serving.access.gcra import LEASE, MINUTE, MOST, RateLimits, RateVerdict
 from tuneloop.serving.access.memory_limits import MemoryLimits
 from tuneloop.serving.access.redis_limits import RedisDown, RedisLimits, redis_client

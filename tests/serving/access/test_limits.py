@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.serving.redis_server import RedisServer
+from tests.redis_server import RedisServer, redis_server
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
 from tuneloop.recipe.schema import LimitsPart, ServePart
 from tuneloop.serving.access import memory_limits
@@ -165,15 +166,13 @@ def until(client: TestClient, status: int) -> Any:
     return reply
 
 
-def test_a_redis_that_dies_and_comes_back_where_it_is_closed() -> None:
+def test_a_redis_that_dies_and_comes_back_where_it_is_closed(tmp_path: Path) -> None:
     """While it is away requests are refused with 503; afterwards they are counted again, from the start."""
-    redis = RedisServer()
-    redis.start()
-    try:
+    with redis_server(tmp_path) as redis:
         step = shared_step(redis, refuse=True)
         with client_of(step) as client:
             assert [client.post(CHATS, json=body()).status_code for _ in range(3)] == [200, 200, 429]
-            redis.kill()
+            redis.stop()
             for _ in range(3):
                 reply = client.post(CHATS, json=body())
                 assert (reply.status_code, reply.json()["error"]["code"]) == (503, "TL-SERVE-LIMITER")
@@ -183,24 +182,17 @@ def test_a_redis_that_dies_and_comes_back_where_it_is_closed() -> None:
             until(client, 200)
             assert [client.post(CHATS, json=body()).status_code for _ in range(2)] == [200, 429]
             assert step.gauges()["limits_redis_up"] == 1
-    finally:
-        redis.close()
 
 
-def test_a_redis_that_dies_and_comes_back_where_it_is_open() -> None:
+def test_a_redis_that_dies_and_comes_back_where_it_is_open(tmp_path: Path) -> None:
     """While it is away this process counts by itself; afterwards Redis does."""
-    redis = RedisServer()
-    redis.start()
-    try:
-        with client_of(shared_step(redis, refuse=False)) as client:
-            assert [client.post(CHATS, json=body()).status_code for _ in range(3)] == [200, 200, 429]
-            redis.kill()
-            assert [client.post(CHATS, json=body()).status_code for _ in range(3)] == [200, 200, 429]
-            redis.start()
-            until(client, 200)
-            assert [client.post(CHATS, json=body()).status_code for _ in range(2)] == [200, 429]
-    finally:
-        redis.close()
+    with redis_server(tmp_path) as redis, client_of(shared_step(redis, refuse=False)) as client:
+        assert [client.post(CHATS, json=body()).status_code for _ in range(3)] == [200, 200, 429]
+        redis.stop()
+        assert [client.post(CHATS, json=body()).status_code for _ in range(3)] == [200, 200, 429]
+        redis.start()
+        until(client, 200)
+        assert [client.post(CHATS, json=body()).status_code for _ in range(2)] == [200, 429]
 
 
 def test_the_recipe_says_which_limits_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,17 @@ async def test_the_model_and_its_adapter_are_listed(engine: GgufEngine) -> None:
     assert engine.capacity == 4
 
 
+@on_loop
+async def test_each_name_has_an_identity_of_its_own(engine: GgufEngine) -> None:
+    names = [entry.name for entry in await engine.models()]
+    known = [await engine.identity(name) for name in names]
+    assert None not in known
+    assert len({*known}) == len(names) > 1
+    assert known == [await engine.identity(name) for name in names]
+    with pytest.raises(TuneloopError, match="TL-SERVE-MODEL"):
+        await engine.identity("nobody")
+
+
 @pytest.mark.parametrize("model", ["tiny", "shop"])
 @on_loop
 async def test_greedy_is_what_llama_cpp_computes_up_to_a_near_tie(

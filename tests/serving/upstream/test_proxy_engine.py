@@ -47,6 +47,22 @@ async def ask(engine: ProxyEngine, **query: Any) -> Any:
     return await collect(await engine.submit(Query(**{"purpose": "chat", "model": "tiny", "chat": CHAT, **query})))
 
 
+@on_loop
+async def test_an_identity_is_of_addresses_and_what_they_list() -> None:
+    async with scripted(GOOD) as one, scripted(GOOD) as two:
+        engines = [proxy(one.url), proxy(one.url), proxy(two.url), proxy(two.url, one.url), proxy(one.url, two.url)]
+        first, same, other, *pair = [await engine.identity("m") for engine in engines]
+        assert first == same
+        assert len({first, other, *pair}) == 3
+        assert pair[0] == pair[1]
+        assert await engines[0].identity("nobody") is None
+        one.models = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 128}]}
+        again = proxy(one.url)
+        assert await again.identity("m") != first
+        for engine in (*engines, again):
+            await engine.shut()
+
+
 def test_llama_cpp_s_server_says_through_it_what_it_says_itself(llama: LlamaServer, gguf: Path) -> None:
     """Of whole characters: streamed and not, it does not do the same with halves of them, which a random model writes."""
     from openai import OpenAI

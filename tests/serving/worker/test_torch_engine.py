@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def test_what_may_be_asked_for(engine: TorchEngine) -> None:
     assert {entry.base for entry in entries if entry.name != "tiny-base"} == {"tiny-base"}
     assert next(entry for entry in entries if entry.name == "tiny-base").base is None
     assert all(entry.context == 512 and entry.tasks == ("chat", "text") for entry in entries)
+
+
+def test_each_name_has_an_identity_of_its_own(engine: TorchEngine, workspace: Path) -> None:
+    names = (*SMALL, "tiny-base")
+    known = [run(engine.identity(name)) for name in names]
+    assert len({*known}) == len(names)
+    assert known == [run(engine.identity(name)) for name in names]
+    with pytest.raises(ServeError, match="TL-SERVE-MODEL"):
+        run(engine.identity("nobody"))
+    copied_run(workspace, "b-1", "b-9")
+    assert run(engine.identity("b-9")) == known[1]
+    changed = workspace / "runs" / "b-9" / "adapter" / "adapter_model.safetensors"
+    octets = bytearray(changed.read_bytes())
+    octets[-1] ^= 1
+    changed.write_bytes(octets)
+    time.sleep(1.1)  # as old as a list of names may be
+    assert run(engine.identity("b-9")) not in known
+    shutil.rmtree(changed.parents[1])
 
 
 def test_requests_for_four_adapters_and_the_base_in_one_batch(engine: TorchEngine) -> None:

@@ -145,4 +145,12 @@ WORDS = {
     "waiting": "Requests that wait for a place in the engine.",
     "capacity": "How many requests are answered at the same time.",
     "ready": "1 where a request would be answered now.",
+    "cache_hits_total": "Requests that were answered from the cache.",
+    "cache_misses_total": "Requests that were computed, and whose answer the cache may store.",
+    "cache_shared_total": "Requests that waited for the answer to an equal one that was under way.",
+    "cache_bypassed_total": "Requests that the cache has nothing to do with.",
+    "cache_stored_total": "Answers that were stored.",
+    "cache_errors_total": "Times that the store of the cache failed.",
+    "cache_answers": "Answers in the store, when one was last stored.",
+    "cache_bytes": "Bytes of the answers in the store, when one was last stored.",
 }

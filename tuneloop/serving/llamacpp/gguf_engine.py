@@ -31,6 +31,7 @@ from tuneloop.serving.answers.call_formats import THOUGHT, call_format, forced_c
 from tuneloop.serving.answers.parsing import answer_parser
 from tuneloop.serving.answers.several import Several
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
+from tuneloop.serving.identity import files_digest, identity_of
 from tuneloop.serving.llamacpp.gguf_body import GgufPrompt, LlamaReader, llama_body, require_schema
 from tuneloop.serving.llamacpp.gguf_files import GgufModel, gguf_model
 from tuneloop.serving.llamacpp.token_budget import TokenBudget
@@ -132,6 +133,7 @@ class GgufEngine:
     ) -> None:
         need("llguidance", extra="gguf")
         self._model, self._longest = model, max_new_tokens
+        self._identities: dict[str, str] = {}
         self._context = min(model.context, tokens)
         self._budget = TokenBudget(slots, tokens)
         self._streams = OpenStreams()
@@ -167,6 +169,19 @@ class GgufEngine:
     async def models(self) -> list[ModelEntry]:
         own = ModelEntry(self._model.name, self._context)
         return [own, *(ModelEntry(name, self._context, own.name) for name in self._model.adapters)]
+
+    async def identity(self, model: str) -> str | None:
+        self._lora(model)
+        if model not in self._identities:
+            digests = await asyncio.to_thread(self._digests, model)
+            own = self._model
+            words = own.systems.get(model), own.templates.get(model), own.penalty
+            self._identities[model] = identity_of("gguf", digests, words, self._longest, self._context)
+        return self._identities[model]
+
+    def _digests(self, model: str) -> list[str]:
+        files = [self._model.path, *([self._model.adapters[model]] if model in self._model.adapters else [])]
+        return [files_digest([file], file.parent) for file in files]
 
     async def submit(self, query: Query) -> AnswerStream:
         if not self.open:

@@ -15,6 +15,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.base.language import listed, t
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Query
+from tuneloop.serving.identity import identity_of
 from tuneloop.serving.settings import read_key
 from tuneloop.serving.upstream.backend import Backend, log
 from tuneloop.serving.upstream.upstream import Upstream
@@ -71,6 +72,14 @@ class ProxyEngine:
         if not models:
             self._down()
         return models
+
+    async def identity(self, model: str) -> str | None:
+        """Of the upstreams' addresses and of what they list: which weights stand behind a name they do not say."""
+        await self._known()
+        listed = [one for backend in self._backends if (one := backend.models.get(model))]
+        urls = sorted(backend.upstream.url for backend in self._backends)
+        known = sorted({(one.context, one.base or "") for one in listed})
+        return identity_of("proxy", urls, model, known) if listed else None
 
     async def submit(self, query: Query) -> AnswerStream:
         if not self.open:

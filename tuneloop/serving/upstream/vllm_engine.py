@@ -6,6 +6,7 @@ not run with vLLM itself where this was written: its options are those of vLLM's
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -19,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tuneloop.base.errors import ServeError, os_words
 from tuneloop.base.language import t
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import AnswerStream, Query
+from tuneloop.serving.identity import folder_digest, identity_of
 from tuneloop.serving.llamacpp.gguf_files import ABOUT, read_json, require_verified
 from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.upstream.proxy_engine import ProxyEngine
@@ -103,16 +105,32 @@ class VllmEngine(ProxyEngine):
     """A ProxyEngine over the vLLM that it has started with `make`, behind `upstream`."""
 
     def __init__(
-        self, name: str, make: Callable[[], VllmChild], upstream: Upstream, notice: Callable[[str], None] = log.warning
+        self,
+        name: str,
+        make: Callable[[], VllmChild],
+        upstream: Upstream,
+        notice: Callable[[str], None] = log.warning,
+        *,
+        folder: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         super().__init__([upstream], notice)
         self.name = name
+        self._folder, self._options, self._identity = folder, options, ""
         self._supervisor = Supervisor(make, notice)
         self._supervisor.start()
 
     @property
     def ready(self) -> bool:
         return self._supervisor.ready and super().ready
+
+    async def identity(self, model: str) -> str | None:
+        if self._folder is None or model != self.name:
+            return None
+        if not self._identity:
+            digest = await asyncio.to_thread(folder_digest, self._folder)
+            self._identity = identity_of("vllm", digest, list(self._options))
+        return self._identity
 
     async def submit(self, query: Query) -> AnswerStream:
         await self._supervisor.running(RESTART_SECONDS)
@@ -135,7 +153,8 @@ def vllm_engine(ref: str | Path, settings: ServePart, workspace: Path, say: Call
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [program, "serve", str(folder), *address, "--served-model-name", name, *options]
     say(t("starting {command}", command=shlex.join(command)))
-    return VllmEngine(name, partial(VllmChild, command, port, key), Upstream(f"http://127.0.0.1:{port}/v1", key), say)
+    upstream = Upstream(f"http://127.0.0.1:{port}/v1", key)
+    return VllmEngine(name, partial(VllmChild, command, port, key), upstream, say, folder=folder, options=options)
 
 
 def merged_folder(ref: str | Path, notice: Callable[[str], None]) -> Path:

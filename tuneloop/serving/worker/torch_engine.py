@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneloop.base.errors import ServeError
+from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.language import current
 from tuneloop.recipe.schema import ServePart
 from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.engine import ModelEntry, Query
+from tuneloop.serving.identity import base_digest, identity_of, run_digest, served_digest
 from tuneloop.serving.settings import served_name
 from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.wire import query_frame, read_error, read_piece
@@ -61,7 +62,9 @@ class TorchEngine:
         self._requests: dict[int, QueryUnderWay] = {}
         self._about: dict[str, Any] = {}
         self._catalogue: Catalogue | None = None
-        self._workspace = workspace
+        self._workspace, self._ref = workspace, ref
+        self._identities: dict[str | None, str] = {}
+        """By the key of an adapter; None is what was served when the server began."""
         self._gauges: dict[str, float] = {}
         self._adapters: frozenset[str] = frozenset()
         """Keys of the adapters that the child has in memory."""
@@ -109,6 +112,32 @@ class TorchEngine:
             )
             for one in names.values()
         ]
+
+    async def identity(self, model: str) -> str | None:
+        source = await self._source(model)
+        key = None if source is None else source["key"]
+        if key not in self._identities:
+            digest = await asyncio.to_thread(self._digest, source)
+            if digest is None:
+                return None
+            self._identities[key] = self._identity(digest)
+        return self._identities[key]
+
+    def _identity(self, digest: str) -> str:
+        return identity_of("torch", digest, self._settings.max_new_tokens, self._about.get("context"))
+
+    def _digest(self, source: dict[str, str] | None) -> str | None:
+        """Of the files of a model's name; None where they cannot be read."""
+        try:
+            if source is None:
+                return served_digest(str(self._ref), self._workspace)
+            if source["key"]:
+                return run_digest(Path(source["run"]))
+            run = versions.locate(self._workspace, str(self._ref))
+            return served_digest(str(self._ref), self._workspace) if run is None else base_digest(run)
+        except (OSError, TuneloopError) as error:
+            log.warning("no answer of this model is cached: %s", error)
+            return None
 
     async def submit(self, query: Query) -> AnswersUnderWay:
         if not self.open:
@@ -204,6 +233,9 @@ class TorchEngine:
         elif what == "loaded":
             self._heard["main"] = now
             self._about, self._adapters = frame["about"], frozenset()
+            # Now, and not at the first request: an alias may mean another version by then.
+            served = self._digest(None) if self._settings.cache.backend != "off" else None
+            self._identities = {} if served is None else {None: self._identity(served)}
             if self._catalogue is None:
                 self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
 
