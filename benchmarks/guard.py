@@ -1,0 +1,81 @@
+"""The guard: listed words that are found under each disguise, and harmless texts that are blocked or touched."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def found() -> Iterator[tuple[str, int, int, list[str]]]:
+    """(disguise, words found, words, some that are not found)."""
+    from tests.safety.disguises import all_disguises
+    from tuneloop.safety.lexicon import Lexicon, shipped
+
+    lexicon, chance = Lexicon.load(), random.Random(0)
+    words = sorted({word.text for word in shipped() if word.category})
+    frames = ("{}", "you know {} now", "我觉得{}这样")
+    for name, disguise in all_disguises().items():
+        missed = []
+        for k, word in enumerate(words):
+            text = frames[k % 3].format(disguise(word, chance))
+            if not lexicon.find(text):
+                missed.append(disguise(word, chance))
+        yield name, len(words) - len(missed), len(words), missed[:6]
+
+
+def harmless(shared: Path) -> Iterator[tuple[str, str]]:
+    """(set, turn) of real conversations and reviews."""
+    for name in ("data", "aiwei", "tiangou"):
+        for row in json.loads((shared / f"emollm/{name}.json").read_text(encoding="utf-8")):
+            for turn in row["conversation"]:
+                yield f"emollm {name}", turn["input"]
+                yield f"emollm {name}", turn["output"]
+    for side in ("train", "test"):
+        with (shared / f"imdb/{side}.csv").open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                yield f"imdb {side}", line["review"]
+    for line in (shared / "smilechat/dialogs.jsonl").read_text(encoding="utf-8").splitlines():
+        for turn in json.loads(line)["dialog"]:
+            yield "smilechat", turn["content"]
+    for name in ("medical_sft_1K_format", "sharegpt_zh_1K_format"):
+        for line in (shared / f"medicalgpt/{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            for turn in json.loads(line)["conversations"]:
+                yield name, turn["value"]
+    for line in (shared / "sst2/train.tsv").read_text(encoding="utf-8").splitlines():
+        yield "sst2", line.split("\t")[0]
+    for line in (shared / "chnsenticorp/train.tsv").read_text(encoding="utf-8").splitlines():
+        yield "chnsenticorp", line.split("\t")[-1]
+    for line in (shared / "waimai/waimai_10k.csv").read_text(encoding="utf-8").splitlines():
+        yield "waimai", line
+    for row in json.loads((shared / "llamafactory/alpaca_en_demo.json").read_text(encoding="utf-8")):
+        yield "alpaca en", row["instruction"] + "\n" + row["output"]
+    for row in json.loads((shared / "llamafactory/alpaca_zh_demo.json").read_text(encoding="utf-8")):
+        yield "alpaca zh", row["instruction"] + "\n" + row["output"]
+    for row in json.loads((shared / "alpaca_cot_en/aqua_train.json").read_text(encoding="utf-8")):
+        yield "aqua", row["instruction"] + "\n" + row["output"]
+
+
+def main() -> None:
+    from tuneloop.safety.lexicon import Lexicon
+
+    for name, hits, words, missed in found():
+        print(f"{name:26} {hits:4} of {words}  {hits / words:7.2%}  {missed if missed else ''}", flush=True)
+    lexicon = Lexicon.load()
+    turns, touched = Counter[str](), Counter[str]()
+    for name, text in harmless(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")):
+        turns[name] += 1
+        spans = lexicon.find(text)
+        touched[name] += bool(spans)
+        for span in spans:
+            print(f"  {name}: {span.kind}: {text[max(0, span.start - 8) : span.end + 8]!r} <- {span.text!r}")
+    for name in turns:
+        print(f"{name:26} {touched[name]:4} of {turns[name]:5}  {touched[name] / turns[name]:.2%}")
+
+
+if __name__ == "__main__":
+    main()
