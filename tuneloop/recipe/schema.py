@@ -349,6 +349,18 @@ class ComparePart(Section):
     claims: list[ClaimPart] = Field(default_factory=list, description="Claims that the variants are measured for.")
 
 
+class SafetyPart(Section):
+    """What the server lets pass."""
+
+    policy: str = Field("off", description="The guard's policy: off, default, or a YAML file.")
+    audit: str | None = Field(None, description="A file for the guard's records, JSON lines; else they go to the log.")
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off(cls, raw: Any) -> Any:
+        return "off" if raw is False else raw
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -366,6 +378,7 @@ class ServePart(Section):
     upstreams: list[str] = Field(default_factory=list, description="Of proxy: addresses of servers, ending in /v1.")
     upstream_key_file: str | None = Field(None, description="Of proxy: a file with the key for the upstreams.")
     vllm_command: str | None = Field(None, description="Of vllm: its program, and options for it.")
+    safety: SafetyPart = Field(default_factory=SafetyPart, description="The guard of questions and answers.")
 
 
 class Recipe(Section):

@@ -53,9 +53,9 @@ class Guard:
         self.policy, self.lexicon, self.version = policy, lexicon, version
 
     @classmethod
-    def load(cls, path: str | Path = "default") -> Guard:
-        """The guard of a policy file. Raises what `read_policy` raises."""
-        return cls(*read_policy(path))
+    def load(cls, path: str | Path = "default", *, lists: Sequence[str | Path] = ()) -> Guard:
+        """The guard of a policy file, with further word lists. Raises what `read_policy` raises."""
+        return cls(*read_policy(path, lists))
 
     def personal(self, side: Side) -> GuardAction:
         """What happens to personal data on a side."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tuneloop.base.errors import ServeError, TuneloopError, os_words
 from tuneloop.base.language import t
@@ -37,9 +38,11 @@ class ModelGuardPart(Section):
     url: str | None = Field(None, pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")
     """Address of a server with /v1/classify (tuneloop's) or /v1/moderations (OpenAI's), ending in /v1."""
     run: str | None = None
-    """A run, version or model that is a classifier."""
+    """A run, version or model of tuneloop that is a classifier."""
     name: str = ""
     """The model's name at the address."""
+    key_file: str | None = None
+    """A file with the key for the address."""
     labels: list[str] = Field(default_factory=list)
     """Labels that are refused; for /v1/moderations none: what it flags."""
     threshold: float = Field(0.5, gt=0, le=1)
@@ -49,6 +52,14 @@ class ModelGuardPart(Section):
     on_failure: Literal["open", "closed"] = "closed"
     """What happens to a text that could not be judged: it passes, or is refused."""
     seconds: float = Field(10.0, gt=0, le=600)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ModelGuardPart:
+        if (self.url is None) == (self.run is None):
+            raise ValueError(t("either url or run"))
+        if self.run is not None and not self.labels:
+            raise ValueError(t("a run needs the labels that are refused"))
+        return self
 
 
 class Policy(Section):
@@ -94,8 +105,9 @@ def _both(raw: Any) -> Any:
     return {"input": raw, "output": raw} if isinstance(raw, str) else raw
 
 
-def read_policy(path: str | Path = "default") -> tuple[Policy, Lexicon, str]:
-    """A policy with its words, and its version: name, version and a digest of all that it holds, lists included.
+def read_policy(path: str | Path = "default", lists: Sequence[str | Path] = ()) -> tuple[Policy, Lexicon, str]:
+    """A policy with its words, and its version: name, version and a digest of all that it holds, lists included. `lists` are further
+    word lists.
 
     "default" is the one that comes with tuneloop; a policy of your own begins with that one's actions and phrases, and
     what it names stands in their place. Raises TL-SERVE-POLICY, and TL-DATA-LEXICON for a list that cannot be read.
@@ -114,7 +126,10 @@ def read_policy(path: str | Path = "default") -> tuple[Policy, Lexicon, str]:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
         raise ServeError("TL-SERVE-POLICY", where=str(path), error=faults) from error
-    return policy, *_lexicon(policy, folder)
+    if policy.model and policy.model.key_file:
+        key = str(folder / Path(policy.model.key_file).expanduser())
+        policy = policy.model_copy(update={"model": policy.model.model_copy(update={"key_file": key})})
+    return policy, *_lexicon(policy, folder, lists)
 
 
 def _mapping(raw: Any) -> dict[str, Any]:
@@ -133,10 +148,10 @@ def _own(path: Path) -> dict[str, Any]:
     return content
 
 
-def _lexicon(policy: Policy, folder: Path) -> tuple[Lexicon, str]:
+def _lexicon(policy: Policy, folder: Path, lists: Sequence[str | Path]) -> tuple[Lexicon, str]:
     words = [ListedWord(word, category) for category, own in policy.words.items() for word in own]
-    for name in policy.lists:
-        words += read_words(folder / Path(name).expanduser())
+    for path in (*lists, *(folder / Path(name).expanduser() for name in policy.lists)):
+        words += read_words(Path(path))
     words += shipped() if policy.shipped else []
     words += [ListedWord(phrase, ALLOWED) for phrase in policy.allow]
     digest = hashlib.sha256(policy.model_dump_json().encode())

@@ -13,6 +13,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
@@ -64,6 +65,9 @@ class Admission:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
         return await submit(question)
 
+    def close(self) -> None:
+        """Let go of what the step holds; the server ends."""
+
 
 class Key(Admission):
     """Wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty key, which would be none."""
@@ -107,10 +111,15 @@ class Queue(Admission):
             self._entering -= 1
 
 
-def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
+def admission_steps(
+    settings: ServePart, engine: Engine, api_key: str | None, workspace: Path = Path()
+) -> list[Admission]:
     """The steps of a server, in the order in which a request passes them."""
+    from tuneloop.serving.guard import guard_step
+
     key = [] if api_key is None else [Key(api_key)]
-    return [*key, Queue(engine, settings.queue)]
+    guard = guard_step(settings.safety, workspace)
+    return [*key, *([guard] if guard else []), Queue(engine, settings.queue)]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

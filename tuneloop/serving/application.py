@@ -41,4 +41,4 @@ def application(
     engine = ENGINES[settings.engine](ref, settings, workspace, say)
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
-    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key))
+    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key, workspace))

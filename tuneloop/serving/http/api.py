@@ -53,6 +53,8 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
+        for step in admission:
+            await asyncio.to_thread(step.close)
 
     async def enter(request: Request) -> None:
         if request.scope["route"].name not in PUBLIC:

@@ -1,0 +1,133 @@
+"""The step of admission that looks at what is sent to the model and at what it answers.
+
+What is blocked ends with finish_reason content_filter; a label or a vector of a blocked text is refused. Each finding is
+counted, and written down without any text.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tuneloop.base.errors import ServeError
+from tuneloop.recipe.schema import SafetyPart
+from tuneloop.runs.journal import Journal
+from tuneloop.safety.guard import Finding, Guard
+from tuneloop.safety.policy import Side
+from tuneloop.serving.admission import Admission, Question, Submit, caller_of
+from tuneloop.serving.engine import AnswerStream, Query
+from tuneloop.serving.guard_model import ModelGuard
+from tuneloop.serving.guarded_stream import Blocked, BlockedStream, GuardedStream, TreeFilter
+
+log = logging.getLogger("tuneloop.audit")
+
+
+class AuditLog:
+    """What the guard found: JSON lines in a file, or the log "tuneloop.audit". No record holds a text."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._journal = Journal(path) if path else None
+        self.counts = Counter[tuple[Side, str, str]]()
+        """(side, category, action) -> findings, for metrics."""
+
+    def write(self, question: Question, side: Side, policy: str, found: Sequence[Finding], blocked: bool) -> None:
+        """A record of one text's findings; none where nothing was found."""
+        if not found:
+            return
+        self.counts.update((side, finding.category, finding.action) for finding in found)
+        caller = caller_of(question.request)
+        fields = {
+            "time": round(time.time(), 3),
+            "event": "guard",
+            "request": str(getattr(question.request.state, "request_id", "")),
+            "key": caller.id,
+            "model": question.query.model,
+            "side": side,
+            "policy": policy,
+            "blocked": blocked,
+            "findings": [
+                {"category": category, "action": action, "count": count}
+                for (category, action), count in sorted(Counter((f.category, f.action) for f in found).items())
+            ],
+        }
+        if self._journal is not None:
+            self._journal.write(fields)
+        else:
+            log.warning("%s", fields) if blocked else log.info("%s", fields)
+
+
+class GuardStep(Admission):
+    """Filters questions and answers by a guard's policy."""
+
+    def __init__(self, guard: Guard, audit: AuditLog, model: ModelGuard | None = None) -> None:
+        self.guard, self.audit, self._model = guard, audit, model
+
+    @property
+    def version(self) -> str:
+        """What changes whenever an answer may: for the key of a cache."""
+        return self.guard.version
+
+    async def answer(self, question: Question, submit: Submit) -> AnswerStream:
+        query = question.query
+        safe, found = self._looked_at(query)
+        if safe is not None and self._model is not None and "input" in self._model.part.sides and (
+            await self._model.refused(_text_of(query))
+        ):
+            safe, found = None, [*found, Finding("model", "block", 0, 0)]
+        self.audit.write(question, "input", self.version, found, safe is None)
+        if safe is None:
+            if query.purpose in {"chat", "text"}:
+                return BlockedStream(query.n)
+            raise ServeError("TL-SERVE-GUARD", status=400, param="prompt")
+        stream = await submit(replace(question, query=safe))
+        if query.purpose not in {"chat", "text"}:
+            return stream
+        report = partial(self.audit.write, question, "output", self.version)
+        judges = self._model is not None and "output" in self._model.part.sides
+        return GuardedStream(stream, self.guard, query.n, report, self._model.refused if self._model and judges else None)
+
+    def _looked_at(self, query: Query) -> tuple[Query | None, list[Finding]]:
+        """The query as it may pass, None where it is blocked; and what was found in it. Raises TL-SERVE-GUARD-TOKENS."""
+        looked = TreeFilter(self.guard, "input")
+        if not isinstance(query.prompt, str):
+            raise ServeError("TL-SERVE-GUARD-TOKENS", status=400, param="prompt")
+        try:
+            chat: Any = looked.tree(query.chat)
+            tools: Any = looked.tree(query.tools)
+            prompt = looked.text(query.prompt)
+        except Blocked:
+            return None, looked.findings
+        return replace(query, chat=chat, tools=tools, prompt=prompt), looked.findings
+
+    def close(self) -> None:
+        """End the process of the model that judges, where there is one."""
+        if self._model is not None:
+            self._model.close()
+
+
+def _text_of(query: Query) -> str:
+    """What a query says, for a model that judges it: the last turn that is no answer, or the prompt."""
+    if isinstance(query.prompt, str) and query.prompt:
+        return query.prompt
+    turns = [str(turn.get("content") or "") for turn in query.chat if turn.get("role") in {"user", "tool", "system"}]
+    return "\n".join(turns)
+
+
+def guard_step(part: SafetyPart, workspace: Path = Path()) -> GuardStep | None:
+    """The step that the section `serve.safety` asks for, None where it is off. Raises what the policy's reader raises."""
+    if part.policy == "off":
+        return None
+    guard = Guard.load(part.policy)
+    model = ModelGuard.load(guard.policy.model, workspace) if guard.policy.model else None
+    return GuardStep(guard, AuditLog(Path(part.audit) if part.audit else None), model)
+
+
+def policy_version(part: SafetyPart) -> str:
+    """The version of a section's policy, "" where it is off: it changes with every word and action."""
+    return "" if part.policy == "off" else Guard.load(part.policy).version
