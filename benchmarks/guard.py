@@ -61,20 +61,24 @@ def harmless(shared: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    from tuneloop.safety.lexicon import Lexicon
+    from tuneloop.safety.guard import Guard
 
     for name, hits, words, missed in found():
         print(f"{name:26} {hits:4} of {words}  {hits / words:7.2%}  {missed if missed else ''}", flush=True)
-    lexicon = Lexicon.load()
-    turns, touched = Counter[str](), Counter[str]()
+    guard = Guard.load()
+    turns, touched, blocked = Counter[str](), Counter[str](), Counter[str]()
     for name, text in harmless(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")):
         turns[name] += 1
-        spans = lexicon.find(text)
+        spans = guard.words(text)
         touched[name] += bool(spans)
+        blocked[name] += guard.filter(text, "input").blocked or guard.filter(text, "output").blocked
         for span in spans:
             print(f"  {name}: {span.kind}: {text[max(0, span.start - 8) : span.end + 8]!r} <- {span.text!r}")
     for name in turns:
-        print(f"{name:26} {touched[name]:4} of {turns[name]:5}  {touched[name] / turns[name]:.2%}")
+        print(
+            f"{name:26} of {turns[name]:5} turns with a listed word {touched[name]:3} {touched[name] / turns[name]:.2%}, "
+            f"blocked {blocked[name]:3} {blocked[name] / turns[name]:.2%}"
+        )
 
 
 if __name__ == "__main__":

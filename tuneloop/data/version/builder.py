@@ -236,7 +236,7 @@ def _cache_key(
         ],
         "prepare": recipe.prepare.model_dump(mode="json"),
         "lexicons": [sha256_of(Path(p)) for p in recipe.prepare.clean.lexicon_files if Path(p).is_file()],
-        "guard": GUARD_FORMAT if recipe.prepare.clean.lexicon != "off" else 0,
+        **({"guard": GUARD_FORMAT} if recipe.prepare.clean.lexicon != "off" else {}),
         "augment": _derived_from(recipe),
         "seed": recipe.seed,
         "tokenizer": key,
