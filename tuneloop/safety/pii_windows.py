@@ -32,7 +32,7 @@ _LAST = re.compile(rf"[^\s{_WIDE}]+\Z")
 def _windows(text: str, at: int, ended: bool) -> Iterator[tuple[int, int | None]]:
     """[start, end) of the windows after `at`; end None for the one that the text's end leaves open."""
     start: int | None = None
-    calm, key, place = 0, False, at
+    calm, key, place = 0, False, _first_hot(text, at)
     while match := _TOKEN.search(text, place):
         token, before, place = match[0], place, match.end()
         wide = _is_wide(token[0])
@@ -52,6 +52,15 @@ def _windows(text: str, at: int, ended: bool) -> Iterator[tuple[int, int | None]
         yield start, len(text) if ended else None
     elif not ended and (last := _LAST.search(text, at)):
         yield last.start(), None
+
+
+def _first_hot(text: str, at: int) -> int:
+    """Where the first token with a digit or the like begins; the text's length where there is none."""
+    hot = _HOT.search(text, at)
+    if hot is None:
+        return len(text)
+    before = _LAST.search(text, at, hot.start())
+    return before.start() if before else hot.start()
 
 
 def _is_wide(char: str) -> bool:

@@ -92,7 +92,7 @@ class _Classes(dict[int, str]):
             out = " " if self.view == "digits" else glyphs.LETTER_OF_DIGIT.get(char, char)
         elif char in glyphs.CHINESE_DIGITS:
             digit = glyphs.CHINESE_DIGITS[char]
-            out = char if self.view == "digits" else glyphs.LETTER_OF_DIGIT.get(digit, digit)
+            out = glyphs.LETTER_OF_DIGIT.get(digit, digit)
         elif char.isalnum():
             out = glyphs.LETTER_OF_LETTER.get(char, char)
         self[code] = out
