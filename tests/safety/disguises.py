@@ -7,9 +7,7 @@ import unicodedata
 from collections.abc import Callable
 
 Disguise = Callable[[str, random.Random], str]
-HOMOGLYPHS = str.maketrans(
-    "aceiopsxyhkmtABCEHIKMOPTX", "асеіорѕхуһкмтАВСЕНІКМОРТХ"
-)  # Cyrillic
+HOMOGLYPHS = str.maketrans("aceiopsxyhkmtABCEHIKMOPTX", "асеіорѕхуһкмтАВСЕНІКМОРТХ")  # Cyrillic
 GREEK = str.maketrans("aeiknopuvxyABEHIKMNOPTXYZ", "αεικηορυνχγΑΒΕΗΙΚΜΝΟΡΤΧΥΖ")
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 SIGNED = str.maketrans("aisAIS", "@!$@!$")
@@ -49,7 +47,10 @@ def translated(table: dict[int, int]) -> Disguise:
 
 
 def mathematical(word: str, chance: random.Random) -> str:
-    return "".join(chr(0x1D5D4 + ord(c) - 65) if "A" <= c <= "Z" else chr(0x1D5EE + ord(c) - 97) if "a" <= c <= "z" else c for c in word)
+    return "".join(
+        chr(0x1D5D4 + ord(c) - 65) if "A" <= c <= "Z" else chr(0x1D5EE + ord(c) - 97) if "a" <= c <= "z" else c
+        for c in word
+    )
 
 
 def marked(word: str, chance: random.Random) -> str:

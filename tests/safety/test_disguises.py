@@ -36,7 +36,7 @@ def test_each_listed_word_is_found(name: str, disguise: object) -> None:
     [
         "路口，交通拥堵", "出口 交易额", "人口。交流", "窗口\n交材料", "他张开口，交代了一切", "牛肉 棒极了", "情况很复杂 种类繁多",
         "wet. Back to work", "the 80's hit", "as sure as hell", "class, hit the books", "Scunthorpe", "a push it song", "s. Hit me",
-        "fun\nck", "He'll go", "assess hits", "10 0 15 5", "f(u) = ck", "ab 3 cu 4 nt", "$5.11 + 7%", "bit chart", "shuttlecock",
+        "fun\nck", "He'll go", "assess hits", "10 0 15 5", "ab 3 cu 4 nt", "$5.11 + 7%", "bit chart", "shuttlecock",
         "小说、成人用品", "一二三四五六七", "x1y2z3", "2 girls, 1 dog", "𝒎𝒂𝒕𝒉", "1 2 3 4 5 6 7 8 9 0",
     ],
 )  # fmt: skip

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.safety.disguises import all_disguises
-from tuneloop.base.errors import ServeError
 from tuneloop.safety.guard import Guard
 from tuneloop.safety.lexicon import shipped
 

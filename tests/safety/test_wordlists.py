@@ -21,12 +21,16 @@ def listed(path: Path) -> list[tuple[str, str]]:
     ("name", "content", "words"),
     [
         ("mine.txt", "# 注释\n竞品甲,\n!竞品甲虫\n", [("竞品甲", "mine"), ("竞品甲虫", "")]),
-        ("a.csv", "word,category\n竞品甲,rivals\n\"Acme, Inc\",\n", [("竞品甲", "rivals"), ("Acme, Inc", "a")]),
+        ("a.csv", 'word,category\n竞品甲,rivals\n"Acme, Inc",\n', [("竞品甲", "rivals"), ("Acme, Inc", "a")]),
         ("a.csv", "编号,敏感词,分类\n1,竞品甲,对手\n", [("竞品甲", "对手")]),
         ("a.csv", "竞品甲,rivals\n竞品乙\n", [("竞品甲", "rivals"), ("竞品乙", "a")]),
         ("a.tsv", "keyword\ttype\nAcme Corp\trivals\n", [("Acme Corp", "rivals")]),
         ("a.json", json.dumps(["竞品甲", "!竞品甲虫"]), [("竞品甲", "a"), ("竞品甲虫", "")]),
-        ("a.json", json.dumps([{"word": "竞品甲", "category": "rivals"}, {"词": "竞品乙"}]), [("竞品甲", "rivals"), ("竞品乙", "a")]),
+        (
+            "a.json",
+            json.dumps([{"word": "竞品甲", "category": "rivals"}, {"词": "竞品乙"}]),
+            [("竞品甲", "rivals"), ("竞品乙", "a")],
+        ),
         ("a.json", json.dumps({"rivals": ["竞品甲"], "spam": ["竞品乙"]}), [("竞品甲", "rivals"), ("竞品乙", "spam")]),
         ("a.json", json.dumps({"words": ["竞品甲"]}), [("竞品甲", "a")]),
         ("a.jsonl", '{"text": "竞品甲", "label": "rivals"}\n"竞品乙"\n', [("竞品甲", "rivals"), ("竞品乙", "a")]),
@@ -40,7 +44,10 @@ def test_reads(tmp_path: Path, name: str, content: str, words: list[tuple[str, s
     assert listed(tmp_path / name) == words
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.json", b"[1]"), ("a.csv", b""), ("a.jsonl", b"x"), ("a.json", b"[" * 100_000)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", b"{"), ("a.json", b"[1]"), ("a.csv", b""), ("a.jsonl", b"x"), ("a.json", b"[" * 100_000)],
+)
 def test_a_list_that_cannot_be_used_says_so(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -49,7 +56,12 @@ def test_a_list_that_cannot_be_used_says_so(tmp_path: Path, name: str, content: 
 
 
 def test_lists_as_others_publish_them() -> None:
-    for name in ("ldnoobw/zh.txt", "sensitive_stop_words/porn.txt", "sensitive_stop_words/ads.txt", "sensitive_lexicon/violence.txt"):
+    for name in (
+        "ldnoobw/zh.txt",
+        "sensitive_stop_words/porn.txt",
+        "sensitive_stop_words/ads.txt",
+        "sensitive_lexicon/violence.txt",
+    ):
         words = read_words(shared(f"lexicons/{name}"))
         assert len(words) > 90
         assert all(word.text == word.text.strip(" ,，\r") for word in words)
@@ -57,7 +69,9 @@ def test_lists_as_others_publish_them() -> None:
 
 def test_a_policy_takes_lists_of_your_own(tmp_path: Path) -> None:
     (tmp_path / "rivals.csv").write_text("word,category\nAcme Corp,rivals\n", encoding="utf-8")
-    (tmp_path / "guard.yaml").write_text("lists: [rivals.csv]\nactions: {rivals: mask}\nallow: [Acme Corp Park]\n", encoding="utf-8")
+    (tmp_path / "guard.yaml").write_text(
+        "lists: [rivals.csv]\nactions: {rivals: mask}\nallow: [Acme Corp Park]\n", encoding="utf-8"
+    )
     guard = Guard.load(tmp_path / "guard.yaml")
     assert guard.filter("A C M E Corp and Acme Corp Park").text == "*** and Acme Corp Park"
     assert guard.filter("代开发票").blocked

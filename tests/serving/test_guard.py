@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def test_a_blocked_question_reaches_no_model(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, answers(*words("fine")))
     reply = guarded.chat("专业代 开 发 票，价格从优", n=2)
     assert reply.status_code == 200
-    assert [(c["finish_reason"], c["message"]["content"]) for c in reply.json()["choices"]] == [("content_filter", "")] * 2
+    assert [(c["finish_reason"], c["message"]["content"]) for c in reply.json()["choices"]] == [
+        ("content_filter", "")
+    ] * 2
     assert reply.json()["usage"]["total_tokens"] == 0
     assert finishes(guarded.events("专业代*开*发*票")) == ["content_filter"]
     assert guarded.engine.queries == []
@@ -107,16 +109,29 @@ def test_one_of_several_answers_is_blocked_alone(tmp_path: Path) -> None:
 
 
 def test_thoughts_and_calls_are_looked_at(tmp_path: Path) -> None:
-    thought = [Piece(thought="write to li@exam"), Piece(thought="ple.com"), Piece(text="done"), Piece(finish="stop", tokens=3)]
+    thought = [
+        Piece(thought="write to li@exam"),
+        Piece(thought="ple.com"),
+        Piece(text="done"),
+        Piece(finish="stop", tokens=3),
+    ]
     message = Guarded(tmp_path, answers(*thought)).chat("hi").json()["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("write to [EMAIL]", "done")
     hidden = json.dumps({"a": "f\u0443ck u", "to": "li@example.com"})
-    call = [Piece(calls=(CallPiece(0, "c1", "send"), CallPiece(0, arguments=hidden[:9]))), Piece(calls=(CallPiece(0, arguments=hidden[9:]),)), Piece(finish="tool_calls", tokens=9)]
-    reply = Guarded(tmp_path, answers(*call)).chat("hi", tools=[{"type": "function", "function": {"name": "send", "parameters": {}}}])
+    call = [
+        Piece(calls=(CallPiece(0, "c1", "send"), CallPiece(0, arguments=hidden[:9]))),
+        Piece(calls=(CallPiece(0, arguments=hidden[9:]),)),
+        Piece(finish="tool_calls", tokens=9),
+    ]
+    reply = Guarded(tmp_path, answers(*call)).chat(
+        "hi", tools=[{"type": "function", "function": {"name": "send", "parameters": {}}}]
+    )
     [made] = reply.json()["choices"][0]["message"]["tool_calls"]
     assert json.loads(made["function"]["arguments"])["to"] == "[EMAIL]"
     bad = [Piece(calls=(CallPiece(0, "c1", "send", '{"a": "\\u4ee3开发票"}'),)), Piece(finish="tool_calls", tokens=9)]
-    reply = Guarded(tmp_path, answers(*bad)).chat("hi", tools=[{"type": "function", "function": {"name": "send", "parameters": {}}}])
+    reply = Guarded(tmp_path, answers(*bad)).chat(
+        "hi", tools=[{"type": "function", "function": {"name": "send", "parameters": {}}}]
+    )
     [choice] = reply.json()["choices"]
     assert choice["finish_reason"] == "content_filter"
     assert "tool_calls" not in choice["message"]
@@ -125,7 +140,9 @@ def test_thoughts_and_calls_are_looked_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_log_probabilities_spell_nothing_that_was_masked(tmp_path: Path, stream: bool) -> None:
     def pieces(*texts: str) -> Any:
-        return answers(*(Piece(0, text, scores=(score(text, -0.5, 2),)) for text in texts), Piece(finish="stop", tokens=2))
+        return answers(
+            *(Piece(0, text, scores=(score(text, -0.5, 2),)) for text in texts), Piece(finish="stop", tokens=2)
+        )
 
     dirty = Guarded(tmp_path, pieces("oh ", "fuck", " you"))
     answered = dirty.chat("hi", logprobs=True, top_logprobs=2, stream=stream).text
@@ -133,7 +150,9 @@ def test_log_probabilities_spell_nothing_that_was_masked(tmp_path: Path, stream:
     assert "***" in answered
     clean = Guarded(tmp_path, pieces("oh ", "dear"))
     if stream:
-        scored = [c["logprobs"] for event in clean.events("hi", logprobs=True, top_logprobs=2) for c in event["choices"]]
+        scored = [
+            c["logprobs"] for event in clean.events("hi", logprobs=True, top_logprobs=2) for c in event["choices"]
+        ]
         assert ["".join(one["token"] for one in part["content"]) for part in scored if part] == ["oh dear"]
     else:
         [choice] = clean.chat("hi", logprobs=True, top_logprobs=2).json()["choices"]
@@ -142,7 +161,9 @@ def test_log_probabilities_spell_nothing_that_was_masked(tmp_path: Path, stream:
 
 def test_what_a_question_may_not_hold_is_masked_where_the_policy_says_so(tmp_path: Path) -> None:
     policy = tmp_path / "own.yaml"
-    policy.write_text("name: own\nversion: 3\npersonal_data: {input: mask, output: off}\nwords:\n  rivals: [Acme Corp]\nactions:\n  rivals: mask\n")
+    policy.write_text(
+        "name: own\nversion: 3\npersonal_data: {input: mask, output: off}\nwords:\n  rivals: [Acme Corp]\nactions:\n  rivals: mask\n"
+    )
     guarded = Guarded(tmp_path, answers(*words(f"Acme  Corp, {SECRET}")), str(policy))
     reply = guarded.chat(f"my number is {SECRET}; ＡＣＭＥ Corp?").json()
     assert guarded.engine.queries[0].chat == [{"role": "user", "content": "my number is [MOBILE]; ***?"}]
@@ -151,7 +172,12 @@ def test_what_a_question_may_not_hold_is_masked_where_the_policy_says_so(tmp_pat
 
 
 def test_completions_labels_and_token_ids(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, lambda query: iter([Piece(labels={"good": 1.0}, text="good", finish="stop")] if query.purpose == "label" else words("ok")))
+    guarded = Guarded(
+        tmp_path,
+        lambda query: iter(
+            [Piece(labels={"good": 1.0}, text="good", finish="stop")] if query.purpose == "label" else words("ok")
+        ),
+    )
     blocked = guarded.client.post(TEXTS, json={"model": NAME, "prompt": ["fine", "代开发票"]}).json()
     assert [(c["text"], c["finish_reason"]) for c in blocked["choices"]] == [("ok", "stop"), ("", "content_filter")]
     ids = guarded.client.post(TEXTS, json={"model": NAME, "prompt": [1, 2]})
@@ -198,7 +224,9 @@ def test_a_judge_that_is_down(tmp_path: Path, policy: Any, finish: str) -> None:
 
 def test_an_endpoint_judges() -> None:
     """A real server of ours as the judge, by /v1/classify; and one that is not there."""
-    with serving(ScriptedEngine(lambda query: iter([Piece(text="bad", labels={"good": 0.1, "bad": 0.9}, finish="stop")]))) as judge:
+    with serving(
+        ScriptedEngine(lambda query: iter([Piece(text="bad", labels={"good": 0.1, "bad": 0.9}, finish="stop")]))
+    ) as judge:
         part = ModelGuardPart(url=f"{judge.url}/v1", name="sorter", labels=["bad"])
         assert asyncio.run(ModelGuard(part, EndpointJudge(part)).refused("some text")) == "bad"
         mild = part.model_copy(update={"labels": ["good"]})
@@ -227,7 +255,9 @@ def test_the_section_of_the_recipe_makes_the_step(tmp_path: Path) -> None:
     assert read_policy(own)[2] != read_policy()[2]
 
 
-@pytest.mark.parametrize("text", ["actions: {porn: forbid}", "acttions: {}", "- a", "a: [", "model: {run: x}", "model: {}"])
+@pytest.mark.parametrize(
+    "text", ["actions: {porn: forbid}", "acttions: {}", "- a", "a: [", "model: {run: x}", "model: {}"]
+)
 def test_a_policy_that_cannot_be_used_says_so(tmp_path: Path, text: str) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(text)

@@ -7,7 +7,6 @@ All functions look at a base (`skeleton`), and at the places of a word's letters
 from __future__ import annotations
 
 import re
-
 from collections.abc import Collection, Sequence
 
 LONGEST = 9
@@ -39,7 +38,9 @@ def as_written(base: str, first: Sequence[int], last: Sequence[int], parted: Col
     return True
 
 
-def as_disguise(base: str, first: Sequence[int], last: Sequence[int], parted: Collection[int], *, hidden: bool = False) -> bool:
+def as_disguise(
+    base: str, first: Sequence[int], last: Sequence[int], parted: Collection[int], *, hidden: bool = False
+) -> bool:
     """Whether the letters belong together, whatever stands between them.
 
     `parted` are the places where the word itself has a blank or sign: something may stand there, and need not.

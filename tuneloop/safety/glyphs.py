@@ -33,9 +33,18 @@ _VARIANTS = {
     "咨": "谘", "径": "迳逕", "巨": "钜", "钟": "锺", "颚": "颚腭", "余": "馀", "曲": "麹麴", "面": "麺麪", "卖": "売", "恶": "悪",
     "药": "薬", "处": "処", "战": "戦", "毒": "毐", "弹": "弾", "乐": "楽", "铁": "鉄", "关": "関", "黑": "黒", "实": "実",
 }  # fmt: skip
-_NUMERALS = dict(zip("零壹贰叁肆伍陆柒捌玖", "〇一二三四五六七八九", strict=True)) | {"两": "二", "弍": "二", "弌": "一"}
+_NUMERALS = dict(zip("零壹贰叁肆伍陆柒捌玖", "〇一二三四五六七八九", strict=True)) | {
+    "两": "二",
+    "弍": "二",
+    "弌": "一",
+}
 ALIKE = (
-    {look: letter for letter, looks in [*_LATIN.items(), *_CHINESE.items(), *_VARIANTS.items()] for look in looks if not look.isascii() and look != letter}
+    {
+        look: letter
+        for letter, looks in [*_LATIN.items(), *_CHINESE.items(), *_VARIANTS.items()]
+        for look in looks
+        if not look.isascii() and look != letter
+    }
     | _TURNED
     | _NUMERALS
 )

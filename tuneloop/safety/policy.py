@@ -120,7 +120,9 @@ def read_policy(path: str | Path = "default", lists: Sequence[str | Path] = ()) 
         folder = Path(path).parent
         own = _own(Path(path))
         raw = {**default, **own, "actions": {**default["actions"], **_mapping(own.get("actions"))}}
-        raw["allow"] = [*default["allow"], *(own.get("allow") or [])] if own.get("shipped", True) else own.get("allow", [])
+        raw["allow"] = (
+            [*default["allow"], *(own.get("allow") or [])] if own.get("shipped", True) else own.get("allow", [])
+        )
     try:
         policy = Policy.model_validate(raw)
     except ValidationError as error:

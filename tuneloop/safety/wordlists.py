@@ -20,7 +20,21 @@ from tuneloop.base.language import t
 ALLOWED = ""
 """The category of a phrase that makes a word inside it harmless."""
 MOST_BYTES = 64 << 20
-_WORD = ("word", "words", "keyword", "term", "text", "pattern", "词", "词语", "词汇", "敏感词", "关键词", "单词", "内容")
+_WORD = (
+    "word",
+    "words",
+    "keyword",
+    "term",
+    "text",
+    "pattern",
+    "词",
+    "词语",
+    "词汇",
+    "敏感词",
+    "关键词",
+    "单词",
+    "内容",
+)
 _CATEGORY = ("category", "kind", "type", "label", "class", "tag", "类别", "分类", "类型", "标签", "种类")
 
 

@@ -76,8 +76,11 @@ class GuardStep(Admission):
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         query = question.query
         safe, found = self._looked_at(query)
-        if safe is not None and self._model is not None and "input" in self._model.part.sides and (
-            await self._model.refused(_text_of(query))
+        if (
+            safe is not None
+            and self._model is not None
+            and "input" in self._model.part.sides
+            and (await self._model.refused(_text_of(query)))
         ):
             safe, found = None, [*found, Finding("model", "block", 0, 0)]
         self.audit.write(question, "input", self.version, found, safe is None)
@@ -90,7 +93,9 @@ class GuardStep(Admission):
             return stream
         report = partial(self.audit.write, question, "output", self.version)
         judges = self._model is not None and "output" in self._model.part.sides
-        return GuardedStream(stream, self.guard, query.n, report, self._model.refused if self._model and judges else None)
+        return GuardedStream(
+            stream, self.guard, query.n, report, self._model.refused if self._model and judges else None
+        )
 
     def _looked_at(self, query: Query) -> tuple[Query | None, list[Finding]]:
         """The query as it may pass, None where it is blocked; and what was found in it. Raises TL-SERVE-GUARD-TOKENS."""

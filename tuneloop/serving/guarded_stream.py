@@ -129,7 +129,9 @@ class GuardedStream:
                 choice.findings.append(Finding("model", "block", 0, 0))
         if out.finish is not None:
             choice.ended = True
-            self._report([*choice.thought.findings, *choice.text.findings, *choice.findings], out.finish == "content_filter")
+            self._report(
+                [*choice.thought.findings, *choice.text.findings, *choice.findings], out.finish == "content_filter"
+            )
         self._ready += choice.held if self._refused is not None else _shown(out)
 
     def _filtered(self, choice: _Choice, piece: Piece) -> Piece:
@@ -193,7 +195,9 @@ class GuardedStream:
 
 
 def _shown(piece: Piece) -> list[Piece]:
-    something = piece.text or piece.thought or piece.calls or piece.scores or piece.finish or piece.labels or piece.vector
+    something = (
+        piece.text or piece.thought or piece.calls or piece.scores or piece.finish or piece.labels or piece.vector
+    )
     return [piece] if something else []
 
 
