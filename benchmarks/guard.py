@@ -28,6 +28,10 @@ def found() -> Iterator[tuple[str, int, int, list[str]]]:
         yield name, len(words) - len(missed), len(words), missed[:6]
 
 
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def harmless(shared: Path) -> Iterator[tuple[str, str]]:
     """(set, turn) of real conversations and reviews."""
     for name in ("data", "aiwei", "tiangou"):
@@ -37,27 +41,27 @@ def harmless(shared: Path) -> Iterator[tuple[str, str]]:
                 yield f"emollm {name}", turn["output"]
     for side in ("train", "test"):
         with (shared / f"imdb/{side}.csv").open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                yield f"imdb {side}", line["review"]
-    for line in (shared / "smilechat/dialogs.jsonl").read_text(encoding="utf-8").splitlines():
-        for turn in json.loads(line)["dialog"]:
-            yield "smilechat", turn["content"]
+            for row in csv.DictReader(file):
+                yield f"imdb {side}", row["review"]
+    yield from others(shared)
+
+
+def others(shared: Path) -> Iterator[tuple[str, str]]:
+    """(set, turn) of sets that no word or phrase was chosen by."""
+    for line in lines_of(shared / "smilechat/dialogs.jsonl"):
+        yield from (("smilechat", turn["content"]) for turn in json.loads(line)["dialog"])
     for name in ("medical_sft_1K_format", "sharegpt_zh_1K_format"):
-        for line in (shared / f"medicalgpt/{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            for turn in json.loads(line)["conversations"]:
-                yield name, turn["value"]
-    for line in (shared / "sst2/train.tsv").read_text(encoding="utf-8").splitlines():
-        yield "sst2", line.split("\t")[0]
-    for line in (shared / "chnsenticorp/train.tsv").read_text(encoding="utf-8").splitlines():
-        yield "chnsenticorp", line.split("\t")[-1]
-    for line in (shared / "waimai/waimai_10k.csv").read_text(encoding="utf-8").splitlines():
-        yield "waimai", line
-    for row in json.loads((shared / "llamafactory/alpaca_en_demo.json").read_text(encoding="utf-8")):
-        yield "alpaca en", row["instruction"] + "\n" + row["output"]
-    for row in json.loads((shared / "llamafactory/alpaca_zh_demo.json").read_text(encoding="utf-8")):
-        yield "alpaca zh", row["instruction"] + "\n" + row["output"]
-    for row in json.loads((shared / "alpaca_cot_en/aqua_train.json").read_text(encoding="utf-8")):
-        yield "aqua", row["instruction"] + "\n" + row["output"]
+        for line in lines_of(shared / f"medicalgpt/{name}.jsonl"):
+            yield from ((name, turn["value"]) for turn in json.loads(line)["conversations"])
+    for name, path in (
+        ("sst2", "sst2/train.tsv"),
+        ("chnsenticorp", "chnsenticorp/train.tsv"),
+        ("waimai", "waimai/waimai_10k.csv"),
+    ):
+        yield from ((name, line) for line in lines_of(shared / path))
+    for name in ("llamafactory/alpaca_en_demo", "llamafactory/alpaca_zh_demo", "alpaca_cot_en/aqua_train"):
+        for row in json.loads((shared / f"{name}.json").read_text(encoding="utf-8")):
+            yield name, row["instruction"] + "\n" + row["output"]
 
 
 def main() -> None:
@@ -76,8 +80,8 @@ def main() -> None:
             print(f"  {name}: {span.kind}: {text[max(0, span.start - 8) : span.end + 8]!r} <- {span.text!r}")
     for name in turns:
         print(
-            f"{name:26} of {turns[name]:5} turns with a listed word {touched[name]:3} {touched[name] / turns[name]:.2%}, "
-            f"blocked {blocked[name]:3} {blocked[name] / turns[name]:.2%}"
+            f"{name:30} of {turns[name]:5} turns: a listed word "
+            f"{touched[name]:3} {touched[name] / turns[name]:.2%}, blocked {blocked[name]:3} {blocked[name] / turns[name]:.2%}"
         )
 
 

@@ -28,6 +28,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the key that clients must send.")] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="The guard's policy: off, default, or a YAML file; see docs/en/serve.md.")
+    ] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
     """Serve OpenAI's API until Ctrl-C.
@@ -35,6 +38,9 @@ def serve(
     Examples: tuneloop serve runs/demo-1 --port 8000 | tuneloop serve --engine proxy --upstream http://127.0.0.1:8080/v1
     """
     settings = _settings(ref, engine, upstream, upstream_key_file, workspace)
+    if guard is not None:
+        safety = settings.safety.model_copy(update={"policy": guard})
+        settings = settings.model_copy(update={"safety": safety})
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
     from tuneloop.serving.application import application

@@ -1,7 +1,7 @@
 """The guard: what it finds in a text, and the text as it may be passed on, whole or while it is being written.
 
-Words are found by the lexicon, personal data by `pii`; what happens to them says the policy. It judges no meaning; a model
-that does is asked elsewhere. The same guard serves the server and `prepare`.
+Words are found by the lexicon, personal data by `pii`; what happens to them says the policy. It judges no meaning; a
+model that does is asked elsewhere. The same guard serves the server and `prepare`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 
 def applied(text: str, findings: Sequence[Finding]) -> Filtered:
     """The text with its findings masked, up to the first that is blocked. `findings` are in order."""
-    parts, counted, at = [], [], 0
+    parts: list[str] = []
+    counted: list[Finding] = []
+    at = 0
     for finding in findings:
         counted.append(finding)
         if finding.action == "block":

@@ -65,7 +65,7 @@ class Lexicon:
         self._patterns = [list(same.values()) for same in patterns.values()]
         self._automaton = AhoCorasick(list(patterns), matchkind=MatchKind.Standard)
         self._begun = {word[:k] for word in patterns for k in range(1, len(word))}
-        # A Latin word counts where no letter follows, and one of two letters may: so long as nothing follows, who knows.
+        # A Latin word counts where no letter follows, and so may one of two letters: it waits for what follows.
         self._begun |= {word for word in patterns if gaps.is_latin(word[-1]) or len(word) == 2}
         self._longest = max(map(len, self._begun), default=0)
 

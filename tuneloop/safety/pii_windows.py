@@ -1,5 +1,5 @@
-"""Personal data in a text that is still being written: found in windows that close as the text goes on, so that the
-answer is the same however the text was cut into pieces.
+"""Personal data in a text that is still being written: found in windows that close as the text goes on, so that it
+is the same however the text was cut into pieces.
 
 A window begins with the first token that holds a digit, an @ or the like, and ends where several tokens without one have
 followed: what makes a number a telephone number stands near it.
@@ -22,8 +22,13 @@ _LONGEST = 512
 """Characters of a window from which the next token begins another."""
 _LONGEST_KEY = 16_384
 """Characters of a private key, at most."""
-_WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff0f\uff1a-\uff1f\uff3b-\uff40\uff5b-\uff65\U00020000-\U0003ffff"
-_TOKEN = re.compile(rf"[^\s{_WIDE}]+|[{_WIDE}]")
+_WIDE = (
+    "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f"
+    "\uff01-\uff0f\uff1a-\uff1f\uff3b-\uff40\uff5b-\uff65\U00020000-\U0003ffff"
+)
+LONGEST_TOKEN = 2048
+"""Characters without a blank of which the first so many are looked at by themselves."""
+_TOKEN = re.compile(rf"[^\s{_WIDE}]{{1,{LONGEST_TOKEN}}}|[{_WIDE}]")
 _HOT = re.compile(r"[\d@\uff20\ufe6b]|-----BEGIN|:[A-Fa-f]{2}:")
 _ENDS = frozenset("。！？")
 _LAST = re.compile(rf"[^\s{_WIDE}]+\Z")
@@ -36,7 +41,7 @@ def _windows(text: str, at: int, ended: bool) -> Iterator[tuple[int, int | None]
     while match := _TOKEN.search(text, place):
         token, before, place = match[0], place, match.end()
         wide = _is_wide(token[0])
-        if not ended and place == len(text) and not wide:
+        if not ended and place == len(text) and not wide and len(token) < LONGEST_TOKEN:
             break  # the token may go on
         if start is not None and not (key and place - start < _LONGEST_KEY):
             line = "\n" in text[before : match.start()] or text[before - 1] in _ENDS
@@ -51,7 +56,7 @@ def _windows(text: str, at: int, ended: bool) -> Iterator[tuple[int, int | None]
     if start is not None:
         yield start, len(text) if ended else None
     elif not ended and (last := _LAST.search(text, at)):
-        yield last.start(), None
+        yield len(text) - (len(text) - last.start()) % LONGEST_TOKEN, None
 
 
 def _first_hot(text: str, at: int) -> int:
@@ -60,7 +65,7 @@ def _first_hot(text: str, at: int) -> int:
     if hot is None:
         return len(text)
     before = _LAST.search(text, at, hot.start())
-    return before.start() if before else hot.start()
+    return hot.start() - (hot.start() - before.start()) % LONGEST_TOKEN if before else hot.start()
 
 
 def _is_wide(char: str) -> bool:

@@ -47,7 +47,7 @@ class ModelGuardPart(Section):
     """Labels that are refused; for /v1/moderations none: what it flags."""
     threshold: float = Field(0.5, gt=0, le=1)
     """Probability from which a label counts."""
-    sides: list[Side] = Field(default_factory=lambda: ["input"])
+    sides: tuple[Side, ...] = ("input",)
     """Where it judges. An answer is held back until it is judged whole."""
     on_failure: Literal["open", "closed"] = "closed"
     """What happens to a text that could not be judged: it passes, or is refused."""
@@ -106,9 +106,9 @@ def _both(raw: Any) -> Any:
 
 
 def read_policy(path: str | Path = "default", lists: Sequence[str | Path] = ()) -> tuple[Policy, Lexicon, str]:
-    """A policy with its words, and its version: name, version and a digest of all that it holds, lists included. `lists` are further
-    word lists.
+    """A policy with its words, and its version: name, version and a digest of all that it holds, lists included.
 
+    `lists` are further word lists.
     "default" is the one that comes with tuneloop; a policy of your own begins with that one's actions and phrases, and
     what it names stands in their place. Raises TL-SERVE-POLICY, and TL-DATA-LEXICON for a list that cannot be read.
     """

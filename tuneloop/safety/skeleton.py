@@ -1,9 +1,9 @@
 """A text as it is read, not as it is encoded: what disguises a word is undone, and each character knows where it was.
 
 The base of a text holds one character for each that is seen: full-width, framed, accented and foreign lookalikes are
-plain letters, traditional characters simplified ones, any digit one of 0-9; what shows nothing is gone. Blanks and signs
-stay. A view of it holds the letters alone, in classes of those that stand for each other (1, l and i), so that words can be
-searched for whatever stands between their letters.
+plain letters, traditional characters simplified ones, any digit one of 0-9; what shows nothing is gone. Blanks and
+signs stay. A view of it holds the letters alone, in classes of those that stand for each other (1, l and i), so that
+words can be searched for whatever stands between their letters.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def begun_escape(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The letters of a base in their classes; of each the first and the last character of the base that it stands for."""
+    """The letters of a base in their classes; of each the first and last character of the base that it stands for."""
 
     name: ViewName
     letters: str

@@ -1,11 +1,12 @@
 """The step of admission that looks at what is sent to the model and at what it answers.
 
-What is blocked ends with finish_reason content_filter; a label or a vector of a blocked text is refused. Each finding is
-counted, and written down without any text.
+What is blocked ends with finish_reason content_filter; a label or a vector of a blocked text is refused. Each finding
+is counted, and written down without any text.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ from tuneloop.serving.guard_model import ModelGuard
 from tuneloop.serving.guarded_stream import Blocked, BlockedStream, GuardedStream, TreeFilter
 
 log = logging.getLogger("tuneloop.audit")
+LONG = 16_384
+"""Characters of a question from which a thread looks at it."""
 
 
 class AuditLog:
@@ -75,7 +78,9 @@ class GuardStep(Admission):
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         query = question.query
-        safe, found = self._looked_at(query)
+        # A long text takes its time, in which others are to be answered.
+        long = len(query.prompt) + sum(len(str(turn.get("content"))) for turn in query.chat) > LONG
+        safe, found = await asyncio.to_thread(self._looked_at, query) if long else self._looked_at(query)
         if (
             safe is not None
             and self._model is not None
@@ -98,13 +103,13 @@ class GuardStep(Admission):
         )
 
     def _looked_at(self, query: Query) -> tuple[Query | None, list[Finding]]:
-        """The query as it may pass, None where it is blocked; and what was found in it. Raises TL-SERVE-GUARD-TOKENS."""
+        """The query as it may pass, None where it is blocked; and what was found. Raises TL-SERVE-GUARD-TOKENS."""
         looked = TreeFilter(self.guard, "input")
         if not isinstance(query.prompt, str):
             raise ServeError("TL-SERVE-GUARD-TOKENS", status=400, param="prompt")
         try:
-            chat: Any = looked.tree(query.chat)
-            tools: Any = looked.tree(query.tools)
+            chat: Any = looked.checked(query.chat)
+            tools: Any = looked.checked(query.tools)
             prompt = looked.text(query.prompt)
         except Blocked:
             return None, looked.findings
@@ -117,15 +122,14 @@ class GuardStep(Admission):
 
 
 def _text_of(query: Query) -> str:
-    """What a query says, for a model that judges it: the last turn that is no answer, or the prompt."""
+    """What a query says, for a model that judges it: all turns, or the prompt."""
     if isinstance(query.prompt, str) and query.prompt:
         return query.prompt
-    turns = [str(turn.get("content") or "") for turn in query.chat if turn.get("role") in {"user", "tool", "system"}]
-    return "\n".join(turns)
+    return "\n".join(str(turn.get("content") or "") for turn in query.chat)
 
 
 def guard_step(part: SafetyPart, workspace: Path = Path()) -> GuardStep | None:
-    """The step that the section `serve.safety` asks for, None where it is off. Raises what the policy's reader raises."""
+    """The step that the section `serve.safety` asks for, None where it is off. Raises what `read_policy` raises."""
     if part.policy == "off":
         return None
     guard = Guard.load(part.policy)

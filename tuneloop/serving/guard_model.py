@@ -1,5 +1,5 @@
-"""A model that judges whole texts for the guard: a classifier behind an address, or a run of tuneloop in a process of its
-own. What it says decides; where it cannot be asked, the policy says whether a text passes."""
+"""A model that judges whole texts for the guard: a classifier behind an address, or a run of tuneloop in a process of
+its own. What it says decides; where it cannot be asked, the policy says whether a text passes."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tuneloop.safety import gaps
 from tuneloop.safety.guard import Finding, Guard, StreamFilter
 from tuneloop.safety.policy import Side
 from tuneloop.serving.engine import AnswerStream, CallPiece, Piece, TokenScore
@@ -52,6 +53,11 @@ class TreeFilter:
             return type(content)(self.tree(inner) for inner in content)
         return content
 
+    def checked(self, content: Any) -> Any:
+        """What `tree` makes of JSON data; the very same where nothing is found in all its texts together."""
+        joined = _APART.join(_texts(content))
+        return self.tree(content) if self._guard.find(joined, self._side) else content
+
     def arguments(self, text: str) -> str:
         """The arguments of a call, which are JSON; the very same text where nothing in it is masked. Raises Blocked."""
         try:
@@ -60,6 +66,23 @@ class TreeFilter:
             return self.text(text)
         safe = self.tree(decoded)
         return text if safe == decoded else json.dumps(safe, ensure_ascii=False)
+
+
+_APART = "\n" * (gaps.LONGEST + 1)
+"""Stands between two texts, so that no word reaches from one into the other."""
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All texts and keys of JSON data."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for key, inner in content.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(content, list | tuple):
+        for inner in content:
+            yield from _texts(inner)
 
 
 @dataclass(slots=True)

@@ -249,7 +249,7 @@ def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
 
 
 def words(record: Record, drop: bool, guard: Guard) -> Result:
-    """Marked or dropped where the guard finds a listed word in a text, however it is hidden; the detail has the kinds and how often."""
+    """Marked or dropped where the guard finds a listed word, however it is hidden; the detail has kinds and counts."""
     texts = (text for m in all_messages(record) for text in (m.content, m.reasoning) if text)
     counts = Counter(span.kind for text in texts for span in guard.words(text))
     return judged(record, drop, "lexicon", "lexicon word", _counted(counts)) if counts else (record, None)
