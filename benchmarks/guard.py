@@ -81,7 +81,8 @@ def main() -> None:
     for name in turns:
         print(
             f"{name:30} of {turns[name]:5} turns: a listed word "
-            f"{touched[name]:3} {touched[name] / turns[name]:.2%}, blocked {blocked[name]:3} {blocked[name] / turns[name]:.2%}"
+            f"{touched[name]:3} {touched[name] / turns[name]:.2%}, "
+            f"blocked {blocked[name]:3} {blocked[name] / turns[name]:.2%}"
         )
 
 

@@ -38,7 +38,7 @@ def streamed(text: str, cuts: list[int], side: str = "output") -> tuple[str, boo
     return "".join(out), stream.blocked, list(stream.findings)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(bits, max_size=14), st.data())
 def test_for_every_chunking_the_stream_is_the_whole(parts: list[str], data: st.DataObject) -> None:
     text = "".join(parts)

@@ -1,8 +1,8 @@
 """Personal data in a text that is still being written: found in windows that close as the text goes on, so that it
 is the same however the text was cut into pieces.
 
-A window begins with the first token that holds a digit, an @ or the like, and ends where several tokens without one have
-followed: what makes a number a telephone number stands near it.
+A window begins with the first token that holds a digit, an @ or the like, and ends where several tokens without one
+have followed: what makes a number a telephone number stands near it.
 """
 
 from __future__ import annotations
