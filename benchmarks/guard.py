@@ -65,11 +65,11 @@ def others(shared: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    from tuneloop.safety.guard import Guard
+    from tuneloop.safety.guard import TextGuard
 
     for name, hits, words, missed in found():
         print(f"{name:26} {hits:4} of {words}  {hits / words:7.2%}  {missed if missed else ''}", flush=True)
-    guard = Guard.load()
+    guard = TextGuard.load()
     turns, touched, blocked = Counter[str](), Counter[str](), Counter[str]()
     for name, text in harmless(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")):
         turns[name] += 1

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from tests.safety.disguises import all_disguises
-from tuneloop.safety.guard import Guard
+from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.lexicon import shipped
 
-GUARD = Guard.load()
+GUARD = TextGuard.load()
 WORDS = sorted({word.text for word in shipped() if word.category})
 FRAMES = ("{}", "you know {} now", "我觉得{}这样")
 # What cannot be told from ordinary texts: a comma between two Chinese characters, digits in place of all letters or

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.safety.disguises import all_disguises
-from tuneloop.safety.guard import Guard
+from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.lexicon import shipped
 
-GUARD = Guard.load()
+GUARD = TextGuard.load()
 WORDS = sorted({word.text for word in shipped() if word.category})
 DISGUISES = all_disguises()
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.real import shared
 from tuneloop.base.errors import DataError
-from tuneloop.safety.guard import Guard
+from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.wordlists import read_words
 
 
@@ -72,10 +72,10 @@ def test_a_policy_takes_lists_of_your_own(tmp_path: Path) -> None:
     (tmp_path / "guard.yaml").write_text(
         "lists: [rivals.csv]\nactions: {rivals: mask}\nallow: [Acme Corp Park]\n", encoding="utf-8"
     )
-    guard = Guard.load(tmp_path / "guard.yaml")
+    guard = TextGuard.load(tmp_path / "guard.yaml")
     assert guard.filter("A C M E Corp and Acme Corp Park").text == "*** and Acme Corp Park"
     assert guard.filter("代开发票").blocked
     (tmp_path / "alone.yaml").write_text("shipped: false\nwords: {spam: [竞品甲]}\n", encoding="utf-8")
-    alone = Guard.load(tmp_path / "alone.yaml")
+    alone = TextGuard.load(tmp_path / "alone.yaml")
     assert not alone.filter("代开发票").blocked
     assert alone.filter("买竞-品-甲").text == "买"

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from tests.serving.scripted import NAME, ScriptedEngine, app_of, score, serving
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import SafetyPart, ServePart
-from tuneloop.safety.guard import Guard
+from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.policy import ModelGuardPart, read_policy
 from tuneloop.serving.admission import admission_steps
 from tuneloop.serving.engine import CallPiece, Piece, Query
@@ -38,7 +38,7 @@ class Guarded:
 
     def __init__(self, tmp_path: Path, script: Any, policy: str = "default", model: ModelGuard | None = None) -> None:
         self.engine, self.path = ScriptedEngine(script), tmp_path / "audit.jsonl"
-        self.step = GuardStep(Guard.load(policy), AuditLog(self.path), model)
+        self.step = GuardStep(TextGuard.load(policy), AuditLog(self.path), model)
         self.client = TestClient(app_of(self.engine, steps=[self.step]))
 
     def chat(self, text: str, **fields: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuneloop.safety import pii_windows
 from tuneloop.safety.lexicon import Lexicon, span_of, without_overlap
-from tuneloop.safety.policy import GuardAction, Policy, Side, read_policy
+from tuneloop.safety.policy import GuardAction, Policy, TextSide, read_policy
 from tuneloop.safety.skeleton import begun_escape, skeleton
 from tuneloop.safety.span import Span
 
@@ -22,7 +22,7 @@ CONTEXT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GuardFinding:
     """A word or personal data at [start, end) of a text. It holds no text: what it is about stays out of all logs."""
 
     category: str
@@ -37,7 +37,7 @@ class Filtered:
     """A text as it may be passed on; where `blocked` it ends before what was blocked."""
 
     text: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[GuardFinding, ...] = ()
     blocked: bool = False
 
     @property
@@ -46,18 +46,18 @@ class Filtered:
         return any(finding.action in {"mask", "block"} for finding in self.findings)
 
 
-class Guard:
+class TextGuard:
     """A policy and its words. `version` changes with anything that changes an answer."""
 
     def __init__(self, policy: Policy, lexicon: Lexicon, version: str) -> None:
         self.policy, self.lexicon, self.version = policy, lexicon, version
 
     @classmethod
-    def load(cls, path: str | Path = "default", *, lists: Sequence[str | Path] = ()) -> Guard:
+    def load(cls, path: str | Path = "default", *, lists: Sequence[str | Path] = ()) -> TextGuard:
         """The guard of a policy file, with further word lists. Raises what `read_policy` raises."""
         return cls(*read_policy(path, lists))
 
-    def personal(self, side: Side) -> GuardAction:
+    def personal(self, side: TextSide) -> GuardAction:
         """What happens to personal data on a side."""
         return self.policy.personal_data.on(side)
 
@@ -65,47 +65,47 @@ class Guard:
         """The listed words in `text`, whatever their action. For `prepare`, which has actions of its own."""
         return self.lexicon.find(text)
 
-    def find(self, text: str, side: Side = "output") -> list[Finding]:
+    def find(self, text: str, side: TextSide = "output") -> list[GuardFinding]:
         """All findings in a text, in order.
 
-        >>> [(f.category, f.action) for f in Guard.load().find("代*开*发*票，li@example.com")]
+        >>> [(f.category, f.action) for f in TextGuard.load().find("代*开*发*票，li@example.com")]
         [('ads', 'block'), ('email', 'mask')]
         """
-        found = [self.word_finding(span, side) for span in self.lexicon.find(text)]
+        findings = [self.word_finding(span, side) for span in self.lexicon.find(text)]
         if self.personal(side) != "off":
-            found += [self.personal_finding(s, side) for s in pii_windows.find(text, self.policy.kinds)[0]]
-        return ordered(found)
+            findings += [self.personal_finding(s, side) for s in pii_windows.find(text, self.policy.kinds)[0]]
+        return ordered(findings)
 
-    def filter(self, text: str, side: Side = "output") -> Filtered:
+    def filter(self, text: str, side: TextSide = "output") -> Filtered:
         """A whole text as it may be passed on.
 
-        >>> Guard.load().filter("Oh f.u.c.k, write to li@example.com").text
+        >>> TextGuard.load().filter("Oh f.u.c.k, write to li@example.com").text
         'Oh ***, write to [EMAIL]'
         """
         return applied(text, self.find(text, side))
 
-    def stream(self, side: Side = "output") -> StreamFilter:
+    def stream(self, side: TextSide = "output") -> StreamFilter:
         """A filter for a text that comes in pieces."""
         return StreamFilter(self, side)
 
-    def word_finding(self, span: Span, side: Side) -> Finding:
+    def word_finding(self, span: Span, side: TextSide) -> GuardFinding:
         """A word that was found, with what happens to it."""
-        return Finding(span.kind, self.policy.action(span.kind, side), span.start, span.end)
+        return GuardFinding(span.kind, self.policy.action(span.kind, side), span.start, span.end)
 
-    def personal_finding(self, span: Span, side: Side) -> Finding:
+    def personal_finding(self, span: Span, side: TextSide) -> GuardFinding:
         """Personal data that was found, with what happens to it."""
-        return Finding(span.kind, self.personal(side), span.start, span.end, personal=True)
+        return GuardFinding(span.kind, self.personal(side), span.start, span.end, personal=True)
 
 
-def ordered(findings: Sequence[Finding]) -> list[Finding]:
+def ordered(findings: Sequence[GuardFinding]) -> list[GuardFinding]:
     """By place; what is switched off is left out."""
     return sorted((f for f in findings if f.action != "off"), key=lambda f: (f.start, -f.end, f.category))
 
 
-def applied(text: str, findings: Sequence[Finding]) -> Filtered:
+def applied(text: str, findings: Sequence[GuardFinding]) -> Filtered:
     """The text with its findings masked, up to the first that is blocked. `findings` are in order."""
     parts: list[str] = []
-    counted: list[Finding] = []
+    counted: list[GuardFinding] = []
     at = 0
     for finding in findings:
         counted.append(finding)
@@ -119,20 +119,20 @@ def applied(text: str, findings: Sequence[Finding]) -> Filtered:
 
 
 class StreamFilter:
-    """Passes on a text piece by piece; all that comes out together is what `Guard.filter` makes of the whole text.
+    """Passes on a text piece by piece; all that comes out together is what `TextGuard.filter` makes of the whole text.
 
     It holds back what may be the beginning of a word or of a number: mostly the last word, and nothing for ever.
     """
 
-    def __init__(self, guard: Guard, side: Side = "output") -> None:
+    def __init__(self, guard: TextGuard, side: TextSide = "output") -> None:
         self._guard, self._side = guard, side
         self._text, self._base = "", 0
         """What is held: the text from character `_base` on."""
         self._passed = 0
         self._scanned = 0
         """Up to here personal data has been looked for."""
-        self._personal: list[Finding] = []
-        self.findings: list[Finding] = []
+        self._personal: list[GuardFinding] = []
+        self.findings: list[GuardFinding] = []
         """What has been found in what was passed on, in order; places are those of the whole text."""
         self.blocked = False
 
@@ -147,16 +147,16 @@ class StreamFilter:
     def _go_on(self, text: str, *, ended: bool) -> str:
         self._text += text
         self._look_for_personal_data(ended)
-        found, places, safe = self._look_for_words(ended)
+        hidden, places, safe = self._look_for_words(ended)
         if self._guard.personal(self._side) == "off":
             self._scanned = safe
         safe = min(safe, self._scanned)
-        found = ordered([*found, *self._personal])
+        findings = ordered([*hidden, *self._personal])
         places += [(f.start, f.end) for f in self._personal]
         # Nothing is torn: what crosses the border is held back whole, and so is what that touches.
         while crossing := [start for start, end in places if start < safe < end]:
             safe = min(crossing)
-        settled = [f for f in found if self._passed <= f.start and f.end <= safe]
+        settled = [f for f in findings if self._passed <= f.start and f.end <= safe]
         local = [replace(f, start=f.start - self._passed, end=f.end - self._passed) for f in settled]
         out = applied(self._text[self._passed - self._base : max(0, safe - self._base)], local)
         self.findings += settled[: len(out.findings)]
@@ -175,7 +175,7 @@ class StreamFilter:
         self._personal += [self._guard.personal_finding(span, self._side) for span in moved]
         self._scanned = self._base + certain
 
-    def _look_for_words(self, ended: bool) -> tuple[list[Finding], list[tuple[int, int]], int]:
+    def _look_for_words(self, ended: bool) -> tuple[list[GuardFinding], list[tuple[int, int]], int]:
         """The words that are not yet passed on; the places of all that was looked at for them; and up to where that is
         certain."""
         text = self._text if ended else self._text[: begun_escape(self._text)]

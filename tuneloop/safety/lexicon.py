@@ -16,7 +16,7 @@ from pathlib import Path
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from tuneloop.safety import gaps, glyphs
-from tuneloop.safety.skeleton import Skeleton, View, ViewName, skeleton, views
+from tuneloop.safety.skeleton import LetterView, Skeleton, ViewName, skeleton, views
 from tuneloop.safety.span import Span, disjoint
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 
@@ -99,15 +99,15 @@ class Lexicon:
 
     def hits(self, base: str) -> list[Hit]:
         """All words and harmless phrases in a base, in no order; they may overlap."""
-        found: set[Hit] = set()
+        hits: set[Hit] = set()
         for view in views(base):
             matches = self._automaton.find_matches_as_indexes(view.letters, overlapping=True)
             for number, start, end in matches:
                 for word in self._patterns[number]:
                     if _is_word(base, view, start, end, word):
-                        found.add(Hit(word.category, view.first[start], view.last[end - 1] + 1))
+                        hits.add(Hit(word.category, view.first[start], view.last[end - 1] + 1))
                         break
-        return list(found)
+        return list(hits)
 
     def begun(self, base: str) -> int:
         """Where a word begins that the end of a base may have cut; the base's length where none does."""
@@ -125,16 +125,16 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     """The ways to look for a word, each with the classes of its letters: as it is listed; with stars for its vowels or
     for all but its ends; and, where digits are a part of it, without them, if other digits stand between the rest."""
     base = " ".join(skeleton(word.text).base.split())
-    plain = views(base)[0]
-    if len(plain.letters) < 2:
+    view = views(base)[0]
+    if len(view.letters) < 2:
         return
-    letters = "".join(base[k] for k in plain.first)
-    yield plain.letters, _Pattern(letters, _parted(plain.first), word.category)
+    letters = "".join(base[k] for k in view.first)
+    yield view.letters, _Pattern(letters, _parted(view.first), word.category)
     if word.category == ALLOWED:
         return
     if len(letters) > 3 and letters.isascii() and letters.isalpha() and len(letters) == len(base):
         for starred in _starred(letters):
-            classes = "".join("*" if one == "*" else own for one, own in zip(starred, plain.letters, strict=True))
+            classes = "".join("*" if one == "*" else own for one, own in zip(starred, view.letters, strict=True))
             yield classes, _Pattern(starred, frozenset(), word.category, "stars")
     bare = next((view for view in views(base) if view.name == "digits"), None)
     if bare is not None and len(bare.letters) > 2:
@@ -171,7 +171,7 @@ def span_of(folded: Skeleton, text: str, hit: Hit) -> Span:
     return Span(hit.category, start, end, text[start:end])
 
 
-def _is_word(base: str, view: View, start: int, end: int, word: _Pattern) -> bool:
+def _is_word(base: str, view: LetterView, start: int, end: int, word: _Pattern) -> bool:
     """Whether the letters at [start, end) of a view, which are in the classes of the word's, are the word."""
     first, last = view.first[start:end], view.last[start:end]
     seen = [base[k] for k in first]

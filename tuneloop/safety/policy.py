@@ -18,7 +18,7 @@ from tuneloop.safety.lexicon import Lexicon, shipped
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 
 GuardAction = Literal["block", "mask", "log", "off"]
-Side = Literal["input", "output"]
+TextSide = Literal["input", "output"]
 
 
 class SideActions(Section):
@@ -27,7 +27,7 @@ class SideActions(Section):
     input: GuardAction = "block"
     output: GuardAction = "block"
 
-    def on(self, side: Side) -> GuardAction:
+    def on(self, side: TextSide) -> GuardAction:
         """The action of a side."""
         return self.input if side == "input" else self.output
 
@@ -47,7 +47,7 @@ class ModelGuardPart(Section):
     """Labels that are refused; for /v1/moderations none: what it flags."""
     threshold: float = Field(0.5, gt=0, le=1)
     """Probability from which a label counts."""
-    sides: tuple[Side, ...] = ("input",)
+    sides: tuple[TextSide, ...] = ("input",)
     """Where it judges. An answer is held back until it is judged whole."""
     on_failure: Literal["open", "closed"] = "closed"
     """What happens to a text that could not be judged: it passes, or is refused."""
@@ -85,19 +85,19 @@ class Policy(Section):
     @field_validator("actions", mode="before")
     @classmethod
     def _each(cls, raw: Any) -> Any:
-        return {key: _both(action) for key, action in raw.items()} if isinstance(raw, dict) else raw
+        return {key: _per_side(action) for key, action in raw.items()} if isinstance(raw, dict) else raw
 
     @field_validator("otherwise", "personal_data", mode="before")
     @classmethod
     def _one(cls, raw: Any) -> Any:
-        return _both(raw)
+        return _per_side(raw)
 
-    def action(self, category: str, side: Side) -> GuardAction:
+    def action(self, category: str, side: TextSide) -> GuardAction:
         """What happens to a word of a category."""
         return self.actions.get(category, self.otherwise).on(side)
 
 
-def _both(raw: Any) -> Any:
+def _per_side(raw: Any) -> Any:
     """`block` stands for both sides; YAML reads a bare `off` as it is written in our dialect, or as False."""
     raw = "off" if raw is False else raw
     if isinstance(raw, dict):

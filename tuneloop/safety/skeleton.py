@@ -46,8 +46,8 @@ def _letters(char: str) -> str:
     category = unicodedata.category(char)
     if category in {"Cf", "Mn", "Me"} or char in "\u115f\u1160\u3164\uffa0\u2800\x00\x7f":
         return ""
-    if found := glyphs.ALIKE.get(char) or _digit(char):
-        return found
+    if alike := glyphs.ALIKE.get(char) or _digit(char):
+        return alike
     out = []
     for part in unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", char)).casefold():
         for one in unicodedata.normalize("NFKD", part):
@@ -166,7 +166,7 @@ def begun_escape(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class LetterView:
     """The letters of a base in their classes; of each the first and last character of the base that it stands for."""
 
     name: ViewName
@@ -175,7 +175,7 @@ class View:
     last: Sequence[int]
 
 
-def views(base: str, *, begun: bool = False) -> list[View]:
+def views(base: str, *, begun: bool = False) -> list[LetterView]:
     """All ways to read a base that differ. `begun`: the text goes on, so what may come counts as if it were there.
 
     >>> [(v.name, v.letters) for v in views("f*ck 5!")]
@@ -192,14 +192,14 @@ def views(base: str, *, begun: bool = False) -> list[View]:
     for name in names:
         classes = base.translate(_CLASSES[name])
         at = [k for k, char in enumerate(classes) if char != " "] if " " in classes else range(len(classes))
-        view = View(name, classes.replace(" ", ""), at, at)
+        view = LetterView(name, classes.replace(" ", ""), at, at)
         out.append(view)
         if _RUN.search(view.letters) or (begun and _BEGUN_RUN.search(view.letters)):
             out += [_shortened(view, length, begun) for length in (1, 2)]
     return out
 
 
-def _shortened(view: View, length: int, begun: bool) -> View:
+def _shortened(view: LetterView, length: int, begun: bool) -> LetterView:
     """The view with each letter that is repeated three times or more written `length` times."""
     runs = list(_RUN.finditer(view.letters))
     end = _BEGUN_RUN.search(view.letters) if begun else None
@@ -221,4 +221,4 @@ def _shortened(view: View, length: int, begun: bool) -> View:
     letters.append(view.letters[at:])
     first += view.first[at:]
     last += view.last[at:]
-    return View(view.name, "".join(letters), first, last)
+    return LetterView(view.name, "".join(letters), first, last)

@@ -106,8 +106,8 @@ def _lines(text: str, category: str) -> Iterator[ListedWord]:
 
 def _table(text: str, category: str) -> Iterator[ListedWord]:
     sample = text[:4096].partition("\n")[0]
-    mark = "\t" if "\t" in sample else ";" if ";" in sample and "," not in sample else ","
-    lines = [line for line in csv.reader(io.StringIO(text), delimiter=mark) if any(cell.strip() for cell in line)]
+    delimiter = "\t" if "\t" in sample else ";" if ";" in sample and "," not in sample else ","
+    lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(cell.strip() for cell in line)]
     head = [cell.strip().lower() for cell in lines[0]] if lines else []
     word = next((k for k, name in enumerate(head) if name in _WORD), None)
     kind = next((k for k, name in enumerate(head) if name in _CATEGORY), None)

@@ -19,8 +19,8 @@ from typing import Any
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import SafetyPart
 from tuneloop.runs.journal import Journal
-from tuneloop.safety.guard import Finding, Guard
-from tuneloop.safety.policy import Side
+from tuneloop.safety.guard import GuardFinding, TextGuard
+from tuneloop.safety.policy import TextSide
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
 from tuneloop.serving.engine import AnswerStream, Query
 from tuneloop.serving.guard_model import ModelGuard
@@ -36,14 +36,16 @@ class AuditLog:
 
     def __init__(self, path: Path | None = None) -> None:
         self._journal = Journal(path) if path else None
-        self.counts = Counter[tuple[Side, str, str]]()
+        self.counts = Counter[tuple[TextSide, str, str]]()
         """(side, category, action) -> findings, for metrics."""
 
-    def write(self, question: Question, side: Side, policy: str, found: Sequence[Finding], blocked: bool) -> None:
+    def write(
+        self, question: Question, side: TextSide, policy: str, findings: Sequence[GuardFinding], blocked: bool
+    ) -> None:
         """A record of one text's findings; none where nothing was found."""
-        if not found:
+        if not findings:
             return
-        self.counts.update((side, finding.category, finding.action) for finding in found)
+        self.counts.update((side, finding.category, finding.action) for finding in findings)
         caller = caller_of(question.request)
         fields = {
             "time": round(time.time(), 3),
@@ -56,7 +58,7 @@ class AuditLog:
             "blocked": blocked,
             "findings": [
                 {"category": category, "action": action, "count": count}
-                for (category, action), count in sorted(Counter((f.category, f.action) for f in found).items())
+                for (category, action), count in sorted(Counter((f.category, f.action) for f in findings).items())
             ],
         }
         if self._journal is not None:
@@ -68,7 +70,7 @@ class AuditLog:
 class GuardStep(Admission):
     """Filters questions and answers by a guard's policy."""
 
-    def __init__(self, guard: Guard, audit: AuditLog, model: ModelGuard | None = None) -> None:
+    def __init__(self, guard: TextGuard, audit: AuditLog, model: ModelGuard | None = None) -> None:
         self.guard, self.audit, self._model = guard, audit, model
 
     @property
@@ -80,15 +82,15 @@ class GuardStep(Admission):
         query = question.query
         # A long text takes its time, in which others are to be answered.
         long = len(query.prompt) + sum(len(str(turn.get("content"))) for turn in query.chat) > LONG
-        safe, found = await asyncio.to_thread(self._looked_at, query) if long else self._looked_at(query)
+        safe, findings = await asyncio.to_thread(self._looked_at, query) if long else self._looked_at(query)
         if (
             safe is not None
             and self._model is not None
             and "input" in self._model.part.sides
             and (await self._model.refused(_text_of(query)))
         ):
-            safe, found = None, [*found, Finding("model", "block", 0, 0)]
-        self.audit.write(question, "input", self.version, found, safe is None)
+            safe, findings = None, [*findings, GuardFinding("model", "block", 0, 0)]
+        self.audit.write(question, "input", self.version, findings, safe is None)
         if safe is None:
             if query.purpose in {"chat", "text"}:
                 return BlockedStream(query.n)
@@ -102,18 +104,18 @@ class GuardStep(Admission):
             stream, self.guard, query.n, report, self._model.refused if self._model and judges else None
         )
 
-    def _looked_at(self, query: Query) -> tuple[Query | None, list[Finding]]:
+    def _looked_at(self, query: Query) -> tuple[Query | None, list[GuardFinding]]:
         """The query as it may pass, None where it is blocked; and what was found. Raises TL-SERVE-GUARD-TOKENS."""
-        looked = TreeFilter(self.guard, "input")
+        checker = TreeFilter(self.guard, "input")
         if not isinstance(query.prompt, str):
             raise ServeError("TL-SERVE-GUARD-TOKENS", status=400, param="prompt")
         try:
-            chat: Any = looked.checked(query.chat)
-            tools: Any = looked.checked(query.tools)
-            prompt = looked.text(query.prompt)
+            chat: Any = checker.checked(query.chat)
+            tools: Any = checker.checked(query.tools)
+            prompt = checker.text(query.prompt)
         except Blocked:
-            return None, looked.findings
-        return replace(query, chat=chat, tools=tools, prompt=prompt), looked.findings
+            return None, checker.findings
+        return replace(query, chat=chat, tools=tools, prompt=prompt), checker.findings
 
     def close(self) -> None:
         """End the process of the model that judges, where there is one."""
@@ -132,11 +134,11 @@ def guard_step(part: SafetyPart, workspace: Path = Path()) -> GuardStep | None:
     """The step that the section `serve.safety` asks for, None where it is off. Raises what `read_policy` raises."""
     if part.policy == "off":
         return None
-    guard = Guard.load(part.policy)
+    guard = TextGuard.load(part.policy)
     model = ModelGuard.load(guard.policy.model, workspace) if guard.policy.model else None
     return GuardStep(guard, AuditLog(Path(part.audit) if part.audit else None), model)
 
 
 def policy_version(part: SafetyPart) -> str:
     """The version of a section's policy, "" where it is off: it changes with every word and action."""
-    return "" if part.policy == "off" else Guard.load(part.policy).version
+    return "" if part.policy == "off" else TextGuard.load(part.policy).version

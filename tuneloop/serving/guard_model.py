@@ -42,13 +42,13 @@ class EndpointJudge:
         body = {"input": text} | ({"model": self._part.name} if self._part.name else {})
         if self._part.labels:
             reply = await self._upstream.post("/classify", body)
-            found = reply.get("scores") if isinstance(reply, dict) else None
+            labels = reply.get("scores") if isinstance(reply, dict) else None
         else:
             reply = await self._upstream.post("/moderations", body)
-            found = _moderated(reply)
-        if not isinstance(found, dict) or not all(isinstance(one, int | float) for one in found.values()):
+            labels = _moderated(reply)
+        if not isinstance(labels, dict) or not all(isinstance(one, int | float) for one in labels.values()):
             raise self._upstream.odd(str(reply).encode())
-        return found
+        return labels
 
     def close(self) -> None:
         """Its connections end with the event loop."""
@@ -77,12 +77,12 @@ class EngineJudge:
     async def scores(self, text: str) -> Mapping[str, float]:
         stream = await self._engine.submit(Query("label", self._name, chat=[{"role": "user", "content": text}]))
         try:
-            found = [piece.labels async for piece in stream if piece.labels is not None]
+            labels = [piece.labels async for piece in stream if piece.labels is not None]
         finally:
             await stream.aclose()
-        if not found:
+        if not labels:
             raise ServeError("TL-SERVE-FAILED", error="no label")
-        return found[0]
+        return labels[0]
 
     def close(self) -> None:
         self._engine.close()

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuneloop.safety import gaps
-from tuneloop.safety.guard import Finding, Guard, StreamFilter
-from tuneloop.safety.policy import Side
+from tuneloop.safety.guard import GuardFinding, StreamFilter, TextGuard
+from tuneloop.safety.policy import TextSide
 from tuneloop.serving.engine import AnswerStream, CallPiece, Piece, TokenScore
 
-Report = Callable[[Sequence[Finding], bool], None]
+Report = Callable[[Sequence[GuardFinding], bool], None]
 """Hears what was found in an answer, and whether it was blocked."""
 Refused = Callable[[str], Awaitable[str]]
 """Whether a model refuses a text: the label, or ""."""
@@ -28,9 +28,9 @@ class TreeFilter:
 
     KEPT_KEYS = frozenset({"role", "id", "type", "tool_call_id"})
 
-    def __init__(self, guard: Guard, side: Side) -> None:
+    def __init__(self, guard: TextGuard, side: TextSide) -> None:
         self._guard, self._side = guard, side
-        self.findings: list[Finding] = []
+        self.findings: list[GuardFinding] = []
 
     def text(self, text: str) -> str:
         """A text as it may pass. Raises Blocked."""
@@ -93,8 +93,8 @@ class _Choice:
     thought: StreamFilter
     calls: dict[int, CallPiece] = field(default_factory=dict)
     scores: list[TokenScore] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    whole: list[str] = field(default_factory=list)
+    findings: list[GuardFinding] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     held: list[Piece] = field(default_factory=list)
     pieces: int = 0
     ended: bool = False
@@ -107,7 +107,7 @@ class GuardedStream:
     """
 
     def __init__(
-        self, inner: AnswerStream, guard: Guard, choices: int, report: Report, refused: Refused | None = None
+        self, inner: AnswerStream, guard: TextGuard, choices: int, report: Report, refused: Refused | None = None
     ) -> None:
         self._inner, self._guard, self._report, self._refused = inner, guard, report, refused
         self._choices = [_Choice(guard.stream(), guard.stream()) for _ in range(choices)]
@@ -142,14 +142,14 @@ class GuardedStream:
         choice.pieces += 1
         out = self._filtered(choice, piece)
         if self._refused is not None:
-            choice.whole += [piece.thought, piece.text]
+            choice.texts += [piece.thought, piece.text]
             choice.held.append(out)
             if out.finish is None:
                 return
-            if out.finish != "content_filter" and await self._refused("".join(choice.whole)):
+            if out.finish != "content_filter" and await self._refused("".join(choice.texts)):
                 out = Piece(piece.choice, finish="content_filter", tokens=piece.tokens)
                 choice.held = [out]
-                choice.findings.append(Finding("model", "block", 0, 0))
+                choice.findings.append(GuardFinding("model", "block", 0, 0))
         if out.finish is not None:
             choice.ended = True
             self._report(
@@ -190,23 +190,23 @@ class GuardedStream:
         return left
 
     def _calls(self, choice: _Choice) -> tuple[tuple[CallPiece, ...], bool]:
-        looked = TreeFilter(self._guard, "output")
+        checker = TreeFilter(self._guard, "output")
         try:
             calls = tuple(
-                replace(call, name=looked.text(call.name), arguments=looked.arguments(call.arguments))
+                replace(call, name=checker.text(call.name), arguments=checker.arguments(call.arguments))
                 for _, call in sorted(choice.calls.items())
             )
         except Blocked:
             return (), True
         finally:
-            choice.findings += looked.findings
+            choice.findings += checker.findings
         return calls, False
 
     def _scores(self, choice: _Choice) -> tuple[TokenScore, ...]:
         """The scores of an answer that passed as it was; of one that did not, none: they spell what was masked. A token
         that might have come instead is a text as well."""
-        found = [*choice.thought.findings, *choice.text.findings, *choice.findings]
-        if any(finding.action != "log" for finding in found):
+        findings = [*choice.thought.findings, *choice.text.findings, *choice.findings]
+        if any(finding.action != "log" for finding in findings):
             return ()
         return tuple(
             replace(score, likeliest=tuple(one for one in score.likeliest if not self._touched(one.text)))

@@ -35,7 +35,7 @@ from tuneloop.recipe.schema import CleanPart
 from tuneloop.safety import pii
 
 if TYPE_CHECKING:
-    from tuneloop.safety.guard import Guard
+    from tuneloop.safety.guard import TextGuard
 
 
 def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, ...]:
@@ -63,9 +63,9 @@ def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, 
     if part.pii != "off":
         out.append(partial(personal, action=part.pii, kinds=tuple(part.pii_kinds)))
     if part.lexicon != "off":
-        from tuneloop.safety.guard import Guard
+        from tuneloop.safety.guard import TextGuard
 
-        guard = Guard.load(lists=part.lexicon_files)
+        guard = TextGuard.load(lists=part.lexicon_files)
         out.append(partial(words, drop=part.lexicon == "drop", guard=guard))
     for action, step in ((part.repetition, repetition), (part.refusal, refusal), (part.gibberish, gibberish)):
         if action != "off":
@@ -248,7 +248,7 @@ def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
     return judged(record, action == "drop", "pii", "personal data", detail)
 
 
-def words(record: Record, drop: bool, guard: Guard) -> Result:
+def words(record: Record, drop: bool, guard: TextGuard) -> Result:
     """Marked or dropped where the guard finds a listed word, however it is hidden; the detail has kinds and counts."""
     texts = (text for m in all_messages(record) for text in (m.content, m.reasoning) if text)
     counts = Counter(span.kind for text in texts for span in guard.words(text))
