@@ -32,6 +32,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="A recipe whose section serve is taken; it is read again at SIGHUP.")
     ] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="The guard's policy: off, default, or a YAML file; see docs/en/serve.md.")
+    ] = None,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of runs/ and models/.")] = Path(),
 ) -> None:
     """Serve OpenAI's API until Ctrl-C.
@@ -41,6 +44,8 @@ def serve(
 
     def read() -> ServePart:
         one = _settings(ref, engine, upstream, upstream_key_file, workspace, config)
+        if guard is not None:
+            one = one.model_copy(update={"safety": one.safety.model_copy(update={"policy": guard})})
         return one.model_copy(update={"key_file": str(api_key_file)}) if api_key_file else one
 
     settings = read()

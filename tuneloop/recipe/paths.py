@@ -47,7 +47,10 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     }
     train = recipe.train.model_copy(update={"adapter": next(iter(named["adapter"]), None), "merge": named["merge"]})
     keys = {name: fix(getattr(recipe.serve, name)) for name in ("key_file", "upstream_key_file")}
-    serve = recipe.serve.model_copy(update=keys)
+    safety = recipe.serve.safety
+    policy = safety.policy if safety.policy in ("off", "default") else fix(safety.policy)
+    safety = safety.model_copy(update={"policy": policy, "audit": fix(safety.audit)})
+    serve = recipe.serve.model_copy(update={**keys, "safety": safety})
     return recipe.model_copy(
         update={"data": files, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
     )

@@ -370,6 +370,18 @@ class CachePart(Section):
     namespace: str = Field("", description="Any word: another one, and no answer from before is given.")
 
 
+class SafetyPart(Section):
+    """What the server lets pass."""
+
+    policy: str = Field("off", description="The guard's policy: off, default, or a YAML file.")
+    audit: str | None = Field(None, description="A file for the guard's records, JSON lines; else they go to the log.")
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off(cls, raw: Any) -> Any:
+        return "off" if raw is False else raw
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -393,6 +405,7 @@ class ServePart(Section):
     cors: list[str] = Field(default_factory=list, description="Origins whose pages may ask, or *.")
     drain: float = Field(60.0, ge=0, description="Seconds that answers under way get after SIGTERM.")
     cache: CachePart = Field(default_factory=CachePart)
+    safety: SafetyPart = Field(default_factory=SafetyPart, description="The guard of questions and answers.")
 
 
 class Recipe(Section):

@@ -1,100 +1,216 @@
 """Words that a text should be looked at for: pornography, abuse, spam, weapons, and lists of your own.
 
-The shipped lists, their sources and licences: `lexicons/README.md`. They are for marking training data, so words that
-are as often harmless (of the body, of illness, of the news) are not in them.
+The shipped lists, their sources and licences: `lexicons/README.md`. Words that are as often harmless (of the body, of
+illness, of the news) are not in them. A word is found in any disguise that `skeleton` undoes, and with blanks, signs or
+digits between its letters where no ordinary text would have them (`gaps`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick, MatchKind
 
-from tuneloop.base.errors import DataError
-from tuneloop.safety.normalise import fold
+from tuneloop.safety import gaps, glyphs
+from tuneloop.safety.skeleton import LetterView, Skeleton, ViewName, skeleton, views
 from tuneloop.safety.span import Span, disjoint
+from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 
-_ALLOWED = ""  # the kind of a phrase that makes a word inside it harmless
-
-
-def _entries(text: str, kind: str) -> Iterator[tuple[str, str]]:
-    """(folded word, kind) of a list: one word a line, # a comment, ! a phrase that makes words in it harmless."""
-    for line in text.splitlines():
-        word = line.strip().rstrip(",，").strip()
-        if word and not word.startswith("#"):
-            allowed = word.startswith("!")
-            folded = " ".join(fold(word.removeprefix("!")).text.split())
-            if len(folded) > 1:  # one character alone says nothing: 性 stands in every fourth counselling turn
-                yield folded, _ALLOWED if allowed else kind
+_SAME_NUMBER = {**glyphs.CHINESE_DIGITS, **{digit: digit for digit in "0123456789"}}
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
-    try:
-        entries = list(_entries(path.read_text(encoding="utf-8-sig"), path.name.split(".")[0]))
-    except (OSError, UnicodeError) as error:
-        raise DataError("TL-DATA-LEXICON", where=str(path), error=error) from error
-    if not any(kind != _ALLOWED for _, kind in entries):
-        raise DataError("TL-DATA-LEXICON", where=str(path), error="no word of two characters or more")
-    return entries
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """A listed word: its letters, after which of them its list has a blank or sign, and its category.
+
+    `view` is the only one in which it counts, None for all; `hidden`: only where something stands between its letters.
+    """
+
+    letters: str
+    parted: frozenset[int]
+    category: str
+    view: ViewName | None = None
+    hidden: bool = False
 
 
-def _latin(char: str) -> bool:
-    """A letter or digit of a script that writes words apart; Chinese, Japanese and Korean ones are not."""
-    return char.isalnum() and char < "\u2e80"
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A word, or a harmless phrase, at [start, end) of a base."""
+
+    category: str
+    start: int
+    end: int
+
+
+def shipped() -> list[ListedWord]:
+    """The words of the lists that come with tuneloop."""
+    folder = Path(str(files("tuneloop").joinpath("safety", "lexicons")))
+    return [word for path in sorted(folder.glob("*.txt")) for word in read_words(path)]
 
 
 class Lexicon:
-    """Words by kind, searched for all at once (Aho-Corasick over the folded text)."""
+    """Words by category, searched for all at once (Aho-Corasick over the letters of the text)."""
 
-    def __init__(self, entries: Sequence[tuple[str, str]]) -> None:
-        """`entries` are (folded word, kind); the first kind of a word counts."""
-        words: dict[str, str] = {}
-        for word, kind in entries:
-            words.setdefault(word, kind)
-        self._kinds = list(words.values())
-        self._automaton = AhoCorasick(list(words), matchkind=MatchKind.Standard)
+    def __init__(self, words: Sequence[ListedWord]) -> None:
+        """The first category of a word counts; a word of one letter says nothing and is left out."""
+        patterns: dict[str, dict[tuple[bool, str, bool], _Pattern]] = {}
+        for word in words:
+            for classes, pattern in _patterns(word):
+                key = (pattern.category == ALLOWED, pattern.letters, pattern.hidden)
+                patterns.setdefault(classes, {}).setdefault(key, pattern)
+        self._patterns = [list(same.values()) for same in patterns.values()]
+        self._automaton = AhoCorasick(list(patterns), matchkind=MatchKind.Standard)
+        self._begun = {word[:k] for word in patterns for k in range(1, len(word))}
+        # A Latin word counts where no letter follows, and so may one of two letters: it waits for what follows.
+        self._begun |= {word for word in patterns if gaps.is_latin(word[-1]) or len(word) == 2}
+        self._longest = max(map(len, self._begun), default=0)
 
     @classmethod
     def load(cls, paths: Sequence[str | Path] = (), *, packaged: bool = True) -> Lexicon:
-        """The lists at `paths`, whose words are of the kind that the file is named, and the shipped ones.
+        """The lists at `paths` (`wordlists.read_words`), and the shipped ones.
 
-        A list is UTF-8, one word a line. Raises DataError TL-DATA-LEXICON for one that cannot be read or has no word.
+        Raises DataError TL-DATA-LEXICON for a list that cannot be read or has no word.
         """
-        entries = [word for path in paths for word in _read(Path(path))]
-        if packaged:
-            for file in sorted(files("tuneloop").joinpath("safety", "lexicons").iterdir(), key=lambda i: i.name):
-                if file.name.endswith(".txt"):
-                    entries += _entries(file.read_text(encoding="utf-8"), file.name.split(".")[0])
-        return cls(entries)
+        words = [word for path in paths for word in read_words(Path(path))]
+        return cls(words + shipped() if packaged else words)
 
     def __len__(self) -> int:
-        return sum(kind != _ALLOWED for kind in self._kinds)
+        return sum(word.category != ALLOWED and word.view is None for same in self._patterns for word in same)
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories of the words, sorted."""
+        return sorted({word.category for same in self._patterns for word in same} - {ALLOWED})
 
     def find(self, text: str) -> list[Span]:
         """The words in `text`, in order, none overlapping, the longest where several begin.
 
         A Latin word counts only as a whole word, a Chinese one anywhere; none that touches an allowed phrase.
 
-        >>> [(s.kind, s.text) for s in Lexicon.load().find("代开发票，Ｆuck! 路口交通")]
-        [('ads', '代开发票'), ('profanity', 'Ｆuck')]
+        >>> [(s.kind, s.text) for s in Lexicon.load().find("代*开*发*票，Ｆuck! 路口交通")]
+        [('ads', '代*开*发*票'), ('profanity', 'Ｆuck')]
         """
-        folded = fold(text)
-        hits = []
-        for n, start, end in self._automaton.find_matches_as_indexes(folded.text, overlapping=True):
-            kind = self._kinds[n]
-            if kind == _ALLOWED or _at_word_bounds(folded.text, start, end):
-                hits.append((int(kind != _ALLOWED), start, end, kind))
-        spans = []
-        for start, end, kind in disjoint(hits):
-            if kind != _ALLOWED:
-                start, end = folded.original(start, end)
-                spans.append(Span(kind, start, end, text[start:end]))
-        return spans
+        folded = skeleton(text)
+        return [span_of(folded, text, hit) for hit in without_overlap(self.hits(folded.base))]
+
+    def hits(self, base: str) -> list[Hit]:
+        """All words and harmless phrases in a base, in no order; they may overlap."""
+        hits: set[Hit] = set()
+        for view in views(base):
+            matches = self._automaton.find_matches_as_indexes(view.letters, overlapping=True)
+            for number, start, end in matches:
+                for word in self._patterns[number]:
+                    if _is_word(base, view, start, end, word):
+                        hits.add(Hit(word.category, view.first[start], view.last[end - 1] + 1))
+                        break
+        return list(hits)
+
+    def begun(self, base: str) -> int:
+        """Where a word begins that the end of a base may have cut; the base's length where none does."""
+        at = len(base)
+        for view in views(base, begun=True):
+            if view.letters and len(base) - view.last[-1] - 1 <= gaps.LONGEST:
+                for length in range(min(self._longest, len(view.letters)), 0, -1):
+                    if view.letters[-length:] in self._begun:
+                        at = min(at, view.first[-length])
+                        break
+        return at
 
 
-def _at_word_bounds(text: str, start: int, end: int) -> bool:
-    if _latin(text[start]) and start and _latin(text[start - 1]):
+def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
+    """The ways to look for a word, each with the classes of its letters: as it is listed; with stars for its vowels or
+    for all but its ends; and, where digits are a part of it, without them, if other digits stand between the rest."""
+    base = " ".join(skeleton(word.text).base.split())
+    view = views(base)[0]
+    if len(view.letters) < 2:
+        return
+    letters = "".join(base[k] for k in view.first)
+    yield view.letters, _Pattern(letters, _parted(view.first), word.category)
+    if word.category == ALLOWED:
+        return
+    if len(letters) > 3 and letters.isascii() and letters.isalpha() and len(letters) == len(base):
+        for starred in _starred(letters):
+            classes = "".join("*" if one == "*" else own for one, own in zip(starred, view.letters, strict=True))
+            yield classes, _Pattern(starred, frozenset(), word.category, "stars")
+    bare = next((view for view in views(base) if view.name == "digits"), None)
+    if bare is not None and len(bare.letters) > 2:
+        rest = "".join(base[k] for k in bare.first)
+        yield bare.letters, _Pattern(rest, _parted(bare.first), word.category, "digits", hidden=True)
+
+
+def _parted(places: Sequence[int]) -> frozenset[int]:
+    return frozenset(k for k, (one, other) in enumerate(pairwise(places)) if other > one + 1)
+
+
+def _starred(word: str) -> set[str]:
+    """A word as it is printed where it may not be printed.
+
+    >>> sorted(_starred("shit"))
+    ['s**t', 'sh*t']
+    """
+    inner = word[1:-1]
+    vowels = [k for k, char in enumerate(inner) if char in "aeiouy"]
+    masked = {"*" * len(inner), "".join("*" if char in "aeiouy" else char for char in inner)}
+    masked |= {inner[:k] + "*" + inner[k + 1 :] for k in vowels}
+    return {word[0] + one + word[-1] for one in masked if "*" in one}
+
+
+def without_overlap(hits: Sequence[Hit]) -> list[Hit]:
+    """Of the words those that touch no harmless phrase, the longer where two overlap; in order."""
+    ranked = ((int(hit.category != ALLOWED), hit.start, hit.end, hit.category) for hit in hits)
+    return [Hit(category, start, end) for start, end, category in disjoint(ranked) if category != ALLOWED]
+
+
+def span_of(folded: Skeleton, text: str, hit: Hit) -> Span:
+    """The place of a hit in the original text."""
+    start, end = folded.original(hit.start, hit.end)
+    return Span(hit.category, start, end, text[start:end])
+
+
+def _is_word(base: str, view: LetterView, start: int, end: int, word: _Pattern) -> bool:
+    """Whether the letters at [start, end) of a view, which are in the classes of the word's, are the word."""
+    first, last = view.first[start:end], view.last[start:end]
+    seen = [base[k] for k in first]
+    if word.category == ALLOWED:
+        return view.name == "plain" and seen == list(word.letters) and gaps.as_written(base, first, last, word.parted)
+    if word.view not in (None, view.name):
         return False
-    return not (_latin(text[end - 1]) and end < len(text) and _latin(text[end]))
+    if any(a != b for a, b in zip(seen, word.letters, strict=True)) and not _passes(seen, word.letters):
+        return False
+    if not _at_bounds(base, first[0], last[-1] + 1, word.letters, view.name):
+        return False
+    return gaps.as_disguise(base, first, last, word.parted, hidden=word.hidden)
+
+
+def _passes(seen: Sequence[str], letters: str) -> bool:
+    """Whether each letter that is seen may stand for the word's: a digit or sign for a Latin one, a numeral for a
+    numeral; never so many that no letter is left."""
+    latin = true = 0
+    for one, letter in zip(seen, letters, strict=True):
+        if letter.isascii() and letter.isalpha():
+            latin += 1
+            true += one.isascii() and one.isalpha()
+            if not one.isascii() and one not in glyphs.LETTER_OF_SIGN:
+                return False
+        elif one != letter:
+            if letter in _SAME_NUMBER:
+                if _SAME_NUMBER.get(one, {"o": "0", "i": "1", "l": "1"}.get(one)) != _SAME_NUMBER[letter]:
+                    return False
+            else:
+                return False
+    return true >= (2 if latin == len(letters) == 3 else min(latin, 1))
+
+
+def _at_bounds(base: str, start: int, end: int, letters: str, view: ViewName) -> bool:
+    """Whether the word does not go on to the left or right, for scripts that write words apart."""
+    if gaps.is_latin(letters[0]) and start and _joins(base[start - 1], view):
+        return False
+    return not (gaps.is_latin(letters[-1]) and end < len(base) and _joins(base[end], view))
+
+
+def _joins(char: str, view: ViewName) -> bool:
+    return gaps.is_latin(char) and not (view == "digits" and char.isdecimal())

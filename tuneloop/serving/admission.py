@@ -110,9 +110,17 @@ def admission_steps(
     from tuneloop.serving.access.fair_queue import Queue
     from tuneloop.serving.access.limits import limits_step
     from tuneloop.serving.cache.cache import cache_steps
+    from tuneloop.serving.guard import guard_step
 
-    cache = cache_steps(settings, engine, workspace)
-    return [Access(api_key, ring), limits_step(settings), *cache, Queue(engine, settings.queue)]
+    guard = guard_step(settings.safety, workspace)
+    version = "" if guard is None else guard.version
+    return [
+        Access(api_key, ring),
+        limits_step(settings),
+        *([] if guard is None else [guard]),
+        *cache_steps(settings, engine, workspace, policy=version),
+        Queue(engine, settings.queue),
+    ]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

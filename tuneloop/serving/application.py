@@ -53,6 +53,11 @@ def application(
 
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
+    try:
+        admission = steps(first)
+    except BaseException:
+        engine.close()
+        raise
     return create_app(
-        engine, admission=steps(first), model_name=name, settings=first, reread=steps_anew, close=[ring.close]
+        engine, admission=admission, model_name=name, settings=first, reread=steps_anew, close=[ring.close]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,19 +13,36 @@ from tuneloop.serving.engine import AnswerStream, Engine
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+log = logging.getLogger("tuneloop.serving")
+
 
 class _Way:
     """Steps, the way through them to the engine, and how many requests are on it."""
 
     def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:
         self.steps, self.submit, self.requests = tuple(steps), through(steps, engine), 0
+        self.retired = False
+        self._closing: asyncio.Task[None] | None = None
 
     def leave(self) -> None:
+        """A request has ended; the last one closes steps that are no longer used."""
         self.requests -= 1
+        if self.retired and not self.requests:
+            self._close()
 
     async def close(self) -> None:
+        await self._close()
+
+    def _close(self) -> asyncio.Task[None]:
+        self._closing = self._closing or asyncio.ensure_future(self._close_all())
+        return self._closing
+
+    async def _close_all(self) -> None:
         for step in self.steps:
-            await step.close()
+            try:
+                await step.close()
+            except Exception:
+                log.exception("a step of admission could not be closed")
 
 
 class Steps:
@@ -40,11 +59,12 @@ class Steps:
         for step in steps:
             if type(step) in before:
                 step.take_over(before[type(step)])
+        self._way.retired = True
         self._retired.append(self._way)
         self._way = _Way(steps, self._engine)
 
     async def close_retired(self) -> None:
-        """Close the steps of before by which no request is under way any more; the others at the next reload."""
+        """Close the steps of before by which no request is under way any more; the others are by their last one."""
         idle = [way for way in self._retired if not way.requests]
         self._retired = [way for way in self._retired if way.requests]
         for way in idle:

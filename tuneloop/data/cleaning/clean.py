@@ -35,7 +35,7 @@ from tuneloop.recipe.schema import CleanPart
 from tuneloop.safety import pii
 
 if TYPE_CHECKING:
-    from tuneloop.safety.lexicon import Lexicon
+    from tuneloop.safety.guard import TextGuard
 
 
 def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, ...]:
@@ -63,9 +63,10 @@ def steps(part: CleanPart, turns: tuple[int, int] | None = None) -> tuple[Step, 
     if part.pii != "off":
         out.append(partial(personal, action=part.pii, kinds=tuple(part.pii_kinds)))
     if part.lexicon != "off":
-        from tuneloop.safety.lexicon import Lexicon
+        from tuneloop.safety.guard import TextGuard
 
-        out.append(partial(words, drop=part.lexicon == "drop", lexicon=Lexicon.load(part.lexicon_files)))
+        guard = TextGuard.load(lists=part.lexicon_files)
+        out.append(partial(words, drop=part.lexicon == "drop", guard=guard))
     for action, step in ((part.repetition, repetition), (part.refusal, refusal), (part.gibberish, gibberish)):
         if action != "off":
             out.append(partial(step, drop=action == "drop"))
@@ -247,10 +248,10 @@ def personal(record: Record, action: str, kinds: tuple[str, ...]) -> Result:
     return judged(record, action == "drop", "pii", "personal data", detail)
 
 
-def words(record: Record, drop: bool, lexicon: Lexicon) -> Result:
-    """Marked or dropped where a word of the lexicon stands in a text; the detail has the kinds and how often."""
+def words(record: Record, drop: bool, guard: TextGuard) -> Result:
+    """Marked or dropped where the guard finds a listed word, however it is hidden; the detail has kinds and counts."""
     texts = (text for m in all_messages(record) for text in (m.content, m.reasoning) if text)
-    counts = Counter(span.kind for text in texts for span in lexicon.find(text))
+    counts = Counter(span.kind for text in texts for span in guard.words(text))
     return judged(record, drop, "lexicon", "lexicon word", _counted(counts)) if counts else (record, None)
 
 

@@ -41,6 +41,8 @@ from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.lock import lock
 
 Say = Callable[[int], None]
+GUARD_FORMAT = 1
+"""Changes when the guard finds other words than before."""
 PREPARE_FORMAT = 2
 """To be raised with every change of what preparing makes of the same files, settings and tokenizer: a version made in
 another format is not taken for what would be made now. `tests/data/version/test_format.py` sees to it."""
@@ -234,6 +236,7 @@ def _cache_key(
         ],
         "prepare": recipe.prepare.model_dump(mode="json"),
         "lexicons": [sha256_of(Path(p)) for p in recipe.prepare.clean.lexicon_files if Path(p).is_file()],
+        **({"guard": GUARD_FORMAT} if recipe.prepare.clean.lexicon != "off" else {}),
         "augment": _derived_from(recipe),
         "seed": recipe.seed,
         "tokenizer": key,

@@ -88,6 +88,7 @@ def write_json(stream: TextIO | None = None) -> None:
         logger.handlers, logger.propagate = [], name == "uvicorn.error"
     for name in ("tuneloop", "uvicorn"):
         logging.getLogger(name).addHandler(handler)
-    logging.getLogger("tuneloop.serving").setLevel(logging.INFO)
+    for name in ("tuneloop.serving", "tuneloop.audit"):
+        logging.getLogger(name).setLevel(logging.INFO)
     access = logging.getLogger("uvicorn.access")
     access.handlers, access.propagate = [], False

@@ -104,7 +104,7 @@ class Observer:
             return
         request, answered, status, gone = request_id(scope["headers"]), Answered(), 500, False
         state = scope.setdefault("state", {})
-        state["answered"] = answered
+        state["answered"], state["request_id"] = answered, request
         REQUEST.set(request)
 
         async def observed(message: Message) -> None:

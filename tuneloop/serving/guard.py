@@ -1,0 +1,156 @@
+"""The step of admission that looks at what is sent to the model and at what it answers.
+
+What is blocked ends with finish_reason content_filter; a label or a vector of a blocked text is refused. Each finding
+is counted, and written down without any text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tuneloop.base.errors import ServeError
+from tuneloop.recipe.schema import SafetyPart
+from tuneloop.runs.journal import Journal
+from tuneloop.safety.guard import GuardFinding, TextGuard
+from tuneloop.safety.policy import TextSide
+from tuneloop.serving.admission import Admission, Question, Submit, caller_of
+from tuneloop.serving.engine import AnswerStream, Query
+from tuneloop.serving.guard_model import ModelGuard
+from tuneloop.serving.guarded_stream import Blocked, BlockedStream, GuardedStream, TreeFilter
+
+log = logging.getLogger("tuneloop.audit")
+ACTIONS = ("block", "mask", "log")
+"""What is done about a finding; one that is off is none."""
+LONG = 16_384
+"""Characters of a question from which a thread looks at it."""
+
+
+class AuditLog:
+    """What the guard found: JSON lines in a file, or the log "tuneloop.audit". No record holds a text."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._journal = Journal(path) if path else None
+        self.counts = Counter[tuple[TextSide, str, str]]()
+        """(side, category, action) -> findings, for metrics."""
+
+    def write(
+        self, question: Question, side: TextSide, policy: str, findings: Sequence[GuardFinding], blocked: bool
+    ) -> None:
+        """A record of one text's findings; none where nothing was found."""
+        if not findings:
+            return
+        self.counts.update((side, finding.category, finding.action) for finding in findings)
+        caller = caller_of(question.request)
+        fields = {
+            "request": str(getattr(getattr(question.request, "state", None), "request_id", "")),
+            "key": caller.id,
+            "model": question.query.model,
+            "side": side,
+            "policy": policy,
+            "blocked": blocked,
+            "findings": [
+                {"category": category, "action": action, "count": count}
+                for (category, action), count in sorted(Counter((f.category, f.action) for f in findings).items())
+            ],
+        }
+        if self._journal is not None:
+            self._journal.write({"time": round(time.time(), 3), "event": "guard", **fields})
+        else:
+            log.log(logging.WARNING if blocked else logging.INFO, "guard", extra={"fields": fields})
+
+
+class GuardStep(Admission):
+    """Filters questions and answers by a guard's policy."""
+
+    def __init__(self, guard: TextGuard, audit: AuditLog, model: ModelGuard | None = None) -> None:
+        self.guard, self.audit, self._model = guard, audit, model
+
+    @property
+    def version(self) -> str:
+        """What changes whenever an answer may: for the key of a cache."""
+        return self.guard.version
+
+    async def answer(self, question: Question, submit: Submit) -> AnswerStream:
+        query = question.query
+        # A long text takes its time, in which others are to be answered.
+        long = len(query.prompt) + sum(len(str(turn.get("content"))) for turn in query.chat) > LONG
+        safe, findings = await asyncio.to_thread(self._looked_at, query) if long else self._looked_at(query)
+        if (
+            safe is not None
+            and self._model is not None
+            and "input" in self._model.part.sides
+            and (await self._model.refused(_text_of(query)))
+        ):
+            safe, findings = None, [*findings, GuardFinding("model", "block", 0, 0)]
+        self.audit.write(question, "input", self.version, findings, safe is None)
+        if safe is None:
+            if query.purpose in {"chat", "text"}:
+                return BlockedStream(query.n)
+            raise ServeError("TL-SERVE-GUARD", status=400, param="prompt")
+        stream = await submit(replace(question, query=safe))
+        if query.purpose not in {"chat", "text"}:
+            return stream
+        report = partial(self.audit.write, question, "output", self.version)
+        judges = self._model is not None and "output" in self._model.part.sides
+        return GuardedStream(
+            stream, self.guard, query.n, report, self._model.refused if self._model and judges else None
+        )
+
+    def _looked_at(self, query: Query) -> tuple[Query | None, list[GuardFinding]]:
+        """The query as it may pass, None where it is blocked; and what was found. Raises TL-SERVE-GUARD-TOKENS."""
+        checker = TreeFilter(self.guard, "input")
+        if not isinstance(query.prompt, str):
+            raise ServeError("TL-SERVE-GUARD-TOKENS", status=400, param="prompt")
+        try:
+            chat: Any = checker.checked(query.chat)
+            tools: Any = checker.checked(query.tools)
+            prompt = checker.text(query.prompt)
+        except Blocked:
+            return None, checker.findings
+        return replace(query, chat=chat, tools=tools, prompt=prompt), checker.findings
+
+    def take_over(self, before: Admission) -> None:
+        """Go on with the counts. A model that judges is loaded anew: the policy may name another one."""
+        if isinstance(before, GuardStep):
+            self.audit.counts = before.audit.counts
+
+    def gauges(self) -> Mapping[str, float]:
+        """Findings by side and by what was done about them."""
+        out = {f"guard_{side}_{action}_total": 0.0 for side in ("input", "output") for action in ACTIONS}
+        for (side, _, action), count in self.audit.counts.items():
+            out[f"guard_{side}_{action}_total"] += count
+        return out
+
+    async def close(self) -> None:
+        """End the process of the model that judges, where there is one."""
+        if self._model is not None:
+            await asyncio.to_thread(self._model.close)
+
+
+def _text_of(query: Query) -> str:
+    """What a query says, for a model that judges it: all turns, or the prompt."""
+    if isinstance(query.prompt, str) and query.prompt:
+        return query.prompt
+    return "\n".join(str(turn.get("content") or "") for turn in query.chat)
+
+
+def guard_step(part: SafetyPart, workspace: Path = Path()) -> GuardStep | None:
+    """The step that the section `serve.safety` asks for, None where it is off. Raises what `read_policy` raises."""
+    if part.policy == "off":
+        return None
+    guard = TextGuard.load(part.policy)
+    model = ModelGuard.load(guard.policy.model, workspace) if guard.policy.model else None
+    return GuardStep(guard, AuditLog(Path(part.audit) if part.audit else None), model)
+
+
+def policy_version(part: SafetyPart) -> str:
+    """The version of a section's policy, "" where it is off: it changes with every word and action."""
+    return "" if part.policy == "off" else TextGuard.load(part.policy).version

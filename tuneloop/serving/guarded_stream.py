@@ -1,0 +1,245 @@
+"""Answers as the guard lets them pass: texts word by word, calls of tools and log-probabilities once they are whole."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tuneloop.safety import gaps
+from tuneloop.safety.guard import GuardFinding, StreamFilter, TextGuard
+from tuneloop.safety.policy import TextSide
+from tuneloop.serving.engine import AnswerStream, CallPiece, Piece, TokenScore
+
+Report = Callable[[Sequence[GuardFinding], bool], None]
+"""Hears what was found in an answer, and whether it was blocked."""
+Refused = Callable[[str], Awaitable[str]]
+"""Whether a model refuses a text: the label, or ""."""
+
+
+class Blocked(Exception):
+    """A text of JSON data is blocked."""
+
+
+class TreeFilter:
+    """Filters the texts of JSON data, and counts what it finds. `blocked` texts raise."""
+
+    KEPT_KEYS = frozenset({"role", "id", "type", "tool_call_id"})
+
+    def __init__(self, guard: TextGuard, side: TextSide) -> None:
+        self._guard, self._side = guard, side
+        self.findings: list[GuardFinding] = []
+
+    def text(self, text: str) -> str:
+        """A text as it may pass. Raises Blocked."""
+        out = self._guard.filter(text, self._side)
+        self.findings += out.findings
+        if out.blocked:
+            raise Blocked
+        return out.text
+
+    def tree(self, content: Any) -> Any:
+        """JSON data with its texts filtered; keys are looked at as well. Raises Blocked."""
+        if isinstance(content, str):
+            return self.text(content)
+        if isinstance(content, dict):
+            return {
+                self.text(key) if isinstance(key, str) else key: inner if key in self.KEPT_KEYS else self.tree(inner)
+                for key, inner in content.items()
+            }
+        if isinstance(content, list | tuple):
+            return type(content)(self.tree(inner) for inner in content)
+        return content
+
+    def checked(self, content: Any) -> Any:
+        """What `tree` makes of JSON data; the very same where nothing is found in all its texts together."""
+        joined = _APART.join(_texts(content))
+        return self.tree(content) if self._guard.find(joined, self._side) else content
+
+    def arguments(self, text: str) -> str:
+        """The arguments of a call, which are JSON; the very same text where nothing in it is masked. Raises Blocked."""
+        try:
+            decoded = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.text(text)
+        safe = self.tree(decoded)
+        return text if safe == decoded else json.dumps(safe, ensure_ascii=False)
+
+
+_APART = "\n" * (gaps.LONGEST + 1)
+"""Stands between two texts, so that no word reaches from one into the other."""
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All texts and keys of JSON data."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for key, inner in content.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(content, list | tuple):
+        for inner in content:
+            yield from _texts(inner)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One answer under way."""
+
+    text: StreamFilter
+    thought: StreamFilter
+    calls: dict[int, CallPiece] = field(default_factory=dict)
+    scores: list[TokenScore] = field(default_factory=list)
+    findings: list[GuardFinding] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    held: list[Piece] = field(default_factory=list)
+    pieces: int = 0
+    ended: bool = False
+
+
+class GuardedStream:
+    """An AnswerStream that passes what the guard lets pass, and ends a choice with content_filter where it blocks.
+
+    `refused`, where given, judges each answer whole: nothing of it passes before.
+    """
+
+    def __init__(
+        self, inner: AnswerStream, guard: TextGuard, choices: int, report: Report, refused: Refused | None = None
+    ) -> None:
+        self._inner, self._guard, self._report, self._refused = inner, guard, report, refused
+        self._choices = [_Choice(guard.stream(), guard.stream()) for _ in range(choices)]
+        self._ready: deque[Piece] = deque()
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._inner.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._inner.cached_tokens
+
+    def __aiter__(self) -> GuardedStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while not self._ready:
+            if all(choice.ended for choice in self._choices):
+                await self._inner.aclose()
+                raise StopAsyncIteration
+            await self._take(await anext(self._inner))
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _take(self, piece: Piece) -> None:
+        choice = self._choices[piece.choice]
+        if choice.ended:
+            return
+        choice.pieces += 1
+        out = self._filtered(choice, piece)
+        if self._refused is not None:
+            choice.texts += [piece.thought, piece.text]
+            choice.held.append(out)
+            if out.finish is None:
+                return
+            if out.finish != "content_filter" and await self._refused("".join(choice.texts)):
+                out = Piece(piece.choice, finish="content_filter", tokens=piece.tokens)
+                choice.held = [out]
+                choice.findings.append(GuardFinding("model", "block", 0, 0))
+        if out.finish is not None:
+            choice.ended = True
+            self._report(
+                [*choice.thought.findings, *choice.text.findings, *choice.findings], out.finish == "content_filter"
+            )
+        self._ready += choice.held if self._refused is not None else _shown(out)
+
+    def _filtered(self, choice: _Choice, piece: Piece) -> Piece:
+        """What of a piece may pass now."""
+        thought, text = choice.thought.push(piece.thought), ""
+        if piece.text or piece.finish:
+            thought += self._end_of_thought(choice)
+        if not choice.thought.blocked:
+            text = choice.text.push(piece.text)
+        for part in piece.calls:
+            before = choice.calls.get(part.index, CallPiece(part.index))
+            choice.calls[part.index] = CallPiece(
+                part.index, part.id or before.id, part.name or before.name, before.arguments + part.arguments
+            )
+        choice.scores += piece.scores
+        if piece.finish and not choice.thought.blocked:
+            text += choice.text.finish()
+        blocked = choice.thought.blocked or choice.text.blocked
+        calls: tuple[CallPiece, ...] = ()
+        if piece.finish and not blocked:
+            calls, blocked = self._calls(choice)
+        if blocked:
+            return Piece(piece.choice, text, thought, finish="content_filter", tokens=piece.tokens or choice.pieces)
+        scores = self._scores(choice) if piece.finish else ()
+        return replace(piece, text=text, thought=thought, calls=calls, scores=scores)
+
+    def _end_of_thought(self, choice: _Choice) -> str:
+        """What is left of a thought when the answer begins. Another may follow: it is a text of its own."""
+        left = choice.thought.finish()
+        if not choice.thought.blocked:
+            choice.findings += choice.thought.findings
+            choice.thought = self._guard.stream()
+        return left
+
+    def _calls(self, choice: _Choice) -> tuple[tuple[CallPiece, ...], bool]:
+        checker = TreeFilter(self._guard, "output")
+        try:
+            calls = tuple(
+                replace(call, name=checker.text(call.name), arguments=checker.arguments(call.arguments))
+                for _, call in sorted(choice.calls.items())
+            )
+        except Blocked:
+            return (), True
+        finally:
+            choice.findings += checker.findings
+        return calls, False
+
+    def _scores(self, choice: _Choice) -> tuple[TokenScore, ...]:
+        """The scores of an answer that passed as it was; of one that did not, none: they spell what was masked. A token
+        that might have come instead is a text as well."""
+        findings = [*choice.thought.findings, *choice.text.findings, *choice.findings]
+        if any(finding.action != "log" for finding in findings):
+            return ()
+        return tuple(
+            replace(score, likeliest=tuple(one for one in score.likeliest if not self._touched(one.text)))
+            for score in choice.scores
+        )
+
+    def _touched(self, text: str) -> bool:
+        return any(finding.action != "log" for finding in self._guard.find(text))
+
+
+def _shown(piece: Piece) -> list[Piece]:
+    something = (
+        piece.text or piece.thought or piece.calls or piece.scores or piece.finish or piece.labels or piece.vector
+    )
+    return [piece] if something else []
+
+
+class BlockedStream:
+    """The answers to a question that was blocked: none, each with finish_reason content_filter. No model was asked."""
+
+    prompt_tokens = cached_tokens = 0
+
+    def __init__(self, choices: int) -> None:
+        self._pieces = iter([Piece(k, finish="content_filter") for k in range(choices)])
+
+    def __aiter__(self) -> BlockedStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        self._pieces = iter(())
