@@ -31,6 +31,10 @@ class Environment:
     """TUNELOOP_ENDPOINT_KEY: the key for an endpoint (`prepare.augment.endpoint`, --endpoint); it is in no file."""
     upstream_key: str = field(repr=False)
     """TUNELOOP_UPSTREAM_KEY: the key for the upstreams of `tuneloop serve`; it is in no file."""
+    store: str = field(repr=False)
+    """TUNELOOP_STORE: the database's URL for keys, replies, feedback and batches; empty means the workspace's file."""
+    user_secret: str = field(repr=False)
+    """TUNELOOP_USER_SECRET: what users' names are hashed with where several machines share a database."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
 
@@ -68,6 +72,8 @@ def environment() -> Environment:
         hub_endpoint=get("HF_ENDPOINT", ""),
         endpoint_key=get("TUNELOOP_ENDPOINT_KEY", ""),
         upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
+        store=get("TUNELOOP_STORE", "").strip(),
+        user_secret=get("TUNELOOP_USER_SECRET", "").strip(),
         verbose=_flag("TUNELOOP_DEBUG"),
     )
 

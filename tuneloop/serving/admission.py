@@ -107,10 +107,12 @@ class Queue(Admission):
             self._entering -= 1
 
 
-def admission_steps(settings: ServePart, engine: Engine, api_key: str | None) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them."""
+def admission_steps(
+    settings: ServePart, engine: Engine, api_key: str | None, records: Sequence[Admission] = ()
+) -> list[Admission]:
+    """The steps of a server, in the order in which a request passes them; `records` keep what was answered."""
     key = [] if api_key is None else [Key(api_key)]
-    return [*key, Queue(engine, settings.queue)]
+    return [*key, *records, Queue(engine, settings.queue)]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

@@ -31,6 +31,7 @@ def application(
     """
     from tuneloop.serving.admission import admission_steps
     from tuneloop.serving.http.api import create_app
+    from tuneloop.serving.record_keeper import RecordKeeper
     from tuneloop.serving.settings import read_key, serve_settings
     from tuneloop.serving.table import ENGINES
 
@@ -41,4 +42,6 @@ def application(
     engine = ENGINES[settings.engine](ref, settings, workspace, say)
     own = str(getattr(engine, "name", ""))
     name = own or (Path(ref).name if Path(ref).exists() else str(ref))
-    return create_app(engine, model_name=name, admission=admission_steps(settings, engine, api_key))
+    keeper = RecordKeeper.of(workspace, settings, name)
+    steps = admission_steps(settings, engine, api_key, keeper.steps())
+    return create_app(engine, model_name=name, admission=steps, keeper=keeper)

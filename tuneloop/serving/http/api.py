@@ -15,10 +15,13 @@ from contextlib import asynccontextmanager
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
 from tuneloop.serving.admission import Admission, through
+from tuneloop.serving.batches.batch_runner import BatchRunner
+from tuneloop.serving.batches.inner_request import CALLER
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
 from tuneloop.serving.http.errors import error_body, headers_of, status_of
 from tuneloop.serving.http.metrics import RequestCounter, ServerMetrics
+from tuneloop.serving.record_keeper import RecordKeeper
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
@@ -29,7 +32,8 @@ from fastapi.responses import JSONResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import ClientDisconnect  # noqa: E402
 
-from tuneloop.serving.http.routes import chat, classify, completions, description, embeddings, health, models  # noqa: E402
+from tuneloop.serving.http.routes import batches, chat, classify, completions, description, embeddings  # noqa: E402
+from tuneloop.serving.http.routes import feedback, files, health, models  # noqa: E402
 from tuneloop.serving.http.routes.context import ServerContext  # noqa: E402
 
 __all__ = ["GRACE_SECONDS", "MOST_BYTES", "PUBLIC", "create_app", "listen", "run"]
@@ -38,24 +42,35 @@ GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
 PUBLIC = frozenset({"healthz", "health", "ready"})
 """Names of the routes that stand before all steps."""
-FAMILIES = (chat, completions, embeddings, classify, models, health, description)
+FAMILIES = (chat, completions, embeddings, classify, models, feedback, files, batches, health, description)
 """The modules of the routes."""
 
 
-def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: str = "") -> FastAPI:
+def create_app(
+    engine: Engine, *, admission: Sequence[Admission], model_name: str = "", keeper: RecordKeeper | None = None
+) -> FastAPI:
     """An application that answers by `engine`, and closes it at its end.
 
     `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
-    console calls that which is served.
+    console calls that which is served; `keeper` has the store of feedback and batches, None for a server without one.
     """
+    runner: BatchRunner | None = None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if runner is not None:
+            runner.start()
         yield
+        if runner is not None:
+            await runner.stop()
         await asyncio.to_thread(engine.close)
+        if keeper is not None:
+            await asyncio.to_thread(keeper.close)
 
     async def enter(request: Request) -> None:
-        if request.scope["route"].name not in PUBLIC:
+        if CALLER in request.scope:  # a line of a batch, which was let in when the batch was
+            request.state.caller = request.scope[CALLER]
+        elif request.scope["route"].name not in PUBLIC:
             for step in admission:
                 await step.enter(request)
 
@@ -72,7 +87,9 @@ def create_app(engine: Engine, *, admission: Sequence[Admission], model_name: st
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine))
+    if keeper is not None and keeper.batches.enabled:
+        runner = BatchRunner(app, engine, keeper.archive, keeper.batches.at_once)
+    context = ServerContext(engine, through(admission, engine), ServerMetrics(engine), keeper=keeper, runner=runner)
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.state.engine, app.state.model_name = engine, model_name
     for family in FAMILIES:

@@ -17,8 +17,9 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatRequest)
         query = body.query()
-        stream = await context.ask(request, [query], body.places)
         writer = ChatWriter(body.model, query.n, scored=query.logprobs is not None)
+        request.state.reply_id = writer.id
+        stream = await context.ask(request, [query], body.places)
         if body.stream:
             return EventStream(events(writer, stream, body.with_usage, body.places), stream)
         pieces = await unless_gone(request, pieces_of(stream), stream)
