@@ -21,6 +21,7 @@ from tuneloop.cli import (
     evaluate,
     explain,
     export,
+    forget,
     judge,
     model,
     plan,
@@ -58,6 +59,7 @@ for verb in (
     chat.chat,
     predict.predict,
     serve.serve,
+    forget.forget,
 ):
     app.command(cls=Verb)(verb)
 app.add_typer(model.app, name="model")

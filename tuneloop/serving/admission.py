@@ -57,6 +57,9 @@ Submit = Callable[[Question], Awaitable[AnswerStream]]
 class Admission:
     """One step. What it does not override lets everything through."""
 
+    of_keys = False
+    """Whether `enter` finds out who sends a request: a batch's lines, for whom that is known, pass it by."""
+
     async def enter(self, request: Request) -> None:
         """Before the body is read, on every route but those in `api.PUBLIC`."""
 
@@ -67,6 +70,8 @@ class Admission:
 
 class Key(Admission):
     """Wants "Authorization: Bearer <key>". Raises TL-SERVE-KEY-EMPTY for an empty key, which would be none."""
+
+    of_keys = True
 
     def __init__(self, key: str) -> None:
         if not key.strip():

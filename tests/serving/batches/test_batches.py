@@ -64,9 +64,7 @@ def jsonl(*lines: Any) -> bytes:
 
 def sent(client: openai.OpenAI, *lines: Any, **options: Any) -> Any:
     file = client.files.create(file=("asked.jsonl", io.BytesIO(jsonl(*lines))), purpose="batch")
-    return client.batches.create(
-        input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **options
-    )
+    return client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **options)
 
 
 def ended(client: openai.OpenAI, batch: str, seconds: float = 40) -> Any:
@@ -104,7 +102,7 @@ def test_the_official_client_sends_a_batch_and_reads_its_answers(tmp_path: Path)
 
 
 def test_files_come_back_byte_for_byte_and_go(tmp_path: Path) -> None:
-    content = "\ufeff{\"a\": \"你好\"}\r\n\n  x".encode()
+    content = '\ufeff{"a": "你好"}\r\n\n  x'.encode()
     with serving(ScriptedEngine(), tmp_path) as server, server.client() as client:
         stored = client.files.create(file=("../问.jsonl", content), purpose="batch")
         assert (stored.filename, stored.bytes, stored.purpose) == ("问.jsonl", len(content), "batch")

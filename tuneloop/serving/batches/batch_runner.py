@@ -137,12 +137,14 @@ class BatchJob:
     async def _renew_for_ever(self) -> None:
         while self._ours:
             await asyncio.sleep(RENEW_SECONDS)
-            now = time.time()
-            found = await self._store(lambda c: table.renew(c, self.batch.id, self._runner.owner, now))
+            found = await self._store(self._renewed)
             if found is None:
                 self._ours = False
             else:
                 self.batch = found
+
+    def _renewed(self, connection: Connection) -> Batch | None:
+        return table.renew(connection, self.batch.id, self._runner.owner, time.time())
 
     @property
     def _ending(self) -> bool:
@@ -157,10 +159,10 @@ class BatchJob:
             return False
 
         def begin(connection: Connection) -> Batch | None:
-            found = table.renew(connection, self.batch.id, self._runner.owner, time.time())
+            found = self._renewed(connection)
             if found is not None and found.status == "validating":  # it may have been cancelled meanwhile
                 table.enter_state(connection, found, "in_progress", total=count)
-                return table.renew(connection, found.id, self._runner.owner, time.time())
+                return self._renewed(connection)
             return found
 
         found = await self._store(begin)
@@ -263,7 +265,7 @@ class BatchJob:
         status = "cancelled" if cancelled else "expired" if expired else "completed"
 
         def close(connection: Connection) -> None:
-            found = table.renew(connection, self.batch.id, self._runner.owner, time.time())
+            found = self._renewed(connection)
             if found is not None:
                 table.close_batch(connection, found, status)
 

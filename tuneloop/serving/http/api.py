@@ -32,8 +32,18 @@ from fastapi.responses import JSONResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import ClientDisconnect  # noqa: E402
 
-from tuneloop.serving.http.routes import batches, chat, classify, completions, description, embeddings  # noqa: E402
-from tuneloop.serving.http.routes import feedback, files, health, models  # noqa: E402
+from tuneloop.serving.http.routes import (  # noqa: E402  # noqa: E402
+    batches,
+    chat,
+    classify,
+    completions,
+    description,
+    embeddings,
+    feedback,
+    files,
+    health,
+    models,
+)
 from tuneloop.serving.http.routes.context import ServerContext  # noqa: E402
 
 __all__ = ["GRACE_SECONDS", "MOST_BYTES", "PUBLIC", "create_app", "listen", "run"]
@@ -68,10 +78,13 @@ def create_app(
             await asyncio.to_thread(keeper.close)
 
     async def enter(request: Request) -> None:
-        if CALLER in request.scope:  # a line of a batch, which was let in when the batch was
+        if request.scope["route"].name in PUBLIC:
+            return
+        known = CALLER in request.scope  # a line of a batch: its key was looked at when the batch was sent
+        if known:
             request.state.caller = request.scope[CALLER]
-        elif request.scope["route"].name not in PUBLIC:
-            for step in admission:
+        for step in admission:
+            if not (known and step.of_keys):
                 await step.enter(request)
 
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.

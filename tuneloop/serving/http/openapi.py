@@ -69,7 +69,8 @@ OPERATIONS: dict[tuple[Method, str], Operation] = {
         "A file of requests for a batch.", record_shapes.FileObject, refusals=_BODY, upload=True,
     ),
     ("get", "/v1/files"): Operation(
-        "The files, the newest first.", record_shapes.FileList, refusals=(400, 404), query=("purpose", "after", "limit"),
+        "The files, the newest first.", record_shapes.FileList, refusals=(400, 404),
+        query=("purpose", "after", "limit"),
     ),
     ("get", "/v1/files/{file_id}"): Operation("One file.", record_shapes.FileObject, refusals=(404,)),
     ("get", "/v1/files/{file_id}/content"): Operation("Its lines.", refusals=(404,), gives=LINES),

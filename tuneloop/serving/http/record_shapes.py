@@ -133,7 +133,7 @@ class BatchObject(TypedDict):
 
 
 # Written as dicts: "data" is a key of theirs, and no name of ours.
-FileList = TypedDict(
+FileList = TypedDict(  # noqa: UP013
     "FileList",
     {
         "object": Literal["list"],
@@ -143,7 +143,7 @@ FileList = TypedDict(
         "has_more": bool,
     },
 )
-BatchList = TypedDict(
+BatchList = TypedDict(  # noqa: UP013
     "BatchList",
     {
         "object": Literal["list"],
