@@ -5,52 +5,22 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 
-from tests.serving.scripted import CHAT, NAME, ScriptedEngine, Served
+from tests.serving.recorded import serving
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine
 from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
-from tuneloop.serving.admission import Admission, Caller, admission_steps
+from tuneloop.serving.admission import Caller
 from tuneloop.serving.batches import batch_runner, batch_table
-from tuneloop.serving.http import api
 from tuneloop.serving.record_keeper import RecordKeeper
 
 ENDPOINT = "/v1/chat/completions"
-
-
-class ByHeader(Admission):
-    """Stands for the keys: who a caller is says a header."""
-
-    async def enter(self, request: Any) -> None:
-        name = request.headers.get("x-caller", "")
-        request.state.caller = Caller(f"key-{name}", name, frozenset({"*"}), name)
-
-
-@contextmanager
-def serving(engine: Any, workspace: Path, settings: ServePart | None = None) -> Iterator[Served]:
-    settings = settings or ServePart()
-    keeper = RecordKeeper.of(workspace, settings, "tiny:v1")
-    steps = [ByHeader(), *admission_steps(settings, engine, None, keeper.steps())]
-    bound = api.listen("127.0.0.1", 0)
-    app = api.create_app(engine, admission=steps, keeper=keeper)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        yield Served(f"http://127.0.0.1:{bound.getsockname()[1]}", engine)
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def line(name: str, body: dict[str, Any] | None = None, **other: Any) -> dict[str, Any]:
@@ -211,9 +181,8 @@ def test_a_batch_of_a_process_that_was_killed_is_taken_on(tmp_path: Path, monkey
     """Nobody has let go of it: its lease ends, and another process goes on."""
     monkeypatch.setattr(batch_table, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(batch_runner, "POLL_SECONDS", 0.1)
-    with serving(ScriptedEngine(), tmp_path, ServePart(batches=BatchesPart(enabled=True))) as server:
-        with server.client() as client:
-            file = client.files.create(file=("a.jsonl", jsonl(line("a"), line("b"))), purpose="batch")
+    with serving(ScriptedEngine(), tmp_path) as server, server.client() as client:
+        file = client.files.create(file=("a.jsonl", jsonl(line("a"), line("b"))), purpose="batch")
     keeper = RecordKeeper.of(tmp_path, ServePart(), "")
     batch = keeper.table.create(file.id, ENDPOINT, None, Caller())
     taken = keeper.archive.store.retried(lambda c: batch_table.claim(c, "killed", time.time()))
