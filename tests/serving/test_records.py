@@ -53,7 +53,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     archive = Archive(tmp_path, url)
     with archive.store.write() as connection:
         for table in reversed(metadata.sorted_tables):
-            connection.execute(text(f"DROP TABLE {table.name}"))
+            connection.execute(text(f"DROP TABLE {table.name} CASCADE"))
     archive.close()
 
 

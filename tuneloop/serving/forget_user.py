@@ -1,4 +1,5 @@
-"""Forgets one person: replies, feedback and batches in the store, answers in the cache. Logs hold neither texts nor users."""
+"""Forgets one person: replies, feedback and batches in the store, answers in the cache. Logs know neither texts nor
+users."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ CACHE = "tuneloop.serving.cache"
 
 
 def forget_user(user: str, *, workspace: Path = Path(), tenant: str = "", ref: str = "") -> dict[str, int]:
-    """Remove what is kept of a user, whom requests name as `user` or `safety_identifier`, else of whoever has the key of
-    that name: how much of each kind there was. `tenant` leaves it at the requests of one key; `ref` is what is served,
-    where its recipe names a Redis.
+    """Remove what is kept of a user, whom requests name as `user` or `safety_identifier`, else of whoever has the key
+    of that name: how much of each kind there was. `tenant` leaves it at the requests of one key; `ref` is what is
+    served, where its recipe names a Redis.
 
     No byte of it is left in the database's files afterwards. Running servers are told. Raises TL-SERVE-FORGET-NOBODY
     for an empty name, and what the stores raise.
