@@ -41,7 +41,7 @@ POLL_SECONDS = 2.0
 """How often the store is asked for batches: of other processes, or such that nobody works on any more."""
 RENEW_SECONDS = 4.0
 PLACE_SECONDS = 0.02
-LINES = 64
+LINES = 16
 """Lines that are read at a time."""
 MOST_FAULTS = 100
 AT_A_TIME = 8

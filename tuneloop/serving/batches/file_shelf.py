@@ -17,7 +17,7 @@ from tuneloop.improvement.archive import Archive
 from tuneloop.registry.store import file_lines, files
 from tuneloop.serving.admission import Caller
 
-AT_ONCE = 1000
+AT_ONCE = 200
 """Lines that are written or read at a time."""
 
 
