@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, func, insert, or_, select, true, update
 
 from tuneloop.registry.store import Store, batches, feedback, file_lines, files, forgotten, replies
 
@@ -74,11 +75,11 @@ def _forget_files(connection: Connection, user_hash: str, tenant: str | None) ->
     return removed, lines, jobs
 
 
-def _lines_of_batches(of_tenant: object, tenant: str | None) -> object:
+def _lines_of_batches(of_tenant: Select[Any], tenant: str | None) -> Any:
     """Files of a tenant, those that are being written counted: they have lines before they have a row."""
     within = _within(batches, tenant)
     written = [select(column).where(within) for column in (batches.c.output_file, batches.c.error_file)]
-    return of_tenant.union(*written)  # type: ignore[attr-defined]
+    return of_tenant.union(*written)
 
 
 def _size(connection: Connection, file: str) -> int:
