@@ -39,7 +39,7 @@ T = TypeVar("T")
 log = logging.getLogger("tuneloop.serving")
 POLL_SECONDS = 2.0
 """How often the store is asked for batches: of other processes, or such that nobody works on any more."""
-RENEW_SECONDS = 4.0
+RENEW_SECONDS = 3.0
 PLACE_SECONDS = 0.02
 LINES = 16
 """Lines that are read at a time."""

@@ -18,7 +18,7 @@ from tuneloop.serving.batches.file_shelf import StoredFile, missing, new_id, put
 
 WINDOW_SECONDS = 86_400
 """completion_window, of which there is one: 24h."""
-LEASE_SECONDS = 15.0
+LEASE_SECONDS = 10.0
 """How long a process has a batch without another word; after a crash another one takes it then."""
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 """States of batches that somebody must work on."""
