@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tuneloop.base.errors import RecipeError
 from tuneloop.cli.main import app
-from tuneloop.cli.usage import UsageError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.feedback import Feedback, put_feedback
 
@@ -36,7 +36,8 @@ def test_a_user_is_forgotten_once(tmp_path: Path) -> None:
 
 def test_somebody_must_be_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["forget", "-w", str(tmp_path)])
-    assert isinstance(done.exception, UsageError) or done.exit_code == 2
+    assert isinstance(done.exception, RecipeError)
+    assert done.exception.code == "TL-RECIPE-USAGE"
     assert not list(tmp_path.iterdir())
 
 

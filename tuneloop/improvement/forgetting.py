@@ -44,9 +44,9 @@ def forget_rows(store: Store, user_hash: str, tenant: str | None = None) -> Remo
         connection.execute(insert(forgotten).values(user_hash=user_hash, tenant=tenant or "", at=now))
         theirs = _of(replies, user_hash, tenant)
         about = and_(feedback.c.reply.in_(select(replies.c.id).where(theirs)), _within(feedback, tenant))
-        said = connection.execute(delete(feedback).where(or_(_of(feedback, user_hash, tenant), about))).rowcount
+        votes = connection.execute(delete(feedback).where(or_(_of(feedback, user_hash, tenant), about))).rowcount
         answered = connection.execute(delete(replies).where(theirs)).rowcount
-        return Removed(answered, said, *_forget_files(connection, user_hash, tenant))
+        return Removed(answered, votes, *_forget_files(connection, user_hash, tenant))
 
     return store.retried(work)
 

@@ -48,10 +48,10 @@ def put_replies(connection: Connection, rows: Sequence[KeptReply], *, masked: bo
     `masked`: personal data in their texts is replaced by its kind first.
     """
     known = forgotten_since(connection)
-    kept = [row for row in rows if row.created > known(row.user_hash, row.tenant)]
-    if kept:
-        connection.execute(replies.insert(), [_row(row, masked) for row in kept])
-    return len(kept)
+    wanted = [row for row in rows if row.created > known(row.user_hash, row.tenant)]
+    if wanted:
+        connection.execute(replies.insert(), [_row(row, masked) for row in wanted])
+    return len(wanted)
 
 
 def kept_replies(store: Store, **equal: str) -> Iterator[KeptReply]:

@@ -102,7 +102,7 @@ class RecordedStream:
     """An AnswerStream that hands on what went through it, once, however it ends."""
 
     def __init__(self, stream: AnswerStream, choices: int, ended: Callable[[RecordedStream], None]) -> None:
-        self._stream, self._ended, self._told = stream, ended, False
+        self._stream, self._ended, self._over = stream, ended, False
         self.answers = [_Answered() for _ in range(choices)]
         self.tokens = 0
 
@@ -128,8 +128,8 @@ class RecordedStream:
         return piece
 
     def _end(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._over:
+            self._over = True
             self._ended(self)
 
     async def aclose(self) -> None:
@@ -157,12 +157,22 @@ class Records(Admission):
             user = self._archive.users.of(query.user or caller.name)
             self._writer.put(
                 KeptReply(
-                    id=reply, prompt=prompt, created=began, tenant=caller.tenant, key_id=caller.id, user_hash=user,
-                    model=query.model, version=self._version, arm="", purpose=query.purpose,
-                    question=question_of(query), answers=[asdict(one) for one in recorded.answers],
-                    prompt_tokens=recorded.prompt_tokens, answer_tokens=recorded.tokens,
+                    id=reply,
+                    prompt=prompt,
+                    created=began,
+                    tenant=caller.tenant,
+                    key_id=caller.id,
+                    user_hash=user,
+                    model=query.model,
+                    version=self._version,
+                    arm="",
+                    purpose=query.purpose,
+                    question=question_of(query),
+                    answers=[asdict(one) for one in recorded.answers],
+                    prompt_tokens=recorded.prompt_tokens,
+                    answer_tokens=recorded.tokens,
                 )
-            )  # fmt: skip
+            )
 
         return RecordedStream(stream, query.n, ended)
 
@@ -181,10 +191,10 @@ def wanted(reply: str, policy: RecordsPart) -> bool:
 
 def question_of(query: Query) -> dict[str, Any]:
     """What shaped an answer, as JSON: texts, tools, the schema and how it was sampled."""
-    asked: dict[str, Any] = {"sampling": asdict(query.sampling), "max_new_tokens": query.max_new_tokens}
+    shape: dict[str, Any] = {"sampling": asdict(query.sampling), "max_new_tokens": query.max_new_tokens}
     if query.purpose == "text":
-        asked["prompt"] = query.prompt if isinstance(query.prompt, str) else list(query.prompt)
+        shape["prompt"] = query.prompt if isinstance(query.prompt, str) else list(query.prompt)
     else:
-        asked["messages"] = query.chat
+        shape["messages"] = query.chat
     given = {"tools": list(query.tools), "schema": query.schema, "stop": list(query.stop), "thinking": query.thinking}
-    return asked | {name: one for name, one in given.items() if one not in (None, [])}
+    return shape | {name: one for name, one in given.items() if one not in (None, [])}

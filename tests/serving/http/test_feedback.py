@@ -18,7 +18,7 @@ def test_feedback_is_in_the_store_before_it_is_said_to_be(place: str | Path, tmp
     with serving(ScriptedEngine(), tmp_path, FULL, place=place) as server:
         reply = ask(server, user=USER)["id"]
         answer = vote(server, {"id": reply, "thumb": "down", "score": 0.25, "correction": "ring 13812345678"})
-        assert answer.json() == {"object": "feedback", "id": reply, "choice": 0, "kept": True}
+        assert answer.json() == {"object": "feedback", "id": reply, "choice": 0, "stored": True}
         archive = Archive(tmp_path, place)
         (word,) = all_feedback(archive.store, reply=reply)
         assert (word.thumb, word.score, word.correction) == ("down", 0.25, "ring [MOBILE]")
@@ -33,7 +33,7 @@ def test_feedback_is_in_the_store_before_it_is_said_to_be(place: str | Path, tmp
 def test_feedback_on_a_reply_of_another_tenant_is_not_tied_to_it(tmp_path: Path) -> None:
     with serving(ScriptedEngine(), tmp_path, FULL) as server:
         reply = ask(server, user=USER)["id"]
-        assert vote(server, {"id": reply, "thumb": "up"}, caller="other").json()["kept"] is False
+        assert vote(server, {"id": reply, "thumb": "up"}, caller="other").json()["stored"] is False
     archive = Archive(tmp_path)
     (word,) = all_feedback(archive.store)
     assert (word.tenant, word.user_hash) == ("other", user_hashes(tmp_path).of("other"))
@@ -42,7 +42,7 @@ def test_feedback_on_a_reply_of_another_tenant_is_not_tied_to_it(tmp_path: Path)
 
 def test_feedback_needs_no_kept_reply(tmp_path: Path) -> None:
     with serving(ScriptedEngine(), tmp_path) as server:
-        assert vote(server, {"id": "chatcmpl-0", "thumb": "up"}).json()["kept"] is False
+        assert vote(server, {"id": "chatcmpl-0", "thumb": "up"}).json()["stored"] is False
 
 
 @pytest.mark.parametrize(

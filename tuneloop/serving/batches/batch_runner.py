@@ -28,7 +28,7 @@ from tuneloop.serving.batches.batch_line import (
     error_line,
     read_line,
 )
-from tuneloop.serving.batches.batch_table import Batch
+from tuneloop.serving.batches.batch_table import StoredBatch
 from tuneloop.serving.batches.inner_request import inner_request
 from tuneloop.serving.engine import Engine
 
@@ -101,7 +101,7 @@ class BatchRunner:
         job.add_done_callback(lambda _: (self._jobs.pop(batch.id, None), self._news.set()))
         return True
 
-    async def _work(self, batch: Batch) -> None:
+    async def _work(self, batch: StoredBatch) -> None:
         try:
             await BatchJob(self, batch).run()
         except Exception:
@@ -111,7 +111,7 @@ class BatchRunner:
 class BatchJob:
     """The work of a process on one batch."""
 
-    def __init__(self, runner: BatchRunner, batch: Batch) -> None:
+    def __init__(self, runner: BatchRunner, batch: StoredBatch) -> None:
         self._runner, self.batch = runner, batch
         self._ours = True
         self._lines: set[asyncio.Task[None]] = set()
@@ -137,13 +137,13 @@ class BatchJob:
     async def _renew_for_ever(self) -> None:
         while self._ours:
             await asyncio.sleep(RENEW_SECONDS)
-            found = await self._store(self._renewed)
-            if found is None:
+            renewed = await self._store(self._renewed)
+            if renewed is None:
                 self._ours = False
             else:
-                self.batch = found
+                self.batch = renewed
 
-    def _renewed(self, connection: Connection) -> Batch | None:
+    def _renewed(self, connection: Connection) -> StoredBatch | None:
         return table.renew(connection, self.batch.id, self._runner.owner, time.time())
 
     @property
@@ -158,17 +158,17 @@ class BatchJob:
             await self._store(lambda c: table.enter_state(c, self.batch, "failed", errors=faults, owner="", lease=0.0))
             return False
 
-        def begin(connection: Connection) -> Batch | None:
-            found = self._renewed(connection)
-            if found is not None and found.status == "validating":  # it may have been cancelled meanwhile
-                table.enter_state(connection, found, "in_progress", total=count)
+        def begin(connection: Connection) -> StoredBatch | None:
+            renewed = self._renewed(connection)
+            if renewed is not None and renewed.status == "validating":  # it may have been cancelled meanwhile
+                table.enter_state(connection, renewed, "in_progress", total=count)
                 return self._renewed(connection)
-            return found
+            return renewed
 
-        found = await self._store(begin)
-        if found is None:
+        renewed = await self._store(begin)
+        if renewed is None:
             return False
-        self.batch = found
+        self.batch = renewed
         return True
 
     def _faults(self) -> tuple[int, list[dict[str, Any]]]:
@@ -209,19 +209,19 @@ class BatchJob:
 
     async def _pass_over_lines(self) -> bool:
         """Whether a line was asked."""
-        last, asked = 0, False
+        last, any_sent = 0, False
         while not self._ending and (page := await asyncio.to_thread(self._page, last)):
             for number, text in page:
                 last = number
                 if text.strip() and not self._ending:
-                    asked = True
+                    any_sent = True
                     await self._take_place()
                     task = asyncio.ensure_future(self._answer(number, read_line(text, self.batch.endpoint)))
                     self._lines.add(task)
                     task.add_done_callback(self._give_place)
         if self._lines:
             await asyncio.wait(self._lines)
-        return asked
+        return any_sent
 
     async def _take_place(self) -> None:
         """Wait until the engine has a place that nobody else waits for."""
@@ -265,9 +265,9 @@ class BatchJob:
         status = "cancelled" if cancelled else "expired" if expired else "completed"
 
         def close(connection: Connection) -> None:
-            found = self._renewed(connection)
-            if found is not None:
-                table.close_batch(connection, found, status)
+            renewed = self._renewed(connection)
+            if renewed is not None:
+                table.close_batch(connection, renewed, status)
 
         await self._store(close)
 

@@ -25,7 +25,7 @@ OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StoredBatch:
     """A batch as it is in the store."""
 
     id: str
@@ -56,7 +56,7 @@ class BatchTable:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
 
-    def create(self, file: str, endpoint: str, notes: Mapping[str, str] | None, caller: Caller) -> Batch:
+    def create(self, file: str, endpoint: str, notes: Mapping[str, str] | None, caller: Caller) -> StoredBatch:
         """Raises TL-SERVE-NO-FILE."""
         now = int(time.time())
         person = self._archive.users.of(caller.name)
@@ -75,35 +75,35 @@ class BatchTable:
             connection.execute(insert(batches).values(**row))
         return as_batch(row)
 
-    def find(self, batch: str, caller: Caller) -> Batch:
+    def find(self, batch: str, caller: Caller) -> StoredBatch:
         """Raises TL-SERVE-NO-BATCH for one that is not there, or another tenant's."""
         with self._archive.store.read() as connection:
-            return _found(connection, batch, caller)
+            return _own_batch(connection, batch, caller)
 
-    def all_of(self, caller: Caller, *, after: str = "", limit: int = 20) -> list[Batch]:
+    def all_of(self, caller: Caller, *, after: str = "", limit: int = 20) -> list[StoredBatch]:
         """The tenant's batches, the newest first, those behind `after`."""
         query = select(batches).where(batches.c.tenant == caller.tenant)
         with self._archive.store.read() as connection:
             if after:
-                last = _found(connection, after, caller)
+                last = _own_batch(connection, after, caller)
                 older = and_(batches.c.created == last.created, batches.c.id < after)
                 query = query.where((batches.c.created < last.created) | older)
             rows = connection.execute(query.order_by(batches.c.created.desc(), batches.c.id.desc()).limit(limit))
             return [as_batch(row) for row in rows.mappings()]
 
-    def cancel(self, batch: str, caller: Caller) -> Batch:
+    def cancel(self, batch: str, caller: Caller) -> StoredBatch:
         """Ask for its end. Raises TL-SERVE-NO-BATCH, TL-SERVE-BATCH-ENDED."""
         with self._archive.store.write() as connection:
-            found = _found(connection, batch, caller)
-            if found.status not in OPEN:
-                raise ServeError("TL-SERVE-BATCH-ENDED", status=400, got=batch, state=found.status)
-            if found.status not in ("cancelling", "finalizing"):
-                times = json.dumps({**found.times, "cancelling_at": int(time.time())})
+            batch_there = _own_batch(connection, batch, caller)
+            if batch_there.status not in OPEN:
+                raise ServeError("TL-SERVE-BATCH-ENDED", status=400, got=batch, state=batch_there.status)
+            if batch_there.status not in ("cancelling", "finalizing"):
+                times = json.dumps({**batch_there.times, "cancelling_at": int(time.time())})
                 connection.execute(update(batches).where(_is(batch)).values(status="cancelling", times=times))
-            return _found(connection, batch, caller)
+            return _own_batch(connection, batch, caller)
 
 
-def claim(connection: Connection, owner: str, now: float) -> Batch | None:
+def claim(connection: Connection, owner: str, now: float) -> StoredBatch | None:
     """Take a batch that nobody works on, the oldest first; None where there is none."""
     free = and_(batches.c.status.in_(OPEN), batches.c.lease < now)
     query = select(batches.c.id).where(free).order_by(batches.c.created, batches.c.id).limit(1)
@@ -117,7 +117,7 @@ def claim(connection: Connection, owner: str, now: float) -> Batch | None:
     return as_batch(connection.execute(select(batches).where(_is(batch))).mappings().one())
 
 
-def renew(connection: Connection, batch: str, owner: str, now: float) -> Batch | None:
+def renew(connection: Connection, batch: str, owner: str, now: float) -> StoredBatch | None:
     """Go on with a batch; None where it was removed, or another process has it."""
     own = and_(_is(batch), batches.c.owner == owner)
     if not connection.execute(update(batches).where(own).values(lease=now + LEASE_SECONDS)).rowcount:
@@ -130,7 +130,7 @@ def release(connection: Connection, owner: str) -> None:
     connection.execute(update(batches).where(batches.c.owner == owner).values(owner="", lease=0.0))
 
 
-def enter_state(connection: Connection, batch: Batch, status: str, **columns: Any) -> None:
+def enter_state(connection: Connection, batch: StoredBatch, status: str, **columns: Any) -> None:
     """Give a batch another status, with the time of it."""
     times = {**_times(connection, batch.id), f"{status}_at": int(time.time())}
     columns = {name: json.dumps(one) if name == "errors" else one for name, one in columns.items()}
@@ -138,7 +138,7 @@ def enter_state(connection: Connection, batch: Batch, status: str, **columns: An
     connection.execute(changed)
 
 
-def put_answer(connection: Connection, batch: Batch, owner: str, number: int, line: str, failed: bool) -> bool:
+def put_answer(connection: Connection, batch: StoredBatch, owner: str, number: int, line: str, failed: bool) -> bool:
     """Write the answer of an input line down, once. False where the batch is not this process's any more.
 
     The answer to a line that was removed meanwhile is not written.
@@ -147,8 +147,8 @@ def put_answer(connection: Connection, batch: Batch, owner: str, number: int, li
     column = batches.c.failed if failed else batches.c.completed
     if not connection.execute(update(batches).where(own).values({column: column + 1})).rowcount:
         return False
-    asked = and_(file_lines.c.file == batch.input_file, file_lines.c.number == number)
-    user = connection.execute(select(file_lines.c.user_hash).where(asked)).scalar()
+    input_line = and_(file_lines.c.file == batch.input_file, file_lines.c.number == number)
+    user = connection.execute(select(file_lines.c.user_hash).where(input_line)).scalar()
     if user is None:
         connection.execute(update(batches).where(own).values({column: column - 1}))
         return True
@@ -157,7 +157,7 @@ def put_answer(connection: Connection, batch: Batch, owner: str, number: int, li
     return True
 
 
-def lines_left(connection: Connection, batch: Batch, after: int, most: int) -> list[tuple[int, str]]:
+def lines_left(connection: Connection, batch: StoredBatch, after: int, most: int) -> list[tuple[int, str]]:
     """Numbers and texts of input lines behind `after` that have no answer yet."""
     answered = file_lines.alias()
     done = select(answered.c.number).where(
@@ -169,7 +169,7 @@ def lines_left(connection: Connection, batch: Batch, after: int, most: int) -> l
     return [(number, text) for number, text in connection.execute(query.order_by(file_lines.c.number).limit(most))]
 
 
-def close_batch(connection: Connection, batch: Batch, status: str) -> None:
+def close_batch(connection: Connection, batch: StoredBatch, status: str) -> None:
     """The end of a batch: its files become visible, where anything is in them."""
     for file, name in ((batch.output_file, "output"), (batch.error_file, "error")):
         lines = connection.execute(select(file_lines.c.content).where(file_lines.c.file == file)).scalars()
@@ -180,15 +180,15 @@ def close_batch(connection: Connection, batch: Batch, status: str) -> None:
     enter_state(connection, batch, status, owner="", lease=0.0)
 
 
-def as_batch(row: Any) -> Batch:
+def as_batch(row: Any) -> StoredBatch:
     """A row of the table as a batch."""
-    columns = {name: row[name] for name in Batch.__slots__}
+    columns = {name: row[name] for name in StoredBatch.__slots__}
     who = json.loads(row["caller"])
     columns["caller"] = Caller(who["id"], who["name"], frozenset(who["scopes"]), who["tenant"])
-    return Batch(**columns | {name: json.loads(row[name]) for name in ("notes", "errors", "times")})
+    return StoredBatch(**columns | {name: json.loads(row[name]) for name in ("notes", "errors", "times")})
 
 
-def _found(connection: Connection, batch: str, caller: Caller) -> Batch:
+def _own_batch(connection: Connection, batch: str, caller: Caller) -> StoredBatch:
     own = and_(_is(batch), batches.c.tenant == caller.tenant)
     row = connection.execute(select(batches).where(own)).mappings().first()
     if row is None:

@@ -56,12 +56,12 @@ class BatchRequest(RequestBody):
 
 @with_config(_EXACT)
 class FeedbackReply(TypedDict):
-    """`kept`: whether the reply is in the store."""
+    """`stored`: whether the reply is in the store."""
 
     object: Literal["feedback"]
     id: str
     choice: int
-    kept: bool
+    stored: bool
 
 
 @with_config(_EXACT)

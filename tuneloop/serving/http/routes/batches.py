@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tuneloop.serving.admission import caller_of
-from tuneloop.serving.batches.batch_table import Batch
+from tuneloop.serving.batches.batch_table import StoredBatch
 from tuneloop.serving.http.body import read_body
 from tuneloop.serving.http.record_shapes import BatchFault, BatchList, BatchObject, BatchRequest, BatchStatus
 from tuneloop.serving.http.routes.context import ServerContext
@@ -22,7 +22,7 @@ ENDED = frozenset({"completed", "expired", "cancelled"})
 def add_routes(app: FastAPI, context: ServerContext) -> None:
     @app.post("/v1/batches")
     async def create_batch(request: Request) -> Response:
-        table = context.kept("batches").table
+        table = context.keeper_of("batches").table
         body = await read_body(request, BatchRequest)
         create = table.create
         batch = await asyncio.to_thread(create, body.input_file_id, body.endpoint, body.metadata, caller_of(request))
@@ -32,28 +32,28 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
 
     @app.get("/v1/batches")
     async def list_batches(request: Request) -> Response:
-        table = context.kept("batches").table
+        table = context.keeper_of("batches").table
         after, limit = page_of(request, 20, 100)
-        found = await asyncio.to_thread(table.all_of, caller_of(request), after=after, limit=limit + 1)
-        entries = [batch_object(one) for one in found[:limit]]
-        answer: BatchList = {"data": entries, **page_words(entries, len(found) > limit)}
+        listed = await asyncio.to_thread(table.all_of, caller_of(request), after=after, limit=limit + 1)
+        entries = [batch_object(one) for one in listed[:limit]]
+        answer: BatchList = {"data": entries, **page_words(entries, len(listed) > limit)}
         return JSONResponse(answer)
 
     @app.get("/v1/batches/{batch_id}")
     async def batch(request: Request, batch_id: str) -> Response:
-        table = context.kept("batches").table
+        table = context.keeper_of("batches").table
         return JSONResponse(batch_object(await asyncio.to_thread(table.find, batch_id, caller_of(request))))
 
     @app.post("/v1/batches/{batch_id}/cancel")
     async def cancel_batch(request: Request, batch_id: str) -> Response:
-        table = context.kept("batches").table
+        table = context.keeper_of("batches").table
         cancelled = await asyncio.to_thread(table.cancel, batch_id, caller_of(request))
         if context.runner is not None:
             context.runner.wake()
         return JSONResponse(batch_object(cancelled))
 
 
-def batch_object(batch: Batch) -> BatchObject:
+def batch_object(batch: StoredBatch) -> BatchObject:
     """A batch in OpenAI's shape."""
     at = batch.times.get
     ended = batch.status in ENDED

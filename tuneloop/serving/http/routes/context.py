@@ -38,7 +38,7 @@ class ServerContext:
         stream = await submit_all(self.submit, questions, self.engine.capacity)
         return self.metrics.watch(stream, queries[0], began)
 
-    def kept(self, name: Literal["feedback", "batches"]) -> RecordKeeper:
+    def keeper_of(self, name: Literal["feedback", "batches"]) -> RecordKeeper:
         """The keeper of this server. Raises TL-SERVE-OFF where the server takes no such thing."""
         keeper = self.keeper
         if keeper is None or not (keeper.records.feedback if name == "feedback" else keeper.batches.enabled):

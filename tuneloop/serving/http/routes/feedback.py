@@ -21,10 +21,10 @@ from tuneloop.serving.record_keeper import RecordKeeper
 def add_routes(app: FastAPI, context: ServerContext) -> None:
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> Response:
-        keeper = context.kept("feedback")
+        keeper = context.keeper_of("feedback")
         body = await read_body(request, FeedbackRequest)
-        kept = await asyncio.to_thread(_put, keeper, body, caller_of(request))
-        answer: FeedbackReply = {"object": "feedback", "id": body.id, "choice": body.choice, "kept": kept}
+        stored = await asyncio.to_thread(_put, keeper, body, caller_of(request))
+        answer: FeedbackReply = {"object": "feedback", "id": body.id, "choice": body.choice, "stored": stored}
         return JSONResponse(answer)
 
 
@@ -39,9 +39,16 @@ def _put(keeper: RecordKeeper, body: FeedbackRequest, caller: Caller) -> bool:
         asker = asker_of(connection, body.id, caller.tenant)
         user = users.of(body.named) or asker or users.of(caller.name)
         word = Feedback(
-            tenant=caller.tenant, reply=body.id, choice=body.choice, user_hash=user, created=int(time.time()),
-            key_id=caller.id, thumb=body.thumb or "", score=body.score, correction=correction,
-        )  # fmt: skip
+            tenant=caller.tenant,
+            reply=body.id,
+            choice=body.choice,
+            user_hash=user,
+            created=int(time.time()),
+            key_id=caller.id,
+            thumb=body.thumb or "",
+            score=body.score,
+            correction=correction,
+        )
         put_feedback(connection, word)
         return asker is not None
 

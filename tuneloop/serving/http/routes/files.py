@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,7 +27,7 @@ PURPOSE = "batch"
 def add_routes(app: FastAPI, context: ServerContext) -> None:
     @app.post("/v1/files")
     async def upload_file(request: Request) -> Response:
-        keeper = context.kept("batches")
+        keeper = context.keeper_of("batches")
         upload = await read_upload(request, keeper.batches.file_mb * MB)
         try:
             if upload.fields.get("purpose") != PURPOSE:
@@ -42,28 +43,30 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
 
     @app.get("/v1/files")
     async def list_files(request: Request) -> Response:
-        shelf = context.kept("batches").shelf
+        shelf = context.keeper_of("batches").shelf
         after, limit = page_of(request, MOST_LISTED, MOST_LISTED)
         purpose = request.query_params.get("purpose", "")
-        found = await asyncio.to_thread(shelf.all_of, caller_of(request), purpose=purpose, after=after, limit=limit + 1)
-        entries = [file_object(one) for one in found[:limit]]
-        answer: FileList = {"data": entries, **page_words(entries, len(found) > limit)}
+        listed = await asyncio.to_thread(
+            shelf.all_of, caller_of(request), purpose=purpose, after=after, limit=limit + 1
+        )
+        entries = [file_object(one) for one in listed[:limit]]
+        answer: FileList = {"data": entries, **page_words(entries, len(listed) > limit)}
         return JSONResponse(answer)
 
     @app.get("/v1/files/{file_id}")
     async def file(request: Request, file_id: str) -> Response:
-        shelf = context.kept("batches").shelf
+        shelf = context.keeper_of("batches").shelf
         return JSONResponse(file_object(await asyncio.to_thread(shelf.find, file_id, caller_of(request))))
 
     @app.get("/v1/files/{file_id}/content")
     async def file_content(request: Request, file_id: str) -> Response:
-        shelf = context.kept("batches").shelf
+        shelf = context.keeper_of("batches").shelf
         parts = await asyncio.to_thread(shelf.content, file_id, caller_of(request))
         return StreamingResponse(parts, media_type="application/jsonl")
 
     @app.delete("/v1/files/{file_id}")
     async def delete_file(request: Request, file_id: str) -> Response:
-        shelf = context.kept("batches").shelf
+        shelf = context.keeper_of("batches").shelf
         await asyncio.to_thread(shelf.delete, file_id, caller_of(request))
         answer: FileDeleted = {"id": file_id, "object": "file", "deleted": True}
         return JSONResponse(answer)
@@ -85,11 +88,11 @@ def file_object(stored: StoredFile) -> FileObject:
 
 def page_of(request: Request, usual: int, most: int) -> tuple[str, int]:
     """`after` and `limit` of a list's request. Raises TL-SERVE-REQUEST."""
-    asked = request.query_params.get("limit", str(usual))
-    if not (asked.isascii() and asked.isdecimal() and len(asked) < 9 and 1 <= int(asked) <= most):
+    given = request.query_params.get("limit", str(usual))
+    if not (given.isascii() and given.isdecimal() and len(given) < 9 and 1 <= int(given) <= most):
         words = t("a whole number from 1 to {most}", most=most)
         raise ServeError("TL-SERVE-REQUEST", where="limit", param="limit", error=words)
-    return request.query_params.get("after", ""), int(asked)
+    return request.query_params.get("after", ""), int(given)
 
 
 def page_words(entries: Sequence[Any], more: bool) -> Any:
