@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serving.recorded import FULL, USER, ask, serving, vote
@@ -12,6 +13,7 @@ from tests.serving.scripted import ScriptedEngine
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.feedback import all_feedback
 from tuneloop.improvement.users import user_hashes
+from tuneloop.registry.store import FILE
 
 
 def test_feedback_is_in_the_store_before_it_is_said_to_be(place: str | Path, tmp_path: Path) -> None:
@@ -61,3 +63,16 @@ def test_wrong_feedback_is_refused(body: dict[str, Any], param: str | None, tmp_
         reply = vote(server, body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_away_is_said_to_be_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"no database" * 100)
+    with serving(ScriptedEngine(), tmp_path) as server:
+        for reply in (
+            vote(server, {"id": "chatcmpl-0", "thumb": "up"}),
+            httpx.get(f"{server.url}/v1/files"),
+            httpx.get(f"{server.url}/v1/batches/batch_0"),
+        ):
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "TL-SERVE-STORE")
+            assert "retry-after" in reply.headers
+            assert str(tmp_path) not in reply.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -12,7 +11,7 @@ from tuneloop.serving.admission import caller_of
 from tuneloop.serving.batches.batch_table import StoredBatch
 from tuneloop.serving.http.body import read_body
 from tuneloop.serving.http.record_shapes import BatchFault, BatchList, BatchObject, BatchRequest, BatchStatus
-from tuneloop.serving.http.routes.context import ServerContext
+from tuneloop.serving.http.routes.context import ServerContext, in_store
 from tuneloop.serving.http.routes.files import page_of, page_words
 
 ENDED = frozenset({"completed", "expired", "cancelled"})
@@ -25,7 +24,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
         table = context.keeper_of("batches").table
         body = await read_body(request, BatchRequest)
         create = table.create
-        batch = await asyncio.to_thread(create, body.input_file_id, body.endpoint, body.metadata, caller_of(request))
+        batch = await in_store(create, body.input_file_id, body.endpoint, body.metadata, caller_of(request))
         if context.runner is not None:
             context.runner.wake()
         return JSONResponse(batch_object(batch))
@@ -34,7 +33,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def list_batches(request: Request) -> Response:
         table = context.keeper_of("batches").table
         after, limit = page_of(request, 20, 100)
-        listed = await asyncio.to_thread(table.all_of, caller_of(request), after=after, limit=limit + 1)
+        listed = await in_store(table.all_of, caller_of(request), after=after, limit=limit + 1)
         entries = [batch_object(one) for one in listed[:limit]]
         answer: BatchList = {"data": entries, **page_words(entries, len(listed) > limit)}
         return JSONResponse(answer)
@@ -42,12 +41,12 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     @app.get("/v1/batches/{batch_id}")
     async def batch(request: Request, batch_id: str) -> Response:
         table = context.keeper_of("batches").table
-        return JSONResponse(batch_object(await asyncio.to_thread(table.find, batch_id, caller_of(request))))
+        return JSONResponse(batch_object(await in_store(table.find, batch_id, caller_of(request))))
 
     @app.post("/v1/batches/{batch_id}/cancel")
     async def cancel_batch(request: Request, batch_id: str) -> Response:
         table = context.keeper_of("batches").table
-        cancelled = await asyncio.to_thread(table.cancel, batch_id, caller_of(request))
+        cancelled = await in_store(table.cancel, batch_id, caller_of(request))
         if context.runner is not None:
             context.runner.wake()
         return JSONResponse(batch_object(cancelled))

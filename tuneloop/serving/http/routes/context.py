@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from fastapi import Request
 
-from tuneloop.base.errors import ServeError
+from tuneloop.base.errors import RunError, ServeError
 from tuneloop.serving.admission import Question, Submit
 from tuneloop.serving.answers.several import submit_all
 from tuneloop.serving.batches.batch_runner import BatchRunner
@@ -16,6 +19,20 @@ from tuneloop.serving.engine import AnswerStream, Engine, ModelEntry, Purpose, Q
 from tuneloop.serving.http.errors import Places
 from tuneloop.serving.http.metrics import ServerMetrics
 from tuneloop.serving.record_keeper import RecordKeeper
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger("tuneloop.serving")
+
+
+async def in_store(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """What a call of the store says, in a thread of its own. Raises TL-SERVE-STORE where the store is away: a database's
+    own words are not for clients."""
+    try:
+        return await asyncio.to_thread(work, *args, **options)
+    except RunError as error:
+        log.error("the store cannot be used: %s", error.code)
+        raise ServeError("TL-SERVE-STORE", status=503, seconds=5) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +13,7 @@ from tuneloop.improvement.replies import mask_all
 from tuneloop.serving.admission import Caller, caller_of
 from tuneloop.serving.http.body import read_body
 from tuneloop.serving.http.record_shapes import FeedbackReply, FeedbackRequest
-from tuneloop.serving.http.routes.context import ServerContext
+from tuneloop.serving.http.routes.context import ServerContext, in_store
 from tuneloop.serving.record_keeper import RecordKeeper
 
 
@@ -23,7 +22,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def feedback(request: Request) -> Response:
         keeper = context.keeper_of("feedback")
         body = await read_body(request, FeedbackRequest)
-        stored = await asyncio.to_thread(_put, keeper, body, caller_of(request))
+        stored = await in_store(_put, keeper, body, caller_of(request))
         answer: FeedbackReply = {"object": "feedback", "id": body.id, "choice": body.choice, "stored": stored}
         return JSONResponse(answer)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +13,7 @@ from tuneloop.base.language import t
 from tuneloop.serving.admission import caller_of
 from tuneloop.serving.batches.file_shelf import StoredFile
 from tuneloop.serving.http.record_shapes import FileDeleted, FileList, FileObject
-from tuneloop.serving.http.routes.context import ServerContext
+from tuneloop.serving.http.routes.context import ServerContext, in_store
 from tuneloop.serving.http.upload import read_upload
 from tuneloop.serving.record_keeper import MB
 
@@ -34,9 +32,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
                 words = t("one of {names} is wanted", names=PURPOSE)
                 raise ServeError("TL-SERVE-REQUEST", where="purpose", param="purpose", error=words)
             put = keeper.shelf.put
-            stored = await asyncio.to_thread(
-                put, upload.file.file, upload.size, upload.filename, PURPOSE, caller_of(request)
-            )
+            stored = await in_store(put, upload.file.file, upload.size, upload.filename, PURPOSE, caller_of(request))
         finally:
             await upload.file.close()
         return JSONResponse(file_object(stored))
@@ -46,9 +42,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
         shelf = context.keeper_of("batches").shelf
         after, limit = page_of(request, MOST_LISTED, MOST_LISTED)
         purpose = request.query_params.get("purpose", "")
-        listed = await asyncio.to_thread(
-            shelf.all_of, caller_of(request), purpose=purpose, after=after, limit=limit + 1
-        )
+        listed = await in_store(shelf.all_of, caller_of(request), purpose=purpose, after=after, limit=limit + 1)
         entries = [file_object(one) for one in listed[:limit]]
         answer: FileList = {"data": entries, **page_words(entries, len(listed) > limit)}
         return JSONResponse(answer)
@@ -56,18 +50,18 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     @app.get("/v1/files/{file_id}")
     async def file(request: Request, file_id: str) -> Response:
         shelf = context.keeper_of("batches").shelf
-        return JSONResponse(file_object(await asyncio.to_thread(shelf.find, file_id, caller_of(request))))
+        return JSONResponse(file_object(await in_store(shelf.find, file_id, caller_of(request))))
 
     @app.get("/v1/files/{file_id}/content")
     async def file_content(request: Request, file_id: str) -> Response:
         shelf = context.keeper_of("batches").shelf
-        parts = await asyncio.to_thread(shelf.content, file_id, caller_of(request))
+        parts = await in_store(shelf.content, file_id, caller_of(request))
         return StreamingResponse(parts, media_type="application/jsonl")
 
     @app.delete("/v1/files/{file_id}")
     async def delete_file(request: Request, file_id: str) -> Response:
         shelf = context.keeper_of("batches").shelf
-        await asyncio.to_thread(shelf.delete, file_id, caller_of(request))
+        await in_store(shelf.delete, file_id, caller_of(request))
         answer: FileDeleted = {"id": file_id, "object": "file", "deleted": True}
         return JSONResponse(answer)
 
