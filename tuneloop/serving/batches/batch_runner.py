@@ -39,6 +39,8 @@ T = TypeVar("T")
 log = logging.getLogger("tuneloop.serving")
 POLL_SECONDS = 2.0
 """How often the store is asked for batches: of other processes, or such that nobody works on any more."""
+AWAY_SECONDS = 10.0
+"""How long a store is left alone that could not be asked."""
 RENEW_SECONDS = 3.0
 PLACE_SECONDS = 0.02
 LINES = 16
@@ -87,8 +89,9 @@ class BatchRunner:
                 # A workspace without a store has no batches, and gets no store because somebody looked.
                 while len(self._jobs) < AT_A_TIME and self.archive.exists and await self._claim():
                     pass
-            except Exception:
-                log.exception("the store could not be asked for batches")
+            except TuneloopError as error:
+                log.error("the store cannot be asked for batches: %s", error.code)
+                await asyncio.sleep(AWAY_SECONDS)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
 

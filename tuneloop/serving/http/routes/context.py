@@ -26,8 +26,10 @@ log = logging.getLogger("tuneloop.serving")
 
 
 async def in_store(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """What a call of the store says, in a thread of its own. Raises TL-SERVE-STORE where the store is away: a database's
-    own words are not for clients."""
+    """What a call of the store says, in a thread of its own.
+
+    Raises TL-SERVE-STORE where the store is away: a database's own words are not for clients.
+    """
     try:
         return await asyncio.to_thread(work, *args, **options)
     except RunError as error:
