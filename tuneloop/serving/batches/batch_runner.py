@@ -92,6 +92,9 @@ class BatchRunner:
             except TuneloopError as error:
                 log.error("the store cannot be asked for batches: %s", error.code)
                 await asyncio.sleep(AWAY_SECONDS)
+            except Exception:
+                log.exception("the search for batches failed")
+                await asyncio.sleep(AWAY_SECONDS)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
 
@@ -101,8 +104,12 @@ class BatchRunner:
             return False
         job = asyncio.ensure_future(self._work(batch))
         self._jobs[batch.id] = job
-        job.add_done_callback(lambda _: (self._jobs.pop(batch.id, None), self._news.set()))
+        job.add_done_callback(lambda _: self._let_go(batch.id))
         return True
+
+    def _let_go(self, batch: str) -> None:
+        self._jobs.pop(batch, None)
+        self._news.set()
 
     async def _work(self, batch: StoredBatch) -> None:
         try:

@@ -12,7 +12,7 @@ from tuneloop.serving.batches.batch_table import StoredBatch
 from tuneloop.serving.http.body import read_body
 from tuneloop.serving.http.record_shapes import BatchFault, BatchList, BatchObject, BatchRequest, BatchStatus
 from tuneloop.serving.http.routes.context import ServerContext, in_store
-from tuneloop.serving.http.routes.files import page_of, page_words
+from tuneloop.serving.http.routes.files import ends_of, page_of
 
 ENDED = frozenset({"completed", "expired", "cancelled"})
 """States in which a batch's files are there."""
@@ -35,7 +35,14 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
         after, limit = page_of(request, 20, 100)
         listed = await in_store(table.all_of, caller_of(request), after=after, limit=limit + 1)
         entries = [batch_object(one) for one in listed[:limit]]
-        answer: BatchList = {"data": entries, **page_words(entries, len(listed) > limit)}
+        first, last = ends_of(entries)
+        answer: BatchList = {
+            "object": "list",
+            "data": entries,
+            "first_id": first,
+            "last_id": last,
+            "has_more": len(listed) > limit,
+        }
         return JSONResponse(answer)
 
     @app.get("/v1/batches/{batch_id}")

@@ -44,7 +44,14 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
         purpose = request.query_params.get("purpose", "")
         listed = await in_store(shelf.all_of, caller_of(request), purpose=purpose, after=after, limit=limit + 1)
         entries = [file_object(one) for one in listed[:limit]]
-        answer: FileList = {"data": entries, **page_words(entries, len(listed) > limit)}
+        first, last = ends_of(entries)
+        answer: FileList = {
+            "object": "list",
+            "data": entries,
+            "first_id": first,
+            "last_id": last,
+            "has_more": len(listed) > limit,
+        }
         return JSONResponse(answer)
 
     @app.get("/v1/files/{file_id}")
@@ -89,7 +96,10 @@ def page_of(request: Request, usual: int, most: int) -> tuple[str, int]:
     return request.query_params.get("after", ""), int(given)
 
 
-def page_words(entries: Sequence[Any], more: bool) -> Any:
-    """What a list's answer says beside its entries."""
-    first, last = (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
-    return {"object": "list", "first_id": first, "last_id": last, "has_more": more}
+def ends_of(entries: Sequence[Any]) -> tuple[str | None, str | None]:
+    """The ids of the first and the last entry of a list's answer.
+
+    >>> ends_of([{"id": "a"}, {"id": "b"}]), ends_of([])
+    (('a', 'b'), (None, None))
+    """
+    return (entries[0]["id"], entries[-1]["id"]) if entries else (None, None)
