@@ -76,3 +76,10 @@ def test_a_store_that_is_away_is_said_to_be_and_no_more(tmp_path: Path) -> None:
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "TL-SERVE-STORE")
             assert "retry-after" in reply.headers
             assert str(tmp_path) not in reply.text
+
+
+def test_a_nul_in_an_id_is_no_fault_of_the_store(place: str | Path, tmp_path: Path) -> None:
+    with serving(ScriptedEngine(), tmp_path, place=place) as server:
+        for path in ("/v1/files/%00", "/v1/files/%00/content", "/v1/batches/%00", "/v1/files?after=%00"):
+            assert httpx.get(f"{server.url}{path}").status_code == 404, path
+        assert httpx.get(f"{server.url}/v1/files?purpose=%00").json()["data"] == []

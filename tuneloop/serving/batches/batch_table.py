@@ -14,7 +14,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.registry.store import batches, file_lines, files
 from tuneloop.serving.admission import Caller
-from tuneloop.serving.batches.file_shelf import StoredFile, missing, new_id, put_file
+from tuneloop.serving.batches.file_shelf import StoredFile, missing, new_id, put_file, storable
 
 WINDOW_SECONDS = 86_400
 """completion_window, of which there is one: 24h."""
@@ -86,7 +86,7 @@ class BatchTable:
         with self._archive.store.read() as connection:
             if after:
                 last = _own_batch(connection, after, caller)
-                older = and_(batches.c.created == last.created, batches.c.id < after)
+                older = and_(batches.c.created == last.created, batches.c.id < storable(after))
                 query = query.where((batches.c.created < last.created) | older)
             rows = connection.execute(query.order_by(batches.c.created.desc(), batches.c.id.desc()).limit(limit))
             return [as_batch(row) for row in rows.mappings()]
@@ -202,4 +202,4 @@ def _times(connection: Connection, batch: str) -> dict[str, int]:
 
 
 def _is(batch: str) -> Any:
-    return batches.c.id == batch
+    return batches.c.id == storable(batch)

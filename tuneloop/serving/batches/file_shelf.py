@@ -82,13 +82,13 @@ class FileShelf:
         """The tenant's files, the newest first, those behind `after`."""
         query = select(files).where(files.c.tenant == caller.tenant)
         if purpose:
-            query = query.where(files.c.purpose == purpose)
+            query = query.where(files.c.purpose == storable(purpose))
         with self._archive.store.read() as connection:
             if after:
                 row = connection.execute(select(files.c.created).where(_own(after, caller))).scalar()
                 if row is None:
                     raise missing(after)
-                older = and_(files.c.created == row, files.c.id < after)
+                older = and_(files.c.created == row, files.c.id < storable(after))
                 query = query.where((files.c.created < row) | older)
             rows = connection.execute(query.order_by(files.c.created.desc(), files.c.id.desc()).limit(limit))
             return [_stored(one) for one in rows.mappings()]
@@ -145,12 +145,21 @@ def user_named(line: str) -> str:
     return next((name for key in ("safety_identifier", "user") if isinstance(name := body.get(key), str) and name), "")
 
 
+def storable(text: str) -> str:
+    """A text as any database takes it: PostgreSQL refuses NUL, where SQLite says that there is no such row.
+
+    >>> storable("file-\\0")
+    'file-�'
+    """
+    return text.replace("\0", "\ufffd")
+
+
 def missing(file: str) -> ServeError:
     return ServeError("TL-SERVE-NO-FILE", status=404, got=file[:100], param="file")
 
 
 def _own(file: str, caller: Caller) -> Any:
-    return and_(files.c.id == file, files.c.tenant == caller.tenant)
+    return and_(files.c.id == storable(file), files.c.tenant == caller.tenant)
 
 
 def _stored(row: Any) -> StoredFile:
