@@ -54,6 +54,8 @@ def training_questions() -> list[str]:
         found += [m["content"] for m in json.loads(line)["messages"] if m["role"] == "user"]
     for line in (data / "persona_chat.jsonl").read_text(encoding="utf-8").splitlines():
         found += [m["value"] for m in json.loads(line)["conversations"] if m["from"] == "human"]
+    with (data / "persona_zh.csv").open(encoding="utf-8") as file:
+        found += [row["问题"] for row in csv.DictReader(file)]
     found += [json.loads(line)["query"] for line in (data / "manner_zh.jsonl").read_text(encoding="utf-8").splitlines()]
     return found
 

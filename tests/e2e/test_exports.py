@@ -27,6 +27,8 @@ NEW_TOKENS = 40
 
 
 def answered(answerer: Answerer, recipe: Recipe, prompts: list[str]) -> list[str]:
+    """Greedy answers, without the model's repetition penalty: `by_llama` has none, and the weights are compared."""
+    answerer.penalty = 1.0
     replies = ask(answerer, prompts, max_new_tokens=NEW_TOKENS, batch_size=16, system=recipe.prepare.system)
     return [reply.text for reply in replies]
 

@@ -53,10 +53,10 @@ def test_the_certificate_is_of_the_file_that_is_there(
 
     whole = write.write_gguf
 
-    def scaled(folder: Path, path: Path, kind: str) -> None:
+    def scaled(folder: Path, path: Path, kind: str, base: Path | None = None) -> list[str]:
         file = folder / "model.safetensors"
         save_file({n: w * 1.5 if "down_proj" in n else w for n, w in load_file(file).items()}, file, {"format": "pt"})
-        whole(folder, path, kind)
+        return whole(folder, path, kind, base)
 
     monkeypatch.setattr(write, "write_gguf", scaled)
     with pytest.raises(RunError) as caught:

@@ -9,7 +9,6 @@ answer (calls, thoughts) keeps it from being trained, by name; a thought without
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -21,13 +20,12 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.real import DATA, load, shared
-from tuneloop.base.errors import DataError, TuneloopError
+from tests.real import DATA, load, pulled_tokenizer, shared
+from tuneloop.base.errors import DataError
 from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import encode_records
 from tuneloop.data.tokens.samples import Sequences
 from tuneloop.data.tokens.templates import choose_template
-from tuneloop.hub.resolve import pull
 
 FOLDERS = ("alpaca_cot_en", "emollm", "gaokao_zh", "huatuo_o1", "llamafactory", "medicalgpt", "messy/data_juicer",
            "openai_messages", "smilechat")  # fmt: skip
@@ -141,17 +139,8 @@ CASES: dict[str, tuple[str, str | None, Callable[[Record, int], str | None], str
 
 @cache
 def tokenizer_of(case: str) -> Any:
-    from transformers import AutoTokenizer
-
     name, template, _, _ = CASES[case]
-    try:
-        folder: Path = pull(name)
-    except TuneloopError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"{name} is not here and cannot be pulled: {error.what}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    choose_template(tokenizer, None)
+    tokenizer = pulled_tokenizer(name)
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer

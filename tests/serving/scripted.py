@@ -198,5 +198,7 @@ def serving(engine: Any, *, key: str | None = None, queue: int = 8) -> Iterator[
     finally:
         server.should_exit = True
         thread.join(20)
+        closed = not engine.open
+        engine.close()  # whatever has kept the server from it: no process may outlive its test
         assert not thread.is_alive()
-        assert not engine.open
+        assert closed

@@ -15,10 +15,12 @@ import pytest
 from tests.serving.adapter_workspace import outcome, query, run, until
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.worker import torch_engine
+from tuneloop.serving import supervisor
+from tuneloop.serving.worker import child_process, torch_engine
 from tuneloop.serving.worker.torch_engine import TorchEngine
 
 Make = Callable[..., TorchEngine]
+RESTARTS = len(supervisor.PAUSES)
 
 
 def children() -> list[psutil.Process]:
@@ -35,7 +37,7 @@ def heard() -> list[str]:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> Any:
     monkeypatch.setattr(torch_engine, "CHILD", "tests.serving.dying_child")
-    monkeypatch.setattr(torch_engine, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(supervisor, "PAUSES", (0.0, *[0.05] * (RESTARTS - 1)))
     made: list[TorchEngine] = []
     threads = threading.enumerate()  # those of other tests' engines
 
@@ -55,7 +57,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> A
 
 def test_a_child_that_ends_again_and_again_stays_down(make: Make, heard: list[str]) -> None:
     engine = make("ends-when-asked")
-    for _ in range(torch_engine.RESTARTS + 1):
+    for _ in range(RESTARTS + 1):
         error = run(outcome(engine, query("ends-when-asked")))
         assert isinstance(error, ServeError)
         assert (error.code, "SIGABRT" in str(error)) == ("TL-SERVE-DOWN", True)
@@ -67,7 +69,7 @@ def test_a_child_that_ends_again_and_again_stays_down(make: Make, heard: list[st
     assert isinstance(error, ServeError)
     assert (error.code, error.facts["status"]) == ("TL-SERVE-DOWN", 503)
     assert time.monotonic() - began < 10, "it does not wait for what will not come"
-    assert sum("started again" in words for words in heard) == torch_engine.RESTARTS
+    assert sum("started again" in words for words in heard) == RESTARTS
     assert not children()
 
 
@@ -94,7 +96,7 @@ def test_a_child_that_takes_no_requests_is_ended(make: Make) -> None:
 
 
 def test_a_child_that_never_loads_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_engine, "LOADING_SECONDS", 1.0)
+    monkeypatch.setattr(child_process, "LOADING_SECONDS", 1.0)
     with pytest.raises(ServeError, match="TL-SERVE-DOWN"):
         make("never-loads")
     assert not children()

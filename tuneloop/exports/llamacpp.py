@@ -78,9 +78,20 @@ def write_model(reference: Reference, merged: Path, folder: Path, kind: str) -> 
 
     folder.mkdir()
     name = gguf_name(reference.parts, kind)
-    write_gguf(merged, folder / name, kind)
+    parts = reference.parts
+    finer = write_gguf(merged, folder / name, kind, parts.weights if parts.adapters else None)
     generation_config(reference, folder)
-    return _modelfile(reference.parts, merged, folder, name)
+    notes = _modelfile(parts, merged, folder, name)
+    if finer:
+        notes.append(
+            t(
+                "The base was in few bits before: {n} weights are stored in q8_0, for {kind} would round away "
+                "what training has added to them.",
+                n=len(finer),
+                kind=kind,
+            )
+        )
+    return notes
 
 
 def write_adapter(reference: Reference, folder: Path, scratch: Path) -> list[str]:

@@ -55,6 +55,12 @@ class ShardedWeights:
             for first in range(0, rows, count):
                 yield part[first : first + count].float().numpy()
 
+    def first_rows(self, name: str, count: int) -> NDArray[np.float32]:
+        """The first `count` rows of tensor `name` at most, float32."""
+        with safe_open(self._files[name], framework="pt") as weights:
+            rows: NDArray[np.float32] = weights.get_slice(name)[:count].float().numpy()
+        return rows
+
     def tensor(self, name: str) -> NDArray[np.float32]:
         """All numbers of tensor `name`, float32."""
         import numpy as np

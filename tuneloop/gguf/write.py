@@ -14,6 +14,7 @@ from tuneloop.base.language import t
 from tuneloop.gguf.architectures import ARCHITECTURES, Architecture, Facts, architecture_of, head_size, rope_divisors
 from tuneloop.gguf.output import PackedTensor, write_file
 from tuneloop.gguf.quantize import quantized
+from tuneloop.gguf.survival import FINER, lost_in
 from tuneloop.gguf.types import KINDS, tensor_types
 from tuneloop.gguf.weights import ShardedWeights
 
@@ -25,8 +26,9 @@ ROPE = "rope_freqs.weight"
 """llama.cpp's tensor of Llama 3's scaled rotary positions, which no checkpoint has."""
 
 
-def write_gguf(folder: Path, path: Path, kind: str) -> None:
-    """Write the model in `folder` to `path`, over what was there; `kind` is one of KINDS.
+def write_gguf(folder: Path, path: Path, kind: str, base: Path | None = None) -> list[str]:
+    """Write the model in `folder` to `path`, over what was there; `kind` is one of KINDS. Returns the tensors that are
+    stored in a finer type: those that would lose what was added to the model in `base` (`survival.py`).
 
     Memory holds one piece of one tensor at a time, whatever the model's size. Raises TL-MODEL-GGUF-WRITE for what a
     GGUF file cannot hold, TL-MODEL-GGUF-TOKENIZER for such a tokenizer, TL-MACHINE-DISK, TL-MACHINE-FOLDER and
@@ -43,7 +45,15 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
     with refusing(folder):
         _require_rows(weights, words)
         facts = general_facts(folder, facts, weights, KINDS[kind].number) | facts | words
-        write_file(path, facts, _tensors(weights, config, facts, names, kind))
+        shapes = {target: weights.shapes[name] for target, (_, name) in names.items()}
+        types = tensor_types(shapes, kind, wide=_is_wide(facts))
+        lost = list[str]()
+        if base is not None:
+            pairs = ((name, types[target]) for target, (_, name) in names.items())
+            lost = lost_in(ShardedWeights(base), weights, pairs)
+        types |= {target: FINER for target, (_, name) in names.items() if name in lost}
+        write_file(path, facts, _tensors(weights, config, facts, names, types))
+    return lost
 
 
 @contextmanager
@@ -134,12 +144,11 @@ def _require_rows(weights: ShardedWeights, words: Facts) -> None:
 
 
 def _tensors(
-    weights: ShardedWeights, config: Any, facts: Facts, names: dict[str, tuple[str, str]], kind: str
+    weights: ShardedWeights, config: Any, facts: Facts, names: dict[str, tuple[str, str]], types: dict[str, str]
 ) -> dict[str, PackedTensor]:
     """The tensors to be written, packed when they are asked for."""
     architecture, head = ARCHITECTURES[facts["general.architecture"]], head_size(facts)
     shapes = {target: weights.shapes[name] for target, (_, name) in names.items()}
-    types = tensor_types(shapes, kind, wide=_is_wide(facts))
 
     def packed(target: str) -> Iterator[NDArray[np.uint8]]:
         part, name = names[target]

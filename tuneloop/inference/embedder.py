@@ -19,8 +19,7 @@ from tuneloop.base.records import Message, Record
 from tuneloop.data.tokens.encode import tokenize
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.model.backbone import longest
-from tuneloop.model.load import pick_dtype
-from tuneloop.model.quiet import quiet
+from tuneloop.model.load import from_files, require_weights
 from tuneloop.model.vocabulary import require_rows
 
 MODULES = "modules.json"
@@ -66,24 +65,10 @@ def load_embedder(folder: Path) -> Embedder:
 
     Raises TL-MODEL-CONFIG, TL-MODEL-TOKENIZER, TL-MODEL-WEIGHTS where a weight is in no file.
     """
-    loader: Any = AutoModel
-    try:
-        with quiet():
-            model, info = loader.from_pretrained(
-                folder,
-                dtype=pick_dtype("auto"),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))  # nothing goes through it
-    if missing:
-        lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
-        raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
-    return Embedder(model.eval(), load_tokenizer(folder))
+    model, info = from_files(AutoModel, folder)
+    missing = (name for name in info["missing_keys"] if not name.startswith("pooler."))  # nothing goes through it
+    require_weights(folder, sorted(missing))
+    return Embedder(model, load_tokenizer(folder))
 
 
 class Embedder:
@@ -95,7 +80,6 @@ class Embedder:
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        folder = Path(str(getattr(model, "name_or_path", "") or ""))
         folder = Path(str(getattr(model, "name_or_path", "") or ""))
         self._poolings, self._normalised = _pooled_as(folder)
         most = _read(folder / "sentence_bert_config.json").get("max_seq_length")

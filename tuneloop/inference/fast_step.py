@@ -101,7 +101,8 @@ class FastStep:
         ids = state.text["input_ids"]
         rows, new = ids.shape
         at = None if adapted and rows > 1 else _shown(state.mask[:, -new:], self.head.packed is not None)
-        tokens, places = (x.flatten() if at is None else x.flatten()[at] for x in (ids, state.positions))
+        inside = None if at is None else at.clamp(max=rows * new - 1)
+        tokens, places = (x.flatten() if inside is None else x.flatten()[inside] for x in (ids, state.positions))
         hidden = self.inner.embed_tokens(tokens)
         turns = {turn: self._turn(hidden, places, turn) for turn in self.turns}
         masks = {w: _reading_mask(state.mask, new, w) for w in {block.window for block in self.blocks}}
@@ -115,7 +116,7 @@ class FastStep:
                 query, keys, values, mask, is_causal=causal, scale=block.scale, enable_gqa=block.heads != block.shared
             )
             out = out.transpose(1, 2).reshape(rows * new, -1)
-            hidden = added(block.out, out if at is None else out[at], hidden, block.after[0], count)
+            hidden = added(block.out, out if inside is None else out[inside], hidden, block.after[0], count)
             out = gated(block, normed(hidden, block.before[1]), count)
             hidden = added(block.down, out, hidden, block.after[1], count)
         if at is not None:
@@ -166,10 +167,14 @@ def _filled(rows: int) -> int:
 
 def _shown(mask: Tensor, packed: bool) -> Tensor | None:
     """mask [rows, new] -> where its tokens are, counted through all rows; None where that is everywhere. Filled up with
-    the first one, again and again, which is read so often and written once."""
+    the place behind all.
+
+    >>> _shown(torch.tensor([[0, 1], [1, 1]]), True).tolist()
+    [1, 2, 3, 4]
+    """
     at = mask.flatten().nonzero().squeeze(-1)
     filled = _filled(len(at)) if packed else len(at)
-    return None if filled == mask.numel() == len(at) else torch.cat([at, at[:1].expand(filled - len(at))])
+    return None if filled == mask.numel() == len(at) else pad(at, (0, filled - len(at)), value=mask.numel())
 
 
 def _mask(before: Sequence[int], columns: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -204,9 +209,9 @@ def _reading_mask(mask: Tensor, new: int, window: int | None) -> Tensor | None:
 
 
 def _spread(x: Tensor, at: Tensor | None, rows: int, new: int) -> Tensor:
-    """x [tokens, heads, width] -> [rows, heads, new, width], tokens at the places `at`, and zeros between them."""
+    """x [tokens, heads, width] -> [rows, heads, new, width], tokens at the places `at` (`_shown`), zeros between."""
     if at is not None:
-        x = x.new_zeros(rows * new, *x.shape[1:]).index_copy_(0, at, x)
+        x = x.new_zeros(rows * new + 1, *x.shape[1:]).index_copy_(0, at, x)[:-1]
     return x.view(rows, new, *x.shape[1:]).transpose(1, 2)
 
 

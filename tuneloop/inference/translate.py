@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM
 
-from tuneloop.base.errors import DataError, ModelError
-from tuneloop.base.language import listed, t
+from tuneloop.base.errors import DataError
 from tuneloop.inference.tokenizer import load_tokenizer
-from tuneloop.model.load import pick_dtype, placed
+from tuneloop.model.load import from_files, placed, require_weights
 
 BATCH = 16
 """Sentences translated at once."""
@@ -88,22 +86,9 @@ class _Model:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tokenizer: Any = load_tokenizer(folder)
-        try:
-            loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-                folder,
-                dtype=pick_dtype("auto"),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
-        model, info = loaded
-        if missing := sorted(info["missing_keys"]):
-            lost = t("{n} weights are in no file: {names}", n=len(missing), names=listed(missing[:3]))
-            raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
-        self.model: Any = placed(model.eval())
+        model, info = from_files(AutoModelForSeq2SeqLM, folder)
+        require_weights(folder, sorted(info["missing_keys"]))
+        self.model: Any = placed(model)
         self.longest = int(getattr(model.config, "max_position_embeddings", 0) or LONGEST)
 
     @torch.inference_mode()

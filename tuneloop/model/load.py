@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,41 @@ def _never_quantised(folder: Path, head: Head) -> list[str] | None:
     return anatomy.never_quantised(model)
 
 
+@contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """What transformers has against a folder is TL-MODEL-CONFIG."""
+    try:
+        with quiet():
+            yield
+    except _FAULTS as error:
+        raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
+
+
+def from_files(auto: Any, folder: Path, dtype: str = "auto", **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model as a class of transformers builds it from a checked local folder, in evaluation mode, and what it says of
+    the loading ("missing_keys", "mismatched_keys"). Raises TL-MODEL-CONFIG."""
+    with _building(folder):
+        loaded: Any = auto.from_pretrained(
+            folder,
+            dtype=pick_dtype(dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    return model.eval(), info
+
+
+def require_weights(folder: Path, missing: Sequence[str]) -> None:
+    """Raise TL-MODEL-WEIGHTS for weights that are in no file: transformers would make them up, at random."""
+    if missing:
+        lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
+        raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
+
+
 def load_model(
     folder: Path, dtype: str = "auto", head: Head = CAUSAL, quantized: QloraPart | None = None
 ) -> PreTrainedModel:
@@ -81,36 +117,13 @@ def load_model(
     """
     name = packed.register()
     model_config(folder)  # what is wrong in it is told of the file
-    try:
+    with _building(folder):
         if quantized:
             bits = quantize.settings(quantized, pick_dtype(dtype), _never_quantised(folder, head))
         else:
             bits = quantize.stored(folder)
-        with quiet():
-            loaded: Any = CLASSES[head.kind].from_pretrained(
-                folder,
-                dtype=pick_dtype(dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation=name,
-                output_loading_info=True,
-                **_labels(head),
-                **bits,
-            )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        raise ModelError("TL-MODEL-CONFIG", where=str(folder), error=" ".join(str(error).split())[:300]) from error
-    model, info = loaded
-    assert isinstance(model, PreTrainedModel)
+    options = {"attn_implementation": name, **_labels(head), **bits}
+    model, info = from_files(CLASSES[head.kind], folder, dtype, **options)
     missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if head.kind == "classifier":
         inside = f"{model.base_model_prefix}."
@@ -120,9 +133,7 @@ def load_model(
             new = tuple(dict.fromkeys([*new, *anatomy.begin_anew(model, len(head.labels))]))
         object.__setattr__(model, "new_weights", new)
         missing = [name for name in missing if name not in new]
-    if missing:  # transformers would make them up, at random
-        lost = t("{n} weights are in no file: {names}", n=len(missing), names=", ".join(missing[:3]))
-        raise ModelError("TL-MODEL-WEIGHTS", where=str(folder), error=lost)
+    require_weights(folder, missing)
     if not model._supports_sdpa:  # its attention is more than ours: capped scores (Gemma 2), sinks (gpt-oss)
         model.set_attn_implementation("eager")
     if bits:

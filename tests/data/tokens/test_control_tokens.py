@@ -4,7 +4,6 @@ are, and what is read back is what was written."""
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import byte_tokenizer
+from tests.real import pulled_tokenizer
 from tuneloop import pipeline
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Message, Record
@@ -23,8 +23,7 @@ from tuneloop.data import ledger
 from tuneloop.data.tokens.control_tokens import GUARD, LITERAL, control_tokens, cut_at_guards, unguarded
 from tuneloop.data.tokens.encode import marked, tokenize
 from tuneloop.data.tokens.named_templates import CHATML, CHATML_THINK
-from tuneloop.data.tokens.templates import choose_template, prompt_ids, render, text_ids
-from tuneloop.hub.resolve import pull
+from tuneloop.data.tokens.templates import prompt_ids, render, text_ids
 from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.recipe.recipe import make_recipe
 
@@ -50,17 +49,7 @@ def tokenizer_of(name: str) -> Any:
             ),
             eos_token="<|im_end|>",
         )
-    from transformers import AutoTokenizer
-
-    try:
-        folder: Path = pull(name)
-    except TuneloopError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"{name} is not here and cannot be pulled: {error.what}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    choose_template(tokenizer, None)
-    return tokenizer
+    return pulled_tokenizer(name)
 
 
 @cache

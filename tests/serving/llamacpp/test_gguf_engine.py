@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serving.ggufs import tiny_gguf
+from tests.serving.scripted import app_of
 from tests.serving.upstreams import collect, on_loop, text_of
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Sampling
@@ -22,7 +24,8 @@ from tuneloop.data.tokens.templates import CHATML
 from tuneloop.gguf.llamacpp import LlamaCpp
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import Piece, Query
-from tuneloop.serving.llamacpp.gguf_engine import GgufEngine, gguf_engine, require_schema
+from tuneloop.serving.llamacpp.gguf_body import require_schema
+from tuneloop.serving.llamacpp.gguf_engine import GgufEngine, gguf_engine
 from tuneloop.serving.llamacpp.gguf_files import gguf_model
 
 CHAT = [{"role": "user", "content": "Which <|im_end|> is the way?"}]
@@ -187,6 +190,31 @@ async def test_echo_comes_first(engine: GgufEngine) -> None:
 
 
 @on_loop
+async def test_what_a_client_gets_of_n_and_echo(engine: GgufEngine) -> None:
+    """llama.cpp's server gives no scores of a prompt: whoever wants them learns which field it is."""
+    body = {"model": "tiny", "prompt": "the cat", "max_tokens": 4, "temperature": 1.0, "seed": 5}
+    transport = httpx.ASGITransport(app_of(engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+
+        async def post(**more: Any) -> httpx.Response:
+            return await client.post("/v1/completions", json={**body, **more})
+
+        several = (await post(n=3, logprobs=1)).json()
+        assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
+        assert several["usage"]["completion_tokens"] <= 12
+        for most in (0, 4):
+            (echoed,) = (await post(echo=True, max_tokens=most)).json()["choices"]
+            assert echoed["text"].startswith("the cat")
+            assert (echoed["text"] == "the cat") == (most == 0)
+        refused = await post(echo=True, logprobs=1)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["type"], error["param"], error["code"]) == (
+        400, "invalid_request_error", "echo", "TL-SERVE-UNSUPPORTED",
+    )  # fmt: skip
+    assert "logprobs" in error["message"]
+
+
+@on_loop
 async def test_a_schema_is_met(engine: GgufEngine) -> None:
     import json
 
@@ -196,11 +224,17 @@ async def test_a_schema_is_met(engine: GgufEngine) -> None:
         "required": ["ok"],
         "additionalProperties": False,
     }
-    pieces = await ask(engine, Query("chat", "tiny", chat=CHAT, max_new_tokens=120, schema=schema, sampling=RANDOM))
-    if pieces[-1].finish == "stop":
+    child = engine._supervisor.child
+    assert child is not None
+    blanks = [ids[-1] for text in (" ", "\n", "\t") if len(ids := child.text(text)) == 1]
+    assert blanks
+    wishing_for_blanks = Sampling(logit_bias=tuple((token, 100.0) for token in blanks))
+    for sampling in (RANDOM, wishing_for_blanks):
+        pieces = await ask(
+            engine, Query("chat", "tiny", chat=CHAT, max_new_tokens=160, schema=schema, sampling=sampling)
+        )
+        assert pieces[-1].finish == "stop"
         assert set(json.loads(text_of(pieces))) == {"ok"}
-    else:  # a random model may write blanks until the end
-        assert text_of(pieces).lstrip()[:1] in {"{", ""}
     require_schema({"type": "object"})
 
 

@@ -130,13 +130,6 @@ class ChatRequest(GenerationRequest):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
 
-    @field_validator("top_logprobs")
-    @classmethod
-    def _belongs_to_logprobs(cls, likeliest: Any, info: Any) -> Any:
-        if likeliest is not None and not info.data.get("logprobs"):
-            raise ValueError(t("{field} needs {other}", field="top_logprobs", other="logprobs: true"))
-        return likeliest
-
     @field_validator("tools", mode="before")
     @classmethod
     def _are_not_too_much(cls, tools: Any) -> Any:

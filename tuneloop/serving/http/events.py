@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.serving.engine import AnswerStream, Piece
 from tuneloop.serving.http.errors import Places, error_body
+from tuneloop.serving.http.schemas import GenerationRequest
 from tuneloop.serving.http.shapes import TokenUsage
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Writer(Protocol):
 
     def usage_chunk(self, usage: TokenUsage) -> Mapping[str, Any]:
         """The event with the token counts and no choice."""
+
+    def completion(self, pieces: Sequence[Piece], usage: TokenUsage) -> Mapping[str, Any]:
+        """The whole answer as one object."""
 
 
 async def events(writer: Writer, stream: AnswerStream, with_usage: bool, places: Places) -> AsyncIterator[str]:
@@ -86,6 +90,16 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._stream.aclose()
+
+
+async def written(request: Request, body: GenerationRequest, writer: Writer, stream: AnswerStream) -> Response:
+    """The answer to a request for text, as it is wanted: in events or whole."""
+    if body.stream:
+        return EventStream(events(writer, stream, body.with_usage, body.places), stream)
+    pieces = await unless_gone(request, pieces_of(stream), stream)
+    if pieces is None:
+        return Response(status_code=499)  # nobody reads it: for the logs
+    return JSONResponse(writer.completion(pieces, usage(stream, sum(piece.tokens for piece in pieces))))
 
 
 async def pieces_of(stream: AnswerStream) -> list[Piece]:

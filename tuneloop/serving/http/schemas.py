@@ -23,6 +23,8 @@ MOST_CHOICES = 128
 MOST_BIASES = 4096
 Neutral = dict[str, tuple[Any, ...]]
 """Fields of the API that would change the answer, with the values at which they change nothing."""
+NEEDS = {"stream_options": "stream", "top_logprobs": "logprobs"}
+"""Field -> the one that must be true beside it."""
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -97,12 +99,13 @@ class GenerationRequest(RequestBody):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    @field_validator("stream_options")
+    @field_validator(*NEEDS, check_fields=False)
     @classmethod
-    def _belongs_to_streams(cls, options: Any, info: Any) -> Any:
-        if options is not None and not info.data.get("stream"):
-            raise ValueError(t("{field} needs {other}", field="stream_options", other="stream: true"))
-        return options
+    def _has_what_it_needs(cls, content: Any, info: Any) -> Any:
+        other = NEEDS[info.field_name]
+        if content is not None and not info.data.get(other):
+            raise ValueError(t("{field} needs {other}", field=info.field_name, other=f"{other}: true"))
+        return content
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -3,10 +3,12 @@ its events as pieces."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
 from tuneloop.serving.answers.parsing import AnswerParser
 from tuneloop.serving.engine import Finish, Piece, Query, TokenScore
@@ -14,6 +16,9 @@ from tuneloop.serving.upstream.upstream_answer import OddAnswer, clean, score_of
 
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """In transformers' order; llama.cpp's own comes to the temperature last."""
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How llama.cpp's llguidance is told to have JSON written: otherwise it lets in blanks without bound, and small models
+write them until they are cut off."""
 _SEEDS = (1 << 32) - 1
 """llama.cpp's seeds are below it; it itself means a random one."""
 
@@ -47,7 +52,7 @@ def llama_body(query: Query, prompt: GgufPrompt, penalty: float, lora: Sequence[
     if query.logprobs is not None:
         body["n_probs"] = max(1, query.logprobs)
     if prompt.schema is not None:
-        body["json_schema"] = dict(prompt.schema) or {"type": "object"}
+        body["json_schema"] = {**(prompt.schema or {"type": "object"}), "x-guidance": ONE_LINE}
     if prompt.seen:
         body["preserved_tokens"] = list(prompt.seen)
     return body
@@ -71,11 +76,25 @@ def _sampling(sampling: Sampling, penalty: float) -> dict[str, Any]:
     return fields if sampling.seed is None else {**fields, "seed": sampling.seed % _SEEDS}
 
 
+def require_schema(schema: Mapping[str, Any]) -> None:
+    """Raise TL-SERVE-SCHEMA for a schema that llama.cpp's grammar library has something against: llama.cpp itself would
+    answer without it, in silence."""
+    from llguidance import LLMatcher
+
+    try:
+        fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)))))
+    except (ValueError, RecursionError) as error:
+        fault = str(error) or type(error).__name__
+    if fault:
+        first = next((line for line in fault.splitlines() if line.strip()), "?")
+        raise ServeError("TL-SERVE-SCHEMA", param="response_format", error=first.strip()[:300])
+
+
 class LlamaReader:
     """Pieces of llama.cpp's events, of one answer. The prompt's tokens are known before, those at hand at the end."""
 
     def __init__(self, query: Query, prompt: GgufPrompt) -> None:
-        self._logprobs = query.logprobs
+        self._logprobs, self._most = query.logprobs, prompt.most
         self.prompt_tokens, self.cached_tokens = len(prompt.ids), 0
         self._finished = False
         self._parser = prompt.parser() if prompt.parser else None
@@ -89,6 +108,8 @@ class LlamaReader:
         if not isinstance(text, str):
             raise OddAnswer("content")
         scores = self._scores(event.get("completion_probabilities") or [])
+        if not self._most:  # it writes a token also where none is wanted
+            text, scores = "", ()
         if not event.get("stop"):
             piece = self._piece(clean(text), scores)
             return [] if piece is None else [piece]
@@ -108,7 +129,7 @@ class LlamaReader:
     def _last(self, text: str, scores: tuple[TokenScore, ...], event: Mapping[str, Any]) -> Piece:
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         tokens = event.get("tokens_predicted")
-        count = tokens if type(tokens) is int else 0
+        count = min(tokens, self._most) if type(tokens) is int else 0
         if self._parser is None:
             return Piece(text=text, scores=scores, finish=finish, tokens=count)
         first, rest = self._parser.feed(text), self._parser.end()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +31,10 @@ from tuneloop.serving.answers.call_formats import THOUGHT, call_format, forced_c
 from tuneloop.serving.answers.parsing import answer_parser
 from tuneloop.serving.answers.several import Several
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Piece, Query
-from tuneloop.serving.llamacpp.gguf_body import GgufPrompt, LlamaReader, llama_body
+from tuneloop.serving.llamacpp.gguf_body import GgufPrompt, LlamaReader, llama_body, require_schema
 from tuneloop.serving.llamacpp.gguf_files import GgufModel, gguf_model
 from tuneloop.serving.llamacpp.token_budget import TokenBudget
-from tuneloop.serving.upstream.supervisor import Supervisor, log
+from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.upstream.upstream import Upstream
 from tuneloop.serving.upstream.upstream_stream import OpenStreams, UpstreamStream
 from tuneloop.serving.wire import read_error
@@ -142,6 +141,7 @@ class GgufEngine:
         self.open = True
         self._doubted: GgufChild | None = None
         self._supervisor = Supervisor(partial(GgufChild, model, tokens, slots), notice)
+        self._supervisor.start()
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class GgufEngine:
 
     @property
     def ready(self) -> bool:
-        return self.open and self._supervisor.child is not None
+        return self.open and self._supervisor.ready
 
     @property
     def pending(self) -> int:
@@ -379,20 +379,6 @@ def _require_tokens(ids: Sequence[int], vocabulary: int, param: str) -> None:
     if (most := max(ids, default=0)) >= vocabulary:
         facts: dict[str, Any] = {"token": most, "id": most, "tokens": vocabulary, "rows": vocabulary}
         raise ServeError("TL-SERVE-TOKEN", where=param, param=param, **facts)
-
-
-def require_schema(schema: Mapping[str, Any]) -> None:
-    """Raise TL-SERVE-SCHEMA for a schema that llama.cpp's grammar library has something against: llama.cpp itself would
-    answer without it, in silence."""
-    from llguidance import LLMatcher
-
-    try:
-        fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)))))
-    except (ValueError, RecursionError) as error:
-        fault = str(error) or type(error).__name__
-    if fault:
-        first = next((line for line in fault.splitlines() if line.strip()), "?")
-        raise ServeError("TL-SERVE-SCHEMA", param="response_format", error=first.strip()[:300])
 
 
 def cache_tokens(model: GgufModel, settings: ServePart) -> int:

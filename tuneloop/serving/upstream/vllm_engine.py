@@ -28,8 +28,8 @@ from tuneloop.base.language import t
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.engine import AnswerStream, Query
 from tuneloop.serving.llamacpp.gguf_files import ABOUT, read_json, require_verified
+from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.upstream.proxy_engine import ProxyEngine
-from tuneloop.serving.upstream.supervisor import Supervisor, log
 from tuneloop.serving.upstream.upstream import Upstream
 
 PATIENCE = 1800.0
@@ -108,10 +108,11 @@ class VllmEngine(ProxyEngine):
         super().__init__([upstream], notice)
         self.name = name
         self._supervisor = Supervisor(make, notice)
+        self._supervisor.start()
 
     @property
     def ready(self) -> bool:
-        return self._supervisor.child is not None and super().ready
+        return self._supervisor.ready and super().ready
 
     async def submit(self, query: Query) -> AnswerStream:
         await self._supervisor.running(RESTART_SECONDS)

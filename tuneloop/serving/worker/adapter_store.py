@@ -12,6 +12,7 @@ from typing import Any
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.inference.open import trained_system
 from tuneloop.inference.row_adapters import LoraTensors, RowAdapters
+from tuneloop.inference.tokenizer import load_tokenizer
 from tuneloop.inference.trained import answer_prefix
 from tuneloop.methods.adapters import require_same_base
 from tuneloop.runs.run import run_recipe
@@ -87,11 +88,9 @@ class AdapterStore:
         return self._base_format
 
     def base_format(self) -> ChatFormat:
-        """How the base itself is spoken with."""
+        """How the base itself is spoken with. Read before anything is answered."""
         if self._base_format is None:
-            tokens = self._tokenizers.load(self._base)
-            with tokens.lock:
-                self._base_format = ChatFormat(self.rows.base, tokens, trained_system(self._base))
+            return self.format_of(self._base, load_tokenizer(self._base), trained_system(self._base), "")
         return self._base_format
 
     def fits(self, adapter: LoadedAdapter) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from tuneloop.inference.generate import Answerer
 from tuneloop.inference.text_stream import Decode, decoding
 from tuneloop.inference.token_bytes import TokenBytes
 from tuneloop.inference.tokenizer import load_tokenizer
+from tuneloop.model.old_keys import keep_old_keys
 from tuneloop.serving.answers.call_formats import THOUGHT, markers
 
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja")
@@ -74,14 +77,23 @@ class ChatFormat:
 
 
 class TokenizerStore:
-    """Tokenizers that were loaded, by the bytes of their files: adapters of one base mostly bring the same."""
+    """Tokenizers that were loaded, by the bytes of their files: adapters of one base mostly bring the same.
+
+    To read one holds up all threads of this process, up to a second for a large vocabulary (its library keeps the
+    interpreter to itself), so the base's is known in the form, too, in which training has saved it beside an adapter.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, Tokens] = {}
 
     def add(self, folder: Path, tokenizer: Any) -> Tokens:
-        """Put one in that is loaded."""
-        return self._of(folder, lambda: tokenizer)
+        """Put one in that is loaded from a folder, also as training saves it."""
+        tokens = self._of(folder, lambda: tokenizer)
+        with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as saved:  # not all can be saved
+            tokenizer.save_pretrained(saved)
+            keep_old_keys(Path(saved), folder)
+            self._known.setdefault(_digest(Path(saved)), tokens)
+        return tokens
 
     def load(self, folder: Path) -> Tokens:
         """The tokenizer of a model or adapter folder."""

@@ -12,11 +12,18 @@ from typing import IO, Any
 
 from tuneloop.base import frames
 from tuneloop.base.environment import waits_our_way
+from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.frames import exit_words, receive, start_child
+from tuneloop.base.language import t
+from tuneloop.serving.wire import read_error
 
 Frame = dict[str, Any]
+LOADING_SECONDS = 7200.0
+"""How long a child may take to load its model; it may have to be fetched first."""
 END_SECONDS = 2.0
 """How long a child may take to end by itself once nobody writes to it any more."""
+LOOK_SECONDS = 0.2
+"""Between two looks at whether it stands still."""
 ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """oneDNN keeps its code for each number of rows there may be (`inference/fast_step.py`); weights lie in large pages."""
 SPINS = {"GOMP_SPINCOUNT": "10000"}
@@ -24,11 +31,19 @@ SPINS = {"GOMP_SPINCOUNT": "10000"}
 
 
 class ChildProcess:
-    """A running child. `on_frame` is called with each of its frames, in a thread of its own. `stop` it when done."""
+    """A running child, which is told by `load_frame` what to load: it answers "loaded", or "failed" with its error.
 
-    def __init__(self, module: str, on_frame: Callable[[Frame], None]) -> None:
+    `on_frame` is called with each of its frames, in a thread of its own. `late` says since when it stands still, in
+    words, None where it does not; it is asked once the child has loaded. `close` it when done.
+    """
+
+    def __init__(
+        self, module: str, load_frame: Frame, on_frame: Callable[[Frame], None], late: Callable[[], str | None]
+    ) -> None:
         self._process = start_child(module, environment=ENVIRONMENT | (SPINS if waits_our_way() else {}))
-        self._on_frame = on_frame
+        self._on_frame, self._late = on_frame, late
+        self._loaded = False
+        self._failure: TuneloopError | None = None
         self._out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.ended = threading.Event()
         """Set when no more frames will come."""
@@ -39,6 +54,30 @@ class ChildProcess:
         ]
         for thread in self._threads:
             thread.start()
+        self.send(load_frame)
+
+    def begin(self) -> None:
+        """Wait until it has loaded. Raises its error, TL-SERVE-DOWN where it gives none."""
+        end = self.started + LOADING_SECONDS
+        while not self._loaded and self._failure is None and time.monotonic() < end:
+            if self.ended.wait(LOOK_SECONDS / 4):
+                break
+        if self._failure is not None:
+            raise self._failure
+        if not self._loaded:
+            words = self.stop() if self.ended.is_set() else still_words(LOADING_SECONDS)
+            raise ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=1)
+
+    def wait(self) -> str:
+        """Wait until it has ended, and end it where it stands still. How it ended, in words."""
+        while not self.ended.wait(LOOK_SECONDS):
+            if words := self._late():
+                self.stop()
+                return words
+        return self.stop()
+
+    def close(self) -> None:
+        self.stop(END_SECONDS)
 
     @property
     def pid(self) -> int:
@@ -65,11 +104,6 @@ class ChildProcess:
                     pipe.close()
         return exit_words(code)
 
-    def exit_words(self) -> str | None:
-        """How it ended; None while it runs."""
-        code = self._process.poll()
-        return None if code is None else exit_words(code)
-
     def _write(self) -> None:
         pipe = self._process.stdin
         assert pipe is not None
@@ -87,6 +121,10 @@ class ChildProcess:
         try:
             while (frame := self._next(pipe)) is not None:
                 self._on_frame(frame)
+                if frame["do"] == "loaded":
+                    self._loaded = True
+                elif frame["do"] == "failed":
+                    self._failure = read_error(frame["error"])
         finally:
             self.ended.set()
 
@@ -97,3 +135,8 @@ class ChildProcess:
         except (OSError, ValueError):  # cut off in the middle
             return None
         return None if frame is None else frame[0]
+
+
+def still_words(seconds: float) -> str:
+    """That a child stood still for so long."""
+    return t("it stood still for {seconds:g} seconds", seconds=seconds)

@@ -72,6 +72,7 @@ def _base_with_adapters(run: Path, recipe: Recipe, settings: ServePart, key: str
     base, bits = resolve.model_folder(recipe.model), bits_of(recipe.train)
     model: nn.Module = placed(load_model(base, recipe.model.dtype, quantized=bits))
     store = AdapterStore(RowAdapters(model), base, settings.adapter_memory * GIB)
+    store.base_format()
     try:
         own = store.load(key, run)
     except ServeError:  # a kind that cannot share passes, or one that does not fit: then it is said here

@@ -1,41 +1,32 @@
 """The engine of a child process, as its server has it: it computes with torch, and this side imports none of it.
 
 Queries go out and pieces come in as frames. A thread reads them and hands the pieces of one step to each event loop at
-once; another watches the child, and starts it again when it ends or stands still.
+once; a supervisor starts the child again when it ends or stands still.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneloop.base.errors import ServeError, TuneloopError
-from tuneloop.base.language import current, t
+from tuneloop.base.errors import ServeError
+from tuneloop.base.language import current
 from tuneloop.recipe.schema import ServePart
 from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.engine import ModelEntry, Query
 from tuneloop.serving.settings import served_name
+from tuneloop.serving.supervisor import Supervisor, log
 from tuneloop.serving.wire import query_frame, read_error, read_piece
-from tuneloop.serving.worker.child_process import END_SECONDS, ChildProcess, Frame
+from tuneloop.serving.worker.child_process import ChildProcess, Frame, still_words
 from tuneloop.serving.worker.under_way import AnswersUnderWay, Happening, QueryUnderWay, hand_out
 
-log = logging.getLogger("tuneloop.serving")
-
 CHILD = "tuneloop.serving.worker.torch_child"
-LOADING_SECONDS = 7200.0
-"""How long the child may take to load its model; it may have to be fetched first."""
-RESTARTS, WINDOW = 5, 600.0
-"""So many times in so many seconds the child is started again; then it stays down."""
-LONGEST_PAUSE = 30.0
-"""Seconds between two starts at most: 0, 1, 2, 4, … after one another."""
 READY_SECONDS = 60.0
 """How long a request waits for a child that is being started again."""
 
@@ -56,7 +47,7 @@ class TorchEngine:
     ) -> None:
         self._settings = settings or ServePart()
         versions.require(workspace, str(ref))  # a misspelt name need not wait for a process to start
-        self._load_frame = {
+        load_frame = {
             "do": "open",
             "ref": str(ref),
             "workspace": str(workspace),
@@ -64,44 +55,30 @@ class TorchEngine:
             "language": current(),
             "key": served_key(str(ref), workspace),
         }
-        self._say = say
         self._numbers = itertools.count(1)
         self._lock = threading.Condition()
         """Guards what follows; notified whenever any of it changes."""
         self._requests: dict[int, QueryUnderWay] = {}
-        self._child: ChildProcess | None = None
-        """The child that has loaded."""
         self._about: dict[str, Any] = {}
         self._catalogue: Catalogue | None = None
         self._workspace = workspace
-        self._failure: TuneloopError | None = None
-        """Why the child stays down."""
         self._gauges: dict[str, float] = {}
         self._adapters: frozenset[str] = frozenset()
         """Keys of the adapters that the child has in memory."""
         self._heard = {"main": 0.0, "door": 0.0}
         """When each of the child's two threads was heard of last."""
-        self._restarts = 0
         self._seconds = 1.0
         self._cut = False
         self.open = True
         self._name = served_name(ref)
-        self._supervisor = threading.Thread(target=self._supervise, name="tuneloop-engine", daemon=True)
+        self._supervisor = Supervisor(
+            lambda: ChildProcess(CHILD, load_frame, self._hear, self._stands_still), say, self._lost
+        )
         self._supervisor.start()
-        try:
-            with self._lock:
-                self._lock.wait_for(lambda: self._child is not None or self._failure is not None)
-                failure = self._failure
-        except BaseException:
-            self.close()
-            raise
-        if failure is not None:
-            self.close()
-            raise failure
 
     @property
     def ready(self) -> bool:
-        return self.open and self._child is not None
+        return self.open and self._supervisor.ready
 
     @property
     def pending(self) -> int:
@@ -137,13 +114,13 @@ class TorchEngine:
         if not self.open:
             raise ServeError("TL-SERVE-CLOSING", status=503)
         source = await self._source(query.model)
-        child = self._child or await self._restarted()
+        child = await self._supervisor.running(READY_SECONDS)
         request = QueryUnderWay(next(self._numbers), query, asyncio.get_running_loop())
         with self._lock:
             if not self.open:
                 raise ServeError("TL-SERVE-CLOSING", status=503)
-            if child is not self._child:
-                raise self._down()
+            if child is not self._supervisor.child:
+                raise self._supervisor.down()
             self._requests[request.number] = request
         try:
             child.send({"do": "query", "id": request.number, "query": query_frame(query), "source": source})
@@ -168,115 +145,44 @@ class TorchEngine:
         run = await asyncio.to_thread(listing.source.run)
         return {"key": listing.source.key, "run": str(run)}
 
-    async def _restarted(self) -> ChildProcess:
-        """The child, once it has loaded again. Raises TL-SERVE-DOWN, TL-SERVE-CLOSING."""
-        end = time.monotonic() + READY_SECONDS
-        while (child := self._child) is None:
-            if not self.open:
-                raise ServeError("TL-SERVE-CLOSING", status=503)
-            if self._failure is not None or time.monotonic() > end:
-                raise self._failure or self._down()
-            await asyncio.sleep(0.05)
-        return child
-
     def gauges(self) -> Mapping[str, float]:
         with self._lock:
-            return {**self._gauges, "engine_restarts_total": float(self._restarts)}
+            return {**self._gauges, "engine_restarts_total": float(self._supervisor.restarts)}
 
     def cancel(self, request: QueryUnderWay) -> None:
         """Nobody listens any more: the request's answers end before their next token."""
         with self._lock:
             there = self._requests.pop(request.number, None) is not None
-            child = self._child
+            child = self._supervisor.child
             self._lock.notify_all()
         if there and child is not None:
             child.send({"do": "cancel", "id": request.number})
 
     def close(self, grace: float = 0.0) -> None:
         with self._lock:
-            child, self.open = self._child, False
+            child, self.open = self._supervisor.child, False
             self._cut = self._cut or not grace
             self._lock.notify_all()
             if child is not None and not self._cut:
                 child.send({"do": "drain"})
-                self._lock.wait_for(lambda: not self._requests or self._cut or child is not self._child, grace)
+                self._lock.wait_for(lambda: not self._requests or self._cut, grace)
                 self._cut = True
                 self._lock.notify_all()
         self._fail_all(lambda: ServeError("TL-SERVE-CLOSING", status=503))
-        self._supervisor.join()
+        self._supervisor.close()
 
-    # What follows runs in the supervising thread, and in the thread that reads the child's frames.
+    # What follows runs in the thread that watches the child, and in the one that reads its frames.
 
-    def _supervise(self) -> None:
-        starts: deque[float] = deque(maxlen=RESTARTS)
-        while True:
-            words = self._one_life()
-            if not self.open or self._failure is not None:
-                return
-            now = time.monotonic()
-            recent = sum(now - start < WINDOW for start in starts)
-            if recent >= RESTARTS:
-                self._stay_down(words)
-                return
-            starts.append(now)
-            self._restarts += 1
-            pause = min(LONGEST_PAUSE, 2.0 ** (recent - 1)) if recent else 0.0
-            words = t("the engine ended ({reason}) and is started again", reason=words)
-            self._say(words)
-            with self._lock:
-                if self._lock.wait_for(lambda: not self.open, pause):
-                    return
+    def _lost(self, how: str) -> None:
+        self._fail_all(lambda: self._supervisor.down(how))
 
-    def _stay_down(self, words: str) -> None:
+    def _stands_still(self) -> str | None:
+        """That the child has not been heard of for too long; None where it has."""
+        now, seconds = time.monotonic(), self._settings.watchdog
         with self._lock:
-            self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
-            self._lock.notify_all()
-        words = t(
-            "the engine ended {n} times within {minutes:g} minutes ({reason}) and stays down: start the server again",
-            n=RESTARTS + 1,
-            minutes=WINDOW / 60,
-            reason=words,
-        )
-        self._say(words)
-
-    def _one_life(self) -> str:
-        """A child from its start to its end. Why it ended, in words."""
-        child = ChildProcess(CHILD, lambda frame: self._hear(child, frame))
-        child.send(self._load_frame)
-        reason, calm = None, False
-        try:
-            while not child.ended.wait(0.2) and reason is None:
-                with self._lock:
-                    if calm := not self.open and (self._cut or self._child is None):
-                        break
-                    reason = self._stands_still(child)
-        finally:
-            with self._lock:
-                loaded, self._child = self._child is child, None
-                self._lock.notify_all()
-            words = child.stop(END_SECONDS if calm else 0.0)
-            words = reason or words
-        if not loaded and self.open and self._failure is None and not self._about:
-            with self._lock:  # its first start: the caller hears why
-                self._failure = ServeError("TL-SERVE-DOWN", status=503, error=words, seconds=int(LONGEST_PAUSE))
-                self._lock.notify_all()
-        self._fail_all(lambda: self._down(words))
-        return words
-
-    def _stands_still(self, child: ChildProcess) -> str | None:
-        now = time.monotonic()
-        if child is not self._child:
-            late, seconds = now - child.started, LOADING_SECONDS
-        else:
-            seconds = self._settings.watchdog
             waiting = [one.began for one in self._requests.values() if not one.accepted]
-            door = now - max(min(waiting), self._heard["door"]) if waiting else 0.0
-            late = max(door, now - self._heard["main"])
-        return t("it stood still for {seconds:g} seconds", seconds=seconds) if late > seconds else None
-
-    def _down(self, words: str = "") -> ServeError:
-        seconds = max(1, round(float(self._about.get("seconds", 1))))
-        return ServeError("TL-SERVE-DOWN", status=503, error=words or t("it is being started again"), seconds=seconds)
+        door = now - max(min(waiting), self._heard["door"]) if waiting else 0.0
+        return still_words(seconds) if max(door, now - self._heard["main"]) > seconds else None
 
     def _fail_all(self, error: Callable[[], BaseException]) -> None:
         with self._lock:
@@ -285,7 +191,7 @@ class TorchEngine:
             self._lock.notify_all()
         self._hand_out([(request, error()) for request in requests])
 
-    def _hear(self, child: ChildProcess, frame: Frame) -> None:
+    def _hear(self, frame: Frame) -> None:
         """Take a frame of the child."""
         what, now = frame["do"], time.monotonic()
         if what == "step":
@@ -297,19 +203,9 @@ class TorchEngine:
             self._hear_verdict(frame)
         elif what == "loaded":
             self._heard["main"] = now
-            with self._lock:
-                self._about = {**frame["about"], "seconds": now - child.started}
-                self._adapters = frozenset()
-                if self._catalogue is None:
-                    self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
-                self._child = child
-                self._lock.notify_all()
-        elif what == "failed":
-            failure = read_error(frame["error"])
-            log.error(str(failure))
-            with self._lock:
-                self._failure = None if self._about else failure  # at its first start the caller hears why
-                self._lock.notify_all()
+            self._about, self._adapters = frame["about"], frozenset()
+            if self._catalogue is None:
+                self._catalogue = Catalogue(self._name, self._workspace, _shared_base(self._about, self._name))
 
     def _hear_verdict(self, frame: Frame) -> None:
         """A query was accepted, or refused."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from tuneloop.serving.http.body import read_body
-from tuneloop.serving.http.events import EventStream, events, pieces_of, unless_gone, usage
+from tuneloop.serving.http.events import written
 from tuneloop.serving.http.routes.context import ServerContext
 from tuneloop.serving.http.text_requests import CompletionRequest
 from tuneloop.serving.http.text_writer import TextWriter
@@ -20,9 +19,4 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
         writer = TextWriter(body.model, len(queries) * queries[0].n, likeliest=body.logprobs)
         request.state.reply_id = writer.id
         stream = await context.ask(request, queries, body.places)
-        if body.stream:
-            return EventStream(events(writer, stream, body.with_usage, body.places), stream)
-        pieces = await unless_gone(request, pieces_of(stream), stream)
-        if pieces is None:
-            return Response(status_code=499)  # nobody reads it: for the logs
-        return JSONResponse(writer.completion(pieces, usage(stream, sum(piece.tokens for piece in pieces))))
+        return await written(request, body, writer, stream)

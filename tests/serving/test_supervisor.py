@@ -11,8 +11,8 @@ import pytest
 
 from tests.serving.upstreams import on_loop
 from tuneloop.base.errors import ServeError
-from tuneloop.serving.upstream import supervisor
-from tuneloop.serving.upstream.supervisor import Supervisor
+from tuneloop.serving import supervisor
+from tuneloop.serving.supervisor import Supervisor
 
 
 class Child:
@@ -36,7 +36,7 @@ class Child:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(supervisor, "PAUSES", (0.0, 0.01, 0.02))
 
 
 def until(condition: Any) -> None:
@@ -49,20 +49,23 @@ def until(condition: Any) -> None:
 def test_the_first_one_that_does_not_start_is_an_error() -> None:
     bad = Child(fault=True)
     with pytest.raises(ServeError, match="TL-SERVE-VLLM"):
-        Supervisor(lambda: bad)
+        Supervisor(lambda: bad).start()
     assert bad.closed == 1
 
 
 def test_one_that_ends_is_started_again_until_it_comes_up() -> None:
     first, bad, second = Child(), Child(fault=True), Child()
     children, notes = iter([first, bad, second]), list[str]()
-    watched = Supervisor(lambda: next(children), notes.append)
+    lost: list[str] = []
+    watched = Supervisor(lambda: next(children), notes.append, lost.append)
+    watched.start()
     assert watched.child is first
     first.ended.set()
     until(lambda: watched.child is second)
     assert watched.restarts == 1
     assert [first.closed, bad.closed, second.closed] == [1, 1, 0]
     assert len(notes) == 3
+    assert lost == ["it ended"]
     watched.close()
     assert second.closed
     assert watched.child is None
@@ -72,14 +75,62 @@ def test_one_that_ends_is_started_again_until_it_comes_up() -> None:
 def test_closing_while_it_is_started_again_ends_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Child()
     children = iter([first])
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 30.0)
+    monkeypatch.setattr(supervisor, "PAUSES", (30.0,))
     watched = Supervisor(lambda: next(children), lambda text: None)
+    watched.start()
     first.ended.set()
     until(lambda: watched.child is None)
     began = time.monotonic()
     watched.close()
     assert time.monotonic() - began < 5
     assert not watched._thread.is_alive()
+
+
+def test_closing_ends_one_that_does_not_come_up() -> None:
+    class Loading(Child):
+        def begin(self) -> None:
+            self.ended.wait(60)
+            raise ServeError("TL-SERVE-VLLM", error="it was ended")
+
+    first, second = Child(), Loading()
+    children, notes = iter([first, second]), list[str]()
+    watched = Supervisor(lambda: next(children), notes.append)
+    watched.start()
+    first.ended.set()
+    until(lambda: watched._latest is second)
+    watched.close()
+    assert (second.closed > 0, watched.ready, watched._thread.is_alive()) == (True, False, False)
+    assert len(notes) == 1, "nobody is told that what was closed could not be started"
+
+
+@on_loop
+async def test_one_that_ends_again_and_again_stays_down_and_says_why() -> None:
+    """Those that do not come up count, whatever keeps them from it; nobody waits for what will not come."""
+    faulty = Child(fault=True)
+    children, notes = [Child(), Child(), faulty], list[str]()
+
+    def make() -> Child:
+        if not children:
+            raise OSError("no more processes")
+        return children.pop(0)
+
+    watched = Supervisor(make, notes.append)
+    watched.start()
+    for n in range(2):
+        await asyncio.to_thread(until, lambda n=n: watched.restarts == n)
+        child = watched.child
+        assert child is not None
+        child.ended.set()
+    await asyncio.to_thread(until, lambda: watched.failure is not None)
+    assert (watched.ready, watched.restarts, faulty.closed) == (False, 1, 1)
+    assert "stays down" in notes[-1]
+    assert "no more processes" in notes[-1]
+    began = time.monotonic()
+    with pytest.raises(ServeError, match="no more processes") as caught:
+        await watched.running(30)
+    assert time.monotonic() - began < 5
+    assert (caught.value.code, caught.value.facts["status"]) == ("TL-SERVE-DOWN", 503)
+    await asyncio.to_thread(watched.close)
 
 
 @on_loop
@@ -94,6 +145,7 @@ async def test_a_request_waits_for_it_and_not_for_ever() -> None:
         return child
 
     watched = Supervisor(make, lambda text: None)
+    watched.start()
     assert await watched.running(1) is first
     first.ended.set()
     await asyncio.to_thread(until, lambda: watched.child is None)
