@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -58,8 +59,8 @@ def postgres_server() -> Iterator[PostgresServer]:
             _await(url, process)
             yield PostgresServer(url, files)
         finally:
-            process.terminate()
-            process.wait(30)
+            process.send_signal(signal.SIGINT)  # SIGTERM would wait for connections that somebody has left
+            process.wait(60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

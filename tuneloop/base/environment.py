@@ -34,7 +34,9 @@ class Environment:
     redis: str = field(repr=False)
     """TUNELOOP_REDIS: the Redis of `tuneloop serve` where the recipe names none; it may have a password in it."""
     store: str = field(repr=False)
-    """TUNELOOP_STORE: a PostgreSQL that has the keys in place of the workspace's own file."""
+    """TUNELOOP_STORE: the database's URL for keys, replies, feedback and batches; empty means the workspace's file."""
+    user_secret: str = field(repr=False)
+    """TUNELOOP_USER_SECRET: what users' names are hashed with where several machines share a database."""
     served: str
     """TUNELOOP_SERVE: what the application of tuneloop.serving.asgi serves, as `tuneloop serve` takes it."""
     serve_config: str
@@ -82,6 +84,7 @@ def environment() -> Environment:
         upstream_key=get("TUNELOOP_UPSTREAM_KEY", "").strip(),
         redis=get("TUNELOOP_REDIS", "").strip(),
         store=get("TUNELOOP_STORE", "").strip(),
+        user_secret=get("TUNELOOP_USER_SECRET", "").strip(),
         served=get("TUNELOOP_SERVE", ""),
         serve_config=get("TUNELOOP_SERVE_CONFIG", ""),
         serve_workspace=Path(get("TUNELOOP_SERVE_WORKSPACE") or "."),

@@ -26,8 +26,8 @@ MOST = 100_000_000
 
 @contextmanager
 def _store(workspace: Path) -> Iterator[Store]:
+    from tuneloop.improvement.archive import store_place
     from tuneloop.registry.store import open_store
-    from tuneloop.serving.settings import store_place
 
     store = open_store(store_place(workspace))
     try:

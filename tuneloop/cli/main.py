@@ -21,6 +21,7 @@ from tuneloop.cli import (
     evaluate,
     explain,
     export,
+    forget,
     judge,
     key,
     model,
@@ -59,6 +60,7 @@ for verb in (
     chat.chat,
     predict.predict,
     serve.serve,
+    forget.forget,
 ):
     app.command(cls=Verb)(verb)
 app.add_typer(model.app, name="model")

@@ -52,11 +52,12 @@ def serve(
     from tuneloop.base.errors import ServeError
     from tuneloop.base.language import t
     from tuneloop.cli.show import say
+    from tuneloop.improvement.archive import store_place
     from tuneloop.serving.access.access import is_remote
     from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.application import application
     from tuneloop.serving.http import api, logs
-    from tuneloop.serving.settings import open_to_others, read_key, store_place
+    from tuneloop.serving.settings import open_to_others, read_key
 
     key_file = Path(settings.key_file) if settings.key_file else None
     key = read_key(key_file) if key_file else None

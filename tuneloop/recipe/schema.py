@@ -382,6 +382,24 @@ class SafetyPart(Section):
         return "off" if raw is False else raw
 
 
+class RecordsPart(Section):
+    """What is kept of questions and answers."""
+
+    replies: Literal["off", "sampled", "full"] = Field("off", description="Which replies are kept in the store.")
+    share: float = Field(0.1, gt=0, le=1, description="Of sampled: the share of the requests that is kept.")
+    mask: bool = Field(True, description="Replace personal data in kept texts by its kind before they are written.")
+    feedback: bool = Field(True, description="Take feedback at /v1/feedback.")
+
+
+class BatchesPart(Section):
+    """Long jobs: files of requests."""
+
+    enabled: bool = Field(True, description="Take files and batches at /v1/files and /v1/batches.")
+    at_once: int = Field(4, ge=1, le=1024, description="Requests of batches that are answered at the same time.")
+    file_mb: int = Field(100, ge=1, le=2000, description="Largest file, in MB.")
+    storage_mb: int = Field(2000, ge=1, description="What the files of one key may take together, in MB.")
+
+
 class ServePart(Section):
     """How the result is served."""
 
@@ -406,6 +424,8 @@ class ServePart(Section):
     drain: float = Field(60.0, ge=0, description="Seconds that answers under way get after SIGTERM.")
     cache: CachePart = Field(default_factory=CachePart)
     safety: SafetyPart = Field(default_factory=SafetyPart, description="The guard of questions and answers.")
+    records: RecordsPart = Field(default_factory=RecordsPart)
+    batches: BatchesPart = Field(default_factory=BatchesPart)
 
 
 class Recipe(Section):

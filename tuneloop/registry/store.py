@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     Engine,
+    Float,
     Integer,
     MetaData,
     String,
@@ -124,6 +126,88 @@ api_keys = Table(
     *(Column(name, Integer, nullable=True) for name in ("requests", "tokens", "streams")),
 )
 
+replies = Table(
+    "replies",
+    metadata,
+    Column("id", String(96), primary_key=True),
+    Column("prompt", Integer, primary_key=True),
+    Column("created", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("user_hash", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("question", Text, nullable=False),
+    Column("answers", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("answer_tokens", Integer, nullable=False),
+)
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("reply", String(96), primary_key=True),
+    Column("choice", Integer, primary_key=True),
+    Column("user_hash", String(64), primary_key=True),
+    Column("created", Integer, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("thumb", String(8), nullable=False),
+    Column("score", Float, nullable=True),
+    Column("correction", Text, nullable=False),
+)
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("user_hash", String(64), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+file_lines = Table(
+    "file_lines",
+    metadata,
+    Column("file", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("user_hash", String(64), nullable=False),
+    Column("content", Text, nullable=False),
+)
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("user_hash", String(64), nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("input_file", String(64), nullable=False),
+    Column("output_file", String(64), nullable=False),
+    Column("error_file", String(64), nullable=False),
+    Column("notes", Text, nullable=False),
+    Column("errors", Text, nullable=False),
+    Column("times", Text, nullable=False),
+    Column("expires", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("lease", Float, nullable=False),
+)
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("user_hash", String(64), primary_key=True),
+    Column("tenant", Text, primary_key=True),
+    Column("at", Float, nullable=False),
+)
+
 # Text, not the tables above: those say how the schema is today, a migration says for ever what one step of it was.
 MIGRATIONS: list[tuple[str, ...]] = [
     (
@@ -152,6 +236,32 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "digest VARCHAR(64) NOT NULL, scopes TEXT NOT NULL, created VARCHAR(32) NOT NULL, "
         "expires VARCHAR(32) NOT NULL, revoked VARCHAR(32) NOT NULL, "
         "requests INTEGER, tokens INTEGER, streams INTEGER)",
+    ),
+    (
+        "CREATE TABLE replies (id VARCHAR(96) NOT NULL, prompt INTEGER NOT NULL, created INTEGER NOT NULL, "
+        "tenant TEXT NOT NULL, key_id TEXT NOT NULL, user_hash VARCHAR(64) NOT NULL, model TEXT NOT NULL, "
+        "version TEXT NOT NULL, arm TEXT NOT NULL, purpose VARCHAR(16) NOT NULL, question TEXT NOT NULL, "
+        "answers TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, "
+        "PRIMARY KEY (id, prompt))",
+        "CREATE INDEX replies_user ON replies (user_hash)",
+        "CREATE TABLE feedback (tenant TEXT NOT NULL, reply VARCHAR(96) NOT NULL, choice INTEGER NOT NULL, "
+        "user_hash VARCHAR(64) NOT NULL, created INTEGER NOT NULL, key_id TEXT NOT NULL, thumb VARCHAR(8) NOT NULL, "
+        "score FLOAT, correction TEXT NOT NULL, PRIMARY KEY (tenant, reply, choice, user_hash))",
+        "CREATE INDEX feedback_user ON feedback (user_hash)",
+        "CREATE TABLE files (id VARCHAR(64) NOT NULL PRIMARY KEY, created INTEGER NOT NULL, tenant TEXT NOT NULL, "
+        "key_id TEXT NOT NULL, user_hash VARCHAR(64) NOT NULL, filename TEXT NOT NULL, purpose VARCHAR(32) NOT NULL, "
+        "size BIGINT NOT NULL)",
+        "CREATE TABLE file_lines (file VARCHAR(64) NOT NULL, number INTEGER NOT NULL, user_hash VARCHAR(64) NOT NULL, "
+        "content TEXT NOT NULL, PRIMARY KEY (file, number))",
+        "CREATE INDEX file_lines_user ON file_lines (user_hash)",
+        "CREATE TABLE batches (id VARCHAR(64) NOT NULL PRIMARY KEY, created INTEGER NOT NULL, tenant TEXT NOT NULL, "
+        "user_hash VARCHAR(64) NOT NULL, caller TEXT NOT NULL, endpoint VARCHAR(64) NOT NULL, "
+        "status VARCHAR(16) NOT NULL, input_file VARCHAR(64) NOT NULL, output_file VARCHAR(64) NOT NULL, "
+        "error_file VARCHAR(64) NOT NULL, notes TEXT NOT NULL, errors TEXT NOT NULL, times TEXT NOT NULL, "
+        "expires INTEGER NOT NULL, total INTEGER NOT NULL, completed INTEGER NOT NULL, failed INTEGER NOT NULL, "
+        "owner VARCHAR(64) NOT NULL, lease FLOAT NOT NULL)",
+        "CREATE TABLE forgotten (user_hash VARCHAR(64) NOT NULL, tenant TEXT NOT NULL, at FLOAT NOT NULL, "
+        "PRIMARY KEY (user_hash, tenant))",
     ),
 ]
 
@@ -199,6 +309,35 @@ class Store:
         """The number of the last migration applied."""
         with self.read() as connection:
             return int(connection.execute(select(func.max(schema_version.c.number))).scalar_one() or 0)
+
+    def scrub(self) -> None:
+        """See to it that no byte of a deleted row is left in the database's files: SQLite's file and log are written
+        anew, PostgreSQL's tables are. PostgreSQL's own log goes as its server recycles it.
+
+        Raises TL-RUN-STORE-BUSY where others do not let go of the file.
+        """
+        with self._coded(), self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            if connection.dialect.name == "postgresql":
+                for table in metadata.tables:
+                    connection.execute(text(f"VACUUM FULL {table}"))
+                return
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """VACUUM goes through the log; a log that is cut off holds nothing. Readers may stand in the way of the cut."""
+        with self._coded():
+            raw = self.engine.raw_connection()
+            try:
+                cursor = raw.cursor()
+                cursor.execute("VACUUM")
+                end = time.monotonic() + BUSY_SECONDS
+                while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() > end:
+                        raise RunError("TL-RUN-STORE-BUSY", where=self.where, error="wal_checkpoint")
+                    time.sleep(0.05)
+            finally:
+                raw.close()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -254,6 +393,7 @@ def _connector(path: Path) -> Callable[[], Any]:
             raw.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
             raw.execute("PRAGMA foreign_keys = ON")
             raw.execute("PRAGMA synchronous = FULL")
+            raw.execute("PRAGMA secure_delete = ON")
             _use_wal(raw)
         except BaseException:
             raw.close()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tuneloop.serving.access.key_ring import KeyRing
+    from tuneloop.serving.record_keeper import RecordKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Caller:
 
 
 NOBODY = Caller()
+CALLER = "tuneloop.caller"
+"""Where the scope of a request of the server's own says for whom it is; nothing that a client sends gets there."""
 
 
 def caller_of(request: Request) -> Caller:
@@ -72,10 +75,13 @@ class Admission:
     """One step. What it does not override lets everything through."""
 
     of_keys = False
-    """Whether `enter` finds out who sends a request: the server's own requests, for which that is known, pass it by."""
+    """Whether `enter` finds out who sends a request: lines of batches, of which that is known, pass `readmit`."""
 
     async def enter(self, request: Request) -> None:
         """Before the body is read, on every route but those in `scopes.OPEN`."""
+
+    async def readmit(self, request: Request) -> None:
+        """In place of `enter`, where it is known who sends a request and their key was looked at long ago."""
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
@@ -100,8 +106,10 @@ def admission_steps(
     workspace: Path = Path(),
     *,
     ring: KeyRing | None = None,
+    keeper: RecordKeeper | None = None,
 ) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store.
+    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store, `keeper`
+    keeps replies in it.
 
     Raises what the steps raise when made.
     """
@@ -113,12 +121,14 @@ def admission_steps(
     from tuneloop.serving.guard import guard_step
 
     guard = guard_step(settings.safety, workspace)
-    version = "" if guard is None else guard.version
+    policy = "" if guard is None else guard.version
+    secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
     return [
         Access(api_key, ring),
         limits_step(settings),
+        *([] if keeper is None else keeper.steps(settings.records)),
         *([] if guard is None else [guard]),
-        *cache_steps(settings, engine, workspace, policy=version),
+        *cache_steps(settings, engine, workspace, policy=policy, secret=secret),
         Queue(engine, settings.queue),
     ]
 

@@ -31,19 +31,23 @@ def application(
     file. `reread` gives the settings anew at SIGHUP; without it the key file alone is read anew. Raises what the
     engine's maker raises.
     """
+    from tuneloop.improvement.archive import store_place
     from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.admission import Admission, admission_steps
     from tuneloop.serving.http.api import create_app
-    from tuneloop.serving.settings import fixed_changes, read_key, serve_settings, store_place
+    from tuneloop.serving.record_keeper import RecordKeeper
+    from tuneloop.serving.settings import fixed_changes, read_key, serve_settings, served_name
     from tuneloop.serving.table import ENGINES
 
     first = serve_settings(ref, workspace) if settings is None else settings
     ring = KeyRing(store_place(workspace))  # before a model is loaded: a store that cannot be read costs no minutes
     engine = ENGINES[first.engine](ref, first, workspace, say)
+    name = str(getattr(engine, "name", "")) or served_name(ref)
+    keeper = RecordKeeper.of(workspace, first, name)
 
     def steps(now: ServePart) -> list[Admission]:
         key = read_key(Path(now.key_file)) if api_key is None and now.key_file else api_key
-        return admission_steps(now, engine, key, workspace, ring=ring)
+        return admission_steps(now, engine, key, workspace, ring=ring, keeper=keeper)
 
     def steps_anew() -> list[Admission]:
         now = first if reread is None else reread()
@@ -51,13 +55,17 @@ def application(
             log.warning("needs a restart", extra={"fields": {"setting": f"serve.{name}"}})
         return steps(now)
 
-    own = str(getattr(engine, "name", ""))
-    name = own or (Path(ref).name if Path(ref).exists() else str(ref))
     try:
         admission = steps(first)
     except BaseException:
         engine.close()
         raise
     return create_app(
-        engine, admission=admission, model_name=name, settings=first, reread=steps_anew, close=[ring.close]
+        engine,
+        admission=admission,
+        model_name=name,
+        settings=first,
+        reread=steps_anew,
+        keeper=keeper,
+        close=[ring.close],
     )

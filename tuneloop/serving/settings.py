@@ -6,11 +6,10 @@ import os
 import stat
 from pathlib import Path
 
-from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError, os_words
 from tuneloop.base.language import t
 from tuneloop.recipe.schema import ServePart
-from tuneloop.registry import store, versions
+from tuneloop.registry import versions
 from tuneloop.runs.run import run_recipe
 
 
@@ -22,7 +21,7 @@ def serve_settings(ref: str | Path, workspace: Path) -> ServePart:
 
 FIXED = frozenset({
     "engine", "max_new_tokens", "slots", "cache_tokens", "chunk", "watchdog", "adapter_memory", "upstreams",
-    "upstream_key_file", "vllm_command", "log", "cors", "drain",
+    "upstream_key_file", "vllm_command", "log", "cors", "drain", "batches",
 })  # fmt: skip
 """Settings that the engine and the application are made by; all others are read anew at SIGHUP."""
 
@@ -50,11 +49,6 @@ def served_name(ref: str | Path) -> str:
     ('shop:production', '')
     """
     return Path(ref).name if Path(ref).exists() else str(ref)
-
-
-def store_place(workspace: Path) -> Path | str:
-    """Where a server's keys lie: the database of TUNELOOP_STORE, else the workspace's own file."""
-    return environment().store or workspace / store.FILE
 
 
 def read_key(path: Path) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tuneloop.serving.admission import Admission, Question, Submit, at_end, through
+from tuneloop.serving.admission import CALLER, Admission, Question, Submit, at_end, through
 from tuneloop.serving.engine import AnswerStream, Engine
 
 if TYPE_CHECKING:
@@ -76,16 +76,18 @@ class Steps:
         for way in (*retired, self._way):
             await way.close()
 
-    async def enter(self, request: Request, *, known: bool = False) -> None:
-        """Through each step before the body is read; past those that find out who sends it, where that is `known`.
-        Raises what a step refuses with."""
+    async def enter(self, request: Request) -> None:
+        """Through each step before the body is read: a request of a client, or a line of a batch. Raises what a step
+        refuses with."""
         way = self._way
         way.requests += 1
         at_end(request, way.leave)
         request.state.submit = way.submit
+        caller = request.scope.get(CALLER)
+        if caller is not None:
+            request.state.caller = caller
         for step in way.steps:
-            if not (known and step.of_keys):
-                await step.enter(request)
+            await (step.enter(request) if caller is None or not step.of_keys else step.readmit(request))
 
     async def submit(self, question: Question) -> AnswerStream:
         """Through each step to the engine. Raises what a step or the engine refuses with."""

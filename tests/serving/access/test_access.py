@@ -239,7 +239,7 @@ def test_a_store_that_goes_away_lets_nobody_new_in(place: Path, store: Store, mo
 def test_keys_in_a_real_postgresql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TUNELOOP_STORE: what one machine issues and revokes, the server of another goes by."""
     from tests.postgres_server import postgres_server
-    from tuneloop.serving.settings import store_place
+    from tuneloop.improvement.archive import store_place
 
     with postgres_server() as server:
         monkeypatch.setenv("TUNELOOP_STORE", server.url)

@@ -46,6 +46,11 @@ class KeyRing:
         known = self._keys.get(identity)
         return known if known is not None and known.fits(key) else None
 
+    async def by_id(self, identity: str) -> ApiKey | None:
+        """The key of an id. Raises TL-SERVE-KEYS while the store is away."""
+        await self.refresh(FRESH)
+        return self._keys.get(identity)
+
     async def refresh(self, seconds: float = FRESH) -> None:
         """Read the keys again if that was longer ago. One request reads them, others wait for it."""
         if time.monotonic() - self._read_at < seconds:

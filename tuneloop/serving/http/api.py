@@ -20,6 +20,7 @@ from tuneloop.base.optional import need
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.access.scopes import OPEN
 from tuneloop.serving.admission import Admission
+from tuneloop.serving.batches.batch_runner import BatchRunner
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
 from tuneloop.serving.http.drain import Drain, DrainGate
@@ -29,6 +30,7 @@ from tuneloop.serving.http.lifecycle import signals
 from tuneloop.serving.http.logs import flush
 from tuneloop.serving.http.metrics import ServerMetrics
 from tuneloop.serving.http.observer import Observer
+from tuneloop.serving.record_keeper import RecordKeeper
 from tuneloop.serving.steps import Steps
 
 for _module in ("fastapi", "uvicorn"):
@@ -42,11 +44,14 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from starlette.requests import ClientDisconnect  # noqa: E402
 
 from tuneloop.serving.http.routes import (  # noqa: E402
+    batches,
     chat,
     classify,
     completions,
     description,
     embeddings,
+    feedback,
+    files,
     health,
     models,
     page,
@@ -59,7 +64,7 @@ log = logging.getLogger("tuneloop.serving")
 DEFAULTS = ServePart()
 GRACE_SECONDS = 5
 """How long answers under way may go on after Ctrl-C."""
-FAMILIES = (chat, completions, embeddings, classify, models, health, description, page)
+FAMILIES = (chat, completions, embeddings, classify, models, feedback, files, batches, health, description, page)
 """The modules of the routes."""
 
 
@@ -70,26 +75,33 @@ def create_app(
     model_name: str = "",
     settings: ServePart = DEFAULTS,
     reread: Callable[[], Sequence[Admission]] | None = None,
+    keeper: RecordKeeper | None = None,
     close: Sequence[Callable[[], object]] = (),
 ) -> FastAPI:
     """An application that answers by `engine`, and closes it at its end.
 
     `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
     console calls that which is served; `reread` makes the steps anew from settings that may have changed (SIGHUP);
-    `close` is called at the end, after the steps have let go of what they hold.
+    `keeper` has the store of feedback and batches, None for a server without one; `close` is called at the end, after
+    the steps have let go of what they hold.
     """
     steps, drain = Steps(admission, engine), Drain()
+    runner: BatchRunner | None = None
 
     async def reload() -> None:
         await _reload(steps, reread)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if runner is not None:
+            runner.start()
         with signals(drain, settings.drain, reload):
             yield
+        if runner is not None:
+            await runner.stop()
         await asyncio.to_thread(engine.close)
         await steps.close()
-        for work in (*close, flush):
+        for work in (*([] if keeper is None else [keeper.close]), *close, flush):
             await asyncio.to_thread(work)
 
     async def enter(request: Request) -> None:
@@ -109,13 +121,17 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    context = ServerContext(engine, steps.submit, ServerMetrics(engine, steps.gauges))
+    if keeper is not None and keeper.batches.enabled:
+        runner = BatchRunner(app, engine, keeper.archive, keeper.batches.at_once)
+    metrics = ServerMetrics(engine, steps.gauges)
+    context = ServerContext(engine, steps.submit, metrics, keeper=keeper, runner=runner)
     app.add_middleware(Leaving)
     if settings.cors:
         app.add_middleware(CORSMiddleware, **_cors(settings.cors))
     app.add_middleware(DrainGate, drain=drain)
-    app.add_middleware(Observer, metrics=context.metrics, logged=settings.log == "json")
-    app.state.engine, app.state.model_name, app.state.metrics = engine, model_name, context.metrics
+    app.add_middleware(Observer, metrics=metrics, logged=settings.log == "json")
+    app.state.engine, app.state.model_name, app.state.metrics = engine, model_name, metrics
+    app.state.runner = runner
     for family in FAMILIES:
         family.add_routes(app, context)
     return app
@@ -216,11 +232,13 @@ def listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Closes the engine while connections drain: so each client gets an answer or a word, and none is cut off."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, runner: BatchRunner | None) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine, self._runner = engine, runner
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._runner is not None:
+            await self._runner.stop()  # before the engine: what it says while it closes is no line's answer
         closing = asyncio.ensure_future(asyncio.to_thread(self._engine.close, GRACE_SECONDS))
         await super().shutdown(sockets)
         if self.force_exit:
@@ -235,7 +253,7 @@ def run(app: FastAPI, bound: socket.socket) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=4 * GRACE_SECONDS, lifespan="on")
     try:
-        _Server(config, app.state.engine).run(sockets=[bound])
+        _Server(config, app.state.engine, app.state.runner).run(sockets=[bound])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down in order, and raises the signal again for whoever else listens
     finally:

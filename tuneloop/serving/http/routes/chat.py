@@ -16,6 +16,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatRequest)
         query = body.query()
-        stream = await context.ask(request, [query], body.places)
         writer = ChatWriter(body.model, query.n, scored=query.logprobs is not None)
+        request.state.reply_id = writer.id
+        stream = await context.ask(request, [query], body.places)
         return await written(request, body, writer, stream)

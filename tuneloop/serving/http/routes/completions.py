@@ -16,6 +16,7 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def completions(request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
         queries = body.queries()
-        stream = await context.ask(request, queries, body.places)
         writer = TextWriter(body.model, len(queries) * queries[0].n, likeliest=body.logprobs)
+        request.state.reply_id = writer.id
+        stream = await context.ask(request, queries, body.places)
         return await written(request, body, writer, stream)

@@ -1,0 +1,52 @@
+"""Forgets one person: replies, feedback and batches in the store, answers in the cache. Logs know neither texts nor
+users."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from tuneloop.base.errors import ServeError
+from tuneloop.improvement.archive import Archive
+from tuneloop.improvement.forgetting import forget_rows
+from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.settings import serve_settings
+
+CACHE = "tuneloop.serving.cache"
+
+
+def forget_user(user: str, *, workspace: Path = Path(), tenant: str = "", ref: str = "") -> dict[str, int]:
+    """Remove what is kept of a user, whom requests name as `user` or `safety_identifier`, else of whoever has the key
+    of that name: how much of each kind there was. `tenant` leaves it at the requests of one key; `ref` is what is
+    served, where its recipe names a Redis.
+
+    No byte of it is left in the database's files afterwards. Running servers are told. Raises TL-SERVE-FORGET-NOBODY
+    for an empty name, and what the stores raise.
+    """
+    if not user:
+        raise ServeError("TL-SERVE-FORGET-NOBODY", where="--user")
+    settings = serve_settings(ref, workspace) if ref else ServePart()
+    archive = Archive(workspace)
+    counts = dict.fromkeys(("replies", "feedback", "files", "lines", "batches"), 0)
+    try:
+        if archive.exists:
+            counts = asdict(forget_rows(archive.store, archive.users.of(user), tenant or None))
+            archive.store.scrub()
+    finally:
+        archive.close()
+    return counts | {"cached": _forget_cached(settings, workspace, user, tenant)}
+
+
+def _forget_cached(settings: ServePart, workspace: Path, user: str, tenant: str) -> int:
+    if find_spec(CACHE) is None:
+        return 0
+    forget: Callable[..., Awaitable[int]] = import_module(f"{CACHE}.cache").forget
+
+    async def work() -> int:
+        return await forget(settings, workspace, tenant=tenant, user=user)
+
+    return asyncio.run(work())
