@@ -35,6 +35,8 @@ class Caller:
 
 
 NOBODY = Caller()
+CALLER = "tuneloop.caller"
+"""Where the scope of a request of the server's own says for whom it is; nothing that a client sends gets there."""
 
 
 def caller_of(request: Request) -> Caller:
@@ -58,10 +60,13 @@ class Admission:
     """One step. What it does not override lets everything through."""
 
     of_keys = False
-    """Whether `enter` finds out who sends a request: a batch's lines, for whom that is known, pass it by."""
+    """Whether `enter` finds out who sends a request: lines of batches, of which that is known, pass `readmit`."""
 
     async def enter(self, request: Request) -> None:
         """Before the body is read, on every route but those in `api.PUBLIC`."""
+
+    async def readmit(self, request: Request) -> None:
+        """In place of `enter`, where it is known who sends a request and their key was looked at long ago."""
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
@@ -118,6 +123,15 @@ def admission_steps(
     """The steps of a server, in the order in which a request passes them; `records` keep what was answered."""
     key = [] if api_key is None else [Key(api_key)]
     return [*key, *records, Queue(engine, settings.queue)]
+
+
+async def enter_all(steps: Sequence[Admission], request: Request) -> None:
+    """Have a request pass the steps before its body is read: one of a client, or a line of a batch."""
+    caller = request.scope.get(CALLER)
+    if caller is not None:
+        request.state.caller = caller
+    for step in steps:
+        await (step.enter(request) if caller is None or not step.of_keys else step.readmit(request))
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

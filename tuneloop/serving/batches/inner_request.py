@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.serving.admission import Caller
+from tuneloop.serving.admission import CALLER, Caller
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
 
-CALLER = "tuneloop.caller"
-"""Where the scope of such a request says for whom it is; nothing that a client sends gets there."""
+log = logging.getLogger("tuneloop.serving")
 
 
 async def inner_request(app: ASGIApp, path: str, body: bytes, caller: Caller) -> tuple[int, bytes, Mapping[str, str]]:
@@ -39,11 +40,17 @@ async def inner_request(app: ASGIApp, path: str, body: bytes, caller: Caller) ->
     scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": None,
-        "server": ("batch", None), "state": {}, CALLER: caller,
+        "server": ("batch", None), "state": {"behind": True}, CALLER: caller,
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
     }  # fmt: skip
     try:
         await app(scope, receive, send)
+    except Exception as error:
+        if not parts:
+            raise
+        # A fault goes on through the application after its answer, a coded 500, was sent.
+        last = traceback.extract_tb(error.__traceback__)[-1]  # not the error's words: texts may stand in them
+        log.error("a line of a batch met a fault: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
     finally:
         hung_up.set()
     return status, bytes(parts), headers

@@ -14,9 +14,8 @@ from contextlib import asynccontextmanager
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
-from tuneloop.serving.admission import Admission, through
+from tuneloop.serving.admission import Admission, enter_all, through
 from tuneloop.serving.batches.batch_runner import BatchRunner
-from tuneloop.serving.batches.inner_request import CALLER
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.http.body import MOST_BYTES
 from tuneloop.serving.http.errors import error_body, headers_of, status_of
@@ -78,14 +77,8 @@ def create_app(
             await asyncio.to_thread(keeper.close)
 
     async def enter(request: Request) -> None:
-        if request.scope["route"].name in PUBLIC:
-            return
-        known = CALLER in request.scope  # a line of a batch: its key was looked at when the batch was sent
-        if known:
-            request.state.caller = request.scope[CALLER]
-        for step in admission:
-            if not (known and step.of_keys):
-                await step.enter(request)
+        if request.scope["route"].name not in PUBLIC:
+            await enter_all(admission, request)
 
     # No generated documentation: its page loads scripts from a CDN, and its routes would pass by the key.
     app = FastAPI(
