@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 
 from tests.serving.scripted import NAME, Served
+from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply, kept_replies
 from tuneloop.recipe.schema import RecordsPart, ServePart
@@ -31,19 +32,31 @@ class ByHeader(Admission):
 
     of_keys = True
 
+    def __init__(self, scopes: frozenset[str] = frozenset({"*"})) -> None:
+        self.scopes, self.ended = scopes, False
+
     async def enter(self, request: Any) -> None:
         name = request.headers.get("x-caller", "")
-        request.state.caller = Caller(f"key-{name}", name, frozenset({"*"}), name)
+        request.state.caller = Caller(f"key-{name}", name, self.scopes, name)
+
+    async def readmit(self, request: Any) -> None:
+        if self.ended:
+            raise ServeError("TL-SERVE-KEY", status=401)
 
 
 @contextmanager
 def serving(
-    engine: Any, workspace: Path, settings: ServePart | None = None, *, place: str | Path | None = None
+    engine: Any,
+    workspace: Path,
+    settings: ServePart | None = None,
+    *,
+    place: str | Path | None = None,
+    caller: Admission | None = None,
 ) -> Iterator[Served]:
     """The store is at `place`, else in the workspace."""
     settings = settings or ServePart()
     keeper = RecordKeeper(Archive(workspace, place), settings.records, settings.batches, "tiny:v1")
-    steps = [ByHeader(), *admission_steps(settings, engine, None, keeper=keeper)[1:]]
+    steps = [caller or ByHeader(), *admission_steps(settings, engine, None, keeper=keeper)[1:]]
     bound = api.listen("127.0.0.1", 0)
     app = api.create_app(engine, admission=steps, keeper=keeper)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))

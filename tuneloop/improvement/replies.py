@@ -75,7 +75,8 @@ def _row(reply: KeptReply, masked: bool) -> dict[str, Any]:
 
 
 def _as_json(tree: Any) -> str:
-    return json.dumps(tree, ensure_ascii=False, default=str)
+    # Half a surrogate pair, which is no UTF-8, is written as JSON's escape of it.
+    return json.dumps(tree, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode()
 
 
 def mask_all(tree: Any) -> Any:

@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from tests.serving.recorded import serving
-from tests.serving.scripted import CHAT, NAME, ScriptedEngine
+from tests.serving.recorded import ByHeader, serving
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine, script
 from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
 from tuneloop.serving.admission import Caller
 from tuneloop.serving.batches import batch_runner, batch_table
@@ -272,7 +272,80 @@ def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:
 def test_a_server_may_take_none(tmp_path: Path) -> None:
     off = ServePart(batches=BatchesPart(enabled=False), records=RecordsPart(feedback=False))
     with serving(ScriptedEngine(), tmp_path, off) as server, server.client() as client:
-        with pytest.raises(openai.NotFoundError, match="TL-SERVE-OFF"):
+        with pytest.raises(openai.NotFoundError) as caught:
             client.batches.list()
+        assert caught.value.code == "TL-SERVE-OFF"
         assert server.post({"id": "x", "thumb": "up"}, "/v1/feedback").json()["error"]["code"] == "TL-SERVE-OFF"
     assert not list(tmp_path.iterdir()), "nothing is made that nobody uses"
+
+
+def test_a_batch_asks_nothing_that_its_key_may_not(tmp_path: Path) -> None:
+    """The scope of the endpoint is wanted beside that of batches, and the key must live on until the last line."""
+    narrow = ByHeader(frozenset({"batches", "embeddings"}))
+    with serving(ScriptedEngine(), tmp_path, caller=narrow) as server, server.client() as client:
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            sent(client, line("a"))
+        assert (caught.value.code, caught.value.param) == ("TL-SERVE-BATCH-SCOPE", "endpoint")
+        narrow.scopes = frozenset({"batches", "chat"})
+        narrow.ended = True
+        done = ended(client, sent(client, line("a")).id)
+        (wrong,) = answers(client, done.error_file_id)
+        assert (done.request_counts.failed, wrong["response"]["status_code"]) == (1, 401)
+        assert not server.engine.queries
+
+
+def test_a_fault_of_the_server_is_the_answer_of_its_line_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked once, and the words of the fault are nobody's."""
+
+    def faulty(query: Any) -> Any:
+        if query.user == "li":
+            raise ValueError("li and a text")
+        return script(query)
+
+    engine = ScriptedEngine(faulty)
+    with serving(engine, tmp_path) as server, server.client() as client:
+        done = ended(client, sent(client, line("a", {"user": "li"}), line("b")).id)
+        assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 1)
+        (wrong,) = answers(client, done.error_file_id)
+        assert (wrong["custom_id"], wrong["response"]["status_code"]) == ("a", 500)
+        assert wrong["response"]["body"]["error"]["code"] == "TL-SERVE-FAILED"
+    assert len(engine.queries) == 2
+    assert "met a fault: ValueError" in caplog.text
+    assert "li and a text" not in caplog.text
+
+
+def test_odd_lines_end_a_batch_as_others_do(place: str | Path, tmp_path: Path) -> None:
+    """Half a surrogate pair, NUL, a byte order mark and deep nesting reach neither the store's limits nor a loop."""
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    lines = [line("\ud800"), line("\0"), line("d", {"metadata": {"a": deep}})]
+    content = "\ufeff" + "".join(json.dumps(one) + "\n" for one in lines)
+    with serving(ScriptedEngine(), tmp_path, place=place) as server, server.client() as client:
+        file = client.files.create(file=("a.jsonl", content.encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        done = ended(client, batch.id)
+        assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 2, 1)
+        assert [one["custom_id"] for one in answers(client, done.output_file_id)] == ["\ud800", "\0"]
+
+
+def test_a_file_of_200_mb_is_refused_while_it_is_sent(tmp_path: Path) -> None:
+    """By its length, and without one as soon as it is too long; nothing of it is left."""
+
+    def form() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        yield from (b"x" * 999_999 + b"\n" for _ in range(200))
+
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "big").write_bytes((b"x" * 999_999 + b"\n") * 200)
+    with serving(ScriptedEngine(), tmp_path / "workspace") as server, server.client() as client:
+        with (tmp_path / "big").open("rb") as big, pytest.raises(openai.APIStatusError) as caught:
+            client.files.create(file=big, purpose="batch")
+        assert (caught.value.status_code, caught.value.code) == (413, "TL-SERVE-UPLOAD")
+        kind = {"content-type": "multipart/form-data; boundary=b"}
+        reply = httpx.post(f"{server.url}/v1/files", content=form(), headers=kind, timeout=60)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (413, "TL-SERVE-UPLOAD")
+        assert "100000000" in reply.json()["error"]["message"]
+    assert not list((tmp_path / "workspace").iterdir())

@@ -41,7 +41,7 @@ def read_line(line: str, endpoint: str) -> LineRequest:
     LineRequest(custom_id='1', body={})
     """
     try:
-        tree = json.loads(line)
+        tree = json.loads(line.removeprefix("\ufeff"))  # which editors put before the first line
     except (ValueError, RecursionError):
         raise LineFault("invalid_json_line", t("the line is not JSON")) from None
     if not isinstance(tree, dict):
@@ -76,4 +76,5 @@ def error_line(custom_id: str, code: str, words: str) -> str:
 
 def _line(custom_id: str, response: Any, error: Any) -> str:
     row = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": custom_id, "response": response, "error": error}
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    # Half a surrogate pair, which is no UTF-8, is written as JSON's escape of it.
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"

@@ -23,7 +23,6 @@ from tuneloop.serving.batches import batch_table as table
 from tuneloop.serving.batches.batch_line import (
     MOST_LINES,
     LineFault,
-    LineRequest,
     answer_line,
     error_line,
     read_line,
@@ -226,7 +225,7 @@ class BatchJob:
                 if text.strip() and not self._ending:
                     any_sent = True
                     await self._take_place()
-                    task = asyncio.ensure_future(self._answer(number, read_line(text, self.batch.endpoint)))
+                    task = asyncio.ensure_future(self._answer(number, text))
                     self._lines.add(task)
                     task.add_done_callback(self._give_place)
         if self._lines:
@@ -246,9 +245,14 @@ class BatchJob:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a line of batch %s was not answered: %s", self.batch.id, type(error).__name__)
 
-    async def _answer(self, number: int, request: LineRequest) -> None:
+    async def _answer(self, number: int, text: str) -> None:
         """Ask until there is an answer that lasts: who is busy, loading or closing is asked again."""
-        body = json.dumps(request.body).encode()
+        try:
+            request = read_line(text, self.batch.endpoint)
+            body = json.dumps(request.body).encode()
+        except (LineFault, RecursionError):  # nested so deeply that it could just be read when it was looked at first
+            await self._put(number, error_line("", "invalid_json_line", t("the line is not JSON")), True)
+            return
         while not self._ending:
             status, content, headers = await inner_request(
                 self._runner.app, self.batch.endpoint, body, self.batch.caller
@@ -285,8 +289,9 @@ class BatchJob:
         last = 0
         while page := await asyncio.to_thread(self._page, last):
             for number, text in page:
-                last = number
+                last, name = number, ""
                 if text.strip():
-                    name = read_line(text, self.batch.endpoint).custom_id
+                    with suppress(LineFault):
+                        name = read_line(text, self.batch.endpoint).custom_id
                     words = t("the batch expired before this request was answered")
                     await self._put(number, error_line(name, "batch_expired", words), True)

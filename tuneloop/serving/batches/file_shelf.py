@@ -136,7 +136,7 @@ def user_named(line: str) -> str:
     ('li', '', '')
     """
     try:
-        request = json.loads(line)
+        request = json.loads(line.removeprefix("\ufeff"))  # which editors put before the first line
     except (ValueError, RecursionError):
         return ""
     body = request.get("body") if isinstance(request, dict) else None

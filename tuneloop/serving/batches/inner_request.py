@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from tuneloop.serving.admission import CALLER, Caller
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
+
+log = logging.getLogger("tuneloop.serving")
 
 
 async def inner_request(app: ASGIApp, path: str, body: bytes, caller: Caller) -> tuple[int, bytes, Mapping[str, str]]:
@@ -41,6 +45,12 @@ async def inner_request(app: ASGIApp, path: str, body: bytes, caller: Caller) ->
     }  # fmt: skip
     try:
         await app(scope, receive, send)
+    except Exception as error:
+        if not parts:
+            raise
+        # A fault goes on through the application after its answer, a coded 500, was sent.
+        last = traceback.extract_tb(error.__traceback__)[-1]  # not the error's words: texts may stand in them
+        log.error("a line of a batch met a fault: %s at %s:%s", type(error).__name__, last.filename, last.lineno)
     finally:
         hung_up.set()
     return status, bytes(parts), headers

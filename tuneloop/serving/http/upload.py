@@ -43,7 +43,7 @@ async def read_upload(request: Request, most: int) -> Upload:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most + MOST_FORM:
         raise ServeError("TL-SERVE-UPLOAD", status=413, most=most, param="file")
-    parser = MultiPartParser(request.headers, _limited(request, most + MOST_FORM), max_files=1, max_fields=16)
+    parser = MultiPartParser(request.headers, _limited(request, most), max_files=1, max_fields=16)
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeError, ValueError) as error:
@@ -62,7 +62,7 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     read = 0
     async for part in request.stream():
         read += len(part)
-        if read > most:
+        if read > most + MOST_FORM:
             raise ServeError("TL-SERVE-UPLOAD", status=413, most=most, param="file")
         yield part
 

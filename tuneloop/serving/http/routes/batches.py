@@ -7,6 +7,8 @@ from typing import cast
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from tuneloop.base.errors import ServeError
+from tuneloop.serving.access.scopes import allows, scope_of
 from tuneloop.serving.admission import caller_of
 from tuneloop.serving.batches.batch_table import StoredBatch
 from tuneloop.serving.http.body import read_body
@@ -23,8 +25,12 @@ def add_routes(app: FastAPI, context: ServerContext) -> None:
     async def create_batch(request: Request) -> Response:
         table = context.keeper_of("batches").table
         body = await read_body(request, BatchRequest)
-        create = table.create
-        batch = await in_store(create, body.input_file_id, body.endpoint, body.metadata, caller_of(request))
+        create, caller = table.create, caller_of(request)
+        if not allows(caller.scopes, body.endpoint):
+            raise ServeError(
+                "TL-SERVE-BATCH-SCOPE", status=403, param="endpoint", got=body.endpoint, scope=scope_of(body.endpoint)
+            )
+        batch = await in_store(create, body.input_file_id, body.endpoint, body.metadata, caller)
         if context.runner is not None:
             context.runner.wake()
         return JSONResponse(batch_object(batch))
