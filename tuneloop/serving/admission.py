@@ -83,9 +83,6 @@ class Admission:
     async def readmit(self, request: Request) -> None:
         """In place of `enter`, where it is known who sends a request and their key was looked at long ago."""
 
-    async def readmit(self, request: Request) -> None:
-        """In place of `enter`, where it is known who sends a request and their key was looked at long ago."""
-
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         """Before and around the answer; `submit` goes on with the next step, and at the end to the engine."""
         return await submit(question)

@@ -4,19 +4,15 @@ users."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.forgetting import forget_rows
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.cache.cache import forget
 from tuneloop.serving.settings import serve_settings
-
-CACHE = "tuneloop.serving.cache"
 
 
 def forget_user(user: str, *, workspace: Path = Path(), tenant: str = "", ref: str = "") -> dict[str, int]:
@@ -38,15 +34,6 @@ def forget_user(user: str, *, workspace: Path = Path(), tenant: str = "", ref: s
             archive.store.scrub()
     finally:
         archive.close()
-    return counts | {"cached": _forget_cached(settings, workspace, user, tenant)}
-
-
-def _forget_cached(settings: ServePart, workspace: Path, user: str, tenant: str) -> int:
-    if find_spec(CACHE) is None:
-        return 0
-    forget: Callable[..., Awaitable[int]] = import_module(f"{CACHE}.cache").forget
-
-    async def work() -> int:
-        return await forget(settings, workspace, tenant=tenant, user=user)
-
-    return asyncio.run(work())
+    secret = archive.users.key("cache")
+    cached = asyncio.run(forget(settings, workspace, tenant=tenant, user=user, secret=secret))
+    return counts | {"cached": cached}
