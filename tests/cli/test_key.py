@@ -54,7 +54,7 @@ def test_json_has_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_no_server_for_others_without_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(ServeError, match="TL-SERVE-OPEN"):
-        serve("", "proxy", ["http://127.0.0.1:9/v1"], None, host, 0, None, tmp_path)
+        serve("", "proxy", ["http://127.0.0.1:9/v1"], None, host, 0, None, workspace=tmp_path)
     assert list(tmp_path.iterdir()) == [], "looking for keys makes no store"
 
 

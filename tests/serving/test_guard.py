@@ -247,7 +247,7 @@ def test_the_section_of_the_recipe_makes_the_step(tmp_path: Path) -> None:
     assert GuardStep not in [type(step) for step in admission_steps(ServePart(), engine, "k")]
     part = SafetyPart(policy="default", audit=str(tmp_path / "a.jsonl"))
     steps = admission_steps(ServePart(safety=part), engine, "k")
-    assert [type(step).__name__ for step in steps] == ["Key", "GuardStep", "Queue"]
+    assert [type(step).__name__ for step in steps] == ["Access", "KeyLimits", "GuardStep", "Queue"]
     assert policy_version(part).startswith("default:1:")
     assert policy_version(SafetyPart()) == ""
     own = tmp_path / "own.yaml"

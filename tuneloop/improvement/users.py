@@ -42,6 +42,11 @@ class UserHashes:
         return hmac.new(self._secret, b"key " + purpose.encode(), hashlib.sha256).digest()
 
 
+def has_secret(workspace: Path) -> bool:
+    """Whether there is a secret yet: without one nothing was stored of anybody."""
+    return bool(environment().user_secret) or (workspace / SECRET_FILE).exists()
+
+
 def user_hashes(workspace: Path) -> UserHashes:
     """Those of a workspace: by TUNELOOP_USER_SECRET where it is set, else by the secret in its file, which is made at
     the first use. Raises TL-RUN-SECRET for a file that holds none."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.forgetting import forget_rows
+from tuneloop.improvement.users import has_secret
 from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.cache.cache import forget
 from tuneloop.serving.settings import serve_settings
@@ -34,6 +35,8 @@ def forget_user(user: str, *, workspace: Path = Path(), tenant: str = "", ref: s
             archive.store.scrub()
     finally:
         archive.close()
-    secret = archive.users.key("cache")
-    cached = asyncio.run(forget(settings, workspace, tenant=tenant, user=user, secret=secret))
+    cached = 0
+    if has_secret(workspace):
+        secret = archive.users.key("cache")
+        cached = asyncio.run(forget(settings, workspace, tenant=tenant, user=user, secret=secret))
     return counts | {"cached": cached}

@@ -98,6 +98,9 @@ class _Choice:
     held: list[Piece] = field(default_factory=list)
     pieces: int = 0
     ended: bool = False
+    cut: bool = False
+    """Whether it ended here before it did inside. Where none did, the inner stream is read to its end, by which a cache
+    knows that the answer is whole."""
 
 
 class GuardedStream:
@@ -126,7 +129,7 @@ class GuardedStream:
 
     async def __anext__(self) -> Piece:
         while not self._ready:
-            if all(choice.ended for choice in self._choices):
+            if all(choice.ended for choice in self._choices) and any(choice.cut for choice in self._choices):
                 await self._inner.aclose()
                 raise StopAsyncIteration
             await self._take(await anext(self._inner))
@@ -151,7 +154,7 @@ class GuardedStream:
                 choice.held = [out]
                 choice.findings.append(GuardFinding("model", "block", 0, 0))
         if out.finish is not None:
-            choice.ended = True
+            choice.ended, choice.cut = True, piece.finish is None
             self._report(
                 [*choice.thought.findings, *choice.text.findings, *choice.findings], out.finish == "content_filter"
             )

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,9 +161,9 @@ def test_four_processes_pass_no_limit(redis: RedisServer) -> None:
     assert 6 <= sums["clock"] <= 6 + int(passed * 6 / 60)
 
 
-def test_a_redis_that_is_not_there_is_told_and_left_alone() -> None:
+def test_a_redis_that_is_not_there_is_told_and_left_alone(tmp_path: Path) -> None:
     async def main() -> None:
-        server = RedisServer()
+        server = RedisServer(tmp_path)  # never started
         client = redis_client(server.url, 30)
         shared = RedisLimits(client)
         with pytest.raises(RedisDown, match="onnect"):
@@ -170,6 +171,5 @@ def test_a_redis_that_is_not_there_is_told_and_left_alone() -> None:
         with pytest.raises(RedisDown, match="a moment ago"):
             await shared.take("k", RateLimits(requests=1), 1, 0, "")
         await client.aclose()
-        server.close()
 
     asyncio.run(main())

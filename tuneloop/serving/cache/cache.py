@@ -55,6 +55,10 @@ class Cache(Admission):
         self._flights: dict[str, Flight] = {}
         self._counts = dict.fromkeys(("hits", "misses", "shared", "bypassed", "stored", "errors"), 0)
         self._rests_until = 0.0
+        self._unused: AnswerStore | None = None
+        """Made with this step, which took over another one."""
+        self._lent = False
+        """Whether the step after this one has the store."""
 
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         wishes = question.request.headers.get("cache-control", "").lower() if question.request is not None else ""
@@ -167,10 +171,13 @@ class Cache(Admission):
         if isinstance(before, Cache):
             self._counts, self._flights = before._counts, before._flights
             if self._settings.backend == before._settings.backend and self._settings.size == before._settings.size:
-                self._store = before._store
+                self._store, self._unused, before._lent = before._store, self._store, True
 
     async def close(self) -> None:
-        await self._store.close()
+        if self._unused is not None:
+            await self._unused.close()
+        if not self._lent:
+            await self._store.close()
 
 
 def meant(tenant: str, user: str, secret: bytes = b"") -> tuple[str, str]:

@@ -131,7 +131,7 @@ def create_app(
     app.add_middleware(DrainGate, drain=drain)
     app.add_middleware(Observer, metrics=metrics, logged=settings.log == "json")
     app.state.engine, app.state.model_name, app.state.metrics = engine, model_name, metrics
-    app.state.runner = runner
+    app.state.runner, app.state.reload = runner, reload
     for family in FAMILIES:
         family.add_routes(app, context)
     return app

@@ -123,16 +123,16 @@ class _Figures:
 
     def collect(self) -> Iterator[Any]:
         core = import_module("prometheus_client.core")
-        engine = self._engine
+        engine, steps = self._engine, self._gauges()
         own = {
             "pending": engine.pending,
             "capacity": engine.capacity,
-            "waiting": max(0, engine.pending - engine.capacity),
+            "waiting": max(0, engine.pending - engine.capacity) + steps.get("queue_waiting", 0),
             "ready": float(engine.ready),
         }
         named = {f"engine_{name.removeprefix('engine_')}": figure for name, figure in engine.gauges().items()}
         label, mine = (["worker"], [str(os.getpid())]) if environment().metrics_folder else ([], [])
-        for name, figure in {**named, **self._gauges(), **own}.items():
+        for name, figure in {**named, **steps, **own}.items():
             kind = core.CounterMetricFamily if name.endswith("_total") else core.GaugeMetricFamily
             words = WORDS.get(name, "Of the engine." if name in named else "Of a step of admission.")
             family = kind(PREFIX + name.removesuffix("_total"), words, labels=label)
@@ -143,6 +143,19 @@ class _Figures:
 WORDS = {
     "pending": "Requests that are with the engine and have not ended, those that are being answered counted.",
     "waiting": "Requests that wait for a place in the engine.",
+    "queue_waiting": "Of these, those in the queue of this server.",
+    "queue_running": "Requests that the queue has let through and that have not ended.",
+    "queue_refused_total": "Requests that were refused because the queue was full.",
+    "limited_requests_total": "Refusals because a key had used up its requests a minute.",
+    "limited_tokens_total": "Refusals because a key had used up its tokens a minute.",
+    "limited_streams_total": "Refusals because a key had as many answers under way as it may.",
+    "limits_redis_up": "1 where the Redis of the limits answers.",
+    "guard_input_block_total": "Findings in questions that were blocked.",
+    "guard_input_mask_total": "Findings in questions that were masked.",
+    "guard_input_log_total": "Findings in questions that passed.",
+    "guard_output_block_total": "Findings in answers that were blocked.",
+    "guard_output_mask_total": "Findings in answers that were masked.",
+    "guard_output_log_total": "Findings in answers that passed.",
     "capacity": "How many requests are answered at the same time.",
     "ready": "1 where a request would be answered now.",
     "cache_hits_total": "Requests that were answered from the cache.",

@@ -1,0 +1,136 @@
+"""All steps of a server at once: their order, what a reload leaves, what the figures say, and lines of batches."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.serving.batches.test_batches import jsonl, line
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine
+from tuneloop.improvement.archive import Archive
+from tuneloop.recipe.schema import CachePart, LimitsPart, RecordsPart, SafetyPart, ServePart
+from tuneloop.registry.store import FILE, open_store
+from tuneloop.serving.access import key_ring, memory_limits
+from tuneloop.serving.access.access import Access
+from tuneloop.serving.access.fair_queue import Queue
+from tuneloop.serving.access.key_ring import KeyRing
+from tuneloop.serving.access.keys import issue, revoke
+from tuneloop.serving.access.limits import KeyLimits
+from tuneloop.serving.admission import Admission, admission_steps
+from tuneloop.serving.cache.cache import Cache
+from tuneloop.serving.guard import GuardStep
+from tuneloop.serving.http.api import create_app
+from tuneloop.serving.record_keeper import RecordKeeper
+from tuneloop.serving.records import Records
+
+CHATS = "/v1/chat/completions"
+BODY = {"model": NAME, "messages": CHAT}
+
+
+def everything(**cache: Any) -> ServePart:
+    return ServePart(
+        limits=LimitsPart(requests=1000),
+        cache=CachePart(**{"backend": "memory", **cache}),
+        safety=SafetyPart(policy="default"),
+        records=RecordsPart(replies="full"),
+    )
+
+
+class Whole:
+    """A server of a workspace with all its steps, and the settings that a reload reads."""
+
+    def __init__(self, workspace: Path, settings: ServePart, engine: Any = None) -> None:
+        self.workspace, self.settings, self.engine = workspace, settings, engine or ScriptedEngine()
+        self.ring = KeyRing(workspace / FILE)
+        self.keeper = RecordKeeper(Archive(workspace), settings.records, settings.batches, "tiny:v1")
+        self.app = create_app(
+            self.engine, admission=self.steps(), settings=settings, reread=self.steps, keeper=self.keeper,
+            close=[self.ring.close],
+        )  # fmt: skip
+
+    def steps(self) -> list[Admission]:
+        return admission_steps(self.settings, self.engine, None, self.workspace, ring=self.ring, keeper=self.keeper)
+
+
+def reload(client: TestClient) -> None:
+    assert client.portal is not None
+    client.portal.call(client.app.state.reload)  # type: ignore[attr-defined]
+
+
+def test_a_request_passes_the_steps_in_order(tmp_path: Path) -> None:
+    order = [Access, KeyLimits, Records, GuardStep, Cache, Queue]
+    assert [type(step) for step in Whole(tmp_path, everything()).steps()] == order
+
+
+def test_a_reload_goes_on_with_answers_counts_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_limits, "clock", lambda: 1_000_000)  # nothing comes back meanwhile
+    whole = Whole(tmp_path, everything())
+    with TestClient(whole.app) as client:
+        first = client.post(CHATS, json=BODY)
+        for k in range(3):
+            whole.settings = everything(ttl=100 + k)
+            reload(client)
+        again = client.post(CHATS, json=BODY)
+        assert first.json()["choices"] == again.json()["choices"]
+        left = [int(reply.headers["x-ratelimit-remaining-requests"]) for reply in (first, again)]
+        assert left == [999, 998]
+        client.post(CHATS, json={**BODY, "messages": [{"role": "user", "content": "Mail me at li.wei@example.com"}]})
+        figures = client.get("/metrics").text
+    assert "tuneloop_cache_hits_total 1.0" in figures
+    assert "tuneloop_guard_input_log_total 1.0" in figures
+    assert "tuneloop_limited_requests_total 0.0" in figures
+    assert "tuneloop_queue_running 0.0" in figures
+    assert len(whole.engine.streams) == 2
+
+
+def test_settings_that_are_wrong_leave_the_present_ones(tmp_path: Path) -> None:
+    whole = Whole(tmp_path, everything())
+    with TestClient(whole.app) as client:
+        whole.settings = whole.settings.model_copy(update={"safety": SafetyPart(policy=str(tmp_path / "none.yaml"))})
+        reload(client)
+        assert client.post(CHATS, json=BODY).status_code == 200
+
+
+def test_lines_of_a_batch_go_by_the_key_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of the key hold for them, and once it is revoked they are refused."""
+    monkeypatch.setattr(key_ring, "FRESH", 0.05)
+    store = open_store(tmp_path / FILE)
+    try:
+        made, key = issue(store, "shop")
+        _, other = issue(store, "bank")
+        engine = ScriptedEngine()
+        engine.seconds = 0.2
+        whole = Whole(tmp_path, ServePart(), engine)
+        with TestClient(whole.app, headers={"Authorization": f"Bearer {key}"}) as client:
+            lines = jsonl(*(line(f"q{k}") for k in range(40)))
+            files = {"file": ("a.jsonl", lines)}
+            file = client.post("/v1/files", files=files, data={"purpose": "batch"}).json()["id"]
+            body = {"input_file_id": file, "endpoint": CHATS, "completion_window": "24h"}
+            batch = client.post("/v1/batches", json=body).json()["id"]
+            bank = {"Authorization": f"Bearer {other}"}
+            assert client.get(f"/v1/batches/{batch}", headers=bank).status_code == 404
+            until(lambda: client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"] >= 2)
+            revoke(store, made.id)
+            until(lambda: whole.keeper.table.find(batch, caller_of_key(made)).status == "completed")
+            counts = whole.keeper.table.find(batch, caller_of_key(made))
+    finally:
+        store.close()
+    assert counts.completed + counts.failed == 40
+    assert counts.failed > 0, "lines after the key was revoked"
+
+
+def caller_of_key(key: Any) -> Any:
+    from tuneloop.serving.admission import Caller
+
+    return Caller(key.id, key.name, frozenset(key.scopes), key.name)
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
