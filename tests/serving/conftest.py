@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from tests.postgres_server import postgres_server
+from tests.postgres_server import PostgresServer, postgres_server
 from tuneloop.improvement.archive import Archive
 from tuneloop.registry.store import FILE, metadata
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
+def postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
-        yield server.url
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -25,7 +25,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "sqlite":
         yield tmp_path / FILE
         return
-    url = request.getfixturevalue("server_url")
+    url = request.getfixturevalue("postgres").url
     monkeypatch.setenv("TUNELOOP_STORE", url)
     yield url
     archive = Archive(tmp_path, url)

@@ -80,7 +80,8 @@ def ask(server: Served, content: str = "Who are you?", caller: str = "shop", **b
 
 
 def vote(server: Served, body: dict[str, Any], caller: str = "shop") -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/feedback", json=body, headers={"x-caller": caller}, timeout=30)
+    headers = {"x-caller": caller, "content-type": "application/json"}
+    return httpx.post(f"{server.url}/v1/feedback", content=json.dumps(body), headers=headers, timeout=30)
 
 
 def kept(tmp_path: Path, place: str | Path, **equal: str) -> list[KeptReply]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres_server import PostgresServer
 from tests.serving.batches.test_batches import ended, line, sent
 from tests.serving.recorded import FULL, PLANTED, USER, ask, kept, serving, vote
 from tests.serving.scripted import ScriptedEngine
@@ -83,6 +84,34 @@ def mine_as_sent() -> bytes:
     return json.dumps({"user": USER})[1:-1].encode()
 
 
+def test_no_byte_is_left_in_the_files_of_postgresql(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for its write-ahead log, which is the server's own and which the guide leaves to whoever runs it."""
+    monkeypatch.setenv("TUNELOOP_STORE", postgres.url)
+    long = f"{PLANTED} " + " ".join(str(k) for k in range(3000))
+    with serving(ScriptedEngine(echoing), tmp_path, FULL, place=postgres.url) as server, server.client() as client:
+        for k in range(5):
+            ask(server, f"{PLANTED} {k}", user=USER)
+        vote(server, {"id": ask(server, long, user=USER)["id"], "thumb": "up", "correction": PLANTED})
+        ended(client, sent(client, line("a", {"user": USER, "messages": turns(PLANTED)})).id)
+    assert PLANTED.encode() in tables_of(postgres)
+    forget_user(USER, workspace=tmp_path)
+    left = tables_of(postgres)
+    assert PLANTED.encode() not in left
+    assert USER.encode() not in left
+
+
+def tables_of(server: PostgresServer) -> bytes:
+    """The bytes of a server's files, all but the write-ahead log's, after it has written what it held in memory."""
+    import psycopg
+
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+    files = [path for path in server.folder.rglob("*") if path.is_file() and "pg_wal" not in path.parts]
+    return b"\n".join(path.read_bytes() for path in files)
+
+
 def test_a_key_is_forgotten_with_all_that_it_sent(place: str | Path, tmp_path: Path) -> None:
     with serving(ScriptedEngine(echoing), tmp_path, FULL, place=place) as server, server.client(
         default_headers={"x-caller": USER}
@@ -136,6 +165,16 @@ def test_lines_of_a_running_batch_are_forgotten(tmp_path: Path) -> None:
         assert done.status == "completed"
         assert client.files.content(done.output_file_id).text.count("custom_id") == 20
     assert PLANTED.encode() not in everything(tmp_path / FILE, tmp_path)
+
+
+def test_a_line_behind_a_byte_order_mark_is_its_persons(tmp_path: Path) -> None:
+    content = "\ufeff" + json.dumps(line("a", {"user": USER, "messages": turns(PLANTED)}))
+    with serving(ScriptedEngine(echoing), tmp_path) as server, server.client() as client:
+        client.files.create(file=("a.jsonl", content.encode()), purpose="batch")
+    assert forget_user(USER, workspace=tmp_path)["lines"] == 1
+    left = everything(tmp_path / FILE, tmp_path)
+    assert PLANTED.encode() not in left
+    assert USER.encode() not in left
 
 
 def test_nobody_cannot_be_forgotten(tmp_path: Path) -> None:

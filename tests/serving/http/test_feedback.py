@@ -56,6 +56,9 @@ def test_feedback_needs_no_kept_reply(tmp_path: Path) -> None:
         ({"id": "x", "score": 2}, "score"),
         ({"id": "x' OR 1=1 --", "thumb": "up"}, "id"),
         ({"id": "x", "thumb": "up", "stars": 5}, "stars"),
+        ({"id": "x", "correction": "\ud800"}, "correction"),
+        ({"id": "x", "correction": "x" * 100_001}, "correction"),
+        ({"id": "x" * 97, "thumb": "up"}, "id"),
     ],
 )
 def test_wrong_feedback_is_refused(body: dict[str, Any], param: str | None, tmp_path: Path) -> None:
