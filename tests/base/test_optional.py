@@ -40,11 +40,13 @@ def test_elsewhere_the_packages_of_the_extra_are_named(tmp_path: Path, monkeypat
     (info / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: tuneloop\nVersion: 9\nRequires-Dist: torch>=2\n"
         'Requires-Dist: fastapi>=0.1; extra == "serve"\nRequires-Dist: psycopg; extra == "postgres"\n'
+        'Requires-Dist: uvloop>=0.22; sys_platform != "win32" and extra == "loop"\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(optional, "__file__", str(tmp_path / "site" / "tuneloop" / "base/optional.py"))
     assert install("serve").endswith('-m pip install "fastapi>=0.1"')
     assert install().endswith('-m pip install "torch>=2"')
+    assert install("loop").endswith("-m pip install \"uvloop>=0.22; sys_platform != 'win32'\"")
 
 
 def test_a_package_that_is_there_and_breaks_is_told_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

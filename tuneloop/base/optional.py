@@ -55,4 +55,7 @@ def _packages(extra: str) -> list[str]:
         required = []
     lines = [line.partition(";") for line in required]
     marker = re.compile(rf"extra == .{re.escape(extra)}." if extra else r"^((?!extra).)*$")
-    return [name.strip() for name, _, when in lines if marker.search(when)]
+    needed = [
+        (name.strip(), re.sub(r"( and )?extra == .[\w-]+.", "", when)) for name, _, when in lines if marker.search(when)
+    ]
+    return [f"{name};{where}".rstrip("; ").replace('"', "'") for name, where in needed]

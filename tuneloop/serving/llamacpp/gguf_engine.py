@@ -84,7 +84,10 @@ class GgufChild(LlamaChild):
 
     def begin(self) -> None:
         about, _ = self._ask("open", **self._load_frame)
-        self.upstream, self.vocabulary = Upstream(str(about["address"]), self._key), int(about["vocabulary"])
+        self.upstream, self.vocabulary = (
+            Upstream(str(about["address"]), self._key, held=False),
+            int(about["vocabulary"]),
+        )
         self._own_template = about["template"] if isinstance(about["template"], str) else None
         self._patience = PROMPT_SECONDS
 

@@ -7,10 +7,12 @@ server sends is trusted in nothing; how long it may be is limited.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
+import urllib.request
 from collections import deque
-from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,7 +23,9 @@ from tuneloop.base.optional import need
 from tuneloop.data.augmenting.endpoint import elsewhere, refusal_text, response_start, retry_seconds
 
 if TYPE_CHECKING:
-    import httpx2
+    import ssl
+
+    import aiohttp
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0
@@ -36,6 +40,8 @@ LONGEST_REFUSAL = 64 << 10
 CONNECTIONS = 1024
 IDLE_SECONDS = 4.0
 """How long a connection is held for another request: uvicorn and llama.cpp close theirs after five."""
+LARGE_BODY = 1 << 20
+"""Bytes of a request from which on it is sent in parts: nobody's stream waits for it."""
 LONGEST_RETRY = 3600
 _PARAM = re.compile(r"[\w.\[\]-]{1,80}")
 _REFUSALS = {400: 400, 404: 404, 405: 400, 408: 400, 409: 400, 410: 404, 413: 413, 415: 400, 422: 400, 501: 400}
@@ -45,17 +51,18 @@ _REFUSALS = {400: 400, 404: 404, 405: 400, 408: 400, 409: 400, 410: 404, 413: 41
 class Upstream:
     """The server at `url`, which ends before /chat/completions (…/v1); a `key` is sent as a bearer token, never shown.
 
-    `silence` is how many seconds the server may send nothing. Bound to the event loop of its first request.
+    `silence` is how many seconds the server may send nothing. `held`: its connections are used again, as any HTTP
+    server's may be. Bound to the event loop of its first request.
 
     Raises TL-SERVE-UPSTREAM-URL for what is no address of a server, or may not be asked (TUNELOOP_OFFLINE).
     """
 
-    def __init__(self, url: str, key: str = "", *, silence: float = SILENCE_SECONDS) -> None:
-        need("httpx2", extra="serve")
+    def __init__(self, url: str, key: str = "", *, silence: float = SILENCE_SECONDS, held: bool = True) -> None:
+        need("aiohttp", extra="serve")
         self.url = checked_url(url)
-        self._key, self._silence = key, silence
-        self._encrypted = self.url.startswith("https:")
-        self._client: httpx2.AsyncClient | None = None
+        self._key, self._silence, self._held = key, silence, held
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        """By whether connections are used again."""
 
     def __repr__(self) -> str:
         return f"Upstream({self.url!r})"
@@ -93,9 +100,9 @@ class Upstream:
 
     async def aclose(self) -> None:
         """Close its connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            await session.close()
 
     def fault(self, problem: str, *, status: int = 502, **facts: Any) -> ServeError:
         """The error for whatever is its fault: TL-SERVE-UPSTREAM."""
@@ -119,21 +126,25 @@ class Upstream:
         """Words of the server, without our key: some servers repeat it."""
         return words.replace(self._key, "***") if self._key else words
 
-    def _connected(self) -> httpx2.AsyncClient:
-        import httpx2
+    def _session(self, held: bool) -> aiohttp.ClientSession:
+        import aiohttp
 
-        if self._client is None:
-            self._client = httpx2.AsyncClient(
-                verify=self._encrypted,  # else no certificates are loaded
-                trust_env=bool(elsewhere(self.url)),  # a proxy is for other machines
-                follow_redirects=False,
-                timeout=httpx2.Timeout(self._silence, connect=CONNECT_SECONDS),
-                limits=httpx2.Limits(
-                    max_connections=CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS
-                ),
+        if held not in self._sessions:
+            kept: dict[str, Any] = {"keepalive_timeout": IDLE_SECONDS} if held else {"force_close": True}
+            if self.url.startswith("https:"):
+                kept["ssl"] = _trust()
+            watch = aiohttp.TraceConfig()
+            watch.on_connection_reuseconn.append(_is_reused)
+            self._sessions[held] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS, **kept),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._silence),
                 headers={"Accept-Encoding": "identity", "User-Agent": "tuneloop"},
+                auto_decompress=False,
+                proxy=_proxy(self.url),
+                trace_configs=[watch],
             )
-        return self._client
+        return self._sessions[held]
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         response = await self._send(method, path, body)
@@ -143,50 +154,67 @@ class Upstream:
         except (ValueError, RecursionError):
             raise self.odd(content) from None
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> aiohttp.ClientResponse:
         """The response to a request that was accepted; its body has not been read."""
-        import httpx2
-
-        client = self._connected()
-        headers = [(b"Authorization", b"Bearer " + self._key.encode())] if self._key else []
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        if content is not None:
-            headers.append((b"Content-Type", b"application/json"))
-            # llama.cpp hangs up after a stream without a word of it, and a request on such a connection would be lost.
-            # Connecting anew costs nothing but with TLS.
-            headers += [] if self._encrypted else [(b"Connection", b"close")]
-        try:
-            request = client.build_request(method, self.url + path, content=content, headers=headers)
-            response = await client.send(request, stream=True)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise self.fault(_reason(error), status=503, again=True, unreachable=True) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError, OSError) as error:
-            raise self.broken(error) from error
-        if response.status_code != 200:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        content: bytes | None = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        response = await self._sent(method, path, content, headers)
+        if response.status != 200:
             raise await self._refused(response)
         return response
 
-    async def _content(self, response: httpx2.Response, most: int, *, cut: bool = False) -> bytes:
+    async def _sent(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], *, lost: bool = False
+    ) -> aiohttp.ClientResponse:
+        """`lost`: once more, on a connection of its own. If nobody listens there now, this request may have done it."""
+        import aiohttp
+
+        once = SimpleNamespace(reused=False)
+        large = content is not None and len(content) > LARGE_BODY
+        try:
+            return await self._session(self._held and not lost).request(
+                method,
+                self.url + path,
+                data=io.BytesIO(content or b"") if large else content,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=once,
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise self.fault(_reason(error), status=503, again=not lost, unreachable=True) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            # A server may close a connection that is idle at any time, llama.cpp does after each stream without a word
+            # of it; a request that was on its way then is lost, and no answer to it has begun.
+            if not once.reused:
+                raise self.broken(error) from error
+        except (aiohttp.ClientError, ValueError, RuntimeError, OSError) as error:
+            raise self.broken(error) from error
+        return await self._sent(method, path, content, headers, lost=True)
+
+    async def _content(self, response: aiohttp.ClientResponse, most: int, *, cut: bool = False) -> bytes:
         """The body of a response; one that is longer than `most` bytes is `cut` there, or refused."""
-        import httpx2
+        import aiohttp
 
         content = bytearray()
         try:
-            async for piece in response.aiter_raw():
+            while piece := await response.content.readany():
                 content += piece
                 if len(content) > most:
                     if cut:
                         break
                     raise self.fault(t("an answer of more than {n} bytes", n=most))
-        except (httpx2.HTTPError, RuntimeError, OSError) as error:
+        except (aiohttp.ClientError, RuntimeError, OSError) as error:
             raise self.broken(error) from error
         finally:
-            await response.aclose()
+            response.close()
         return bytes(content[:most])
 
-    async def _refused(self, response: httpx2.Response) -> ServeError:
+    async def _refused(self, response: aiohttp.ClientResponse) -> ServeError:
         """What a status other than 200 means."""
-        status = response.status_code
+        status = response.status
         try:
             async with asyncio.timeout(LISTING_SECONDS):
                 content = await self._content(response, LONGEST_REFUSAL, cut=True)
@@ -215,26 +243,26 @@ class EventReader:
     """The server-sent events of a response, as JSON objects (the HTML standard, 9.2). `aclose` hangs up, which ends the
     answer at the server as well."""
 
-    def __init__(self, upstream: Upstream, response: httpx2.Response) -> None:
+    def __init__(self, upstream: Upstream, response: aiohttp.ClientResponse) -> None:
         self.upstream = upstream
-        self._response, self._raw = response, response.aiter_raw()
+        self._response = response
         self._buffer, self._events = bytearray(), deque[bytes]()
         self._lines, self._held = list[bytes](), 0
         self.done = False
         """Whether the server has said that this was all ("[DONE]")."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the next event has to be waited for."""
+        return not self._events
+
     async def next(self) -> dict[str, Any] | None:
         """The next event, None at the end. Raises TL-SERVE-UPSTREAM for what is none."""
-        import httpx2
-
         while not self._events:
-            try:
-                piece = await anext(self._raw)
-            except StopAsyncIteration:
+            piece = await self._piece()
+            if not piece:
                 await self.aclose()
                 return None
-            except (httpx2.HTTPError, httpx2.StreamError, RuntimeError, OSError) as error:
-                raise self.upstream.broken(error) from error
             self._take(piece)
         content = self._events.popleft()
         if content == b"[DONE]":
@@ -242,7 +270,7 @@ class EventReader:
             await self._drain()
             return None
         try:
-            event = json.loads(content, parse_constant=_no_number)
+            event = _DECODER.decode(content.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
@@ -251,9 +279,16 @@ class EventReader:
 
     async def aclose(self) -> None:
         """Hang up. May be repeated."""
-        await self._response.aclose()
-        with suppress(RuntimeError):  # somebody is reading, and reads no more
-            await self._raw.aclose()
+        self._response.close()
+
+    async def _piece(self) -> bytes:
+        """What has come, b"" at the end."""
+        import aiohttp
+
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, RuntimeError, OSError) as error:
+            raise self.upstream.broken(error) from error
 
     def _take(self, piece: bytes) -> None:
         self._buffer += piece
@@ -276,7 +311,7 @@ class EventReader:
         """Read the end of the body, so that the connection may be used again; whoever goes on sending is hung up on."""
         try:
             async with asyncio.timeout(0.2):
-                async for piece in self._raw:
+                while piece := await self._piece():
                     if len(piece) > 1000:
                         break
         except Exception:  # it has said all: how the connection ends is no fault
@@ -337,3 +372,26 @@ def _param(content: bytes) -> str | None:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
+
+
+async def _is_reused(session: Any, context: Any, parameters: Any) -> None:
+    """A request goes out on a connection that another one was on."""
+    context.trace_request_ctx.reused = True
+
+
+def _trust() -> ssl.SSLContext:
+    """The certificates that this machine trusts, as the downloads from hubs have them."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment has for an address; none for this machine's own."""
+    host, proxies = elsewhere(url), urllib.request.getproxies()
+    if not host or urllib.request.proxy_bypass(host):
+        return None
+    return proxies.get(urlsplit(url).scheme) or proxies.get("all")

@@ -76,7 +76,10 @@ class UpstreamStream:
     async def _more(self) -> list[Piece]:
         """The pieces of the next event."""
         try:
-            async with asyncio.timeout(None) as self._limit:
+            if self._events.waiting:
+                async with asyncio.timeout(None) as self._limit:
+                    event = await self._events.next()
+            else:
                 event = await self._events.next()
             if event is None:
                 self._ended = True
