@@ -1,4 +1,4 @@
-"""Steps that are changed while the server serves."""
+"""AdmissionPath that are changed while the server serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.admission import Admission, Question, Submit
 from tuneloop.serving.engine import AnswerStream
 from tuneloop.serving.http.api import create_app
-from tuneloop.serving.steps import Steps
+from tuneloop.serving.steps import AdmissionPath
 
 BODY = {"model": NAME, "messages": CHAT}
 
@@ -35,7 +35,7 @@ class Counted(Admission):
 def test_a_new_step_goes_on_with_the_count_of_its_forerunner() -> None:
     first, second = Counted(), Counted()
     first.count = 3
-    steps = Steps([first, Admission()], ScriptedEngine())
+    steps = AdmissionPath([first, Admission()], ScriptedEngine())
     steps.use([second])
     assert steps.gauges() == {"counted_total": 3.0}
 

@@ -17,7 +17,7 @@ log = logging.getLogger("tuneloop.serving")
 
 
 class _Way:
-    """Steps, the way through them to the engine, and how many requests are on it."""
+    """AdmissionPath, the way through them to the engine, and how many requests are on it."""
 
     def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:
         self.steps, self.submit, self.requests = tuple(steps), through(steps, engine), 0
@@ -45,7 +45,7 @@ class _Way:
                 log.exception("a step of admission could not be closed")
 
 
-class Steps:
+class AdmissionPath:
     """The way of a request to the engine. A request under way keeps the steps that it has entered by."""
 
     def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:

@@ -31,7 +31,7 @@ from tuneloop.serving.http.logs import flush
 from tuneloop.serving.http.metrics import ServerMetrics
 from tuneloop.serving.http.observer import Observer
 from tuneloop.serving.record_keeper import RecordKeeper
-from tuneloop.serving.steps import Steps
+from tuneloop.serving.steps import AdmissionPath
 
 for _module in ("fastapi", "uvicorn"):
     need(_module, extra="serve")
@@ -85,7 +85,7 @@ def create_app(
     `keeper` has the store of feedback and batches, None for a server without one; `close` is called at the end, after
     the steps have let go of what they hold.
     """
-    steps, drain = Steps(admission, engine), Drain()
+    steps, drain = AdmissionPath(admission, engine), Drain()
     runner: BatchRunner | None = None
 
     async def reload() -> None:
@@ -137,7 +137,7 @@ def create_app(
     return app
 
 
-async def _reload(steps: Steps, reread: Callable[[], Sequence[Admission]] | None) -> None:
+async def _reload(steps: AdmissionPath, reread: Callable[[], Sequence[Admission]] | None) -> None:
     """New steps in place of the present ones; those stay where the new settings are wrong."""
     if reread is None:
         return
