@@ -1,4 +1,4 @@
-"""AdmissionPath that are changed while the server serves."""
+"""Steps that are changed while the server serves."""
 
 from __future__ import annotations
 

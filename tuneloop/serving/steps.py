@@ -17,7 +17,7 @@ log = logging.getLogger("tuneloop.serving")
 
 
 class _Way:
-    """AdmissionPath, the way through them to the engine, and how many requests are on it."""
+    """Steps, the way through them to the engine, and how many requests are on it."""
 
     def __init__(self, steps: Sequence[Admission], engine: Engine) -> None:
         self.steps, self.submit, self.requests = tuple(steps), through(steps, engine), 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.upstreams import collect, delta, event, head, on_loop, scripted, text_of
+from tests.serving.upstreams import LISTED, collect, delta, event, head, on_loop, scripted, text_of
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.upstream.proxy_engine import ProxyEngine
@@ -176,6 +176,96 @@ async def test_who_goes_away_hangs_up() -> None:
         await asyncio.gather(task, return_exceptions=True)
         assert engine.pending == 0
         await engine.shut()
+
+
+class Held:
+    """A server whose connections are used again; it closes one at the request that is its `last`, with no answer."""
+
+    def __init__(self, last: int, *, gone: bool = False) -> None:
+        self._last, self._gone = last, gone
+        self.asked: list[int] = []
+        """By connection, the chats that came."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        place: int | None = None
+        try:
+            while True:
+                request = (await reader.readuntil(b"\r\n\r\n")).lower()
+                chat = request.startswith(b"post")
+                if chat and place is None:
+                    place = len(self.asked)
+                    self.asked.append(0)
+                if chat:
+                    self.asked[place or 0] += 1
+                    await reader.readexactly(int(request.partition(b"content-length:")[2].split(b"\r\n")[0]))
+                    if self.asked[place or 0] == self._last:
+                        self._listening.close() if self._gone else None
+                        return
+                content = GOOD + DONE if chat else json.dumps(LISTED).encode()
+                kind = "text/event-stream" if chat else "application/json"
+                close = "" if chat else "Connection: close\r\n"
+                writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{close}".encode())
+                writer.write(b"Content-Length: %d\r\n\r\n" % len(content) + content)
+                await writer.drain()
+                if not chat:
+                    return
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def __aenter__(self) -> Upstream:
+        self._listening = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        return Upstream(f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}/v1")
+
+    async def __aexit__(self, *error: object) -> None:
+        self._listening.close()
+
+
+async def chats(times: int, *upstreams: Upstream) -> None:
+    """So many good answers, one after the other."""
+    engine = ProxyEngine(upstreams, lambda text: None)
+    try:
+        for _ in range(times):
+            assert text_of(await collect(await engine.submit(CHAT))) == "Hello you"
+    finally:
+        assert engine.pending == 0
+        await engine.shut()
+
+
+@on_loop
+async def test_a_connection_is_used_again() -> None:
+    server = Held(last=0)
+    async with server as upstream:
+        await chats(3, upstream)
+    assert server.asked == [3]
+
+
+@on_loop
+async def test_what_is_lost_on_a_connection_that_was_idle_is_asked_once_more() -> None:
+    server = Held(last=2)
+    async with server as upstream:
+        await chats(2, upstream)
+    assert server.asked == [2, 1]
+
+
+@on_loop
+async def test_a_new_connection_without_an_answer_is_not_asked_again() -> None:
+    server = Held(last=1)
+    async with server as upstream:
+        with pytest.raises(ServeError, match="TL-SERVE-UPSTREAM") as caught:
+            await chats(1, upstream)
+    assert caught.value.facts["status"] == 502
+    assert server.asked == [1]
+
+
+@on_loop
+async def test_a_server_that_ends_with_a_request_takes_no_other_with_it() -> None:
+    first, second = Held(last=2, gone=True), Held(last=0)
+    async with first as one, second as other:
+        with pytest.raises(ServeError, match="TL-SERVE-UPSTREAM"):
+            await chats(3, one, other)  # they take turns
+    assert (first.asked, second.asked) == ([2], [1])
 
 
 @on_loop
