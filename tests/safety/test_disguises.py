@@ -13,9 +13,8 @@ from tuneloop.safety.lexicon import shipped
 GUARD = TextGuard.load()
 WORDS = sorted({word.text for word in shipped() if word.category})
 FRAMES = ("{}", "you know {} now", "我觉得{}这样")
-# What cannot be told from ordinary texts: a comma between two Chinese characters, digits in place of all letters or
-# between the digits of a word.
-MISSED = {"commas": 0.06, "digits between": 0.03, "digits for letters": 0.005}
+# What cannot be told from ordinary numbers: digits in place of all letters or between the digits of a word.
+MISSED = {"digits between": 0.002, "digits for letters": 0.002}
 
 
 @pytest.mark.parametrize(("name", "disguise"), sorted(all_disguises().items()), ids=sorted(all_disguises()))

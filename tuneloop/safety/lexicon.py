@@ -176,7 +176,7 @@ def _is_word(base: str, view: LetterView, start: int, end: int, word: _Pattern) 
     first, last = view.first[start:end], view.last[start:end]
     seen = [base[k] for k in first]
     if word.category == ALLOWED:
-        return view.name == "plain" and seen == list(word.letters) and gaps.as_written(base, first, last, word.parted)
+        return seen == list(word.letters) and gaps.as_written(base, first, last, word.parted)
     if word.view not in (None, view.name):
         return False
     if any(a != b for a, b in zip(seen, word.letters, strict=True)) and not _passes(seen, word.letters):
