@@ -30,7 +30,7 @@ class ReplyWriter:
     """Writes replies down in a thread of its own, several in one transaction, so that no answer waits for a disk."""
 
     def __init__(self, archive: Archive, *, masked: bool) -> None:
-        self._archive, self._masked = archive, masked
+        self._archive, self.masked = archive, masked
         self._waiting: queue.Queue[KeptReply | threading.Event | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class ReplyWriter:
         if not rows:
             return
         try:
-            self._archive.store.retried(lambda connection: put_replies(connection, rows, masked=self._masked))
+            self._archive.store.retried(lambda connection: put_replies(connection, rows, masked=self.masked))
         except TuneloopError as error:
             log.error("%d replies were not kept: %s", len(rows), error.code)
         except Exception as error:  # one that cannot be written costs no other, nor those to come
