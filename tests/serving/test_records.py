@@ -12,9 +12,12 @@ import pytest
 from tests.serving.recorded import FULL, PLANTED, USER, ask, kept, serving
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine
 from tuneloop.base.errors import ServeError
+from tuneloop.improvement.archive import Archive
+from tuneloop.improvement.replies import KeptReply
 from tuneloop.improvement.users import user_hashes
 from tuneloop.recipe.schema import RecordsPart, ServePart
 from tuneloop.registry.store import FILE
+from tuneloop.serving.records import ReplyWriter
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -98,6 +101,24 @@ def test_a_store_that_fails_fails_no_answer(tmp_path: Path, caplog: pytest.LogCa
     with serving(ScriptedEngine(), tmp_path, FULL) as server:
         assert ask(server, PLANTED)["choices"][0]["finish_reason"] == "stop"
     assert "TL-RUN-STORE" in caplog.text
+    assert PLANTED not in caplog.text
+
+
+def test_a_reply_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive = Archive(tmp_path)
+    writer = ReplyWriter(archive, masked=False)
+    for k, question in enumerate(
+        ({"prompt": "a"}, {("no", "JSON"): PLANTED}, {"prompt": "half \ud800"}, {"prompt": "z"})
+    ):
+        writer.put(KeptReply(f"r{k}", 0, 1, "", "", "", NAME, "", "", "text", question, [], 0, 0))
+    writer.flush()
+    writer.put(KeptReply("r9", 0, 1, "", "", "", NAME, "", "", "text", {}, [], 0, 0))
+    writer.close()
+    archive.close()
+    rows = kept(tmp_path, tmp_path / FILE)
+    assert [row.id for row in rows] == ["r0", "r2", "r3", "r9"]
+    assert rows[1].question == {"prompt": "half \ud800"}
+    assert "a reply was not kept" in caplog.text
     assert PLANTED not in caplog.text
 
 

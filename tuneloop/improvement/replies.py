@@ -68,7 +68,7 @@ def kept_replies(store: Store, **equal: str) -> Iterator[KeptReply]:
 
 
 def _row(reply: KeptReply, masked: bool) -> dict[str, Any]:
-    columns = asdict(reply)
+    columns = {**asdict(reply), "model": reply.model.replace("\0", "\ufffd")}  # PostgreSQL's texts hold no NUL
     for name in ("question", "answers"):
         columns[name] = _as_json(mask_all(columns[name]) if masked else columns[name])
     return columns

@@ -76,8 +76,14 @@ class ReplyWriter:
             return
         try:
             self._archive.store.retried(lambda connection: put_replies(connection, rows, masked=self.masked))
-        except (TuneloopError, ValueError, OSError) as error:  # never the rows themselves: they are texts
-            log.error("%d replies were not kept: %s", len(rows), getattr(error, "code", type(error).__name__))
+        except TuneloopError as error:
+            log.error("%d replies were not kept: %s", len(rows), error.code)
+        except Exception as error:  # one that cannot be written costs no other, nor those to come
+            if len(rows) == 1:
+                log.error("a reply was not kept: %s", type(error).__name__)  # never the row itself: it is a text
+                return
+            for row in rows:
+                self._write([row])
 
 
 @dataclass(slots=True)

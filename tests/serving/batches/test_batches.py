@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from tests.serving.recorded import ByHeader, serving
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, script
 from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
+from tuneloop.registry import store
+from tuneloop.registry.store import FILE
 from tuneloop.serving.admission import Caller
 from tuneloop.serving.batches import batch_runner, batch_table
 from tuneloop.serving.record_keeper import RecordKeeper
@@ -349,3 +352,25 @@ def test_a_file_of_200_mb_is_refused_while_it_is_sent(tmp_path: Path) -> None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, "TL-SERVE-UPLOAD")
         assert "100000000" in reply.json()["error"]["message"]
     assert not list((tmp_path / "workspace").iterdir())
+
+
+def test_nothing_is_asked_whose_answer_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store takes nothing a batch waits; then it goes on."""
+    monkeypatch.setattr(batch_table, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(batch_runner, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(batch_runner, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(batch_runner, "AWAY_SECONDS", 0.2)
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.2)
+    engine = ScriptedEngine(capacity=4)
+    engine.seconds = 0.05
+    with serving(engine, tmp_path) as server, server.client() as client:
+        batch = sent(client, *[line(f"q-{k}") for k in range(40)])
+        server.until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 2)
+        other = sqlite3.connect(tmp_path / FILE, isolation_level=None, timeout=30)
+        other.execute("BEGIN IMMEDIATE")
+        written = client.batches.retrieve(batch.id).request_counts.completed
+        time.sleep(4)
+        assert len(engine.queries) <= written + 8, "what was under way is asked, and no more"
+        other.execute("ROLLBACK")
+        other.close()
+        assert ended(client, batch.id).request_counts.completed == 40

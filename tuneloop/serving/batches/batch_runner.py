@@ -146,7 +146,10 @@ class BatchJob:
     async def _renew_for_ever(self) -> None:
         while self._ours:
             await asyncio.sleep(RENEW_SECONDS)
-            renewed = await self._store(self._renewed)
+            try:
+                renewed = await self._store(self._renewed)
+            except TuneloopError:
+                renewed = None
             if renewed is None:
                 self._ours = False
             else:
@@ -269,7 +272,11 @@ class BatchJob:
 
     async def _put(self, number: int, line: str, failed: bool) -> None:
         owner = self._runner.owner
-        self._ours &= await self._store(lambda c: table.put_answer(c, self.batch, owner, number, line, failed))
+        try:
+            self._ours &= await self._store(lambda c: table.put_answer(c, self.batch, owner, number, line, failed))
+        except TuneloopError:
+            self._ours = False  # nothing is asked whose answer cannot be written down: the batch is taken on later
+            raise
 
     async def _close(self) -> None:
         """Write down what was not asked of a batch that has expired, and let its files be seen."""
