@@ -11,6 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, f
 
 from tuneloop.registry.store import Store, batches, feedback, file_lines, files, forgotten, replies
 
+AT_ONCE = 200
+"""Lines that are read at a time."""
 REMEMBERED = 2 * 86_400
 """Seconds for which servers are told whom to forget: longer than any request is under way."""
 
@@ -84,7 +86,8 @@ def _lines_of_batches(of_tenant: Select[Any], tenant: str | None) -> Any:
 
 def _size(connection: Connection, file: str) -> int:
     """Bytes of a file in UTF-8."""
-    lines = connection.execute(select(file_lines.c.content).where(file_lines.c.file == file)).scalars()
+    query = select(file_lines.c.content).where(file_lines.c.file == file).execution_options(yield_per=AT_ONCE)
+    lines = connection.execute(query).scalars()
     return sum(len(line.encode()) for line in lines)
 
 

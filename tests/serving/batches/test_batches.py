@@ -374,3 +374,14 @@ def test_nothing_is_asked_whose_answer_cannot_be_written(tmp_path: Path, monkeyp
         other.execute("ROLLBACK")
         other.close()
         assert ended(client, batch.id).request_counts.completed == 40
+
+
+def test_a_line_longer_than_any_request_is_refused(tmp_path: Path) -> None:
+    """A tree of JSON takes many times its bytes in memory: 100 MB of "[]," would take gigabytes."""
+    with serving(ScriptedEngine(), tmp_path) as server, server.client() as client:
+        bomb = b'{"body": [' + b"[]," * 4_000_000 + b"[]]}\n"
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.files.create(file=("a.jsonl", b"{}\n" + bomb), purpose="batch")
+        assert caught.value.code == "TL-SERVE-LINE"
+        assert "Line 2 " in caught.value.message
+        assert not client.files.list().data

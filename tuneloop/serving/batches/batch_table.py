@@ -14,7 +14,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.registry.store import batches, file_lines, files
 from tuneloop.serving.admission import Caller
-from tuneloop.serving.batches.file_shelf import StoredFile, missing, new_id, put_file, storable
+from tuneloop.serving.batches.file_shelf import AT_ONCE, StoredFile, missing, new_id, put_file, storable
 
 WINDOW_SECONDS = 86_400
 """completion_window, of which there is one: 24h."""
@@ -172,7 +172,8 @@ def lines_left(connection: Connection, batch: StoredBatch, after: int, most: int
 def close_batch(connection: Connection, batch: StoredBatch, status: str) -> None:
     """The end of a batch: its files become visible, where anything is in them."""
     for file, name in ((batch.output_file, "output"), (batch.error_file, "error")):
-        lines = connection.execute(select(file_lines.c.content).where(file_lines.c.file == file)).scalars()
+        query = select(file_lines.c.content).where(file_lines.c.file == file).execution_options(yield_per=AT_ONCE)
+        lines = connection.execute(query).scalars()
         size = sum(len(line.encode()) for line in lines)
         if size:
             stored = StoredFile(file, int(time.time()), f"{batch.id}_{name}.jsonl", "batch_output", size)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, and_, delete, func, insert, select
 
@@ -19,6 +19,8 @@ from tuneloop.serving.admission import Caller
 
 AT_ONCE = 200
 """Lines that are written or read at a time."""
+MOST_LINE = 8 << 20
+"""Bytes of a line: what a request may have. A tree of JSON takes many times its bytes in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class FileShelf:
     def __init__(self, archive: Archive, most_bytes: int) -> None:
         self._archive, self._most = archive, most_bytes
 
-    def put(self, lines: Iterable[bytes], size: int, filename: str, purpose: str, caller: Caller) -> StoredFile:
-        """Store an uploaded file whole. Raises TL-SERVE-FILE for what is no text, TL-SERVE-STORAGE beyond the room that
-        a tenant has."""
+    def put(self, content: BinaryIO, size: int, filename: str, purpose: str, caller: Caller) -> StoredFile:
+        """Store an uploaded file whole. Raises TL-SERVE-FILE for what is no text, TL-SERVE-LINE for a line longer than
+        any request, TL-SERVE-STORAGE beyond the room that a tenant has."""
         owner = self._archive.users.of(caller.name)
         stored = StoredFile(new_id("file"), int(time.time()), filename, purpose, size)
 
@@ -49,7 +51,7 @@ class FileShelf:
             if (used or 0) + size > self._most:
                 raise ServeError("TL-SERVE-STORAGE", status=413, most=self._most, used=int(used or 0), param="file")
             put_file(connection, stored, caller, owner)
-            numbered = enumerate(lines, start=1)
+            numbered = enumerate(iter(lambda: content.readline(MOST_LINE + 1), b""), start=1)
             while page := list(islice(numbered, AT_ONCE)):
                 connection.execute(insert(file_lines), [self._line(stored.id, *one, owner) for one in page])
 
@@ -58,6 +60,8 @@ class FileShelf:
         return stored
 
     def _line(self, file: str, number: int, line: bytes, owner: str) -> dict[str, Any]:
+        if len(line) > MOST_LINE:
+            raise ServeError("TL-SERVE-LINE", status=400, line=number, most=MOST_LINE, param="file")
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
