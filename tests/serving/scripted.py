@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.admission import Admission, Question, admission_steps
 from tuneloop.serving.engine import CallPiece, ModelEntry, Piece, Query, TokenScore
 from tuneloop.serving.http import api
+from tuneloop.serving.record_keeper import RecordKeeper
 
 NAME = "tiny:v1"
 CHAT: list[Any] = [{"role": "user", "content": "Who are you?"}]
@@ -157,11 +159,21 @@ class ScriptedEngine:
         self.open = False
 
 
-def app_of(engine: Any, key: str | None = None, queue: int = 8, steps: list[Admission] | None = None) -> Any:
+def app_of(
+    engine: Any,
+    key: str | None = None,
+    queue: int = 8,
+    steps: list[Admission] | None = None,
+    workspace: Path | None = None,
+) -> Any:
+    """`workspace` is where it takes feedback, files and batches; without one it takes none."""
+    settings = ServePart(queue=queue)
+    keeper = None if workspace is None else RecordKeeper.of(workspace, settings, NAME)
     return api.create_app(
         engine,
-        admission=steps if steps is not None else admission_steps(ServePart(queue=queue), engine, key),
+        admission=steps if steps is not None else admission_steps(settings, engine, key, keeper=keeper),
         model_name=NAME,
+        keeper=keeper,
     )
 
 
@@ -189,10 +201,10 @@ class Served:
 
 
 @contextmanager
-def serving(engine: Any, *, key: str | None = None, queue: int = 8) -> Iterator[Served]:
+def serving(engine: Any, *, key: str | None = None, queue: int = 8, workspace: Path | None = None) -> Iterator[Served]:
     """A real server on a free loopback port, in a thread."""
     bound = api.listen("127.0.0.1", 0)
-    app = app_of(engine, key, queue)
+    app = app_of(engine, key, queue, workspace=workspace)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()

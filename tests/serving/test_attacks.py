@@ -67,14 +67,17 @@ def target(
 ) -> Iterator[Target]:
     trap, secret = Trap(), tmp_path_factory.mktemp("secret") / "secret.txt"
     secret.write_text(CANARY, encoding="utf-8")
+    space = tmp_path_factory.mktemp("workspace")
     if request.param == "torch":
-        with serving(TorchEngine(str(tiny_model), ServePart(max_new_tokens=4, slots=4)), key=KEY) as served:
+        with serving(
+            TorchEngine(str(tiny_model), ServePart(max_new_tokens=4, slots=4)), key=KEY, workspace=space
+        ) as served:
             yield Target(served, tiny_model.name, trap, secret)
     else:
         behind = ScriptedEngine(capacity=16)
         with serving(behind) as upstream:
             settings = ServePart(engine="proxy", upstreams=[f"{upstream.url}/v1"])
-            with serving(proxy_engine("", settings, Path(), lambda text: None), key=KEY) as served:
+            with serving(proxy_engine("", settings, Path(), lambda text: None), key=KEY, workspace=space) as served:
                 yield Target(served, NAME, trap, secret, behind)
     trap.socket.close()
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from tests.browser import chinese_fonts, chromium
 from tests.serving.scripted import NAME, ScriptedEngine, app_of
+from tuneloop.registry.store import FILE, feedback, open_store
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.http import api
 from tuneloop.serving.http.page_words import page_words
@@ -51,15 +51,9 @@ def script(query: Query) -> Iterator[Piece]:
 
 
 @contextmanager
-def page_server(engine: ScriptedEngine, key: str | None = None) -> Iterator[str]:
+def page_server(engine: ScriptedEngine, key: str | None = None, workspace: Path | None = None) -> Iterator[str]:
     """A real server with the page, in a thread."""
-    app = app_of(engine, key)
-    if not any(getattr(route, "path", "") == "/v1/feedback" for route in app.routes):
-
-        @app.post("/v1/feedback")
-        async def feedback(request: Request) -> Response:
-            return JSONResponse({"object": "feedback", **await request.json()})
-
+    app = app_of(engine, key, workspace=workspace)
     bound = api.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -110,7 +104,7 @@ def test_it_streams_compares_and_votes_in_both_languages(browser: Any, tmp_path:
     chinese_fonts()
     engine = ScriptedEngine(script)
     engine.seconds = 0.3
-    with page_server(engine) as url, opened(browser, url) as page:
+    with page_server(engine, workspace=tmp_path) as url, opened(browser, url) as page:
         votes: list[dict[str, Any]] = []
         ids: list[str] = []
         page.on("request", lambda one: votes.append(one.post_data_json) if "feedback" in one.url else None)
@@ -138,6 +132,11 @@ def test_it_streams_compares_and_votes_in_both_languages(browser: Any, tmp_path:
         assert [vote["thumb"] for vote in votes] == ["up", "down"]
         assert {vote["id"] for vote in votes} == set(ids)
         assert len(set(ids)) == 2
+        store = open_store(tmp_path / FILE)
+        with store.read() as connection:
+            rows = connection.execute(select(feedback.c.reply, feedback.c.thumb)).all()
+        store.close()
+        assert {tuple(row) for row in rows} == {(vote["id"], vote["thumb"]) for vote in votes}
         assert page.locator(".note").all_inner_texts() == ["Thank you, noted."] * 2
         page.screenshot(path=tmp_path / "chat-en.png")
         page.click("#language")
