@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Disguise = Callable[[str, random.Random], str]
 HOMOGLYPHS = str.maketrans("aceiopsxyhkmtABCEHIKMOPTX", "асеіорѕхуһкмтАВСЕНІКМОРТХ")  # Cyrillic
@@ -12,6 +12,7 @@ GREEK = str.maketrans("aeiknopuvxyABEHIKMNOPTXYZ", "αεικηορυνχγΑΒΕ
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 SIGNED = str.maketrans("aisAIS", "@!$@!$")
 CHINESE = str.maketrans("0123456789", "〇一二三四五六七八九")
+SIGNS = "*-_/.,，。、|#~^+=&%@$•·—◆★☆●■♥→"
 CIRCLED = str.maketrans("0123456789", "⓪①②③④⑤⑥⑦⑧⑨")
 
 
@@ -30,7 +31,7 @@ def traditional(name: str) -> Disguise:
     return lambda word, chance: converter.convert(word)
 
 
-def between(signs: str) -> Disguise:
+def between(signs: Sequence[str]) -> Disguise:
     return lambda word, chance: chance.choice(signs).join(word)
 
 
@@ -76,6 +77,8 @@ def all_disguises() -> dict[str, Disguise]:
         "traditional, Taiwan": traditional("s2tw"),
         "traditional, Hong Kong": traditional("s2hk"),
         "simplified": traditional("t2s"),
+        "as Taiwan says it": traditional("s2twp"),
+        "Japanese forms": lambda word, chance: traditional("t2jp")(traditional("s2t")(word, chance), chance),
         "homoglyphs, Cyrillic": translated(HOMOGLYPHS),
         "homoglyphs, Greek": translated(GREEK),
         "mathematical letters": mathematical,
@@ -87,6 +90,17 @@ def all_disguises() -> dict[str, Disguise]:
         "signs": between("/|+#^=&%@$"),
         "commas": between(",，、"),
         "emoji": between("😀🔥❤"),
+        "emoji of several characters": between(["👨\u200d👩\u200d👧", "👍🏽", "❤\ufe0f", "🇨🇳", "1\ufe0f\u20e3"]),
+        "signs with letters": between("™℃№©®㊙"),
+        "brackets": between("()[]{}<>《》「」【】“”'"),
+        "ends of clauses": between("。！？；：…!?;:"),
+        "any signs": lambda word, chance: (
+            "".join(char + "".join(chance.choices(SIGNS, k=chance.randint(0, 2))) for char in word[:-1]) + word[-1]
+        ),
+        "ends of lines": between("\n"),
+        "marks of HTML": between(["<b>", "<br />", "</i>", "&nbsp;"]),
+        "one comma": once(",，、"),
+        "ellipses": between(["...", "……"]),
         "several": lambda word, chance: " * ".join(word),
         "one blank": once(" "),
         "one star": once("*"),

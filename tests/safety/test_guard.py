@@ -22,6 +22,7 @@ bits = st.one_of(
         "138 1234 5678", "li.wang@example.com", "+1 (212) 555-0123", "身份证", "11010519491231002X", "人民币", "GB82 WEST 1234 5698 7654 32",
         "\u200b", "\u0336", "\\u0066", "&#102;", "u", "uu", "k", "kkk", " ", "*", ".", "，", "。", "\n", "1", "ﬁ", "Ａ", "😀", "的", "sk-",
         "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "call", "电话", "@", "!", "'s", "hit", "ass", "hole", "64式手枪出售",
+        "\U0001f1e8", "\U0001f1f3", "<b>", "<br", " />", "</", "&nbsp;", "&", ";", "\\", "\\x66", "™", "<", ">", "二", " . ",
     ]),
     st.text(max_size=4),
     st.builds(lambda word, name, seed: DISGUISES[name](word, random.Random(seed)), st.sampled_from(WORDS), st.sampled_from(sorted(DISGUISES)), st.integers(0, 9)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-LONGEST = 9
+LONGEST = 20
 """Characters between two letters of a word, at most."""
 _CLAUSES = frozenset(",;:!?，。！？；：、\n\r…\"“”‘’'`()[]{}《》〈〉「」『』【】")
 """What ordinary texts have between two words."""
@@ -54,7 +54,7 @@ def as_disguise(
     own = [(k, gap) for k, gap in enumerate(between) if gap and k not in parted]
     if not own:
         return not hidden
-    if len(between) > 1 and len(own) == len(between) - len(parted):  # between all its letters: "f u c k"
+    if len(own) > 1 and 2 * len(own) >= len(between) - len(parted):  # between most of its letters: "f u c k"
         return True
     return all(_hides(base, last[k], first[k + 1], gap, len(first)) for k, gap in own)
 
@@ -68,8 +68,10 @@ def _hides(base: str, left: int, right: int, gap: str, length: int) -> bool:
             return False  # a line's end; "the 80's hit"
         if signs & _APOSTROPHES and re.split(r"\W", base[right : right + 4])[0] in _ENDINGS:
             return False
-        # "the cook. Sucker": a sign with a blank is punctuation, one without is none.
-        return not blank or not signs & (_CLAUSES | {"."} | set("0123456789")) or len(signs) > 1
+        # "the cook. Sucker": a sign with a blank behind it is punctuation, another is none.
+        if not blank or len(signs) > 1 or gap[-1] in ".,":
+            return True
+        return not signs & (_CLAUSES | {"."} | set("0123456789"))
     # Between Chinese characters anything hides: one clause hardly ever ends and the next begins with a listed word's
     # letters, and where they do ("路口，交通") a harmless phrase says so.
     return True

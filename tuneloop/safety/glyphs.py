@@ -14,7 +14,7 @@ _LATIN = {
     "a": "αаӑӓӕ∂ⲁᎪꓮᗅАΑ", "b": "вьъβƄᏴᏏꓐВΒᗷЬ", "c": "сϲⅽᴄᏟꓚСϹⲥ", "d": "ԁժᏧᎠꓓⅾ", "e": "еєҽεэℯⲉ℮ЕΕᎬꓰЄ",
     "f": "ғϝꓝᖴ", "g": "ɡցᏀꓖԌԍ", "h": "һհнⲏНΗᎻꓧҺн", "i": "іιӏїɩⅰɪΙІЇӀᎥⲓ", "j": "јϳЈᎫꓙ", "k": "κкӄқҝкΚКᏦꓗⲕќ",
     "l": "ⅼｌլᏞꓡⳑ", "m": "мⅿΜМᎷꓟⲙ", "n": "пηпոռΝꓠⲛи", "o": "оοσօөѳОΟՕꓳⲟ०০੦૦๐໐၀", "p": "рρϸРΡᏢꓑⲣ",
-    "q": "ԛգզႳ", "r": "гᴦꮁᏒꓣᎡяг", "s": "ѕՏꓢᏚЅꜱ", "t": "тτΤТᎢꓔⲧт", "u": "υսμцՍꓴ∪", "v": "νѵᏙꓦⱱ∨",
+    "q": "ԛգզႳᑫ", "r": "гᴦꮁᏒꓣᎡяг", "s": "ѕՏꓢᏚЅꜱ", "t": "тτΤТᎢꓔⲧт", "u": "υսμцՍꓴ∪", "v": "νѵᏙꓦⱱ∨",
     "w": "ѡωшщԝᎳꓪա", "x": "хχⅹΧХꓫⲭ", "y": "уүγуүΥҮУꓬⲩў", "z": "ᏃꓜΖⲍ",
 }  # fmt: skip
 # Turned letters: upside-down writing.
@@ -37,7 +37,7 @@ _VARIANTS = {
     "咨": "谘", "径": "迳逕", "巨": "钜", "钟": "锺", "颚": "颚腭", "余": "馀", "曲": "麹麴", "面": "麺麪",
     "卖": "売", "恶": "悪",
     "药": "薬", "处": "処", "战": "戦", "毒": "毐", "弹": "弾", "乐": "楽", "铁": "鉄", "关": "関", "黑": "黒",
-    "实": "実",
+    "实": "実", "值": "値", "户": "戸", "猎": "猟", "俱": "倶", "系": "繋",
 }  # fmt: skip
 _NUMERALS = dict(zip("零壹贰叁肆伍陆柒捌玖", "〇一二三四五六七八九", strict=True)) | {
     "两": "二",
@@ -67,14 +67,14 @@ _NAMED = ("LATIN ", "NEGATIVE ", "REGIONAL INDICATOR SYMBOL LETTER ", "SQUARED L
 def _simplifiers() -> tuple[Any, ...]:
     from opencc import OpenCC
 
-    return tuple(OpenCC(name) for name in ("tw2s", "hk2s", "t2s"))
+    return tuple(OpenCC(name) for name in ("jp2t", "tw2s", "hk2s", "t2s"))
 
 
 def simplified(char: str) -> str:
-    """A Chinese character in its simplified form, by OpenCC's tables for Taiwan, Hong Kong and all others.
+    """A Chinese character in its simplified form, by OpenCC's tables for Japan, Taiwan, Hong Kong and all others.
 
-    >>> simplified("發") + simplified("裡") + simplified("好")
-    '发里好'
+    >>> simplified("發") + simplified("裡") + simplified("売") + simplified("好")
+    '发里卖好'
     """
     for converter in _simplifiers():
         new = converter.convert(char)
@@ -93,3 +93,19 @@ def latin(char: str) -> str:
         return ""
     words = name.split(" WITH ")[0].split()
     return words[-1].lower() if len(words[-1]) == 1 and words[-1].isalpha() else ""
+
+
+@cache
+def _taiwan() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("s2twp")
+
+
+def in_taiwan(word: str) -> str:
+    """A word as Taiwan says it, which is not always its characters' traditional forms.
+
+    >>> in_taiwan("仿真枪")
+    '模擬槍'
+    """
+    return str(_taiwan().convert(word))

@@ -58,10 +58,13 @@ class Lexicon:
     def __init__(self, words: Sequence[ListedWord]) -> None:
         """The first category of a word counts; a word of one letter says nothing and is left out."""
         patterns: dict[str, dict[tuple[bool, str, bool], _Pattern]] = {}
+        self._words: set[str] = set()
         for word in words:
-            for classes, pattern in _patterns(word):
+            for number, (classes, pattern) in enumerate(_patterns(word)):
                 key = (pattern.category == ALLOWED, pattern.letters, pattern.hidden)
                 patterns.setdefault(classes, {}).setdefault(key, pattern)
+                if number == 0 and pattern.category != ALLOWED:
+                    self._words.add(pattern.letters)
         self._patterns = [list(same.values()) for same in patterns.values()]
         self._automaton = AhoCorasick(list(patterns), matchkind=MatchKind.Standard)
         self._begun = {word[:k] for word in patterns for k in range(1, len(word))}
@@ -79,7 +82,7 @@ class Lexicon:
         return cls(words + shipped() if packaged else words)
 
     def __len__(self) -> int:
-        return sum(word.category != ALLOWED and word.view is None for same in self._patterns for word in same)
+        return len(self._words)
 
     @property
     def categories(self) -> list[str]:
@@ -122,8 +125,9 @@ class Lexicon:
 
 
 def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
-    """The ways to look for a word, each with the classes of its letters: as it is listed; with stars for its vowels or
-    for all but its ends; and, where digits are a part of it, without them, if other digits stand between the rest."""
+    """The ways to look for a word, each with the classes of its letters: as it is listed; as Taiwan says it; with stars
+    for its vowels or for all but its ends; and, where digits are a part of it, without them, if other digits stand
+    between the rest."""
     base = " ".join(skeleton(word.text).base.split())
     view = views(base)[0]
     if len(view.letters) < 2:
@@ -132,6 +136,11 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     yield view.letters, _Pattern(letters, _parted(view.first), word.category)
     if word.category == ALLOWED:
         return
+    if not word.text.isascii():
+        abroad = " ".join(skeleton(glyphs.in_taiwan(word.text)).base.split())
+        other = views(abroad)[0]
+        if other.letters != view.letters:
+            yield other.letters, _Pattern("".join(abroad[k] for k in other.first), _parted(other.first), word.category)
     if len(letters) > 3 and letters.isascii() and letters.isalpha() and len(letters) == len(base):
         for starred in _starred(letters):
             classes = "".join("*" if one == "*" else own for one, own in zip(starred, view.letters, strict=True))

@@ -8,6 +8,7 @@ words can be searched for whatever stands between their letters.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -19,11 +20,24 @@ from tuneloop.safety import glyphs
 ViewName = Literal["plain", "signs", "digits", "stars"]
 """What counts as a letter: plain: letters and digits; signs: signs that look like letters as well; digits: no digits;
 stars: stars as well, which stand for any letter."""
+_SIGN = "·"
+"""Stands for what is no letter."""
 LONGEST_RUN = 24
 """So many times a letter may be repeated inside a word."""
-# \u0066 and &#102; are letters to whom decodes them.
-_ESCAPE = re.compile(r"\\u[0-9A-Fa-f]{4}|&#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});|.", re.DOTALL)
-_BEGUN_ESCAPE = re.compile(r"(?:\\(?:u[0-9A-Fa-f]{0,3})?|&(?:#(?:[0-9]{0,7}|[xX][0-9A-Fa-f]{0,6}))?)\Z")
+_FLAG = "\U0001f1e6-\U0001f1ff"
+# \u0066 and &#102; are letters to whom decodes them, marks of HTML are nothing to whom sees it rendered, and two
+# regional letters by themselves are a flag.
+_ESCAPE = re.compile(
+    r"\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|&#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});|&(?:nbsp|e[mn]sp|thinsp|shy|zwn?j|middot|bull);"
+    r"|</?(?:b|i|u|s|em|a|tt|br|p|div|wbr|del|ins|sub|sup|big|span|font|mark|small|code|strong)\s?/?>"
+    rf"|(?<![{_FLAG}])[{_FLAG}]{{2}}(?![{_FLAG}])|.",
+    re.DOTALL,
+)
+_BEGUN_ESCAPE = re.compile(
+    r"(?:\\(?:u[0-9A-Fa-f]{0,3}|x[0-9A-Fa-f]?)?|&(?:#(?:[0-9]{0,7}|[xX][0-9A-Fa-f]{0,6})|[a-z]{1,6})?|</?[a-z]{0,6}\s?/?"
+    rf"|(?<![{_FLAG}])[{_FLAG}]{{1,2}})\Z"
+)
+_MAY_ESCAPE = re.compile(rf"\\[ux]|&[#a-z]|</?[a-z]|[{_FLAG}]")
 _RUN = re.compile(r"([a-z])\1\1+")
 _BEGUN_RUN = re.compile(r"([a-z])\1+\Z")
 
@@ -40,14 +54,16 @@ def _digit(char: str) -> str:
 def _letters(char: str) -> str:
     """What one character shows: none, one or several plain ones.
 
-    >>> [_letters(c) for c in "ＦÉ\\u200bф發⑤ﬁ*"]
-    ['f', 'e', '', 'ф', '发', '5', 'fi', '*']
+    >>> [_letters(c) for c in "ＦÉ\\u200bф發⑤ﬁ*™"]
+    ['f', 'e', '', 'ф', '发', '5', 'fi', '*', '™']
     """
     category = unicodedata.category(char)
     if category in {"Cf", "Mn", "Me"} or char in "\u115f\u1160\u3164\uffa0\u2800\x00\x7f":
         return ""
     if alike := glyphs.ALIKE.get(char) or _digit(char):
         return alike
+    if category == "So" and (char in "㊙㊗℃℉" or sum(map(str.isalnum, unicodedata.normalize("NFKC", char))) > 1):
+        return char  # a sign that is drawn with letters: ™
     out = []
     for part in unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", char)).casefold():
         for one in unicodedata.normalize("NFKD", part):
@@ -126,7 +142,7 @@ def skeleton(text: str) -> Skeleton:
     >>> skeleton("a\u200bﬁ").original(1, 3)
     (2, 3)
     """
-    if "\\u" in text or "&#" in text:
+    if _MAY_ESCAPE.search(text):
         return _mapped([match[0] for match in _ESCAPE.finditer(text)])
     base = text.translate(_BASES)
     if len(base) == len(text) and _BASES.odd.isdisjoint(text):
@@ -149,8 +165,14 @@ def _mapped(parts: Sequence[str]) -> Skeleton:
 
 
 def _decoded(escape: str) -> str:
+    if escape[0] == "<":
+        return "\n" if escape.strip("</> ") in {"br", "p", "div"} else _SIGN
     if escape[0] == "\\":
         return chr(int(escape[2:], 16))
+    if escape[0] != "&":
+        return _SIGN
+    if escape[1] != "#":
+        return html.unescape(escape)
     number = int(escape[3:-1], 16) if escape[2] in "xX" else int(escape[2:-1])
     return chr(number) if number < 0x110000 else "\ufffd"
 
@@ -161,7 +183,7 @@ def begun_escape(text: str) -> int:
     >>> begun_escape("ab\\\\u00"), begun_escape("ab")
     (2, 2)
     """
-    match = _BEGUN_ESCAPE.search(text, max(0, len(text) - 10))
+    match = _BEGUN_ESCAPE.search(text, max(0, len(text) - 12))
     return match.start() if match else len(text)
 
 
