@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -29,6 +30,7 @@ def identity_of(*facts: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+@functools.cache
 def _release() -> str:
     """The version of tuneloop that is installed; "" in a source tree that is not."""
     try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 
 from tuneloop.serving.engine import Query
 
@@ -40,15 +41,19 @@ def answer_key(query: Query, *, tenant: str, identity: str, policy: str = "", na
     >>> keys[0] == keys[2] != keys[1], len(keys[0])
     (True, 97)
     """
-    asked_for = {name: field for name, field in asdict(query).items() if name not in _WHO}
+    asked_for = {name: field for name, field in _fields(query).items() if name not in _WHO}
     parts = [FORMAT, namespace, tenant, identity, policy, asked_for]
     # Half surrogates that were joined from two texts are two characters: "surrogatepass" tells them from one.
-    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"), default=_mapping)
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"), default=_fields)
     return f"{tenant_digest(tenant)}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def _mapping(mapping: object) -> object:
-    return dict(mapping)  # type: ignore[call-overload]
+def _fields(given: object) -> dict[str, object]:
+    """What json takes for a record or a mapping."""
+    if is_dataclass(given):
+        return {field.name: getattr(given, field.name) for field in fields(given)}
+    assert isinstance(given, Mapping)
+    return dict(given)
 
 
 def tenant_digest(tenant: str) -> str:
