@@ -36,7 +36,8 @@ def _program(name: str) -> str:
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
     """Root may not run it: then the user that the package has made does."""
-    pytest.importorskip("psycopg")
+    if not os.environ.get("CI"):
+        pytest.importorskip("psycopg")
     initdb, postgres = _program("initdb"), _program("postgres")
     folder = Path(tempfile.mkdtemp(prefix="tuneloop-postgres-"))
     user = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,31 @@ def everything(**cache: Any) -> ServePart:
         safety=SafetyPart(policy="default"),
         records=RecordsPart(replies="full"),
     )
+
+
+GATEWAY = """
+import resource, sys
+from tuneloop.serving.asgi import create
+create()
+heavy = ("torch", "transformers", "pyarrow", "numpy", "pandas", "datasets")
+print([name for name in heavy if name in sys.modules], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_the_gateway_with_all_its_parts_is_small(tmp_path: Path) -> None:
+    """No torch, and under 250 MB."""
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        "serve: {engine: proxy, upstreams: ['http://127.0.0.1:9/v1'], limits: {requests: 5}, "
+        "redis: 'redis://127.0.0.1:9/0', cache: {backend: redis}, safety: {policy: default}, records: {replies: full}}"
+    )
+    about = {"TUNELOOP_SERVE_CONFIG": str(config), "TUNELOOP_SERVE_WORKSPACE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", GATEWAY], env={**os.environ, **about}, capture_output=True, text=True, timeout=300
+    )
+    modules, _, size = done.stdout.strip().rpartition(" ")
+    assert modules == "[]", done.stderr
+    assert int(size) < 250
 
 
 class Whole:
