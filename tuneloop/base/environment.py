@@ -36,7 +36,7 @@ class Environment:
     store: str = field(repr=False)
     """TUNELOOP_STORE: the database's URL for keys, replies, feedback and batches; empty means the workspace's file."""
     user_secret: str = field(repr=False)
-    """TUNELOOP_USER_SECRET: what users' names are hashed with where several machines share a database."""
+    """TUNELOOP_USER_SECRET: what users' names are hashed with where several machines share a database or a Redis."""
     served: str
     """TUNELOOP_SERVE: what the application of tuneloop.serving.asgi serves, as `tuneloop serve` takes it."""
     serve_config: str
