@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from tests.serving.batches.test_batches import jsonl, line
@@ -26,6 +31,7 @@ from tuneloop.serving.access.limits import KeyLimits
 from tuneloop.serving.admission import Admission, admission_steps
 from tuneloop.serving.cache.cache import Cache
 from tuneloop.serving.guard import GuardStep
+from tuneloop.serving.http import api
 from tuneloop.serving.http.api import create_app
 from tuneloop.serving.record_keeper import RecordKeeper
 from tuneloop.serving.records import Records
@@ -75,8 +81,9 @@ class Whole:
         self.workspace, self.settings, self.engine = workspace, settings, engine or ScriptedEngine()
         self.ring = KeyRing(workspace / FILE)
         self.keeper = RecordKeeper(Archive(workspace), settings.records, settings.batches, "tiny:v1")
+        self.first = self.steps()
         self.app = create_app(
-            self.engine, admission=self.steps(), settings=settings, reread=self.steps, keeper=self.keeper,
+            self.engine, admission=self.first, settings=settings, reread=self.steps, keeper=self.keeper,
             close=[self.ring.close],
         )  # fmt: skip
 
@@ -162,3 +169,41 @@ def until(true: Any) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_who_hangs_up_takes_the_answer_from_nobody_who_waits_for_the_same(tmp_path: Path) -> None:
+    """Two ask the same and wait behind another one; the first of them goes, the second is answered."""
+    engine = ScriptedEngine(capacity=1)
+    engine.seconds = 0.5
+    whole = Whole(tmp_path, everything(), engine)
+    bound = api.listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(whole.app, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}{CHATS}"
+    other = {**BODY, "messages": [{"role": "user", "content": "Another one"}]}
+    status: list[int] = []
+    try:
+        threads = [threading.Thread(target=lambda: httpx.post(url, json=other, timeout=60))]
+        threads[0].start()
+        until(lambda: len(engine.running) == 1)
+        host = socket.create_connection(bound.getsockname())
+        text = json.dumps(BODY).encode()
+        head = (
+            f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        )
+        host.sendall(head.encode() + text)
+        cache = next(step for step in whole.first if isinstance(step, Cache))
+        until(lambda: cache.gauges()["cache_misses_total"] == 2)
+        threads.append(
+            threading.Thread(target=lambda: status.append(httpx.post(url, json=BODY, timeout=60).status_code))
+        )
+        threads[1].start()
+        until(lambda: cache.gauges()["cache_shared_total"] == 1)
+        host.close()
+        for one in threads:
+            one.join(60)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert status == [200]

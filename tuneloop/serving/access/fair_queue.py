@@ -94,7 +94,7 @@ class Queue(Admission):
         lane = (bool(getattr(getattr(request, "state", None), "behind", False)), caller_of(request).id)
         turn = line.join(lane)
         line.call(self._engine.capacity)
-        gone = asyncio.ensure_future(_hung_up(request))
+        gone = asyncio.ensure_future(hung_up(request))
         try:
             while not turn.done():
                 await asyncio.wait({turn, gone}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -174,7 +174,7 @@ class QueuedStream:
             self._place.free()
 
 
-async def _hung_up(request: Request) -> None:
+async def hung_up(request: Request) -> None:
     """Returns when the client has gone; never where there is no client."""
     try:
         while (await request.receive())["type"] != "http.disconnect":

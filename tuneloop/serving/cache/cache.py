@@ -6,13 +6,17 @@ otherwise by the header Cache-Control: `no-cache` has it computed anew, `no-stor
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from tuneloop.recipe.schema import CacheBackend, CachePart, ServePart
+from tuneloop.serving.access.fair_queue import hung_up
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
 from tuneloop.serving.cache.answer import CachedAnswer, is_finished
 from tuneloop.serving.cache.answer_store import AnswerStore
@@ -23,6 +27,8 @@ from tuneloop.serving.cache.redis import RedisAnswers, redis_url
 from tuneloop.serving.cache.sqlite import FILE, SqliteAnswers
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from tuneloop.serving.engine import AnswerStream, Engine
 
 log = logging.getLogger("tuneloop.serving")
@@ -87,13 +93,17 @@ class Cache(Admission):
             self._counts["shared"] += 1
         stream = flight.join(person_digest(question.query.user or caller.name, self._secret))
         try:
-            await flight.until_accepted()
+            await _accepted(flight, question.request)
         except BaseException:
             await stream.aclose()
             raise
         return stream
 
     def _begun(self, key: str, question: Question, submit: Submit, anew: bool) -> Flight:
+        # Others may wait for the answer when this client has gone: the steps behind are not to listen to it.
+        own = SimpleNamespace(state=getattr(question.request, "state", None))
+        question = replace(question, request=cast("Request", own))
+
         async def work(flight: Flight) -> None:
             if not anew and (answer := await self._stored(key, flight)):
                 self._counts["hits"] += 1
@@ -178,6 +188,24 @@ class Cache(Admission):
             await self._unused.close()
         if not self._lent:
             await self._store.close()
+
+
+async def _accepted(flight: Flight, request: Request) -> None:
+    """Wait until the question was accepted. Raises what it is refused with, and what tells that the client has gone."""
+    if flight.accepted:
+        return
+    waiting = asyncio.ensure_future(flight.until_accepted())
+    gone = asyncio.ensure_future(hung_up(request))
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            from starlette.requests import ClientDisconnect
+
+            raise ClientDisconnect
+        waiting.result()
+    finally:
+        waiting.cancel()
+        gone.cancel()
 
 
 def meant(tenant: str, user: str, secret: bytes = b"") -> tuple[str, str]:
