@@ -106,6 +106,9 @@ def all_disguises() -> dict[str, Disguise]:
         "one star": once("*"),
         "one dot": once(".·"),
         "one sign": once("*-_/|#~^"),
+        "letters repeated": lambda word, chance: "".join(
+            char * chance.choice([1, 2, 3, 5]) if char.isascii() and char.isalpha() else char for char in word
+        ),
         "digits for letters": translated(LEET),
         "signs for letters": translated(SIGNED),
         "digits between": between("0123456789"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from tuneloop.safety import gaps, glyphs
-from tuneloop.safety.skeleton import LetterView, Skeleton, ViewName, skeleton, views
+from tuneloop.safety.skeleton import LetterView, Skeleton, ViewName, shortened, skeleton, views
 from tuneloop.safety.span import Span, disjoint
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 
@@ -27,7 +27,8 @@ _SAME_NUMBER = {**glyphs.CHINESE_DIGITS, **{digit: digit for digit in "012345678
 class _Pattern:
     """A listed word: its letters, after which of them its list has a blank or sign, and its category.
 
-    `view` is the only one in which it counts, None for all; `hidden`: only where something stands between its letters.
+    `view` is the only one in which it counts, None for all; `hidden`: only where something stands between its letters;
+    `least`: how often each letter is there at least, where repeated ones are written once.
     """
 
     letters: str
@@ -35,6 +36,7 @@ class _Pattern:
     category: str
     view: ViewName | None = None
     hidden: bool = False
+    least: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,11 @@ class Lexicon:
 
     def __init__(self, words: Sequence[ListedWord]) -> None:
         """The first category of a word counts; a word of one letter says nothing and is left out."""
-        patterns: dict[str, dict[tuple[bool, str, bool], _Pattern]] = {}
+        patterns: dict[str, dict[tuple[bool, str, bool, tuple[int, ...]], _Pattern]] = {}
         self._words: set[str] = set()
         for word in words:
             for number, (classes, pattern) in enumerate(_patterns(word)):
-                key = (pattern.category == ALLOWED, pattern.letters, pattern.hidden)
+                key = (pattern.category == ALLOWED, pattern.letters, pattern.hidden, pattern.least)
                 patterns.setdefault(classes, {}).setdefault(key, pattern)
                 if number == 0 and pattern.category != ALLOWED:
                     self._words.add(pattern.letters)
@@ -115,7 +117,7 @@ class Lexicon:
     def begun(self, base: str) -> int:
         """Where a word begins that the end of a base may have cut; the base's length where none does."""
         at = len(base)
-        for view in views(base, begun=True):
+        for view in views(base):
             if view.letters and len(base) - view.last[-1] - 1 <= gaps.LONGEST:
                 for length in range(min(self._longest, len(view.letters)), 0, -1):
                     if view.letters[-length:] in self._begun:
@@ -136,6 +138,8 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     yield view.letters, _Pattern(letters, _parted(view.first), word.category)
     if word.category == ALLOWED:
         return
+    if once := shortened(view):
+        yield once.letters, _once(base, once, word.category)
     if not word.text.isascii():
         abroad = " ".join(skeleton(glyphs.in_taiwan(word.text)).base.split())
         other = views(abroad)[0]
@@ -149,6 +153,13 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     if bare is not None and len(bare.letters) > 2:
         rest = "".join(base[k] for k in bare.first)
         yield bare.letters, _Pattern(rest, _parted(bare.first), word.category, "digits", hidden=True)
+
+
+def _once(base: str, view: LetterView, category: str) -> _Pattern:
+    """A word whose repeated letters are written once."""
+    parted = frozenset(k for k in range(len(view.letters) - 1) if view.first[k + 1] > view.last[k] + 1)
+    letters = "".join(base[k] for k in view.first)
+    return _Pattern(letters, parted, category, least=tuple(view.counts or ()))
 
 
 def _parted(places: Sequence[int]) -> frozenset[int]:
@@ -186,13 +197,23 @@ def _is_word(base: str, view: LetterView, start: int, end: int, word: _Pattern) 
     seen = [base[k] for k in first]
     if word.category == ALLOWED:
         return seen == list(word.letters) and gaps.as_written(base, first, last, word.parted)
-    if word.view not in (None, view.name):
+    if word.view not in (None, view.name) or not _often_enough(view, start, end, word.least):
         return False
     if any(a != b for a, b in zip(seen, word.letters, strict=True)) and not _passes(seen, word.letters):
         return False
     if not _at_bounds(base, first[0], last[-1] + 1, word.letters, view.name):
         return False
     return gaps.as_disguise(base, first, last, word.parted, hidden=word.hidden)
+
+
+def _often_enough(view: LetterView, start: int, end: int, least: Sequence[int]) -> bool:
+    """Whether each letter is there as often as in the word, its repetitions close to each other."""
+    if view.counts is None:
+        return not least
+    counts = view.counts[start:end]
+    if any(view.last[k] - view.first[k] - view.counts[k] >= gaps.LONGEST for k in range(start, end)):
+        return False
+    return not least or all(one >= other for one, other in zip(counts, least, strict=True))
 
 
 def _passes(seen: Sequence[str], letters: str) -> bool:

@@ -38,8 +38,7 @@ _BEGUN_ESCAPE = re.compile(
     rf"|(?<![{_FLAG}])[{_FLAG}]{{1,2}})\Z"
 )
 _MAY_ESCAPE = re.compile(rf"\\[ux]|&[#a-z]|</?[a-z]|[{_FLAG}]")
-_RUN = re.compile(r"([a-z])\1\1+")
-_BEGUN_RUN = re.compile(r"([a-z])\1+\Z")
+_RUN = re.compile(r"([a-z])\1+")
 
 
 def _is_cjk(char: str) -> bool:
@@ -189,19 +188,22 @@ def begun_escape(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LetterView:
-    """The letters of a base in their classes; of each the first and last character of the base that it stands for."""
+    """The letters of a base in their classes; of each the first and last character of the base that it stands for, and,
+    in a view in which repeated letters are one, how often it is there."""
 
     name: ViewName
     letters: str
     first: Sequence[int]
     last: Sequence[int]
+    counts: Sequence[int] | None = None
 
 
-def views(base: str, *, begun: bool = False) -> list[LetterView]:
-    """All ways to read a base that differ. `begun`: the text goes on, so what may come counts as if it were there.
+def views(base: str) -> list[LetterView]:
+    """All ways to read a base that differ.
 
-    >>> [(v.name, v.letters) for v in views("f*ck 5!")]
-    [('plain', 'fcks'), ('signs', 'fcksi'), ('digits', 'fck'), ('stars', 'f*cks')]
+    >>> [(v.name, v.letters) for v in views("fuuk* 5!")]
+    [('plain', 'fuuks'), ('plain', 'fuks'), ('signs', 'fuuksi'), ('signs', 'fuksi'), ('digits', 'fuuk'), \
+('digits', 'fuk'), ('stars', 'fuuk*s'), ('stars', 'fuk*s')]
     """
     names: list[ViewName] = ["plain"]
     if not glyphs.LETTER_OF_SIGN.keys().isdisjoint(base):
@@ -216,31 +218,38 @@ def views(base: str, *, begun: bool = False) -> list[LetterView]:
         at = [k for k, char in enumerate(classes) if char != " "] if " " in classes else range(len(classes))
         view = LetterView(name, classes.replace(" ", ""), at, at)
         out.append(view)
-        if _RUN.search(view.letters) or (begun and _BEGUN_RUN.search(view.letters)):
-            out += [_shortened(view, length, begun) for length in (1, 2)]
+        if once := shortened(view):
+            out.append(once)
     return out
 
 
-def _shortened(view: LetterView, length: int, begun: bool) -> LetterView:
-    """The view with each letter that is repeated three times or more written `length` times."""
-    runs = list(_RUN.finditer(view.letters))
-    end = _BEGUN_RUN.search(view.letters) if begun else None
-    if end and (not runs or runs[-1].end() != end.end()):
-        runs.append(end)
+def shortened(view: LetterView) -> LetterView | None:
+    """The view with each letter that is repeated written once; None where none is.
+
+    >>> short = shortened(views("shiit")[0])
+    >>> short.letters, short.first, short.last, short.counts
+    ('shit', [0, 1, 2, 4], [0, 1, 3, 4], [1, 1, 2, 1])
+    """
     letters: list[str] = []
     first: list[int] = []
     last: list[int] = []
+    counts: list[int] = []
     at = 0
-    for run in runs:
-        if run.end() - run.start() > LONGEST_RUN:
+    for run in _RUN.finditer(view.letters):
+        start, end = run.span()
+        if end - start > LONGEST_RUN:
             continue
-        stop = run.start() + min(length, run.end() - run.start())
-        letters.append(view.letters[at:stop])
-        first += view.first[at:stop]
-        last += view.last[at:stop]
-        last[-1] = view.last[run.end() - 1]
-        at = run.end()
+        letters.append(view.letters[at : start + 1])
+        first += view.first[at : start + 1]
+        last += view.last[at:start]
+        last.append(view.last[end - 1])
+        counts += [1] * (start - at)
+        counts.append(end - start)
+        at = end
+    if not at:
+        return None
     letters.append(view.letters[at:])
     first += view.first[at:]
     last += view.last[at:]
-    return LetterView(view.name, "".join(letters), first, last)
+    counts += [1] * (len(view.letters) - at)
+    return LetterView(view.name, "".join(letters), first, last, counts)
