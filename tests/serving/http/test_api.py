@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, Served, app_of, serving
 from tuneloop.base.errors import DataError, MachineError, ServeError, TuneloopError
+from tuneloop.serving.access.scopes import OPEN
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.http import api
 
@@ -367,8 +368,7 @@ def test_the_asynchronous_client_is_cancelled_as_well(slow: Served) -> None:
 def test_every_route_wants_the_key() -> None:
     """All routes of the application are walked: one that is added later is tested here without anybody's thought."""
     routes = [r for r in app_of(ScriptedEngine(), KEY).routes]
-    open_to_all = {"/healthz", "/health", "/ready"}
-    assert {getattr(r, "path", "") for r in routes} >= {*open_to_all, "/v1/models", CHATS, "/metrics", "/openapi.json"}
+    assert {getattr(r, "path", "") for r in routes} >= {*OPEN, "/v1/models", CHATS, "/metrics", "/openapi.json"}
     for route in routes:
         assert isinstance(route, APIRoute), f"{route} would pass by the dependencies"
     with serving(ScriptedEngine(), key=KEY) as locked:
@@ -379,7 +379,7 @@ def test_every_route_wants_the_key() -> None:
                 basic: dict[str, Any] = {"Authorization": f"Basic {KEY[:6]}"}
                 for headers in ({}, bearer("wrong"), bearer(KEY[:-1]), {"Authorization": "Bearer"}, basic):
                     reply = httpx.request(method, url, headers=headers, content=b"{")
-                    expected = 200 if route.path in open_to_all else 401
+                    expected = 200 if route.path in OPEN else 401
                     assert reply.status_code == expected, (method, url, headers)
                     if expected == 401:
                         assert reply.json()["error"]["code"] == "TL-SERVE-KEY"
