@@ -123,12 +123,14 @@ def admission_steps(
     guard = guard_step(settings.safety, workspace)
     policy = "" if guard is None else guard.version
     secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
+    cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
+    limits = limits_step(settings)
     return [
         Access(api_key, ring),
-        limits_step(settings),
-        *([] if keeper is None else keeper.steps(settings.records)),
+        limits,
+        *([] if keeper is None else keeper.steps(settings.records)),  # which changes the keeper: nothing raises behind
         *([] if guard is None else [guard]),
-        *cache_steps(settings, engine, workspace, policy=policy, secret=secret),
+        *cache,
         Queue(engine, settings.queue),
     ]
 
