@@ -139,13 +139,24 @@ def _as_written(field: Any) -> Any:
     return int(field) if isinstance(field, float) and field.is_integer() else field
 
 
+def _in_vocabulary(field: Any) -> Any:
+    """Token ids as ids that every model has."""
+    if isinstance(field, list):
+        return [_in_vocabulary(one) for one in field]
+    return field % 100 if type(field) is int and field >= 0 else field
+
+
 def _served_here(body: Any, name: str) -> Any:
-    """The body with a model that is there, and short answers; what has another form stays as it was made."""
+    """The body with a model that is there and tokens of its vocabulary, and short answers; what has another form stays
+    as it was made."""
     if not isinstance(body, dict):
         return body
     body = _as_written(body)
     if isinstance(body.get("model"), str):
         body["model"] = name
+    for key in ("prompt", "input"):
+        if isinstance(body.get(key), list):
+            body[key] = _in_vocabulary(body[key])
     for key, most in (("max_tokens", LONGEST), ("max_completion_tokens", LONGEST), ("n", 2)):
         if isinstance(body.get(key), int) and body[key] > most:
             body[key] = most

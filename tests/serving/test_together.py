@@ -50,11 +50,12 @@ def everything(**cache: Any) -> ServePart:
 
 
 GATEWAY = """
-import resource, sys
+import sys
+import psutil
 from tuneloop.serving.asgi import create
 create()
 heavy = ("torch", "transformers", "pyarrow", "numpy", "pandas", "datasets")
-print([name for name in heavy if name in sys.modules], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print([name for name in heavy if name in sys.modules], psutil.Process().memory_info().rss >> 20)
 """
 
 
