@@ -252,9 +252,9 @@ class EventReader:
         """Whether the server has said that this was all ("[DONE]")."""
 
     @property
-    def waiting(self) -> bool:
-        """Whether the next event has to be waited for."""
-        return not self._events
+    def at_hand(self) -> bool:
+        """Whether another event has come already."""
+        return bool(self._events) and self._events[0] != b"[DONE]"
 
     async def next(self) -> dict[str, Any] | None:
         """The next event, None at the end. Raises TL-SERVE-UPSTREAM for what is none."""
