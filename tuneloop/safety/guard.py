@@ -142,7 +142,7 @@ class StreamFilter:
 
     def finish(self) -> str:
         """What is left at the text's end."""
-        return "" if self.blocked else self._go_on("", ended=True)
+        return "" if self.blocked or not self._text else self._go_on("", ended=True)
 
     def _go_on(self, text: str, *, ended: bool) -> str:
         self._text += text

@@ -29,6 +29,7 @@ _WIDE = (
 LONGEST_TOKEN = 2048
 """Characters without a blank of which the first so many are looked at by themselves."""
 _TOKEN = re.compile(rf"[^\s{_WIDE}]{{1,{LONGEST_TOKEN}}}|[{_WIDE}]")
+_WIDE_OR_BLANK = re.compile(rf"[\s{_WIDE}]")
 _HOT = re.compile(r"[\d@\uff20\ufe6b]|-----BEGIN|:[A-Fa-f]{2}:")
 _ENDS = frozenset("。！？")
 _LAST = re.compile(rf"[^\s{_WIDE}]+\Z")
@@ -69,7 +70,7 @@ def _first_hot(text: str, at: int) -> int:
 
 
 def _is_wide(char: str) -> bool:
-    return re.match(rf"[\s{_WIDE}]", char) is not None
+    return _WIDE_OR_BLANK.match(char) is not None
 
 
 def find(text: str, kinds: Collection[str] = (), at: int = 0, *, ended: bool = True) -> tuple[list[Span], int]:

@@ -87,6 +87,8 @@ class Piece:
     """Of task label: label -> probability; `text` is the likeliest."""
     vector: Sequence[float] | None = None
     """Of task vector."""
+    count: int = 1
+    """How many pieces of the engine it is: texts that come at once may be handed on as one."""
 
 
 @dataclass(frozen=True, slots=True)

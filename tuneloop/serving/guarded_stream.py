@@ -142,7 +142,7 @@ class GuardedStream:
         choice = self._choices[piece.choice]
         if choice.ended:
             return
-        choice.pieces += 1
+        choice.pieces += piece.count
         out = self._filtered(choice, piece)
         if self._refused is not None:
             choice.texts += [piece.thought, piece.text]

@@ -153,6 +153,19 @@ async def test_an_error_after_the_first_byte_ends_the_answer() -> None:
 
 
 @on_loop
+async def test_what_comes_at_once_is_handed_on_as_one() -> None:
+    call = b'{"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f"}}]}}]}'
+    parts = [delta("a"), delta("b"), event(call), delta("c"), delta("d"), delta("e"), delta(finish="stop"), DONE]
+    pieces = await answered(head() + b"".join(parts))
+    assert [(piece.text, piece.count, len(piece.calls)) for piece in pieces[:3]] == [
+        ("ab", 2, 0),
+        ("", 1, 1),
+        ("cde", 3, 0),
+    ]
+    assert (pieces[-1].finish, pieces[-1].tokens) == ("stop", 6)
+
+
+@on_loop
 async def test_who_goes_away_hangs_up() -> None:
     async def endless(reader: Any, writer: asyncio.StreamWriter) -> None:
         writer.write(head())

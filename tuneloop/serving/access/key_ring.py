@@ -32,7 +32,7 @@ class KeyRing:
         self._store: Store | None = None
         self._keys: dict[str, ApiKey] = {}
         self._read_at = 0.0
-        self._reading: asyncio.Lock | None = None
+        self._reading: asyncio.Future[TuneloopError | None] | None = None
         self.locked = False
         """Whether there has ever been a key."""
         self._use(self._load())
@@ -52,19 +52,23 @@ class KeyRing:
         return self._keys.get(identity)
 
     async def refresh(self, seconds: float = FRESH) -> None:
-        """Read the keys again if that was longer ago. One request reads them, others wait for it."""
+        """Read the keys again if that was longer ago: once for all requests that wait for it, which go on together."""
         if time.monotonic() - self._read_at < seconds:
             return
-        self._reading = self._reading or asyncio.Lock()
-        async with self._reading:
-            if time.monotonic() - self._read_at < seconds:
-                return
-            try:
-                self._use(await asyncio.to_thread(self._load))
-            except TuneloopError as error:
-                log.warning("the keys could not be read: %s", error)
-                if time.monotonic() - self._read_at > STALE:
-                    raise ServeError("TL-SERVE-KEYS", status=503, seconds=5) from error
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read())
+        error = await asyncio.shield(self._reading)
+        if error is not None and time.monotonic() - self._read_at > STALE:
+            raise ServeError("TL-SERVE-KEYS", status=503, seconds=5) from error
+
+    async def _read(self) -> TuneloopError | None:
+        """Why the keys could not be read."""
+        try:
+            self._use(await asyncio.to_thread(self._load))
+        except TuneloopError as error:
+            log.warning("the keys could not be read: %s", error)
+            return error
+        return None
 
     def _use(self, keys: list[ApiKey]) -> None:
         self._keys = {key.id: key for key in keys}

@@ -47,7 +47,7 @@ class MeteredStream:
                 self._ended = True
                 await self._at_end()
             raise
-        self._pieces[piece.choice] += 1
+        self._pieces[piece.choice] += piece.count
         if piece.finish is not None:
             self._tokens[piece.choice] = piece.tokens
         return piece

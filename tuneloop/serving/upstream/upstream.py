@@ -130,13 +130,13 @@ class Upstream:
         import aiohttp
 
         if held not in self._sessions:
-            kept: dict[str, Any] = {"keepalive_timeout": IDLE_SECONDS} if held else {"force_close": True}
+            reuse: dict[str, Any] = {"keepalive_timeout": IDLE_SECONDS} if held else {"force_close": True}
             if self.url.startswith("https:"):
-                kept["ssl"] = _trust()
+                reuse["ssl"] = _trust()
             watch = aiohttp.TraceConfig()
             watch.on_connection_reuseconn.append(_is_reused)
             self._sessions[held] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS, **kept),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS, **reuse),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._silence),
                 headers={"Accept-Encoding": "identity", "User-Agent": "tuneloop"},
@@ -252,9 +252,9 @@ class EventReader:
         """Whether the server has said that this was all ("[DONE]")."""
 
     @property
-    def waiting(self) -> bool:
-        """Whether the next event has to be waited for."""
-        return not self._events
+    def at_hand(self) -> bool:
+        """Whether another event has come already."""
+        return bool(self._events) and self._events[0] != b"[DONE]"
 
     async def next(self) -> dict[str, Any] | None:
         """The next event, None at the end. Raises TL-SERVE-UPSTREAM for what is none."""

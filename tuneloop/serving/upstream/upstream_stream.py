@@ -40,6 +40,8 @@ class UpstreamStream:
         self._events, self._reader, self._failed = events, reader, failed
         self._open_streams = open_streams
         self._pieces = list(reversed(first))
+        self._failure: BaseException | None = None
+        """What the next piece fails with."""
         self._ended, self._cut = False, False
         self._limit: asyncio.Timeout | None = None
         self._hanging_up: asyncio.Task[None] | None = None
@@ -67,20 +69,33 @@ class UpstreamStream:
                 await self.aclose()
                 raise StopAsyncIteration
             try:
-                self._pieces = list(reversed(await self._more()))
+                self._pieces = [*reversed(await self._at_once())]
             except BaseException:
                 await self.aclose()
                 raise
         return self._pieces.pop()
 
+    async def _at_once(self) -> list[Piece]:
+        """The pieces of the next event and of all that have come with it: a server that is hurried hands on fewer."""
+        if self._failure is not None:
+            raise self._failure
+        pieces = list(await self._more())
+        while self._events.at_hand and not self._ended:
+            try:
+                pieces += await self._more()
+            except ServeError as error:  # what has come before it is handed on first
+                self._failure = error
+                break
+        return joined(pieces)
+
     async def _more(self) -> list[Piece]:
         """The pieces of the next event."""
         try:
-            if self._events.waiting:
+            if self._events.at_hand:
+                event = await self._events.next()
+            else:
                 async with asyncio.timeout(None) as self._limit:
                     event = await self._events.next()
-            else:
-                event = await self._events.next()
             if event is None:
                 self._ended = True
                 return self._reader.ending()
@@ -112,6 +127,32 @@ class UpstreamStream:
         if self._open_streams.remove(self):
             self.released()
         await self._events.aclose()
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same pieces, bare texts of one choice that follow each other as one.
+
+    >>> [(p.text, p.count) for p in joined([Piece(text="a"), Piece(text="b"), Piece(1, "c"), Piece(finish="stop")])]
+    [('ab', 2), ('c', 1), ('', 1)]
+    """
+    out: list[Piece] = []
+    texts: list[str] = []
+    for piece in pieces:
+        bare = bool(piece.text) and not (piece.thought or piece.calls or piece.scores or piece.finish)
+        if texts and not (bare and piece.choice == out[-1].choice):
+            out[-1] = _one(out[-1], texts)
+            texts = []
+        if not (bare and texts):
+            out.append(piece)
+        if bare:
+            texts.append(piece.text)
+    if texts:
+        out[-1] = _one(out[-1], texts)
+    return out
+
+
+def _one(piece: Piece, texts: Sequence[str]) -> Piece:
+    return piece if len(texts) == 1 else Piece(piece.choice, "".join(texts), count=len(texts))
 
 
 class VectorStream:
