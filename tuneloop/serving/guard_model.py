@@ -99,10 +99,11 @@ class ModelGuard:
         """The judge that a policy names. Raises what its engine's maker raises, and TL-SERVE-UPSTREAM-URL."""
         if part.url:
             return cls(part, EndpointJudge(part))
+        from tuneloop.serving.settings import served_name
         from tuneloop.serving.worker.torch_engine import TorchEngine
 
-        engine = TorchEngine(part.run or "", workspace=workspace)
-        return cls(part, EngineJudge(engine, engine.name))
+        ref = part.run or ""
+        return cls(part, EngineJudge(TorchEngine(ref, workspace=workspace), served_name(ref)))
 
     async def refused(self, text: str) -> str:
         """The label for which a text is refused, "" where it passes."""
