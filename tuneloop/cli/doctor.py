@@ -23,7 +23,7 @@ from tuneloop.planning.driver import Driver
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus_client"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
-    "postgres": ("psycopg",), "qlora": ("bitsandbytes",), "gguf": ("xllamacpp",), "dvc": ("dvc",), "eval": ("lm_eval",),
+    "postgres": ("psycopg",), "redis": ("redis",), "gunicorn": ("gunicorn",), "qlora": ("bitsandbytes",), "gguf": ("xllamacpp",), "dvc": ("dvc",), "eval": ("lm_eval",),
     "schema": ("llguidance",),
 }  # fmt: skip
 
