@@ -22,9 +22,10 @@ from tuneloop.planning.driver import Driver
 
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {
-    "serve": ("fastapi", "uvicorn", "prometheus_client"), "rate": ("evalica", "nltk"), "modelscope": ("modelscope",),
-    "postgres": ("psycopg",), "redis": ("redis",), "gunicorn": ("gunicorn",), "qlora": ("bitsandbytes",), "gguf": ("xllamacpp",), "dvc": ("dvc",), "eval": ("lm_eval",),
-    "schema": ("llguidance",),
+    "serve": ("fastapi", "uvicorn", "aiohttp", "prometheus_client", "python_multipart"), "rate": ("evalica", "nltk"),
+    "gunicorn": ("gunicorn", "uvicorn_worker"), "redis": ("redis",), "postgres": ("psycopg",), "gguf": ("xllamacpp",),
+    "schema": ("llguidance",), "qlora": ("bitsandbytes",), "modelscope": ("modelscope",), "dvc": ("dvc",),
+    "eval": ("lm_eval",),
 }  # fmt: skip
 
 
