@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests import encoders
 from tests.serving.scripted import NAME, ScriptedEngine, app_of, score, serving
 from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import SafetyPart, ServePart
@@ -199,7 +200,7 @@ class Judge:
             raise ServeError("TL-SERVE-DOWN")
         return {"bad": 0.9 if "evil" in text else 0.1}
 
-    def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 def test_a_model_judges_whole_texts_before_anything_passes(tmp_path: Path) -> None:
@@ -232,6 +233,20 @@ def test_an_endpoint_judges() -> None:
         mild = part.model_copy(update={"labels": ["good"]})
         assert asyncio.run(ModelGuard(mild, EndpointJudge(mild)).refused("some text")) == ""
     assert asyncio.run(ModelGuard(part, EndpointJudge(part)).refused("some text")) == FAILED
+
+
+def test_a_run_judges_in_a_process_of_its_own(tmp_path: Path) -> None:
+    folder = encoders.folder(tmp_path / "labels", "bert", "AutoModelForSequenceClassification")
+    part = ModelGuardPart(run=str(folder), labels=["LABEL_0", "LABEL_1"], threshold=1e-6, seconds=120)
+
+    async def main() -> None:
+        guard = ModelGuard.load(part, tmp_path)
+        try:
+            assert await guard.refused("the film was good .") == "LABEL_0"
+        finally:
+            await guard.aclose()
+
+    asyncio.run(main())
 
 
 def test_an_engine_judges() -> None:

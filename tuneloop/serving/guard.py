@@ -132,7 +132,7 @@ class GuardStep(Admission):
     async def close(self) -> None:
         """End the process of the model that judges, where there is one."""
         if self._model is not None:
-            await asyncio.to_thread(self._model.close)
+            await self._model.aclose()
 
 
 def _text_of(query: Query) -> str:

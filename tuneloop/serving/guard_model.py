@@ -24,7 +24,7 @@ class TextJudge(Protocol):
     async def scores(self, text: str) -> Mapping[str, float]:
         """Label -> probability. Raises a TuneloopError where it cannot be asked."""
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Let go of what it holds."""
 
 
@@ -50,8 +50,8 @@ class EndpointJudge:
             raise self._upstream.odd(str(reply).encode())
         return labels
 
-    def close(self) -> None:
-        """Its connections end with the event loop."""
+    async def aclose(self) -> None:
+        await self._upstream.aclose()
 
 
 def _moderated(reply: Any) -> dict[str, float] | None:
@@ -84,8 +84,8 @@ class EngineJudge:
             raise ServeError("TL-SERVE-FAILED", error="no label")
         return labels[0]
 
-    def close(self) -> None:
-        self._engine.close()
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._engine.close)
 
 
 class ModelGuard:
@@ -118,6 +118,6 @@ class ModelGuard:
         refused = self.part.labels or ["flagged"]
         return next((label for label in refused if scores.get(label, 0.0) >= self.part.threshold), "")
 
-    def close(self) -> None:
-        """End its engine."""
-        self._judge.close()
+    async def aclose(self) -> None:
+        """End its process, or its connections."""
+        await self._judge.aclose()
