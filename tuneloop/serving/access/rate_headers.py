@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from tuneloop.serving.access.gcra import RateLimits, RateVerdict
 
+RATE_HEADERS = tuple(
+    f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
+"""All of them."""
+
 
 def rate_headers(limits: RateLimits, verdict: RateVerdict) -> dict[str, str]:
     """OpenAI's headers of what is left.

@@ -18,6 +18,7 @@ from typing import Any
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
 from tuneloop.recipe.schema import ServePart
+from tuneloop.serving.access.rate_headers import RATE_HEADERS
 from tuneloop.serving.access.scopes import OPEN
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.batches.batch_runner import BatchRunner
@@ -158,7 +159,7 @@ def _cors(origins: list[str]) -> dict[str, Any]:
         "allow_origins": origins,
         "allow_methods": ["GET", "POST", "DELETE"],
         "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
-        "expose_headers": ["Retry-After", "X-Request-Id"],
+        "expose_headers": ["Retry-After", "X-Request-Id", *RATE_HEADERS],
     }
 
 
