@@ -187,7 +187,7 @@ def wanted(reply: str, policy: RecordsPart) -> bool:
     """Whether the reply of an id is kept: the same for all prompts of one request, and in every process.
 
     >>> [wanted(f"chatcmpl-{k}", RecordsPart(replies="sampled", share=0.5)) for k in range(4)]
-    [True, True, True, False]
+    [False, True, True, False]
     """
     if policy.replies != "sampled":
         return policy.replies == "full"
