@@ -217,3 +217,29 @@ def test_an_adapter_whose_numbers_grow_without_end_fails_its_own_rows_alone(fold
     ]
     wanted = by_peft(folders, [prompts[n] for n in good], [names[n] for n in good])
     assert [generations[n].tokens for n in good] == wanted
+
+
+def test_what_was_laid_side_by_side_in_advance_is_what_is_loaded(folders: list[Path]) -> None:
+    """Also where another adapter comes under the name in the meantime."""
+    prompts, names = prompts_of(5, 3), ["a0", "a1", "a2"]
+    wanted = by_peft(folders, prompts, list(names))
+    adapters = RowAdapters(base_of(folders))
+    scheduler = scheduler_of(adapters.base, adapters=adapters, slots=3)
+
+    def answers(*loaded: str) -> list[list[int]]:
+        every = [Generation(p, MOST, adapter=name) for p, name in zip(prompts, loaded, strict=False)]
+        run(scheduler, every)
+        return [one.tokens for one in every]
+
+    for n in range(2):
+        adapters.load(names[n], folders[n])
+    assert answers("a0", "a1") == wanted[:2]
+    foreseen = adapters.prepare(folders[2])
+    adapters.foresee("a2", foreseen)
+    made = adapters._sets["a0", "a1", "a2"]
+    adapters.add("a2", foreseen)
+    assert answers(*names) == wanted
+    assert adapters._sets["a0", "a1", "a2"] is made, "nothing was laid again"
+    adapters.foresee("a2", foreseen)
+    adapters.load("a2", folders[0])
+    assert answers(*names)[2] == by_peft(folders, prompts, ["a0"] * 3)[2]

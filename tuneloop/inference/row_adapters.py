@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ SITE = "row_site"
 SETS = 8
 """Combinations of adapters whose matrices stand side by side in memory; one pass needs one."""
 PREFIX = "base_model.model."
+Beside = dict[str, tuple[Tensor, Tensor, list[int]]]
+"""Matrices of some adapters side by side: path of a layer -> A^T [in, widths], B^T [widths, out], the rank of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,8 @@ class _Site:
 
 
 class RowAdapters:
-    """The adapters loaded on one base. Changed between two passes only; `prepare` alone may run meanwhile elsewhere."""
+    """The adapters loaded on one base. Changed between two passes only; `prepare` and `foresee` may run meanwhile, in
+    other threads."""
 
     def __init__(self, model: nn.Module) -> None:
         self.base = unwrap(model)
@@ -77,7 +80,10 @@ class RowAdapters:
         self._counter = count(1)
         self._sites: dict[str, _Site] = {}
         self._hooks: dict[str, Any] = {}
-        self._sets: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor, list[int]]]] = {}
+        self._sets: dict[tuple[str, ...], tuple[list[LoraTensors], Beside]] = {}
+        """What stands side by side already, and the adapters it was made of."""
+        self._last: tuple[str, ...] = ()
+        """The adapters of the last pass that had several."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,6 +112,13 @@ class RowAdapters:
             )
         return LoraTensors(layers)
 
+    def foresee(self, name: str, tensors: LoraTensors) -> None:
+        """Lay prepared tensors beside those of the last pass, so that the first pass with them does not wait for it."""
+        known = self._loaded
+        here = {one: known[one] for one in self._last if one in known} | {name: tensors}
+        active = tuple(sorted(here))
+        self._put(active, [here[one] for one in active])
+
     def add(self, name: str, tensors: LoraTensors) -> None:
         """Put prepared tensors beside the others: no copy, no file."""
         if name in self._loaded:
@@ -122,7 +135,7 @@ class RowAdapters:
         """Forget an adapter; what it changed alone is as it was."""
         tensors = self._loaded.pop(name)
         self._serials.pop(name)
-        self._sets = {names: each for names, each in self._sets.items() if name not in names}
+        self._sets = {names: each for names, each in [*self._sets.items()] if name not in names}
         for path in tensors.layers:
             if not any(path in other.layers for other in self._loaded.values()):
                 delattr(self.base.get_submodule(path), SITE)
@@ -154,21 +167,21 @@ class RowAdapters:
                 site = self._sites[path]
                 site.down = site.up = site.others = None
 
-    def _beside(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
-        """The matrices of some adapters side by side: path -> A^T [in, widths], B^T [widths, out], the rank of each."""
-        if active not in self._sets:
-            paths = dict.fromkeys(path for name in active for path in self._loaded[name].layers)
-            each: dict[str, tuple[Tensor, Tensor, list[int]]] = {}
-            for path in paths:
-                pairs = [self._loaded[name].layers.get(path) for name in active]
-                here = [pair for pair in pairs if pair is not None]
-                widths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
-                down, up = (torch.cat([p[k] for p in here], 1 - k) if len(here) > 1 else here[0][k] for k in (0, 1))
-                each[path] = (down, up, widths)
-            self._sets[active] = each
-            while len(self._sets) > SETS:
-                del self._sets[next(iter(self._sets))]
-        return self._sets[active]
+    def _beside(self, active: tuple[str, ...]) -> Beside:
+        loaded = [self._loaded[name] for name in active]
+        if len(active) > 1:
+            self._last = active
+        made_of, each = self._sets.get(active, ([], {}))
+        if any(one is not other for one, other in zip_longest(made_of, loaded)):
+            each = self._put(active, loaded)
+        return each
+
+    def _put(self, active: tuple[str, ...], loaded: list[LoraTensors]) -> Beside:
+        """Lay adapters side by side, and keep what was laid."""
+        each = _side_by_side(loaded)
+        sets = {**self._sets, active: (loaded, each)}
+        self._sets = {names: sets[names] for names in [*sets][-SETS:]}
+        return each
 
     def _weight(self, folder: Path, path: str, down: Tensor, up: Tensor) -> Tensor:
         """The weight that an adapter's pair changes."""
@@ -188,6 +201,16 @@ class RowAdapters:
         weight: Tensor = module.weight
         floating = weight.dtype.is_floating_point
         return weight if floating else torch.empty(0, device=weight.device, dtype=self.base.dtype)
+
+
+def _side_by_side(loaded: Sequence[LoraTensors]) -> Beside:
+    each: Beside = {}
+    for path in dict.fromkeys(path for one in loaded for path in one.layers):
+        pairs = [one.layers.get(path) for one in loaded]
+        here = [pair for pair in pairs if pair is not None]
+        down, up = (torch.cat([p[k] for p in here], 1 - k) if len(here) > 1 else here[0][k] for k in (0, 1))
+        each[path] = (down, up, [0 if pair is None else pair[0].shape[1] for pair in pairs])
+    return each
 
 
 def _adding(site: _Site) -> Any:

@@ -11,6 +11,9 @@ before it.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,10 +87,27 @@ class _Layer(CacheLayerMixin):
                 old[:rows, :, target] = old[:rows, :, source].clone()
             return old
         # Zeros, for what is never read must still be a number: nothing times no number is none.
-        fresh = like.new_zeros(size[0], like.shape[1], size[1], like.shape[3])
+        fresh = _zeros(like, size[0], like.shape[1], size[1], like.shape[3])
         if old is not None:
             fresh[:rows, :, target] = old[:rows, :, source]
         return fresh
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of a tensor's type, on its device. On a CPU the system gives the memory when a page is first written, so
+    setting aside what is not needed yet takes no time and no memory: in small pages, for a large one holds many rows.
+
+    >>> _zeros(torch.ones(1, dtype=torch.bfloat16), 2, 3).sum().item()
+    0.0
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * like.element_size()), **own)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without large pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
 def joinable(cache: Any) -> bool:
@@ -111,8 +131,8 @@ def cache_of(layers: Sequence[CacheLayerMixin]) -> DynamicCache:
 class SlotCache:
     """The rows of a batch in slots, the first ones in use. `columns` is the longest row foreseen, prompt and answer.
 
-    Without `tokens` all slots are there from the start; with it memory grows by need, and slots times columns are no
-    more than so many unless the rows themselves are.
+    Without `tokens` all slots are there from the start; with it memory grows by need (on a CPU page by page), and slots
+    times columns are no more than so many unless the rows themselves are.
     """
 
     def __init__(self, slots: int, columns: int = 0, tokens: int | None = None) -> None:
@@ -206,7 +226,8 @@ class SlotCache:
         span = columns.end - columns.begin
         end = max(span, longest)
         if end >= self._size[1] or rows + joining > self._size[0]:
-            self._size = self._sized(rows + joining, max(end, self.foreseen) + SLACK)
+            device = next(x.keys.device.type for x in layers if x.keys is not None)
+            self._size = self._sized(rows + joining, max(end, self.foreseen) + SLACK, device)
         if not self._layers:
             self._layers = [_Layer(columns) for _ in layers]
         moved = slice(columns.begin, columns.end), slice(end - span, end)
@@ -214,11 +235,13 @@ class SlotCache:
             mine.reserve(theirs, self._size, rows, moved)
         columns.begin, columns.end = end - span, end
 
-    def _sized(self, rows: int, columns: int) -> tuple[int, int]:
-        """Slots and columns to set aside for so many rows of so many columns."""
+    def _sized(self, rows: int, columns: int, device: str) -> tuple[int, int]:
+        """Slots and columns to set aside for so many rows of so many columns; all slots where that costs nothing, so
+        that nobody waits for the memory of those who come later."""
         if self.tokens is None:
             return self.slots, columns
-        return max(rows, min(self.slots, 1 << (rows - 1).bit_length(), self.tokens // columns)), columns
+        most = self.slots if device == "cpu" else 1 << (rows - 1).bit_length()
+        return max(rows, min(self.slots, most, self.tokens // columns)), columns
 
 
 class LockstepCache:

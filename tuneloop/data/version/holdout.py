@@ -53,9 +53,10 @@ def choose(rows: PreparedRows, part: PreparePart, seed: int, before: Mapping[str
     left = [at for at in range(len(rows)) if at not in gone]
     *strict, certain = families.levels
     chosen = apart = _split(rows, left, part, seed, certain, families.phrases, before or {})
+    half = min(_wanted(rows, left, part, families.phrases) / 2, _held(apart))
     for group in strict:
         tried = _split(rows, left, part, seed, group, families.phrases, before or {})
-        if _held(apart) <= 2 * _held(tried) and (not before or _held(tried) <= 2 * _held(apart)):
+        if half <= _held(tried) and (not before or _held(tried) <= 2 * _held(apart)):
             chosen = tried
             break  # else rows are so alike that nearly all are one group: better near repetitions held out than none
     entries += _torn(rows, left, families, chosen)
@@ -160,6 +161,13 @@ def _in_order(
 
 def _held(chosen: Sequence[Split]) -> int:
     return sum(side != "train" for side in chosen)
+
+
+def _wanted(rows: PreparedRows, left: Sequence[int], part: PreparePart, phrases: set[int]) -> float:
+    """Rows that should be held out of those whose side is free, and the rows of given held-out files."""
+    free = sum(not rows.given[at] and at not in phrases for at in left)
+    shares = (int(x * free + 0.5) if x < 1 else min(x, free) for x in (part.validation, part.test))
+    return sum(shares) + sum(rows.given[at] in ("validation", "test") for at in left)
 
 
 def _torn(rows: PreparedRows, left: list[int], families: Families, chosen: Sequence[Split]) -> Iterator[LedgerEntry]:

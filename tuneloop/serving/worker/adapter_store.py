@@ -79,7 +79,9 @@ class AdapterStore:
             chat_format = ChatFormat(self.rows.base, tokens, recipe.prepare.system, prefix)
         loaded = LoadedAdapter(key, tensors, chat_format)
         with self._lock:
-            return self._known.setdefault(key, loaded)
+            loaded = self._known.setdefault(key, loaded)
+        self.rows.foresee(key, loaded.tensors)
+        return loaded
 
     def format_of(self, folder: Path, tokenizer: Any, system: str | None, answer_prefix: str) -> ChatFormat:
         """How the base itself is spoken with, where its tokenizer is loaded already."""
