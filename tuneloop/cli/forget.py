@@ -46,5 +46,5 @@ def forget(
         "batches": t("batches"),
         "cached": t("cached answers"),
     }
-    rows = [(words[name], show.number(count)) for name, count in counts.items()]
+    rows = [(words[name], count) for name, count in counts.items()]
     show.table(t("Removed"), [t("kind"), t("count")], rows)
