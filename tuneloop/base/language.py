@@ -99,6 +99,16 @@ def listed(names: Iterable[object]) -> str:
     return ("、" if current() == "zh" else ", ").join(map(str, names))
 
 
+def alternatives(expected: str) -> str:
+    """The choices that pydantic lists, in the reader's language.
+
+    >>> alternatives("'off', 'sampled' or 'full'")
+    'off, sampled or full'
+    """
+    choices = expected.replace("'", "")
+    return choices.replace(" or ", ", ").replace(", ", "、") if current() == "zh" else choices
+
+
 def sentences(*texts: str) -> str:
     """Sentences in a row, empty ones left out: Chinese has no blank between them.
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from tuneloop.base.errors import RecipeError, nearby, os_words
-from tuneloop.base.language import t
+from tuneloop.base.language import alternatives, t
 from tuneloop.recipe.checks import contradictions
 from tuneloop.recipe.defaults import filled
 from tuneloop.recipe.paths import anchored
@@ -71,7 +71,7 @@ NEEDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "list": lambda c: t("a list"),
     "tuple": lambda c: t("a list of two numbers"),
     "too_long": lambda c: t("a list of two numbers"),
-    "literal_error": lambda c: t("one of {choices}", choices=str(c["expected"]).replace("'", "")),
+    "literal_error": lambda c: t("one of {choices}", choices=alternatives(c["expected"])),
     "dict": lambda c: t("a section of its own, lines of key: value"),
     "model": lambda c: t("a section of its own, lines of key: value"),
     "value_error": lambda c: str(c["error"]),

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tuneloop.base.errors import ServeError, TuneloopError, os_words
 from tuneloop.base.language import t
 from tuneloop.recipe import yaml
+from tuneloop.recipe.recipe import NEEDS
 from tuneloop.recipe.schema import PiiKind, Section
 from tuneloop.safety.lexicon import Lexicon, shipped
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
@@ -126,12 +127,24 @@ def read_policy(path: str | Path = "default", lists: Sequence[str | Path] = ()) 
     try:
         policy = Policy.model_validate(raw)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        faults = "; ".join(map(_fault, error.errors()[:5]))
         raise ServeError("TL-SERVE-POLICY", where=str(path), error=faults) from error
     if policy.model and policy.model.key_file:
         key = str(folder / Path(policy.model.key_file).expanduser())
         policy = policy.model_copy(update={"model": policy.model.model_copy(update={"key_file": key})})
     return policy, *_lexicon(policy, folder, lists)
+
+
+def _fault(one: Any) -> str:
+    """A fault of pydantic with its key, in the chosen language where the kind is known."""
+    kind, place = str(one["type"]), ".".join(map(str, one["loc"]))
+    if kind == "extra_forbidden":
+        return f"{place}: {t('there is no such key')}"
+    need = NEEDS.get(kind) or NEEDS.get(kind.split("_")[0])
+    if need is None:
+        return f"{place}: {one['msg']}"
+    words = need(one.get("ctx") or {})
+    return f"{place}: {words if kind == 'value_error' else t('wanted: {bounds}', bounds=words)}"
 
 
 def _mapping(raw: Any) -> dict[str, Any]:

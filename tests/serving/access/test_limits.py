@@ -99,6 +99,7 @@ def test_more_than_a_minute_has() -> None:
     with client_of(KeyLimits(RateLimits(tokens=100), 1024), engine) as client:
         reply = client.post(CHATS, json=body(max_tokens=200))
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "TL-SERVE-LIMIT-SIZE")
+        assert (reply.headers.get("x-should-retry"), reply.headers.get("retry-after")) == ("false", None)
         assert engine.queries == []
         assert client.post(CHATS, json=body()).status_code == 200, "without a length it becomes as long as it may"
         assert engine.queries[0].max_new_tokens is not None

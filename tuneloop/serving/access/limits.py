@@ -126,9 +126,7 @@ class KeyLimits(Admission):
         longest = (limit - prompts - named) // unnamed if unnamed else 0
         if longest < 1:
             self._refusals["tokens"] += 1
-            raise ServeError(
-                "TL-SERVE-LIMIT-SIZE", status=429, seconds=60, wanted=prompts + named + unnamed, limit=limit
-            )
+            raise ServeError("TL-SERVE-LIMIT-SIZE", status=429, wanted=prompts + named + unnamed, limit=limit)
         return prompts + named + unnamed * longest, longest
 
     async def _take(self, request: Request, allowance: Allowance, tokens: int, *, lease: bool) -> None:

@@ -146,7 +146,9 @@ async def _reload(steps: AdmissionPath, reread: Callable[[], Sequence[Admission]
         steps.use(await asyncio.to_thread(reread))
         await steps.close_retired()
     except TuneloopError as error:
-        log.error("reload failed", extra={"fields": {"code": error.code, "where": str(error.where or "")}})
+        faulty = [str(cause.where) for cause in error.causes if cause.where]
+        fields = {"code": error.code, "where": str(error.where or "")} | ({"settings": faulty} if faulty else {})
+        log.error("reload failed", extra={"fields": fields})
     except Exception:
         log.exception("reload failed")
     else:

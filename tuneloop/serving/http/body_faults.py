@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tuneloop.base.language import t
+from tuneloop.base.language import alternatives, t
 
 FAULTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda c: t("it is missing"),
@@ -19,13 +19,13 @@ FAULTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_unicode": lambda c: t("half of a surrogate pair is no character"),
     "texts": lambda c: t("a text, a list of texts, or token ids are wanted"),
     "none_required": lambda c: t("null is wanted"),
-    "union_tag_invalid": lambda c: t("one of {choices}", choices=str(c["expected_tags"]).replace("'", "")),
+    "union_tag_invalid": lambda c: t("one of {choices}", choices=alternatives(c["expected_tags"])),
     "union_tag_not_found": lambda c: t("{field} is missing", field=str(c["discriminator"]).replace("'", "")),
     "greater_than": lambda c: t("wanted: {bounds}", bounds=f"> {c['gt']:g}"),
     "greater_than_equal": lambda c: t("wanted: {bounds}", bounds=f">= {c['ge']:g}"),
     "less_than": lambda c: t("wanted: {bounds}", bounds=f"< {c['lt']:g}"),
     "less_than_equal": lambda c: t("wanted: {bounds}", bounds=f"<= {c['le']:g}"),
-    "literal_error": lambda c: t("one of {choices}", choices=str(c["expected"]).replace("'", "")),
+    "literal_error": lambda c: t("one of {choices}", choices=alternatives(c["expected"])),
     "finite_number": lambda c: t("a finite number"),
     "value_error": lambda c: str(c["error"]),
     "string": lambda c: t("a text is wanted"),

@@ -47,6 +47,8 @@ TYPES: dict[int, Kind] = {
     422: "invalid_request_error", 429: "rate_limit_error", 503: "overloaded_error",
 }  # fmt: skip
 """HTTP status -> OpenAI's type of error; server_error for any other."""
+NEVER = frozenset({"TL-SERVE-LIMIT-SIZE"})
+"""Errors whose status asks to come back although no wait helps: OpenAI's clients read x-should-retry first."""
 Places = Mapping[str, str]
 """How an engine's errors find their field, since it knows no HTTP: code of an error -> the field that it is about where
 it names none, and name of a field of the query -> that of the request."""
@@ -61,6 +63,8 @@ def status_of(error: TuneloopError) -> int:
 def headers_of(error: TuneloopError) -> dict[str, str]:
     """The headers that go with an error: when to come back, and how to say who one is."""
     status = status_of(error)
+    if error.code in NEVER:
+        return {"x-should-retry": "false"}
     headers = {"Retry-After": str(error.facts.get("seconds", 1))} if status in {429, 503} else {}
     return headers | ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
 
