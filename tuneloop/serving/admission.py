@@ -120,7 +120,7 @@ def admission_steps(
     from tuneloop.serving.cache.cache import cache_steps
     from tuneloop.serving.guard import guard_step
 
-    guard = guard_step(settings.safety, workspace)
+    guard = guard_step(settings.safety, workspace, engine)
     policy = "" if guard is None else guard.version
     secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
     cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)

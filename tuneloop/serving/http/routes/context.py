@@ -56,7 +56,9 @@ class ServerContext:
         request.state.queries = queries
         questions = [Question(request, query) for query in queries]
         stream = await submit_all(self.submit, questions, self.engine.capacity)
-        return self.metrics.watch(stream, queries[0], getattr(request.state, "answered", None) or Answered())
+        # What the guard has blocked no engine took: its model's name may be any text.
+        model = "" if getattr(request.state, "unlisted", False) else queries[0].model
+        return self.metrics.watch(stream, model, getattr(request.state, "answered", None) or Answered())
 
     def keeper_of(self, name: Literal["feedback", "batches"]) -> RecordKeeper:
         """The keeper of this server. Raises TL-SERVE-OFF where the server takes no such thing."""
