@@ -73,7 +73,7 @@ class GuardStep(Admission):
     def __init__(
         self, guard: TextGuard, audit: AuditLog, model: ModelGuard | None = None, engine: Engine | None = None
     ) -> None:
-        """`engine` is asked for its models: a name that it does not list is a client's text, and stands in no record."""
+        """`engine` is asked for its models: a name that it does not list is a client's text and in no record."""
         self.guard, self.audit, self._model, self._engine = guard, audit, model, engine
 
     @property
