@@ -261,8 +261,8 @@ class BatchJob:
             log.error("a line of batch %s was not answered: %s", self.batch.id, type(error).__name__)
 
     async def _answer(self, number: int, text: str) -> None:
-        """Ask, and write down an answer that lasts. Where the server is busy, loading or closing, or the key has used up
-        its limits, the batch pauses, and the line is left for another pass: its place is for other tenants' batches."""
+        """Ask, and write down an answer that lasts. Where the server is busy or closing, or the key's limits are used
+        up, the batch pauses, and the line is left for another pass: its place is for other tenants' batches."""
         try:
             request = read_line(text, self.batch.endpoint)
             body = json.dumps(request.body).encode()
