@@ -126,7 +126,7 @@ def admission_steps(
     cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
     limits = limits_step(settings)
     return [
-        Access(api_key, ring),
+        Access(api_key, ring, settings.cors),
         limits,
         *([] if keeper is None else keeper.steps(settings.records)),  # which changes the keeper: nothing raises behind
         *([] if guard is None else [guard]),
