@@ -9,9 +9,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
+from tuneloop.serving.access.foreign_pages import foreign
 from tuneloop.serving.access.key_ring import KeyRing
 from tuneloop.serving.access.keys import ApiKey
-from tuneloop.serving.access.foreign_pages import foreign
 from tuneloop.serving.access.scopes import ALL, allows, scope_of
 from tuneloop.serving.admission import NOBODY, Admission, Caller, caller_of
 

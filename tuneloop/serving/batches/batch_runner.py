@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
-from tuneloop.improvement.archive import Archive
+from tuneloop.improvement.archive import Archive, beside
 from tuneloop.serving.batches import batch_table as table
 from tuneloop.serving.batches.batch_line import (
     MOST_LINES,
@@ -85,7 +85,7 @@ class BatchRunner:
                 await self.in_store(lambda connection: table.release(connection, self.owner))
 
     async def in_store(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.to_thread(self.archive.store.retried, work)
+        return await beside(self.archive.store.retried, work)
 
     async def _claim_for_ever(self) -> None:
         while True:
@@ -175,7 +175,7 @@ class BatchJob:
 
     async def _validate(self) -> bool:
         """Look at each line before the first is asked; a batch with a wrong one fails whole, as OpenAI's do."""
-        count, faults = await asyncio.to_thread(self._faults)
+        count, faults = await beside(self._faults)
         if faults:
             await self._store(lambda c: table.enter_state(c, self.batch, "failed", errors=faults, owner="", lease=0.0))
             return False
@@ -232,7 +232,7 @@ class BatchJob:
     async def _pass_over_lines(self) -> bool:
         """Whether a line was asked."""
         last, any_sent = 0, False
-        while not self._ending and (page := await asyncio.to_thread(self._page, last)):
+        while not self._ending and (page := await beside(self._page, last)):
             for number, text in page:
                 last = number
                 if text.strip() and not self._ending:
@@ -307,7 +307,7 @@ class BatchJob:
 
     async def _expire(self) -> None:
         last = 0
-        while page := await asyncio.to_thread(self._page, last):
+        while page := await beside(self._page, last):
             for number, text in page:
                 last, name = number, ""
                 if text.strip():
