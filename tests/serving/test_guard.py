@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of, score, serving
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import SafetyPart, ServePart
+from tuneloop.recipe.schema import CachePart, SafetyPart, ServePart
 from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.policy import ModelGuardPart, read_policy
 from tuneloop.serving.admission import admission_steps
@@ -384,3 +384,18 @@ def test_a_model_that_is_not_served_gets_into_no_record_and_no_figure(tmp_path: 
     figures = client.get("/metrics").text
     assert "a secret name" not in figures
     assert f'tuneloop_answers_total{{finish="content_filter",model="{NAME}"}} 1.0' in figures
+
+
+def test_settings_that_are_wrong_leave_no_judge_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload that fails is tried again and again; the judge may be a process with a model."""
+    closed = list[bool]()
+    judge = EngineJudge(ScriptedEngine(), "sorter")
+    monkeypatch.setattr(judge, "close", lambda: closed.append(True))
+    monkeypatch.setattr(ModelGuard, "load", lambda part, workspace: ModelGuard(part, judge))
+    policy = tmp_path / "guard.yaml"
+    policy.write_text("model: {run: runs/sorter-1, labels: [bad]}\n", encoding="utf-8")
+    settings = ServePart(safety=SafetyPart(policy=str(policy)), cache=CachePart(backend="redis"))
+    monkeypatch.delenv("TUNELOOP_REDIS", raising=False)
+    with pytest.raises(ServeError, match="TL-SERVE-CACHE"):
+        admission_steps(settings, ScriptedEngine(), None, tmp_path)
+    assert closed == [True]

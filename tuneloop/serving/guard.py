@@ -146,8 +146,12 @@ class GuardStep(Admission):
 
     async def close(self) -> None:
         """End the process of the model that judges, where there is one."""
+        await asyncio.to_thread(self.shut)
+
+    def shut(self) -> None:
+        """What `close` does, where no event loop is."""
         if self._model is not None:
-            await asyncio.to_thread(self._model.close)
+            self._model.close()
 
 
 def _text_of(query: Query) -> str:
