@@ -14,7 +14,7 @@ from tuneloop.safety.policy import read_policy
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("nam: shop\n", "nam: 没有这个键"),
+        ("lexicon: shop\n", "lexicon: 没有这个键"),
         ("kinds: [mobil]\n", "kinds.0: 要求：以下之一：id_card、mobile、"),
         ("words: {rivals: Acme}\n", "words.rivals: 要求：列表"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,12 @@ def serving(
     *,
     place: str | Path | None = None,
     caller: Admission | None = None,
+    more: Sequence[Admission] = (),
 ) -> Iterator[Served]:
-    """The store is at `place`, else in the workspace."""
+    """The store is at `place`, else in the workspace; `more` are steps behind that of the keys."""
     settings = settings or ServePart()
     keeper = RecordKeeper(Archive(workspace, place), settings.records, settings.batches, "tiny:v1")
-    steps = [caller or ByHeader(), *admission_steps(settings, engine, None, keeper=keeper)[1:]]
+    steps = [caller or ByHeader(), *more, *admission_steps(settings, engine, None, keeper=keeper)[1:]]
     bound = api.listen("127.0.0.1", 0)
     app = api.create_app(engine, admission=steps, keeper=keeper)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))

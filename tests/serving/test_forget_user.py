@@ -126,7 +126,7 @@ def test_a_key_is_forgotten_with_all_that_it_sent(place: str | Path, tmp_path: P
     assert USER.encode() not in left
 
 
-def test_one_tenants_user_of_a_name_is_not_anothers(tmp_path: Path) -> None:
+def test_one_tenants_user_of_a_name_is_not_that_of_another(tmp_path: Path) -> None:
     with serving(ScriptedEngine(echoing), tmp_path, FULL) as server:
         ask(server, PLANTED, caller="shop", user=USER)
         ask(server, "other words", caller="bank", user=USER)

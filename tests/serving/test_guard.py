@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests import encoders
-from tests.serving.scripted import NAME, ScriptedEngine, app_of, score, serving
+from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of, score, serving
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import SafetyPart, ServePart
+from tuneloop.recipe.schema import CachePart, SafetyPart, ServePart
 from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.policy import ModelGuardPart, read_policy
 from tuneloop.serving.admission import admission_steps
@@ -202,6 +202,8 @@ class Judge:
 
     async def aclose(self) -> None: ...
 
+    def shut(self) -> None: ...
+
 
 def test_a_model_judges_whole_texts_before_anything_passes(tmp_path: Path) -> None:
     part = ModelGuardPart(url="http://127.0.0.1:9/v1", labels=["bad"], sides=["input", "output"])
@@ -282,3 +284,135 @@ def test_a_policy_that_cannot_be_used_says_so(tmp_path: Path, text: str) -> None
     assert str(path) in str(caught.value)
     with pytest.raises(ServeError, match="TL-SERVE-POLICY"):
         read_policy(tmp_path / "none.yaml")
+
+
+BLOCKED = "代开发票"
+
+
+def earlier_call(arguments: Any = "{}", call: str = "c1", answered: str = "c1") -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": arguments}
+    return [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": call, "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": answered, "content": "ok"},
+    ]
+
+
+def described(text: str) -> list[dict[str, Any]]:
+    parameters = {"type": "object", "properties": {"id": {"type": "string", "description": text}}}
+    return [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "an argument called id": {"messages": earlier_call(json.dumps({"id": BLOCKED}))},
+    "an argument called type": {"messages": earlier_call({"of": [{"type": BLOCKED}]})},
+    "an argument's name": {"messages": earlier_call({BLOCKED: 1})},
+    "an argument given twice": {"messages": earlier_call(f'{{"a": "{BLOCKED}", "a": "x"}}')},
+    "the id of a call": {"messages": earlier_call(call=BLOCKED)},
+    "the call that a tool answers": {"messages": earlier_call(answered=BLOCKED)},
+    "a name": {"messages": [{"role": "user", "name": BLOCKED, "content": "x"}]},
+    "a tool's argument called id": {"tools": described(BLOCKED)},
+    "a schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": BLOCKED}}}
+    },
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_place_of_a_request_is_passed_over(place: str, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answers(*words("fine")))
+    reply = guarded.chat("Hi", **PLACES[place])
+    assert reply.json()["choices"][0]["finish_reason"] == "content_filter", reply.text
+    assert guarded.engine.queries == []
+
+
+def test_harmless_calls_and_schemas_pass_as_they_are(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answers(*words("fine")))
+    messages = earlier_call({"id": "7", "type": "object", "call": SECRET}, "call_9", "call_9")
+    assert guarded.chat("", messages=messages, tools=described("an id")).status_code == 200
+    [query] = guarded.engine.queries
+    assert query.chat[1]["tool_calls"][0]["function"]["arguments"]["call"] == SECRET
+    assert query.chat[2]["tool_call_id"] == "call_9"
+    assert query.tools[0] == described("an id")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (json.dumps({"id": BLOCKED}), None),
+        (json.dumps({"type": BLOCKED}), None),
+        (f'{{"a": "{BLOCKED}", "a": "x"}}', '{"a": "x"}'),
+        (f'{{"phone": {SECRET}}}', '{"phone": "[MOBILE]"}'),
+        (json.dumps({"id": SECRET}), '{"id": "[MOBILE]"}'),
+        ('{"n": 7, "b": true}', '{"n": 7, "b": true}'),
+        ("[" * 900 + "]" * 900, "[" * 900 + "]" * 900),
+    ],
+)
+def test_no_argument_of_a_call_is_passed_over(arguments: str, shown: str | None, tmp_path: Path) -> None:
+    pieces = [Piece(calls=(CallPiece(0, "c", "f", arguments),)), Piece(finish="tool_calls", tokens=3)]
+    [choice] = Guarded(tmp_path, answers(*pieces)).chat("Hi").json()["choices"]
+    if shown is None:
+        assert choice["finish_reason"] == "content_filter"
+        assert not choice["message"].get("tool_calls")
+    else:
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == shown
+
+
+@pytest.mark.parametrize("depth", [100, 600, 900, 100_000])
+def test_arguments_nested_without_end_are_text(depth: int, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answers(*words("fine")))
+    assert guarded.chat("", messages=earlier_call("[" * depth + f'"{SECRET}"' + "]" * depth)).status_code == 200
+    assert isinstance(guarded.engine.queries[0].chat[1]["tool_calls"][0]["function"]["arguments"], str)
+
+
+def test_a_model_judges_calls_thoughts_and_tools_too(tmp_path: Path) -> None:
+    part = ModelGuardPart(url="http://127.0.0.1:9/v1", labels=["bad"], sides=["input", "output"])
+    guarded = Guarded(tmp_path, answers(*words("fine")), model=ModelGuard(part, Judge()))
+    thought = {"role": "assistant", "content": "y", "reasoning_content": "evil"}
+    for fields in (
+        {"messages": earlier_call({"a": "evil"})},
+        {"messages": [thought, *CHAT]},
+        {"tools": described("evil")},
+    ):
+        assert guarded.chat("Hi", **fields).json()["choices"][0]["finish_reason"] == "content_filter"
+    assert guarded.engine.queries == []
+    called = [Piece(calls=(CallPiece(0, "c", "f", '{"a": "evil"}'),)), Piece(finish="tool_calls", tokens=3)]
+    calling = Guarded(tmp_path, answers(*called), model=ModelGuard(part, Judge()))
+    assert calling.chat("Hi").json()["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_what_stands_before_a_blocked_word_is_judged_too(tmp_path: Path) -> None:
+    part = ModelGuardPart(url="http://127.0.0.1:9/v1", labels=["bad"], sides=["output"])
+    for text, shown in (("an evil plan, " + BLOCKED, ""), ("a good plan, " + BLOCKED, "a good plan, ")):
+        events = Guarded(tmp_path, answers(*words(text)), model=ModelGuard(part, Judge())).events("Hi")
+        assert (said(events), finishes(events)) == (shown, ["content_filter"])
+
+
+def test_a_model_that_is_not_served_gets_into_no_record_and_no_figure(tmp_path: Path) -> None:
+    """A blocked question reaches no engine, which would have refused the name: any text may be one."""
+    engine, path = ScriptedEngine(answers(*words("fine"))), tmp_path / "audit.jsonl"
+    step = GuardStep(TextGuard.load(), AuditLog(path), engine=engine)
+    client = TestClient(app_of(engine, steps=[step]))
+    for name, content in (("a secret name", BLOCKED), ("a secret name", SECRET), (NAME, BLOCKED)):
+        client.post(CHATS, json={"model": name, "messages": [{"role": "user", "content": content}]})
+    prompts = {"model": "a secret name", "prompt": [BLOCKED] * 9}
+    assert client.post(TEXTS, json=prompts).status_code == 200
+    assert "a secret name" not in path.read_text()
+    figures = client.get("/metrics").text
+    assert "a secret name" not in figures
+    assert f'tuneloop_answers_total{{finish="content_filter",model="{NAME}"}} 1.0' in figures
+
+
+def test_settings_that_are_wrong_leave_no_judge_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload that fails is tried again and again; the judge may be a process with a model."""
+    closed = list[bool]()
+    judge = EngineJudge(ScriptedEngine(), "sorter")
+    monkeypatch.setattr(judge, "close", lambda: closed.append(True))
+    monkeypatch.setattr(ModelGuard, "load", lambda part, workspace: ModelGuard(part, judge))
+    policy = tmp_path / "guard.yaml"
+    policy.write_text("model: {run: runs/sorter-1, labels: [bad]}\n", encoding="utf-8")
+    settings = ServePart(safety=SafetyPart(policy=str(policy)), cache=CachePart(backend="redis"))
+    monkeypatch.delenv("TUNELOOP_REDIS", raising=False)
+    with pytest.raises(ServeError, match="TL-SERVE-CACHE"):
+        admission_steps(settings, ScriptedEngine(), None, tmp_path)
+    assert closed == [True]

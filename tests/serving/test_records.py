@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from tuneloop.improvement.replies import KeptReply
 from tuneloop.improvement.users import user_hashes
 from tuneloop.recipe.schema import RecordsPart, ServePart
 from tuneloop.registry.store import FILE
+from tuneloop.serving import records
 from tuneloop.serving.records import ReplyWriter
 
 
@@ -120,6 +122,30 @@ def test_a_reply_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: p
     assert rows[1].question == {"prompt": "half \ud800"}
     assert "a reply was not kept" in caplog.text
     assert PLANTED not in caplog.text
+
+
+def test_replies_that_wait_for_a_slow_store_have_an_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their letters: ten thousand long ones would take all memory."""
+    monkeypatch.setattr(records, "MOST_LETTERS", 1000)
+    archive, goes_on, written = Archive(tmp_path), threading.Event(), list[int]()
+
+    def slow(rows: list[KeptReply]) -> None:
+        goes_on.wait(30)
+        written.append(len(rows))
+
+    writer = ReplyWriter(archive, masked=False)
+    monkeypatch.setattr(writer, "_write", slow)
+    for k in range(9):
+        writer.put(KeptReply(f"r{k}", 0, 1, "", "", "", NAME, "", "", "text", {"prompt": "x" * 300}, [], 0, 0))
+    goes_on.set()
+    writer.flush()
+    assert sum(written) == 3
+    assert caplog.text.count("the store is too slow") == 6
+    writer.put(KeptReply("long", 0, 1, "", "", "", NAME, "", "", "text", {"prompt": "x" * 3000}, [], 0, 0))
+    writer.close()
+    assert sum(written) == 4, "what was written no longer counts, and one is always taken"
 
 
 def test_the_gateway_imports_no_torch_for_its_records() -> None:

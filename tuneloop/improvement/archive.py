@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from tuneloop.base.environment import environment
 from tuneloop.improvement.users import UserHashes, user_hashes
 from tuneloop.registry.store import FILE, Store, open_store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="tuneloop-store")
 
 
 def store_place(workspace: Path) -> str | Path:
@@ -50,3 +60,10 @@ class Archive:
             if self._store is not None:
                 self._store.close()
                 self._store = None
+
+
+async def beside(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """What a call of the store says, in one of its own threads: calls that wait for a database that is slow or locked
+    leave those of the event loop to others, such as whoever reads keys and long requests."""
+    call = partial(contextvars.copy_context().run, partial(work, *args, **options))
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)

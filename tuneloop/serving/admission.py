@@ -120,13 +120,19 @@ def admission_steps(
     from tuneloop.serving.cache.cache import cache_steps
     from tuneloop.serving.guard import guard_step
 
-    guard = guard_step(settings.safety, workspace)
-    policy = "" if guard is None else guard.version
+    # First what holds nothing yet: where it raises at a reload, nothing is left behind.
+    access, limits = Access(api_key, ring, settings.cors), limits_step(settings)
     secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
-    cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
-    limits = limits_step(settings)
+    guard = guard_step(settings.safety, workspace, engine)
+    policy = "" if guard is None else guard.version
+    try:
+        cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
+    except BaseException:
+        if guard is not None:
+            guard.shut()  # it may have begun a process
+        raise
     return [
-        Access(api_key, ring),
+        access,
         limits,
         *([] if keeper is None else keeper.steps(settings.records)),  # which changes the keeper: nothing raises behind
         *([] if guard is None else [guard]),

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuneloop.base.errors import ServeError
+from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.recipe.schema import SafetyPart
 from tuneloop.runs.journal import Journal
 from tuneloop.safety.guard import GuardFinding, TextGuard
 from tuneloop.safety.policy import TextSide
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
-from tuneloop.serving.engine import AnswerStream, Query
+from tuneloop.serving.engine import AnswerStream, Engine, Query
 from tuneloop.serving.guard_model import ModelGuard
-from tuneloop.serving.guarded_stream import Blocked, BlockedStream, GuardedStream, TreeFilter
+from tuneloop.serving.guarded_stream import Blocked, BlockedStream, GuardedStream, TreeFilter, texts_of
 
 log = logging.getLogger("tuneloop.audit")
 ACTIONS = ("block", "mask", "log")
@@ -52,7 +52,7 @@ class AuditLog:
         fields = {
             "request": str(getattr(getattr(question.request, "state", None), "request_id", "")),
             "key": caller.id,
-            "model": question.query.model,
+            "model": "" if getattr(question.request.state, "unlisted", False) else question.query.model,
             "side": side,
             "policy": policy,
             "blocked": blocked,
@@ -70,8 +70,11 @@ class AuditLog:
 class GuardStep(Admission):
     """Filters questions and answers by a guard's policy."""
 
-    def __init__(self, guard: TextGuard, audit: AuditLog, model: ModelGuard | None = None) -> None:
-        self.guard, self.audit, self._model = guard, audit, model
+    def __init__(
+        self, guard: TextGuard, audit: AuditLog, model: ModelGuard | None = None, engine: Engine | None = None
+    ) -> None:
+        """`engine` is asked for its models: a name that it does not list is a client's text and in no record."""
+        self.guard, self.audit, self._model, self._engine = guard, audit, model, engine
 
     @property
     def version(self) -> str:
@@ -81,7 +84,8 @@ class GuardStep(Admission):
     async def answer(self, question: Question, submit: Submit) -> AnswerStream:
         query = question.query
         # A long text takes its time, in which others are to be answered.
-        long = len(query.prompt) + sum(len(str(turn.get("content"))) for turn in query.chat) > LONG
+        long = len(query.prompt) + sum(len(str(one)) for turn in query.chat for one in turn.values()) > LONG
+        long = long or bool(query.tools or query.schema)
         safe, findings = await asyncio.to_thread(self._looked_at, query) if long else self._looked_at(query)
         if (
             safe is not None
@@ -90,6 +94,8 @@ class GuardStep(Admission):
             and (await self._model.refused(_text_of(query)))
         ):
             safe, findings = None, [*findings, GuardFinding("model", "block", 0, 0)]
+        if findings and not await self._lists(query.model):
+            question.request.state.unlisted = True
         self.audit.write(question, "input", self.version, findings, safe is None)
         if safe is None:
             if query.purpose in {"chat", "text"}:
@@ -104,18 +110,27 @@ class GuardStep(Admission):
             stream, self.guard, query.n, report, self._model.refused if self._model and judges else None
         )
 
+    async def _lists(self, name: str) -> bool:
+        if self._engine is None:
+            return True
+        try:
+            return any(model.name == name for model in await self._engine.models())
+        except TuneloopError:  # no upstream answers
+            return False
+
     def _looked_at(self, query: Query) -> tuple[Query | None, list[GuardFinding]]:
         """The query as it may pass, None where it is blocked; and what was found. Raises TL-SERVE-GUARD-TOKENS."""
         checker = TreeFilter(self.guard, "input")
         if not isinstance(query.prompt, str):
             raise ServeError("TL-SERVE-GUARD-TOKENS", status=400, param="prompt")
         try:
-            chat: Any = checker.checked(query.chat)
-            tools: Any = checker.checked(query.tools)
+            chat: Any = checker.turns(query.chat)
+            tools: Any = checker.turns(query.tools)
+            schema: Any = checker.checked(query.schema)  # some servers write it into the prompt
             prompt = checker.text(query.prompt)
         except Blocked:
             return None, checker.findings
-        return replace(query, chat=chat, tools=tools, prompt=prompt), checker.findings
+        return replace(query, chat=chat, tools=tools, schema=schema, prompt=prompt), checker.findings
 
     def take_over(self, before: Admission) -> None:
         """Go on with the counts. A model that judges is loaded anew: the policy may name another one."""
@@ -134,21 +149,32 @@ class GuardStep(Admission):
         if self._model is not None:
             await self._model.aclose()
 
+    def shut(self) -> None:
+        """What `close` does, where no event loop is."""
+        if self._model is not None:
+            self._model.shut()
+
 
 def _text_of(query: Query) -> str:
-    """What a query says, for a model that judges it: all turns, or the prompt."""
+    """What a query says, for a model that judges it: the prompt, or all turns with their calls and thoughts, and what
+    the tools and the schema say."""
     if isinstance(query.prompt, str) and query.prompt:
         return query.prompt
-    return "\n".join(str(turn.get("content") or "") for turn in query.chat)
+    contents = [str(turn.get("content") or "") for turn in query.chat]
+    beside = [{name: one for name, one in turn.items() if name not in ("role", "content")} for turn in query.chat]
+    functions = [tool.get("function") for tool in query.tools]
+    return "\n".join(
+        [*contents, *texts_of([one for one in beside if one]), *texts_of(functions), *texts_of(query.schema)]
+    )
 
 
-def guard_step(part: SafetyPart, workspace: Path = Path()) -> GuardStep | None:
+def guard_step(part: SafetyPart, workspace: Path = Path(), engine: Engine | None = None) -> GuardStep | None:
     """The step that the section `serve.safety` asks for, None where it is off. Raises what `read_policy` raises."""
     if part.policy == "off":
         return None
     guard = TextGuard.load(part.policy)
     model = ModelGuard.load(guard.policy.model, workspace) if guard.policy.model else None
-    return GuardStep(guard, AuditLog(Path(part.audit) if part.audit else None), model)
+    return GuardStep(guard, AuditLog(Path(part.audit) if part.audit else None), model, engine)
 
 
 def policy_version(part: SafetyPart) -> str:

@@ -27,6 +27,9 @@ class TextJudge(Protocol):
     async def aclose(self) -> None:
         """Let go of what it holds."""
 
+    def shut(self) -> None:
+        """The same where no event loop runs, and it was asked nothing."""
+
 
 class EndpointJudge:
     """A classifier at an address: /v1/classify as tuneloop has it, or /v1/moderations where no labels are named."""
@@ -52,6 +55,9 @@ class EndpointJudge:
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
+
+    def shut(self) -> None:
+        """Nothing: who was asked nothing has no connections."""
 
 
 def _moderated(reply: Any) -> dict[str, float] | None:
@@ -85,7 +91,10 @@ class EngineJudge:
         return labels[0]
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self._engine.close)
+        await asyncio.to_thread(self.shut)
+
+    def shut(self) -> None:
+        self._engine.close()
 
 
 class ModelGuard:
@@ -121,3 +130,7 @@ class ModelGuard:
     async def aclose(self) -> None:
         """End its process, or its connections."""
         await self._judge.aclose()
+
+    def shut(self) -> None:
+        """The same where no event loop runs, and it was asked nothing."""
+        self._judge.shut()

@@ -26,8 +26,6 @@ class Blocked(Exception):
 class TreeFilter:
     """Filters the texts of JSON data, and counts what it finds. `blocked` texts raise."""
 
-    KEPT_KEYS = frozenset({"role", "id", "type", "tool_call_id"})
-
     def __init__(self, guard: TextGuard, side: TextSide) -> None:
         self._guard, self._side = guard, side
         self.findings: list[GuardFinding] = []
@@ -46,43 +44,91 @@ class TreeFilter:
             return self.text(content)
         if isinstance(content, dict):
             return {
-                self.text(key) if isinstance(key, str) else key: inner if key in self.KEPT_KEYS else self.tree(inner)
+                self.text(key) if isinstance(key, str) else key: inner if _is_type(key, inner) else self.tree(inner)
                 for key, inner in content.items()
             }
         if isinstance(content, list | tuple):
             return type(content)(self.tree(inner) for inner in content)
+        if isinstance(content, int) and not isinstance(content, bool):
+            shown = self.text(digits := str(content))  # a telephone's number may come as one
+            return content if shown == digits else shown
         return content
+
+    def turn(self, turn: Any) -> Any:
+        """A turn of a chat, or a tool, with its texts filtered. Raises Blocked.
+
+        What ties a call to its answer stays as it is, or is blocked: a client may write whatever it likes there.
+        """
+        out = {}
+        for key, inner in turn.items():
+            if key == "tool_calls":
+                out[key] = [self.turn(call) for call in inner]
+            elif key in _TIES:
+                self.text(str(inner))
+                out[key] = inner
+            else:
+                out[key] = inner if key in _NAMED else self.tree(inner)
+        return out
+
+    def turns(self, turns: Any) -> Any:
+        """The turns of a chat, or tools, filtered; the very same where nothing is found in all their texts together.
+        Raises Blocked."""
+        return type(turns)(self.turn(turn) for turn in turns) if self._finds(turns) else turns
 
     def checked(self, content: Any) -> Any:
         """What `tree` makes of JSON data; the very same where nothing is found in all its texts together."""
-        joined = _APART.join(_texts(content))
-        return self.tree(content) if self._guard.find(joined, self._side) else content
+        return self.tree(content) if self._finds(content) else content
+
+    def _finds(self, content: Any) -> bool:
+        return bool(content) and bool(self._guard.find(_APART.join(texts_of(content)), self._side))
 
     def arguments(self, text: str) -> str:
         """The arguments of a call, which are JSON; the very same text where nothing in it is masked. Raises Blocked."""
+        twice = False
+
+        def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            nonlocal twice
+            read_so_far = dict(pairs)
+            twice = twice or len(read_so_far) < len(pairs)
+            return read_so_far
+
         try:
-            decoded = json.loads(text)
+            decoded = json.loads(text, object_pairs_hook=read)
+            safe = self.tree(decoded)
+            # Of a key that comes twice only the last was looked at: the others do not go on.
+            return text if safe == decoded and not twice else json.dumps(safe, ensure_ascii=False)
         except (ValueError, RecursionError):
             return self.text(text)
-        safe = self.tree(decoded)
-        return text if safe == decoded else json.dumps(safe, ensure_ascii=False)
 
 
 _APART = "\n" * (gaps.LONGEST + 1)
 """Stands between two texts, so that no word reaches from one into the other."""
 
 
-def _texts(content: Any) -> Iterator[str]:
-    """All texts and keys of JSON data."""
+_TIES = frozenset({"id", "tool_call_id"})
+_NAMED = frozenset({"role", "type"})
+"""Of a turn, a call or a tool: what the API has names for."""
+_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
+"""Of JSON schemas."""
+
+
+def _is_type(key: Any, content: Any) -> bool:
+    return key == "type" and isinstance(content, str) and content in _TYPES
+
+
+def texts_of(content: Any) -> Iterator[str]:
+    """All texts, keys and whole numbers of JSON data."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, dict):
         for key, inner in content.items():
             yield str(key)
-            yield from _texts(inner)
+            yield from texts_of(inner)
     elif isinstance(content, list | tuple):
         for inner in content:
-            yield from _texts(inner)
+            yield from texts_of(inner)
+    elif isinstance(content, int) and not isinstance(content, bool):
+        yield str(content)
 
 
 @dataclass(slots=True)
@@ -145,12 +191,20 @@ class GuardedStream:
         choice.pieces += piece.count
         out = self._filtered(choice, piece)
         if self._refused is not None:
-            choice.texts += [piece.thought, piece.text]
+            choice.texts += [
+                piece.thought,
+                piece.text,
+                *(part for one in piece.calls for part in (one.name, one.arguments)),
+            ]
             choice.held.append(out)
             if out.finish is None:
                 return
-            if out.finish != "content_filter" and await self._refused("".join(choice.texts)):
-                out = Piece(piece.choice, finish="content_filter", tokens=piece.tokens)
+            # Of an answer that a word has cut short, what came before the word has still to be judged.
+            cut = out.finish == "content_filter"
+            if await self._refused(
+                "".join(one.thought + one.text for one in choice.held) if cut else "".join(choice.texts)
+            ):
+                out = Piece(piece.choice, finish="content_filter", tokens=out.tokens)
                 choice.held = [out]
                 choice.findings.append(GuardFinding("model", "block", 0, 0))
         if out.finish is not None:

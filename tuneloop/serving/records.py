@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,10 +18,11 @@ from tuneloop.improvement.replies import KeptReply, put_replies
 from tuneloop.recipe.schema import RecordsPart
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
 from tuneloop.serving.engine import AnswerStream, Piece, Query
+from tuneloop.serving.guarded_stream import texts_of
 
 log = logging.getLogger("tuneloop.serving")
-MOST_WAITING = 10_000
-"""Replies that wait for the store; beyond that they are dropped, and the log says so."""
+MOST_WAITING, MOST_LETTERS = 10_000, 64_000_000
+"""Replies that wait for the store, and characters in them; beyond that they are dropped, and the log says so."""
 AT_ONCE = 256
 RECORDED = frozenset({"chat", "text"})
 """Purposes whose answers are kept: those that have an id."""
@@ -31,33 +33,41 @@ class ReplyWriter:
 
     def __init__(self, archive: Archive, *, masked: bool) -> None:
         self._archive, self.masked = archive, masked
-        self._waiting: queue.Queue[KeptReply | threading.Event | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[tuple[KeptReply, int] | threading.Event | None] = queue.Queue(MOST_WAITING)
+        self._letters = 0
+        """Of the replies that wait."""
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def put(self, reply: KeptReply) -> None:
         """Never waits."""
+        size = sum(map(len, texts_of([reply.question, *reply.answers])))
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_for_ever, name="replies", daemon=True)
                 self._thread.start()
-        try:
-            self._waiting.put_nowait(reply)
-        except queue.Full:
-            log.error("a reply was not kept: the store is too slow")
+            try:
+                if self._letters and self._letters + size > MOST_LETTERS:
+                    raise queue.Full
+                self._waiting.put_nowait((reply, size))
+                self._letters += size
+            except queue.Full:
+                log.error("a reply was not kept: the store is too slow")
 
     def flush(self, seconds: float = 30.0) -> None:
         """Wait until what was put so far is in the store."""
         if self._thread is not None:
             written = threading.Event()
-            self._waiting.put(written)
-            written.wait(seconds)
+            with suppress(queue.Full):
+                self._waiting.put(written, timeout=seconds)
+                written.wait(seconds)
 
     def close(self) -> None:
         """Write down what waits, and end."""
         if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join(30)
+            with suppress(queue.Full):
+                self._waiting.put(None, timeout=30)
+                self._thread.join(30)
 
     def _write_for_ever(self) -> None:
         going_on = True
@@ -66,7 +76,10 @@ class ReplyWriter:
             while entries[-1] is not None and len(entries) < AT_ONCE and not self._waiting.empty():
                 entries.append(self._waiting.get())
             going_on = entries[-1] is not None
-            self._write([one for one in entries if isinstance(one, KeptReply)])
+            replies = [one for one in entries if isinstance(one, tuple)]
+            self._write([reply for reply, _ in replies])
+            with self._lock:
+                self._letters -= sum(size for _, size in replies)
             for one in entries:
                 if isinstance(one, threading.Event):
                     one.set()

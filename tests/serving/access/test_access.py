@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,53 @@ def test_without_a_key_only_this_machine_is_answered(place: Path, server: str, s
                 assert reply.json()["error"]["code"] == "TL-SERVE-OPEN"
 
     asyncio.run(main())
+
+
+ORIGINS = [
+    ({"Host": "localhost:8000"}, 200),
+    ({"Host": "app.localhost"}, 200),
+    ({"Host": "[::1]:8000"}, 200),
+    ({"Host": "127.0.0.1:80", "Origin": "http://127.0.0.1:80"}, 200),
+    ({"Host": "localhost:9000", "Origin": "http://localhost:9000"}, 200),
+    ({"Origin": "https://shop.example"}, 200),
+    ({"Host": "evil.example"}, 403),
+    ({"Host": "evil.example:80", "Origin": "http://evil.example:80"}, 403),
+    ({"Host": "127.0.0.1.evil.example"}, 403),
+    ({"Host": "localhost", "Origin": "http://localhost:3000"}, 403),
+    ({"Host": "localhost", "Origin": "null"}, 403),
+    ({"Origin": "https://shop.example.evil.example"}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), ORIGINS)
+def test_no_page_asks_a_server_without_a_key_through_a_browser(
+    place: Path, headers: dict[str, str], status: int
+) -> None:
+    """Neither by a name that was bound to this machine, nor by a request that needs no leave (a body without a type)."""
+    import asyncio
+
+    import httpx
+
+    engine = ScriptedEngine()
+    settings = ServePart(cors=["https://shop.example"])
+    open_app = app_of(engine, steps=admission_steps(settings, engine, None, ring=KeyRing(place)))
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(open_app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:80") as client:
+            reply = await client.post(CHATS, content=json.dumps(BODY), headers=headers)
+            assert reply.status_code == status, reply.text
+            assert (len(engine.queries) == 1) == (status == 200)
+            assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+    asyncio.run(main())
+
+
+def test_with_a_key_names_and_origins_are_nobodys_business(place: Path, store: Store) -> None:
+    _, key = issue(store, "shop")
+    with TestClient(app(place), base_url="http://127.0.0.1") as client:
+        headers = bearer(key) | {"Host": "api.example", "Origin": "https://shop.example"}
+        assert client.post(CHATS, json=BODY, headers=headers).status_code == 200
 
 
 def test_a_keys_own_limits_go_before_those_of_the_recipe(place: Path, store: Store) -> None:

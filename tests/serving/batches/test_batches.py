@@ -16,10 +16,11 @@ import pytest
 
 from tests.serving.recorded import ByHeader, serving
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, script
+from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
 from tuneloop.registry import store
 from tuneloop.registry.store import FILE
-from tuneloop.serving.admission import Caller
+from tuneloop.serving.admission import Admission, Caller, caller_of
 from tuneloop.serving.batches import batch_runner, batch_table
 from tuneloop.serving.record_keeper import RecordKeeper
 
@@ -239,8 +240,6 @@ def test_an_expired_batch_says_what_it_did_not_ask(tmp_path: Path, monkeypatch: 
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
-    from tuneloop.base.errors import ServeError
-
     engine = ScriptedEngine()
     engine.refusal = ServeError("TL-SERVE-FULL", status=429, waiting=1, seconds=1)
     with serving(engine, tmp_path) as server, server.client() as client:
@@ -250,6 +249,45 @@ def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
         engine.refusal = None
         done = ended(client, batch.id)
         assert (done.request_counts.completed, done.request_counts.failed) == (1, 0)
+
+
+class Stingy(Admission):
+    """Stands for the limits: the requests of some callers are refused for a long time, or for ever."""
+
+    refused: tuple[str, ...] = ("one",)
+    code = "TL-SERVE-LIMIT"
+
+    async def answer(self, question: Any, submit: Any) -> Any:
+        if caller_of(question.request).tenant in self.refused:
+            facts = {"limit": "1 request a minute"} if self.code == "TL-SERVE-LIMIT" else {"wanted": 9, "limit": 1}
+            raise ServeError(self.code, status=429, seconds=60, **facts)
+        return await submit(question)
+
+
+def test_who_has_used_up_a_limit_holds_up_no_other_tenants_batch(tmp_path: Path) -> None:
+    """Neither the few places for lines, nor those for batches."""
+    with serving(ScriptedEngine(), tmp_path, more=[Stingy()]) as server:
+        one = server.client(default_headers={"x-caller": "one"})
+        two = server.client(default_headers={"x-caller": "two"})
+        waiting = [sent(one, *[line(f"q-{k}") for k in range(9)]) for _ in range(batch_runner.AT_A_TIME + 1)]
+        server.until(lambda: one.batches.retrieve(waiting[0].id).status == "in_progress")
+        time.sleep(0.3)
+        done = ended(two, sent(two, line("a"), line("b")).id, seconds=15)
+        assert (done.status, done.request_counts.completed) == ("completed", 2)
+        assert one.batches.retrieve(waiting[0].id).request_counts.failed == 0
+        one.batches.cancel(waiting[0].id)
+        assert ended(one, waiting[0].id).status == "cancelled"
+
+
+def test_a_line_that_no_wait_makes_possible_is_answered_with_its_refusal(tmp_path: Path) -> None:
+    step = Stingy()
+    step.code = "TL-SERVE-LIMIT-SIZE"
+    with serving(ScriptedEngine(), tmp_path, more=[step]) as server:
+        one = server.client(default_headers={"x-caller": "one"})
+        done = ended(one, sent(one, line("a")).id)
+        assert (done.status, done.request_counts.failed) == ("completed", 1)
+        [wrong] = answers(one, done.error_file_id)
+        assert wrong["response"]["body"]["error"]["code"] == "TL-SERVE-LIMIT-SIZE"
 
 
 def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:

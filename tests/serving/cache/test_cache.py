@@ -23,7 +23,9 @@ from tuneloop.recipe.schema import CachePart, ServePart
 from tuneloop.serving.admission import Admission, Caller, Question, Submit, admission_steps, through
 from tuneloop.serving.cache import answer_store
 from tuneloop.serving.cache import redis as redis_module
+from tuneloop.serving.cache import sqlite as sqlite_module
 from tuneloop.serving.cache.cache import Cache, cache_steps, forget
+from tuneloop.serving.cache.sqlite import SqliteAnswers
 from tuneloop.serving.engine import AnswerStream, Piece, Query
 
 CHATS = "/v1/chat/completions"
@@ -395,6 +397,87 @@ def test_a_file_that_cannot_be_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(ServeError, match="TL-SERVE-CACHE"):
         cache_steps(ServePart(cache=CachePart(backend="sqlite")), ScriptedEngine(), tmp_path)
+
+
+class _FullDisk:
+    """A connection to SQLite whose next commit fails, as it does on a full disk."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection, self.failed = connection, False
+
+    def execute(self, statement: str, *arguments: Any) -> Any:
+        if statement == "COMMIT" and not self.failed:
+            self.failed = True
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._connection.execute(statement, *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteAnswers(tmp_path / "answers.db", 1 << 20)
+        store._connection = cast(sqlite3.Connection, _FullDisk(store._connection))
+        with pytest.raises(sqlite3.OperationalError):
+            await store.put("t:1", b"a", (), 60, 0.0)
+        with sqlite3.connect(tmp_path / "answers.db", timeout=1, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+        other.close()
+        await store.put("t:1", b"a", (), 60, 0.0)
+        assert await store.get("t:1", ()) == b"a"
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_long_for_a_file_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "BUSY_SECONDS", 30.0)
+
+    async def main() -> None:
+        engine = ScriptedEngine(capacity=8)
+        cache = cache_of(ServePart(cache=CachePart(backend="sqlite")), engine, tmp_path)
+        other = sqlite3.connect(tmp_path / "cache" / "answers.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        submit = through([cache], engine)
+        async with asyncio.timeout(10):
+            for text in "abc":  # the first one's answer is being stored when the next is asked
+                assert await text_of(await submit(question(text))) == "Hi there! 🪨"
+        assert cache.gauges()["cache_errors_total"] >= 1
+        other.execute("ROLLBACK")
+        other.close()
+        await cache.close()
+
+    asyncio.run(main())
+
+
+def test_who_asks_what_a_batch_asks_does_not_wait_as_long_as_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = ScriptedEngine()
+        cache = cache_of(ServePart(cache=CachePart(backend="memory")), engine, tmp_path)
+        waits = asyncio.Event()
+
+        async def queued(question: Question, submit: Submit) -> AnswerStream:
+            if getattr(question.request.state, "behind", False):
+                await waits.wait()
+            return await submit(question)
+
+        queue = Admission()
+        queue.answer = queued  # type: ignore[method-assign]
+        submit = through([cache, queue], engine)
+        line = question()
+        line.request.state.behind = True
+        asked = asyncio.ensure_future(submit(line))
+        while not cache._flights:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await text_of(await submit(question())) == "Hi there! 🪨"
+        waits.set()
+        assert await text_of(await asked) == "Hi there! 🪨"
+        await cache.close()
+
+    asyncio.run(main())
 
 
 # Forgetting

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.serving.scripted import ScriptedEngine, serving
 from tuneloop.base.errors import ServeError
+from tuneloop.serving.http import body as body_module
 from tuneloop.serving.http.body import MOST_DEPTH, check_headers, parse, parse_json
 from tuneloop.serving.http.chat_request import ChatRequest
 from tuneloop.serving.http.errors import error_body
@@ -132,3 +135,13 @@ def test_a_flood_of_faults_is_one_error() -> None:
         with pytest.raises(ServeError) as caught:
             parse(json.dumps({"model": "m", field: entries}).encode(), kind)
         assert caught.value.facts["param"] == f"{field}.1"
+
+
+def test_a_body_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_SECONDS", 0.3)
+    with serving(ScriptedEngine()) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+            slow.sendall(head.encode())
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")

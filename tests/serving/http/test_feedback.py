@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.feedback import all_feedback
 from tuneloop.improvement.users import user_hashes
 from tuneloop.registry.store import FILE
+from tuneloop.serving.batches.file_shelf import FileShelf
 
 
 def test_feedback_is_in_the_store_before_it_is_said_to_be(place: str | Path, tmp_path: Path) -> None:
@@ -86,3 +90,19 @@ def test_a_nul_in_an_id_is_no_fault_of_the_store(place: str | Path, tmp_path: Pa
         for path in ("/v1/files/%00", "/v1/files/%00/content", "/v1/batches/%00", "/v1/files?after=%00"):
             assert httpx.get(f"{server.url}{path}").status_code == 404, path
         assert httpx.get(f"{server.url}/v1/files?purpose=%00").json()["data"] == []
+
+
+def test_a_store_that_stands_still_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that wait for it have threads of their own; long bodies are read in those that all share."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(FileShelf, "all_of", lambda *args, **options: goes_on.wait(60) and [])
+    with serving(ScriptedEngine(), tmp_path) as server, ThreadPoolExecutor(48) as many:
+        try:
+            lists = [many.submit(httpx.get, f"{server.url}/v1/files", timeout=60) for _ in range(48)]
+            server.until(lambda: "tuneloop" in httpx.get(f"{server.url}/metrics", timeout=30).text)
+            time.sleep(0.5)
+            answer = ask(server, "x" * 100_000)
+            assert answer["choices"][0]["finish_reason"] == "stop"
+        finally:
+            goes_on.set()
+        assert {one.result().status_code for one in lists} == {200}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
+from tuneloop.serving.access.foreign_pages import foreign
 from tuneloop.serving.access.key_ring import KeyRing
 from tuneloop.serving.access.keys import ApiKey
 from tuneloop.serving.access.scopes import ALL, allows, scope_of
@@ -23,17 +25,18 @@ FILE_CALLER = Caller("file", "(key file)", frozenset({ALL}), "(key file)")
 class Access(Admission):
     """Wants "Authorization: Bearer KEY": a key of the ring, or the one key of a key file, which has all scopes.
 
-    Where there is neither, everybody on this machine is let in, and nobody who reaches it over a network. Raises
+    Where there is neither, everybody on this machine is let in, and nobody who reaches it over a network, nor a page of
+    another origin than `origins` in a browser on this machine. Raises
     TL-SERVE-KEY-EMPTY for an empty key, which would be none.
     """
 
     of_keys = True
 
-    def __init__(self, key: str | None = None, ring: KeyRing | None = None) -> None:
+    def __init__(self, key: str | None = None, ring: KeyRing | None = None, origins: Collection[str] = ()) -> None:
         if key is not None and not key.strip():
             raise ServeError("TL-SERVE-KEY-EMPTY", where="api_key")
         self._digest = None if key is None else _digest(key.strip())
-        self._ring = ring
+        self._ring, self._origins = ring, origins
 
     @property
     def locked(self) -> bool:
@@ -61,6 +64,8 @@ class Access(Admission):
         if not self.locked:
             if is_remote(request.scope.get("server")):
                 raise ServeError("TL-SERVE-OPEN", status=401, host=request.scope["server"][0])
+            if got := foreign(request.headers, request.scope.get("server"), self._origins):
+                raise ServeError("TL-SERVE-ORIGIN", status=403, got=got[:200])
             return NOBODY
         scheme, _, word = request.headers.get("authorization", "").partition(" ")
         # Headers are bytes, which the framework shows as Latin-1: back to bytes they may be any letters of UTF-8.

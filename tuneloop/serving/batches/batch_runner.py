@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,7 @@ from sqlalchemy import Connection
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
-from tuneloop.improvement.archive import Archive
+from tuneloop.improvement.archive import Archive, beside
 from tuneloop.serving.batches import batch_table as table
 from tuneloop.serving.batches.batch_line import (
     MOST_LINES,
@@ -45,9 +46,12 @@ PLACE_SECONDS = 0.02
 LINES = 16
 """Lines that are read at a time."""
 MOST_FAULTS = 100
-AT_A_TIME = 8
-"""Batches that a process works on at a time: their lines take turns."""
+AT_A_TIME, OF_ONE_TENANT = 16, 2
+"""Batches that a process works on at a time, and those of one tenant among them: their lines take turns."""
 COME_BACK = (429, 503)
+LONGEST_PAUSE = 30.0
+NEVER = "TL-SERVE-LIMIT-SIZE"
+"""A refusal that no wait makes another answer of."""
 
 
 class BatchRunner:
@@ -59,6 +63,8 @@ class BatchRunner:
         self.places = asyncio.Semaphore(at_once)
         self._news = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._tenants: dict[str, str] = {}
+        """Batch in hand -> its tenant."""
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -79,7 +85,7 @@ class BatchRunner:
                 await self.in_store(lambda connection: table.release(connection, self.owner))
 
     async def in_store(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.to_thread(self.archive.store.retried, work)
+        return await beside(self.archive.store.retried, work)
 
     async def _claim_for_ever(self) -> None:
         while True:
@@ -98,16 +104,19 @@ class BatchRunner:
                 await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
 
     async def _claim(self) -> bool:
-        batch = await self.in_store(lambda connection: table.claim(connection, self.owner, time.time()))
+        counts = Counter(self._tenants.values())
+        busy = [tenant for tenant, count in counts.items() if count >= OF_ONE_TENANT]
+        batch = await self.in_store(lambda connection: table.claim(connection, self.owner, time.time(), busy))
         if batch is None or batch.id in self._jobs:
             return False
         job = asyncio.ensure_future(self._work(batch))
-        self._jobs[batch.id] = job
+        self._jobs[batch.id], self._tenants[batch.id] = job, batch.tenant
         job.add_done_callback(lambda _: self._let_go(batch.id))
         return True
 
     def _let_go(self, batch: str) -> None:
         self._jobs.pop(batch, None)
+        self._tenants.pop(batch, None)
         self._news.set()
 
     async def _work(self, batch: StoredBatch) -> None:
@@ -124,6 +133,7 @@ class BatchJob:
         self._runner, self.batch = runner, batch
         self._ours = True
         self._lines: set[asyncio.Task[None]] = set()
+        self._paused_until = 0.0
 
     async def run(self) -> None:
         """Until the batch has ended, or is another process's."""
@@ -165,7 +175,7 @@ class BatchJob:
 
     async def _validate(self) -> bool:
         """Look at each line before the first is asked; a batch with a wrong one fails whole, as OpenAI's do."""
-        count, faults = await asyncio.to_thread(self._faults)
+        count, faults = await beside(self._faults)
         if faults:
             await self._store(lambda c: table.enter_state(c, self.batch, "failed", errors=faults, owner="", lease=0.0))
             return False
@@ -215,14 +225,14 @@ class BatchJob:
             return table.lines_left(connection, self.batch, last, LINES)
 
     async def _answer_lines(self) -> None:
-        """Ask line after line, and those again whose answer could not be written down."""
+        """Ask line after line, and those again that were refused for now, or whose answer could not be written down."""
         while await self._pass_over_lines():
             pass
 
     async def _pass_over_lines(self) -> bool:
         """Whether a line was asked."""
         last, any_sent = 0, False
-        while not self._ending and (page := await asyncio.to_thread(self._page, last)):
+        while not self._ending and (page := await beside(self._page, last)):
             for number, text in page:
                 last = number
                 if text.strip() and not self._ending:
@@ -237,6 +247,8 @@ class BatchJob:
 
     async def _take_place(self) -> None:
         """Wait until the engine has a place that nobody else waits for."""
+        while not self._ending and (left := self._paused_until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 1.0))
         await self._runner.places.acquire()
         engine = self._runner.engine
         while engine.open and (engine.pending >= engine.capacity or not engine.ready):
@@ -249,26 +261,27 @@ class BatchJob:
             log.error("a line of batch %s was not answered: %s", self.batch.id, type(error).__name__)
 
     async def _answer(self, number: int, text: str) -> None:
-        """Ask until there is an answer that lasts: who is busy, loading or closing is asked again."""
+        """Ask, and write down an answer that lasts. Where the server is busy or closing, or the key's limits are used
+        up, the batch pauses, and the line is left for another pass: its place is for other tenants' batches."""
         try:
             request = read_line(text, self.batch.endpoint)
             body = json.dumps(request.body).encode()
         except (LineFault, RecursionError):  # nested so deeply that it could just be read when it was looked at first
             await self._put(number, error_line("", "invalid_json_line", t("the line is not JSON")), True)
             return
-        while not self._ending:
-            status, content, headers = await inner_request(
-                self._runner.app, self.batch.endpoint, body, self.batch.caller
-            )
-            if not self._runner.engine.open:
-                self._ours = False  # what an engine says while it is closed is no answer
-                return
-            if status not in COME_BACK:
-                line = answer_line(request.custom_id, status, json.loads(content))
-                await self._put(number, line, status != 200)
-                return
+        if self._ending:
+            return
+        status, content, headers = await inner_request(self._runner.app, self.batch.endpoint, body, self.batch.caller)
+        if not self._runner.engine.open:
+            self._ours = False  # what an engine says while it is closed is no answer
+            return
+        answer = json.loads(content)
+        if status in COME_BACK and answer["error"]["code"] != NEVER:
             seconds = headers.get("retry-after", "1")
-            await asyncio.sleep(min(30.0, float(seconds) if seconds.isdecimal() else 1.0))
+            pause = min(LONGEST_PAUSE, float(seconds) if seconds.isdecimal() else 1.0)
+            self._paused_until = max(self._paused_until, time.monotonic() + pause)
+            return
+        await self._put(number, answer_line(request.custom_id, status, answer), status != 200)
 
     async def _put(self, number: int, line: str, failed: bool) -> None:
         owner = self._runner.owner
@@ -294,7 +307,7 @@ class BatchJob:
 
     async def _expire(self) -> None:
         last = 0
-        while page := await asyncio.to_thread(self._page, last):
+        while page := await beside(self._page, last):
             for number, text in page:
                 last, name = number, ""
                 if text.strip():

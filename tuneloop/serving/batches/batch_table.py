@@ -103,9 +103,9 @@ class BatchTable:
             return _own_batch(connection, batch, caller)
 
 
-def claim(connection: Connection, owner: str, now: float) -> StoredBatch | None:
-    """Take a batch that nobody works on, the oldest first; None where there is none."""
-    free = and_(batches.c.status.in_(OPEN), batches.c.lease < now)
+def claim(connection: Connection, owner: str, now: float, busy: Sequence[str] = ()) -> StoredBatch | None:
+    """Take a batch that nobody works on, the oldest first, none of the tenants in `busy`; None where there is none."""
+    free = and_(batches.c.status.in_(OPEN), batches.c.lease < now, batches.c.tenant.not_in(busy))
     query = select(batches.c.id).where(free).order_by(batches.c.created, batches.c.id).limit(1)
     batch = connection.execute(query).scalar()
     if batch is None:

@@ -38,6 +38,8 @@ FORGOTTEN = Path("cache") / "forgotten.jsonl"
 MIB = 1 << 20
 PAUSE_SECONDS = 1.0
 """How long a store that failed is left alone."""
+GET_SECONDS = 2.0
+"""How long a question waits for the store, whose file another process may have locked."""
 
 STORES: dict[CacheBackend, Callable[[ServePart, Path], AnswerStore]] = {
     "memory": lambda serve, workspace: MemoryAnswers(serve.cache.size * MIB, workspace / FORGOTTEN),
@@ -87,8 +89,10 @@ class Cache(Admission):
             namespace=self._settings.namespace,
         )
         flight = None if anew else self._flights.get(key)
-        if flight is None:
+        behind = bool(getattr(getattr(question.request, "state", None), "behind", False))
+        if flight is None or (flight.behind and not behind and not flight.accepted):  # a batch's line waits for all
             flight = self._begun(key, question, submit, anew)
+            flight.behind = behind
         else:
             self._counts["shared"] += 1
         stream = flight.join(person_digest(question.query.user or caller.name, self._secret))
@@ -129,7 +133,11 @@ class Cache(Admission):
                 octets = await self._store.get(key, known - {""})
             return None if octets is None else CachedAnswer.read(octets)
 
-        return await self._tried(get)
+        async def in_time() -> CachedAnswer | None:
+            async with asyncio.timeout(GET_SECONDS):
+                return await get()
+
+        return await self._tried(in_time)
 
     async def _computed(self, key: str, question: Question, submit: Submit, flight: Flight) -> None:
         began = time.time()

@@ -21,6 +21,8 @@ class Flight:
         self.prompt_tokens = self.cached_tokens = 0
         self.people: set[str] = set()
         self.accepted = self.ended = False
+        self.behind = False
+        """Whether it waits in the queue behind all who wait for an answer."""
         self._error: BaseException | None = None
         self._readers = 0
         self._news = asyncio.Event()

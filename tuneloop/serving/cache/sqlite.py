@@ -98,10 +98,12 @@ class SqliteAnswers:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk may fail the commit itself, which leaves the transaction and its lock, or end both.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def _get(self, key: str, people: frozenset[str]) -> bytes | None:
         now = time.time()

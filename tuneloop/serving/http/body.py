@@ -27,6 +27,8 @@ MOST_BYTES = 8 << 20
 """Longest request body; a context of a million tokens fits."""
 MOST_DEPTH = 64
 """Deepest nesting of a body's JSON."""
+BODY_SECONDS = 120.0
+"""How long a body may take to come: one that never ends would hold its connection, and a drain, for ever."""
 LONG = 64 << 10
 """Bytes of a body that is read aside."""
 _SCHEMAS = (b"tools", b"response_format", b"\\u")
@@ -45,10 +47,15 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     if length.isdecimal() and int(length) > MOST_BYTES:
         raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise ServeError("TL-SERVE-BODY", most=MOST_BYTES)
+    except TimeoutError:
+        words = t("it did not come in {seconds} seconds", seconds=round(BODY_SECONDS))
+        raise ServeError("TL-SERVE-REQUEST", status=408, where="body", param=None, error=words) from None
     # What may take long is read in another thread: nobody's stream waits for it.
     if len(body) > LONG or any(word in body for word in _SCHEMAS):
         return await asyncio.to_thread(parse, bytes(body), kind)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from tuneloop.base.errors import ServeError
 from tuneloop.base.language import listed, t
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.serving.engine import Query
+from tuneloop.serving.http.body import parse_json
 from tuneloop.serving.http.errors import Places
 from tuneloop.serving.http.json_schemas import extent
 from tuneloop.serving.http.schemas import GenerationRequest, Neutral, RequestBody, unsupported
@@ -50,12 +51,13 @@ class EarlierCall(RequestBody):
 
     def as_call(self) -> dict[str, Any]:
         """The call with its arguments as an object, as training renders them."""
-        arguments = self.function.arguments
+        arguments: Any = self.function.arguments
         if arguments is None or arguments == "":
             arguments = {}
         if isinstance(arguments, str):
-            with suppress(ValueError, RecursionError):
-                arguments = json.loads(arguments)
+            # As strictly as a body: what is nested without end, say, stays text, over which no step behind stumbles.
+            with suppress(ServeError):
+                arguments = parse_json(arguments.encode())
         named = {key: field for key, field in (("id", self.id), ("type", self.type)) if field}
         return {**named, "function": {"name": self.function.name, "arguments": arguments}}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneloop.base.environment import environment
 from tuneloop.base.optional import need
-from tuneloop.serving.engine import AnswerStream, Engine, Query
+from tuneloop.serving.engine import AnswerStream, Engine
 from tuneloop.serving.http.observer import Answered, WatchedStream
 
 PREFIX = "tuneloop_"
@@ -85,9 +85,10 @@ class ServerMetrics:
             self._requests.labels(route, str(status)).inc()
             self._seconds.labels(route).observe(seconds)
 
-    def watch(self, stream: AnswerStream, query: Query, answered: Answered) -> AnswerStream:
-        """The same stream, with its times and tokens counted and noted in `answered`."""
-        return WatchedStream(stream, self, query.model, answered)
+    def watch(self, stream: AnswerStream, model: str, answered: Answered) -> AnswerStream:
+        """The same stream, with its times and tokens counted and noted in `answered`. `model` is "" for a name that the
+        engine does not list."""
+        return WatchedStream(stream, self, model, answered)
 
     def refused(self, code: str) -> None:
         """A request or the rest of its answer was refused with an error."""

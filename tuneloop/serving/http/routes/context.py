@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Literal, ParamSpec, TypeVar
 from fastapi import Request
 
 from tuneloop.base.errors import RunError, ServeError
+from tuneloop.improvement.archive import beside
 from tuneloop.serving.admission import Question, Submit
 from tuneloop.serving.answers.several import submit_all
 from tuneloop.serving.batches.batch_runner import BatchRunner
@@ -32,7 +32,7 @@ async def in_store(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> 
     Raises TL-SERVE-STORE where the store is away: a database's own words are not for clients.
     """
     try:
-        return await asyncio.to_thread(work, *args, **options)
+        return await beside(work, *args, **options)
     except RunError as error:
         log.error("the store cannot be used: %s", error.code)
         raise ServeError("TL-SERVE-STORE", status=503, seconds=5) from error
@@ -56,7 +56,9 @@ class ServerContext:
         request.state.queries = queries
         questions = [Question(request, query) for query in queries]
         stream = await submit_all(self.submit, questions, self.engine.capacity)
-        return self.metrics.watch(stream, queries[0], getattr(request.state, "answered", None) or Answered())
+        # What the guard has blocked no engine took: its model's name may be any text.
+        model = "" if getattr(request.state, "unlisted", False) else queries[0].model
+        return self.metrics.watch(stream, model, getattr(request.state, "answered", None) or Answered())
 
     def keeper_of(self, name: Literal["feedback", "batches"]) -> RecordKeeper:
         """The keeper of this server. Raises TL-SERVE-OFF where the server takes no such thing."""
