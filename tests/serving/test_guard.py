@@ -407,7 +407,7 @@ def test_settings_that_are_wrong_leave_no_judge_behind(tmp_path: Path, monkeypat
     """A reload that fails is tried again and again; the judge may be a process with a model."""
     closed = list[bool]()
     judge = EngineJudge(ScriptedEngine(), "sorter")
-    monkeypatch.setattr(judge, "close", lambda: closed.append(True))
+    monkeypatch.setattr(judge, "shut", lambda: closed.append(True))
     monkeypatch.setattr(ModelGuard, "load", lambda part, workspace: ModelGuard(part, judge))
     policy = tmp_path / "guard.yaml"
     policy.write_text("model: {run: runs/sorter-1, labels: [bad]}\n", encoding="utf-8")

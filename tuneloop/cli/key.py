@@ -41,7 +41,9 @@ def add_key(
     name: Annotated[str, typer.Argument(help="Whose key it is: a customer, a program.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What it is for: chat, completions, embeddings, classify, feedback, batches, metrics, or *."),
+        typer.Option(
+            help="What for, repeatable: chat, completions, embeddings, classify, feedback, batches, metrics or *."
+        ),
     ] = None,
     expires: Annotated[str, typer.Option(help="When it ends: 90d, 12h, 8w, or its last day as 2027-12-31.")] = "",
     requests: Annotated[int | None, typer.Option(min=0, max=MOST, help="Requests a minute; 0: no limit.")] = None,

@@ -33,13 +33,16 @@ def application(
     """
     from tuneloop.improvement.archive import store_place
     from tuneloop.serving.access.key_ring import KeyRing
+    from tuneloop.serving.access.limits import limits_step
     from tuneloop.serving.admission import Admission, admission_steps
+    from tuneloop.serving.guard import policy_version
     from tuneloop.serving.http.api import create_app
     from tuneloop.serving.record_keeper import RecordKeeper
     from tuneloop.serving.settings import fixed_changes, read_key, serve_settings, served_name
     from tuneloop.serving.table import ENGINES
 
     first = serve_settings(ref, workspace) if settings is None else settings
+    policy_version(first.safety), limits_step(first)  # raise what cannot be used before a model is loaded
     ring = KeyRing(store_place(workspace))  # before a model is loaded: a store that cannot be read costs no minutes
     engine = ENGINES[first.engine](ref, first, workspace, say)
     name = str(getattr(engine, "name", "")) or served_name(ref)

@@ -148,6 +148,8 @@ async def _reload(steps: AdmissionPath, reread: Callable[[], Sequence[Admission]
     except TuneloopError as error:
         faulty = [str(cause.where) for cause in error.causes if cause.where]
         fields = {"code": error.code, "where": str(error.where or "")} | ({"settings": faulty} if faulty else {})
+        if error.code == "TL-SERVE-POLICY":  # of the other settings no value, which may be a secret
+            fields["error"] = str(error.facts["error"])
         log.error("reload failed", extra={"fields": fields})
     except Exception:
         log.exception("reload failed")

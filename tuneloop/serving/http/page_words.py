@@ -25,6 +25,7 @@ def _words(tongue: str) -> dict[str, str]:
         "again": t("New chat"),
         "key": t("API key"),
         "key_help": t("This server wants a key. It stays in this tab and is sent to this server alone."),
+        "wrong_key": t("The server does not know this key, or it has ended. Enter another one."),
         "open": t("Open"),
         "intro": t(
             "Both models get the same message, and each goes on with its own answers. A thumb under an answer is "

@@ -60,7 +60,7 @@ async function open() {
   }
   $("key_form").hidden = reply.status !== 401
   if (reply.status === 401) {
-    if (key) $("trouble").textContent = await refusal(reply)
+    if (key) $("trouble").textContent = say("wrong_key")
     stored(sessionStorage, "tuneloop-key", key = "")
     $("key").focus()
     return
