@@ -62,7 +62,7 @@ async def ask(port: int, numbers: Iterator[int], statuses: Counter[int]) -> None
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for number in numbers:
         path, body, header = body_of(number)
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{header}"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{header}"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         if number % 1000 == 999:
             await reader.readexactly(20)

@@ -190,9 +190,7 @@ def test_who_hangs_up_takes_the_answer_from_nobody_who_waits_for_the_same(tmp_pa
         until(lambda: len(engine.running) == 1)
         host = socket.create_connection(bound.getsockname())
         text = json.dumps(BODY).encode()
-        head = (
-            f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-        )
+        head = f"POST {CHATS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
         host.sendall(head.encode() + text)
         cache = next(step for step in whole.first if isinstance(step, Cache))
         until(lambda: cache.gauges()["cache_misses_total"] == 2)

@@ -193,7 +193,7 @@ def test_bodies_that_are_not_sent_as_json(served: Served, kind: str) -> None:
 def test_a_body_that_says_that_it_is_too_large_is_not_read(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 40}\r\n\r\n{{".encode())
+        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {1 << 40}\r\n\r\n{{".encode())
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
@@ -332,7 +332,7 @@ def test_a_client_that_hangs_up_while_it_waits_for_a_whole_answer(
 def test_a_client_that_hangs_up_while_it_sends(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        raw.sendall(f"POST {CHATS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{{".encode())
     assert served.post({"model": NAME, "messages": CHAT}).status_code == 200
 
 
