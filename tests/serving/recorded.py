@@ -17,7 +17,8 @@ from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply, kept_replies
 from tuneloop.recipe.schema import RecordsPart, ServePart
-from tuneloop.serving.admission import Admission, Caller, admission_steps
+from tuneloop.serving.admission import Admission, Caller
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.http import api
 from tuneloop.serving.record_keeper import RecordKeeper
 

@@ -22,7 +22,8 @@ import uvicorn
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.admission import Admission, Question, admission_steps
+from tuneloop.serving.admission import Admission, Question
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import CallPiece, ModelEntry, Piece, Query, TokenScore
 from tuneloop.serving.http import api
 from tuneloop.serving.record_keeper import RecordKeeper

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.serving.scripted import NAME, ScriptedEngine
 from tuneloop.recipe.schema import ServePart
-from tuneloop.serving.admission import admission_steps
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import Query
 from tuneloop.serving.http import api
 

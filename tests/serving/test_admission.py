@@ -16,7 +16,8 @@ from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.access.access import Access
 from tuneloop.serving.access.fair_queue import Queue
 from tuneloop.serving.access.limits import KeyLimits
-from tuneloop.serving.admission import Admission, Question, Submit, admission_steps, through
+from tuneloop.serving.admission import Admission, Question, Submit, through
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import AnswerStream, Piece, Query
 
 BODY = {"model": NAME, "messages": CHAT, "max_tokens": 4}

@@ -17,7 +17,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.recipe.schema import CachePart, SafetyPart, ServePart
 from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.policy import ModelGuardPart, read_policy
-from tuneloop.serving.admission import admission_steps
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import CallPiece, Piece, Query
 from tuneloop.serving.guard import AuditLog, GuardStep, policy_version
 from tuneloop.serving.guard_model import FAILED, EndpointJudge, EngineJudge, ModelGuard

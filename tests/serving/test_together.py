@@ -28,7 +28,8 @@ from tuneloop.serving.access.fair_queue import Queue
 from tuneloop.serving.access.key_ring import KeyRing
 from tuneloop.serving.access.keys import issue, revoke
 from tuneloop.serving.access.limits import KeyLimits
-from tuneloop.serving.admission import Admission, admission_steps
+from tuneloop.serving.admission import Admission
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.cache.cache import Cache
 from tuneloop.serving.guard import GuardStep
 from tuneloop.serving.http import api

@@ -11,18 +11,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.recipe.schema import ServePart
 from tuneloop.serving.access.gcra import RateLimits
 from tuneloop.serving.engine import AnswerStream, Engine, Query
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-
-    from tuneloop.serving.access.key_ring import KeyRing
-    from tuneloop.serving.record_keeper import RecordKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,48 +92,6 @@ class Admission:
 
     async def close(self) -> None:
         """Let go of what the step holds: the server ends, or has other steps and no request is under way by this."""
-
-
-def admission_steps(
-    settings: ServePart,
-    engine: Engine,
-    api_key: str | None,
-    workspace: Path = Path(),
-    *,
-    ring: KeyRing | None = None,
-    keeper: RecordKeeper | None = None,
-) -> list[Admission]:
-    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store, `keeper`
-    keeps replies in it.
-
-    Raises what the steps raise when made.
-    """
-    # Here, because each step is an Admission.
-    from tuneloop.serving.access.access import Access
-    from tuneloop.serving.access.fair_queue import Queue
-    from tuneloop.serving.access.limits import limits_step
-    from tuneloop.serving.cache.cache import cache_steps
-    from tuneloop.serving.guard import guard_step
-
-    # First what holds nothing yet: where it raises at a reload, nothing is left behind.
-    access, limits = Access(api_key, ring, settings.cors), limits_step(settings)
-    secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
-    guard = guard_step(settings.safety, workspace, engine)
-    policy = "" if guard is None else guard.version
-    try:
-        cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
-    except BaseException:
-        if guard is not None:
-            guard.shut()  # it may have begun a process
-        raise
-    return [
-        access,
-        limits,
-        *([] if keeper is None else keeper.steps(settings.records)),  # which changes the keeper: nothing raises behind
-        *([] if guard is None else [guard]),
-        *cache,
-        Queue(engine, settings.queue),
-    ]
 
 
 def through(steps: Sequence[Admission], engine: Engine) -> Submit:

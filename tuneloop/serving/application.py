@@ -13,6 +13,11 @@ from tuneloop.recipe.schema import ServePart
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tuneloop.serving.access.key_ring import KeyRing
+    from tuneloop.serving.admission import Admission
+    from tuneloop.serving.engine import Engine
+    from tuneloop.serving.record_keeper import RecordKeeper
+
 log = logging.getLogger("tuneloop.serving")
 
 
@@ -34,7 +39,6 @@ def application(
     from tuneloop.improvement.archive import store_place
     from tuneloop.serving.access.key_ring import KeyRing
     from tuneloop.serving.access.limits import limits_step
-    from tuneloop.serving.admission import Admission, admission_steps
     from tuneloop.serving.guard import policy_version
     from tuneloop.serving.http.api import create_app
     from tuneloop.serving.record_keeper import RecordKeeper
@@ -72,3 +76,44 @@ def application(
         keeper=keeper,
         close=[ring.close],
     )
+
+
+def admission_steps(
+    settings: ServePart,
+    engine: Engine,
+    api_key: str | None,
+    workspace: Path = Path(),
+    *,
+    ring: KeyRing | None = None,
+    keeper: RecordKeeper | None = None,
+) -> list[Admission]:
+    """The steps of a server, in the order in which a request passes them. `ring` are the keys of the store, `keeper`
+    keeps replies in it.
+
+    Raises what the steps raise when made.
+    """
+    from tuneloop.serving.access.access import Access
+    from tuneloop.serving.access.fair_queue import Queue
+    from tuneloop.serving.access.limits import limits_step
+    from tuneloop.serving.cache.cache import cache_steps
+    from tuneloop.serving.guard import guard_step
+
+    # First what holds nothing yet: where it raises at a reload, nothing is left behind.
+    access, limits = Access(api_key, ring, settings.cors), limits_step(settings)
+    secret = b"" if keeper is None or settings.cache.backend == "off" else keeper.archive.users.key("cache")
+    guard = guard_step(settings.safety, workspace, engine)
+    policy = "" if guard is None else guard.version
+    try:
+        cache = cache_steps(settings, engine, workspace, policy=policy, secret=secret)
+    except BaseException:
+        if guard is not None:
+            guard.shut()  # it may have begun a process
+        raise
+    return [
+        access,
+        limits,
+        *([] if keeper is None else keeper.steps(settings.records)),  # which changes the keeper: nothing raises behind
+        *([] if guard is None else [guard]),
+        *cache,
+        Queue(engine, settings.queue),
+    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from tuneloop.base.records import Sampling
 from tuneloop.data.tokens.templates import Chat
@@ -123,6 +123,30 @@ class AnswerStream(Protocol):
     async def __anext__(self) -> Piece: ...
 
     async def aclose(self) -> None: ...
+
+
+class WrappedStream:
+    """An AnswerStream over another one: what a class of it does not change is handed on."""
+
+    def __init__(self, stream: AnswerStream) -> None:
+        self._stream = stream
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._stream.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._stream.cached_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._stream)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.safety import gaps
 from tuneloop.safety.guard import GuardFinding, StreamFilter, TextGuard
 from tuneloop.safety.policy import TextSide
-from tuneloop.serving.engine import AnswerStream, CallPiece, Piece, TokenScore
+from tuneloop.serving.engine import AnswerStream, CallPiece, Piece, TokenScore, WrappedStream
 
 Report = Callable[[Sequence[GuardFinding], bool], None]
 """Hears what was found in an answer, and whether it was blocked."""
@@ -149,40 +149,27 @@ class _Choice:
     knows that the answer is whole."""
 
 
-class GuardedStream:
+class GuardedStream(WrappedStream):
     """An AnswerStream that passes what the guard lets pass, and ends a choice with content_filter where it blocks.
 
     `refused`, where given, judges each answer whole: nothing of it passes before.
     """
 
     def __init__(
-        self, inner: AnswerStream, guard: TextGuard, choices: int, report: Report, refused: Refused | None = None
+        self, stream: AnswerStream, guard: TextGuard, choices: int, report: Report, refused: Refused | None = None
     ) -> None:
-        self._inner, self._guard, self._report, self._refused = inner, guard, report, refused
+        super().__init__(stream)
+        self._guard, self._report, self._refused = guard, report, refused
         self._choices = [_Choice(guard.stream(), guard.stream()) for _ in range(choices)]
         self._ready: deque[Piece] = deque()
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._inner.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._inner.cached_tokens
-
-    def __aiter__(self) -> GuardedStream:
-        return self
 
     async def __anext__(self) -> Piece:
         while not self._ready:
             if all(choice.ended for choice in self._choices) and any(choice.cut for choice in self._choices):
-                await self._inner.aclose()
+                await self._stream.aclose()
                 raise StopAsyncIteration
-            await self._take(await anext(self._inner))
+            await self._take(await anext(self._stream))
         return self._ready.popleft()
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
     async def _take(self, piece: Piece) -> None:
         choice = self._choices[piece.choice]

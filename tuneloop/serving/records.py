@@ -17,7 +17,7 @@ from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply, put_replies
 from tuneloop.recipe.schema import RecordsPart
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
-from tuneloop.serving.engine import AnswerStream, Piece, Query
+from tuneloop.serving.engine import AnswerStream, Piece, Query, WrappedStream
 from tuneloop.serving.guarded_stream import texts_of
 
 log = logging.getLogger("tuneloop.serving")
@@ -117,24 +117,14 @@ class _Answered:
             self.calls[part.index]["arguments"] += part.arguments
 
 
-class RecordedStream:
+class RecordedStream(WrappedStream):
     """An AnswerStream that hands on what went through it, once, however it ends."""
 
     def __init__(self, stream: AnswerStream, choices: int, ended: Callable[[RecordedStream], None]) -> None:
-        self._stream, self._ended, self._over = stream, ended, False
+        super().__init__(stream)
+        self._ended, self._over = ended, False
         self.answers = [_Answered() for _ in range(choices)]
         self.tokens = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
-
-    def __aiter__(self) -> RecordedStream:
-        return self
 
     async def __anext__(self) -> Piece:
         try:

@@ -19,7 +19,7 @@ from tuneloop.serving.access import key_ring, memory_limits
 from tuneloop.serving.access.key_ring import KeyRing
 from tuneloop.serving.access.keys import all_keys, expiry, issue, revoke
 from tuneloop.serving.access.scopes import ALL, OPEN, ROUTES, SCOPES, scope_of
-from tuneloop.serving.admission import admission_steps
+from tuneloop.serving.application import admission_steps
 
 CHATS = "/v1/chat/completions"
 BODY = {"model": NAME, "messages": CHAT}

@@ -20,7 +20,8 @@ from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
 from tuneloop.recipe.schema import CachePart, ServePart
-from tuneloop.serving.admission import Admission, Caller, Question, Submit, admission_steps, through
+from tuneloop.serving.admission import Admission, Caller, Question, Submit, through
+from tuneloop.serving.application import admission_steps
 from tuneloop.serving.cache import answer_store
 from tuneloop.serving.cache import redis as redis_module
 from tuneloop.serving.cache import sqlite as sqlite_module

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.base.errors import ServeError
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
-from tuneloop.serving.engine import AnswerStream, Engine, Piece
+from tuneloop.serving.engine import AnswerStream, Engine, Piece, WrappedStream
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -141,22 +141,12 @@ class _Place:
             self._line.call(self._engine.capacity)
 
 
-class QueuedStream:
+class QueuedStream(WrappedStream):
     """An AnswerStream that frees its place at its end, however it ends."""
 
     def __init__(self, stream: AnswerStream, place: _Place) -> None:
-        self._stream, self._place = stream, place
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
-
-    def __aiter__(self) -> QueuedStream:
-        return self
+        super().__init__(stream)
+        self._place = place
 
     async def __anext__(self) -> Piece:
         try:

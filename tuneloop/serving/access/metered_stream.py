@@ -6,38 +6,28 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from tuneloop.serving.engine import AnswerStream, Piece, Query
+from tuneloop.serving.engine import AnswerStream, Piece, Query, WrappedStream
 
 TURN_TOKENS = 4
 """Of a chat template, around each turn."""
 
 
-class MeteredStream:
+class MeteredStream(WrappedStream):
     """An AnswerStream that counts its tokens. `prompt` is about how many the prompt has, for as long as the engine does
     not say; `at_end` is called when it has been answered to its end."""
 
     def __init__(self, stream: AnswerStream, prompt: int, at_end: Callable[[], Awaitable[None]]) -> None:
-        self._stream, self._prompt, self._at_end = stream, prompt, at_end
+        super().__init__(stream)
+        self._prompt, self._at_end = prompt, at_end
         self._pieces: Counter[int] = Counter()
         self._tokens: dict[int, int] = {}
         self._ended = False
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
 
     @property
     def used(self) -> int:
         """Tokens so far. A choice says how many at its end; of one that is cut short each piece counts as one."""
         written = sum(self._tokens.get(choice, pieces) for choice, pieces in self._pieces.items())
         return (self.prompt_tokens or self._prompt) + written
-
-    def __aiter__(self) -> MeteredStream:
-        return self
 
     async def __anext__(self) -> Piece:
         try:
@@ -51,9 +41,6 @@ class MeteredStream:
         if piece.finish is not None:
             self._tokens[piece.choice] = piece.tokens
         return piece
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 def prompt_tokens(query: Query) -> int:

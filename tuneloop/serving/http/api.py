@@ -81,7 +81,7 @@ def create_app(
 ) -> FastAPI:
     """An application that answers by `engine`, and closes it at its end.
 
-    `admission` are the steps that a request passes, in order (`admission.admission_steps`); `model_name` is what the
+    `admission` are the steps that a request passes, in order (`application.admission_steps`); `model_name` is what the
     console calls that which is served; `reread` makes the steps anew from settings that may have changed (SIGHUP);
     `keeper` has the store of feedback and batches, None for a server without one; `close` is called at the end, after
     the steps have let go of what they hold.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.serving.admission import NOBODY
-from tuneloop.serving.engine import AnswerStream, Piece
+from tuneloop.serving.engine import AnswerStream, Piece, WrappedStream
 from tuneloop.serving.http.logs import REQUEST
 
 if TYPE_CHECKING:
@@ -43,24 +43,14 @@ class Answered:
     """Of an error after the answer had begun."""
 
 
-class WatchedStream:
+class WatchedStream(WrappedStream):
     """An AnswerStream that tells a server's metrics and its log of itself."""
 
     def __init__(self, stream: AnswerStream, metrics: ServerMetrics, model: str, answered: Answered) -> None:
-        self._stream, self._metrics, self._answered = stream, metrics, answered
+        super().__init__(stream)
+        self._metrics, self._answered = metrics, answered
         answered.model = model
         self._last, self._ended = answered.began, False
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._stream.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._stream.cached_tokens
-
-    def __aiter__(self) -> WatchedStream:
-        return self
 
     async def __anext__(self) -> Piece:
         about = self._answered
