@@ -181,9 +181,9 @@ class StreamFilter:
         text = self._text if ended else self._text[: begun_escape(self._text)]
         folded = skeleton(text)
         lexicon, base = self._guard.lexicon, self._base
-        safe = len(folded.base) if ended else lexicon.begun(folded.base)
-        border = folded.original(safe, safe + 1)[0] if safe < len(folded.base) else len(text)
-        placed = [(hit, span_of(folded, text, hit)) for hit in lexicon.hits(folded.base)]
+        safe = len(folded.text) if ended else lexicon.begun(folded.text)
+        border = folded.original(safe, safe + 1)[0] if safe < len(folded.text) else len(text)
+        placed = [(hit, span_of(folded, text, hit)) for hit in lexicon.hits(folded.text)]
         # What was cut off at the left is no longer whole, and was decided when it was.
         placed = [(hit, span) for hit, span in placed if span.start + base >= self._passed]
         places = [(span.start + base, span.end + base) for _, span in placed]
@@ -196,7 +196,7 @@ class StreamFilter:
         start = min(self._passed, self._scanned) - CONTEXT
         if start - self._base < CONTEXT:
             return
-        while start > self._base and not skeleton(self._text[start - self._base : self._passed - self._base]).base:
+        while start > self._base and not skeleton(self._text[start - self._base : self._passed - self._base]).text:
             start -= CONTEXT  # what shows nothing does not count
         if start > self._base:
             self._text, self._base = self._text[start - self._base :], start

@@ -16,7 +16,8 @@ from pathlib import Path
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from tuneloop.safety import gaps, glyphs
-from tuneloop.safety.skeleton import LetterView, Skeleton, ViewName, shortened, skeleton, views
+from tuneloop.safety.normalise import Folded
+from tuneloop.safety.skeleton import LetterView, ViewName, shortened, skeleton, views
 from tuneloop.safety.span import Span, disjoint
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 
@@ -100,7 +101,7 @@ class Lexicon:
         [('ads', '代*开*发*票'), ('profanity', 'Ｆuck')]
         """
         folded = skeleton(text)
-        return [span_of(folded, text, hit) for hit in without_overlap(self.hits(folded.base))]
+        return [span_of(folded, text, hit) for hit in without_overlap(self.hits(folded.text))]
 
     def hits(self, base: str) -> list[Hit]:
         """All words and harmless phrases in a base, in no order; they may overlap."""
@@ -130,7 +131,7 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     """The ways to look for a word, each with the classes of its letters: as it is listed; as Taiwan says it; with stars
     for its vowels or for all but its ends; and, where digits are a part of it, without them, if other digits stand
     between the rest."""
-    base = " ".join(skeleton(word.text).base.split())
+    base = " ".join(skeleton(word.text).text.split())
     view = views(base)[0]
     if len(view.letters) < 2:
         return
@@ -141,7 +142,7 @@ def _patterns(word: ListedWord) -> Iterator[tuple[str, _Pattern]]:
     if once := shortened(view):
         yield once.letters, _once(base, once, word.category)
     if not word.text.isascii():
-        abroad = " ".join(skeleton(glyphs.in_taiwan(word.text)).base.split())
+        abroad = " ".join(skeleton(glyphs.in_taiwan(word.text)).text.split())
         other = views(abroad)[0]
         if other.letters != view.letters:
             yield other.letters, _Pattern("".join(abroad[k] for k in other.first), _parted(other.first), word.category)
@@ -185,7 +186,7 @@ def without_overlap(hits: Sequence[Hit]) -> list[Hit]:
     return [Hit(category, start, end) for start, end, category in disjoint(ranked) if category != ALLOWED]
 
 
-def span_of(folded: Skeleton, text: str, hit: Hit) -> Span:
+def span_of(folded: Folded, text: str, hit: Hit) -> Span:
     """The place of a hit in the original text."""
     start, end = folded.original(hit.start, hit.end)
     return Span(hit.category, start, end, text[start:end])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tuneloop.safety import glyphs
+from tuneloop.safety.normalise import Folded
 
 ViewName = Literal["plain", "signs", "digits", "stars"]
 """What counts as a letter: plain: letters and digits; signs: signs that look like letters as well; digits: no digits;
@@ -118,25 +119,10 @@ _BASES = _Bases()
 _CLASSES: dict[ViewName, _Classes] = {name: _Classes(name) for name in get_args(ViewName)}
 
 
-@dataclass(frozen=True, slots=True)
-class Skeleton:
-    """`base`, and of each of its characters where the original begins and ends; None: at the same place."""
-
-    base: str
-    starts: Sequence[int] | None = None
-    ends: Sequence[int] | None = None
-
-    def original(self, start: int, end: int) -> tuple[int, int]:
-        """The original's [start, end) of the base's [start, end), which is not empty."""
-        if self.starts is None or self.ends is None:
-            return start, end
-        return self.starts[start], self.ends[end - 1]
-
-
-def skeleton(text: str) -> Skeleton:
+def skeleton(text: str) -> Folded:
     r"""The base of `text`. Linear in the length.
 
-    >>> skeleton("Ｆ\u200buçк發票").base
+    >>> skeleton("Ｆ\u200buçк發票").text
     'fuck发票'
     >>> skeleton("a\u200bﬁ").original(1, 3)
     (2, 3)
@@ -145,11 +131,11 @@ def skeleton(text: str) -> Skeleton:
         return _mapped([match[0] for match in _ESCAPE.finditer(text)])
     base = text.translate(_BASES)
     if len(base) == len(text) and _BASES.odd.isdisjoint(text):
-        return Skeleton(base)
+        return Folded(base)
     return _mapped(text)
 
 
-def _mapped(parts: Sequence[str]) -> Skeleton:
+def _mapped(parts: Sequence[str]) -> Folded:
     out: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -160,7 +146,7 @@ def _mapped(parts: Sequence[str]) -> Skeleton:
         starts += [at] * len(shown)
         at += len(part)
         ends += [at] * len(shown)
-    return Skeleton("".join(out), starts, ends)
+    return Folded("".join(out), starts, ends)
 
 
 def _decoded(escape: str) -> str:
