@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from tuneloop.base import language
-from tuneloop.base.language import LANGUAGES, t
+from tuneloop.base.language import current, in_each, t
 
 
 def page_words() -> dict[str, dict[str, str]]:
-    """Language -> what an element of the page says, by the element's key. The chosen language stays what it was."""
-    chosen = language.current()
-    try:
-        return {one: _words(one) for one in LANGUAGES}
-    finally:
-        language.use(chosen)
+    """Language -> what an element of the page says, by the element's key."""
+    return in_each(_words)
 
 
-def _words(tongue: str) -> dict[str, str]:
-    language.use(tongue)
+def _words() -> dict[str, str]:
     return {
         "title": t("Rate answers"),
         "who": t("Your name, or any other that tells raters apart"),
@@ -64,5 +58,5 @@ def _words(tongue: str) -> dict[str, str]:
         "done": t("All is rated. Thank you!"),
         "done_more": t("Everything is saved. You may close this page, or go back and change what you rated."),
         "name_refused": t("A name has 1 to 64 characters."),
-        "language": {"en": "中文", "zh": "English"}[tongue],
+        "language": {"en": "中文", "zh": "English"}[current()],
     }

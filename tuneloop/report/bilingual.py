@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.base import language
-from tuneloop.base.language import LANGUAGES, speaking
+from tuneloop.base.language import LANGUAGES, in_each
 
 TAGS = {"en": "en", "zh": "zh-CN"}
 """A language -> its name in HTML."""
@@ -17,11 +17,7 @@ TAGS = {"en": "en", "zh": "zh-CN"}
 
 def in_both(make: Callable[[], Any]) -> Any:
     """What `make` gives in English and in Chinese, as one: see `merged`."""
-    versions = []
-    for name in LANGUAGES:
-        with speaking(name):
-            versions.append(make())
-    return merged(*versions)
+    return merged(*in_each(make).values())
 
 
 def merged(english: Any, chinese: Any) -> Any:
