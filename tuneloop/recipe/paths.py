@@ -51,9 +51,10 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     policy = safety.policy if safety.policy in ("off", "default") else fix(safety.policy)
     safety = safety.model_copy(update={"policy": policy, "audit": fix(safety.audit)})
     serve = recipe.serve.model_copy(update={**keys, "safety": safety})
-    return recipe.model_copy(
-        update={"data": files, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
-    )
+    notify = recipe.watch.notify
+    notify = notify.model_copy(update={"file": fix(notify.file)})
+    parts = {"data": files, "evaluate": evaluate, "model": model, "prepare": prepare, "train": train, "serve": serve}
+    return recipe.model_copy(update={**parts, "watch": recipe.watch.model_copy(update={"notify": notify})})
 
 
 def _anchored(part: AugmentPart, folder: Path) -> AugmentPart:

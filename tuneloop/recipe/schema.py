@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneloop.base.language import t
 from tuneloop.base.records import Kind
 from tuneloop.recipe.choices import USUAL_METHOD, USUAL_RATE, LossName, MethodName, TaskName
+from tuneloop.recipe.section import Section
+from tuneloop.recipe.watch import WatchPart
 
 Strategy = Literal["steps", "epoch", "no"]
 Action = Literal["off", "mark", "drop"]
@@ -26,12 +28,6 @@ TrainPreset = Literal["domain", "general", "quick"]
 EngineName = Literal["torch", "gguf", "proxy", "vllm"]
 CacheBackend = Literal["off", "memory", "sqlite", "redis"]
 AugmentMethod = Literal["synonyms", "back_translation", "follow_up", "branch"]
-
-
-class Section(BaseModel):
-    """A section of the recipe: frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelPart(Section):
@@ -439,6 +435,7 @@ class Recipe(Section):
     train: TrainPart = Field(default_factory=TrainPart)
     evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
     compare: ComparePart = Field(default_factory=ComparePart)
+    watch: WatchPart = Field(default_factory=WatchPart)
     serve: ServePart = Field(default_factory=ServePart)
 
     @model_validator(mode="before")
