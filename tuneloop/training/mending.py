@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tuneloop.base import refusals
 from tuneloop.methods.table import METHODS
