@@ -49,6 +49,7 @@ from tuneloop.training.packing import rows
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
+from tuneloop.training.watching import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ def _watchers(
         ),
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
+        Watcher.of(setup, screen.say),
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
         *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
     ]
