@@ -27,14 +27,16 @@ class ReboundRule(RulePart):
 class ExplodingRule(RulePart):
     """The gradient grows."""
 
-    high: float = Field(10.0, gt=0, description="Gradient norm to watch while a run is too young to know its own.")
+    high: float = Field(
+        10.0, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own."
+    )
     alarm: float = Field(20.0, gt=0, description="Gradient norm that is bad there.")
 
 
 class VanishingRule(RulePart):
     """The gradient fades."""
 
-    low: float = Field(0.1, gt=0, description="Gradient norm to watch while a run is too young to know its own.")
+    low: float = Field(0.1, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own.")
 
 
 class MemoryRule(RulePart):

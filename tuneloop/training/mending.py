@@ -147,6 +147,17 @@ class Mender:
         return Remedy("disk", step, back, facts={"at": step + 1, "n": n, "bytes": size}) if n else None
 
 
+def alert_of(error: BaseException) -> Alert | None:
+    """The alert of an error that ends a step before any line of it is written."""
+    if isinstance(error, NotANumber):
+        return Alert(
+            "nan", "bad", error.number, error.number, {"loss": error.facts["loss"], "norm": error.facts["norm"]}
+        )
+    if isinstance(error, OutOfMemory):
+        return Alert("memory", "bad", error.number, error.number, {"failed": True})
+    return None
+
+
 def newest_before(folder: Path, step: int) -> int:
     """The newest whole checkpoint of fewer than `step` steps, by its steps; 0 where there is none."""
     found = [checkpoint.step_of(p) for p in folder.glob("step-*") if p.name[5:].isdigit() and checkpoint.verified(p)]

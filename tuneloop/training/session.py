@@ -49,13 +49,14 @@ from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import Callback, held_loss, train
-from tuneloop.training.mending import Mender, newest_before
+from tuneloop.training.mending import Mender, alert_of, newest_before
 from tuneloop.training.model_folder import save_result
 from tuneloop.training.out_of_memory import OutOfMemory
 from tuneloop.training.packing import rows
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
+from tuneloop.training.watching import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Attempt:
     mender: Mender
     saver: Saver
     waiting: Waiting
+    watcher: Watcher | None
+    """The leader's."""
 
 
 def _accelerator() -> Accelerator:
@@ -139,7 +142,9 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
         screen.say(line)
     require_held_out(settings, len(setup.held))
     saver = _saver(setup, guard, mender)
-    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, Waiting(setup.events))
+    watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
+    waiting = Waiting(setup.events)
+    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher)
     _train(attempt, wrapped, optimizer)
     return _ended(attempt)
 
@@ -195,8 +200,12 @@ def _mended(error: Exception, attempt: Attempt) -> bool:
     everywhere = isinstance(error, OutOfMemory | NotANumber)
     if attempt.accelerator.num_processes > 1 and not everywhere:
         return False
-    mender = attempt.mender
-    decided = mender.of_error(error, attempt.state) if distributed.leads() else None
+    mender, watcher = attempt.mender, attempt.watcher
+    decided = None
+    if watcher is not None:
+        if (alert := alert_of(error)) is not None and attempt.setup.recipe.watch.enabled:
+            watcher.give(alert)
+        decided = mender.of_error(error, attempt.state)
     mender.decision = distributed.shared(decided)
     return mender.decision is not None
 
@@ -347,6 +356,7 @@ def _watchers(attempt: Attempt) -> list[Callback]:
         ),
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
+        *([attempt.watcher] if attempt.watcher else []),
         attempt.saver,
         *([attempt.waiting] if alone and attempt.waiting.threads > 1 and waits_our_way() else []),
     ]
