@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +15,8 @@ from tuneloop.data.batches.loader import Step
 from tuneloop.data.batches.pack import Batch
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
+from tuneloop.monitor.gradients import GradientNorms, Gradients
+from tuneloop.monitor.phases import Phases
 from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.training.finite import Finite
 
@@ -26,7 +27,8 @@ class StepResult:
 
     total float32 []: the sum of the losses, which `step.weight` makes a mean; norm float32 []: of the gradient, before
     clipping; sums float32 [len(names)]: of what the objective tells beside its loss. per_item: of each of the step's
-    batches on this rank what its examples lost, float32 [examples]; `Batch.members` tell which they are.
+    batches on this rank what its examples lost, float32 [examples]; `Batch.members` tell which they are. groups: the
+    gradient's norms by group of layers; phases: where the step's time went.
     """
 
     step: Step
@@ -37,24 +39,28 @@ class StepResult:
     names: tuple[str, ...] = ()
     sums: Tensor | None = None
     per_item: tuple[Tensor, ...] = ()
+    groups: GradientNorms | None = None
+    phases: Phases | None = None
 
     def read(self) -> Figures:
         """The numbers. Raises TL-RUN-NAN where the loss or its gradient was no number in this step or before."""
         self.finite.require()
         means = [] if self.sums is None else (self.sums / self.step.weight).tolist()
-        loss = float(self.total) / self.step.weight
-        return Figures(loss, float(self.norm), self.learning_rate, dict(zip(self.names, means, strict=True)))
+        loss, groups = float(self.total) / self.step.weight, {} if self.groups is None else self.groups.read()
+        return Figures(loss, float(self.norm), self.learning_rate, dict(zip(self.names, means, strict=True)), groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """The numbers of a step: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before
-    clipping; `metrics` what the objective tells beside its loss, such as the accuracy on preference pairs: means."""
+    clipping, `grad_groups` that of each group of layers; `metrics` what the objective tells beside its loss, such as
+    the accuracy on preference pairs: means."""
 
     loss: float
     grad_norm: float
     learning_rate: float
     metrics: dict[str, float]
+    grad_groups: dict[str, float]
 
 
 class Callback(Protocol):
@@ -93,28 +99,31 @@ def train(
     Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
     """
     model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
+    gradients, phases = Gradients(model), Phases(accelerator.device)
     inner: Objective = accelerator.unwrap_model(model)
     finite = Finite(optimizer, accelerator.device)
     for step in steps:
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]
+        phases.end("data")
         inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
-        total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
+        total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics, phases)
         if late:
-            _divide(weights, step.weight)
-        norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
-        finite.see(state.step + 1, total, norm, step.weight)
+            _divide(gradients.weights, step.weight)
+        norms = gradients.clip(max_grad_norm)
+        finite.see(state.step + 1, total, norms.total, step.weight)
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
+        phases.end("optimizer")
         state.step += 1
-        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, per_item)
+        seen = StepResult(step, total, norms.total, rate, finite, inner.metrics, sums, per_item, norms, phases)
         for callback in callbacks:
             callback.on_step(state, seen)
         if stop():
             break
+        phases.begin()
     finite.require()
     for callback in callbacks:
         callback.on_end(state)
@@ -122,7 +131,12 @@ def train(
 
 
 def _passes(
-    accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], weight: float, metrics: tuple[str, ...]
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weight: float,
+    metrics: tuple[str, ...],
+    phases: Phases,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
     """Forward and backward over a step's batches, each loss divided by `weight`.
 
@@ -133,8 +147,10 @@ def _passes(
     sums = torch.zeros(len(metrics), device=accelerator.device) if metrics else None
     for batch in batches:
         losses: Losses = model(batch)
+        phases.end("forward")
         with determinism.backward():
             accelerator.backward(losses.total * (accelerator.num_processes / weight))
+        phases.end("backward")
         total += losses.total.detach()
         if sums is not None and losses.metrics is not None:
             sums += losses.metrics

@@ -30,6 +30,7 @@ from tuneloop.model.anatomy import never_quantised, scores_labels
 from tuneloop.model.backbone import unwrap
 from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
+from tuneloop.monitor.machine import Machine
 from tuneloop.recipe.schema import Recipe, Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
@@ -41,12 +42,15 @@ from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.digests import ending
 from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
+from tuneloop.training.held_rows import HeldLosses
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
-from tuneloop.training.loop import Callback, held_loss, train
+from tuneloop.training.loop import Callback, train
 from tuneloop.training.model_folder import save_result
 from tuneloop.training.packing import rows
+from tuneloop.training.row_losses import row_losses
 from tuneloop.training.sampler import sampler_for
+from tuneloop.training.sources import Sources
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
 
@@ -189,12 +193,13 @@ def _watchers(
     def due(strategy: Strategy, every: int, *, last: bool = True) -> Due:
         return Due(strategy, every, per_epoch, setup.total, last)
 
-    def measure() -> tuple[float, float]:
+    def measure() -> HeldLosses:
         # Not the wrapped model: its forward would wait for the other processes, which do not measure.
         # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
         with matmul_precision("float32"), held_out(setup.objective):
-            total = held_loss(setup.objective, rows(setup.held, budget, packing=packing), accelerator.device)
-        return total, float(setup.held.weights.sum())
+            batches = rows(setup.held, budget, packing=packing)
+            total, each = row_losses(setup.objective, batches, setup.held, accelerator.device)
+        return HeldLosses.of(total, each, setup.held)
 
     def save(at: checkpoint.State) -> Path:
         setup.metrics.sync()
@@ -214,7 +219,7 @@ def _watchers(
     sampler = sampler_for(
         setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
     )
-    listeners = [guard.measured, *([sampler.measured] if sampler else [])]
+    measured = [guard.measured, *([sampler.measured] if sampler else [])]
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
     return [
         Metrics(
@@ -223,12 +228,31 @@ def _watchers(
             due(settings.logging_strategy, settings.logging_steps),
             per_epoch,
             late=accelerator.device.type != "cpu",
+            sources=_sources(setup, assembled),
+            machine=Machine(setup.run.path, accelerator.device),
         ),
         screen,
-        HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
+        HeldOut(
+            setup.metrics,
+            setup.meter,
+            evaluated,
+            per_epoch,
+            measure,
+            screen.say,
+            measured,
+            rows=Journal(setup.run.path / "held.jsonl"),
+        ),
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
         *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
     ]
+
+
+def _sources(setup: TrainState, assembled: TrainingInput) -> Sources | None:
+    """Which file each training row is from; None where all are from one."""
+    if len({source["file"] for source in assembled.dataset.manifest.get("sources", ())}) < 2:
+        return None
+    sources = Sources.of(setup.train, assembled.dataset.files("train"))
+    return sources if len(sources.names) > 1 else None
 
 
 def _start(setup: TrainState, task: Task) -> checkpoint.State:
@@ -257,7 +281,8 @@ def _take_up(setup: TrainState) -> checkpoint.State:
     state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
     if distributed.leads():
         setup.metrics.rewind(state.step)
-        Journal(setup.run.path / "samples.jsonl").rewind(state.step)
+        for name in ("samples.jsonl", "held.jsonl"):
+            Journal(setup.run.path / name).rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name)
     return state
 
