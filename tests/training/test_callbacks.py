@@ -15,7 +15,7 @@ from tuneloop.runs.journal import Journal
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.finite import Finite
 from tuneloop.training.held_rows import HeldLosses
-from tuneloop.training.loop import StepResult
+from tuneloop.training.step_result import StepResult
 
 EVERY = Due("steps", 1, 10, 1000)
 

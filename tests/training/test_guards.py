@@ -17,7 +17,7 @@ from tuneloop.training.callbacks import Due, HeldOut, Saver
 from tuneloop.training.finite import Finite
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.held_rows import HeldLosses
-from tuneloop.training.loop import StepResult
+from tuneloop.training.step_result import StepResult
 
 FINITE = Finite(None, torch.device("cpu"))
 STEP = Step(number=0, batches=[], weight=1.0, label_tokens=1, tokens=1, samples=1, digest="")

@@ -21,8 +21,8 @@ from tuneloop.monitor.smoothing import Smooth
 from tuneloop.recipe.schema import Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.training.held_rows import HeldLosses
-from tuneloop.training.loop import StepResult
 from tuneloop.training.sources import Sources
+from tuneloop.training.step_result import StepResult
 
 Listener = Callable[[dict[str, Any]], None]
 """Hears each line as it was written."""
