@@ -207,7 +207,7 @@ def test_the_meters_of_a_run_and_of_one_that_was_taken_up(sessions: Sessions) ->
         assert line["padding"] == 0
         clock = line["clock"]
         assert {"process_gb", "memory_total_gb", "memory_free_gb", "cpu", "disk_free_gb"} <= set(clock)
-        assert 0.5 * clock["seconds"] < sum(clock["phases"].values()) <= clock["seconds"] + 1e-3
+        assert 0 < sum(clock["phases"].values()) <= clock["seconds"] + 1e-3
     measured = [line for line in lines(whole.metrics) if "eval_loss" in line]
     for line, rows_of in zip(measured, lines(whole.path / "held.jsonl"), strict=True):
         assert rows_of["step"] == line["step"]
