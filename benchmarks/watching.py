@@ -82,7 +82,7 @@ def switched() -> Iterator[Switch]:
     from tuneloop.monitor.phases import Phases
     from tuneloop.monitor.smoothing import Smooth
     from tuneloop.training.callbacks import Metrics
-    from tuneloop.training.sources import Sources
+    from tuneloop.training.row_sources import RowSources
 
     def plain(own: Gradients, limit: float) -> GradientNorms:
         total = torch.nn.utils.clip_grad_norm_(own.weights, limit or float("inf"))
@@ -98,7 +98,7 @@ def switched() -> Iterator[Switch]:
         setattr(kind, name, function)
 
     for kind, name in ((Phases, "begin"), (Phases, "end"), (Phases, "read"), (GradientNorms, "read"),
-                       (Machine, "read"), (Sources, "means")):  # fmt: skip
+                       (Machine, "read"), (RowSources, "means")):  # fmt: skip
         put(kind, name, switch.over(getattr(kind, name), nothing))
     put(Smooth, "add", switch.over(Smooth.add, lambda own, value: value))
     put(Gradients, "clip", switch.clipping(Gradients.clip, plain))

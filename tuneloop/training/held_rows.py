@@ -43,7 +43,7 @@ class HeldLosses:
 
     @property
     def error(self) -> float | None:
-        """The standard error of the weighted mean over rows; None where fewer than two rows tell it, or one is no number.
+        """The standard error of the weighted mean over rows; None where fewer than two tell it, or one is no number.
 
         Rows are what was drawn, not tokens: those of one row have much in common.
 
