@@ -25,8 +25,13 @@ from benchmarks.environments import home
 LIMIT = 0.01
 LINE = "{:<10}{:>7}{:>12}{:>12}{:>16}{:>18}"
 JOBS: dict[str, dict[str, Any]] = {
-    "lora": {"model": training.CHAT, "batch": 4, "train": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}}},
-    "encoder": {"model": training.ENCODER, "batch": 8, "train": {"method": "full"}},
+    "lora": {
+        "model": training.CHAT,
+        "batch": 4,
+        "length": 256,
+        "train": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}},
+    },
+    "encoder": {"model": training.ENCODER, "batch": 4, "length": 64, "train": {"method": "full"}},
 }
 
 
@@ -147,7 +152,7 @@ def once(folder: Path, model: str, job: str, steps: int) -> dict[str, Any]:
     recipe, _ = tuneloop.make_recipe({
         "name": "watching", "model": {"name": model, "dtype": "float32"},
         "data": data(folder, job, told["batch"]),
-        "prepare": {"max_length": 256, "too_long": "cut_right", "validation": 0, "dedupe": "off"},
+        "prepare": {"max_length": told["length"], "too_long": "cut_right", "validation": 0, "dedupe": "off"},
         "train": {"max_steps": steps, "batch_size": told["batch"], "matmul": "float32", "eval_strategy": "no",
                   "save_strategy": "no", **told["train"]},
     })  # fmt: skip
@@ -181,7 +186,7 @@ def main(arguments: list[str]) -> None:
     over = []
     for job in [wanted.only] if wanted.only else JOBS:
         model = training.model(JOBS[job]["model"])
-        steps = wanted.steps if job == "lora" else 10 * wanted.steps
+        steps = wanted.steps if job == "lora" else 4 * wanted.steps
         with tempfile.TemporaryDirectory(dir=home()) as made:
             code = (
                 "import json; from pathlib import Path; from benchmarks.watching import once;"
