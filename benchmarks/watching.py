@@ -32,7 +32,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "train": {"lora": {"rank": 8, "targets": ["q_proj", "v_proj"]}},
     },
     "encoder": {"model": training.ENCODER, "batch": 4, "length": 64, "train": {"method": "full"}},
-}
+}  # fmt: skip
 
 
 class Switch:
