@@ -128,21 +128,22 @@ class HeldOut:
 
 @dataclass(slots=True)
 class Saver:
-    """Writes a checkpoint when due, and where the loop ends early."""
+    """Writes a checkpoint when due, and where the loop ends early; none of a state that is to be given up."""
 
     save: Callable[[State], Path]
     journal: Journal
     meter: Meter
     due: Callable[[int], bool]
+    is_given_up: Callable[[], bool] = lambda: False
     saved: int = -1
 
     def on_step(self, state: State, outcome: StepResult) -> None:
-        if self.due(state.step):
+        if self.due(state.step) and not self.is_given_up():
             outcome.read()
             self._save(state)
 
     def on_end(self, state: State) -> None:
-        if self.saved != state.step and state.step:
+        if self.saved != state.step and state.step and not self.is_given_up():
             self._save(state)
 
     def _save(self, state: State) -> None:
@@ -181,6 +182,12 @@ class Screen:
             )
             self.task = self.bar.add_task("", total=total, completed=first, numbers="")
             self.bar.start()
+
+    def begin(self, first: int) -> None:
+        """Training begins now, after optimizer step `first`."""
+        self.began, self.first = time.perf_counter(), first
+        if self.bar is not None:
+            self.bar.update(self.task, completed=first)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

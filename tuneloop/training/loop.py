@@ -17,7 +17,9 @@ from tuneloop.data.batches.pack import Batch
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
 from tuneloop.tasks.objective import Losses, Objective
+from tuneloop.training import distributed
 from tuneloop.training.finite import Finite
+from tuneloop.training.out_of_memory import OutOfMemory, ran_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,21 @@ def train(
     `late`, for float16, divides by the weight after the backward pass, in the trained weights' float32: the gradient of
     a mean over thousands of tokens is below what float16 can tell from zero (6e-8), that of the sum is not.
     `seed` is what several processes draw from (see `_draw`). One process goes on with the generator that it finds.
-    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
+    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step. Raises
+    TL-RUN-MEMORY on all ranks when one of them finds no memory for a step; the weights are those before it.
     """
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     inner: Objective = accelerator.unwrap_model(model)
-    finite = Finite(optimizer, accelerator.device)
+    finite = Finite(optimizer, accelerator.device, alone=accelerator.num_processes == 1)
     for step in steps:
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]
         inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
-        total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
+        with distributed.same_end(lambda: OutOfMemory(state.step + 1), ran_out):
+            total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
+        distributed.average_gradients(weights)
+        total, sums = _added(accelerator, total, sums)
         if late:
             _divide(weights, step.weight)
         norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
@@ -124,23 +130,27 @@ def train(
 def _passes(
     accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], weight: float, metrics: tuple[str, ...]
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-    """Forward and backward over a step's batches, each loss divided by `weight`.
+    """Forward and backward over a step's batches, each loss divided by `weight`; no rank waits for another one.
 
-    The sum of the losses float32 [] and of what the objective tells beside it, over all ranks; and what each example of
-    this rank lost, by batch.
+    The sum of the losses float32 [] and of what the objective tells beside it, and what each example lost, by batch.
     """
     total, per_item = torch.zeros((), device=accelerator.device), []
     sums = torch.zeros(len(metrics), device=accelerator.device) if metrics else None
     for batch in batches:
-        losses: Losses = model(batch)
-        with determinism.backward():
-            accelerator.backward(losses.total * (accelerator.num_processes / weight))
+        with accelerator.no_sync(model):
+            losses: Losses = model(batch)
+            with determinism.backward():
+                accelerator.backward(losses.total * (accelerator.num_processes / weight))
         total += losses.total.detach()
         if sums is not None and losses.metrics is not None:
             sums += losses.metrics
         per_item.append(losses.per_item)
-    total = accelerator.reduce(total, "sum")
-    return total, None if sums is None else accelerator.reduce(sums, "sum"), tuple(per_item)
+    return total, sums, tuple(per_item)
+
+
+def _added(accelerator: Accelerator, total: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sums over all ranks."""
+    return accelerator.reduce(total, "sum"), None if sums is None else accelerator.reduce(sums, "sum")
 
 
 def _draw(accelerator: Accelerator, seed: int, step: int) -> None:
