@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 
 from tuneloop.monitor import overfitting
-from tuneloop.monitor.finding import Finding
+from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import BLOCK, LEVEL, RECENT, History, Point, finite, middle, token_seconds
 from tuneloop.recipe.watch import ExplodingRule, Level, MemoryRule, ReboundRule, RulesPart, VanishingRule
 
-Rule = Callable[[History, RulesPart], Finding | None]
+Rule = Callable[[History, RulesPart], Detection | None]
 """None: all is well. Settings that are switched off are the caller's matter."""
 
 NOISE = 3.0
@@ -39,7 +39,7 @@ RATE_SHARE = 0.1
 """Share of the highest rate below which a flat loss is the schedule's doing."""
 
 
-def rebound(history: History, rules: RulesPart) -> Finding | None:
+def rebound(history: History, rules: RulesPart) -> Detection | None:
     """The loss has risen over its lowest by more than its noise, and by more than a tenth of what it had fallen."""
     part: ReboundRule = rules.rebound
     level, low, noise = history.level, history.low, history.noise()
@@ -53,14 +53,14 @@ def rebound(history: History, rules: RulesPart) -> Finding | None:
         return None
     since = history.low_step + 1
     if not math.isfinite(noise) or not history.usual("rebound", lambda block: block.norm):
-        return Finding("bad" if share > 2 * WORSE else "watch" if share > WORSE else "note", since, facts)
+        return Detection("bad" if share > 2 * WORSE else "watch" if share > WORSE else "note", since, facts)
     if rise <= NOISE * noise:
         return None
     worse = level > history.first + NOISE * noise
-    return Finding("bad" if worse and share > WORSE else "watch", since, facts)
+    return Detection("bad" if worse and share > WORSE else "watch", since, facts)
 
 
-def exploding(history: History, rules: RulesPart) -> Finding | None:
+def exploding(history: History, rules: RulesPart) -> Detection | None:
     """Most of the last gradient norms are far above all that was usual."""
     part: ExplodingRule = rules.exploding
     recent = history.last(RECENT)
@@ -72,11 +72,11 @@ def exploding(history: History, rules: RulesPart) -> Finding | None:
         above = [one for one in recent if one.grad_norm > limit]
         if len(above) >= 3:
             facts = {"norm": middle([one.grad_norm for one in above]), "limit": limit}
-            return Finding(level, above[0].step, facts)
+            return Detection(level, above[0].step, facts)
     return None
 
 
-def _young_exploding(history: History, part: ExplodingRule) -> Finding | None:
+def _young_exploding(history: History, part: ExplodingRule) -> Detection | None:
     """Within the first steps: above the guides' numbers, and more than a note only where the norm has grown."""
     points = history.last(BLOCK + RECENT)
     start = middle(finite(one.grad_norm for one in points[:3]))
@@ -88,10 +88,10 @@ def _young_exploding(history: History, part: ExplodingRule) -> Finding | None:
     if norm > LARGE["watch"] * start and len(points) > LEVEL:
         level = "bad" if norm > part.alarm else "watch"
     limit = part.alarm if level == "bad" else part.high
-    return Finding(level, recent[0].step, {"norm": norm, "limit": limit})
+    return Detection(level, recent[0].step, {"norm": norm, "limit": limit})
 
 
-def vanishing(history: History, rules: RulesPart) -> Finding | None:
+def vanishing(history: History, rules: RulesPart) -> Detection | None:
     """The last gradient norms are far below what was usual, and the loss is not; or they are zero."""
     part: VanishingRule = rules.vanishing
     recent = history.last(RECENT)
@@ -100,27 +100,27 @@ def vanishing(history: History, rules: RulesPart) -> Finding | None:
         return None
     since, learned = recent[0].step, history.level < UNLEARNED * abs(history.first)
     if norm == 0 and not learned:
-        return Finding("bad", since, {"norm": norm, "limit": part.low})
+        return Detection("bad", since, {"norm": norm, "limit": part.low})
     usual = history.usual("vanishing", lambda block: block.norm)
     if usual:
         limit = SMALL * middle(usual)
-        return Finding("watch", since, {"norm": norm, "limit": limit}) if norm < limit and not learned else None
-    return Finding("note", since, {"norm": norm, "limit": part.low}) if norm < part.low else None
+        return Detection("watch", since, {"norm": norm, "limit": limit}) if norm < limit and not learned else None
+    return Detection("note", since, {"norm": norm, "limit": part.low}) if norm < part.low else None
 
 
-def nan(history: History, rules: RulesPart) -> Finding | None:
+def nan(history: History, rules: RulesPart) -> Detection | None:
     """The last line has a loss or a gradient norm that is no number."""
     measured = [one for one in history.measurements if one.step == history.step]
     if measured and not math.isfinite(measured[-1].loss):
-        return Finding("bad", history.step, {"name": "eval_loss"})
+        return Detection("bad", history.step, {"name": "eval_loss"})
     for point in history.last(1):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(getattr(point, name)):
-                return Finding("bad", point.step, {"name": name})
+                return Detection("bad", point.step, {"name": name})
     return None
 
 
-def plateau(history: History, rules: RulesPart) -> Finding | None:
+def plateau(history: History, rules: RulesPart) -> Detection | None:
     """The loss falls no more although rate and steps are left. The held-out loss alone makes more than a note of it."""
     points, left = history.last(2 * FLAT_LINES), history.steps_left
     if not points or points[-1].learning_rate < RATE_SHARE * history.peak_rate:
@@ -135,10 +135,10 @@ def plateau(history: History, rules: RulesPart) -> Finding | None:
     before, after = (middle(finite(one.loss for one in half)) for half in (points[:FLAT_LINES], points[FLAT_LINES:]))
     if not abs(before - after) < 0.01 * abs(before):
         return None
-    return Finding("note", points[FLAT_LINES].step, {"loss": after, "steps": points[-1].step - points[0].step})
+    return Detection("note", points[FLAT_LINES].step, {"loss": after, "steps": points[-1].step - points[0].step})
 
 
-def throughput(history: History, rules: RulesPart) -> Finding | None:
+def throughput(history: History, rules: RulesPart) -> Detection | None:
     """Each of the last lines took many times as long a token as was usual."""
     usual = middle(history.usual("throughput", lambda block: block.token_seconds))
     recent = history.last(RECENT)
@@ -149,14 +149,14 @@ def throughput(history: History, rules: RulesPart) -> Finding | None:
         if min(times) > many:
             now = middle(times)
             facts = {"speed": 1 / (usual * now), "usual": 1 / usual, "times": now}
-            return Finding(level, recent[0].step, facts)
+            return Detection(level, recent[0].step, facts)
     return None
 
 
-def memory(history: History, rules: RulesPart) -> Finding | None:
+def memory(history: History, rules: RulesPart) -> Detection | None:
     """The memory of the machine, or of the card, is nearly used up in two lines in a row."""
     part: MemoryRule = rules.memory
-    worst: Finding | None = None
+    worst: Detection | None = None
     for place, measure in (("CPU", _host), ("GPU", _card)):
         shares = [measure(point) for point in history.last(2)]
         known = [one for one in shares if one is not None]
@@ -166,7 +166,7 @@ def memory(history: History, rules: RulesPart) -> Finding | None:
         share = used / total
         if share > part.watch and (worst is None or share > worst.facts["share"]):
             facts = {"used": used, "total": total, "share": share, "place": place}
-            worst = Finding("bad" if share > part.bad else "watch", history.last(2)[0].step, facts)
+            worst = Detection("bad" if share > part.bad else "watch", history.last(2)[0].step, facts)
     return worst
 
 
@@ -184,27 +184,27 @@ def _card(point: Point) -> tuple[float, float] | None:
     return (used, total) if total > 0 and used is not None else None
 
 
-def disk(history: History, rules: RulesPart) -> Finding | None:
+def disk(history: History, rules: RulesPart) -> Detection | None:
     """What is free is less than the next checkpoints need."""
     free = next((one.clock["disk_free_gb"] for one in history.last(1) if "disk_free_gb" in one.clock), math.nan)
-    needed = history.plan.checkpoint_gb
+    needed = history.limits.checkpoint_gb
     if not math.isfinite(free):
         return None
     if needed is None:
-        size = history.plan.disk_gb
+        size = history.limits.disk_gb
         needed = DISK_GB if size is None else min(DISK_GB, DISK_SHARE * size)
     if free >= 2 * needed:
         return None
-    return Finding("bad" if free < needed else "watch", history.step, {"free": free, "needed": needed})
+    return Detection("bad" if free < needed else "watch", history.step, {"free": free, "needed": needed})
 
 
-def rate(history: History, rules: RulesPart) -> Finding | None:
+def rate(history: History, rules: RulesPart) -> Detection | None:
     """The learning rate was zero in two lines in a row after the first step, and steps are left."""
     left, recent = history.steps_left, history.last(2)
     if not left or len(recent) < 2 or recent[0].step <= 1:
         return None
     zero = all(point.learning_rate == 0 for point in recent)
-    return Finding("bad", recent[0].step, {"left": left}) if zero else None
+    return Detection("bad", recent[0].step, {"left": left}) if zero else None
 
 
 RULES: dict[str, Rule] = {
