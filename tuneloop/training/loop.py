@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,47 +14,13 @@ from tuneloop.data.batches.loader import Step
 from tuneloop.data.batches.pack import Batch
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
+from tuneloop.monitor.gradients import Gradients
+from tuneloop.monitor.phases import Phases
 from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.training import distributed
 from tuneloop.training.finite import Finite
 from tuneloop.training.out_of_memory import OutOfMemory, ran_out
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step was. Its numbers stay on the device until somebody reads them: a card then need not be waited for.
-
-    total float32 []: the sum of the losses, which `step.weight` makes a mean; norm float32 []: of the gradient, before
-    clipping; sums float32 [len(names)]: of what the objective tells beside its loss. per_item: of each of the step's
-    batches on this rank what its examples lost, float32 [examples]; `Batch.members` tell which they are.
-    """
-
-    step: Step
-    total: Tensor
-    norm: Tensor
-    learning_rate: float
-    finite: Finite
-    names: tuple[str, ...] = ()
-    sums: Tensor | None = None
-    per_item: tuple[Tensor, ...] = ()
-
-    def read(self) -> Figures:
-        """The numbers. Raises TL-RUN-NAN where the loss or its gradient was no number in this step or before."""
-        self.finite.require()
-        means = [] if self.sums is None else (self.sums / self.step.weight).tolist()
-        loss = float(self.total) / self.step.weight
-        return Figures(loss, float(self.norm), self.learning_rate, dict(zip(self.names, means, strict=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The numbers of a step: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before
-    clipping; `metrics` what the objective tells beside its loss, such as the accuracy on preference pairs: means."""
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    metrics: dict[str, float]
+from tuneloop.training.step_result import StepResult
 
 
 class Callback(Protocol):
@@ -96,31 +60,35 @@ def train(
     TL-RUN-MEMORY on all ranks when one of them finds no memory for a step; the weights are those before it.
     """
     model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
+    gradients, phases = Gradients(model), Phases(accelerator.device)
     inner: Objective = accelerator.unwrap_model(model)
     finite = Finite(optimizer, accelerator.device, alone=accelerator.num_processes == 1)
     for step in steps:
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]
+        phases.end("data")
         inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
         with distributed.same_end(lambda: OutOfMemory(state.step + 1), ran_out):
-            total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
-        distributed.average_gradients(weights)
+            share = 1 if late else step.weight
+            total, sums, per_item = _passes(accelerator, model, batches, share, inner.metrics, phases)
+        distributed.average_gradients(gradients.weights)
         total, sums = _added(accelerator, total, sums)
         if late:
-            _divide(weights, step.weight)
-        norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
-        finite.see(state.step + 1, total, norm, step.weight)
+            _divide(gradients.weights, step.weight)
+        norms = gradients.clip(max_grad_norm)
+        finite.see(state.step + 1, total, norms.total, step.weight)
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
+        phases.end("optimizer")
         state.step += 1
-        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, per_item)
+        seen = StepResult(step, total, norms.total, rate, finite, inner.metrics, sums, per_item, norms, phases)
         for callback in callbacks:
             callback.on_step(state, seen)
         if stop():
             break
+        phases.begin()
     finite.require()
     for callback in callbacks:
         callback.on_end(state)
@@ -128,7 +96,12 @@ def train(
 
 
 def _passes(
-    accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], weight: float, metrics: tuple[str, ...]
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weight: float,
+    metrics: tuple[str, ...],
+    phases: Phases,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
     """Forward and backward over a step's batches, each loss divided by `weight`; no rank waits for another one.
 
@@ -139,8 +112,10 @@ def _passes(
     for batch in batches:
         with accelerator.no_sync(model):
             losses: Losses = model(batch)
+            phases.end("forward")
             with determinism.backward():
                 accelerator.backward(losses.total * (accelerator.num_processes / weight))
+            phases.end("backward")
         total += losses.total.detach()
         if sums is not None and losses.metrics is not None:
             sums += losses.metrics

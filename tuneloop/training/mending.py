@@ -150,11 +150,10 @@ class Mender:
 def alert_of(error: BaseException) -> Alert | None:
     """The alert of an error that ends a step before any line of it is written."""
     if isinstance(error, NotANumber):
-        return Alert(
-            "nan", "bad", error.number, error.number, {"loss": error.facts["loss"], "norm": error.facts["norm"]}
-        )
+        name = "loss" if error.facts["loss"] in ("nan", "inf", "-inf") else "grad_norm"
+        return Alert("nan", "bad", error.number, error.number, {"name": name})
     if isinstance(error, OutOfMemory):
-        return Alert("memory", "bad", error.number, error.number, {"failed": True})
+        return Alert("memory", "bad", error.number, error.number, {"failed": True, "step": error.number})
     return None
 
 

@@ -7,53 +7,41 @@ import gc
 import importlib.metadata
 import io
 import random
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from peft import PeftModel
 from torch import nn
 
 from tuneloop.base.duration import about
-from tuneloop.base.environment import waits_our_way
 from tuneloop.base.errors import RunError
-from tuneloop.base.files import folder_atomic, format_bytes
+from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, t
 from tuneloop.data.batches.loader import Steps, loader
-from tuneloop.hub.resolve import on_hub
 from tuneloop.methods.table import notes
-from tuneloop.methods.wrap import bits_of
 from tuneloop.model import checkpoint
-from tuneloop.model.anatomy import never_quantised, scores_labels
-from tuneloop.model.backbone import unwrap
 from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
 from tuneloop.monitor.remedies import Remedy, words
-from tuneloop.recipe.schema import Recipe, Strategy
+from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import KILLED, Run
-from tuneloop.tasks.labels_file import write_classes
 from tuneloop.tasks.task import Task
 from tuneloop.training import device, distributed
-from tuneloop.training.adapter_card import adapter_card
-from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
-from tuneloop.training.digests import ending
+from tuneloop.training.attempt import Attempt, saver_for, watchers
+from tuneloop.training.callbacks import Due, Screen
 from tuneloop.training.finite import NotANumber
-from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
+from tuneloop.training.frozen_policy import CachePolicy, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
-from tuneloop.training.loop import Callback, held_loss, train
+from tuneloop.training.loop import train
 from tuneloop.training.mending import Mender, alert_of, newest_before
-from tuneloop.training.model_folder import save_result
 from tuneloop.training.out_of_memory import OutOfMemory
-from tuneloop.training.packing import rows
-from tuneloop.training.sampler import sampler_for
+from tuneloop.training.result import close
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
 from tuneloop.training.watching import Watcher
@@ -66,23 +54,6 @@ class Outcome:
     finished: bool
     step: int
     total: int
-
-
-@dataclass(slots=True)
-class Attempt:
-    """What one attempt of a session works with, from where it takes the run up to its end or a remedy."""
-
-    accelerator: Accelerator
-    assembled: TrainingInput
-    setup: TrainState
-    state: checkpoint.State
-    screen: Screen
-    guard: Guard
-    mender: Mender
-    saver: Saver
-    waiting: Waiting
-    watcher: Watcher | None
-    """The leader's."""
 
 
 def _accelerator() -> Accelerator:
@@ -141,7 +112,7 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     for line in _notices(setup, unordered):
         screen.say(line)
     require_held_out(settings, len(setup.held))
-    saver = _saver(setup, guard, mender)
+    saver = saver_for(setup, guard, mender)
     watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
     attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher)
@@ -153,7 +124,7 @@ def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
     """Run the loop; it ends with the run, on request, or where `Attempt.mender` has decided on a remedy."""
     accelerator, setup, guard, mender = attempt.accelerator, attempt.setup, attempt.guard, attempt.mender
     screen, state, train_part = attempt.screen, attempt.state, attempt.setup.recipe.train
-    watchers = _watchers(attempt) if distributed.leads() else []
+    callbacks = watchers(attempt) if distributed.leads() else []
     steps = Steps(
         setup.batches,
         setup.train,
@@ -169,10 +140,10 @@ def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
 
     def ends() -> bool:
         leader = distributed.leads() and (guard.stops or mender.decision is not None)
-        return distributed.anyone(interrupt.requested or leader)
+        return distributed.anyone(interruptible.requested or leader)
 
     on_device = device.watched(setup.run.checkpoints)
-    with multiplying, on_device, frozen, attempt.waiting, interruptible as interrupt, offloading:
+    with multiplying, on_device, frozen, attempt.waiting, interruptible, offloading:
         try:
             if not distributed.shared(guard.stops):  # else it was killed between its early stop and its result
                 train(
@@ -183,7 +154,7 @@ def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
                     loader(steps, train_part.workers),
                     state,
                     max_grad_norm=train_part.max_grad_norm,
-                    callbacks=watchers,
+                    callbacks=callbacks,
                     stop=ends,
                     late=pick_dtype(setup.recipe.model.dtype) == torch.float16,
                     seed=setup.recipe.seed,
@@ -252,7 +223,7 @@ def _ended(attempt: Attempt) -> Outcome | None:
             return None
         guard.end(remedy)
     if distributed.leads():
-        _close(setup, state, attempt.assembled, guard)
+        close(setup, state, attempt.assembled, guard)
     attempt.accelerator.wait_for_everyone()
     return Outcome(state.step >= setup.total or distributed.shared(guard.stops), state.step, setup.total)
 
@@ -302,66 +273,6 @@ def _cache_policy(setup: TrainState, state: checkpoint.State, screen: Screen) ->
     )
 
 
-def _saver(setup: TrainState, guard: Guard, mender: Mender) -> Saver:
-    """What writes checkpoints. Where the disk has no room for one, old ones make it."""
-    settings = setup.recipe.train
-    due = Due(settings.save_strategy, settings.save_steps, setup.batches.steps_per_epoch, setup.total)
-
-    def save(at: checkpoint.State) -> Path:
-        setup.metrics.sync()
-        return checkpoint.save(
-            setup.run.checkpoints,
-            at,
-            setup.objective,
-            setup.optimizer,
-            setup.scheduler,
-            keep=settings.save_total_limit,
-            spare=guard.spare,
-        )
-
-    return Saver(save, setup.events, setup.meter, lambda step: due(step) or guard.saves(step), lambda: mender.goes_back)
-
-
-def _watchers(attempt: Attempt) -> list[Callback]:
-    """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
-    accelerator, setup, guard, screen = attempt.accelerator, attempt.setup, attempt.guard, attempt.screen
-    settings, per_epoch = setup.recipe.train, setup.batches.steps_per_epoch
-    budget, packing = settings.token_budget, setup.batches.packing
-
-    def due(strategy: Strategy, every: int, *, last: bool = True) -> Due:
-        return Due(strategy, every, per_epoch, setup.total, last)
-
-    def measure() -> tuple[float, float]:
-        # Not the wrapped model: its forward would wait for the other processes, which do not measure.
-        # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
-        with matmul_precision("float32"), held_out(setup.objective):
-            total = held_loss(setup.objective, rows(setup.held, budget, packing=packing), accelerator.device)
-        return total, float(setup.held.weights.sum())
-
-    evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
-    samples = Journal(setup.run.path / "samples.jsonl")
-    assembled = attempt.assembled
-    sampler = sampler_for(
-        setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
-    )
-    listeners = [guard.measured, *([sampler.measured] if sampler else [])]
-    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
-    return [
-        Metrics(
-            setup.metrics,
-            setup.meter,
-            due(settings.logging_strategy, settings.logging_steps),
-            per_epoch,
-            late=accelerator.device.type != "cpu",
-        ),
-        screen,
-        HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
-        *([attempt.watcher] if attempt.watcher else []),
-        attempt.saver,
-        *([attempt.waiting] if alone and attempt.waiting.threads > 1 and waits_our_way() else []),
-    ]
-
-
 def _from_scratch(setup: TrainState) -> checkpoint.State:
     # Dropout starts from here, whatever was drawn while the model was made.
     torch.manual_seed(setup.recipe.seed)
@@ -397,50 +308,7 @@ def _take_up(setup: TrainState) -> checkpoint.State:
         state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
     if distributed.leads():
         setup.metrics.rewind(state.step)
-        Journal(setup.run.path / "samples.jsonl").rewind(state.step)
+        for name in ("samples.jsonl", "held.jsonl"):
+            Journal(setup.run.path / name).rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name if path else "")
     return state
-
-
-def _card(setup: TrainState, state: checkpoint.State, model: nn.Module, base: Path) -> str:
-    dataset = str(setup.run.read("dataset.json").get("hash") or "")
-    hub = on_hub(setup.recipe.model.name)
-    base_model = unwrap(model)
-    scores = int(base_model.config.num_labels or 0) if scores_labels(base_model) else 0
-    return adapter_card(
-        setup.run.path,
-        setup.recipe,
-        base,
-        steps=state.step,
-        dataset=dataset,
-        hub=hub,
-        scores=scores,
-        skipped=never_quantised(base_model) if scores else (),
-    )
-
-
-def _close(setup: TrainState, state: checkpoint.State, assembled: TrainingInput, guard: Guard) -> None:
-    """Write the result into a temporary sibling, then give it its name; or note that the run stopped early."""
-    model, setting, folder = setup.model, assembled.context, assembled.folder
-    if state.step < setup.total and not guard.stops:
-        setup.events.event("stopped", step=state.step)
-        return
-    best = guard.best(setup.run.checkpoints, state.step)
-    if best is not None:
-        checkpoint.restore_weights(best, setup.objective)
-    target = setup.run.path / ("adapter" if isinstance(model, PeftModel) else "model")
-    with folder_atomic(target, sync=True) as draft:
-        save_result(model, setting.tokenizer, folder, draft, setup.recipe.model, bits_of(setup.recipe.train))
-        write_classes(draft, setting)
-        if target.name == "adapter":  # in place of the empty form that PEFT leaves
-            (draft / "README.md").write_text(_card(setup, state, model, folder), encoding="utf-8")
-    shutil.rmtree(setup.run.path / "trunk", ignore_errors=True)  # nothing is left to resume
-    meter = setup.meter
-    setup.events.event(
-        "finished",
-        step=state.step,
-        seconds=round(meter.total_seconds, 2),
-        tokens_per_second=round(meter.tokens_per_second, 1),
-        memory_gb=round(meter.peak_gb, 3),
-        **ending(target, setting.tokenizer, setup.held.samples),
-    )
