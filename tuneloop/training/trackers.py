@@ -57,7 +57,9 @@ class TrackerKind:
 
 
 def _trackio(module: Any, place: Place) -> dict[str, Any]:
-    """Trackio asks for its folder once, when it is imported; each run here has its own."""
+    """Trackio asks for its folder once, when it is imported; each run here has its own. Its alerts go to its database
+    and not to standard output, which is the command line's."""
+    vars(sys.modules["trackio.run"])["print"] = lambda *_, **__: None
     if "TRACKIO_DIR" not in environment().trackers_elsewhere:
         folders = {"TRACKIO_DIR": place.folder, "MEDIA_DIR": place.folder / "media"}
         folders["ARTIFACTS_DIR"] = place.folder / "artifacts"
