@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -99,10 +100,14 @@ for file in sorted(Path(sys.argv[1]).rglob("*.swanlab")):
     reader.open(file)
     for data in reader:
         record = Record(); record.ParseFromString(data)
-        print(record, file=sys.stderr)
+        if record.WhichOneof("record_type") == "scalar":
+            found.append([record.scalar.key, record.scalar.step, record.scalar.value.number])
 print(json.dumps(found))
 """
-    _asked(script, str(run / "trackers" / "swanlab"))
+    read: Read = {}
+    for name, step, value in _asked(script, str(run / "trackers" / "swanlab")):
+        read.setdefault(name, {})[step] = value
+    holds_the_run(read, run)
 
 
 def test_mlflow_reads_its_store(run: Path) -> None:
@@ -122,8 +127,6 @@ print(json.dumps([one.info.run_name, one.info.status, one.data.params, found]))
 
 def _asked(script: str, *words: str, **variables: str) -> Any:
     """What a reader prints as JSON, in a process of its own: trackers ask the environment when they are imported."""
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", "import json, sys\n" + script, *words],
         env={**os.environ, **variables},

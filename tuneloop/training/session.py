@@ -112,6 +112,7 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets)
     wrapped, optimizer = accelerator.prepare(setup.objective, setup.optimizer)
     state = _take_up(setup) if resume else _start(setup, assembled.task)
     outlets.begin(state.step, screen.say)
+    setup.meter.pause()
     screen.begin(state.step)
     for line in _notices(setup, unordered):
         screen.say(line)
