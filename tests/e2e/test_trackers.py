@@ -67,6 +67,7 @@ print(json.dumps(SQLiteStorage.get_logs("tuneloop", sys.argv[1])))
 
 
 def test_wandb_reads_its_offline_file(run: Path) -> None:
+    """W&B has no reader of its own in Python any more: the file's framing is read by SwanLab's, its records by W&B's."""
     script = """
 from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record
@@ -75,7 +76,7 @@ found = []
 for file in sorted(Path(sys.argv[1]).rglob("*.wandb")):
     reader = WBDataStoreReader()
     reader.open(str(file))
-    for data in reader:
+    while (data := reader.scan()) is not None:
         record = Record(); record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             found.append({(one.key or "/".join(one.nested_key)): json.loads(one.value_json) for one in record.history.item})

@@ -139,7 +139,7 @@ def test_a_letter_arrives(tmp_path: Path) -> None:
         with language.speaking("zh"):
             to = f"mailto://me:{SECRET}@127.0.0.1:{port}?mode=insecure&from=run@example.org&to=me@example.org"
             tells, said = notifier(tmp_path, to)
-            tells.remedied(Remedy("stop", 40, 20, facts={"at": 20, "loss": 1.5, "cause": "overfit"}))
+            tells.remedied(Remedy("stop", 40, 20, facts={"at": 20, "best": 1.25, "loss": 1.5}))
             tells.close()
         server.shutdown()
     assert said == []
