@@ -20,6 +20,7 @@ from tuneloop.training.held_rows import HeldLosses
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.loop import Callback
 from tuneloop.training.mending import Mender
+from tuneloop.training.outlets import Outlets
 from tuneloop.training.packing import rows
 from tuneloop.training.row_losses import row_losses
 from tuneloop.training.row_sources import RowSources
@@ -44,6 +45,7 @@ class Attempt:
     waiting: Waiting
     watcher: Watcher | None
     """The leader's."""
+    outlets: Outlets
 
 
 def saver_for(setup: TrainState, guard: Guard, mender: Mender) -> Saver:
@@ -100,6 +102,7 @@ def watchers(attempt: Attempt) -> list[Callback]:
             late=accelerator.device.type != "cpu",
             sources=_sources(setup, assembled),
             machine=Machine(setup.run.path, accelerator.device),
+            listeners=[attempt.outlets.line],
         ),
         screen,
         HeldOut(
@@ -111,6 +114,7 @@ def watchers(attempt: Attempt) -> list[Callback]:
             screen.say,
             measured,
             rows=Journal(setup.run.path / "held.jsonl"),
+            listeners=[attempt.outlets.line],
         ),
         *([attempt.watcher] if attempt.watcher else []),
         attempt.saver,

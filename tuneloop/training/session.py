@@ -41,6 +41,7 @@ from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import train
 from tuneloop.training.mending import Mender, alert_of, newest_before
 from tuneloop.training.out_of_memory import OutOfMemory
+from tuneloop.training.outlets import Outlets
 from tuneloop.training.result import close
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
@@ -76,15 +77,17 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     have been. A remedy ends an attempt, and the next one resumes with what that has changed. Raises
     TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN, TL-RUN-MEMORY.
     """
-    while (outcome := _attempt(run, assembled, resume)) is None:
-        resume = True
-        gc.collect()  # the model of the attempt that has ended
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with Outlets(run, assembled.recipe) as outlets:
+        while (outcome := _attempt(run, assembled, resume, outlets)) is None:
+            resume = True
+            gc.collect()  # the model of the attempt that has ended
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        outlets.ended(outcome.finished, outcome.step, outcome.total)
     return outcome
 
 
-def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None:
+def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets) -> Outcome | None:
     """One attempt of a session; None where a remedy has ended it."""
     accelerator = _accelerator()
     setup = build(run, assembled, accelerator.device)
@@ -98,6 +101,8 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     unordered = unordered_operation(setup.objective, setup.train)
     wrapped, optimizer = accelerator.prepare(setup.objective, setup.optimizer)
     state = _take_up(setup) if resume else _start(setup, assembled.task)
+    outlets.begin(state.step, screen.say)
+    setup.meter.pause()
     screen.begin(state.step)
     for line in _notices(setup, unordered):
         screen.say(line)
@@ -105,9 +110,9 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     guard = _guard(setup, screen)  # it reads the lines of now: those of a resumed run end at its checkpoint
     mender = Mender(setup, guard)
     saver = saver_for(setup, guard, mender)
-    watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
+    watcher = Watcher.of(setup, screen.say, [mender.alerted, outlets.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
-    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher)
+    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher, outlets)
     _train(attempt, wrapped, optimizer)
     return _ended(attempt)
 
