@@ -46,6 +46,7 @@ from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import Callback, held_loss, train
 from tuneloop.training.model_folder import save_result
 from tuneloop.training.packing import rows
+from tuneloop.training.row_watch import RowWatch
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
@@ -210,6 +211,7 @@ def _watchers(
 
     evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
     saved = due(settings.save_strategy, settings.save_steps)
+    logged = due(settings.logging_strategy, settings.logging_steps)
     samples = Journal(setup.run.path / "samples.jsonl")
     sampler = sampler_for(
         setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
@@ -220,12 +222,17 @@ def _watchers(
         Metrics(
             setup.metrics,
             setup.meter,
-            due(settings.logging_strategy, settings.logging_steps),
+            logged,
             per_epoch,
             late=accelerator.device.type != "cpu",
         ),
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
+        RowWatch(
+            Journal(setup.run.path / "rows.jsonl"),
+            setup.train,
+            lambda step: logged(step) or saved(step) or guard.saves(step),
+        ),
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
         *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
     ]
@@ -258,6 +265,7 @@ def _take_up(setup: TrainState) -> checkpoint.State:
     if distributed.leads():
         setup.metrics.rewind(state.step)
         Journal(setup.run.path / "samples.jsonl").rewind(state.step)
+        Journal(setup.run.path / "rows.jsonl").rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name)
     return state
 
