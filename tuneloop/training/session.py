@@ -46,10 +46,11 @@ from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import Callback, held_loss, train
 from tuneloop.training.model_folder import save_result
 from tuneloop.training.packing import rows
-from tuneloop.training.row_watch import RowWatch
+from tuneloop.training.row_watch import ROWS_FILE, row_watches
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
+from tuneloop.training.watching import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,10 @@ def _watchers(
         setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
     )
     listeners = [guard.measured, *([sampler.measured] if sampler else [])]
+    watcher = Watcher.of(setup, screen.say)
+    row_watch = row_watches(
+        setup, assembled.dataset, lambda step: logged(step) or saved(step) or guard.saves(step), watcher.give
+    )
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
     return [
         Metrics(
@@ -228,11 +233,8 @@ def _watchers(
         ),
         screen,
         HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
-        RowWatch(
-            Journal(setup.run.path / "rows.jsonl"),
-            setup.train,
-            lambda step: logged(step) or saved(step) or guard.saves(step),
-        ),
+        *row_watch,
+        watcher,
         Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
         *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
     ]
@@ -265,7 +267,7 @@ def _take_up(setup: TrainState) -> checkpoint.State:
     if distributed.leads():
         setup.metrics.rewind(state.step)
         Journal(setup.run.path / "samples.jsonl").rewind(state.step)
-        Journal(setup.run.path / "rows.jsonl").rewind(state.step)
+        Journal(setup.run.path / ROWS_FILE).rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name)
     return state
 
