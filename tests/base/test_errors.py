@@ -57,7 +57,7 @@ def test_no_words_are_left_over() -> None:
     assert not sorted(known - mentioned())
 
 
-@pytest.mark.parametrize("family", (*FAMILIES, *NOTICES))
+@pytest.mark.parametrize("family", [*FAMILIES, *NOTICES])
 def test_both_languages_say_the_same(family: str) -> None:
     english, chinese = catalogue(family, "en"), catalogue(family, "zh")
     assert set(english) == set(chinese)

@@ -156,7 +156,7 @@ def test_both_languages_have_the_same_parts_and_facts() -> None:
 
 
 @pytest.mark.parametrize("tongue", language.LANGUAGES)
-@pytest.mark.parametrize("family", (*FAMILIES, *NOTICES))
+@pytest.mark.parametrize("family", [*FAMILIES, *NOTICES])
 def test_a_code_lies_in_the_file_of_its_family(family: str, tongue: str) -> None:
     assert {code.split("-")[1] for code in catalogue(family, tongue)} == {family.upper()}
 

@@ -113,10 +113,15 @@ class History:
     measurements: deque[Measurement] = field(default_factory=lambda: deque(maxlen=WINDOW))
     count: int = 0
     """Training lines so far."""
+    start: float = math.nan
+    """The loss of the first line, which is that of the model before it had learned anything."""
+    first_step: int = 0
     first: float = math.nan
-    """The level of the loss in the first lines."""
+    """The level of the loss over the first LEVEL lines, or of all while there are fewer."""
+    first_norms: list[float] = field(default_factory=list)
+    """The gradient norms of the first three lines, without what is no number."""
     low: float = math.inf
-    """The lowest level of the loss so far."""
+    """The lowest level of the loss so far, over LEVEL lines; infinite before there are as many."""
     low_step: int = 0
     peak_rate: float = 0.0
     """The highest learning rate so far."""
@@ -147,7 +152,11 @@ class History:
         level = self.level
         if self.count <= LEVEL:
             self.first = level
-        if level < self.low:
+        if self.count == 1:
+            self.start, self.first_step = point.loss, point.step
+        if self.count <= 3:
+            self.first_norms += finite([point.grad_norm])
+        if self.count >= LEVEL and level < self.low:
             self.low, self.low_step = level, self.middle_step
         if self.count % BLOCK == 0:
             last = list(self.points)[-BLOCK:]
@@ -171,7 +180,7 @@ class History:
             self.level,
         )
         self.measurements.append(one)
-        if self.best is None or one.loss < self.best.loss:
+        if math.isfinite(one.loss) and (self.best is None or one.loss < self.best.loss):
             self.best = one
             self.best_rows = self.rows_after(one.step)
 

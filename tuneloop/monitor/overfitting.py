@@ -9,10 +9,10 @@ from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import History, Measurement, RowLosses
 from tuneloop.recipe.watch import RulesPart
 
-ENOUGH = 30
+ENOUGH = 20
 """Held-out rows from which on an interval can be trusted; below, nothing is more than a note."""
-SURE = 2.6
-"""Standard errors of a difference that is more than chance, though looked for again and again (99%)."""
+SURE = 3.0
+"""Standard errors of a difference that is more than chance, though looked for again and again (99.7%)."""
 INTERVAL = 1.96
 """Standard errors on each side of a 95% interval."""
 RISING, WORSE = 2, 4

@@ -22,10 +22,10 @@ NOISE = 3.0
 GAIN = 0.1
 """Share of all that the loss had fallen that it must rise again."""
 WORSE = 0.5
-"""Share above the lowest that is bad, and in a run that does not know its noise the least that is more than a note."""
+"""Share above the first loss, that of the model as it came, that is bad."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
 """So many times the largest usual gradient."""
-SMALL = 0.02
+SMALL = 0.05
 """Share of the usual gradient below which it has faded."""
 UNLEARNED = 0.25
 """Share of the first loss above which small gradients are no sign of rows learned by heart."""
@@ -40,24 +40,35 @@ RATE_SHARE = 0.1
 
 
 def rebound(history: History, rules: RulesPart) -> Detection | None:
-    """The loss has risen over its lowest by more than its noise, and by more than a tenth of what it had fallen."""
+    """The loss has risen over its lowest by more than its noise and by more than a tenth of what it had fallen; bad
+    where it is far worse than before the first step."""
     part: ReboundRule = rules.rebound
-    level, low, noise = history.level, history.low, history.noise()
-    if history.count < LEVEL or not math.isfinite(level) or low >= level:
+    if history.count < BLOCK:
+        return _young_rebound(history, part)
+    level, start, noise = history.level, history.start, NOISE * history.noise()
+    if level - start > max(noise, WORSE * abs(start)):
+        return _risen("bad", level, start, history.first_step)
+    rise = level - history.low
+    if rise > max(noise, part.above * abs(history.low), GAIN * (history.first - history.low)):
+        return _risen("watch", level, history.low, history.low_step)
+    return None
+
+
+def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
+    """Medians of three lines: the noise is not known, so the share of the guides is a note only."""
+    points = history.last(BLOCK)
+    levels = [middle(finite(one.loss for one in three)) for three in zip(points, points[1:], points[2:], strict=False)]
+    if len(levels) < 3 or not all(math.isfinite(one) for one in levels):
         return None
-    rise = level - low
-    share = rise / max(abs(low), 1e-12)
-    facts = {"loss": level, "low": low, "low_step": history.low_step, "share": share}
-    gained = GAIN * max(0.0, history.first - low)
-    if share <= part.above or rise <= gained:
-        return None
-    since = history.low_step + 1
-    if not math.isfinite(noise) or not history.usual("rebound", lambda block: block.norm):
-        return Detection("bad" if share > 2 * WORSE else "watch" if share > WORSE else "note", since, facts)
-    if rise <= NOISE * noise:
-        return None
-    worse = level > history.first + NOISE * noise
-    return Detection("bad" if worse and share > WORSE else "watch", since, facts)
+    at = levels.index(min(levels))
+    if min(one.loss for one in points[-3:]) - levels[at] > part.above * abs(levels[at]):
+        return _risen("note", levels[-1], levels[at], points[at + 1].step)
+    return None
+
+
+def _risen(level: Level, loss: float, low: float, low_step: int) -> Detection:
+    share = (loss - low) / max(abs(low), 1e-12)
+    return Detection(level, low_step + 1, {"loss": loss, "low": low, "low_step": low_step, "share": share})
 
 
 def exploding(history: History, rules: RulesPart) -> Detection | None:
@@ -78,14 +89,12 @@ def exploding(history: History, rules: RulesPart) -> Detection | None:
 
 def _young_exploding(history: History, part: ExplodingRule) -> Detection | None:
     """Within the first steps: above the guides' numbers, and more than a note only where the norm has grown."""
-    points = history.last(BLOCK + RECENT)
-    start = middle(finite(one.grad_norm for one in points[:3]))
-    recent = points[-3:]
+    recent, start = history.last(3), middle(history.first_norms)
     norm = min((one.grad_norm for one in recent), default=math.nan)
-    if len(points) < 3 or not norm > part.high:
+    if len(recent) < 3 or not norm > part.high:
         return None
     level: Level = "note"
-    if norm > LARGE["watch"] * start and len(points) > LEVEL:
+    if norm > LARGE["watch"] * start and history.count > LEVEL:
         level = "bad" if norm > part.alarm else "watch"
     limit = part.alarm if level == "bad" else part.high
     return Detection(level, recent[0].step, {"norm": norm, "limit": limit})
@@ -101,11 +110,12 @@ def vanishing(history: History, rules: RulesPart) -> Detection | None:
     since, learned = recent[0].step, history.level < UNLEARNED * abs(history.first)
     if norm == 0 and not learned:
         return Detection("bad", since, {"norm": norm, "limit": part.low})
-    usual = history.usual("vanishing", lambda block: block.norm)
-    if usual:
-        limit = SMALL * middle(usual)
-        return Detection("watch", since, {"norm": norm, "limit": limit}) if norm < limit and not learned else None
-    return Detection("note", since, {"norm": norm, "limit": part.low}) if norm < part.low else None
+    usual = history.usual("vanishing", lambda block: block.norm) or history.first_norms
+    limit = SMALL * middle(usual)
+    if norm < limit and not learned:
+        return Detection("watch", since, {"norm": norm, "limit": limit})
+    young = history.count < BLOCK
+    return Detection("note", since, {"norm": norm, "limit": part.low}) if young and norm < part.low else None
 
 
 def nan(history: History, rules: RulesPart) -> Detection | None:
