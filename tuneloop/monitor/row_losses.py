@@ -117,7 +117,7 @@ def _divided(losses: NDArray[Any]) -> _Division | None:
 
 
 def _unlearned(upper: NDArray[np.bool_], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The rows of labels of which more than half are extreme: such a label is not learned yet, its rows are not wrong."""
+    """The rows of labels of which more than half are extreme: such a label is not learned yet, and no row is wrong."""
     every, extreme = np.bincount(labels), np.bincount(labels, weights=upper)
     hard: NDArray[np.bool_] = (extreme > 0.5 * every[: len(extreme)])[labels]
     return hard
