@@ -104,7 +104,7 @@ class Watched:
     def loss(self, row: int, step: int, wrong: float) -> float:
         if step < self.plan.steps_per_epoch:
             return 0.7
-        return float(self.rng.normal(wrong, 0.1) if row in self.wrong else self.rng.gamma(1.0, 0.1))
+        return float(self.rng.normal(wrong, 0.1) if row in self.wrong else self.rng.gamma(2.0, 0.05))
 
 
 @pytest.fixture

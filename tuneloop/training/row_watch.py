@@ -94,10 +94,9 @@ class RowWatch:
             means = left[: len(rows)] / np.maximum(self.examples.weights[rows], 1e-9)
             left = left[len(rows) :]
             kept = [k for k, row in enumerate(rows) if row % every == 0]
-            lines.append(
-                {"step": step, "rows": [rows[k] for k in kept], "losses": [round(float(means[k]), 4) for k in kept]}
-            )
-            self._keep(step, lines[-1]["rows"], lines[-1]["losses"])
+            numbers, losses = [rows[k] for k in kept], [round(float(means[k]), 4) for k in kept]
+            lines.append({"step": step, "rows": numbers, "losses": losses})
+            self._keep(step, numbers, losses)
         self._journal().write_all(lines)
         self.steps, self.waiting = [], []
 
@@ -149,7 +148,7 @@ class RowWatch:
             "of": found.of,
             "places": ", ".join(f"{one['file']}:{one['line']}" for one in lines[:3]),
             "median": round(found.median, 4),
-            "apart": round(found.apart, 4),
+            "contrast": round(found.contrast, 4),
             "examples": [{k: v for k, v in one.items() if k != "text" or not one.get("label")} for one in shown],
             "list": LIST_FILE,
         }
