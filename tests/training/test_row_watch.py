@@ -24,9 +24,9 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.runs.run import Run
 from tuneloop.tasks.task import TaskContext
 from tuneloop.training.finite import Finite
-from tuneloop.training.loop import StepResult
 from tuneloop.training.row_watch import LIST_FILE, ROWS_FILE, RowWatch
 from tuneloop.training.session import session
+from tuneloop.training.step_result import StepResult
 
 ROWS, WRONG, BATCH = 120, 12, 8
 

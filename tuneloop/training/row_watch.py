@@ -21,12 +21,14 @@ from tuneloop.monitor.alerts import LEVELS, Alert
 from tuneloop.monitor.row_losses import PASSES, SuspiciousRows, suspicious_rows
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
-from tuneloop.training.loop import StepResult
 from tuneloop.training.state import TrainState
+from tuneloop.training.step_result import StepResult
 
 ROWS_FILE, LIST_FILE = "rows.jsonl", "suspicious_rows.jsonl"
 MOST = 50_000
 """Examples whose losses are kept, for PASSES passes: at most about 8 MB. Of more, as many of them at even distances."""
+EVERY = 100
+"""Steps whose losses may wait on the device: reading them waits for a card."""
 EXAMPLES, WORDS = 10, 60
 """Rows that an alert itself names, and characters of a text that name a row without a label."""
 
@@ -36,7 +38,8 @@ class RowWatch:
     """Writes rows.jsonl, a line a step: rows (numbers of examples), losses (each by its weight: a mean over what it
     counts); and after each pass from the second on suspicious_rows.jsonl, with an alert where the list is new.
 
-    Losses stay on the device until `due(step)`, which must be true wherever a checkpoint is written. The journal is
+    Losses stay on the device until `due(step)`, which must be true wherever a checkpoint is written, and for EVERY steps
+    at most. The journal is
     rewound to a checkpoint before this is made, and what it held is judged again in silence. Of several processes the
     first tells of its own share of each step. `give` is called with each alert.
     """
@@ -73,7 +76,7 @@ class RowWatch:
                 self.waiting.append(losses)
         self.steps.append((state.step, rows))
         ends = state.step % self.steps_per_epoch == 0
-        if ends or self.due(state.step):
+        if ends or len(self.steps) >= EVERY or self.due(state.step):
             self._write()
         if ends and (found := self._judge(state.step)) is not None:
             self.give(Alert("labels", found.level, state.step, self.steps_per_epoch + 1, self._facts(found)))

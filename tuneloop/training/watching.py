@@ -15,8 +15,8 @@ from tuneloop.monitor.history import History, RunLimits
 from tuneloop.monitor.standing import Standings
 from tuneloop.recipe.watch import WatchPart
 from tuneloop.runs.journal import Journal
-from tuneloop.training.loop import StepResult
 from tuneloop.training.state import TrainState
+from tuneloop.training.step_result import StepResult
 
 
 @dataclass(slots=True)
