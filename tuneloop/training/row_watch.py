@@ -38,10 +38,9 @@ class RowWatch:
     """Writes rows.jsonl, a line a step: rows (numbers of examples), losses (each by its weight: a mean over what it
     counts); and after each pass from the second on suspicious_rows.jsonl, with an alert where the list is new.
 
-    Losses stay on the device until `due(step)`, which must be true wherever a checkpoint is written, and for EVERY steps
-    at most. The journal is
-    rewound to a checkpoint before this is made, and what it held is judged again in silence. Of several processes the
-    first tells of its own share of each step. `give` is called with each alert.
+    Losses stay on the device until `due(step)`, which must be true wherever a checkpoint is written, for EVERY steps at
+    most. The journal is rewound to a checkpoint before this is made, and what it held is judged again in silence. Of
+    several processes the first tells of its own share of each step. `give` is called with each alert.
     """
 
     run: Run
