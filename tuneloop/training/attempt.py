@@ -24,6 +24,7 @@ from tuneloop.training.outlets import Outlets
 from tuneloop.training.packing import rows
 from tuneloop.training.row_losses import row_losses
 from tuneloop.training.row_sources import RowSources
+from tuneloop.training.row_watch import row_watches
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState
 from tuneloop.training.waiting import Waiting
@@ -116,6 +117,7 @@ def watchers(attempt: Attempt) -> list[Callback]:
             rows=Journal(setup.run.path / "held.jsonl"),
             listeners=[attempt.outlets.line],
         ),
+        *(row_watches(setup, assembled.dataset, attempt.saver.due, attempt.watcher.give) if attempt.watcher else []),
         *([attempt.watcher] if attempt.watcher else []),
         attempt.saver,
         *([attempt.waiting] if alone and attempt.waiting.threads > 1 and waits_our_way() else []),

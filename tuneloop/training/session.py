@@ -43,6 +43,7 @@ from tuneloop.training.mending import Mender, alert_of, newest_before
 from tuneloop.training.out_of_memory import OutOfMemory
 from tuneloop.training.outlets import Outlets
 from tuneloop.training.result import close
+from tuneloop.training.row_watch import ROWS_FILE
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
 from tuneloop.training.watching import Watcher
@@ -318,7 +319,7 @@ def _take_up(setup: TrainState) -> checkpoint.State:
         state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
     if distributed.leads():
         setup.metrics.rewind(state.step)
-        for name in ("samples.jsonl", "held.jsonl"):
+        for name in ("samples.jsonl", "held.jsonl", ROWS_FILE):
             Journal(setup.run.path / name).rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name if path else "")
     return state
