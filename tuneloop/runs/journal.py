@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,7 @@ class Journal:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was written, without lines that a crash cut short."""
-        for line in self._raw():
-            try:
-                fields = json.loads(line.decode("utf-8", "replace"))
-            except ValueError:
-                continue
-            if isinstance(fields, dict):
-                yield fields
+        yield from _decoded(self._raw())
 
     def _raw(self) -> list[bytes]:
         r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
@@ -65,6 +60,58 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
         write_atomic(self.path, b"".join(head))
+
+
+KNOWN_BY = 256
+"""Bytes before the place up to which a file was read, by which a reader knows that it is still the same file."""
+
+
+@dataclass(slots=True)
+class Tail:
+    """Reads what is new in a JSON-lines file that another process writes, without reading the rest again.
+
+    A line that has no end yet is left for the next reading. A resumed run rewinds its metrics: then what was read last
+    stands there no more, and the file is read from its beginning.
+    """
+
+    path: Path
+    offset: int = field(default=0, init=False)
+    last: bytes = field(default=b"", init=False)
+
+    def read(self) -> Reading:
+        """The lines that came since the last reading; all of them where the file begins anew."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset - len(self.last))
+                rewound = file.read(len(self.last)) != self.last
+                if rewound:
+                    self.offset, self.last = 0, b""
+                    file.seek(0)
+                content = file.read()
+        except FileNotFoundError:
+            rewound, content = self.offset > 0, b""
+            self.offset, self.last = 0, b""
+        ended = content[: content.rfind(b"\n") + 1]
+        self.offset, self.last = self.offset + len(ended), (self.last + ended)[-KNOWN_BY:]
+        return Reading(tuple(_decoded(ended.split(b"\n"))), rewound)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """New lines of a journal; with `rewound` they stand in place of all that was read before."""
+
+    lines: tuple[dict[str, Any], ...]
+    rewound: bool
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            fields = json.loads(line.decode("utf-8", "replace"))
+        except ValueError:
+            continue
+        if isinstance(fields, dict):
+            yield fields
 
 
 def _encoded(lines: Iterable[dict[str, Any]]) -> bytes:
