@@ -60,7 +60,7 @@ class WatchPage:
         width = options.max_width
         wide = width >= WIDE
         column = (width - GAP) // 2 if wide else width
-        figures = _table(_figures(self.run, _room(self.run, column)))
+        figures = _table(_figures(self.run, _columns_left(self.run, column)))
         head = [_head(self.run), _progress(self.run), Text()]
         foot = [Text(), Text(self.hint, style="dim")] if self.hint else []
 
@@ -68,8 +68,8 @@ class WatchPage:
             return len(console.render_lines(Group(*parts), options.update(width=columns, height=None), pad=False))
 
         used = lines(*head, *foot) + (0 if wide else lines(figures, Text()))
-        room = None if self.height is None else max(self.height - used, 3)
-        notices = _notices(self.run, room, lambda *parts: lines(*parts, columns=column))
+        limit = None if self.height is None else max(self.height - used, 3)
+        notices = _notices(self.run, limit, lambda *parts: lines(*parts, columns=column))
         yield from head
         if wide:
             grid = Table.grid(padding=(0, GAP, 0, 0), expand=True)
@@ -120,31 +120,32 @@ def _table(rows: Sequence[tuple[str, Text]]) -> Table:
     return grid
 
 
-def _room(run: LiveRun, column: int) -> int:
+def _columns_left(run: LiveRun, column: int) -> int:
     """Columns that are left for a figure beside its label."""
     widest = max((Text(label).cell_len for label, _ in _figures(run, 0)), default=0)
     return max(column - widest - 2, 10)
 
 
-def _figures(run: LiveRun, room: int) -> list[tuple[str, Text]]:
+def _figures(run: LiveRun, columns: int) -> list[tuple[str, Text]]:
     """(label, figure) of all that is known; what is not there has no row."""
     latest = run.latest
-    rows = [*_losses(run, latest, room)]
+    rows = [*_losses(run, latest, columns)]
     if latest is not None:
-        rows += [*_gradient(latest), *_sources(run), *_speed(latest), *_machine(run, latest)]
+        rows += [*_gradient(latest, columns), *_sources(run, columns), *_speed(latest, columns)]
+        rows += _machine(run, latest, columns)
     return rows
 
 
-def _losses(run: LiveRun, latest: TrainingFigures | None, room: int) -> Iterator[tuple[str, Text]]:
+def _losses(run: LiveRun, latest: TrainingFigures | None, columns: int) -> Iterator[tuple[str, Text]]:
     if latest is not None:
         loss = Text(_number(latest.loss), style="bold")
         if latest.smooth is not None:
             loss.append("  " + t("smoothed {loss}", loss=_number(latest.smooth)), style="not bold")
         yield t("Loss"), loss
         curve = run.smooth if len(run.smooth) > 1 else run.losses
-        if len(curve) > 1 and room:
+        if len(curve) > 1 and columns:
             first, last = _number(curve[0][1]), _number(curve[-1][1])
-            bars = sparkline([y for _, y in curve], max(min(room - len(first) - len(last) - 2, 60), 8))
+            bars = sparkline([y for _, y in curve], max(min(columns - len(first) - len(last) - 2, 60), 8))
             yield "", Text.assemble((f"{first} ", "dim"), (bars, "blue"), (f" {last}", "dim"))
     if run.held:
         yield t("Held-out loss"), _held(run.held)
@@ -163,26 +164,37 @@ def _held(held: Sequence[HeldFigures]) -> Text:
     return text.append("  " + "  ".join(more), style="not bold")
 
 
-def _gradient(latest: TrainingFigures) -> Iterator[tuple[str, Text]]:
+def _gradient(latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text]]:
     if latest.learning_rate is not None:
         yield t("Learning rate"), Text(f"{latest.learning_rate:.2e}", style="bold")
     if latest.grad_norm is not None:
         yield t("Gradient norm"), Text(_number(latest.grad_norm), style="bold")
     if latest.grad_groups:
-        yield t("by layer group"), _pairs(latest.grad_groups)
+        yield t("by layer group"), _pairs(latest.grad_groups, columns)
 
 
-def _sources(run: LiveRun) -> Iterator[tuple[str, Text]]:
+def _sources(run: LiveRun, columns: int) -> Iterator[tuple[str, Text]]:
     if run.sources:
-        yield t("Loss by file"), _pairs(run.sources)
+        yield t("Loss by file"), _pairs(run.sources, columns)
 
 
-def _pairs(figures: Mapping[str, float]) -> Text:
-    """Names and numbers in a row; no line breaks between a name and its number."""
-    return Text("  ").join(Text(f"{name}\u00a0{_number(number)}") for name, number in figures.items())
+def _pairs(figures: Mapping[str, float], columns: int) -> Text:
+    return _filled([f"{name} {_number(number)}" for name, number in figures.items()], columns)
 
 
-def _speed(latest: TrainingFigures) -> Iterator[tuple[str, Text]]:
+def _filled(parts: Sequence[str], columns: int) -> Text:
+    """Parts in a row, as many on a line as it has columns for: no line ends within a part. 0 columns: all on one."""
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]}  {part}" if lines else part
+        if lines and (not columns or Text(longer).cell_len <= columns):
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return Text("\n".join(lines))
+
+
+def _speed(latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text]]:
     parts = []
     if latest.tokens_per_second is not None:
         parts.append(t("{n} tokens a second", n=f"{latest.tokens_per_second:,.0f}"))
@@ -191,20 +203,20 @@ def _speed(latest: TrainingFigures) -> Iterator[tuple[str, Text]]:
     if latest.seconds is not None:
         parts.append(t("{s} s a step", s=f"{latest.seconds:.3g}"))
     if parts:
-        yield t("Speed"), Text("  ".join(parts))
-    whole = sum(latest.phases.values())
-    if whole:
+        yield t("Speed"), _filled(parts, columns)
+    seconds = sum(latest.phases.values())
+    if seconds:
         names = {
             "data": t("data"),
             "forward": t("forward"),
             "backward": t("backward"),
             "optimizer": t("optimizer"),
         }
-        shares = (f"{names.get(k, k)}\u00a0{100 * s / whole:.0f}\u00a0%" for k, s in latest.phases.items())
-        yield t("A step"), Text("  ".join(shares))
+        shares = [f"{names.get(k, k)} {100 * s / seconds:.0f} %" for k, s in latest.phases.items()]
+        yield t("A step"), _filled(shares, columns)
 
 
-def _machine(run: LiveRun, latest: TrainingFigures) -> Iterator[tuple[str, Text]]:
+def _machine(run: LiveRun, latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text]]:
     memory = Text()
     process = latest.process_gb if latest.process_gb is not None else latest.memory_gb
     if process is not None:
@@ -218,13 +230,13 @@ def _machine(run: LiveRun, latest: TrainingFigures) -> Iterator[tuple[str, Text]
         yield t("On the card"), _share("", latest.device_gb, latest.device_total_gb, run.limits)
     parts = []
     if latest.cpu is not None:
-        parts.append(f"CPU\u00a0{100 * latest.cpu:.0f}\u00a0%")
+        parts.append(f"CPU {100 * latest.cpu:.0f} %")
     if latest.gpu is not None:
-        parts.append(f"GPU\u00a0{100 * latest.gpu:.0f}\u00a0%")
+        parts.append(f"GPU {100 * latest.gpu:.0f} %")
     if latest.temperature is not None:
-        parts.append(f"{latest.temperature:.0f}\u00a0°C")
+        parts.append(f"{latest.temperature:.0f} °C")
     if parts:
-        yield t("Busy"), Text("  ".join(parts))
+        yield t("Busy"), _filled(parts, columns)
     if latest.disk_free_gb is not None:
         yield t("Disk"), Text(t("{gb} GB free", gb=f"{latest.disk_free_gb:,.1f}"))
 
@@ -247,7 +259,7 @@ def chip(tone: Tone) -> Text:
     return Text(f" {SIGNS[tone]} {words_of_tones()[tone]} ", style=CHIPS[tone])
 
 
-def _notices(run: LiveRun, room: int | None, lines: Callable[..., int]) -> RenderableType:
+def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> RenderableType:
     """Alerts that are still on, the worst first, then what else was noticed or done, the newest first: as many as there
     is room for, the first ones with why and what to do."""
     title = Text(t("Alerts and remedies"), style="bold")
@@ -261,8 +273,8 @@ def _notices(run: LiveRun, room: int | None, lines: Callable[..., int]) -> Rende
         rest = [_older(left)] if left else []
         fitting = [
             parts
-            for parts in (_whole(notice, notice in on or notice.tone == "remedy"), _whole(notice, False))
-            if room is None or lines(*shown, *parts, *rest) <= room
+            for parts in (_drawn(notice, notice in on or notice.tone == "remedy"), _drawn(notice, False))
+            if limit is None or lines(*shown, *parts, *rest) <= limit
         ]
         if not fitting:
             shown.append(_older(left + 1))
@@ -275,18 +287,26 @@ def _older(n: int) -> Text:
     return Text(t("… and {n} more", n=n), style="dim")
 
 
-def _whole(notice: Notice, with_reason: bool) -> list[RenderableType]:
-    """A notice: its chip, its step, what; with why and what to do where that is wanted."""
+def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
+    """A notice: its chip, and beside it step and what; below that why and what to do where that is wanted."""
     words = notice.words()
-    head = chip(notice.tone)
-    where = t("step {step}", step=f"{notice.step:,}")
-    if notice.since < notice.step:
-        where += " " + t("(since {step})", step=f"{notice.since:,}")
-    head = Text.assemble(head, f" {where}  ", (words.what, "bold" if with_reason else ""))
-    if not with_reason:
-        return [head]
-    more = [one for one in (words.why, t("To do: {advice}", advice=words.do) if words.do else "") if one]
-    return [head, *(Padding(Text(one), (0, 0, 0, 4)) for one in more)]
+    text = Text.assemble((f"{_place(notice)}  ", "dim"), (words.what, "bold" if with_reason else ""))
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, width=max(chip(tone).cell_len for tone in SIGNS))
+    grid.add_column(ratio=1, overflow="fold")
+    grid.add_row(chip(notice.tone), text)
+    more = (words.why, t("To do: {advice}", advice=words.do) if words.do else "") if with_reason else ()
+    for one in more:
+        if one:
+            grid.add_row("", Text(one))
+    return [grid]
+
+
+def _place(notice: Notice) -> str:
+    """Its step, and the first step of what was noticed where that is another."""
+    if notice.since >= notice.step:
+        return t("step {step}", step=f"{notice.step:,}")
+    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -345,8 +365,8 @@ def notice_line(notice: Notice) -> str:
     """A notice as plain text on one line, with the time of day."""
     words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
     word = f"{SIGNS[notice.tone]} {words_of_tones()[notice.tone]}"
-    said = sentences(words.what, words.why, words.do)
-    return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {said}"
+    text = sentences(words.what, words.why, words.do)
+    return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
 
 
 def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:

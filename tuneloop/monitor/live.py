@@ -15,6 +15,11 @@ from tuneloop.runs.lock import is_held
 from tuneloop.runs.run import Run
 
 Status = Literal["beginning", "running", "finished", "stopped", "paused", "gone"]
+CLOCK = (
+    "time", "seconds", "tokens_per_second", "memory_gb", "process_gb", "memory_total_gb", "memory_free_gb", "device_gb",
+    "device_total_gb", "cpu", "gpu", "temperature", "disk_free_gb",
+)  # fmt: skip
+"""What the clock of a training line may hold, beside the phases of a step."""
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "gone"})
 PATIENCE = 30.0
 """Seconds for which a folder may rest while nobody holds its lock: a run that goes on by itself loads its model."""
@@ -104,13 +109,7 @@ def figures_of(line: Mapping[str, Any]) -> TrainingFigures | HeldFigures | None:
     clock = line.get("clock") if isinstance(line.get("clock"), Mapping) else {}
     tokens, padding = _number(line, "tokens") or 0.0, _number(line, "padding")
     share = padding / (tokens + padding) if padding is not None and tokens + padding else None
-    timed = {
-        name: _number(clock or {}, name)
-        for name in (
-            "time", "seconds", "tokens_per_second", "memory_gb", "process_gb", "memory_total_gb", "memory_free_gb",
-            "device_gb", "device_total_gb", "cpu", "gpu", "temperature", "disk_free_gb",
-        )
-    }  # fmt: skip
+    timed = {name: _number(clock or {}, name) for name in CLOCK}
     return TrainingFigures(
         step=step,
         loss=_number(line, "loss"),
@@ -126,8 +125,8 @@ def figures_of(line: Mapping[str, Any]) -> TrainingFigures | HeldFigures | None:
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float | None:
-    found = fields.get(name)
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    number = fields.get(name)
+    return float(number) if isinstance(number, int | float) and not isinstance(number, bool) else None
 
 
 def _numbers(fields: Any) -> dict[str, float]:
@@ -152,8 +151,8 @@ class Follower:
         self.model, self.method = recipe.model.name, str(recipe.train.method)
         memory = recipe.watch.rules.memory
         self.limits = (memory.watch, memory.bad)
-        data = run.read("plan.json").get("data")
-        self.planned = int((_number(data, "steps") if isinstance(data, Mapping) else None) or 0)
+        counts = run.read("plan.json").get("data")
+        self.planned = int((_number(counts, "steps") if isinstance(counts, Mapping) else None) or 0)
 
     def look(self) -> tuple[tuple[TrainingFigures | HeldFigures, ...], tuple[dict[str, Any], ...]]:
         """Read what came since the last look: (figures, events). Of a run that was taken up again the figures after its
@@ -164,11 +163,11 @@ class Follower:
             self.held.clear()
         if events.rewound:
             self.events.clear()
-        found = tuple(f for line in metrics.lines if (f := figures_of(line)) is not None)
-        self.training += [f for f in found if isinstance(f, TrainingFigures)]
-        self.held += [f for f in found if isinstance(f, HeldFigures)]
+        figures = tuple(f for line in metrics.lines if (f := figures_of(line)) is not None)
+        self.training += [f for f in figures if isinstance(f, TrainingFigures)]
+        self.held += [f for f in figures if isinstance(f, HeldFigures)]
         self.events += events.lines
-        return found, events.lines
+        return figures, events.lines
 
     def state(self, now: float) -> LiveRun:
         """What is known at `now`, in seconds since 1970."""

@@ -67,17 +67,17 @@ def notice_of(line: dict[str, Any]) -> Notice | None:
 
 def notices(lines: Iterable[dict[str, Any]]) -> list[Notice]:
     """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once."""
-    found = {(n.tone, n.name, n.step): n for line in lines if (n := notice_of(line)) is not None}
-    return list(found.values())
+    once = {(n.tone, n.name, n.step): n for line in lines if (n := notice_of(line)) is not None}
+    return list(once.values())
 
 
-def still_on(found: Iterable[Notice]) -> list[Notice]:
+def still_on(seen: Iterable[Notice]) -> list[Notice]:
     """The alerts that are not over: of each rule the last one, the worst first."""
-    last = {n.name: n for n in found if n.tone != "remedy"}
+    last = {n.name: n for n in seen if n.tone != "remedy"}
     return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-TONES.index(n.tone), -n.step))
 
 
-def counted(found: Iterable[Notice]) -> tuple[int, int, int]:
+def counted(seen: Iterable[Notice]) -> tuple[int, int, int]:
     """(alerts, bad ones among them, remedies): of a rule that worsened, each level it reached is one."""
-    tones = [n.tone for n in found]
+    tones = [n.tone for n in seen]
     return sum(tone not in ("good", "remedy") for tone in tones), tones.count("bad"), tones.count("remedy")

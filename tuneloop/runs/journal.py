@@ -78,7 +78,7 @@ class Tail:
     offset: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
 
-    def read(self) -> Reading:
+    def read(self) -> NewLines:
         """The lines that came since the last reading; all of them where the file begins anew."""
         try:
             with self.path.open("rb") as file:
@@ -93,11 +93,11 @@ class Tail:
             self.offset, self.last = 0, b""
         ended = content[: content.rfind(b"\n") + 1]
         self.offset, self.last = self.offset + len(ended), (self.last + ended)[-KNOWN_BY:]
-        return Reading(tuple(_decoded(ended.split(b"\n"))), rewound)
+        return NewLines(tuple(_decoded(ended.split(b"\n"))), rewound)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class NewLines:
     """New lines of a journal; with `rewound` they stand in place of all that was read before."""
 
     lines: tuple[dict[str, Any], ...]
