@@ -17,7 +17,7 @@ from tuneloop.base.duration import about
 from tuneloop.base.language import sentences, t
 from tuneloop.cli.show import command
 from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures
-from tuneloop.monitor.notices import SIGNS, Notice, Tone, still_on, words_of_tones
+from tuneloop.monitor.notices import SIGNS, Notice, Tone, still_on, tone_word
 
 WIDE = 120
 """Columns from which alerts stand beside the figures and not below them."""
@@ -29,7 +29,7 @@ CHIPS: Mapping[Tone | Status, str] = {
     "good": "black on green", "note": "black on cyan", "watch": "black on yellow", "bad": "bold white on red",
     "remedy": "bold white on blue", "beginning": "black on cyan", "running": "black on green",
     "finished": "black on green", "stopped": "black on yellow", "paused": "black on yellow",
-    "gone": "bold white on red",
+    "failed": "bold white on red", "gone": "bold white on red",
 }  # fmt: skip
 """Letters on a ground of their own: they can be read on dark and on light terminals."""
 
@@ -42,7 +42,8 @@ def words_of_status(status: Status) -> str:
         "finished": t("finished"),
         "stopped": t("stopped"),
         "paused": t("paused"),
-        "gone": t("ended without a word"),
+        "failed": t("ended with an error"),
+        "gone": t("its process is gone"),
     }
     return words[status]
 
@@ -255,7 +256,7 @@ def _share(name: str, used: float, total: float, limits: tuple[float, float]) ->
 
 def chip(tone: Tone) -> Text:
     """The sign and the word of a level."""
-    return Text(f" {SIGNS[tone]} {words_of_tones()[tone]} ", style=CHIPS[tone])
+    return Text(f" {SIGNS[tone]} {tone_word(tone)} ", style=CHIPS[tone])
 
 
 def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> RenderableType:
@@ -363,7 +364,7 @@ def held_line(held: HeldFigures) -> str:
 def notice_line(notice: Notice) -> str:
     """A notice as plain text on one line, with the time of day."""
     words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
-    word = f"{SIGNS[notice.tone]} {words_of_tones()[notice.tone]}"
+    word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
     text = sentences(words.what, words.why, words.do)
     return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
 
@@ -380,9 +381,10 @@ def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:
     if run.status == "stopped":
         return t("Stopped at step {step} of {total}. Go on with: {command}", step=step, total=total, command=again)
     if not run.has_checkpoint:
+        again = command("train", f"{path}/recipe.yaml")
         return t(
-            "Its process is gone after step {step}, and no checkpoint is there. Begin again with: {command}",
-            step=step,
-            command=command("train", f"{path}/recipe.yaml"),
+            "It ended after step {step}, and no checkpoint is there. Begin again: {command}", step=step, command=again
         )
+    if run.status == "failed":
+        return t("It ended with an error after step {step}. Go on with: {command}", step=step, command=again)
     return t("Its process is gone after step {step}. Go on with: {command}", step=step, command=again)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuneloop.monitor.notices import Notice, notices
+from tuneloop.base.files import KEEP_FREE
+from tuneloop.monitor.notices import Notice, notices, still_on
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.runs.journal import Tail
 from tuneloop.runs.lock import is_held
 from tuneloop.runs.run import Run
 
-Status = Literal["beginning", "running", "finished", "stopped", "paused", "gone"]
+Status = Literal["beginning", "running", "finished", "stopped", "paused", "failed", "gone"]
 CLOCK = (
     "time", "seconds", "tokens_per_second", "memory_gb", "process_gb", "memory_total_gb", "memory_free_gb", "device_gb",
     "device_total_gb", "cpu", "gpu", "temperature", "disk_free_gb",
 )  # fmt: skip
 """What the clock of a training line may hold, beside the phases of a step."""
-ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "gone"})
-PATIENCE = 30.0
+ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "failed", "gone"})
+LIVES = frozenset({"started", "resumed", "stopped", "finished", "killed"})
+PATIENCE = 60.0
 """Seconds for which a folder may rest while nobody holds its lock: a run that goes on by itself loads its model."""
-RECENT = 10
+SOURCE_LINES = 10
 """Training lines over which the loss of a source is averaged: not every step has rows of every one."""
 
 
@@ -147,6 +150,7 @@ class Follower:
         self.training: list[TrainingFigures] = []
         self.held: list[HeldFigures] = []
         self.events: list[dict[str, Any]] = []
+        self.held_lock = self.left_lock = False
         recipe, _ = read_recipe(run.recipe)
         self.model, self.method = recipe.model.name, str(recipe.train.method)
         memory = recipe.watch.rules.memory
@@ -157,6 +161,8 @@ class Follower:
     def look(self) -> tuple[tuple[TrainingFigures | HeldFigures, ...], tuple[dict[str, Any], ...]]:
         """Read what came since the last look: (figures, events). Of a run that was taken up again the figures after its
         checkpoint come once more."""
+        lock = self.run.path / ".lock"
+        self.held_lock, self.left_lock = is_held(lock), lock.exists()  # first: what was written before is read now
         metrics, events = self.metrics_tail.read(), self.events_tail.read()
         if metrics.rewound:
             self.training.clear()
@@ -196,18 +202,24 @@ class Follower:
         )
 
     def _status(self, now: float) -> Status:
-        names = [e.get("event") for e in self.events]
-        turn = next((k for k in reversed(range(len(names))) if names[k] in ("started", "resumed", "stopped")), -1)
-        if "finished" in names:
+        lives = [name for e in self.events if (name := str(e.get("event"))) in LIVES]
+        last = lives[-1] if lives else ""
+        if "finished" in lives:
             return "finished"
-        if is_held(self.run.path / ".lock"):
-            return "running" if self.training and names[turn] != "stopped" else "beginning"
-        if turn >= 0 and names[turn] == "stopped":
-            before = [e for e in self.events[:turn] if e.get("event") in ("started", "resumed", "remedy")]
-            return "paused" if before and before[-1].get("remedy") == "disk" else "stopped"
-        if now - self._touched() > self.patience:
-            return "gone"
-        return "running" if self.training else "beginning"
+        if not self.held_lock and last == "stopped":
+            return "stopped"
+        quiet = now - self._touched() > self.patience
+        if self.held_lock or not (quiet or (last and not self.left_lock)):
+            return "running" if self.training and last != "stopped" else "beginning"
+        if self._disk_is_full():
+            return "paused"
+        return "gone" if quiet or self.left_lock else "failed"
+
+    def _disk_is_full(self) -> bool:
+        on = still_on(notices(self.events))
+        return (
+            any(n.name == "disk" and n.tone == "bad" for n in on) or shutil.disk_usage(self.run.path).free < KEEP_FREE
+        )
 
     def _touched(self) -> float:
         """When something was last written into the folder, in seconds since 1970."""
@@ -226,9 +238,9 @@ class Follower:
     def _sources(self) -> dict[str, float]:
         """Data file -> its mean loss over the last lines that have it."""
         recent: dict[str, deque[float]] = {}
-        for one in self.training[-10 * RECENT :]:
+        for one in self.training[-10 * SOURCE_LINES :]:
             for name, loss in one.sources.items():
-                recent.setdefault(name, deque(maxlen=RECENT)).append(loss)
+                recent.setdefault(name, deque(maxlen=SOURCE_LINES)).append(loss)
         return {name: sum(losses) / len(losses) for name, losses in sorted(recent.items())}
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneloop.base.language import t
+from tuneloop.monitor import alerts, remedies
+from tuneloop.monitor.alerts import LEVELS, Alert, level_word
+from tuneloop.monitor.remedies import Remedy
 
 Tone = Literal["good", "note", "watch", "bad", "remedy"]
-TONES: tuple[Tone, ...] = ("good", "note", "watch", "bad")
-"""Levels of an alert, the worst last."""
+"""A level of an alert, or that it is a remedy."""
 SIGNS: dict[Tone, str] = {"good": "✓", "note": "i", "watch": "!", "bad": "✗", "remedy": "↻"}
 
 
@@ -25,44 +27,58 @@ class NoticeWords:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """An alert or a remedy of events.jsonl. `name`: of the alert's rule or of the remedy; `since`: its first step."""
+    """An alert or a remedy of events.jsonl, with the time of its line in seconds since 1970."""
 
-    tone: Tone
-    name: str
-    step: int
-    since: int
     time: float
-    line: dict[str, Any]
+    source: Alert | Remedy
+
+    @property
+    def tone(self) -> Tone:
+        return self.source.level if isinstance(self.source, Alert) else "remedy"
+
+    @property
+    def name(self) -> str:
+        """The alert's rule, or the remedy's name."""
+        return self.source.rule if isinstance(self.source, Alert) else self.source.remedy
+
+    @property
+    def step(self) -> int:
+        return self.source.step
+
+    @property
+    def since(self) -> int:
+        """The step from which on it holds."""
+        return self.source.since if isinstance(self.source, Alert) else self.source.step
 
     def words(self) -> NoticeWords:
-        facts = ", ".join(f"{k} {v}" for k, v in (self.line.get("facts") or {}).items())
-        return NoticeWords(f"{self.name}: {facts}", "Because of it the loss may not fall.", "Lower the learning rate.")
+        """Its words; its name alone where its line was written by another version that says other facts."""
+        try:
+            of = alerts.words(self.source) if isinstance(self.source, Alert) else remedies.words(self.source)
+        except (KeyError, ValueError, TypeError):
+            return NoticeWords(self.name, "", "")
+        return NoticeWords(of.what or self.name, of.why, of.do)
 
 
-def words_of_tones() -> dict[Tone, str]:
-    """Tone -> its word."""
-    return {
-        "good": t("over"),
-        "note": t("note"),
-        "watch": t("watch"),
-        "bad": t("bad"),
-        "remedy": t("remedied"),
-    }
+def tone_word(tone: Tone) -> str:
+    """The word of a level, or of a remedy.
+
+    >>> tone_word("bad"), tone_word("remedy")
+    ('bad', 'remedied')
+    """
+    return t("remedied") if tone == "remedy" else level_word(tone)
 
 
-def notice_of(line: dict[str, Any]) -> Notice | None:
+def notice_of(line: Mapping[str, Any]) -> Notice | None:
     """The notice that a line of events.jsonl holds; None for any other line, and for one that is not whole."""
-    kind, step, time = line.get("event"), line.get("step"), line.get("time")
-    if kind not in ("alert", "remedy") or not isinstance(step, int):
-        return None
+    time = line.get("time")
     moment = float(time) if isinstance(time, int | float) else 0.0
-    if kind == "remedy":
-        return Notice("remedy", str(line.get("remedy", "")), step, step, moment, line)
-    tone = next((one for one in TONES if one == line.get("level")), None)
-    since = line.get("since")
-    if tone is None:
+    try:
+        if line.get("event") == "alert":
+            alert = Alert.of(line)
+            return Notice(moment, alert) if alert.level in LEVELS else None
+        return Notice(moment, Remedy.of(line)) if line.get("event") == "remedy" else None
+    except (KeyError, ValueError, TypeError):
         return None
-    return Notice(tone, str(line.get("rule", "")), step, since if isinstance(since, int) else step, moment, line)
 
 
 def notices(lines: Iterable[dict[str, Any]]) -> list[Notice]:
@@ -71,10 +87,13 @@ def notices(lines: Iterable[dict[str, Any]]) -> list[Notice]:
     return list(once.values())
 
 
+WORST_LAST: tuple[Tone, ...] = LEVELS
+
+
 def still_on(seen: Iterable[Notice]) -> list[Notice]:
     """The alerts that are not over: of each rule the last one, the worst first."""
     last = {n.name: n for n in seen if n.tone != "remedy"}
-    return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-TONES.index(n.tone), -n.step))
+    return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-WORST_LAST.index(n.tone), -n.step))
 
 
 def counted(seen: Iterable[Notice]) -> tuple[int, int, int]:
