@@ -81,7 +81,7 @@ def notice_of(line: Mapping[str, Any]) -> Notice | None:
         return None
 
 
-def notices(lines: Iterable[dict[str, Any]]) -> list[Notice]:
+def notices(lines: Iterable[Mapping[str, Any]]) -> list[Notice]:
     """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once."""
     once = {(n.tone, n.name, n.step): n for line in lines if (n := notice_of(line)) is not None}
     return list(once.values())
@@ -100,3 +100,11 @@ def counted(seen: Iterable[Notice]) -> tuple[int, int, int]:
     """(alerts, bad ones among them, remedies): of a rule that worsened, each level it reached is one."""
     tones = [n.tone for n in seen]
     return sum(tone not in ("good", "remedy") for tone in tones), tones.count("bad"), tones.count("remedy")
+
+
+def sum_up(lines: Iterable[Mapping[str, Any]]) -> str:
+    """How many alerts and remedies the lines of events.jsonl hold, in words; "" where there are none."""
+    alerts_raised, bad, mended = counted(notices(lines))
+    if not alerts_raised and not mended:
+        return ""
+    return t("Alerts: {n} (bad: {bad}), remedies: {mended}.", n=alerts_raised, bad=bad, mended=mended)
