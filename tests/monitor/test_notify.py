@@ -166,7 +166,6 @@ def test_a_slow_server_delays_nobody_and_a_refusal_is_said_once_without_the_addr
 ) -> None:
     robots.status, robots.delay = 500, 0.3
     tells, said = notifier(tmp_path, f"json://me:{SECRET}@{robots.at[7:]}")
-    began = time.monotonic()
     tells.alerted(SPIKE)
     tells.alerted(SPIKE)
     assert len(robots.got) < 2  # the servers are still at it
