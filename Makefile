@@ -54,7 +54,11 @@ check: $(VENV)/.dev  ## style, types, import law, spelling: all that is quick
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/typos
 
-test-slow: $(VENV)/.dev  ## the slow tests: both demos whole, conversions compared tensor by tensor
+$(VENV)/.dev-slow: $(VENV)/.dev
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev,dev-slow]'
+	@touch $@
+
+test-slow: $(VENV)/.dev-slow  ## the slow tests: both demos whole, conversions compared tensor by tensor
 	@for name in $(MODELS) $(SLOW_MODELS); do $(BIN)/tuneloop model pull $$name || exit 1; done
 	@$(BIN)/python -m pytest -m slow --timeout 3600
 

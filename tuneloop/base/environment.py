@@ -47,6 +47,12 @@ class Environment:
     """PROMETHEUS_MULTIPROC_DIR: a folder in which the workers of a server share their counts."""
     verbose: bool
     """TUNELOOP_DEBUG=1: show the Python traceback of an unexpected error."""
+    wandb_mode: str
+    """WANDB_MODE: whether the tracker wandb sends anything; default offline."""
+    swanlab_mode: str
+    """SWANLAB_MODE: whether the tracker swanlab sends anything; default offline."""
+    trackers_elsewhere: frozenset[str]
+    """Which of TRACKIO_DIR, WANDB_DIR, SWANLAB_LOG_DIR and MLFLOW_TRACKING_URI are set: those trackers write there."""
 
 
 def _flag(name: str) -> bool:
@@ -90,7 +96,21 @@ def environment() -> Environment:
         serve_workspace=Path(get("TUNELOOP_SERVE_WORKSPACE") or "."),
         metrics_folder=get("PROMETHEUS_MULTIPROC_DIR", ""),
         verbose=_flag("TUNELOOP_DEBUG"),
+        wandb_mode=get("WANDB_MODE", "").strip() or "offline",
+        swanlab_mode=get("SWANLAB_MODE", "").strip() or "offline",
+        trackers_elsewhere=frozenset(name for name in _PLACES if get(name, "").strip()),
     )
+
+
+_PLACES = ("TRACKIO_DIR", "WANDB_DIR", "SWANLAB_LOG_DIR", "MLFLOW_TRACKING_URI")
+"""Where the trackers' own variables say that a run's figures go."""
+
+
+def quiet_trackers() -> None:
+    """Set what trackers read when they are imported, unless it is set: they report nothing about their use."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

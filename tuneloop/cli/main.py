@@ -34,6 +34,7 @@ from tuneloop.cli import (
     serve,
     show,
     train,
+    watch,
 )
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
@@ -53,6 +54,7 @@ for verb in (
     prepare.prepare,
     plan.plan,
     train.train,
+    watch.watch,
     evaluate.evaluate,
     compare.compare,
     rate.rate,

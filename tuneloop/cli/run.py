@@ -156,6 +156,7 @@ def _closing(trained: Run, ref: str, seconds: float, evaluation: Evaluation) -> 
     print(t("Done in {time}. Version {ref}.", time=duration(seconds), ref=ref))
     print(t("Report: {path}", path=trained.path / "report.html"))
     print(t("Loss curve: {path}", path=trained.path / "loss_curve.png"))
+    tables.noticed(trained)
     print()
     print(t("Next:"))
     for verb in ("chat", "export", "serve"):

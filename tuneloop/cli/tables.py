@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tuneloop.base.language import current, t
-from tuneloop.cli.show import number, table, trained_text
+from tuneloop.cli.show import command, number, table, trained_text
 from tuneloop.data import ledger
 from tuneloop.data.tokens.preflight import Preflight
 from tuneloop.data.version.dataset import Dataset
@@ -13,9 +13,12 @@ from tuneloop.evaluation import compare
 from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.evaluation.metrics import METRICS
 from tuneloop.evaluation.paired import p_shown, too_few
+from tuneloop.monitor.notices import sum_up
 from tuneloop.planning import choices, planner
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.planning.planner import Plan
+from tuneloop.runs.journal import Journal
+from tuneloop.runs.run import Run
 
 
 def dataset(version: Dataset) -> None:
@@ -207,3 +210,9 @@ def cautions(texts: Iterable[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for text in texts:
         console.print(t("Warning: {said}", said=text), style="bold red", markup=False)
+
+
+def noticed(run: Run) -> None:
+    """How many alerts and remedies a run had, and which command shows them; nothing where it had none."""
+    if sentence := sum_up(Journal(run.events).lines()):
+        print(sentence, t("They are shown by: {command}", command=command("watch", run.path)))

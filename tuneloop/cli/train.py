@@ -78,5 +78,6 @@ def train(
 
     tables.cautions(run_view.read(trained.path).cautions())
     print(t("Trained: {path}", path=folder))
+    tables.noticed(trained)
     print(t("Next:"))
     print(f"  {show.command('evaluate', trained.path)}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.base.files import draft_of
 from tuneloop.base.language import LANGUAGES, speaking, t
 from tuneloop.evaluation.evaluation import Evaluation
+from tuneloop.report import marks
 from tuneloop.runs.journal import Journal
 
 if TYPE_CHECKING:
@@ -279,10 +280,10 @@ WIDTH, LEFT, RIGHT = 760.0, 48.0, 58.0
 PANELS = (("loss", 14.0, 250.0), ("grad", 300.0, 352.0), ("rate", 392.0, 436.0))
 
 
-def svg(lines: Sequence[dict[str, Any]]) -> str:
+def svg(lines: Sequence[dict[str, Any]], noticed: Sequence[marks.CurveMark] = ()) -> str:
     """The same picture as one SVG element without a script or a fixed colour; "" while there is nothing to draw.
 
-    Its words stand there in both languages, each with its `lang`: the page shows one of them.
+    Its words stand there in both languages, each with its `lang`: the page shows one of them. `noticed` is marked.
     """
     series = curves(lines)
     if series.empty:
@@ -303,7 +304,8 @@ def svg(lines: Sequence[dict[str, Any]]) -> str:
     }
     titles = {"loss": "", "grad": "gradient norm", "rate": "learning rate"}
     parts = [_panel(groups[n], (left, right), (top, bottom), titles[n], few) for n, top, bottom in PANELS]
-    parts += [_text(x, 454, label, "middle") for x, label in _steps(left, right)]
+    parts += marks.drawn((m for m in noticed if m.step <= right), lambda step: _across(step, left, right), 14, 250)
+    parts += [_text(_across(step, left, right), 454, label, "middle") for step, label in _steps(left, right)]
     parts.append(_label(WIDTH - RIGHT, 476, lambda: words()["optimizer step"], "end"))
     name = _escaped(_in_both(lambda: words()["loss"]))
     return (
@@ -323,8 +325,7 @@ def _panel(
     top, bottom = y
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        across = LEFT + (point[0] - x[0]) / (x[1] - x[0]) * (WIDTH - LEFT - RIGHT)
-        return across, max(bottom - (point[1] - low) / (high - low) * (bottom - top), top - 4)
+        return _across(point[0], *x), max(bottom - (point[1] - low) / (high - low) * (bottom - top), top - 4)
 
     out = []
     for tick in ticks(low, high, 2 if title else 5):
@@ -364,8 +365,11 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def _steps(left: float, right: float) -> list[tuple[float, str]]:
-    integers = [v for v in ticks(left, right, 8) if v == int(v) and v >= 0]
-    return [(LEFT + (v - left) / (right - left) * (WIDTH - LEFT - RIGHT), f"{v:,.0f}") for v in integers]
+    return [(v, f"{v:,.0f}") for v in ticks(left, right, 8) if v == int(v) and v >= 0]
+
+
+def _across(step: float, left: float, right: float) -> float:
+    return LEFT + (step - left) / (right - left) * (WIDTH - LEFT - RIGHT)
 
 
 def _spoken(say: Callable[[], str]) -> dict[str, str]:

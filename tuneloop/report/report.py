@@ -32,7 +32,8 @@ from tuneloop.evaluation.flips import flips
 from tuneloop.evaluation.paired import too_few
 from tuneloop.evaluation.task_scores import TaskScore
 from tuneloop.planning.cautions import nothing_held
-from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary
+from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary, timeline
+from tuneloop.report.marks import curve_marks, legend
 from tuneloop.report.run_view import Folder, clock, read, spent
 from tuneloop.report.verdict import ENDS, STARTS, verdict
 from tuneloop.runs.journal import Journal
@@ -99,7 +100,9 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "classes": _classes(evaluation),
         "mistakes": evaluation.mistakes,
         "texts": evaluation.after.texts or 0,
-        "curve": Markup(chart.svg(chart.with_start(folder.metrics, evaluation))),
+        "curve": Markup(chart.svg(chart.with_start(folder.metrics, evaluation), curve_marks(folder.events))),
+        "marked": legend(folder.events),
+        "noticed": timeline.summary(folder.events),
         "words": chart.words(),
         "epochs": costs.epochs(folder.metrics),
         "sampled": answers.sampled(folder.samples),
@@ -111,7 +114,8 @@ def _context(folder: Folder, more: str) -> dict[str, Any]:
         "choices": (folder.plan.get("choices_in") or {}).get(current()) or folder.plan.get("choices") or [],
         "commands": _commands(folder, more),
         "recipe": _private(folder.recipe_text, folder),
-        "events": [_event(e, folder) for e in folder.events],
+        "events": timeline.timeline(folder.events, lambda text: _private(text, folder)),
+        "events_open": timeline.opened(folder.events),
         "environment": [(k, _private(v, folder)) for k, v in _environment(folder)],
     }
 
@@ -265,13 +269,6 @@ def _longer(folder: Folder) -> str:
         return f"train.max_steps={2 * train['max_steps']}"
     epochs = train.get("epochs")
     return f"train.epochs={2 * epochs if isinstance(epochs, int | float) else 6:g}"
-
-
-def _event(event: dict[str, Any], folder: Folder) -> tuple[str, str, str]:
-    rest = glossary.facts(glossary.told_in(event), skip=frozenset({"time", "event"}))
-    details = listed(f"{name} {fact}" for name, fact in rest)
-    what = str(event.get("event", ""))
-    return glossary.moment(event.get("time")), glossary.events().get(what, what), _private(details, folder)
 
 
 def _environment(folder: Folder) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,48 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
         write_atomic(self.path, b"".join(head))
+
+
+KNOWN_BY = 256
+"""Bytes before the place up to which a file was read, by which a reader knows that it is still the same file."""
+
+
+@dataclass(slots=True)
+class Tail:
+    """Reads what is new in a JSON-lines file that another process writes, without reading the rest again.
+
+    A line that has no end yet is left for the next reading. A resumed run rewinds its metrics: then what was read last
+    stands there no more, and the file is read from its beginning.
+    """
+
+    path: Path
+    offset: int = field(default=0, init=False)
+    last: bytes = field(default=b"", init=False)
+
+    def read(self) -> NewLines:
+        """The lines that came since the last reading; all of them where the file begins anew."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset - len(self.last))
+                rewound = file.read(len(self.last)) != self.last
+                if rewound:
+                    self.offset, self.last = 0, b""
+                    file.seek(0)
+                content = file.read()
+        except FileNotFoundError:
+            rewound, content = self.offset > 0, b""
+            self.offset, self.last = 0, b""
+        ended = content[: content.rfind(b"\n") + 1]
+        self.offset, self.last = self.offset + len(ended), (self.last + ended)[-KNOWN_BY:]
+        return NewLines(tuple(_decoded(ended.split(b"\n"))), rewound)
+
+
+@dataclass(frozen=True, slots=True)
+class NewLines:
+    """New lines of a journal; with `rewound` they stand in place of all that was read before."""
+
+    lines: tuple[dict[str, Any], ...]
+    rewound: bool
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

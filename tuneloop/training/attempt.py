@@ -20,10 +20,12 @@ from tuneloop.training.held_rows import HeldLosses
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.loop import Callback
 from tuneloop.training.mending import Mender
+from tuneloop.training.outlets import Outlets
 from tuneloop.training.packing import rows
 from tuneloop.training.row_losses import row_losses
+from tuneloop.training.row_sources import RowSources
+from tuneloop.training.row_watch import row_watches
 from tuneloop.training.sampler import sampler_for
-from tuneloop.training.sources import Sources
 from tuneloop.training.state import TrainState
 from tuneloop.training.waiting import Waiting
 from tuneloop.training.watching import Watcher
@@ -44,6 +46,7 @@ class Attempt:
     waiting: Waiting
     watcher: Watcher | None
     """The leader's."""
+    outlets: Outlets
 
 
 def saver_for(setup: TrainState, guard: Guard, mender: Mender) -> Saver:
@@ -100,6 +103,7 @@ def watchers(attempt: Attempt) -> list[Callback]:
             late=accelerator.device.type != "cpu",
             sources=_sources(setup, assembled),
             machine=Machine(setup.run.path, accelerator.device),
+            listeners=[attempt.outlets.line],
         ),
         screen,
         HeldOut(
@@ -111,16 +115,18 @@ def watchers(attempt: Attempt) -> list[Callback]:
             screen.say,
             measured,
             rows=Journal(setup.run.path / "held.jsonl"),
+            listeners=[attempt.outlets.line],
         ),
+        *(row_watches(setup, assembled.dataset, attempt.saver.due, attempt.watcher.give) if attempt.watcher else []),
         *([attempt.watcher] if attempt.watcher else []),
         attempt.saver,
         *([attempt.waiting] if alone and attempt.waiting.threads > 1 and waits_our_way() else []),
     ]
 
 
-def _sources(setup: TrainState, assembled: TrainingInput) -> Sources | None:
+def _sources(setup: TrainState, assembled: TrainingInput) -> RowSources | None:
     """Which file each training row is from; None where all are from one."""
     if len({source["file"] for source in assembled.dataset.manifest.get("sources", ())}) < 2:
         return None
-    sources = Sources.of(setup.train, assembled.dataset.files("train"))
+    sources = RowSources.of(setup.train, assembled.dataset.files("train"))
     return sources if len(sources.names) > 1 else None

@@ -41,7 +41,9 @@ from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import train
 from tuneloop.training.mending import Mender, alert_of, newest_before
 from tuneloop.training.out_of_memory import OutOfMemory
+from tuneloop.training.outlets import Outlets
 from tuneloop.training.result import close
+from tuneloop.training.row_watch import ROWS_FILE
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
 from tuneloop.training.watching import Watcher
@@ -76,15 +78,17 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
     have been. A remedy ends an attempt, and the next one resumes with what that has changed. Raises
     TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN, TL-RUN-MEMORY.
     """
-    while (outcome := _attempt(run, assembled, resume)) is None:
-        resume = True
-        gc.collect()  # the model of the attempt that has ended
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with Outlets(run, assembled.recipe) as outlets:
+        while (outcome := _attempt(run, assembled, resume, outlets)) is None:
+            resume = True
+            gc.collect()  # the model of the attempt that has ended
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        outlets.ended(outcome.finished, outcome.step, outcome.total)
     return outcome
 
 
-def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None:
+def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets) -> Outcome | None:
     """One attempt of a session; None where a remedy has ended it."""
     accelerator = _accelerator()
     setup = build(run, assembled, accelerator.device)
@@ -92,30 +96,24 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     settings = setup.recipe.train
     lines = Due(settings.logging_strategy, settings.logging_steps, setup.batches.steps_per_epoch, setup.total)
     screen = Screen(setup.total, setup.meter, file, due=lines)
-    guard = Guard(
-        settings.early_stopping,
-        settings.keep_best,
-        setup.metrics,
-        setup.events,
-        screen.say,
-        run.checkpoints,
-        may_end=setup.recipe.watch.enabled and setup.recipe.watch.remedies.stop,
-    )
-    mender = Mender(setup, guard)
-    if resume and distributed.shared(_answers_kill(setup, mender, screen)):
+    if resume and distributed.shared(_answers_kill(setup, screen)):
         screen.close()
         return None
     unordered = unordered_operation(setup.objective, setup.train)
     wrapped, optimizer = accelerator.prepare(setup.objective, setup.optimizer)
     state = _take_up(setup) if resume else _start(setup, assembled.task)
+    outlets.begin(state.step, screen.say)
+    setup.meter.pause()
     screen.begin(state.step)
     for line in _notices(setup, unordered):
         screen.say(line)
     require_held_out(settings, len(setup.held))
+    guard = _guard(setup, screen)  # it reads the lines of now: those of a resumed run end at its checkpoint
+    mender = Mender(setup, guard)
     saver = saver_for(setup, guard, mender)
-    watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
+    watcher = Watcher.of(setup, screen.say, [mender.alerted, outlets.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
-    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher)
+    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher, outlets)
     _train(attempt, wrapped, optimizer)
     return _ended(attempt)
 
@@ -181,7 +179,20 @@ def _mended(error: Exception, attempt: Attempt) -> bool:
     return mender.decision is not None
 
 
-def _answers_kill(setup: TrainState, mender: Mender, screen: Screen) -> bool:
+def _guard(setup: TrainState, screen: Screen) -> Guard:
+    watch, settings = setup.recipe.watch, setup.recipe.train
+    return Guard(
+        settings.early_stopping,
+        settings.keep_best,
+        setup.metrics,
+        setup.events,
+        screen.say,
+        setup.run.checkpoints,
+        may_end=watch.enabled and watch.remedies.stop,
+    )
+
+
+def _answers_kill(setup: TrainState, screen: Screen) -> bool:
     """Whether the run was ended for memory by the system, and something was done about it. The leader does it.
 
     Raises TL-RUN-MEMORY where nothing can be done any more.
@@ -190,7 +201,7 @@ def _answers_kill(setup: TrainState, mender: Mender, screen: Screen) -> bool:
     if not distributed.leads() or not lives or lives[-1]["event"] != KILLED:
         return False
     at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
-    remedy = mender.memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
+    remedy = Mender(setup, _guard(setup, screen)).memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
     if remedy is None:
         raise OutOfMemory(at)
     _carry_out(remedy, setup, screen)
@@ -308,7 +319,7 @@ def _take_up(setup: TrainState) -> checkpoint.State:
         state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
     if distributed.leads():
         setup.metrics.rewind(state.step)
-        for name in ("samples.jsonl", "held.jsonl"):
+        for name in ("samples.jsonl", "held.jsonl", ROWS_FILE):
             Journal(setup.run.path / name).rewind(state.step)
         setup.events.event("resumed", step=state.step, path=path.name if path else "")
     return state

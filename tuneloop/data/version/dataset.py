@@ -12,11 +12,12 @@ The hash is of what will be trained (rows, sides, repeats, in order), whatever t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,6 +55,18 @@ class Dataset:
     def records(self, side: Split) -> list[Record]:
         """The records of one side, in the order of the files; training rows as often as their file's `repeat`."""
         return [record for record, _, repeat in self.rows(side) for _ in range(repeat)]
+
+    def training_rows(self, numbers: Iterable[int]) -> dict[int, Record]:
+        """Number -> record, of those that `records("train")` has at these numbers; no other is made into an object."""
+        wanted, begin, found = np.unique(np.fromiter(numbers, np.int64)), 0, dict[int, Record]()
+        for batch in self.batches("train"):
+            ends = begin + np.cumsum(batch.column("repeat").to_numpy())
+            mine = wanted[(wanted >= begin) & (wanted < ends[-1])] if len(ends) else wanted[:0]
+            places = np.searchsorted(ends, mine, "right")
+            rows = arrow.records(batch.take(pa.array(places)))
+            found.update((int(number), record) for number, (record, _) in zip(mine, rows, strict=True))
+            begin = int(ends[-1]) if len(ends) else begin
+        return found
 
     def ids(self, side: Split) -> Iterator[str]:
         """The id of every row of a side."""

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tuneloop.base import language
+from tuneloop.monitor.notices import counted, notice_of, notices, still_on, sum_up
+
+EXPLODING: dict[str, Any] = {
+    "time": 1.0,
+    "event": "alert",
+    "rule": "exploding",
+    "level": "watch",
+    "step": 20,
+    "since": 17,
+    "facts": {"norm": 12.3, "limit": 4.2},
+}
+WORSE = EXPLODING | {"level": "bad", "step": 23}
+OVER = EXPLODING | {"level": "good", "step": 40}
+MEMORY = EXPLODING | {"rule": "memory", "facts": {"used": 14.0, "total": 15.0, "share": 0.93, "place": "main memory"}}
+REMEDY: dict[str, Any] = {
+    "time": 2.0,
+    "event": "remedy",
+    "remedy": "stop",
+    "step": 50,
+    "resume_at": 50,
+    "amendment": {},
+    "facts": {"at": 50, "best": 40, "loss": 1.25},
+}
+
+
+def test_alerts_and_remedies_have_words_in_both_languages() -> None:
+    for line in (EXPLODING, OVER, REMEDY):
+        said = notice_of(line)
+        assert said is not None
+        english = said.words()
+        language.use("zh")
+        chinese = said.words()
+        language.use("en")
+        for one, other in ((english.what, chinese.what), (english.why, chinese.why), (english.do, chinese.do)):
+            assert one
+            assert one.isascii()
+            assert not other.isascii()
+    assert "12.3" in notices([EXPLODING])[0].words().what
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "alert"},
+        {"event": "remedy", "remedy": "stop"},
+        {"event": "finished", "step": 3},
+        EXPLODING | {"level": "dreadful"},
+        EXPLODING | {"facts": None},
+        {},
+    ],
+)
+def test_a_line_that_is_no_notice_is_passed_over(line: dict[str, Any]) -> None:
+    assert notice_of(line) is None
+
+
+def test_a_notice_of_another_version_is_called_by_its_name() -> None:
+    later = notice_of(REMEDY | {"remedy": "later", "facts": {}})
+    assert later is not None
+    assert later.words().what == "later"
+    assert [n.words().what for n in notices([EXPLODING | {"rule": "later"}])] == ["later"]
+
+
+def test_a_rule_is_on_until_it_is_over_and_the_worst_comes_first() -> None:
+    def on(*lines: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(n.name, n.tone) for n in still_on(notices(lines))]
+
+    assert on(EXPLODING, MEMORY, WORSE, REMEDY) == [("exploding", "bad"), ("memory", "watch")]
+    assert on(EXPLODING, WORSE, OVER) == []
+    assert on(OVER, EXPLODING | {"step": 60}) == [("exploding", "watch")]
+
+
+def test_what_a_resumed_run_notices_again_counts_once() -> None:
+    lines = [EXPLODING, WORSE, REMEDY, EXPLODING | {"time": 9.0}, OVER]
+    assert counted(notices(lines)) == (2, 1, 1)
+    assert sum_up(lines) == "Alerts: 2 (bad: 1), remedies: 1."
+    assert sum_up([OVER, {"event": "finished", "step": 3}]) == ""

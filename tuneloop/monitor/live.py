@@ -1,0 +1,248 @@
+"""A run as it goes, read from its folder: what `tuneloop watch` draws. The run may be in this process or another."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.base.files import KEEP_FREE
+from tuneloop.monitor.notices import Notice, notices, still_on
+from tuneloop.recipe.recipe import read_recipe
+from tuneloop.runs.journal import Tail
+from tuneloop.runs.lock import is_held
+from tuneloop.runs.run import Run
+
+Status = Literal["beginning", "running", "finished", "stopped", "paused", "failed", "gone"]
+CLOCK = (
+    "time", "seconds", "tokens_per_second", "memory_gb", "process_gb", "memory_total_gb", "memory_free_gb", "device_gb",
+    "device_total_gb", "cpu", "gpu", "temperature", "disk_free_gb",
+)  # fmt: skip
+"""What the clock of a training line may hold, beside the phases of a step."""
+ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "failed", "gone"})
+LIVES = frozenset({"started", "resumed", "stopped", "finished", "killed"})
+PATIENCE = 60.0
+"""Seconds for which a folder may rest while nobody holds its lock: a run that goes on by itself loads its model."""
+SOURCE_LINES = 10
+"""Training lines over which the loss of a source is averaged: not every step has rows of every one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFigures:
+    """A training line of metrics.jsonl; None is what it does not hold.
+
+    loss, smooth: nats a label token (or an item); seconds: of one step; phases: seconds of one step by part; sizes in
+    GB (1e9); cpu, gpu: 0 to 1; temperature: Celsius; padding: share of the tokens.
+    """
+
+    step: int
+    loss: float | None
+    smooth: float | None
+    grad_norm: float | None
+    grad_groups: Mapping[str, float]
+    learning_rate: float | None
+    sources: Mapping[str, float]
+    padding: float | None
+    time: float | None
+    seconds: float | None
+    tokens_per_second: float | None
+    phases: Mapping[str, float]
+    memory_gb: float | None
+    process_gb: float | None
+    memory_total_gb: float | None
+    memory_free_gb: float | None
+    device_gb: float | None
+    device_total_gb: float | None
+    cpu: float | None
+    gpu: float | None
+    temperature: float | None
+    disk_free_gb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFigures:
+    """A held-out line: the mean loss, its standard error over rows, and the rows; None is what it does not hold."""
+
+    step: int
+    loss: float
+    error: float | None
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """What is known of a run now. `total`: optimizer steps in all, 0 unknown; `seconds_left`: until its last step."""
+
+    name: str
+    model: str
+    method: str
+    status: Status
+    total: int
+    step: int
+    seconds_left: float | None
+    latest: TrainingFigures | None
+    losses: tuple[tuple[int, float], ...]
+    smooth: tuple[tuple[int, float], ...]
+    held: tuple[HeldFigures, ...]
+    sources: Mapping[str, float]
+    notices: tuple[Notice, ...]
+    has_checkpoint: bool
+    limits: tuple[float, float]
+    """Shares of the memory from which to watch, and that are bad."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+def figures_of(line: Mapping[str, Any]) -> TrainingFigures | HeldFigures | None:
+    """What a line of metrics.jsonl holds; None where it is neither a training nor a held-out line."""
+    step = line.get("step")
+    if not isinstance(step, int):
+        return None
+    held = _number(line, "eval_loss")
+    if held is not None:
+        rows = line.get("eval_rows")
+        return HeldFigures(step, held, _number(line, "eval_error"), rows if isinstance(rows, int) else None)
+    if "loss" not in line:
+        return None
+    clock = line.get("clock") if isinstance(line.get("clock"), Mapping) else {}
+    tokens, padding = _number(line, "tokens") or 0.0, _number(line, "padding")
+    share = padding / (tokens + padding) if padding is not None and tokens + padding else None
+    timed = {name: _number(clock or {}, name) for name in CLOCK}
+    return TrainingFigures(
+        step=step,
+        loss=_number(line, "loss"),
+        smooth=_number(line, "smooth"),
+        grad_norm=_number(line, "grad_norm"),
+        grad_groups=_numbers(line.get("grad_groups")),
+        learning_rate=_number(line, "learning_rate"),
+        sources=_numbers(line.get("sources")),
+        padding=share,
+        phases=_numbers((clock or {}).get("phases")),
+        **timed,
+    )
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float | None:
+    number = fields.get(name)
+    return float(number) if isinstance(number, int | float) and not isinstance(number, bool) else None
+
+
+def _numbers(fields: Any) -> dict[str, float]:
+    if not isinstance(fields, Mapping):
+        return {}
+    return {str(name): n for name in fields if (n := _number(fields, name)) is not None}
+
+
+class Follower:
+    """Follows a run's folder: `look` reads what is new in it, `state` says what is known by then.
+
+    `patience`: seconds for which the folder may rest while nobody holds its lock before the run counts as gone.
+    """
+
+    def __init__(self, run: Run, *, patience: float = PATIENCE) -> None:
+        self.run, self.patience = run, patience
+        self.metrics_tail, self.events_tail = Tail(run.metrics), Tail(run.events)
+        self.training: list[TrainingFigures] = []
+        self.held: list[HeldFigures] = []
+        self.events: list[dict[str, Any]] = []
+        self.held_lock = self.left_lock = False
+        recipe, _ = read_recipe(run.recipe)
+        self.model, self.method = recipe.model.name, str(recipe.train.method)
+        memory = recipe.watch.rules.memory
+        self.limits = (memory.watch, memory.bad)
+        counts = run.read("plan.json").get("data")
+        self.planned = int((_number(counts, "steps") if isinstance(counts, Mapping) else None) or 0)
+
+    def look(self) -> tuple[tuple[TrainingFigures | HeldFigures, ...], tuple[dict[str, Any], ...]]:
+        """Read what came since the last look: (figures, events). Of a run that was taken up again the figures after its
+        checkpoint come once more."""
+        lock = self.run.path / ".lock"
+        self.held_lock, self.left_lock = is_held(lock), lock.exists()  # first: what was written before is read now
+        metrics, events = self.metrics_tail.read(), self.events_tail.read()
+        if metrics.rewound:
+            self.training.clear()
+            self.held.clear()
+        if events.rewound:
+            self.events.clear()
+        figures = tuple(f for line in metrics.lines if (f := figures_of(line)) is not None)
+        self.training += [f for f in figures if isinstance(f, TrainingFigures)]
+        self.held += [f for f in figures if isinstance(f, HeldFigures)]
+        self.events += events.lines
+        return figures, events.lines
+
+    def state(self, now: float) -> LiveRun:
+        """What is known at `now`, in seconds since 1970."""
+        total = next((int(e["total"]) for e in reversed(self.events) if isinstance(e.get("total"), int)), self.planned)
+        latest = self.training[-1] if self.training else None
+        ended: dict[str, Any] = next((e for e in reversed(self.events) if e.get("event") == "finished"), {})
+        step = max(latest.step if latest else 0, self.held[-1].step if self.held else 0, int(ended.get("step") or 0))
+        status = self._status(now)
+        seconds = self._step_seconds() if status not in ENDED and step < total else None
+        return LiveRun(
+            name=self.run.name,
+            model=self.model,
+            method=self.method,
+            status=status,
+            total=total,
+            step=step,
+            seconds_left=None if seconds is None else seconds * (total - step),
+            latest=latest,
+            losses=_curve((f.step, f.loss) for f in self.training),
+            smooth=_curve((f.step, f.smooth) for f in self.training),
+            held=tuple(self.held),
+            sources=self._sources(),
+            notices=tuple(notices(self.events)),
+            has_checkpoint=any(self.run.checkpoints.glob("step-*")),
+            limits=self.limits,
+        )
+
+    def _status(self, now: float) -> Status:
+        lives = [name for e in self.events if (name := str(e.get("event"))) in LIVES]
+        last = lives[-1] if lives else ""
+        if "finished" in lives:
+            return "finished"
+        if not self.held_lock and last == "stopped":
+            return "stopped"
+        quiet = now - self._touched() > self.patience
+        if self.held_lock or not (quiet or (last and not self.left_lock)):
+            return "running" if self.training and last != "stopped" else "beginning"
+        if self._disk_is_full():
+            return "paused"
+        return "gone" if quiet or self.left_lock else "failed"
+
+    def _disk_is_full(self) -> bool:
+        on = still_on(notices(self.events))
+        return (
+            any(n.name == "disk" and n.tone == "bad" for n in on) or shutil.disk_usage(self.run.path).free < KEEP_FREE
+        )
+
+    def _touched(self) -> float:
+        """When something was last written into the folder, in seconds since 1970."""
+        files = (self.run.recipe, self.run.metrics, self.run.events, self.run.path, self.run.checkpoints)
+        return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+    def _step_seconds(self) -> float | None:
+        """Seconds of a step on average since training began or went on, measurements and checkpoints included."""
+        begun = [e.get("time") for e in self.events if e.get("event") in ("started", "resumed")]
+        start = begun[-1] if begun and isinstance(begun[-1], int | float) else 0.0
+        timed = [(f.step, f.time) for f in self.training if f.time is not None and f.time >= start]
+        if len(timed) > 1 and timed[-1][0] > timed[0][0]:
+            return (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
+        return self.training[-1].seconds if self.training else None
+
+    def _sources(self) -> dict[str, float]:
+        """Data file -> its mean loss over the last lines that have it."""
+        recent: dict[str, deque[float]] = {}
+        for one in self.training[-10 * SOURCE_LINES :]:
+            for name, loss in one.sources.items():
+                recent.setdefault(name, deque(maxlen=SOURCE_LINES)).append(loss)
+        return {name: sum(losses) / len(losses) for name, losses in sorted(recent.items())}
+
+
+def _curve(points: Iterable[tuple[int, float | None]]) -> tuple[tuple[int, float], ...]:
+    return tuple((step, y) for step, y in points if y is not None and math.isfinite(y))

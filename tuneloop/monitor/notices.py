@@ -1,0 +1,110 @@
+"""Alerts and remedies as people see them: in the terminal, in the report and on its curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.base.language import t
+from tuneloop.monitor import alerts, remedies
+from tuneloop.monitor.alerts import LEVELS, Alert, level_word
+from tuneloop.monitor.remedies import Remedy
+
+Tone = Literal["good", "note", "watch", "bad", "remedy"]
+"""A level of an alert, or that it is a remedy."""
+SIGNS: dict[Tone, str] = {"good": "✓", "note": "i", "watch": "!", "bad": "✗", "remedy": "↻"}
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeWords:
+    """What was noticed or done, why it matters, and what to do, in the language of now."""
+
+    what: str
+    why: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An alert or a remedy of events.jsonl, with the time of its line in seconds since 1970."""
+
+    time: float
+    source: Alert | Remedy
+
+    @property
+    def tone(self) -> Tone:
+        return self.source.level if isinstance(self.source, Alert) else "remedy"
+
+    @property
+    def name(self) -> str:
+        """The alert's rule, or the remedy's name."""
+        return self.source.rule if isinstance(self.source, Alert) else self.source.remedy
+
+    @property
+    def step(self) -> int:
+        return self.source.step
+
+    @property
+    def since(self) -> int:
+        """The step from which on it holds."""
+        return self.source.since if isinstance(self.source, Alert) else self.source.step
+
+    def words(self) -> NoticeWords:
+        """Its words; its name alone where its line was written by another version that says other facts."""
+        try:
+            of = alerts.words(self.source) if isinstance(self.source, Alert) else remedies.words(self.source)
+        except (KeyError, ValueError, TypeError):
+            return NoticeWords(self.name, "", "")
+        return NoticeWords(of.what or self.name, of.why, of.do)
+
+
+def tone_word(tone: Tone) -> str:
+    """The word of a level, or of a remedy.
+
+    >>> tone_word("bad"), tone_word("remedy")
+    ('bad', 'remedied')
+    """
+    return t("remedied") if tone == "remedy" else level_word(tone)
+
+
+def notice_of(line: Mapping[str, Any]) -> Notice | None:
+    """The notice that a line of events.jsonl holds; None for any other line, and for one that is not whole."""
+    time = line.get("time")
+    moment = float(time) if isinstance(time, int | float) else 0.0
+    try:
+        if line.get("event") == "alert":
+            alert = Alert.of(line)
+            return Notice(moment, alert) if alert.level in LEVELS else None
+        return Notice(moment, Remedy.of(line)) if line.get("event") == "remedy" else None
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def notices(lines: Iterable[Mapping[str, Any]]) -> list[Notice]:
+    """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once."""
+    once = {(n.tone, n.name, n.step): n for line in lines if (n := notice_of(line)) is not None}
+    return list(once.values())
+
+
+WORST_LAST: tuple[Tone, ...] = LEVELS
+
+
+def still_on(seen: Iterable[Notice]) -> list[Notice]:
+    """The alerts that are not over: of each rule the last one, the worst first."""
+    last = {n.name: n for n in seen if n.tone != "remedy"}
+    return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-WORST_LAST.index(n.tone), -n.step))
+
+
+def counted(seen: Iterable[Notice]) -> tuple[int, int, int]:
+    """(alerts, bad ones among them, remedies): of a rule that worsened, each level it reached is one."""
+    tones = [n.tone for n in seen]
+    return sum(tone not in ("good", "remedy") for tone in tones), tones.count("bad"), tones.count("remedy")
+
+
+def sum_up(lines: Iterable[Mapping[str, Any]]) -> str:
+    """How many alerts and remedies the lines of events.jsonl hold, in words; "" where there are none."""
+    alerts_raised, bad, mended = counted(notices(lines))
+    if not alerts_raised and not mended:
+        return ""
+    return t("Alerts: {n} (bad: {bad}), remedies: {mended}.", n=alerts_raised, bad=bad, mended=mended)

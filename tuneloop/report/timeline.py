@@ -1,0 +1,61 @@
+"""What happened when: the lines of events.jsonl in words, alerts and remedies among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.base.language import listed, sentences, t
+from tuneloop.monitor.notices import SIGNS, Notice, counted, notice_of, notices, tone_word
+from tuneloop.report import glossary
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineRow:
+    """An event: when, what, more about it. `tone` is the level of an alert, "remedy" for a remedy, "" for the rest."""
+
+    time: str
+    tone: str
+    event: str
+    details: str
+    why: str = ""
+    do: str = ""
+
+
+def timeline(events: Iterable[Mapping[str, Any]], private: Callable[[str], str]) -> list[TimelineRow]:
+    """The rows of the time line in the language of now. `private` takes out of a text what is nobody's business."""
+    return [_row(event, private) for event in events]
+
+
+def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow:
+    notice, time = notice_of(event), glossary.moment(event.get("time"))
+    if notice is None:
+        rest = glossary.facts(glossary.told_in(event), skip=frozenset({"time", "event"}))
+        details = listed(f"{name} {fact}" for name, fact in rest)
+        what = str(event.get("event", ""))
+        return TimelineRow(time, "", glossary.events().get(what, what), private(details))
+    words = notice.words()
+    chip = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
+    what, why, do = (private(text) for text in (words.what, words.why, words.do))
+    return TimelineRow(time, notice.tone, chip, f"{_place(notice)}  {what}", why, do)
+
+
+def _place(notice: Notice) -> str:
+    if notice.since >= notice.step:
+        return t("step {step}", step=f"{notice.step:,}")
+    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
+
+
+def opened(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the time line holds something that a reader should see without a click."""
+    return any(n.tone in ("watch", "bad", "remedy") for n in notices(events))
+
+
+def summary(events: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence for the top of the page, where the run had bad alerts or remedies; else ""."""
+    _, bad, mended = counted(notices(events))
+    return sentences(
+        t("Bad alerts while it trained: {n}.", n=bad) if bad else "",
+        t("Times that it mended itself and went on: {n}.", n=mended) if mended else "",
+    )
