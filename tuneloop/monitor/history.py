@@ -26,6 +26,8 @@ MEASURED = 8
 """Measurements whose single rows stay, beside those of the best one."""
 BLOCKS = 400
 """Blocks that stay: what was usual in the last 4,000 lines."""
+WANDERS, BLOCKS_COMPARED = 4, 60
+"""Blocks from which on, and over how many of which, it is known how the loss wanders."""
 MAD_TO_DEVIATION = 1.4826
 """What the median absolute deviation of normal numbers must be multiplied by to be their standard deviation."""
 
@@ -94,6 +96,7 @@ class BlockMedians:
     """Medians of BLOCK training lines; `norm_high` is the largest norm but one. `last` is the last line's step."""
 
     last: int
+    loss: float
     norm: float
     norm_high: float
     token_seconds: float
@@ -164,6 +167,7 @@ class History:
             self.blocks.append(
                 BlockMedians(
                     point.step,
+                    middle(finite(one.loss for one in last)),
                     middle(norms),
                     norms[-2] if len(norms) > 1 else math.nan,
                     middle(finite(token_seconds(one) for one in last)),
@@ -216,14 +220,27 @@ class History:
         return next((rows for rows in known if rows.step == step), None)
 
     def noise(self) -> float:
-        """Standard deviation of a line's loss around where the loss is: half the squared differences of neighbours.
+        """Standard deviation of a line's loss around where the loss is, by the differences of neighbours.
 
-        By medians, so neither a hard batch nor the fall itself counts. NaN below BLOCK lines.
+        By medians, so neither a hard batch nor the fall itself counts; wider where few lines tell (twice as wide with
+        ten). NaN below BLOCK lines.
         """
         losses = finite(one.loss for one in self.points)
         if len(losses) < BLOCK:
             return math.nan
-        return spread([after - before for before, after in itertools.pairwise(losses)]) / math.sqrt(2)
+        return (
+            spread([after - before for before, after in itertools.pairwise(losses)])
+            / math.sqrt(2)
+            * (1 + BLOCK / len(losses))
+        )
+
+    def wander(self) -> float:
+        """Standard deviation of what the loss changes by from block to block, NaN below WANDERS blocks: more than noise
+        explains where neighbouring batches are alike."""
+        levels = finite(block.loss for block in self.blocks)
+        if len(levels) < WANDERS:
+            return math.nan
+        return spread([after - before for before, after in itertools.pairwise(levels[-BLOCKS_COMPARED:])])
 
     def usual(self, rule: str, measure: Callable[[BlockMedians], float]) -> list[float]:
         """`measure` of the blocks that were complete before now and before `rule` began to hold; [] if young."""

@@ -17,14 +17,17 @@ from tuneloop.recipe.watch import ExplodingRule, Level, MemoryRule, ReboundRule,
 Rule = Callable[[History, RulesPart], Detection | None]
 """None: all is well. Settings that are switched off are the caller's matter."""
 
-NOISE = 3.0
-"""So many standard deviations of a single line must the loss rise; its level, a median of lines, has half of one."""
+NOISE, WIDE_NOISE = 3.0, 4.0
+"""So many standard deviations of a single line must the loss rise; its level, a median of lines, has half of one. The
+second over what is a single line itself, and of what the level changes by from block to block."""
 GAIN = 0.1
 """Share of all that the loss had fallen that it must rise again."""
 WORSE = 0.5
 """Share above the first loss, that of the model as it came, that is bad."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
 """So many times the largest usual gradient."""
+MOST = 4
+"""Of the last RECENT norms."""
 SMALL = 0.05
 """Share of the usual gradient below which it has faded."""
 UNLEARNED = 0.25
@@ -35,6 +38,10 @@ DISK_GB, DISK_SHARE = 1.0, 0.02
 """Free room to watch where the size of checkpoints is not known: the smaller of both."""
 FLAT_LINES = 30
 """Lines that must bring nothing for a plateau."""
+FLAT_SHARE = 0.01
+"""Share of the loss by which those and as many before may differ; the standard error must be half of it at most."""
+MEDIAN_ERROR = 1.2533
+"""Standard error of a median, in those of a mean."""
 RATE_SHARE = 0.1
 """Share of the highest rate below which a flat loss is the schedule's doing."""
 
@@ -45,24 +52,25 @@ def rebound(history: History, rules: RulesPart) -> Detection | None:
     part: ReboundRule = rules.rebound
     if history.count < BLOCK:
         return _young_rebound(history, part)
-    level, start, noise = history.level, history.start, NOISE * history.noise()
-    if level - start > max(noise, WORSE * abs(start)):
+    level, start, noise = history.level, history.start, history.noise()
+    if level - start > max(WIDE_NOISE * noise, WORSE * abs(start)):
         return _risen("bad", level, start, history.first_step)
-    rise = level - history.low
-    if rise > max(noise, part.above * abs(history.low), GAIN * (history.first - history.low)):
+    rise, wander = level - history.low, history.wander()
+    least = max(NOISE * noise, WIDE_NOISE * wander if math.isfinite(wander) else 0.0)
+    if rise > max(least, part.above * abs(history.low), GAIN * (history.first - history.low)):
         return _risen("watch", level, history.low, history.low_step)
     return None
 
 
 def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
-    """Medians of three lines: the noise is not known, so the share of the guides is a note only."""
-    points = history.last(BLOCK)
-    levels = [middle(finite(one.loss for one in three)) for three in zip(points, points[1:], points[2:], strict=False)]
-    if len(levels) < 3 or not all(math.isfinite(one) for one in levels):
+    """Three lines in a row, all above three in a row before: the noise is not known, so it is a note only."""
+    losses = [one.loss for one in history.last(BLOCK)]
+    highs = [max(three) for three in zip(losses, losses[1:], losses[2:], strict=False)]
+    if len(highs) < LEVEL - 2 or not all(math.isfinite(one) for one in losses):
         return None
-    at = levels.index(min(levels))
-    if min(one.loss for one in points[-3:]) - levels[at] > part.above * abs(levels[at]):
-        return _risen("note", levels[-1], levels[at], points[at + 1].step)
+    at = highs.index(min(highs))
+    if min(losses[-3:]) - highs[at] > part.above * abs(highs[at]):
+        return _risen("note", min(losses[-3:]), highs[at], history.last(BLOCK)[at + 1].step)
     return None
 
 
@@ -81,7 +89,7 @@ def exploding(history: History, rules: RulesPart) -> Detection | None:
     for level, times in LARGE.items():
         limit = times * max(usual)
         above = [one for one in recent if one.grad_norm > limit]
-        if len(above) >= 3:
+        if len(above) >= MOST:
             facts = {"norm": middle([one.grad_norm for one in above]), "limit": limit}
             return Detection(level, above[0].step, facts)
     return None
@@ -143,7 +151,8 @@ def plateau(history: History, rules: RulesPart) -> Detection | None:
     if len(points) < 2 * FLAT_LINES:
         return None
     before, after = (middle(finite(one.loss for one in half)) for half in (points[:FLAT_LINES], points[FLAT_LINES:]))
-    if not abs(before - after) < 0.01 * abs(before):
+    error = MEDIAN_ERROR * history.noise() * math.sqrt(2 / FLAT_LINES)
+    if not (abs(before - after) < FLAT_SHARE * abs(before) and error < FLAT_SHARE / 2 * abs(before)):
         return None
     return Detection("note", points[FLAT_LINES].step, {"loss": after, "steps": points[-1].step - points[0].step})
 
