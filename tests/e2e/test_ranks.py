@@ -107,7 +107,9 @@ def test_two_processes_lose_what_one_loses(
     assert_alike(whole, run)
     assert [e["event"] for e in lines(run.events)] == [e["event"] for e in lines(whole.events)]
     assert out.count("Trained: ") == 1, "one of them speaks"
-    assert len(re.findall(r"^step \d+: held-out loss", err, re.MULTILINE)) == len([m for m in lines(run.metrics) if "eval_loss" in m])
+    assert len(re.findall(r"^step \d+: held-out loss", err, re.MULTILINE)) == len(
+        [m for m in lines(run.metrics) if "eval_loss" in m]
+    )
 
 
 def test_two_processes_stop_together_and_go_on(

@@ -128,7 +128,7 @@ TRACKERS: dict[TrackerName, TrackerKind] = {
     "wandb": TrackerKind("wandb", _wandb, _text_note),
     "mlflow": TrackerKind("mlflow", _mlflow, _mlflow_note, renews=False),
 }
-"""One entry a tracker; each has an extra of its name."""
+"""One setting a tracker; each has an extra of its name."""
 
 
 def require(name: TrackerName) -> Any:
@@ -232,14 +232,14 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, str | int | float | bool]]:
     a model is served and who is told."""
 
     def flat(part: Mapping[str, Any], above: str) -> Iterator[tuple[str, str | int | float | bool]]:
-        for name, entry in part.items():
+        for name, setting in part.items():
             key = f"{above}{name}"
-            if isinstance(entry, Mapping):
-                yield from flat(entry, f"{key}.")
-            elif isinstance(entry, str | int | float | bool):
-                yield key, entry
-            elif entry is not None:
-                yield key, json.dumps(entry, ensure_ascii=False)
+            if isinstance(setting, Mapping):
+                yield from flat(setting, f"{key}.")
+            elif isinstance(setting, str | int | float | bool):
+                yield key, setting
+            elif setting is not None:
+                yield key, json.dumps(setting, ensure_ascii=False)
 
     dumped = recipe.model_dump(mode="json", exclude={"serve": True, "watch": {"notify"}})
     yield from flat(dumped, "")
