@@ -18,7 +18,7 @@ from tuneloop.base.errors import RunError
 from tuneloop.data.batches.pack import Batch
 from tuneloop.monitor.remedies import Amendment, Remedy, Slower, remedies, words
 from tuneloop.runs.journal import Journal
-from tuneloop.runs.run import KILLED, Run
+from tuneloop.runs.run import Run
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.objective import Losses
 
@@ -166,7 +166,7 @@ def test_without_remedies_the_run_ends_as_it_did(sessions: Sessions) -> None:
     with planted(NoNumber(11)), pytest.raises(RunError) as caught:
         sessions.go(run, recipe.model_copy(update={"watch": watch}))
     assert caught.value.code == "TL-RUN-NAN"
-    assert [e["event"] for e in lines(run.events)] == ["started"]
+    assert [e["event"] for e in lines(run.events)] == ["started", "failed"]
 
 
 def test_a_run_that_the_system_ended_for_memory_goes_on_with_smaller_passes(sessions: Sessions) -> None:
@@ -182,7 +182,7 @@ def test_a_run_that_the_system_ended_for_memory_goes_on_with_smaller_passes(sess
 
     with planted(kill), pytest.raises(Killed):
         sessions.go(run, recipe)
-    Journal(run.events).event(KILLED, by="memory")
+    run.note_kill()
     assert sessions.go(run, recipe, resume=True).finished
     (remedy,) = done(run)
     assert (remedy.resume_at, remedy.amendment) == (4, Amendment(micro_batch_size=2))

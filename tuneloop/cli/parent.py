@@ -118,13 +118,12 @@ def _last_line(pipe: int) -> Path | None:
 def _written_down(run: Path) -> bool:
     """Note in the run that memory has ended it. False where its recipe wants no remedy for that."""
     from tuneloop.recipe.recipe import read_recipe
-    from tuneloop.runs.journal import Journal
-    from tuneloop.runs.run import KILLED, Run
+    from tuneloop.runs.run import Run
 
     watch = read_recipe(Run(run).recipe)[0].watch
     if not (watch.enabled and watch.remedies.memory):
         return False
-    Journal(Run(run).events).event(KILLED, by="memory")
+    Run(run).note_kill()
     return True
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tuneloop.base.files import KEEP_FREE
 from tuneloop.monitor.notices import Notice, notices, still_on
@@ -23,7 +23,7 @@ CLOCK = (
 )  # fmt: skip
 """What the clock of a training line may hold, beside the phases of a step."""
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "failed", "gone"})
-LIVES = frozenset({"started", "resumed", "stopped", "finished", "killed"})
+LIVES = frozenset({"started", "resumed", "stopped", "paused", "failed", "finished", "killed"})
 PATIENCE = 60.0
 """Seconds for which a folder may rest while nobody holds its lock: a run that goes on by itself loads its model."""
 SOURCE_LINES = 10
@@ -206,11 +206,11 @@ class Follower:
         last = lives[-1] if lives else ""
         if "finished" in lives:
             return "finished"
-        if not self.held_lock and last == "stopped":
-            return "stopped"
+        if not self.held_lock and last in ("stopped", "paused", "failed"):
+            return cast("Status", last)
         quiet = now - self._touched() > self.patience
         if self.held_lock or not (quiet or (last and not self.left_lock)):
-            return "running" if self.training and last != "stopped" else "beginning"
+            return "running" if self.training and last in ("started", "resumed") else "beginning"
         if self._disk_is_full():
             return "paused"
         return "gone" if quiet or self.left_lock else "failed"

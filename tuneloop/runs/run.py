@@ -21,6 +21,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.recipe.overrides import changed
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.recipe.schema import Recipe
+from tuneloop.runs.journal import Journal
 from tuneloop.runs.lock import lock
 
 FREE_ON_RESUME = {
@@ -30,8 +31,8 @@ FREE_ON_RESUME = {
 """Keys of `train` that change no number of a run, so a resumed run may have them otherwise."""
 
 
-KILLED = "killed"
-"""The event of a run that the system has ended for want of memory: whoever resumes it makes its passes smaller."""
+LIVES = {"started", "resumed", "killed", "remedy"}
+"""Events that begin or end a life of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,15 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def note_kill(self) -> None:
+        """Write down that the system has ended the run for want of memory: whoever resumes it makes passes smaller."""
+        Journal(self.events).event("killed", by="memory")
+
+    def is_killed(self) -> bool:
+        """Whether that was the last of its ends, and nothing has been done about it yet."""
+        lives = [line["event"] for line in Journal(self.events).lines() if line.get("event") in LIVES]
+        return lives[-1:] == ["killed"]
 
     def trained_folder(self) -> Path | None:
         """adapter/ or model/, whichever the run has made; None while it is unfinished."""

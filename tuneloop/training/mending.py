@@ -7,12 +7,13 @@ after its step, and the session is begun anew from a checkpoint with the amendme
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneloop.base import refusals
-from tuneloop.methods.table import METHODS
+from tuneloop.methods.table import METHODS, parameters
 from tuneloop.model import checkpoint
 from tuneloop.monitor.alerts import Alert
 from tuneloop.monitor.remedies import Amendment, Remedy, RemedyName, Slower, amended, remedies
@@ -147,13 +148,17 @@ class Mender:
         return Remedy("disk", step, back, facts={"at": step + 1, "n": n, "bytes": size}) if n else None
 
 
-def alert_of(error: BaseException) -> Alert | None:
+def alert_of(error: BaseException, setup: TrainState) -> Alert | None:
     """The alert of an error that ends a step before any line of it is written."""
     if isinstance(error, NotANumber):
         name = "loss" if error.facts["loss"] in ("nan", "inf", "-inf") else "grad_norm"
         return Alert("nan", "bad", error.number, error.number, {"name": name})
     if isinstance(error, OutOfMemory):
         return Alert("memory", "bad", error.number, error.number, {"failed": True, "step": error.number})
+    if refusals.is_full(error):
+        at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
+        needed = 12 * parameters(setup.model)[1] / 1e9
+        return Alert("disk", "bad", at, at, {"free": shutil.disk_usage(setup.run.path).free / 1e9, "needed": needed})
     return None
 
 

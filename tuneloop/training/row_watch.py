@@ -26,7 +26,7 @@ from tuneloop.training.step_result import StepResult
 
 ROWS_FILE, LIST_FILE = "rows.jsonl", "suspicious_rows.jsonl"
 MOST = 50_000
-"""Examples whose losses are noted, for PASSES passes: at most about 8 MB. Of more, as many of them at even distances."""
+"""Examples whose losses are noted, for PASSES passes: about 8 MB at most. Of more, so many at even distances."""
 EVERY = 100
 """Steps whose losses may wait on the device: reading them waits for a card."""
 EXAMPLES, WORDS = 10, 60

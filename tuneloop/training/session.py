@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
+from tuneloop.base import refusals
 from tuneloop.base.duration import about
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import format_bytes
@@ -28,7 +29,7 @@ from tuneloop.model.load import pick_dtype
 from tuneloop.monitor.remedies import Remedy, words
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
-from tuneloop.runs.run import KILLED, Run
+from tuneloop.runs.run import Run
 from tuneloop.tasks.task import Task
 from tuneloop.training import device, distributed
 from tuneloop.training.attempt import Attempt, saver_for, watchers
@@ -159,6 +160,7 @@ def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
                 )
         except Exception as error:
             if not _mended(error, attempt):
+                _note_end(error, attempt)
                 raise
         finally:
             screen.close()
@@ -172,11 +174,24 @@ def _mended(error: Exception, attempt: Attempt) -> bool:
     mender, watcher = attempt.mender, attempt.watcher
     decided = None
     if watcher is not None:
-        if (alert := alert_of(error)) is not None and attempt.setup.recipe.watch.enabled:
-            watcher.give(alert)
-        decided = mender.of_error(error, attempt.state)
+        decided = mender.of_error(error, attempt.state)  # what it removes may make room for the alert
+        if (alert := alert_of(error, attempt.setup)) is not None and attempt.setup.recipe.watch.enabled:
+            with contextlib.suppress(OSError):
+                watcher.give(alert)
     mender.decision = distributed.shared(decided)
     return mender.decision is not None
+
+
+def _note_end(error: Exception, attempt: Attempt) -> None:
+    """Write down that an error has ended the run, as far as there is room for a line."""
+    if not distributed.leads():
+        return
+    events, step = attempt.setup.events, attempt.state.step
+    with contextlib.suppress(OSError):
+        if refusals.is_full(error):
+            events.event("paused", step=step, cause="disk")
+        else:
+            events.event("failed", step=step, code=getattr(error, "code", type(error).__name__))
 
 
 def _guard(setup: TrainState, screen: Screen) -> Guard:
@@ -197,8 +212,7 @@ def _answers_kill(setup: TrainState, screen: Screen) -> bool:
 
     Raises TL-RUN-MEMORY where nothing can be done any more.
     """
-    lives = [line for line in setup.events.lines() if line.get("event") in (KILLED, "started", "resumed", "remedy")]
-    if not distributed.leads() or not lives or lives[-1]["event"] != KILLED:
+    if not distributed.leads() or not setup.run.is_killed():
         return False
     at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
     remedy = Mender(setup, _guard(setup, screen)).memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
