@@ -24,6 +24,8 @@ GAIN = 0.1
 """Share of all that the loss had fallen that it must rise again."""
 WORSE = 0.5
 """Share above the first loss, that of the model as it came, that is bad."""
+RUNAWAY = 1.0
+"""The same whatever the noise: a loss that runs away is its own noise."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
 """So many times the largest usual gradient."""
 MOST = 4
@@ -53,7 +55,7 @@ def rebound(history: History, rules: RulesPart) -> Detection | None:
     if history.count < BLOCK:
         return _young_rebound(history, part)
     level, start, noise = history.level, history.start, history.noise()
-    if level - start > max(WIDE_NOISE * noise, WORSE * abs(start)):
+    if level - start > min(max(WIDE_NOISE * noise, WORSE * abs(start)), RUNAWAY * abs(start)):
         return _risen("bad", level, start, history.first_step)
     rise, wander = level - history.low, history.wander()
     least = max(NOISE * noise, WIDE_NOISE * wander if math.isfinite(wander) else 0.0)
@@ -63,8 +65,12 @@ def rebound(history: History, rules: RulesPart) -> Detection | None:
 
 
 def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
-    """Three lines in a row, all above three in a row before: the noise is not known, so it is a note only."""
+    """Three lines in a row, all above three in a row before: the noise is not known, so it is a note only, unless they
+    are far above the first loss."""
     losses = [one.loss for one in history.last(BLOCK)]
+    lowest = min(losses[-3:], default=math.nan)
+    if len(losses) >= LEVEL and lowest - losses[0] > RUNAWAY * abs(losses[0]):
+        return _risen("bad", lowest, losses[0], history.first_step)
     highs = [max(three) for three in zip(losses, losses[1:], losses[2:], strict=False)]
     if len(highs) < LEVEL - 2 or not all(math.isfinite(one) for one in losses):
         return None
