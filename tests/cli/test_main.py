@@ -145,4 +145,8 @@ def test_doctor_tells_what_is_here() -> None:
     assert names["torch"]["value"]
     assert all(f["remedy"] for f in found if not f["fine"])
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert all(f"extra {name}" in names for name in project["optional-dependencies"] if name not in {"dev", "dev-slow", "trackers"})
+    assert all(
+        f"extra {name}" in names
+        for name in project["optional-dependencies"]
+        if name not in {"dev", "dev-slow", "trackers"}
+    )

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from email.policy import default
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from tests.robots import Robots, listening
 from tuneloop.base import language
 from tuneloop.base.errors import RecipeError
 from tuneloop.monitor.alerts import Alert
@@ -26,39 +26,10 @@ SPIKE = Alert("nan", "bad", 31, 31, {})
 SECRET = "a" * 20
 
 
-class Robots(ThreadingHTTPServer):
-    """What chat services' robots are: each POST is kept, its body and its path, and answered as they answer."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, str]] = []
-        self.status, self.delay = 200, 0.0
-        super().__init__(("127.0.0.1", 0), Robot)
-        self.at = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Robot(BaseHTTPRequestHandler):
-    server: Robots
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        time.sleep(self.server.delay)
-        self.server.got.append((self.path, body))
-        answer = b"ok" if self.path.startswith("/slack") else b'{"errcode": 0, "StatusCode": 0, "code": 0}'
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def robots() -> Iterator[Robots]:
-    with Robots() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with listening() as server:
         yield server
-        server.shutdown()
 
 
 class Post(socketserver.StreamRequestHandler):
@@ -134,7 +105,7 @@ def test_an_alert_arrives_in_the_form_of_each_service(
 def test_a_letter_arrives(tmp_path: Path) -> None:
     Post.letters.clear()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Post) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         port = server.server_address[1]
         with language.speaking("zh"):
             to = f"mailto://me:{SECRET}@127.0.0.1:{port}?mode=insecure&from=run@example.org&to=me@example.org"
@@ -166,7 +137,6 @@ def test_a_slow_server_delays_nobody_and_a_refusal_is_said_once_without_the_addr
 ) -> None:
     robots.status, robots.delay = 500, 0.3
     tells, said = notifier(tmp_path, f"json://me:{SECRET}@{robots.at[7:]}")
-    began = time.monotonic()
     tells.alerted(SPIKE)
     tells.alerted(SPIKE)
     assert len(robots.got) < 2  # the servers are still at it

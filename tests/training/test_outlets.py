@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.robots import listening
 from tuneloop.base.errors import MachineError
 from tuneloop.monitor.alerts import Alert
 from tuneloop.recipe.recipe import make_recipe
@@ -104,18 +106,18 @@ def test_the_end_is_told(error: BaseException | None, finished: bool | None, wor
     pytest.importorskip("apprise")
     run = new_run(tmp_path, "r")
     Journal(run.metrics).write_all(LINES)
-    got: list[str] = []
-    try:
-        with Outlets(run, recipe()) as outlets:
-            outlets.notifier.tell = lambda head, lines, tone: got.append("\n".join([head, *lines]))  # type: ignore[method-assign, misc]
+    file = tmp_path / "addresses.txt"
+    with listening() as robots:
+        file.write_text(f"json://{robots.at[7:]}\n", encoding="utf-8")
+        with suppress(ValueError, KeyboardInterrupt), Outlets(run, recipe(notify={"file": str(file)})) as outlets:
             if finished is not None:
                 outlets.ended(finished, 3, 3)
             if error is not None:
                 raise error
-    except (ValueError, KeyboardInterrupt):
-        pass
-    assert len(got) == 1
-    assert words in got[0]
+    ((_, body),) = robots.got
+    message = json.loads(body)["message"]
+    assert words in message
+    assert run.path.name in message
 
 
 def test_figures_are_json_numbers() -> None:

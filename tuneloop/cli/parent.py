@@ -29,7 +29,7 @@ _taken_up: Path | None = None
 
 
 def begun(run: Path) -> None:
-    """The run that this process trains, told to its parent, if it has one."""
+    """The run that this process trains, reading to its parent, if it has one."""
     if _pipe is not None:
         os.write(_pipe, os.fsencode(run.absolute()) + b"\n")
 
@@ -42,8 +42,8 @@ def taken_up() -> Path | None:
 def is_needed(words: list[str]) -> bool:
     """Whether this command line trains, in a process of its own, on a system that ends processes for memory."""
     trains = next((word for word in words if not word.startswith("-")), "") in VERBS
-    asks = any(word in ("-h", "--help") for word in words)
-    return trains and not asks and sys.platform.startswith("linux") and launch()[0] == 1
+    helps = any(word in ("-h", "--help") for word in words)
+    return trains and not helps and sys.platform.startswith("linux") and launch()[0] == 1
 
 
 def split() -> None:
@@ -51,19 +51,19 @@ def split() -> None:
     global _pipe, _taken_up
     numbers = [n for name in PASSED_ON if signal.getsignal(n := getattr(signal, name)) != signal.SIG_IGN]
     while True:
-        before, (told, tells) = kills(), os.pipe()
+        before, (reading, writing) = kills(), os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers, signal.SIGCHLD})
         pid = os.fork()
         if pid == 0:
-            os.close(told)
+            os.close(reading)
             _end_with_parent()
             _leave_group()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            _pipe = tells
+            _pipe = writing
             return
-        os.close(tells)
+        os.close(writing)
         status = _waited(pid, numbers)
-        run = _last_line(told)
+        run = _last_line(reading)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and run and kills() > before):
             _exit_as(status)

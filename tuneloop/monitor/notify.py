@@ -32,7 +32,7 @@ TONES: dict[Level, Tone] = {"good": "success", "note": "info", "watch": "warning
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class Recipient:
     """One line of the file. `service` is apprise's object for it; it sends when it is asked to."""
 
     file: Path
@@ -50,7 +50,7 @@ class Address:
         return str(self.service.service_name)
 
 
-def addresses(file: Path) -> list[Address]:
+def addresses(file: Path) -> list[Recipient]:
     """The addresses of a file: one a line; empty lines and those that begin with # are none.
 
     Raises TL-RECIPE-NOTIFY-FILE, TL-RECIPE-NOTIFY-ADDRESS, TL-MACHINE-EXTRA.
@@ -65,11 +65,11 @@ def addresses(file: Path) -> list[Address]:
     apprise = need("apprise", extra="notify")
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # its lines show addresses
     asset = apprise.AppriseAsset(app_id="tuneloop", app_desc="tuneloop", app_url="")
-    found = [(n, apprise.Apprise.instantiate(url, asset=asset)) for n, url in meant]
-    wrong = [RecipeError("TL-RECIPE-NOTIFY-ADDRESS", where=f"{file}:{n}") for n, one in found if one is None]
+    services = [(n, apprise.Apprise.instantiate(url, asset=asset)) for n, url in meant]
+    wrong = [RecipeError("TL-RECIPE-NOTIFY-ADDRESS", where=f"{file}:{n}") for n, one in services if one is None]
     if wrong:
         raise wrong[0] if len(wrong) == 1 else RecipeError("TL-RECIPE-INVALID", causes=wrong, n=len(wrong))
-    return [Address(file, n, one) for n, one in found]
+    return [Recipient(file, n, one) for n, one in services]
 
 
 @dataclass(slots=True)
@@ -81,10 +81,10 @@ class Notifier:
     """
 
     run: str
-    to: Sequence[Address]
+    to: Sequence[Recipient]
     level: Level
     say: Callable[[str], None]
-    _boxes: list[tuple[Address, Outbox]] = field(init=False)
+    _boxes: list[tuple[Recipient, Outbox]] = field(init=False)
     _failed: set[int] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -116,10 +116,10 @@ class Notifier:
             if not box.close(until - time.monotonic()):
                 self._unreached(one)
 
-    def _box(self, one: Address) -> Outbox:
+    def _box(self, one: Recipient) -> Outbox:
         return Outbox(f"notify-{one.line}", lambda error: self._unreached(one), WAITING)
 
-    def _unreached(self, one: Address) -> None:
+    def _unreached(self, one: Recipient) -> None:
         if one.line not in self._failed:
             self._failed.add(one.line)
             self.say(

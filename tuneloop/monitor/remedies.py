@@ -131,10 +131,10 @@ def remedies(events: Iterable[Mapping[str, Any]]) -> list[Remedy]:
 
 def amended(events: Iterable[Mapping[str, Any]]) -> Amendment:
     """All amendments of a run together."""
-    whole = Amendment()
+    together = Amendment()
     for remedy in remedies(events):
-        whole = whole.beside(remedy.amendment)
-    return whole
+        together = together.beside(remedy.amendment)
+    return together
 
 
 def words(remedy: Remedy) -> RemedyWords:

@@ -69,7 +69,7 @@ def suspicious_rows(losses: NDArray[Any], labels: NDArray[np.int64] | None = Non
         return None
     last = min(len(losses), PASSES)
     windows = [(k, end) for k in range(1, last) for end in (k + 1, k + 2) if end <= last]
-    divisions = [found for first, end in windows if (found := _divided(losses[first:end])) is not None]
+    divisions = [division for first, end in windows if (division := _divided(losses[first:end])) is not None]
     best = max(divisions, key=lambda one: one.contrast, default=None)
     if best is None or best.contrast < CONTRAST:
         return None

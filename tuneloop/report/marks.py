@@ -32,7 +32,7 @@ def curve_marks(events: Iterable[Mapping[str, Any]]) -> list[CurveMark]:
 
 def legend(events: Iterable[Mapping[str, Any]]) -> list[tuple[Tone, str, str]]:
     """(tone, sign, word) of each tone that is marked."""
-    there = {mark.tone for mark in curve_marks(events)}
+    there = {one.tone for one in curve_marks(events)}
     return [(tone, SIGNS[tone], tone_word(tone)) for tone in WORST_LAST if tone in there]
 
 
@@ -47,11 +47,11 @@ def drawn(marks: Iterable[CurveMark], across: Callable[[float], float], top: flo
     Of marks that lie too near to each other the gravest is drawn, with the words of all.
     """
     groups: list[list[CurveMark]] = []
-    for mark in sorted(marks, key=lambda m: m.step):
-        if groups and across(mark.step) - across(groups[-1][0].step) < NEAR:
-            groups[-1].append(mark)
+    for one in sorted(marks, key=lambda m: m.step):
+        if groups and across(one.step) - across(groups[-1][0].step) < NEAR:
+            groups[-1].append(one)
         else:
-            groups.append([mark])
+            groups.append([one])
     return [_group(group, across, top, bottom) for group in groups]
 
 

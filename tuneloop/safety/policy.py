@@ -14,7 +14,8 @@ from tuneloop.base.errors import ServeError, TuneloopError, os_words
 from tuneloop.base.language import t
 from tuneloop.recipe import yaml
 from tuneloop.recipe.recipe import NEEDS
-from tuneloop.recipe.schema import PiiKind, Section
+from tuneloop.recipe.schema import PiiKind
+from tuneloop.recipe.section import Section
 from tuneloop.safety.lexicon import Lexicon, shipped
 from tuneloop.safety.wordlists import ALLOWED, ListedWord, read_words
 

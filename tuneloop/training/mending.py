@@ -159,5 +159,5 @@ def alert_of(error: BaseException) -> Alert | None:
 
 def newest_before(folder: Path, step: int) -> int:
     """The newest whole checkpoint of fewer than `step` steps, by its steps; 0 where there is none."""
-    found = [checkpoint.step_of(p) for p in folder.glob("step-*") if p.name[5:].isdigit() and checkpoint.verified(p)]
-    return max((one for one in found if one < step), default=0)
+    there = [checkpoint.step_of(p) for p in folder.glob("step-*") if p.name[5:].isdigit() and checkpoint.verified(p)]
+    return max((one for one in there if one < step), default=0)

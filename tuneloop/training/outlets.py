@@ -13,7 +13,7 @@ from typing import Any, Self
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
 from tuneloop.monitor.alerts import Alert
-from tuneloop.monitor.notify import Address, Notifier, addresses
+from tuneloop.monitor.notify import Notifier, Recipient, addresses
 from tuneloop.monitor.outbox import Outbox
 from tuneloop.monitor.remedies import remedies
 from tuneloop.recipe.schema import Recipe
@@ -59,7 +59,7 @@ class Outlets:
         part = recipe.watch
         for name in part.trackers:
             require(name)
-        told: list[Address] = addresses(Path(part.notify.file)) if part.notify.file is not None else []
+        recipients: list[Recipient] = addresses(Path(part.notify.file)) if part.notify.file is not None else []
         leads = distributed.leads()
         self.run, self.recipe = run, recipe
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
@@ -67,7 +67,9 @@ class Outlets:
         self.known_remedies = len(remedies(self.journal.lines()))
         self.senders: list[Sender] = []
         self.names = part.trackers if leads else []
-        self.notifier = Notifier(run.path.name, told if leads else [], part.notify.level, lambda text: self.say(text))
+        self.notifier = Notifier(
+            run.path.name, recipients if leads else [], part.notify.level, lambda text: self.say(text)
+        )
         self.finished: tuple[bool, int, int] | None = None
 
     def begin(self, step: int, say: Callable[[str], None]) -> None:
@@ -113,10 +115,10 @@ class Outlets:
 
     def _tell_remedies(self) -> None:
         """Those that events.jsonl has got since."""
-        found = remedies(self.journal.lines())
-        for remedy in found[self.known_remedies :]:
+        done = remedies(self.journal.lines())
+        for remedy in done[self.known_remedies :]:
             self.notifier.remedied(remedy)
-        self.known_remedies = len(found)
+        self.known_remedies = len(done)
 
     def _tell_end(self, error: BaseException | None) -> None:
         lines = list(Journal(self.run.metrics).lines())
@@ -148,8 +150,8 @@ class Outlets:
 
 def _losses(lines: list[dict[str, Any]]) -> list[str]:
     """The newest loss and held-out loss, as lines of text; nothing where there is none."""
-    found = [next((line[key] for line in reversed(lines) if key in line), None) for key in ("loss", "eval_loss")]
-    loss, held = (None if one is None else f"{float(one):.4f}" for one in found)
+    newest = [next((line[key] for line in reversed(lines) if key in line), None) for key in ("loss", "eval_loss")]
+    loss, held = (None if one is None else f"{float(one):.4f}" for one in newest)
     return [
         *([t("loss {loss}", loss=loss)] if loss else []),
         *([t("held-out loss {loss}", loss=held)] if held else []),

@@ -26,7 +26,7 @@ from tuneloop.training.step_result import StepResult
 
 ROWS_FILE, LIST_FILE = "rows.jsonl", "suspicious_rows.jsonl"
 MOST = 50_000
-"""Examples whose losses are kept, for PASSES passes: at most about 8 MB. Of more, as many of them at even distances."""
+"""Examples whose losses are noted, for PASSES passes: at most about 8 MB. Of more, as many of them at even distances."""
 EVERY = 100
 """Steps whose losses may wait on the device: reading them waits for a card."""
 EXAMPLES, WORDS = 10, 60
@@ -77,8 +77,8 @@ class RowWatch:
         ends = state.step % self.steps_per_epoch == 0
         if ends or len(self.steps) >= EVERY or self.due(state.step):
             self._write()
-        if ends and (found := self._judge(state.step)) is not None:
-            self.give(Alert("labels", found.level, state.step, self.steps_per_epoch + 1, self._facts(found)))
+        if ends and (suspicious := self._judge(state.step)) is not None:
+            self.give(Alert("labels", suspicious.level, state.step, self.steps_per_epoch + 1, self._facts(suspicious)))
 
     def on_end(self, state: State) -> None:
         self._write()
@@ -95,8 +95,8 @@ class RowWatch:
         for step, rows in self.steps:
             means = left[: len(rows)] / np.maximum(self.examples.weights[rows], 1e-9)
             left = left[len(rows) :]
-            kept = [k for k, row in enumerate(rows) if row % every == 0]
-            numbers, losses = [rows[k] for k in kept], [round(float(means[k]), 4) for k in kept]
+            chosen = [k for k, row in enumerate(rows) if row % every == 0]
+            numbers, losses = [rows[k] for k in chosen], [round(float(means[k]), 4) for k in chosen]
             lines.append({"step": step, "rows": numbers, "losses": losses})
             self._keep(step, numbers, losses)
         self._journal().write_all(lines)
@@ -116,41 +116,41 @@ class RowWatch:
         self.judged = passes
         labels = self.examples.columns.get("label")
         of_rows = None if labels is None else labels[self.examples.members[self.watched, 0]]
-        found = suspicious_rows(np.stack(self.losses[:passes]), of_rows)
-        self._list(found)
-        if found is None or (self.given is not None and not _news(self.given, found)):
+        suspicious = suspicious_rows(np.stack(self.losses[:passes]), of_rows)
+        self._list(suspicious)
+        if suspicious is None or (self.given is not None and not _news(self.given, suspicious)):
             return None
-        self.given = found
-        return found
+        self.given = suspicious
+        return suspicious
 
-    def _list(self, found: SuspiciousRows | None) -> None:
+    def _list(self, suspicious: SuspiciousRows | None) -> None:
         """Write the whole list, or remove one that no longer holds."""
         path = self.run.path / LIST_FILE
-        if found is None:
+        if suspicious is None:
             path.unlink(missing_ok=True)
             return
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._named(found)]
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._named(suspicious)]
         write_atomic(path, "".join(lines))
 
-    def _named(self, found: SuspiciousRows) -> list[dict[str, Any]]:
+    def _named(self, suspicious: SuspiciousRows) -> list[dict[str, Any]]:
         """A line a source row, the most extreme first; a row that is repeated, or was cut into several, once."""
-        samples = self.examples.members[self.watched[list(found.rows)], 0]
+        samples = self.examples.members[self.watched[list(suspicious.rows)], 0]
         numbers = [int(n) for n in self.examples.samples.row[samples]]
         records, lines = self.dataset.training_rows(numbers), dict[tuple[str, str, int], dict[str, Any]]()
-        for number, loss in zip(numbers, found.losses, strict=True):
+        for number, loss in zip(numbers, suspicious.losses, strict=True):
             if (record := records.get(number)) is not None:
-                lines.setdefault((record.id, record.file, record.line), _line(record, loss, found.median))
+                lines.setdefault((record.id, record.file, record.line), _line(record, loss, suspicious.median))
         return list(lines.values())
 
-    def _facts(self, found: SuspiciousRows) -> dict[str, Any]:
-        lines = self._named(found)
+    def _facts(self, suspicious: SuspiciousRows) -> dict[str, Any]:
+        lines = self._named(suspicious)
         shown = [{k: one[k] for k in ("file", "line", "label", "text", "loss") if k in one} for one in lines[:EXAMPLES]]
         return {
-            "rows": len(lines) or len(found.rows),
-            "of": found.of,
+            "rows": len(lines) or len(suspicious.rows),
+            "of": suspicious.of,
             "places": ", ".join(f"{one['file']}:{one['line']}" for one in lines[:3]),
-            "median": round(found.median, 4),
-            "contrast": round(found.contrast, 4),
+            "median": round(suspicious.median, 4),
+            "contrast": round(suspicious.contrast, 4),
             "examples": [{k: v for k, v in one.items() if k != "text" or not one.get("label")} for one in shown],
             "list": LIST_FILE,
         }
@@ -180,8 +180,8 @@ def _line(record: Record, loss: float, median: float) -> dict[str, Any]:
     }
 
 
-def _news(given: SuspiciousRows, found: SuspiciousRows) -> bool:
+def _news(given: SuspiciousRows, suspicious: SuspiciousRows) -> bool:
     """Whether a list is worse than the one that was given, or has less than half of both together in common with it."""
-    before, now = set(given.rows), set(found.rows)
-    worse = LEVELS.index(found.level) > LEVELS.index(given.level)
+    before, now = set(given.rows), set(suspicious.rows)
+    worse = LEVELS.index(suspicious.level) > LEVELS.index(given.level)
     return worse or 2 * len(before & now) < len(before | now)

@@ -33,6 +33,7 @@ from tuneloop.tasks.task import Task
 from tuneloop.training import device, distributed
 from tuneloop.training.attempt import Attempt, saver_for, watchers
 from tuneloop.training.callbacks import Due, Screen
+from tuneloop.training.ending import close
 from tuneloop.training.finite import NotANumber
 from tuneloop.training.frozen_policy import CachePolicy, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
@@ -42,7 +43,6 @@ from tuneloop.training.loop import train
 from tuneloop.training.mending import Mender, alert_of, newest_before
 from tuneloop.training.out_of_memory import OutOfMemory
 from tuneloop.training.outlets import Outlets
-from tuneloop.training.result import close
 from tuneloop.training.row_watch import ROWS_FILE
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting

@@ -32,7 +32,7 @@ SUMMARISED = ("step", "time")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where one tracker's run lies, and what it is called. `id` stays the same when the run is resumed, "" where the
     tracker has none yet; `first` is the optimizer step before the first line that comes."""
 
@@ -51,12 +51,12 @@ class TrackerKind:
     """
 
     module: str
-    arguments: Callable[[Any, Place], dict[str, Any]]
+    arguments: Callable[[Any, Location], dict[str, Any]]
     noted: Callable[[GeneralTracker, Alert, str, str], None]
     renews: bool = True
 
 
-def _trackio(module: Any, place: Place) -> dict[str, Any]:
+def _trackio(module: Any, place: Location) -> dict[str, Any]:
     """Trackio asks for its folder once, when it is imported; each run here has its own. Its alerts go to its database
     and not to standard output, which is the command line's."""
     vars(sys.modules["trackio.run"])["print"] = lambda *_, **__: None
@@ -70,7 +70,7 @@ def _trackio(module: Any, place: Place) -> dict[str, Any]:
     return {"name": place.run, "resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
 
 
-def _swanlab(module: Any, place: Place) -> dict[str, Any]:
+def _swanlab(module: Any, place: Location) -> dict[str, Any]:
     quiet = module.Settings(
         interactive=False,
         terminal=module.Settings.Terminal(proxy_type="none"),
@@ -81,19 +81,19 @@ def _swanlab(module: Any, place: Place) -> dict[str, Any]:
     return {**given, "settings": quiet, **({} if elsewhere else {"log_dir": str(place.folder)})}
 
 
-def _tensorboard(module: Any, place: Place) -> dict[str, Any]:
+def _tensorboard(module: Any, place: Location) -> dict[str, Any]:
     """What an earlier process wrote of steps that come again is passed over by TensorBoard."""
     return {"logging_dir": str(place.folder), **({"purge_step": place.first + 1} if place.first else {})}
 
 
-def _wandb(module: Any, place: Place) -> dict[str, Any]:
+def _wandb(module: Any, place: Location) -> dict[str, Any]:
     given = {"name": place.run, "id": place.id, "resume": "allow", "mode": environment().wandb_mode}
     elsewhere = "WANDB_DIR" in environment().trackers_elsewhere
     settings = module.Settings(console="off", silent=True)
     return {**given, "settings": settings, **({} if elsewhere else {"dir": str(place.folder)})}
 
 
-def _mlflow(module: Any, place: Place) -> dict[str, Any]:
+def _mlflow(module: Any, place: Location) -> dict[str, Any]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     given: dict[str, Any] = {"run_name": place.run, "run_id": place.id or None}
     if "MLFLOW_TRACKING_URI" in environment().trackers_elsewhere:
@@ -128,7 +128,7 @@ TRACKERS: dict[TrackerName, TrackerKind] = {
     "wandb": TrackerKind("wandb", _wandb, _text_note),
     "mlflow": TrackerKind("mlflow", _mlflow, _mlflow_note, renews=False),
 }
-"""One entry a tracker; each has an extra of its name."""
+"""One setting a tracker; each has an extra of its name."""
 
 
 def require(name: TrackerName) -> Any:
@@ -153,7 +153,7 @@ class Tracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         noted = self.folder / "id"
         known = noted.read_text(encoding="utf-8") if noted.exists() else ""
-        place = Place(self.folder.absolute(), self.run, known or ("" if self.name == "mlflow" else _new_id()), first)
+        place = Location(self.folder.absolute(), self.run, known or ("" if self.name == "mlflow" else _new_id()), first)
         given = kind.arguments(module, place)
         self.inner = LOGGER_TYPE_TO_CLASS[self.name](self.run if self.name == "tensorboard" else PROJECT, **given)
         self.inner.start()
@@ -194,8 +194,8 @@ def figures(line: Mapping[str, Any]) -> dict[str, float]:
     {'eval/loss': 1.25, 'eval/rows': 8, 'eval/seconds': 2.0}
     """
     held = "eval_loss" in line
-    found = {}
-    for names, value in _numbers(line):
+    numbers = {}
+    for names, number in _numbers(line):
         head, *rest = names
         if head == "clock":
             path = ["eval" if held else "clock", *rest]
@@ -206,12 +206,12 @@ def figures(line: Mapping[str, Any]) -> dict[str, float]:
         else:
             path = ["eval" if held else "train", head.removeprefix("eval_")]
         if names[-1] not in SUMMARISED:
-            found["/".join(_key(part) for part in path)] = value
-    return found
+            numbers["/".join(_key(part) for part in path)] = number
+    return numbers
 
 
-def _numbers(value: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], float]]:
-    for name, one in value.items():
+def _numbers(fields: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], float]]:
+    for name, one in fields.items():
         if isinstance(one, Mapping):
             yield from _numbers(one, (*above, str(name)))
         elif isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one):
@@ -232,17 +232,17 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, str | int | float | bool]]:
     a model is served and who is told."""
 
     def flat(part: Mapping[str, Any], above: str) -> Iterator[tuple[str, str | int | float | bool]]:
-        for name, value in part.items():
+        for name, setting in part.items():
             key = f"{above}{name}"
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{key}.")
-            elif isinstance(value, str | int | float | bool):
-                yield key, value
-            elif value is not None:
-                yield key, json.dumps(value, ensure_ascii=False)
+            if isinstance(setting, Mapping):
+                yield from flat(setting, f"{key}.")
+            elif isinstance(setting, str | int | float | bool):
+                yield key, setting
+            elif setting is not None:
+                yield key, json.dumps(setting, ensure_ascii=False)
 
-    whole = recipe.model_dump(mode="json", exclude={"serve": True, "watch": {"notify"}})
-    yield from flat(whole, "")
+    dumped = recipe.model_dump(mode="json", exclude={"serve": True, "watch": {"notify"}})
+    yield from flat(dumped, "")
 
 
 def title_and_text(alert: Alert) -> tuple[str, str]:

@@ -34,7 +34,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Dataset:
-    """A version that exists and was found whole. `hash` is the first 12 hex digits."""
+    """A version that exists and was records whole. `hash` is the first 12 hex digits."""
 
     path: Path
     name: str
@@ -58,15 +58,15 @@ class Dataset:
 
     def training_rows(self, numbers: Iterable[int]) -> dict[int, Record]:
         """Number -> record, of those that `records("train")` has at these numbers; no other is made into an object."""
-        wanted, begin, found = np.unique(np.fromiter(numbers, np.int64)), 0, dict[int, Record]()
+        wanted, begin, records = np.unique(np.fromiter(numbers, np.int64)), 0, dict[int, Record]()
         for batch in self.batches("train"):
             ends = begin + np.cumsum(batch.column("repeat").to_numpy())
             mine = wanted[(wanted >= begin) & (wanted < ends[-1])] if len(ends) else wanted[:0]
             places = np.searchsorted(ends, mine, "right")
             rows = arrow.records(batch.take(pa.array(places)))
-            found.update((int(number), record) for number, (record, _) in zip(mine, rows, strict=True))
+            records.update((int(number), record) for number, (record, _) in zip(mine, rows, strict=True))
             begin = int(ends[-1]) if len(ends) else begin
-        return found
+        return records
 
     def ids(self, side: Split) -> Iterator[str]:
         """The id of every row of a side."""
