@@ -26,7 +26,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "memory": {"used": 15.0, "total": 16.0, "share": 0.9375, "place": "CPU"},
     "disk": {"free": 0.5, "needed": 1.0},
     "rate": {"left": 60},
-    "labels": {"rows": 12, "places": "a.csv:3"},
+    "labels": {"rows": 12, "of": 900, "places": "a.csv:3", "list": "suspicious_rows.jsonl"},
 }
 
 
