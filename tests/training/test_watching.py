@@ -16,7 +16,7 @@ from tuneloop.monitor.alerts import Alert
 from tuneloop.monitor.history import RunLimits
 from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.watch import WatchPart
-from tuneloop.runs.journal import Journal
+from tuneloop.runs.journal import Journal, Tail
 from tuneloop.training.finite import Finite
 from tuneloop.training.loop import StepResult
 from tuneloop.training.watching import Watcher
@@ -41,7 +41,7 @@ class Watched:
         self.screen: list[str] = []
         self.handed: list[Alert] = []
         self.watcher = Watcher(
-            WatchPart.model_validate(watch), self.metrics, self.held, self.events, self.screen.append,
+            WatchPart.model_validate(watch), Tail(self.metrics.path), Tail(self.held.path), self.events, self.screen.append,
             RunLimits(total=200), (self.handed.append,),
         )  # fmt: skip
 

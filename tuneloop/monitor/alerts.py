@@ -72,8 +72,9 @@ def level_word(level: Level) -> str:
 def words(alert: Alert) -> AlertWords:
     """What an alert says in the current language. Facts that it lacks are shown as "?"."""
     texts = catalogue("watch", current()).get(alert.code, {})
-    first = "failed" if alert.facts.get("failed") else "what"
-    what, why, do = (filled(texts.get(part, ""), alert.facts) for part in (first, "why", "do"))
+    what, why, do = (filled(texts.get(part, ""), alert.facts) for part in ("what", "why", "do"))
+    if alert.facts.get("failed"):  # told by an error, not by figures
+        what = t("memory ran out in step {step}: an allocation failed", step=alert.step)
     if alert.level == "good":
         what = t("over: {what}", what=what)
     return AlertWords(what, why, do)

@@ -44,16 +44,6 @@ class Journal:
         """What was written, without lines that a crash cut short."""
         yield from _decoded(self._raw())
 
-    def lines_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines from byte `offset` on, which ends a line, and where the last of them ends."""
-        if not self.path.exists():
-            return [], offset
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            added = file.read()
-        ended = added[: added.rfind(b"\n") + 1]
-        return list(_decoded(ended.split(b"\n"))), offset + len(ended)
-
     def _raw(self) -> list[bytes]:
         r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
         return self.path.read_bytes().split(b"\n") if self.path.exists() else []

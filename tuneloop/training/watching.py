@@ -14,7 +14,7 @@ from tuneloop.monitor.alerts import Alert, shown
 from tuneloop.monitor.history import History, RunLimits
 from tuneloop.monitor.standing import Standings
 from tuneloop.recipe.watch import WatchPart
-from tuneloop.runs.journal import Journal
+from tuneloop.runs.journal import Journal, Tail
 from tuneloop.training.state import TrainState
 from tuneloop.training.step_result import StepResult
 
@@ -29,15 +29,13 @@ class Watcher:
     """
 
     settings: WatchPart
-    metrics: Journal
-    held: Journal
+    metrics: Tail
+    held: Tail
     events: Journal
     say: Callable[[str], None]
     limits: RunLimits = field(default_factory=RunLimits)
     listeners: Sequence[Callable[[Alert], None]] = ()
     standings: Standings = field(init=False)
-    read: int = field(default=0, init=False)
-    read_rows: int = field(default=0, init=False)
     rows: deque[dict[str, Any]] = field(default_factory=deque, init=False)
 
     def __post_init__(self) -> None:
@@ -54,8 +52,8 @@ class Watcher:
         path = setup.run.path
         bytes_needed = 4 * parameters(setup.model)[1] * (3 + 1)
         limits = RunLimits(setup.total, bytes_needed / 1e9, shutil.disk_usage(path).total / 1e9)
-        held = Journal(path / "held.jsonl")
-        return cls(setup.recipe.watch, setup.metrics, held, setup.events, say, limits, listeners)
+        metrics, held = Tail(setup.run.metrics), Tail(path / "held.jsonl")
+        return cls(setup.recipe.watch, metrics, held, setup.events, say, limits, listeners)
 
     def on_step(self, state: State, outcome: StepResult) -> None:
         self._judge()
@@ -78,10 +76,9 @@ class Watcher:
 
     def _alerts(self) -> list[Alert]:
         """What the lines that metrics.jsonl has gained give; held-out rows come just before their mean."""
-        lines, self.read = self.metrics.lines_from(self.read)
+        lines = self.metrics.read().lines
         if any("eval_loss" in line for line in lines):
-            rows, self.read_rows = self.held.lines_from(self.read_rows)
-            self.rows.extend(rows)
+            self.rows.extend(self.held.read().lines)
         alerts = []
         for line in lines:
             while self.rows and self.rows[0]["step"] <= line["step"]:
