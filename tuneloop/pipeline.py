@@ -156,14 +156,22 @@ def train(
     return start(given, foreseen or foresee(given)[0], workspace=workspace, number=number)
 
 
-def start(assembled: TrainingInput, foreseen: Plan, *, workspace: Path = Path(), number: int | None = None) -> Run:
-    """`train` of what was assembled and foreseen."""
+def start(
+    assembled: TrainingInput,
+    foreseen: Plan,
+    *,
+    workspace: Path = Path(),
+    number: int | None = None,
+    begun: Callable[[Path], None] = lambda run: None,
+) -> Run:
+    """`train` of what was assembled and foreseen. `begun` hears of the run's folder before its first step."""
     model_folder(assembled.recipe.model)  # a tokenizer alone can be planned with
     assembled.require_held()
     with refusals.writing(workspace / "runs"):
         leads = distributed.leads()
         folder = begin(assembled, foreseen.as_dict(), workspace, number).path if leads else Path()
         run = Run(distributed.shared(folder))
+    begun(run.path)
     try:
         _train(run, inside(assembled, run), resume=False)
     except TuneloopError:

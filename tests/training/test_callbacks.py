@@ -14,7 +14,8 @@ from tuneloop.monitor.meters import Meter
 from tuneloop.runs.journal import Journal
 from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
 from tuneloop.training.finite import Finite
-from tuneloop.training.loop import StepResult
+from tuneloop.training.held_rows import HeldLosses
+from tuneloop.training.step_result import StepResult
 
 EVERY = Due("steps", 1, 10, 1000)
 
@@ -119,7 +120,7 @@ def test_a_training_line_holds_what_was_promised(tmp_path: Path) -> None:
     clock = second.pop("clock")
     assert set(clock) == {"time", "seconds", "tokens_per_second", "memory_gb"}
     assert second == {
-        "step": 4, "epoch": 1.0, "loss": 0.5, "grad_norm": 0.5, "learning_rate": 1e-4, "samples": 4, "batch": "abcd0123",
+        "step": 4, "epoch": 1.0, "loss": 0.5, "smooth": pytest.approx(0.7375), "grad_norm": 0.5, "learning_rate": 1e-4, "samples": 4, "batch": "abcd0123",
         "tokens": 100, "label_tokens": 30, "padding": 0,
     }  # fmt: skip
     assert metrics.meter.total_tokens == 400, "steps without a line count as well"
@@ -128,12 +129,12 @@ def test_a_training_line_holds_what_was_promised(tmp_path: Path) -> None:
 def test_the_held_out_loss_is_a_line_of_its_own(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
     said: list[str] = []
-    held = HeldOut(journal, Meter(), Due("steps", 2, 4, 100), 4, lambda: (30.0, 20), said.append)
+    held = HeldOut(journal, Meter(), Due("steps", 2, 4, 100), 4, lambda: HeldLosses(30.0, 20), said.append)
     for step in (1, 2, 3):
         held.on_step(State(step), result(step))
     (line,) = lines(journal.path)
     assert line.pop("clock")["seconds"] >= 0
-    assert line == {"step": 2, "epoch": 0.5, "eval_loss": 1.5}
+    assert line == {"step": 2, "epoch": 0.5, "eval_loss": 1.5, "eval_rows": 0}
     assert said == ["step 2: held-out loss 1.5000"]
 
 
@@ -144,7 +145,9 @@ def test_who_wants_to_know_a_held_out_loss_is_told_after_its_line_stands(tmp_pat
     def listen(step: int, loss: float) -> None:
         heard.append((step, loss, len(list(journal.lines()))))
 
-    held = HeldOut(journal, Meter(), Due("steps", 2, 4, 100), 4, lambda: (30.0, 20), lambda text: None, (listen,))
+    held = HeldOut(
+        journal, Meter(), Due("steps", 2, 4, 100), 4, lambda: HeldLosses(30.0, 20), lambda text: None, (listen,)
+    )
     for step in (1, 2, 3, 4):
         held.on_step(State(step), result(step))
     assert heard == [(2, 1.5, 1), (4, 1.5, 2)]
@@ -152,7 +155,7 @@ def test_who_wants_to_know_a_held_out_loss_is_told_after_its_line_stands(tmp_pat
 
 def test_without_held_out_rows_there_is_no_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
-    HeldOut(journal, Meter(), EVERY, 4, lambda: (0.0, 0), pytest.fail).on_step(State(1), result(0))
+    HeldOut(journal, Meter(), EVERY, 4, lambda: HeldLosses(0.0, 0), pytest.fail).on_step(State(1), result(0))
     assert not journal.path.exists()
 
 

@@ -16,7 +16,8 @@ from tuneloop.runs.journal import Journal
 from tuneloop.training.callbacks import Due, HeldOut, Saver
 from tuneloop.training.finite import Finite
 from tuneloop.training.guards import Guard, require_held_out
-from tuneloop.training.loop import StepResult
+from tuneloop.training.held_rows import HeldLosses
+from tuneloop.training.step_result import StepResult
 
 FINITE = Finite(None, torch.device("cpu"))
 STEP = Step(number=0, batches=[], weight=1.0, label_tokens=1, tokens=1, samples=1, digest="")
@@ -71,8 +72,8 @@ class Course:
             self.saved.append((state.step, self.guard.spare))
             return folder / f"step-{state.step}"
 
-        def measure() -> tuple[float, int]:
-            return losses[self.at - 1] * 7, 7
+        def measure() -> HeldLosses:
+            return HeldLosses(losses[self.at - 1] * 7, 7)
 
         meter = Meter()
         self.callbacks = [

@@ -23,8 +23,9 @@ from tuneloop.recipe.schema import TrainPart
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.objective import Losses, Objective
 from tuneloop.training.finite import Finite
-from tuneloop.training.loop import StepResult, held_loss, train
+from tuneloop.training.loop import held_loss, train
 from tuneloop.training.optim import optimizer_for, scheduler_for
+from tuneloop.training.step_result import StepResult
 
 SETTINGS = TrainPart(learning_rate=0.01, schedule="constant", warmup_ratio=0)
 

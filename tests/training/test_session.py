@@ -120,7 +120,14 @@ def test_a_run_learns_and_its_result_is_what_it_measured(sessions: Sessions, met
     losses = [m["eval_loss"] for m in lines(run.metrics) if "eval_loss" in m]
     assert losses[-1] < losses[0]
     assert sorted(p.name for p in run.path.iterdir()) == sorted(
-        ["recipe.yaml", "metrics.jsonl", "events.jsonl", "checkpoints", "adapter" if method == "lora" else "model"]
+        [
+            "recipe.yaml",
+            "metrics.jsonl",
+            "held.jsonl",
+            "events.jsonl",
+            "checkpoints",
+            "adapter" if method == "lora" else "model",
+        ]
     )
     trained = load_trained(run.path)
     model = objective(trained.model, Examples.of(sessions.held))

@@ -23,7 +23,7 @@ from tuneloop.monitor.meters import OtherPrograms
 from tuneloop.runs.journal import Journal
 from tuneloop.tasks.loss import LossModel
 from tuneloop.training.finite import Finite
-from tuneloop.training.loop import StepResult
+from tuneloop.training.step_result import StepResult
 from tuneloop.training.waiting import INTERVAL, IdleTeam, Waiting
 
 CPU = torch.device("cpu")

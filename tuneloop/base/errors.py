@@ -10,7 +10,8 @@
 
 The words are not here: `messages/<language>/<class>.toml` has one table a code with `what` (one sentence), `do` (the
 remedy) and `more` (for `tuneloop explain`), so that each error exists in both languages. `{name}` in them is filled
-from the keywords an error is raised with.
+from the keywords an error is raised with. Alerts and remedies of a run (NOTICES) lie beside them and are no errors;
+they have a fourth text, `why` it matters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import difflib
 import errno
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,9 +31,25 @@ SEARCHED = 2000
 """Names of a folder that are compared with one that is missing."""
 
 
-class _Facts(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
+class _Unknown:
+    """Stands for a fact that is not there: "?" in every format."""
+
+    def __format__(self, form: str) -> str:
         return "?"
+
+
+class _Facts(dict[str, Any]):
+    def __missing__(self, key: str) -> _Unknown:
+        return _Unknown()
+
+
+def filled(text: str, facts: Mapping[str, Any]) -> str:
+    """A text of the catalogue with its facts; one that is missing or None is shown as "?".
+
+    >>> filled("{n:.1f} of {of:,} rows", {"n": 1})
+    '1.0 of ? rows'
+    """
+    return text.format_map(_Facts({name: fact for name, fact in facts.items() if fact is not None})).strip()
 
 
 @cache
@@ -120,6 +137,9 @@ class ServeError(TuneloopError):
 FAMILIES: dict[str, type[TuneloopError]] = {
     c.family: c for c in (RecipeError, DataError, ModelError, RunError, MachineError, ServeError)
 }
+
+NOTICES = ("watch", "remedy")
+"""Families of codes that a run tells without an error: TL-WATCH-… (monitor/alerts), TL-REMEDY-… (monitor/remedies)."""
 
 
 def os_words(error: BaseException) -> str:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -133,3 +134,14 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count / size < 999.5 else f"{count / size:.0f} {unit}"
     return f"{count} B"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The name of each file, or its whole path where two of these share a name.
+
+    >>> short_names(["x/a.csv", "y/a.csv", "y\\\\b.csv"])
+    ['x/a.csv', 'y/a.csv', 'b.csv']
+    """
+    names = [path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for path in paths]
+    often = Counter(names)
+    return [name if often[name] == 1 else path for path, name in zip(paths, names, strict=True)]

@@ -82,6 +82,13 @@ def refused(error: BaseException, folder: Path | None = None, *, needed: str = "
     return MachineError("TL-MACHINE-FOLDER", where=_shown(where) if where else "", error=known_words(number), then="")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or the user's share of it, is full."""
+    if isinstance(error, MachineError):
+        return error.code == "TL-MACHINE-DISK"
+    return _number(error) in _FULL
+
+
 def _number(error: BaseException) -> int | None:
     """The system's number for what went wrong with a file; None for faults of other kinds and of the network."""
     if isinstance(error, OSError) and _SHORT.match(str(error)):

@@ -1,4 +1,4 @@
-"""tuneloop explain: more about an error code, in English or Chinese."""
+"""tuneloop explain: more about the code of an error, an alert or a remedy, in English or Chinese."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.base import language
-from tuneloop.base.errors import FAMILIES, RecipeError, catalogue
+from tuneloop.base.errors import FAMILIES, NOTICES, RecipeError, catalogue
 from tuneloop.base.language import t
 from tuneloop.cli import show
 
@@ -25,7 +25,7 @@ def explain(
 
     Examples: tuneloop explain TL-DATA-JSON | tuneloop explain TL-RECIPE-KEY --lang zh
     """
-    known = {k: v for family in FAMILIES for k, v in catalogue(family, language.current()).items()}
+    known = {k: v for family in (*FAMILIES, *NOTICES) for k, v in catalogue(family, language.current()).items()}
     if not code:
         if json:
             show.as_json(known)
@@ -41,7 +41,8 @@ def explain(
         show.as_json({"code": code.upper(), **texts})
         return
     print(code.upper())
-    parts = ((t("What it says"), open_facts(texts["what"])), (t("What to do"), open_facts(texts["do"])))
+    titles = {"what": t("What it says"), "why": t("Why it matters"), "do": t("What to do")}
+    parts = [(title, open_facts(texts[part])) for part, title in titles.items() if part in texts]
     for title, text in (*parts, (t("More"), texts["more"])):
         print(f"\n{title}\n  " + text.strip().replace("\n", "\n  "))
 

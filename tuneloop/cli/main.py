@@ -25,6 +25,7 @@ from tuneloop.cli import (
     judge,
     key,
     model,
+    parent,
     plan,
     predict,
     prepare,
@@ -119,6 +120,8 @@ def main() -> NoReturn:
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if parent.is_needed(sys.argv[1:]):
+        parent.split()
     _quiet()
     try:
         sys.exit(_run())

@@ -12,7 +12,7 @@ import typer
 
 from tuneloop.base.errors import MachineError
 from tuneloop.base.language import listed, t
-from tuneloop.cli import show, variants, verdict
+from tuneloop.cli import parent, show, variants, verdict
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 if TYPE_CHECKING:
@@ -54,9 +54,15 @@ def run(
     from tuneloop import pipeline
     from tuneloop.cli import losses, tables
     from tuneloop.hub import resolve
+    from tuneloop.runs.run import open_run
     from tuneloop.training import distributed
 
     resolve.resolve(recipe.model.name, recipe.model.revision, accept_terms=recipe.model.accept_terms, progress=show.say)
+    if ended := parent.taken_up():  # the system has ended the process before this one
+        trained = open_run(ended, workspace)
+        parent.begun(trained.path)
+        pipeline.resume(trained)
+        return _measured(trained, workspace, began, json=json)
     show.say(t("Preparing the data"))
     dataset, recipe = verdict.prepared(recipe, workspace)
     shown: list[str] = []
@@ -70,9 +76,16 @@ def run(
         tables.plan(replace(foreseen, warnings=fresh), checked)
     elif distributed.leads():
         show.warnings(fresh)
-    trained = pipeline.start(assembled, foreseen, workspace=workspace)
-    if not distributed.leads():  # one of the processes of torchrun goes on
-        return
+    trained = pipeline.start(assembled, foreseen, workspace=workspace, begun=parent.begun)
+    if distributed.leads():  # one of the processes of torchrun goes on
+        _measured(trained, workspace, began, json=json)
+
+
+def _measured(trained: Run, workspace: Path, began: float, *, json: bool) -> None:
+    """What follows training: evaluate, register, report."""
+    from tuneloop import pipeline
+    from tuneloop.cli import tables
+
     if trained.trained_folder() is None:
         stopped(trained)
     try:

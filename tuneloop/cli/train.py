@@ -9,7 +9,7 @@ import typer
 
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
-from tuneloop.cli import show, verdict
+from tuneloop.cli import parent, show, verdict
 from tuneloop.cli.run import stopped
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
@@ -38,7 +38,8 @@ def train(
         require_files(recipe)
     from tuneloop.runs.run import open_run
 
-    trained = open_run(resume, workspace) if resume else None
+    ended = parent.taken_up()
+    trained = open_run(ended or resume, workspace) if ended or resume else None
     show.say(t("Loading the libraries"))
     from tuneloop import pipeline
     from tuneloop.training import distributed
@@ -47,7 +48,8 @@ def train(
         if trained.trained_folder() is not None:
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
-            pipeline.resume(trained, settings or [])
+            parent.begun(trained.path)
+            pipeline.resume(trained, (settings or []) if resume else [])
     else:
         dataset, recipe = verdict.prepared(recipe, workspace)
         shown: list[str] = []
@@ -62,7 +64,7 @@ def train(
         foreseen, _ = pipeline.foresee(assembled)
         if distributed.leads():  # said before the first step
             show.warnings(one for one in foreseen.warnings if one not in shown)
-        trained = pipeline.start(assembled, foreseen, workspace=workspace, number=number)
+        trained = pipeline.start(assembled, foreseen, workspace=workspace, number=number, begun=parent.begun)
     if not distributed.leads():  # one of the processes of torchrun speaks
         return
     folder = trained.trained_folder()

@@ -17,7 +17,6 @@ from tuneloop.evaluation import classification, compare, preference, suite
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.more_answers import MoreAnswers, SideMeasured, with_rows
 from tuneloop.evaluation.progress import Counted, counted, journal_in
-from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.generate import Answerer
 from tuneloop.inference.trained import Trained
@@ -26,6 +25,7 @@ from tuneloop.model.load import placed
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.chat import objective
 from tuneloop.training.packing import packs_exactly, rows
+from tuneloop.training.row_losses import row_losses
 
 Say = Callable[[str], None]
 

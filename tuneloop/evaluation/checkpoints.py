@@ -15,13 +15,13 @@ from tuneloop.base.language import t
 from tuneloop.data.version.find import dataset_of
 from tuneloop.evaluation.intervals import Estimate, ratio
 from tuneloop.evaluation.paired import Paired, RowScores, compare_rows
-from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.model import checkpoint
 from tuneloop.model.kernels.matmul import matmul_precision
 from tuneloop.runs.run import Run, run_recipe
 from tuneloop.training import distributed
 from tuneloop.training.input import assemble
 from tuneloop.training.packing import rows
+from tuneloop.training.row_losses import row_losses
 from tuneloop.training.state import TrainState, build
 
 

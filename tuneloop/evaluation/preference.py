@@ -22,7 +22,6 @@ from tuneloop.evaluation.by_row import compare_held
 from tuneloop.evaluation.evaluation import Evaluation, Scores
 from tuneloop.evaluation.metrics import ALWAYS, METRICS, measured
 from tuneloop.evaluation.paired import RowScores
-from tuneloop.evaluation.row_losses import row_losses
 from tuneloop.evaluation.untrained import untrained
 from tuneloop.inference.trained import Trained
 from tuneloop.model.load import placed
@@ -31,6 +30,7 @@ from tuneloop.tasks.loss import head_is_exact
 from tuneloop.tasks.reward import RewardModel
 from tuneloop.tasks.task import SplitView
 from tuneloop.training.packing import packs_exactly, rows
+from tuneloop.training.row_losses import row_losses
 
 SampleScores = Callable[[Trained, nn.Module, Sequences, Sequence[Record]], NDArray[np.float64]]
 """A model's score of each sample of some records, float64 [samples]: what an answer is preferred by."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from tuneloop.base.files import short_names
 from tuneloop.base.records import Message, Record, Reply
 from tuneloop.evaluation.evaluation import Scores
 from tuneloop.evaluation.form import visible
@@ -108,16 +109,11 @@ def by_file(records: Sequence[Record]) -> dict[str, list[Record]]:
     ['x/a.csv', 'y/a.csv', 'b.csv']
     """
     paths = dict.fromkeys(r.file for r in records)
-    names = [_name(p) for p in paths]
-    shown = {p: n if names.count(n) == 1 else p for p, n in zip(paths, names, strict=True)}
+    shown = dict(zip(paths, short_names(list(paths)), strict=True))
     out: dict[str, list[Record]] = {name: [] for name in shown.values()}
     for record in records:
         out[shown[record.file]].append(record)
     return out
-
-
-def _name(path: str) -> str:
-    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def loss_by_source(records: Sequence[Record], held_loss: HeldLoss) -> dict[str, tuple[float, int]]:

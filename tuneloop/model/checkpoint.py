@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.files import folder_atomic, sha256_of
@@ -119,21 +119,56 @@ def _prune(folder: Path, keep: int | None, step: int, spare: int | None) -> None
         shutil.rmtree(draft, ignore_errors=True)
     if keep is not None:
         # One of a later step is broken, else the run would have gone on from it: it must not take a good one's place.
-        old_ones = [p for p in _newest_first(folder) if _step(p) <= step][keep:]
-        for old in [p for p in old_ones if _step(p) != spare]:
-            # Out of the way first: a removal that is cut short must not leave a folder that looks like a checkpoint.
-            gone = folder / f".draft-old-{old.name}"
-            os.replace(old, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        old_ones = [p for p in _newest_first(folder) if step_of(p) <= step][keep:]
+        for old in [p for p in old_ones if step_of(p) != spare]:
+            _remove(old)
 
 
-def _step(path: Path) -> int:
+def _remove(path: Path) -> None:
+    # Out of the way first: a removal that is cut short must not leave a folder that looks like a checkpoint.
+    gone = path.with_name(f".draft-old-{path.name}")
+    os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def thin(folder: Path, spare: int | None = None) -> tuple[int, int]:
+    """Remove all checkpoints but the newest whole one and that of step `spare`, and what crashes left of others.
+
+    How many were removed, and their bytes.
+    """
+    for draft in folder.glob(".*draft*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    stays = newest(folder)
+    if stays is None:
+        return 0, 0
+    gone = [p for p in _newest_first(folder) if p != stays and step_of(p) != spare]
+    size = sum(size_of(p) for p in gone)
+    for path in gone:
+        _remove(path)
+    return len(gone), size
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(p.stat().st_size for p in path.iterdir())
+
+
+def back_to(folder: Path, before: int) -> int:
+    """Remove the checkpoints of step `before` and later ones; the step of the newest whole one that is left, else 0."""
+    for path in [p for p in _newest_first(folder) if step_of(p) >= before]:
+        _remove(path)
+    left = newest(folder)
+    return step_of(left) if left else 0
+
+
+def step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
     return int(path.name.removeprefix("step-"))
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     folders = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
-    yield from sorted(folders, key=_step, reverse=True)
+    yield from sorted(folders, key=step_of, reverse=True)
 
 
 def verified(path: Path) -> bool:
@@ -168,6 +203,7 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
     own = restore_weights(path, model)
     _restore_optimizer(path, own, optimizer, **content["optimizer"])
     scheduler.load_state_dict(content["scheduler"])
+    _set_rates(optimizer, scheduler)
     generators = load_file(path / "random.safetensors")
     torch.set_rng_state(generators["cpu"])
     if torch.cuda.is_available():
@@ -178,6 +214,15 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRSch
     version, internal, gauss = content["python"]
     random.setstate((version, tuple(internal), gauss))
     return State(step=content["step"])
+
+
+def _set_rates(optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """The rates that the schedule has now: a remedy may have changed it since the checkpoint was written."""
+    if isinstance(scheduler, LambdaLR):
+        factors = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, base, factor in factors:
+            group["lr"] = base * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _restore_optimizer(

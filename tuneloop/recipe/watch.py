@@ -27,7 +27,9 @@ class ReboundRule(RulePart):
 class ExplodingRule(RulePart):
     """The gradient grows."""
 
-    high: float = Field(10.0, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own.")
+    high: float = Field(
+        10.0, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own."
+    )
     alarm: float = Field(20.0, gt=0, description="Gradient norm that is bad there.")
 
 

@@ -41,13 +41,17 @@ class Journal:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was written, without lines that a crash cut short."""
-        for line in self._raw():
-            try:
-                fields = json.loads(line.decode("utf-8", "replace"))
-            except ValueError:
-                continue
-            if isinstance(fields, dict):
-                yield fields
+        yield from _decoded(self._raw())
+
+    def lines_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines from byte `offset` on, which ends a line, and where the last of them ends."""
+        if not self.path.exists():
+            return [], offset
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            added = file.read()
+        ended = added[: added.rfind(b"\n") + 1]
+        return list(_decoded(ended.split(b"\n"))), offset + len(ended)
 
     def _raw(self) -> list[bytes]:
         r"""The lines as they lie, split at \n alone: JSON holds U+2028 and U+0085 as they are."""
@@ -65,6 +69,16 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
         write_atomic(self.path, b"".join(head))
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            fields = json.loads(line.decode("utf-8", "replace"))
+        except ValueError:
+            continue
+        if isinstance(fields, dict):
+            yield fields
 
 
 def _encoded(lines: Iterable[dict[str, Any]]) -> bytes:

@@ -30,6 +30,10 @@ FREE_ON_RESUME = {
 """Keys of `train` that change no number of a run, so a resumed run may have them otherwise."""
 
 
+KILLED = "killed"
+"""The event of a run that the system has ended for want of memory: whoever resumes it makes its passes smaller."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A folder runs/<name>-<n>."""
@@ -194,7 +198,7 @@ def resumable(recipe: Recipe, settings: list[str]) -> Recipe:
         return recipe
     wanted = changed(recipe, settings)
     free = {name: getattr(wanted.train, name) for name in FREE_ON_RESUME}
-    allowed = recipe.model_copy(update={"train": recipe.train.model_copy(update=free)})
+    allowed = recipe.model_copy(update={"train": recipe.train.model_copy(update=free), "watch": wanted.watch})
     if wanted != allowed:
         raise RunError("TL-RUN-RESUME", where=listed(settings), free=listed(sorted(FREE_ON_RESUME)))
     return allowed

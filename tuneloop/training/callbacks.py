@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -15,10 +15,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from tuneloop.base.duration import about
 from tuneloop.base.language import t
 from tuneloop.model.checkpoint import State
+from tuneloop.monitor.machine import Machine
 from tuneloop.monitor.meters import Meter
+from tuneloop.monitor.smoothing import Smooth
 from tuneloop.recipe.schema import Strategy
 from tuneloop.runs.journal import Journal
-from tuneloop.training.loop import StepResult
+from tuneloop.training.held_rows import HeldLosses
+from tuneloop.training.sources import Sources
+from tuneloop.training.step_result import StepResult
+
+Listener = Callable[[dict[str, Any]], None]
+"""Hears each line as it was written."""
 
 BAR_INTERVAL = 0.1
 """Seconds between two readings of a step's numbers for the bar on a terminal."""
@@ -60,8 +67,17 @@ class Metrics:
     due: Due
     steps_per_epoch: int
     late: bool = False
+    sources: Sources | None = None
+    machine: Machine | None = None
+    listeners: Sequence[Listener] = ()
     tokens: int = field(default=0, init=False)
     steps: int = field(default=0, init=False)
+    smooth: Smooth = field(default_factory=Smooth, init=False)
+
+    def __post_init__(self) -> None:
+        for line in self.journal.lines():  # a resumed run goes on smoothing as if it had not stopped
+            if isinstance(line.get("loss"), int | float):
+                self.smooth.add(line["loss"])
 
     def on_step(self, state: State, outcome: StepResult) -> None:
         step, due = outcome.step, self.due(state.step)
@@ -69,26 +85,35 @@ class Metrics:
         if self.late and not due:
             return
         figures = outcome.read() if due else None
-        clock = self.meter.read(self.tokens, self.steps)
+        clock: dict[str, Any] = self.meter.read(self.tokens, self.steps)
         self.tokens = self.steps = 0
         if figures is None:
             return
-        self.journal.write(
-            {
-                "step": state.step,
-                "epoch": round(state.step / self.steps_per_epoch, 4),
-                "loss": figures.loss,
-                "grad_norm": figures.grad_norm,
-                "learning_rate": figures.learning_rate,
-                **figures.metrics,
-                "samples": step.samples,
-                "batch": step.digest,
-                "tokens": step.tokens,
-                "label_tokens": step.label_tokens,
-                "padding": 0,
-                "clock": clock,
-            }
-        )
+        if outcome.phases is not None:
+            clock["phases"] = outcome.phases.read()
+        if self.machine is not None:
+            clock |= self.machine.read()
+        sources = self.sources.means(step.batches, outcome.per_item) if self.sources is not None else {}
+        line = {
+            "step": state.step,
+            "epoch": round(state.step / self.steps_per_epoch, 4),
+            "loss": figures.loss,
+            "smooth": self.smooth.add(figures.loss),
+            "grad_norm": figures.grad_norm,
+            **({"grad_groups": figures.grad_groups} if figures.grad_groups else {}),
+            "learning_rate": figures.learning_rate,
+            **figures.metrics,
+            **({"sources": sources} if sources else {}),
+            "samples": step.samples,
+            "batch": step.digest,
+            "tokens": step.tokens,
+            "label_tokens": step.label_tokens,
+            "padding": round(step.idle / (step.tokens + step.idle), 4) if step.idle else 0,
+            "clock": clock,
+        }
+        self.journal.write(line)
+        for tell in self.listeners:
+            tell(line)
 
     def on_end(self, state: State) -> None:
         pass
@@ -96,31 +121,49 @@ class Metrics:
 
 @dataclass(slots=True)
 class HeldOut:
-    """Measures the held-out loss when due and writes it as a line of its own; then tells those who want to know."""
+    """Measures the held-out loss when due and writes it as a line of its own; then tells those who want to know.
+
+    `measured` hear step and loss, `listeners` the whole line. `rows` is held.jsonl, where the rows' losses go.
+    """
 
     journal: Journal
     meter: Meter
     due: Due
     steps_per_epoch: int
-    measure: Callable[[], tuple[float, float]]
+    measure: Callable[[], HeldLosses]
     say: Callable[[str], None]
-    listeners: Sequence[Callable[[int, float], None]] = ()
+    measured: Sequence[Callable[[int, float], None]] = ()
+    rows: Journal | None = None
+    listeners: Sequence[Listener] = ()
 
     def on_step(self, state: State, outcome: StepResult) -> None:
         if not self.due(state.step):
             return
         outcome.read()  # a step that was none is told before its weights are measured
         began = time.perf_counter()
-        total, labels = self.measure()
-        if labels:
-            loss = total / labels
-            seconds = round(time.perf_counter() - began, 3)
-            epoch = round(state.step / self.steps_per_epoch, 4)
-            self.journal.write({"step": state.step, "epoch": epoch, "eval_loss": loss, "clock": {"seconds": seconds}})
-            self.say(t("step {step}: held-out loss {loss}", step=state.step, loss=f"{loss:.4f}"))
-            for tell in self.listeners:
-                tell(state.step, loss)
+        held = self.measure()
+        if held.weight:
+            self._write(state.step, held, round(time.perf_counter() - began, 3))
         self.meter.pause()
+
+    def _write(self, step: int, held: HeldLosses, seconds: float) -> None:
+        loss, error = held.total / held.weight, held.error
+        line = {
+            "step": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
+            "eval_loss": loss,
+            **({} if error is None else {"eval_error": error}),
+            "eval_rows": len(held.losses),
+            "clock": {"seconds": seconds},
+        }
+        if self.rows is not None:
+            self.rows.write({"step": step, **held.some()})
+        self.journal.write(line)
+        self.say(t("step {step}: held-out loss {loss}", step=step, loss=f"{loss:.4f}"))
+        for tell in self.measured:
+            tell(step, loss)
+        for listener in self.listeners:
+            listener(line)
 
     def on_end(self, state: State) -> None:
         pass
@@ -128,21 +171,22 @@ class HeldOut:
 
 @dataclass(slots=True)
 class Saver:
-    """Writes a checkpoint when due, and where the loop ends early."""
+    """Writes a checkpoint when due, and where the loop ends early; none of a state that is to be given up."""
 
     save: Callable[[State], Path]
     journal: Journal
     meter: Meter
     due: Callable[[int], bool]
+    is_given_up: Callable[[], bool] = lambda: False
     saved: int = -1
 
     def on_step(self, state: State, outcome: StepResult) -> None:
-        if self.due(state.step):
+        if self.due(state.step) and not self.is_given_up():
             outcome.read()
             self._save(state)
 
     def on_end(self, state: State) -> None:
-        if self.saved != state.step and state.step:
+        if self.saved != state.step and state.step and not self.is_given_up():
             self._save(state)
 
     def _save(self, state: State) -> None:
@@ -181,6 +225,12 @@ class Screen:
             )
             self.task = self.bar.add_task("", total=total, completed=first, numbers="")
             self.bar.start()
+
+    def begin(self, first: int) -> None:
+        """Training begins now, after optimizer step `first`."""
+        self.began, self.first = time.perf_counter(), first
+        if self.bar is not None:
+            self.bar.update(self.task, completed=first)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

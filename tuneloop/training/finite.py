@@ -11,18 +11,27 @@ from torch import Tensor
 from tuneloop.base.errors import RunError
 
 
+class NotANumber(RunError):
+    """TL-RUN-NAN: the loss or the gradient norm of step `number` (from 1) was no number."""
+
+    def __init__(self, number: int, loss: float, norm: float) -> None:
+        super().__init__("TL-RUN-NAN", where=f"step {number}", loss=f"{loss:.4g}", norm=f"{norm:.4g}")
+        self.number = number
+
+
 class Finite:
     """Keeps the weights those of the last good step once a loss or its gradient is no number.
 
     Where reading a number costs no wait, and where the optimizer cannot skip a step by itself, each step is read and
     the run ends before a bad one is taken. On a card torch's fused optimizers learn it on the device (`found_inf`, as
-    from its GradScaler): they skip that step and all after it, and the run ends when its numbers are next read.
+    from its GradScaler): they skip that step and all after it, and the run ends when its numbers are next read. Of
+    several processes (not `alone`) each reads each step, so that all end at the same one.
     """
 
-    def __init__(self, optimizer: Any, device: torch.device) -> None:
+    def __init__(self, optimizer: Any, device: torch.device, *, alone: bool = True) -> None:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's holds torch's own
         fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults.get("fused")
-        self.late = bool(device.type == "cuda" and fused)
+        self.late = bool(device.type == "cuda" and fused and alone)
         self.first = torch.zeros(3, device=device)
         """Number, loss and gradient norm of the first bad step; the number is 0 as long as there is none."""
 
@@ -44,4 +53,4 @@ class Finite:
             return
         number, loss, norm = self.first.tolist()
         if number:
-            raise RunError("TL-RUN-NAN", where=f"step {int(number)}", loss=f"{loss:.4g}", norm=f"{norm:.4g}")
+            raise NotANumber(int(number), loss, norm)

@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tuneloop.base.errors import RunError
 from tuneloop.base.language import t
 from tuneloop.model import checkpoint
+from tuneloop.monitor.remedies import Remedy, remedies
 from tuneloop.recipe.schema import TrainPart
 from tuneloop.runs.journal import Journal
 
@@ -27,14 +29,26 @@ class Guard:
     metrics: Journal
     events: Journal
     say: Callable[[str], None]
+    checkpoints: Path = Path()
+    may_end: bool = False
+    """Whether a remedy may end the run at its best checkpoint, which then must stay."""
+    ended: tuple[int, float] | None = field(default=None, init=False)
+    """The step whose state is the result, and its held-out loss, once a remedy has ended the run."""
     best_loss: float = field(default=math.inf, init=False)
     best_step: int = field(default=0, init=False)
     waited: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        for remedy in remedies(self.events.lines()):
+            if remedy.remedy == "stop":
+                self.end(remedy)
         for line in self.metrics.lines():
-            if isinstance(line.get("eval_loss"), int | float):
+            if _is_measured(line):
                 self._count(line["step"], line["eval_loss"])
+
+    def end(self, remedy: Remedy) -> None:
+        """A remedy has ended the run at its best checkpoint."""
+        self.ended = int(remedy.facts["best"]), float(remedy.facts["loss"])
 
     def measured(self, step: int, loss: float) -> None:
         """A held-out loss was measured after `step`."""
@@ -59,36 +73,48 @@ class Guard:
     @property
     def stops(self) -> bool:
         """Whether the run should end here: `patience` measurements in a row were no better than the best."""
-        return self.patience is not None and self.waited >= self.patience
+        return self.ended is not None or (self.patience is not None and self.waited >= self.patience)
 
     @property
     def spare(self) -> int | None:
-        """The step whose checkpoint must stay, if the best one is to be kept."""
-        return self.best_step if self.keeps_best and self.best_step else None
+        """The step whose checkpoint must stay: the best, if that is to be kept, else the best of those that are there
+        where a remedy may need it."""
+        if self.keeps_best:
+            return self.best_step or None
+        best = self.best_saved() if self.may_end else None
+        return best[0] if best else None
+
+    def best_saved(self) -> tuple[int, float] | None:
+        """Of the checkpoints that were measured, the best: its step and held-out loss; None where there is none."""
+        measured = [
+            (float(line["eval_loss"]), int(line["step"])) for line in self.metrics.lines() if _is_measured(line)
+        ]
+        there = [(loss, step) for loss, step in measured if (self.checkpoints / f"step-{step}").is_dir()]
+        return (min(there)[1], min(there)[0]) if there else None
 
     def saves(self, step: int) -> bool:
         """Whether the state after `step` must be saved whatever the recipe says of saving: it is the best so far."""
-        return self.spare == step
+        return self.keeps_best and self.spare == step
 
     def best(self, checkpoints: Path, last: int) -> Path | None:
         """The checkpoint that holds the result; None where that is the state after the `last` step.
 
         Raises TL-RUN-BEST when it is gone or damaged.
         """
-        if self.spare is None or self.spare == last:
+        step, loss = self.ended or (self.spare if self.keeps_best else None, self.best_loss)
+        if step is None or step == last:
             return None
-        path = checkpoints / f"step-{self.spare}"
+        path = checkpoints / f"step-{step}"
         if not checkpoint.verified(path):
-            raise RunError("TL-RUN-BEST", where=str(path), step=self.spare)
-        self.events.event("best", step=self.spare, eval_loss=self.best_loss)
-        self.say(
-            t(
-                "the result is the state after step {step}, held-out loss {loss}",
-                step=self.spare,
-                loss=f"{self.best_loss:.4f}",
-            )
-        )
+            raise RunError("TL-RUN-BEST", where=str(path), step=step)
+        self.events.event("best", step=step, eval_loss=loss)
+        self.say(t("the result is the state after step {step}, held-out loss {loss}", step=step, loss=f"{loss:.4f}"))
         return path
+
+
+def _is_measured(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics holds a held-out loss that is a number."""
+    return isinstance(line.get("eval_loss"), int | float)
 
 
 def require_held_out(train: TrainPart, held: int) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,45 +14,13 @@ from tuneloop.data.batches.loader import Step
 from tuneloop.data.batches.pack import Batch
 from tuneloop.model import determinism
 from tuneloop.model.checkpoint import State
+from tuneloop.monitor.gradients import Gradients
+from tuneloop.monitor.phases import Phases
 from tuneloop.tasks.objective import Losses, Objective
+from tuneloop.training import distributed
 from tuneloop.training.finite import Finite
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step was. Its numbers stay on the device until somebody reads them: a card then need not be waited for.
-
-    total float32 []: the sum of the losses, which `step.weight` makes a mean; norm float32 []: of the gradient, before
-    clipping; sums float32 [len(names)]: of what the objective tells beside its loss. per_item: of each of the step's
-    batches on this rank what its examples lost, float32 [examples]; `Batch.members` tell which they are.
-    """
-
-    step: Step
-    total: Tensor
-    norm: Tensor
-    learning_rate: float
-    finite: Finite
-    names: tuple[str, ...] = ()
-    sums: Tensor | None = None
-    per_item: tuple[Tensor, ...] = ()
-
-    def read(self) -> Figures:
-        """The numbers. Raises TL-RUN-NAN where the loss or its gradient was no number in this step or before."""
-        self.finite.require()
-        means = [] if self.sums is None else (self.sums / self.step.weight).tolist()
-        loss = float(self.total) / self.step.weight
-        return Figures(loss, float(self.norm), self.learning_rate, dict(zip(self.names, means, strict=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The numbers of a step: `loss` the mean over what the step counts, label tokens mostly; `grad_norm` before
-    clipping; `metrics` what the objective tells beside its loss, such as the accuracy on preference pairs: means."""
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    metrics: dict[str, float]
+from tuneloop.training.out_of_memory import OutOfMemory, ran_out
+from tuneloop.training.step_result import StepResult
 
 
 class Callback(Protocol):
@@ -90,31 +56,39 @@ def train(
     `late`, for float16, divides by the weight after the backward pass, in the trained weights' float32: the gradient of
     a mean over thousands of tokens is below what float16 can tell from zero (6e-8), that of the sum is not.
     `seed` is what several processes draw from (see `_draw`). One process goes on with the generator that it finds.
-    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step.
+    Raises TL-RUN-NAN when the loss or its gradient is no number; the weights are those of the last good step. Raises
+    TL-RUN-MEMORY on all ranks when one of them finds no memory for a step; the weights are those before it.
     """
     model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
+    gradients, phases = Gradients(model), Phases(accelerator.device)
     inner: Objective = accelerator.unwrap_model(model)
-    finite = Finite(optimizer, accelerator.device)
+    finite = Finite(optimizer, accelerator.device, alone=accelerator.num_processes == 1)
     for step in steps:
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]
+        phases.end("data")
         inner.before_step(batches, lambda sums: accelerator.reduce(sums, "sum"))
-        total, sums, per_item = _passes(accelerator, model, batches, 1 if late else step.weight, inner.metrics)
+        with distributed.same_end(lambda: OutOfMemory(state.step + 1), ran_out):
+            share = 1 if late else step.weight
+            total, sums, per_item = _passes(accelerator, model, batches, share, inner.metrics, phases)
+        distributed.average_gradients(gradients.weights)
+        total, sums = _added(accelerator, total, sums)
         if late:
-            _divide(weights, step.weight)
-        norm = accelerator.clip_grad_norm_(weights, max_grad_norm or math.inf)
-        finite.see(state.step + 1, total, norm, step.weight)
+            _divide(gradients.weights, step.weight)
+        norms = gradients.clip(max_grad_norm)
+        finite.see(state.step + 1, total, norms.total, step.weight)
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
+        phases.end("optimizer")
         state.step += 1
-        seen = StepResult(step, total, norm, rate, finite, inner.metrics, sums, per_item)
+        seen = StepResult(step, total, norms.total, rate, finite, inner.metrics, sums, per_item, norms, phases)
         for callback in callbacks:
             callback.on_step(state, seen)
         if stop():
             break
+        phases.begin()
     finite.require()
     for callback in callbacks:
         callback.on_end(state)
@@ -122,25 +96,36 @@ def train(
 
 
 def _passes(
-    accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], weight: float, metrics: tuple[str, ...]
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    weight: float,
+    metrics: tuple[str, ...],
+    phases: Phases,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-    """Forward and backward over a step's batches, each loss divided by `weight`.
+    """Forward and backward over a step's batches, each loss divided by `weight`; no rank waits for another one.
 
-    The sum of the losses float32 [] and of what the objective tells beside it, over all ranks; and what each example of
-    this rank lost, by batch.
+    The sum of the losses float32 [] and of what the objective tells beside it, and what each example lost, by batch.
     """
     total, per_item = torch.zeros((), device=accelerator.device), []
     sums = torch.zeros(len(metrics), device=accelerator.device) if metrics else None
     for batch in batches:
-        losses: Losses = model(batch)
-        with determinism.backward():
-            accelerator.backward(losses.total * (accelerator.num_processes / weight))
+        with accelerator.no_sync(model):
+            losses: Losses = model(batch)
+            phases.end("forward")
+            with determinism.backward():
+                accelerator.backward(losses.total * (accelerator.num_processes / weight))
+            phases.end("backward")
         total += losses.total.detach()
         if sums is not None and losses.metrics is not None:
             sums += losses.metrics
         per_item.append(losses.per_item)
-    total = accelerator.reduce(total, "sum")
-    return total, None if sums is None else accelerator.reduce(sums, "sum"), tuple(per_item)
+    return total, sums, tuple(per_item)
+
+
+def _added(accelerator: Accelerator, total: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sums over all ranks."""
+    return accelerator.reduce(total, "sum"), None if sums is None else accelerator.reduce(sums, "sum")
 
 
 def _draw(accelerator: Accelerator, seed: int, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers.optimization import Adafactor
 
 from tuneloop.base.errors import MachineError
 from tuneloop.base.optional import need
+from tuneloop.monitor.remedies import Slower
 from tuneloop.recipe.schema import TrainPart
 
 QUANTISED = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw": "PagedAdamW"}
@@ -61,6 +62,21 @@ def curve(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
         return max(0.0, 1 - done) if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     return factor
+
+
+def slowed(factor: Callable[[int], float], slower: Sequence[Slower]) -> Callable[[int], float]:
+    """The schedule `factor` with what remedies have changed: from a step on a lower rate, which rises anew.
+
+    >>> [round(slowed(lambda k: 1.0, [Slower(step=2, rate=0.5, warmup=2)])(k), 2) for k in range(5)]
+    [1.0, 1.0, 0.25, 0.5, 0.5]
+    """
+
+    def changed(k: int) -> float:
+        past = [one for one in slower if k >= one.step]
+        rise = min((min(1.0, (k - one.step + 1) / max(1, one.warmup)) for one in past), default=1.0)
+        return factor(k) * math.prod(one.rate for one in past) * rise
+
+    return changed if slower else factor
 
 
 def groups_for(model: nn.Module, train: TrainPart) -> list[dict[str, Any]]:
@@ -128,6 +144,6 @@ def _quantised(groups: list[dict[str, Any]], train: TrainPart) -> Optimizer:
     return optimizer
 
 
-def scheduler_for(optimizer: Optimizer, train: TrainPart, steps: int) -> LambdaLR:
-    """The schedule over `steps` optimizer steps."""
-    return LambdaLR(optimizer, curve(train.schedule, warmup_steps(train, steps), steps))
+def scheduler_for(optimizer: Optimizer, train: TrainPart, steps: int, slower: Sequence[Slower] = ()) -> LambdaLR:
+    """The schedule over `steps` optimizer steps, with what remedies have changed of it."""
+    return LambdaLR(optimizer, slowed(curve(train.schedule, warmup_steps(train, steps), steps), slower))

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import io
 import random
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from peft import PeftModel
 from torch import nn
 
 from tuneloop.base.duration import about
-from tuneloop.base.environment import waits_our_way
 from tuneloop.base.errors import RunError
-from tuneloop.base.files import folder_atomic, format_bytes
+from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, t
 from tuneloop.data.batches.loader import Steps, loader
-from tuneloop.hub.resolve import on_hub
 from tuneloop.methods.table import notes
-from tuneloop.methods.wrap import bits_of
 from tuneloop.model import checkpoint
-from tuneloop.model.anatomy import never_quantised, scores_labels
-from tuneloop.model.backbone import unwrap
 from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
-from tuneloop.recipe.schema import Recipe, Strategy
+from tuneloop.monitor.remedies import Remedy, words
+from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
-from tuneloop.runs.run import Run
-from tuneloop.tasks.labels_file import write_classes
-from tuneloop.tasks.task import Task, TaskContext
+from tuneloop.runs.run import KILLED, Run
+from tuneloop.tasks.task import Task
 from tuneloop.training import device, distributed
-from tuneloop.training.adapter_card import adapter_card
-from tuneloop.training.callbacks import Due, HeldOut, Metrics, Saver, Screen
-from tuneloop.training.digests import ending
-from tuneloop.training.frozen_policy import CachePolicy, held_out, kept_blocks, measurements
+from tuneloop.training.attempt import Attempt, saver_for, watchers
+from tuneloop.training.callbacks import Due, Screen
+from tuneloop.training.finite import NotANumber
+from tuneloop.training.frozen_policy import CachePolicy, kept_blocks, measurements
 from tuneloop.training.guards import Guard, require_held_out
 from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
-from tuneloop.training.loop import Callback, held_loss, train
-from tuneloop.training.model_folder import save_result
-from tuneloop.training.packing import rows
-from tuneloop.training.sampler import sampler_for
+from tuneloop.training.loop import train
+from tuneloop.training.mending import Mender, alert_of, newest_before
+from tuneloop.training.out_of_memory import OutOfMemory
+from tuneloop.training.result import close
 from tuneloop.training.state import TrainState, build, unordered_operation
 from tuneloop.training.waiting import Waiting
+from tuneloop.training.watching import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +70,61 @@ def _accelerator() -> Accelerator:
 
 
 def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outcome:
-    """Train what was assembled into runs/<name>-<n>/adapter (or model/).
+    """Train what was assembled into runs/<name>-<n>/adapter (or model/), with what it takes to get there.
 
     With `resume` the newest checkpoint that verifies is taken up; the rest of the run is then bit for bit what it would
-    have been. Raises TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN.
+    have been. A remedy ends an attempt, and the next one resumes with what that has changed. Raises
+    TL-RUN-NO-CHECKPOINT, TL-MACHINE-DISK, TL-RUN-NAN, TL-RUN-MEMORY.
     """
+    while (outcome := _attempt(run, assembled, resume)) is None:
+        resume = True
+        gc.collect()  # the model of the attempt that has ended
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return outcome
+
+
+def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None:
+    """One attempt of a session; None where a remedy has ended it."""
     accelerator = _accelerator()
-    recipe, folder = assembled.recipe, assembled.folder
     setup = build(run, assembled, accelerator.device)
-    model, unordered = setup.model, unordered_operation(setup.objective, setup.train)
+    file = sys.stderr if accelerator.is_main_process else io.StringIO()
+    settings = setup.recipe.train
+    lines = Due(settings.logging_strategy, settings.logging_steps, setup.batches.steps_per_epoch, setup.total)
+    screen = Screen(setup.total, setup.meter, file, due=lines)
+    guard = Guard(
+        settings.early_stopping,
+        settings.keep_best,
+        setup.metrics,
+        setup.events,
+        screen.say,
+        run.checkpoints,
+        may_end=setup.recipe.watch.enabled and setup.recipe.watch.remedies.stop,
+    )
+    mender = Mender(setup, guard)
+    if resume and distributed.shared(_answers_kill(setup, mender, screen)):
+        screen.close()
+        return None
+    unordered = unordered_operation(setup.objective, setup.train)
     wrapped, optimizer = accelerator.prepare(setup.objective, setup.optimizer)
     state = _take_up(setup) if resume else _start(setup, assembled.task)
-    file = sys.stderr if accelerator.is_main_process else io.StringIO()
-    lines = Due(recipe.train.logging_strategy, recipe.train.logging_steps, setup.batches.steps_per_epoch, setup.total)
-    screen = Screen(setup.total, setup.meter, file, first=state.step, due=lines)
+    screen.begin(state.step)
     for line in _notices(setup, unordered):
         screen.say(line)
-    require_held_out(recipe.train, len(setup.held))
-    guard = Guard(recipe.train.early_stopping, recipe.train.keep_best, setup.metrics, setup.events, screen.say)
+    require_held_out(settings, len(setup.held))
+    saver = saver_for(setup, guard, mender)
+    watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
-    watchers = _watchers(setup, screen, accelerator, guard, assembled, waiting) if accelerator.is_main_process else []
+    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher)
+    _train(attempt, wrapped, optimizer)
+    return _ended(attempt)
+
+
+def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
+    """Run the loop; it ends with the run, on request, or where `Attempt.mender` has decided on a remedy."""
+    accelerator, setup, guard, mender = attempt.accelerator, attempt.setup, attempt.guard, attempt.mender
+    screen, state, train_part = attempt.screen, attempt.state, attempt.setup.recipe.train
+    callbacks = watchers(attempt) if distributed.leads() else []
     steps = Steps(
         setup.batches,
         setup.train,
@@ -102,10 +133,17 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    frozen = kept_blocks(model, _cache_policy(setup, state, screen))
+    frozen = kept_blocks(setup.model, _cache_policy(setup, state, screen))
     interruptible = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
-    multiplying = matmul_precision(_matmul(recipe, assembled.task))
-    with multiplying, device.watched(run.checkpoints), frozen, waiting, interruptible as interrupt:
+    multiplying = matmul_precision(_matmul(setup.recipe, attempt.assembled.task))
+    offloading = torch.autograd.graph.save_on_cpu() if setup.amendment.offload else contextlib.nullcontext()
+
+    def ends() -> bool:
+        leader = distributed.leads() and (guard.stops or mender.decision is not None)
+        return distributed.anyone(interruptible.requested or leader)
+
+    on_device = device.watched(setup.run.checkpoints)
+    with multiplying, on_device, frozen, attempt.waiting, interruptible, offloading:
         try:
             if not distributed.shared(guard.stops):  # else it was killed between its early stop and its result
                 train(
@@ -113,19 +151,80 @@ def session(run: Run, assembled: TrainingInput, *, resume: bool = False) -> Outc
                     wrapped,
                     optimizer,
                     setup.scheduler,
-                    loader(steps, recipe.train.workers),
+                    loader(steps, train_part.workers),
                     state,
-                    max_grad_norm=recipe.train.max_grad_norm,
-                    callbacks=watchers,
-                    stop=lambda: distributed.anyone(interrupt.requested or (distributed.leads() and guard.stops)),
-                    late=pick_dtype(recipe.model.dtype) == torch.float16,
-                    seed=recipe.seed,
+                    max_grad_norm=train_part.max_grad_norm,
+                    callbacks=callbacks,
+                    stop=ends,
+                    late=pick_dtype(setup.recipe.model.dtype) == torch.float16,
+                    seed=setup.recipe.seed,
                 )
+        except Exception as error:
+            if not _mended(error, attempt):
+                raise
         finally:
             screen.close()
-    if accelerator.is_main_process:
-        _close(setup, state, model, assembled.context, folder, guard)
-    accelerator.wait_for_everyone()
+
+
+def _mended(error: Exception, attempt: Attempt) -> bool:
+    """Whether something is done about an error that ended the loop. Of several processes all must have met it."""
+    everywhere = isinstance(error, OutOfMemory | NotANumber)
+    if attempt.accelerator.num_processes > 1 and not everywhere:
+        return False
+    mender, watcher = attempt.mender, attempt.watcher
+    decided = None
+    if watcher is not None:
+        if (alert := alert_of(error)) is not None and attempt.setup.recipe.watch.enabled:
+            watcher.give(alert)
+        decided = mender.of_error(error, attempt.state)
+    mender.decision = distributed.shared(decided)
+    return mender.decision is not None
+
+
+def _answers_kill(setup: TrainState, mender: Mender, screen: Screen) -> bool:
+    """Whether the run was ended for memory by the system, and something was done about it. The leader does it.
+
+    Raises TL-RUN-MEMORY where nothing can be done any more.
+    """
+    lives = [line for line in setup.events.lines() if line.get("event") in (KILLED, "started", "resumed", "remedy")]
+    if not distributed.leads() or not lives or lives[-1]["event"] != KILLED:
+        return False
+    at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
+    remedy = mender.memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
+    if remedy is None:
+        raise OutOfMemory(at)
+    _carry_out(remedy, setup, screen)
+    return True
+
+
+def _carry_out(remedy: Remedy, setup: TrainState, screen: Screen) -> None:
+    """Prepare the run's folder for the attempt that follows, write the remedy down and say it."""
+    if remedy.remedy == "spike":
+        checkpoint.back_to(setup.run.checkpoints, remedy.resume_at + 1)
+    setup.events.event("remedy", **remedy.as_event())
+    about_it = words(remedy)
+    screen.say(f"{remedy.code}  {about_it.what}")
+    screen.say(f"  -> {about_it.do}")
+
+
+def _ended(attempt: Attempt) -> Outcome | None:
+    """The result of the run, or a checkpoint to go on from; None where a remedy has ended the attempt."""
+    setup, state, guard = attempt.setup, attempt.state, attempt.guard
+    remedy = distributed.shared(attempt.mender.decision)
+    if remedy is not None:
+        if distributed.leads():
+            if remedy.resume_at == state.step > 0 and remedy.remedy in ("memory", "spike"):
+                # Where even that does not succeed, the newest checkpoint that is there is gone on from.
+                with contextlib.suppress(RuntimeError, MemoryError, OSError):
+                    attempt.saver.save(state)
+            _carry_out(remedy, setup, attempt.screen)
+        attempt.accelerator.wait_for_everyone()
+        if remedy.remedy != "stop":
+            return None
+        guard.end(remedy)
+    if distributed.leads():
+        close(setup, state, attempt.assembled, guard)
+    attempt.accelerator.wait_for_everyone()
     return Outcome(state.step >= setup.total or distributed.shared(guard.stops), state.step, setup.total)
 
 
@@ -174,69 +273,17 @@ def _cache_policy(setup: TrainState, state: checkpoint.State, screen: Screen) ->
     )
 
 
-def _watchers(
-    setup: TrainState,
-    screen: Screen,
-    accelerator: Accelerator,
-    guard: Guard,
-    assembled: TrainingInput,
-    waiting: Waiting,
-) -> list[Callback]:
-    """What watches the loop, in the order that resuming relies on: a step's lines stand before its checkpoint."""
-    settings, per_epoch = setup.recipe.train, setup.batches.steps_per_epoch
-    budget, packing = settings.token_budget, setup.batches.packing
-
-    def due(strategy: Strategy, every: int, *, last: bool = True) -> Due:
-        return Due(strategy, every, per_epoch, setup.total, last)
-
-    def measure() -> tuple[float, float]:
-        # Not the wrapped model: its forward would wait for the other processes, which do not measure.
-        # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
-        with matmul_precision("float32"), held_out(setup.objective):
-            total = held_loss(setup.objective, rows(setup.held, budget, packing=packing), accelerator.device)
-        return total, float(setup.held.weights.sum())
-
-    def save(at: checkpoint.State) -> Path:
-        setup.metrics.sync()
-        return checkpoint.save(
-            setup.run.checkpoints,
-            at,
-            setup.objective,
-            setup.optimizer,
-            setup.scheduler,
-            keep=settings.save_total_limit,
-            spare=guard.spare,
-        )
-
-    evaluated = due(settings.eval_strategy, settings.eval_steps, last=settings.eval_strategy != "no")
-    saved = due(settings.save_strategy, settings.save_steps)
-    samples = Journal(setup.run.path / "samples.jsonl")
-    sampler = sampler_for(
-        setup.model, assembled.context.tokenizer, setup.recipe, assembled.questions(), samples, screen.say
-    )
-    listeners = [guard.measured, *([sampler.measured] if sampler else [])]
-    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1  # else the others are its own ranks
-    return [
-        Metrics(
-            setup.metrics,
-            setup.meter,
-            due(settings.logging_strategy, settings.logging_steps),
-            per_epoch,
-            late=accelerator.device.type != "cpu",
-        ),
-        screen,
-        HeldOut(setup.metrics, setup.meter, evaluated, per_epoch, measure, screen.say, listeners),
-        Saver(save, setup.events, setup.meter, lambda step: saved(step) or guard.saves(step)),
-        *([waiting] if alone and waiting.threads > 1 and waits_our_way() else []),
-    ]
-
-
-def _start(setup: TrainState, task: Task) -> checkpoint.State:
+def _from_scratch(setup: TrainState) -> checkpoint.State:
     # Dropout starts from here, whatever was drawn while the model was made.
     torch.manual_seed(setup.recipe.seed)
     random.seed(setup.recipe.seed)
+    return checkpoint.State()
+
+
+def _start(setup: TrainState, task: Task) -> checkpoint.State:
+    state = _from_scratch(setup)
     if not distributed.leads():
-        return checkpoint.State()
+        return state
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     setup.events.event(
         "started",
@@ -246,62 +293,22 @@ def _start(setup: TrainState, task: Task) -> checkpoint.State:
         versions=versions,
         products=_matmul(setup.recipe, task),
     )
-    return checkpoint.State()
-
-
-def _take_up(setup: TrainState) -> checkpoint.State:
-    path = checkpoint.newest(setup.run.checkpoints)
-    if path is None:
-        raise RunError("TL-RUN-NO-CHECKPOINT", where=str(setup.run.checkpoints))
-    device.require_device(path)
-    state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
-    if distributed.leads():
-        setup.metrics.rewind(state.step)
-        Journal(setup.run.path / "samples.jsonl").rewind(state.step)
-        setup.events.event("resumed", step=state.step, path=path.name)
     return state
 
 
-def _card(setup: TrainState, state: checkpoint.State, model: nn.Module, base: Path) -> str:
-    dataset = str(setup.run.read("dataset.json").get("hash") or "")
-    hub = on_hub(setup.recipe.model.name)
-    base_model = unwrap(model)
-    scores = int(base_model.config.num_labels or 0) if scores_labels(base_model) else 0
-    return adapter_card(
-        setup.run.path,
-        setup.recipe,
-        base,
-        steps=state.step,
-        dataset=dataset,
-        hub=hub,
-        scores=scores,
-        skipped=never_quantised(base_model) if scores else (),
-    )
-
-
-def _close(
-    setup: TrainState, state: checkpoint.State, model: nn.Module, setting: TaskContext, folder: Path, guard: Guard
-) -> None:
-    """Write the result into a temporary sibling, then give it its name; or note that the run stopped early."""
-    if state.step < setup.total and not guard.stops:
-        setup.events.event("stopped", step=state.step)
-        return
-    best = guard.best(setup.run.checkpoints, state.step)
-    if best is not None:
-        checkpoint.restore_weights(best, setup.objective)
-    target = setup.run.path / ("adapter" if isinstance(model, PeftModel) else "model")
-    with folder_atomic(target, sync=True) as draft:
-        save_result(model, setting.tokenizer, folder, draft, setup.recipe.model, bits_of(setup.recipe.train))
-        write_classes(draft, setting)
-        if target.name == "adapter":  # in place of the empty form that PEFT leaves
-            (draft / "README.md").write_text(_card(setup, state, model, folder), encoding="utf-8")
-    shutil.rmtree(setup.run.path / "trunk", ignore_errors=True)  # nothing is left to resume
-    meter = setup.meter
-    setup.events.event(
-        "finished",
-        step=state.step,
-        seconds=round(meter.total_seconds, 2),
-        tokens_per_second=round(meter.tokens_per_second, 1),
-        memory_gb=round(meter.peak_gb, 3),
-        **ending(target, setting.tokenizer, setup.held.samples),
-    )
+def _take_up(setup: TrainState) -> checkpoint.State:
+    """The state of the newest whole checkpoint. A run that a remedy has sent back to its beginning has none."""
+    path = checkpoint.newest(setup.run.checkpoints)
+    if path is None and not setup.amendment:
+        raise RunError("TL-RUN-NO-CHECKPOINT", where=str(setup.run.checkpoints))
+    if path is None:
+        state = _from_scratch(setup)
+    else:
+        device.require_device(path)
+        state = checkpoint.restore(path, setup.objective, setup.optimizer, setup.scheduler)
+    if distributed.leads():
+        setup.metrics.rewind(state.step)
+        for name in ("samples.jsonl", "held.jsonl"):
+            Journal(setup.run.path / name).rewind(state.step)
+        setup.events.event("resumed", step=state.step, path=path.name if path else "")
+    return state

@@ -13,7 +13,7 @@ What covers or replaces a module's forward is laid on in this order, each around
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from tuneloop.model import determinism, precision
 from tuneloop.model.kernels.install import install
 from tuneloop.model.load import pick_dtype
 from tuneloop.monitor.meters import Meter
+from tuneloop.monitor.remedies import Amendment, amended
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
@@ -77,11 +78,26 @@ class TrainState:
     metrics: Journal
     events: Journal
     meter: Meter
+    amendment: Amendment = field(default_factory=Amendment)
+    """What remedies have changed since the run began; `recipe` and `batches` have it already."""
+
+
+def amended_recipe(recipe: Recipe, amendment: Amendment) -> Recipe:
+    """The recipe as remedies have changed it."""
+    train = recipe.train
+    changes = {
+        "micro_batch_size": amendment.micro_batch_size or train.micro_batch_size,
+        "checkpointing": train.checkpointing or amendment.checkpointing,
+    }
+    return recipe.model_copy(update={"train": train.model_copy(update=changes)})
 
 
 def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainState:
-    """The model on its device with all that lies around it, and the rest of a session. Raises TL-MACHINE-DISK."""
-    recipe, task, context = assembled.recipe, assembled.task, assembled.context
+    """The model on its device with all that lies around it, and the rest of a session: as the recipe says and what
+    remedies of this run have changed of it. Raises TL-MACHINE-DISK."""
+    events = Journal(run.events)
+    amendment = distributed.shared(amended(events.lines()))
+    recipe, task, context = amended_recipe(assembled.recipe, amendment), assembled.task, assembled.context
     train, held = assembled.train, assembled.held.take(np.flatnonzero(assembled.held.weights))
     dtype, budget = pick_dtype(recipe.model.dtype), recipe.train.token_budget
     model = starting_model(recipe, assembled.folder, task, context)
@@ -100,10 +116,10 @@ def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainStat
             )
             for side, name in ((train, "train"), (held, "validation"))
         )
-    batches = batch_plan(recipe, train, packing=packing)
+    batches = batch_plan(recipe, train, packing=packing, skipped=amendment.skip)
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(objective, recipe.train)
-    scheduler = scheduler_for(optimizer, recipe.train, total)
+    scheduler = scheduler_for(optimizer, recipe.train, total, amendment.slower)
     return TrainState(
         run,
         recipe,
@@ -116,8 +132,9 @@ def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainStat
         optimizer,
         scheduler,
         Journal(run.metrics),
-        Journal(run.events),
+        events,
         Meter(),
+        amendment,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.meters import OtherPrograms
 from tuneloop.runs.journal import Journal
-from tuneloop.training.loop import StepResult
+from tuneloop.training.step_result import StepResult
 
 INTERVAL = 0.5
 """Seconds between two looks at what other programs do: the clocks of the system count in hundredths."""

@@ -21,7 +21,10 @@ from tuneloop.data.tokens.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step of one rank. All but `batches` is of all ranks together; `weight` divides the loss."""
+    """One optimizer step of one rank. All but `batches` is of all ranks together; `weight` divides the loss.
+
+    `idle` are the tokens of passes that teach nothing, which ranks make so that each makes as many.
+    """
 
     number: int
     batches: list[Batch]
@@ -30,6 +33,7 @@ class Step:
     tokens: int
     samples: int
     digest: str
+    idle: int = 0
 
 
 class Steps(Dataset[Step]):
@@ -70,6 +74,7 @@ class Steps(Dataset[Step]):
             tokens=sum(self.plan.lengths[k] for k in chosen),
             samples=len(members),
             digest=f"{zlib.crc32(names.encode()):08x}",
+            idle=-len(bins) % self.world_size * self.plan.lengths[bins[0][0]],
         )
 
 

@@ -48,6 +48,8 @@ class BatchPlan:
     packing: bool = True
     fill: int | None = None
     """Tokens that a pass is filled up to, if fewer than the budget allows; a longer item has a pass of its own."""
+    skipped: tuple[int, ...] = ()
+    """Batches of the plan, counted from 0, that no step trains on: the next one takes their place."""
 
     def __post_init__(self) -> None:
         # Four bytes each, and plain ints to whoever asks for one.
@@ -65,9 +67,20 @@ class BatchPlan:
         """The samples of an epoch (counted from 0), shuffled."""
         return _order(len(self.lengths), self.seed, epoch)
 
+    def batch(self, k: int) -> int:
+        """The batch that optimizer step k trains on; both are counted from 0 over all epochs.
+
+        >>> plan = BatchPlan([9] * 8, batch_size=2, token_budget=32, seed=0, skipped=(3, 1))
+        >>> [plan.batch(k) for k in range(4)]
+        [0, 2, 4, 5]
+        """
+        for skipped in sorted(self.skipped):
+            k += skipped <= k
+        return k
+
     def step(self, k: int) -> tuple[Bin, ...]:
         """The bins of optimizer step k, counted from 0 over all epochs."""
-        epoch, position = divmod(k, self.steps_per_epoch)
+        epoch, position = divmod(self.batch(k), self.steps_per_epoch)
         chosen = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         return tuple(self._bins(chosen))
 
@@ -88,8 +101,10 @@ class BatchPlan:
         yield from (tuple(b) for b in bins)
 
 
-def batch_plan(recipe: Recipe, examples: Examples | Sequence[Sample], *, packing: bool = True) -> BatchPlan:
-    """The batch plan of a recipe. `packing` false where the model cannot pack."""
+def batch_plan(
+    recipe: Recipe, examples: Examples | Sequence[Sample], *, packing: bool = True, skipped: tuple[int, ...] = ()
+) -> BatchPlan:
+    """The batch plan of a recipe. `packing` false where the model cannot pack; `skipped` batches are left out."""
     train = recipe.train
     return BatchPlan(
         lengths=Examples.of(examples).lengths,
@@ -99,4 +114,5 @@ def batch_plan(recipe: Recipe, examples: Examples | Sequence[Sample], *, packing
         micro_batch_size=train.micro_batch_size,
         packing=train.packing and packing,
         fill=None if torch.cuda.is_available() or train.token_budget <= FILL else FILL,
+        skipped=skipped,
     )

@@ -62,11 +62,18 @@ class Dataset:
 
     def labels(self, side: Split, *, repeated: bool = True) -> list[str]:
         """The label of each row of a side, from its column; with `repeated` as often as `records` has the row."""
+        return self._column(side, "label", repeated)
+
+    def files(self, side: Split) -> list[str]:
+        """The raw file of each row of a side, as often as `records` has the row."""
+        return self._column(side, "file", True)
+
+    def _column(self, side: Split, name: str, repeated: bool) -> list[str]:
         out = []
         for batch in self.batches(side):
             often = batch.column("repeat").to_pylist() if repeated and side == "train" else [1] * len(batch)
-            labels = batch.column("label").to_pylist()
-            out += [label for label, n in zip(labels, often, strict=True) for _ in range(n)]
+            cells = batch.column(name).to_pylist()
+            out += [cell for cell, n in zip(cells, often, strict=True) for _ in range(n)]
         return out
 
     def held_out(self) -> dict[str, Split]:

@@ -1,0 +1,95 @@
+"""What a rule has seen going on in a run, and the words for it. The words lie in messages/<language>/watch.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.base.errors import catalogue, filled
+from tuneloop.base.language import current, t
+
+Level = Literal["good", "note", "watch", "bad"]
+LEVELS: tuple[Level, ...] = ("good", "note", "watch", "bad")
+"""From harmless to bad. "good" ends an alert: what it was about is over."""
+SIGNS: dict[Level, str] = {"good": "+", "note": "-", "watch": "!", "bad": "!!"}
+"""What stands before an alert on a screen: letters that every terminal has."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertWords:
+    """An alert in one language: what goes on, why it matters, what to try. Each one or two sentences."""
+
+    what: str
+    why: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A rule has begun, has become worse, or ("good") is over.
+
+    `step` is the optimizer step whose line showed it, `since` the step from which on it holds; `facts` are JSON values
+    that fill the words.
+    """
+
+    rule: str
+    level: Level
+    step: int
+    since: int
+    facts: dict[str, Any]
+
+    @property
+    def code(self) -> str:
+        """What `tuneloop explain` knows it by."""
+        return f"TL-WATCH-{self.rule.upper()}"
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of its line in events.jsonl, beside `time` and `event`."""
+        return {
+            "rule": self.rule,
+            "level": self.level,
+            "step": self.step,
+            "since": self.since,
+            "facts": self.facts,
+        }
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Alert:
+        """The alert of a line of events.jsonl. KeyError where the line is none."""
+        return cls(line["rule"], line["level"], line["step"], line["since"], dict(line["facts"]))
+
+
+def level_word(level: Level) -> str:
+    """The level in the current language.
+
+    >>> level_word("watch")
+    'watch'
+    """
+    return {"good": t("good"), "note": t("note"), "watch": t("watch"), "bad": t("bad")}[level]
+
+
+def words(alert: Alert) -> AlertWords:
+    """What an alert says in the current language. Facts that it lacks are shown as "?"."""
+    texts = catalogue("watch", current()).get(alert.code, {})
+    first = "failed" if alert.facts.get("failed") else "what"
+    what, why, do = (filled(texts.get(part, ""), alert.facts) for part in (first, "why", "do"))
+    if alert.level == "good":
+        what = t("over: {what}", what=what)
+    return AlertWords(what, why, do)
+
+
+def shown(alert: Alert) -> list[str]:
+    """An alert as lines of plain text: sign, level, what and since when; below it what to try, where that is due."""
+    text = words(alert)
+    sign, level = SIGNS[alert.level], level_word(alert.level)
+    head = t(
+        "{sign} {level}, step {step}: {what} (since step {since}, {code})",
+        sign=sign,
+        level=level,
+        step=alert.step,
+        what=text.what,
+        since=alert.since,
+        code=alert.code,
+    )
+    return [head, f"   -> {text.do}"] if alert.level in {"watch", "bad"} and text.do else [head]

@@ -1,0 +1,264 @@
+"""What a run was so far, as its rules see it: built from the lines of metrics.jsonl, one by one.
+
+All of it is a function of the lines and of what the caller knows of the run (`Plan`), so a run that is taken up again
+sees what it would have seen. A line costs the length of a window, however long the run is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+RECENT = 5
+"""Lines that are looked at as "now", of norms and clocks: one hard batch among them changes no median."""
+LEVEL = 8
+"""Lines whose median is where the loss is: it differs more from step to step than what it changes by."""
+BLOCK = 10
+"""Lines that are summed up by one median; a run that has fewer does not know itself."""
+WINDOW = 60
+"""Training lines that stay."""
+MEASURED = 8
+"""Measurements whose single rows stay, beside those of the best one."""
+BLOCKS = 400
+"""Blocks that stay: what was usual in the last 4,000 lines."""
+MAD_TO_DEVIATION = 1.4826
+"""What the median absolute deviation of normal numbers must be multiplied by to be their standard deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the caller knows of the run; None where nobody does.
+
+    `total`: its optimizer steps. `checkpoint_gb`: room (GB, 1e9 bytes) that the next checkpoints need. `disk_gb`: the
+    size of the disk.
+    """
+
+    total: int | None = None
+    checkpoint_gb: float | None = None
+    disk_gb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A training line. What is NaN, infinite or null in it is NaN here; `clock` has the finite numbers of its clock."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: float
+    clock: Mapping[str, float]
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Point:
+        clock = line.get("clock")
+        numbers = {name: number(raw) for name, raw in clock.items()} if isinstance(clock, Mapping) else {}
+        return cls(
+            int(line["step"]),
+            number(line.get("loss")),
+            number(line.get("grad_norm")),
+            number(line.get("learning_rate")),
+            number(line.get("tokens")),
+            {name: one for name, one in numbers.items() if math.isfinite(one)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A held-out line: the mean loss, its standard error over rows and their number, None where it does not say."""
+
+    step: int
+    loss: float
+    error: float | None
+    rows: int | None
+    level: float
+    """The level of the training loss at that time, NaN where there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLosses:
+    """A line of held.jsonl: what each held-out row lost on average, and its weight in the mean of all."""
+
+    step: int
+    losses: Sequence[float]
+    weights: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Medians of BLOCK training lines; `norm_high` is the largest norm but one. `last` is the last line's step."""
+
+    last: int
+    norm: float
+    norm_high: float
+    token_seconds: float
+
+
+@dataclass(slots=True)
+class History:
+    """The last training lines, the medians of those before, and the held-out measurements.
+
+    `since` has, of each rule that stands, the step it holds from: what is usual is what was so before.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    since: dict[str, int] = field(default_factory=dict)
+    points: deque[Point] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    blocks: deque[Block] = field(default_factory=lambda: deque(maxlen=BLOCKS))
+    measurements: deque[Measurement] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    count: int = 0
+    """Training lines so far."""
+    first: float = math.nan
+    """The level of the loss in the first lines."""
+    low: float = math.inf
+    """The lowest level of the loss so far."""
+    low_step: int = 0
+    peak_rate: float = 0.0
+    """The highest learning rate so far."""
+    best: Measurement | None = None
+    best_rows: RowLosses | None = None
+    rows: deque[RowLosses] = field(default_factory=lambda: deque(maxlen=MEASURED))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take one line of metrics.jsonl; one that is neither a training line nor a held-out one changes nothing."""
+        if "eval_loss" in line:
+            self._measured(line)
+        elif "loss" in line and "step" in line:
+            self._trained(Point.of(line))
+
+    def add_rows(self, line: Mapping[str, Any]) -> None:
+        """Take one line of held.jsonl. It belongs to the measurement after the same step, which may come later."""
+        losses, weights = ([number(one) for one in line.get(key, ())] for key in ("losses", "weights"))
+        rows = RowLosses(int(line["step"]), losses, weights)
+        self.rows.append(rows)
+        if self.best is not None and self.best.step == rows.step:
+            self.best_rows = rows
+
+    def _trained(self, point: Point) -> None:
+        self.points.append(point)
+        self.count += 1
+        if point.learning_rate > self.peak_rate:
+            self.peak_rate = point.learning_rate
+        level = self.level
+        if self.count <= LEVEL:
+            self.first = level
+        if level < self.low:
+            self.low, self.low_step = level, self.middle_step
+        if self.count % BLOCK == 0:
+            last = list(self.points)[-BLOCK:]
+            norms = sorted(finite(one.grad_norm for one in last))
+            self.blocks.append(
+                Block(
+                    point.step,
+                    middle(norms),
+                    norms[-2] if len(norms) > 1 else math.nan,
+                    middle(finite(token_seconds(one) for one in last)),
+                )
+            )
+
+    def _measured(self, line: Mapping[str, Any]) -> None:
+        error, rows = number(line.get("eval_error")), number(line.get("eval_rows"))
+        one = Measurement(
+            int(line["step"]),
+            number(line["eval_loss"]),
+            error if math.isfinite(error) else None,
+            int(rows) if math.isfinite(rows) else None,
+            self.level,
+        )
+        self.measurements.append(one)
+        if self.best is None or one.loss < self.best.loss:
+            self.best = one
+            self.best_rows = self.rows_after(one.step)
+
+    @property
+    def step(self) -> int:
+        """The step of the last line, 0 before the first."""
+        steps = [some[-1].step for some in (self.points, self.measurements) if some]
+        return max(steps, default=0)
+
+    @property
+    def steps_left(self) -> int | None:
+        """Optimizer steps still to come, None where their number is not known."""
+        return None if self.plan.total is None else max(0, self.plan.total - self.step)
+
+    @property
+    def level(self) -> float:
+        """Where the loss is now: the median of the last lines; NaN without any."""
+        return middle(finite(one.loss for one in self.last(LEVEL)))
+
+    @property
+    def middle_step(self) -> int:
+        """The step in the middle of the last lines: what `level` is of."""
+        last = self.last(LEVEL)
+        return last[len(last) // 2].step if last else 0
+
+    def last(self, n: int) -> list[Point]:
+        """The last `n` training lines, fewer where there are fewer."""
+        return list(self.points)[-n:]
+
+    def rows_after(self, step: int) -> RowLosses | None:
+        """What each held-out row lost after `step`; None where nobody wrote it, or it is long ago."""
+        known = self.rows if self.best_rows is None else (self.best_rows, *self.rows)
+        return next((rows for rows in known if rows.step == step), None)
+
+    def noise(self) -> float:
+        """Standard deviation of a line's loss around where the loss is: half the squared differences of neighbours.
+
+        By medians, so neither a hard batch nor the fall itself counts. NaN below BLOCK lines.
+        """
+        losses = finite(one.loss for one in self.points)
+        if len(losses) < BLOCK:
+            return math.nan
+        return spread([after - before for before, after in itertools.pairwise(losses)]) / math.sqrt(2)
+
+    def usual(self, rule: str, measure: Callable[[Block], float]) -> list[float]:
+        """`measure` of the blocks that were complete before now and before `rule` began to hold; [] if young."""
+        if not self.points:
+            return []
+        recent = self.last(RECENT)[0].step
+        before = min(recent, self.since.get(rule, recent))
+        return finite(measure(block) for block in self.blocks if block.last < before)
+
+
+def number(raw: Any) -> float:
+    """A number of a JSON line; NaN for what is none: null, a text like "NaN", a truth value.
+
+    >>> number(2), number(None), number("Infinity")
+    (2.0, nan, nan)
+    """
+    return float(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else math.nan
+
+
+def token_seconds(point: Point) -> float:
+    """Seconds of a step a token, NaN where the line does not tell."""
+    seconds = point.clock.get("seconds", math.nan)
+    return seconds / point.tokens if point.tokens > 0 and seconds > 0 else math.nan
+
+
+def finite(numbers: Iterable[float]) -> list[float]:
+    """The numbers that are some.
+
+    >>> finite([1.0, math.nan, math.inf, 2.0])
+    [1.0, 2.0]
+    """
+    return [one for one in numbers if math.isfinite(one)]
+
+
+def middle(numbers: Sequence[float]) -> float:
+    """The median, NaN of nothing."""
+    return median(numbers) if numbers else math.nan
+
+
+def spread(numbers: Sequence[float]) -> float:
+    """The standard deviation as the median absolute deviation has it; NaN of nothing.
+
+    >>> round(spread([1.0, 2.0, 3.0, 4.0, 1000.0]), 4)
+    1.4826
+    """
+    centre = middle(numbers)
+    return MAD_TO_DEVIATION * middle([abs(one - centre) for one in numbers])

@@ -1,0 +1,167 @@
+"""Remedies: what a run did about its trouble. A remedy is a line of events.jsonl, and a resume with an amendment.
+
+    {"event": "remedy", "remedy": "spike", "step": 31, "resume_at": 20, "amendment": {"skip": [30], "rate": 0.5}, …}
+
+Whoever resumes the run reads the amendments of all its remedies (`amended`), so that a mended run that is killed goes
+on bit for bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from tuneloop.base.errors import catalogue
+from tuneloop.base.files import format_bytes
+from tuneloop.base.language import current, listed, t
+
+RemedyName = Literal["memory", "spike", "stop", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """From optimizer step `step` on (steps done by then) the learning rate is `rate` times what the schedule says, and
+    rises to that over `warmup` steps."""
+
+    step: int
+    rate: float
+    warmup: int
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What remedies have changed of a recipe. The empty one changes nothing.
+
+    micro_batch_size: examples in a pass at most; checkpointing: activations are computed anew in the backward pass;
+    offload: those that the backward pass needs wait in the processor's memory; skip: batches of the plan, counted from
+    0 over all epochs, that are not trained on; slower: changes of the learning rate, each on top of those before.
+    """
+
+    micro_batch_size: int | None = None
+    checkpointing: bool = False
+    offload: bool = False
+    skip: tuple[int, ...] = ()
+    slower: tuple[Slower, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Amendment()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Only what it changes.
+
+        >>> Amendment(skip=(4,)).as_dict(), Amendment.of({"skip": [4]}).skip
+        ({'skip': (4,)}, (4,))
+        """
+        usual = Amendment()
+        return {f.name: asdict(self)[f.name] for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """What `as_dict` wrote, read back from JSON."""
+        given = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
+        if "skip" in given:
+            given["skip"] = tuple(int(k) for k in given["skip"])
+        if "slower" in given:
+            given["slower"] = tuple(Slower(**one) for one in given["slower"])
+        return cls(**given)
+
+    def beside(self, later: Amendment) -> Amendment:
+        """This one with a later one on top."""
+        return replace(
+            self,
+            micro_batch_size=later.micro_batch_size or self.micro_batch_size,
+            checkpointing=self.checkpointing or later.checkpointing,
+            offload=self.offload or later.offload,
+            skip=(*self.skip, *(k for k in later.skip if k not in self.skip)),
+            slower=(*self.slower, *later.slower),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What was done after optimizer step `step`; the run went on from step `resume_at`. `facts` fill its words."""
+
+    remedy: RemedyName
+    step: int
+    resume_at: int
+    amendment: Amendment = field(default_factory=Amendment)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """The code that `tuneloop explain` knows: TL-REMEDY-SPIKE, say."""
+        return f"TL-REMEDY-{self.remedy.upper()}"
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of its line, without event and time."""
+        return {
+            "remedy": self.remedy,
+            "step": self.step,
+            "resume_at": self.resume_at,
+            "amendment": self.amendment.as_dict(),
+            "facts": self.facts,
+        }
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Self:
+        """The remedy of a line of events.jsonl."""
+        return cls(
+            line["remedy"],
+            int(line["step"]),
+            int(line["resume_at"]),
+            Amendment.of(line.get("amendment") or {}),
+            dict(line.get("facts") or {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RemedyWords:
+    """A remedy in the chosen language: what was done, why, and what its user may still do."""
+
+    what: str
+    why: str
+    do: str
+
+
+def remedies(events: Iterable[Mapping[str, Any]]) -> list[Remedy]:
+    """Those among the lines of events.jsonl, in order."""
+    return [Remedy.of(line) for line in events if line.get("event") == "remedy"]
+
+
+def amended(events: Iterable[Mapping[str, Any]]) -> Amendment:
+    """All amendments of a run together."""
+    whole = Amendment()
+    for remedy in remedies(events):
+        whole = whole.beside(remedy.amendment)
+    return whole
+
+
+def words(remedy: Remedy) -> RemedyWords:
+    """What a remedy was, in the chosen language."""
+    texts = catalogue("remedy", current())[remedy.code]
+    facts = {"step": remedy.step, "resume_at": remedy.resume_at, "where": "", **remedy.facts, **_shown(remedy)}
+    what, why, do = (texts[part].format_map(facts).strip() for part in ("what", "why", "do"))
+    return RemedyWords(what, why, do)
+
+
+def _shown(remedy: Remedy) -> dict[str, Any]:
+    """Facts that are words or figures for people."""
+    amendment, facts = remedy.amendment, remedy.facts
+    changes = [
+        *([t("passes of at most {n} rows", n=n)] if (n := amendment.micro_batch_size) else []),
+        *([t("activations computed anew in the backward pass")] if amendment.checkpointing else []),
+        *([t("activations kept in main memory")] if amendment.offload else []),
+    ]
+    causes = {
+        "nan": t("the loss or its gradient was no number"),
+        "rebound": t("the loss ran away"),
+        "exploding": t("the gradient ran away"),
+    }
+    return {
+        "changes": listed(changes),
+        "cause": causes.get(str(facts.get("cause")), ""),
+        "rate": f"{float(facts.get('rate', 0)):.2g}",
+        "size": format_bytes(int(facts.get("bytes", 0))),
+        "loss": f"{float(facts.get('loss') or 0):.4f}",
+    }

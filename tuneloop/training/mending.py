@@ -1,0 +1,163 @@
+"""What a run does about its trouble: decides on a remedy, and prepares the run's folder for the attempt that follows.
+
+A remedy is a resume with an amendment. Nothing is changed while the loop runs: a `Mender` only decides, the loop ends
+after its step, and the session is begun anew from a checkpoint with the amendments that events.jsonl then holds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneloop.base import refusals
+from tuneloop.methods.table import METHODS
+from tuneloop.model import checkpoint
+from tuneloop.monitor.alerts import Alert
+from tuneloop.monitor.remedies import Amendment, Remedy, RemedyName, Slower, amended, remedies
+from tuneloop.training.finite import NotANumber
+from tuneloop.training.guards import Guard
+from tuneloop.training.optim import warmup_steps
+from tuneloop.training.out_of_memory import OutOfMemory
+from tuneloop.training.state import TrainState
+
+LOWEST_RATE = 1e-5
+"""Towards which remedies lower the learning rate."""
+LEAST_WARMUP = 0.1
+"""Share of all steps over which the rate rises again."""
+RUNAWAY = ("rebound", "exploding")
+"""Rules whose bad alerts mean that the weights have run away."""
+
+
+@dataclass(slots=True)
+class Mender:
+    """Decides what is done about alerts and errors, each as often as `watch.remedies.limit` allows.
+
+    It has no memory of its own: what was done before stands in events.jsonl, what the run was like in metrics.jsonl.
+    """
+
+    setup: TrainState
+    guard: Guard
+    decision: Remedy | None = field(default=None, init=False)
+
+    def alerted(self, alert: Alert) -> None:
+        """An alert was raised while the loop ran; after this step it ends if something is to be done about it."""
+        if self.decision is not None:
+            return
+        if alert.rule in RUNAWAY and alert.level == "bad":
+            self.decision = self.spike(alert.step, max(1, alert.since), alert.rule)
+        elif alert.rule in ("overfit", "plateau") and alert.level in ("watch", "bad"):
+            self.decision = self.stop(alert.step)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the state of now is to be given up: it must not be saved."""
+        return self.decision is not None and self.decision.remedy == "spike"
+
+    def of_error(self, error: BaseException, state: checkpoint.State) -> Remedy | None:
+        """What is done about an error that ended the loop; None where it is to be raised."""
+        if isinstance(error, OutOfMemory):
+            return self.memory(error.number, state.step)
+        if isinstance(error, NotANumber):
+            return self.not_a_number(error.number, state.step)
+        if refusals.is_full(error):
+            return self.disk(state.step)
+        return None
+
+    def _may(self, name: RemedyName, limit: int | None = None) -> bool:
+        watch = self.setup.recipe.watch
+        before = [one for one in remedies(self.setup.events.lines()) if one.remedy == name]
+        most = watch.remedies.limit if limit is None else limit
+        return watch.enabled and bool(getattr(watch.remedies, name)) and len(before) < most
+
+    def memory(self, at: int, done: int) -> Remedy | None:
+        """Smaller passes, then activations computed anew, then (on a card) kept in main memory; None at the end.
+
+        `at` is the step (from 1) that did not find the memory, `done` the steps that are behind the run.
+        """
+        if not self._may("memory", 64):
+            return None
+        train, batches = self.setup.recipe.train, self.setup.batches
+        most = max(len(rows) for rows in batches.step(min(at, self.setup.total) - 1))
+        now = amended(self.setup.events.lines())
+        on_card = next(self.setup.objective.parameters()).device.type != "cpu"
+        if batches.packing and most > 1:
+            change = Amendment(micro_batch_size=most // 2)
+            setting = f"train.micro_batch_size: {most // 2}"
+        elif METHODS[train.method].checkpointing and not train.checkpointing:
+            change, setting = Amendment(checkpointing=True), "train.checkpointing: true"
+        elif on_card and not now.offload:
+            change, setting = Amendment(offload=True), "train.token_budget"
+        else:
+            return None
+        return Remedy("memory", at, done, change, {"at": at, "setting": setting})
+
+    def not_a_number(self, at: int, done: int) -> Remedy | None:
+        """Without the batch of step `at`: from the step before where the run was healthy until then, else from before
+        it ran away."""
+        losses = [float(m["loss"]) for m in self.setup.metrics.lines() if isinstance(m.get("loss"), int | float)]
+        ran_away = len(losses) >= 3 and not sum(losses[-3:]) / 3 <= 1.1 * sum(losses[:3]) / 3
+        here = not ran_away and done == at - 1  # else a card has counted steps that it did not take
+        return self.spike(at, at, "nan", here=here, halved=not ran_away)
+
+    def spike(self, step: int, since: int, cause: str, *, here: bool = False, halved: bool = False) -> Remedy | None:
+        """Back to before step `since`, without its batch, at a lower rate that rises anew; None where it was done too
+        often, or where the rate is the lowest already and no batch was at fault."""
+        if not self._may("spike"):
+            return None
+        setup = self.setup
+        past = amended(setup.events.lines())
+        peak = setup.recipe.train.learning_rate * math.prod(one.rate for one in past.slower)
+        lower = max(min(peak, LOWEST_RATE), peak / 2 if halved else math.sqrt(peak * LOWEST_RATE))
+        warmup = max(math.ceil(LEAST_WARMUP * setup.total), warmup_steps(setup.recipe.train, setup.total))
+        back = since - 1 if here else newest_before(setup.run.checkpoints, since)
+        batch = setup.batches.batch(since - 1)
+        facts: dict[str, Any] = {
+            "at": since,
+            "cause": cause,
+            "rate": lower,
+            "warmup": warmup,
+            "rows": self._rows(since),
+        }
+        return Remedy(
+            "spike", step, back, Amendment(skip=(batch,), slower=(Slower(back, lower / peak, warmup),)), facts
+        )
+
+    def _rows(self, step: int) -> list[str]:
+        """The source rows of the batch of a step, ten at most."""
+        examples = self.setup.train
+        chosen = [k for rows in self.setup.batches.step(step - 1) for k in rows][:10]
+        return [examples.samples.names[k].decode() for k in examples.members[chosen].ravel().tolist()][:10]
+
+    def stop(self, step: int) -> Remedy | None:
+        """End at the best checkpoint; None where the held-out loss was never measured."""
+        best = self.guard.best_saved()
+        if best is None or not self._may("stop", 1):
+            return None
+        at, loss = best
+        return Remedy("stop", step, step, facts={"at": step, "best": at, "loss": loss})
+
+    def disk(self, step: int) -> Remedy | None:
+        """Old checkpoints removed; None where nothing could be."""
+        if not self._may("disk"):
+            return None
+        n, size = checkpoint.thin(self.setup.run.checkpoints, self.guard.spare)
+        back = newest_before(self.setup.run.checkpoints, step + 1)
+        return Remedy("disk", step, back, facts={"at": step + 1, "n": n, "bytes": size}) if n else None
+
+
+def alert_of(error: BaseException) -> Alert | None:
+    """The alert of an error that ends a step before any line of it is written."""
+    if isinstance(error, NotANumber):
+        name = "loss" if error.facts["loss"] in ("nan", "inf", "-inf") else "grad_norm"
+        return Alert("nan", "bad", error.number, error.number, {"name": name})
+    if isinstance(error, OutOfMemory):
+        return Alert("memory", "bad", error.number, error.number, {"failed": True, "step": error.number})
+    return None
+
+
+def newest_before(folder: Path, step: int) -> int:
+    """The newest whole checkpoint of fewer than `step` steps, by its steps; 0 where there is none."""
+    found = [checkpoint.step_of(p) for p in folder.glob("step-*") if p.name[5:].isdigit() and checkpoint.verified(p)]
+    return max((one for one in found if one < step), default=0)
