@@ -13,6 +13,7 @@ python -m benchmarks walk        how often a reader turns back who follows a row
 python -m benchmarks methods     docs/*/methods.md: what each method costs and reaches (methods.py); --measure runs them
 python -m benchmarks serving     our server beside transformers', llama.cpp's and a plain one (serving.py); six minutes
 python -m benchmarks gateway     the gateway alone: load, what it adds, hits of its cache (gateway.py); five minutes
+python -m benchmarks watching    what the meters of a run cost a step, on against off (watching.py)
 python -m benchmarks table       the pages, of the last session's results (table.py)
 """
 
@@ -37,6 +38,7 @@ from benchmarks import (
     table,
     training,
     walk,
+    watching,
 )
 
 TOKENIZERS = ["smollm2-135m-instruct", "qwen3-tokenizer"]
@@ -74,6 +76,7 @@ def main() -> None:
         "same": same.main,
         "serving": serving.main,
         "walk": walk.main,
+        "watching": watching.main,
     }
     verb, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if verb not in ("near", "table", "same", "walk", "methods", "gateway") and not rows.data().is_dir():

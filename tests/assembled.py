@@ -20,23 +20,30 @@ from tuneloop.training.input import TrainingInput
 
 @dataclass(frozen=True)
 class Questions(Dataset):
-    """A dataset of which only its manifest and its held-out rows are asked for."""
+    """A dataset of which only its manifest, its held-out rows and the files of its training rows are asked for."""
 
     answered: Sequence[Record] = ()
+    of_rows: Sequence[str] = ()
 
     def records(self, side: Split) -> list[Record]:
         assert side == "validation"
         return list(self.answered)
+
+    def files(self, side: Split) -> list[str]:
+        assert side == "train"
+        return list(self.of_rows)
 
 
 def assembled(
     recipe: Recipe, folder: Path, train: Examples | Sequence[Sample], held: Examples | Sequence[Sample] = (), *,
     task: Task = CHAT, context: TaskContext | None = None, questions: Sequence[Record] = (),
     manifest: dict[str, Any] | None = None, prompts: int = 0, version: str = "nowhere",
+    files: Sequence[str] = (),
 ) -> TrainingInput:  # fmt: skip
     examples = Examples.of(train)
     other = Examples.of(held) if len(held) else Examples.of(Sequences.of([]))
-    dataset = Questions(Path(version), "given", "0" * 12, manifest or {}, questions)
+    sources = {"sources": [{"file": file} for file in dict.fromkeys(files)]} if files else {}
+    dataset = Questions(Path(version), "given", "0" * 12, {**sources, **(manifest or {})}, questions, files)
     return TrainingInput(
         recipe, folder, task, context or TaskContext(recipe.train, None), dataset, examples.samples, examples, other,
         ("?",) * prompts,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base import language
-from tuneloop.base.errors import FAMILIES, DataError, RecipeError, RunError, TuneloopError, catalogue, os_words
+from tuneloop.base.errors import FAMILIES, NOTICES, DataError, RecipeError, RunError, TuneloopError, catalogue, os_words
 
 SOURCE = Path(str(files("tuneloop")))
 CLASSES = {c.__name__: c.family for c in FAMILIES.values()}
@@ -46,7 +46,7 @@ def placeholders(text: str) -> set[str]:
 
 def test_every_code_has_its_words_in_both_languages() -> None:
     for tongue in language.LANGUAGES:
-        known = {code for family in FAMILIES for code in catalogue(family, tongue)}
+        known = {code for family in (*FAMILIES, *NOTICES) for code in catalogue(family, tongue)}
         assert not sorted(mentioned() - known), tongue
         wrong = sorted({(where, code) for where, family, code, _ in raised() if code not in catalogue(family, tongue)})
         assert not wrong, tongue
@@ -57,7 +57,7 @@ def test_no_words_are_left_over() -> None:
     assert not sorted(known - mentioned())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NOTICES])
 def test_both_languages_say_the_same(family: str) -> None:
     english, chinese = catalogue(family, "en"), catalogue(family, "zh")
     assert set(english) == set(chinese)

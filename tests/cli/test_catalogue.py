@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.base import language
-from tuneloop.base.errors import FAMILIES, catalogue
+from tuneloop.base.errors import FAMILIES, NOTICES, catalogue
+from tuneloop.recipe.watch import RemediesPart, RulesPart
 
 SOURCE = Path(str(files("tuneloop")))
 CLASSES = {c.__name__: c.family for c in FAMILIES.values()}
@@ -115,7 +116,14 @@ def used() -> dict[str, str]:
 
 
 def known(tongue: str) -> dict[str, dict[str, str]]:
-    return {code: entry for family in FAMILIES for code, entry in catalogue(family, tongue).items()}
+    return {code: entry for family in (*FAMILIES, *NOTICES) for code, entry in catalogue(family, tongue).items()}
+
+
+def announced() -> set[str]:
+    """The codes of alerts and remedies: their names are those of the recipe."""
+    remedies = [name for name, field in RemediesPart.model_fields.items() if field.annotation is bool]
+    named = [*(f"TL-WATCH-{name}" for name in RulesPart.model_fields), *(f"TL-REMEDY-{name}" for name in remedies)]
+    return {name.upper() for name in named}
 
 
 CODES = sorted(known("en"))
@@ -124,7 +132,8 @@ CODES = sorted(known("en"))
 @pytest.mark.parametrize("tongue", language.LANGUAGES)
 def test_every_code_in_use_has_words_and_none_is_left_over(tongue: str) -> None:
     assert not sorted(f"{where} {code}" for code, where in used().items() if code not in known(tongue))
-    assert not sorted(known(tongue).keys() - used().keys())
+    assert not sorted(known(tongue).keys() - used().keys() - announced())
+    assert not sorted(announced() - known(tongue).keys())
 
 
 def test_codes_named_in_passing_exist() -> None:
@@ -137,7 +146,8 @@ def test_codes_named_in_passing_exist() -> None:
 def test_both_languages_have_the_same_parts_and_facts() -> None:
     for code in CODES:
         english, chinese = known("en")[code], known("zh")[code]
-        assert english.keys() == chinese.keys() == {"what", "do", "more"}, code
+        parts = {"what", "do", "more"} | ({"why"} if code in announced() else set())
+        assert english.keys() == chinese.keys() == parts, code
         for part, text in english.items():
             assert text.strip(), (code, part)
             assert not CHINESE.search(text), (code, part)
@@ -146,7 +156,7 @@ def test_both_languages_have_the_same_parts_and_facts() -> None:
 
 
 @pytest.mark.parametrize("tongue", language.LANGUAGES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NOTICES])
 def test_a_code_lies_in_the_file_of_its_family(family: str, tongue: str) -> None:
     assert {code.split("-")[1] for code in catalogue(family, tongue)} == {family.upper()}
 
@@ -186,7 +196,7 @@ def test_explain_knows_every_code_in_both_languages(capsys: pytest.CaptureFixtur
             head, *rest = capsys.readouterr().out.splitlines()
             assert head == code
             text = "\n".join(line.removeprefix("  ") for line in rest)
-            for part in ("what", "do"):
+            for part in known(tongue)[code].keys() - {"more"}:
                 whole = re.sub(
                     r"(?<=[^ ：])\{(near|detail|then)\}", "", known(tongue)[code][part]
                 )  # a clause or nothing

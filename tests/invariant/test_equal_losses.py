@@ -25,8 +25,8 @@ from tuneloop.recipe.recipe import make_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.tasks.loss import LossModel
 from tuneloop.training.loop import train
-from tuneloop.training.step_result import StepResult
 from tuneloop.training.optim import optimizer_for, scheduler_for
+from tuneloop.training.step_result import StepResult
 
 STEPS = 20
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +126,52 @@ def test_a_training_line_holds_what_was_promised(tmp_path: Path) -> None:
         "tokens": 100, "label_tokens": 30, "padding": 0,
     }  # fmt: skip
     assert metrics.meter.total_tokens == 400, "steps without a line count as well"
+
+
+def test_a_line_is_handed_on_as_it_was_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    heard: list[dict[str, Any]] = []
+    listeners = (heard.append, lambda line: heard.append({"written": len(list(journal.lines()))}))
+    metrics = Metrics(journal, Meter(), Due("steps", 2, 4, 100), 4, listeners=listeners)
+    held = HeldOut(journal, Meter(), EVERY, 4, lambda: HeldLosses(30.0, 20), lambda text: None, listeners=listeners)
+    metrics.on_step(State(1), result(0))
+    metrics.on_step(State(2), result(1))
+    held.on_step(State(2), result(1))
+    first, second = lines(journal.path)
+    assert heard == [first, {"written": 1}, second, {"written": 2}]
+
+
+def test_a_run_that_goes_on_smooths_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    losses = [2.7, 1.1, 3.3, 0.123456789, 2.0, 0.7]
+    whole, parts = Journal(tmp_path / "whole.jsonl"), Journal(tmp_path / "parts.jsonl")
+    once = Metrics(whole, Meter(), EVERY, 4)
+    for step, loss in enumerate(losses, 1):
+        once.on_step(State(step), result(step - 1, loss))
+        Metrics(parts, Meter(), EVERY, 4).on_step(State(step), result(step - 1, loss))
+        parts.write({"step": step, "eval_loss": 9.0})
+    smooth = [[line["smooth"] for line in lines(j.path) if "smooth" in line] for j in (whole, parts)]
+    assert smooth[0] == smooth[1]
+    assert smooth[0][0] == pytest.approx(2.7)
+
+
+def test_padding_is_what_ranks_compute_for_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    seen = result(0)
+    metrics = Metrics(journal, Meter(), EVERY, 4)
+    metrics.on_step(State(1), seen)
+    metrics.on_step(State(2), replace(seen, step=replace(seen.step, idle=25)))
+    assert [line["padding"] for line in lines(journal.path)] == [0, 0.2]
+
+
+def test_the_rows_of_a_measurement_are_written_beside_it(tmp_path: Path) -> None:
+    journal, beside = Journal(tmp_path / "metrics.jsonl"), Journal(tmp_path / "held.jsonl")
+    losses, weights = np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 1.0])
+    held = HeldLosses(8.0, 4.0, losses, weights)
+    HeldOut(journal, Meter(), EVERY, 4, lambda: held, lambda text: None, rows=beside).on_step(State(3), result(2))
+    (line,) = lines(journal.path)
+    assert (line["eval_loss"], line["eval_rows"]) == (2.0, 3)
+    assert line["eval_error"] == pytest.approx((1.5 * (4 + 0 + 4)) ** 0.5 / 4)
+    assert lines(beside.path) == [{"step": 3, "losses": [1.0, 2.0, 4.0], "weights": [2.0, 1.0, 1.0]}]
 
 
 def test_the_held_out_loss_is_a_line_of_its_own(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_guarded_run_that_was_killed_ends_as_it_would_have(
 
 def test_killed_between_the_last_checkpoint_and_the_result(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = sessions.begin(**LATE)
-    module = sys.modules["tuneloop.training.session"]
+    module = sys.modules["tuneloop.training.result"]
 
     real = module.save_result
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,12 @@ class Seen:
         self.results: list[StepResult] = []
         self.steps: list[int] = []
         self.ended: list[int] = []
+        self.phases: list[dict[str, float]] = []
 
     def on_step(self, state: State, result: StepResult) -> None:
         self.steps.append(state.step)
         self.results.append(result)
+        self.phases.append(result.phases.read() if result.phases is not None else {})
 
     def on_end(self, state: State) -> None:
         self.ended.append(state.step)
@@ -211,6 +214,19 @@ def test_a_card_skips_what_is_no_number_until_it_is_read(
     with pytest.raises(RunError, match="step 3"):
         seen.results[3].read()
     assert all(torch.equal(p, good[n]) for n, p in model.named_parameters()), "the last good step's weights"
+
+
+def test_a_step_tells_where_its_time_went_and_its_gradient_by_layer(model: LossModel) -> None:
+    began = time.perf_counter()
+    _, seen, _ = run(model, steps_of(samples(), 3), norm=0.1)
+    whole = time.perf_counter() - began
+    for result in seen.results:
+        figures = result.read()
+        assert list(figures.grad_groups) == ["embeddings", "layer 0", "layer 1", "rest"]
+        assert sum(n**2 for n in figures.grad_groups.values()) == pytest.approx(figures.grad_norm**2, rel=1e-5)
+        assert figures.grad_norm > 0.1, "before clipping"
+    assert all(min(seconds[name] for name in ("forward", "backward", "optimizer")) > 0 for seconds in seen.phases)
+    assert sum(sum(seconds.values()) for seconds in seen.phases) < whole
 
 
 def test_dropout_is_on_while_training_and_off_for_the_held_loss(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ class Sessions:
         run.recipe.write_text(dump(recipe), encoding="utf-8")
         return run, recipe
 
-    def go(self, run: Run, recipe: Recipe, **options: Any) -> Outcome:
+    def go(self, run: Run, recipe: Recipe, files: Sequence[str] = (), **options: Any) -> Outcome:
         setting = TaskContext(recipe.train, self.tokenizer)
-        given = assembled(recipe, self.folder, self.samples, self.held, context=setting)
+        given = assembled(recipe, self.folder, self.samples, self.held, context=setting, files=files)
         return session(run, given, **options)
 
     def run(self, **train: Any) -> Run:
@@ -177,6 +178,42 @@ def test_a_stopped_run_may_save_and_measure_otherwise_when_it_goes_on(sessions: 
     assert [m["loss"] for m in lines(run.metrics) if "loss" in m] == [
         m["loss"] for m in lines(whole.metrics) if "loss" in m
     ]
+
+
+def test_the_meters_of_a_run_and_of_one_that_was_taken_up(sessions: Sessions) -> None:
+    """What a line tells beside its clock is the same to the bit, whatever was smoothed before the interruption."""
+    files = ["x/a.jsonl"] * 8 + ["x/b.jsonl"] * 12
+    whole, recipe = sessions.begin(epochs=2, save_strategy="steps", save_steps=3)
+    sessions.go(whole, recipe, files)
+    for kind in ("metrics", "held"):
+        path = whole.path / f"{kind}.jsonl"
+        shutil.copy(path, sessions.workspace / path.name)
+    shutil.rmtree(whole.checkpoints / "step-10")
+    sessions.go(whole, recipe, files, resume=True)
+
+    def without_clocks(path: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if k != "clock"} for line in lines(path)]
+
+    for name in ("metrics.jsonl", "held.jsonl"):
+        assert without_clocks(whole.path / name) == without_clocks(sessions.workspace / name)
+    trained = [line for line in lines(whole.metrics) if "loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, 11))
+    assert any(set(line["sources"]) == {"a.jsonl", "b.jsonl"} for line in trained)
+    for line in trained:
+        assert set(line["sources"]) <= {"a.jsonl", "b.jsonl"}
+        assert min(line["sources"].values()) - 1e-6 <= line["loss"] <= max(line["sources"].values()) + 1e-6
+        assert list(line["grad_groups"]) == ["layer 0", "layer 1"]
+        assert sum(norm**2 for norm in line["grad_groups"].values()) == pytest.approx(line["grad_norm"] ** 2, rel=1e-4)
+        assert line["padding"] == 0
+        clock = line["clock"]
+        assert {"process_gb", "memory_total_gb", "memory_free_gb", "cpu", "disk_free_gb"} <= set(clock)
+        assert 0 < sum(clock["phases"].values()) <= clock["seconds"] + 1e-3
+    measured = [line for line in lines(whole.metrics) if "eval_loss" in line]
+    for line, rows_of in zip(measured, lines(whole.path / "held.jsonl"), strict=True):
+        assert rows_of["step"] == line["step"]
+        assert line["eval_rows"] == len(rows_of["losses"]) == len(rows_of["weights"]) == 4
+        assert np.average(rows_of["losses"], weights=rows_of["weights"]) == pytest.approx(line["eval_loss"], abs=1e-5)
+        assert 0 < line["eval_error"] < line["eval_loss"]
 
 
 def test_a_finished_run_goes_on_to_nothing(sessions: Sessions) -> None:

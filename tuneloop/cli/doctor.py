@@ -24,8 +24,8 @@ CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizer
 EXTRAS = {
     "serve": ("fastapi", "uvicorn", "aiohttp", "prometheus_client", "python_multipart"), "rate": ("evalica", "nltk"),
     "gunicorn": ("gunicorn", "uvicorn_worker"), "redis": ("redis",), "postgres": ("psycopg",), "gguf": ("xllamacpp",),
-    "schema": ("llguidance",), "qlora": ("bitsandbytes",), "modelscope": ("modelscope",), "dvc": ("dvc",),
-    "eval": ("lm_eval",),
+    "schema": ("llguidance",), "qlora": ("bitsandbytes",), "nvml": ("pynvml",), "modelscope": ("modelscope",),
+    "dvc": ("dvc",), "eval": ("lm_eval",),
 }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def split() -> None:
         if pid == 0:
             os.close(told)
             _end_with_parent()
+            _leave_group()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _pipe = tells
             return
@@ -77,6 +78,15 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _leave_group() -> None:
+    """Out of the parent's process group, where no terminal needs it there: what is sent to the group comes once, by way
+    of the parent."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        os.setpgid(0, 0)
 
 
 def _waited(pid: int, numbers: list[signal.Signals]) -> int:

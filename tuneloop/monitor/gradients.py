@@ -29,8 +29,8 @@ def layer_of(name: str) -> int | None:
     >>> layer_of("model.bert.encoder.layer.11.output.dense.weight"), layer_of("model.lm_head.weight")
     (11, None)
     """
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 def group_names(names: Sequence[str]) -> list[str]:
@@ -108,8 +108,8 @@ def _norms(gradients: list[Tensor]) -> tuple[list[Tensor], list[int]]:
     order: list[int] = []
     sorted_: dict[Any, Any] = _group_tensors_by_device_and_dtype([gradients], with_indices=True)  # type: ignore[list-item]
     for (device, _), ([tensors], indices) in sorted_.items():
-        fast = _has_foreach_support(tensors, device)
-        norms += torch._foreach_norm(tensors, 2.0) if fast else _one_by_one(tensors)
+        together = _has_foreach_support(tensors, device)
+        norms += torch._foreach_norm(tensors, 2.0) if together else _one_by_one(tensors)
         order += indices
     return norms, order
 

@@ -1,7 +1,7 @@
 """What a run was so far, as its rules see it: built from the lines of metrics.jsonl, one by one.
 
-All of it is a function of the lines and of what the caller knows of the run (`Plan`), so a run that is taken up again
-sees what it would have seen. A line costs the length of a window, however long the run is.
+All of it is a function of the lines and of what the caller knows of the run (`RunLimits`), so a run that is taken up
+again sees what it would have seen. A line costs the length of a window, however long the run is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunLimits:
     """What the caller knows of the run; None where nobody does.
 
     `total`: its optimizer steps. `checkpoint_gb`: room (GB, 1e9 bytes) that the next checkpoints need. `disk_gb`: the
@@ -90,7 +90,7 @@ class RowLosses:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockMedians:
     """Medians of BLOCK training lines; `norm_high` is the largest norm but one. `last` is the last line's step."""
 
     last: int
@@ -106,17 +106,22 @@ class History:
     `since` has, of each rule that stands, the step it holds from: what is usual is what was so before.
     """
 
-    plan: Plan = field(default_factory=Plan)
+    limits: RunLimits = field(default_factory=RunLimits)
     since: dict[str, int] = field(default_factory=dict)
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    blocks: deque[Block] = field(default_factory=lambda: deque(maxlen=BLOCKS))
+    blocks: deque[BlockMedians] = field(default_factory=lambda: deque(maxlen=BLOCKS))
     measurements: deque[Measurement] = field(default_factory=lambda: deque(maxlen=WINDOW))
     count: int = 0
     """Training lines so far."""
+    start: float = math.nan
+    """The loss of the first line, which is that of the model before it had learned anything."""
+    first_step: int = 0
     first: float = math.nan
-    """The level of the loss in the first lines."""
+    """The level of the loss over the first LEVEL lines, or of all while there are fewer."""
+    first_norms: list[float] = field(default_factory=list)
+    """The gradient norms of the first three lines, without what is no number."""
     low: float = math.inf
-    """The lowest level of the loss so far."""
+    """The lowest level of the loss so far, over LEVEL lines; infinite before there are as many."""
     low_step: int = 0
     peak_rate: float = 0.0
     """The highest learning rate so far."""
@@ -147,13 +152,17 @@ class History:
         level = self.level
         if self.count <= LEVEL:
             self.first = level
-        if level < self.low:
+        if self.count == 1:
+            self.start, self.first_step = point.loss, point.step
+        if self.count <= 3:
+            self.first_norms += finite([point.grad_norm])
+        if self.count >= LEVEL and level < self.low:
             self.low, self.low_step = level, self.middle_step
         if self.count % BLOCK == 0:
             last = list(self.points)[-BLOCK:]
             norms = sorted(finite(one.grad_norm for one in last))
             self.blocks.append(
-                Block(
+                BlockMedians(
                     point.step,
                     middle(norms),
                     norms[-2] if len(norms) > 1 else math.nan,
@@ -171,7 +180,7 @@ class History:
             self.level,
         )
         self.measurements.append(one)
-        if self.best is None or one.loss < self.best.loss:
+        if math.isfinite(one.loss) and (self.best is None or one.loss < self.best.loss):
             self.best = one
             self.best_rows = self.rows_after(one.step)
 
@@ -184,7 +193,7 @@ class History:
     @property
     def steps_left(self) -> int | None:
         """Optimizer steps still to come, None where their number is not known."""
-        return None if self.plan.total is None else max(0, self.plan.total - self.step)
+        return None if self.limits.total is None else max(0, self.limits.total - self.step)
 
     @property
     def level(self) -> float:
@@ -216,7 +225,7 @@ class History:
             return math.nan
         return spread([after - before for before, after in itertools.pairwise(losses)]) / math.sqrt(2)
 
-    def usual(self, rule: str, measure: Callable[[Block], float]) -> list[float]:
+    def usual(self, rule: str, measure: Callable[[BlockMedians], float]) -> list[float]:
         """`measure` of the blocks that were complete before now and before `rule` began to hold; [] if young."""
         if not self.points:
             return []

@@ -30,12 +30,12 @@ class ContainerMemory:
 
         What the system keeps of files it gives up when memory is wanted, so it counts as free.
         """
-        found = []
+        memory = []
         for limit, usage, stat, key in self.groups:
             with contextlib.suppress(OSError, ValueError):
                 used = int(usage.read_text(encoding="ascii")) - _files_kept(stat, key)
-                found.append((limit, max(0, limit - max(0, used))))
-        return min(found, key=lambda pair: pair[1], default=None)
+                memory.append((limit, max(0, limit - max(0, used))))
+        return min(memory, key=lambda pair: pair[1], default=None)
 
 
 def _limits(own: Path, root: Path) -> Iterator[tuple[int, Path, Path, str]]:

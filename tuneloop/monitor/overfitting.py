@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tuneloop.monitor.finding import Finding
+from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import History, Measurement, RowLosses
 from tuneloop.recipe.watch import RulesPart
 
-ENOUGH = 30
+ENOUGH = 20
 """Held-out rows from which on an interval can be trusted; below, nothing is more than a note."""
-SURE = 2.6
-"""Standard errors of a difference that is more than chance, though looked for again and again (99%)."""
+SURE = 3.0
+"""Standard errors of a difference that is more than chance, though looked for again and again (99.7%)."""
 INTERVAL = 1.96
 """Standard errors on each side of a 95% interval."""
 RISING, WORSE = 2, 4
@@ -23,7 +23,7 @@ NARROW = 0.05
 """A gain of this share of all that was gained would have shown: half the interval is not wider."""
 
 
-def overfit(history: History, rules: RulesPart) -> Finding | None:
+def overfit(history: History, rules: RulesPart) -> Detection | None:
     """The held-out loss is above its best by more than its interval, repeatedly, while the training loss has fallen."""
     best, measurements = history.best, list(history.measurements)
     after = [one for one in measurements if best is not None and one.step > best.step]
@@ -39,11 +39,11 @@ def overfit(history: History, rules: RulesPart) -> Finding | None:
     facts = {"loss": last.loss, "best": best.loss, "best_step": best.step, "interval": INTERVAL * error}
     facts["rows"] = last.rows or 0
     if (last.rows or 0) < ENOUGH:
-        return Finding("note", after[-run].step, facts)
-    return Finding("bad" if run >= WORSE else "watch", after[-run].step, facts)
+        return Detection("note", after[-run].step, facts)
+    return Detection("bad" if run >= WORSE else "watch", after[-run].step, facts)
 
 
-def flat(history: History) -> Finding | None:
+def flat(history: History) -> Detection | None:
     """No measurement for a good part of the run is better than the best before by more than chance, and none worse."""
     measurements = list(history.measurements)
     if len(measurements) <= FLAT:
@@ -57,7 +57,7 @@ def flat(history: History) -> Finding | None:
         return None
     if any(abs(one.loss - start.loss) > SURE * e for one, e in zip(measurements[-FLAT:], errors, strict=True)):
         return None
-    return Finding("watch", start.step, {"loss": last.loss, "steps": last.step - start.step})
+    return Detection("watch", start.step, {"loss": last.loss, "steps": last.step - start.step})
 
 
 def _trailing(after: Sequence[Measurement], rising: Sequence[Measurement]) -> int:

@@ -26,14 +26,14 @@ class Phases:
     def begin(self) -> None:
         """A step begins here; what is known of the one before is forgotten."""
         self.names, self.times = [], []
-        self._mark()
+        self._stamp()
 
     def end(self, name: str) -> None:
         """What has passed since the last mark was phase `name`; a phase may come several times in a step."""
         self.names.append(name)
-        self._mark()
+        self._stamp()
 
-    def _mark(self) -> None:
+    def _stamp(self) -> None:
         if self.events is None:
             self.times.append(time.perf_counter())
             return

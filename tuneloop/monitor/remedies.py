@@ -163,5 +163,6 @@ def _shown(remedy: Remedy) -> dict[str, Any]:
         "cause": causes.get(str(facts.get("cause")), ""),
         "rate": f"{float(facts.get('rate', 0)):.2g}",
         "size": format_bytes(int(facts.get("bytes", 0))),
+        "rows": listed(facts.get("rows") or ()),
         "loss": f"{float(facts.get('loss') or 0):.4f}",
     }

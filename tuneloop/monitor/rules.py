@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 
 from tuneloop.monitor import overfitting
-from tuneloop.monitor.finding import Finding
+from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import BLOCK, LEVEL, RECENT, History, Point, finite, middle, token_seconds
 from tuneloop.recipe.watch import ExplodingRule, Level, MemoryRule, ReboundRule, RulesPart, VanishingRule
 
-Rule = Callable[[History, RulesPart], Finding | None]
+Rule = Callable[[History, RulesPart], Detection | None]
 """None: all is well. Settings that are switched off are the caller's matter."""
 
 NOISE = 3.0
@@ -22,10 +22,10 @@ NOISE = 3.0
 GAIN = 0.1
 """Share of all that the loss had fallen that it must rise again."""
 WORSE = 0.5
-"""Share above the lowest that is bad, and in a run that does not know its noise the least that is more than a note."""
+"""Share above the first loss, that of the model as it came, that is bad."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
 """So many times the largest usual gradient."""
-SMALL = 0.02
+SMALL = 0.05
 """Share of the usual gradient below which it has faded."""
 UNLEARNED = 0.25
 """Share of the first loss above which small gradients are no sign of rows learned by heart."""
@@ -39,28 +39,39 @@ RATE_SHARE = 0.1
 """Share of the highest rate below which a flat loss is the schedule's doing."""
 
 
-def rebound(history: History, rules: RulesPart) -> Finding | None:
-    """The loss has risen over its lowest by more than its noise, and by more than a tenth of what it had fallen."""
+def rebound(history: History, rules: RulesPart) -> Detection | None:
+    """The loss has risen over its lowest by more than its noise and by more than a tenth of what it had fallen; bad
+    where it is far worse than before the first step."""
     part: ReboundRule = rules.rebound
-    level, low, noise = history.level, history.low, history.noise()
-    if history.count < LEVEL or not math.isfinite(level) or low >= level:
-        return None
-    rise = level - low
-    share = rise / max(abs(low), 1e-12)
-    facts = {"loss": level, "low": low, "low_step": history.low_step, "share": share}
-    gained = GAIN * max(0.0, history.first - low)
-    if share <= part.above or rise <= gained:
-        return None
-    since = history.low_step + 1
-    if not math.isfinite(noise) or not history.usual("rebound", lambda block: block.norm):
-        return Finding("bad" if share > 2 * WORSE else "watch" if share > WORSE else "note", since, facts)
-    if rise <= NOISE * noise:
-        return None
-    worse = level > history.first + NOISE * noise
-    return Finding("bad" if worse and share > WORSE else "watch", since, facts)
+    if history.count < BLOCK:
+        return _young_rebound(history, part)
+    level, start, noise = history.level, history.start, NOISE * history.noise()
+    if level - start > max(noise, WORSE * abs(start)):
+        return _risen("bad", level, start, history.first_step)
+    rise = level - history.low
+    if rise > max(noise, part.above * abs(history.low), GAIN * (history.first - history.low)):
+        return _risen("watch", level, history.low, history.low_step)
+    return None
 
 
-def exploding(history: History, rules: RulesPart) -> Finding | None:
+def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
+    """Medians of three lines: the noise is not known, so the share of the guides is a note only."""
+    points = history.last(BLOCK)
+    levels = [middle(finite(one.loss for one in three)) for three in zip(points, points[1:], points[2:], strict=False)]
+    if len(levels) < 3 or not all(math.isfinite(one) for one in levels):
+        return None
+    at = levels.index(min(levels))
+    if min(one.loss for one in points[-3:]) - levels[at] > part.above * abs(levels[at]):
+        return _risen("note", levels[-1], levels[at], points[at + 1].step)
+    return None
+
+
+def _risen(level: Level, loss: float, low: float, low_step: int) -> Detection:
+    share = (loss - low) / max(abs(low), 1e-12)
+    return Detection(level, low_step + 1, {"loss": loss, "low": low, "low_step": low_step, "share": share})
+
+
+def exploding(history: History, rules: RulesPart) -> Detection | None:
     """Most of the last gradient norms are far above all that was usual."""
     part: ExplodingRule = rules.exploding
     recent = history.last(RECENT)
@@ -72,26 +83,24 @@ def exploding(history: History, rules: RulesPart) -> Finding | None:
         above = [one for one in recent if one.grad_norm > limit]
         if len(above) >= 3:
             facts = {"norm": middle([one.grad_norm for one in above]), "limit": limit}
-            return Finding(level, above[0].step, facts)
+            return Detection(level, above[0].step, facts)
     return None
 
 
-def _young_exploding(history: History, part: ExplodingRule) -> Finding | None:
+def _young_exploding(history: History, part: ExplodingRule) -> Detection | None:
     """Within the first steps: above the guides' numbers, and more than a note only where the norm has grown."""
-    points = history.last(BLOCK + RECENT)
-    start = middle(finite(one.grad_norm for one in points[:3]))
-    recent = points[-3:]
+    recent, start = history.last(3), middle(history.first_norms)
     norm = min((one.grad_norm for one in recent), default=math.nan)
-    if len(points) < 3 or not norm > part.high:
+    if len(recent) < 3 or not norm > part.high:
         return None
     level: Level = "note"
-    if norm > LARGE["watch"] * start and len(points) > LEVEL:
+    if norm > LARGE["watch"] * start and history.count > LEVEL:
         level = "bad" if norm > part.alarm else "watch"
     limit = part.alarm if level == "bad" else part.high
-    return Finding(level, recent[0].step, {"norm": norm, "limit": limit})
+    return Detection(level, recent[0].step, {"norm": norm, "limit": limit})
 
 
-def vanishing(history: History, rules: RulesPart) -> Finding | None:
+def vanishing(history: History, rules: RulesPart) -> Detection | None:
     """The last gradient norms are far below what was usual, and the loss is not; or they are zero."""
     part: VanishingRule = rules.vanishing
     recent = history.last(RECENT)
@@ -100,27 +109,28 @@ def vanishing(history: History, rules: RulesPart) -> Finding | None:
         return None
     since, learned = recent[0].step, history.level < UNLEARNED * abs(history.first)
     if norm == 0 and not learned:
-        return Finding("bad", since, {"norm": norm, "limit": part.low})
-    usual = history.usual("vanishing", lambda block: block.norm)
-    if usual:
-        limit = SMALL * middle(usual)
-        return Finding("watch", since, {"norm": norm, "limit": limit}) if norm < limit and not learned else None
-    return Finding("note", since, {"norm": norm, "limit": part.low}) if norm < part.low else None
+        return Detection("bad", since, {"norm": norm, "limit": part.low})
+    usual = history.usual("vanishing", lambda block: block.norm) or history.first_norms
+    limit = SMALL * middle(usual)
+    if norm < limit and not learned:
+        return Detection("watch", since, {"norm": norm, "limit": limit})
+    young = history.count < BLOCK
+    return Detection("note", since, {"norm": norm, "limit": part.low}) if young and norm < part.low else None
 
 
-def nan(history: History, rules: RulesPart) -> Finding | None:
+def nan(history: History, rules: RulesPart) -> Detection | None:
     """The last line has a loss or a gradient norm that is no number."""
     measured = [one for one in history.measurements if one.step == history.step]
     if measured and not math.isfinite(measured[-1].loss):
-        return Finding("bad", history.step, {"name": "eval_loss"})
+        return Detection("bad", history.step, {"name": "eval_loss"})
     for point in history.last(1):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(getattr(point, name)):
-                return Finding("bad", point.step, {"name": name})
+                return Detection("bad", point.step, {"name": name})
     return None
 
 
-def plateau(history: History, rules: RulesPart) -> Finding | None:
+def plateau(history: History, rules: RulesPart) -> Detection | None:
     """The loss falls no more although rate and steps are left. The held-out loss alone makes more than a note of it."""
     points, left = history.last(2 * FLAT_LINES), history.steps_left
     if not points or points[-1].learning_rate < RATE_SHARE * history.peak_rate:
@@ -135,10 +145,10 @@ def plateau(history: History, rules: RulesPart) -> Finding | None:
     before, after = (middle(finite(one.loss for one in half)) for half in (points[:FLAT_LINES], points[FLAT_LINES:]))
     if not abs(before - after) < 0.01 * abs(before):
         return None
-    return Finding("note", points[FLAT_LINES].step, {"loss": after, "steps": points[-1].step - points[0].step})
+    return Detection("note", points[FLAT_LINES].step, {"loss": after, "steps": points[-1].step - points[0].step})
 
 
-def throughput(history: History, rules: RulesPart) -> Finding | None:
+def throughput(history: History, rules: RulesPart) -> Detection | None:
     """Each of the last lines took many times as long a token as was usual."""
     usual = middle(history.usual("throughput", lambda block: block.token_seconds))
     recent = history.last(RECENT)
@@ -149,14 +159,14 @@ def throughput(history: History, rules: RulesPart) -> Finding | None:
         if min(times) > many:
             now = middle(times)
             facts = {"speed": 1 / (usual * now), "usual": 1 / usual, "times": now}
-            return Finding(level, recent[0].step, facts)
+            return Detection(level, recent[0].step, facts)
     return None
 
 
-def memory(history: History, rules: RulesPart) -> Finding | None:
+def memory(history: History, rules: RulesPart) -> Detection | None:
     """The memory of the machine, or of the card, is nearly used up in two lines in a row."""
     part: MemoryRule = rules.memory
-    worst: Finding | None = None
+    worst: Detection | None = None
     for place, measure in (("CPU", _host), ("GPU", _card)):
         shares = [measure(point) for point in history.last(2)]
         known = [one for one in shares if one is not None]
@@ -166,7 +176,7 @@ def memory(history: History, rules: RulesPart) -> Finding | None:
         share = used / total
         if share > part.watch and (worst is None or share > worst.facts["share"]):
             facts = {"used": used, "total": total, "share": share, "place": place}
-            worst = Finding("bad" if share > part.bad else "watch", history.last(2)[0].step, facts)
+            worst = Detection("bad" if share > part.bad else "watch", history.last(2)[0].step, facts)
     return worst
 
 
@@ -184,27 +194,27 @@ def _card(point: Point) -> tuple[float, float] | None:
     return (used, total) if total > 0 and used is not None else None
 
 
-def disk(history: History, rules: RulesPart) -> Finding | None:
+def disk(history: History, rules: RulesPart) -> Detection | None:
     """What is free is less than the next checkpoints need."""
     free = next((one.clock["disk_free_gb"] for one in history.last(1) if "disk_free_gb" in one.clock), math.nan)
-    needed = history.plan.checkpoint_gb
+    needed = history.limits.checkpoint_gb
     if not math.isfinite(free):
         return None
     if needed is None:
-        size = history.plan.disk_gb
+        size = history.limits.disk_gb
         needed = DISK_GB if size is None else min(DISK_GB, DISK_SHARE * size)
     if free >= 2 * needed:
         return None
-    return Finding("bad" if free < needed else "watch", history.step, {"free": free, "needed": needed})
+    return Detection("bad" if free < needed else "watch", history.step, {"free": free, "needed": needed})
 
 
-def rate(history: History, rules: RulesPart) -> Finding | None:
+def rate(history: History, rules: RulesPart) -> Detection | None:
     """The learning rate was zero in two lines in a row after the first step, and steps are left."""
     left, recent = history.steps_left, history.last(2)
     if not left or len(recent) < 2 or recent[0].step <= 1:
         return None
     zero = all(point.learning_rate == 0 for point in recent)
-    return Finding("bad", recent[0].step, {"left": left}) if zero else None
+    return Detection("bad", recent[0].step, {"left": left}) if zero else None
 
 
 RULES: dict[str, Rule] = {

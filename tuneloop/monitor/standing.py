@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.monitor.alerts import LEVELS, Alert
-from tuneloop.monitor.finding import Finding
+from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import History
 from tuneloop.monitor.rules import RULES
 from tuneloop.recipe.watch import Level, RulesPart
 
 CALM = 5
-"""Training lines without a finding after which an alert is over: one good line among bad ones ends nothing."""
+"""Training lines without a detection after which an alert is over: one good line among bad ones ends nothing."""
 
 
 @dataclass(slots=True)
 class _Standing:
-    """An alert that stands, as it was given last; `calm` lines have passed without a finding."""
+    """An alert that stands, as it was given last; `calm` lines have passed without a detection."""
 
     level: Level
     since: int
@@ -47,9 +47,9 @@ class Standings:
         ]
         return [alert for alert in given if alert is not None]
 
-    def _judged(self, rule: str, finding: Finding | None, *, trained: bool) -> Alert | None:
+    def _judged(self, rule: str, detection: Detection | None, *, trained: bool) -> Alert | None:
         now, step = self.standing.get(rule), self.history.step
-        if finding is None:
+        if detection is None:
             if now is None:
                 return None
             now.calm += trained
@@ -60,13 +60,13 @@ class Standings:
             return Alert(rule, "good", step, now.since, now.facts)
         if now is not None:
             now.calm = 0
-            if LEVELS.index(finding.level) <= LEVELS.index(now.level):
+            if LEVELS.index(detection.level) <= LEVELS.index(now.level):
                 return None
-        since = finding.since if now is None else min(now.since, finding.since)
-        facts = {name: _as_json(fact) for name, fact in finding.facts.items()}
-        self.standing[rule] = _Standing(finding.level, since, facts)
+        since = detection.since if now is None else min(now.since, detection.since)
+        facts = {name: _as_json(fact) for name, fact in detection.facts.items()}
+        self.standing[rule] = _Standing(detection.level, since, facts)
         self.history.since.setdefault(rule, since)
-        return Alert(rule, finding.level, step, since, facts)
+        return Alert(rule, detection.level, step, since, facts)
 
 
 def _as_json(fact: Any) -> Any:

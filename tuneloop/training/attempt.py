@@ -22,8 +22,8 @@ from tuneloop.training.loop import Callback
 from tuneloop.training.mending import Mender
 from tuneloop.training.packing import rows
 from tuneloop.training.row_losses import row_losses
+from tuneloop.training.row_sources import RowSources
 from tuneloop.training.sampler import sampler_for
-from tuneloop.training.sources import Sources
 from tuneloop.training.state import TrainState
 from tuneloop.training.waiting import Waiting
 from tuneloop.training.watching import Watcher
@@ -118,9 +118,9 @@ def watchers(attempt: Attempt) -> list[Callback]:
     ]
 
 
-def _sources(setup: TrainState, assembled: TrainingInput) -> Sources | None:
+def _sources(setup: TrainState, assembled: TrainingInput) -> RowSources | None:
     """Which file each training row is from; None where all are from one."""
     if len({source["file"] for source in assembled.dataset.manifest.get("sources", ())}) < 2:
         return None
-    sources = Sources.of(setup.train, assembled.dataset.files("train"))
+    sources = RowSources.of(setup.train, assembled.dataset.files("train"))
     return sources if len(sources.names) > 1 else None

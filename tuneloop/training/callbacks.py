@@ -21,7 +21,7 @@ from tuneloop.monitor.smoothing import Smooth
 from tuneloop.recipe.schema import Strategy
 from tuneloop.runs.journal import Journal
 from tuneloop.training.held_rows import HeldLosses
-from tuneloop.training.sources import Sources
+from tuneloop.training.row_sources import RowSources
 from tuneloop.training.step_result import StepResult
 
 Listener = Callable[[dict[str, Any]], None]
@@ -67,7 +67,7 @@ class Metrics:
     due: Due
     steps_per_epoch: int
     late: bool = False
-    sources: Sources | None = None
+    sources: RowSources | None = None
     machine: Machine | None = None
     listeners: Sequence[Listener] = ()
     tokens: int = field(default=0, init=False)

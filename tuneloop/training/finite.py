@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.base.errors import RunError
+from tuneloop.training import distributed
 
 
 class NotANumber(RunError):
@@ -25,13 +26,13 @@ class Finite:
     Where reading a number costs no wait, and where the optimizer cannot skip a step by itself, each step is read and
     the run ends before a bad one is taken. On a card torch's fused optimizers learn it on the device (`found_inf`, as
     from its GradScaler): they skip that step and all after it, and the run ends when its numbers are next read. Of
-    several processes (not `alone`) each reads each step, so that all end at the same one.
+    several processes each reads each step, so that all end at the same one.
     """
 
-    def __init__(self, optimizer: Any, device: torch.device, *, alone: bool = True) -> None:
+    def __init__(self, optimizer: Any, device: torch.device) -> None:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's holds torch's own
         fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults.get("fused")
-        self.late = bool(device.type == "cuda" and fused and alone)
+        self.late = bool(device.type == "cuda" and fused and distributed.world().num_processes == 1)
         self.first = torch.zeros(3, device=device)
         """Number, loss and gradient norm of the first bad step; the number is 0 as long as there is none."""
 

@@ -77,12 +77,10 @@ class Guard:
 
     @property
     def spare(self) -> int | None:
-        """The step whose checkpoint must stay: the best, if that is to be kept, else the best of those that are there
-        where a remedy may need it."""
-        if self.keeps_best:
-            return self.best_step or None
-        best = self.best_saved() if self.may_end else None
-        return best[0] if best else None
+        """The step whose checkpoint must stay: that of the best state, if that is to be kept; where a remedy may need
+        it, too, if it was saved."""
+        saved = self.may_end and (self.checkpoints / f"step-{self.best_step}").is_dir()
+        return self.best_step if self.best_step and (self.keeps_best or saved) else None
 
     def best_saved(self) -> tuple[int, float] | None:
         """Of the checkpoints that were measured, the best: its step and held-out loss; None where there is none."""

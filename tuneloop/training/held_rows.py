@@ -43,7 +43,7 @@ class HeldLosses:
 
     @property
     def error(self) -> float | None:
-        """The standard error of the weighted mean over rows; None where fewer than two rows tell it.
+        """The standard error of the weighted mean over rows; None where fewer than two tell it, or one is no number.
 
         Rows are what was drawn, not tokens: those of one row have much in common.
 
@@ -51,12 +51,11 @@ class HeldLosses:
         0.577350269...
         """
         n = len(self.losses)
-        if n < 2:
+        if n < 2 or not np.isfinite(self.losses).all():
             return None
         mean = float((self.losses * self.weights).sum() / self.weights.sum())
         squares = float(((self.weights * (self.losses - mean)) ** 2).sum())
-        error = math.sqrt(n / (n - 1) * squares) / float(self.weights.sum())
-        return error if math.isfinite(error) else None
+        return math.sqrt(n / (n - 1) * squares) / float(self.weights.sum())
 
     def some(self) -> dict[str, Any]:
         """The rows' means and weights for held.jsonl: at most MOST, evenly over all, the same ones every time."""

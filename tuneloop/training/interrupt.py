@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
-
-ECHO = 0.1
-"""Seconds within which a second signal is the first one by another way."""
 
 
 class Interrupt:
@@ -18,7 +14,6 @@ class Interrupt:
 
     def __init__(self, say: Callable[[], None]) -> None:
         self.requested = False
-        self.at = 0.0
         self.say = say
         self.before: dict[int, Any] = {}
 
@@ -33,11 +28,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        # Ctrl-C under torchrun is a SIGINT and then a SIGTERM, and a signal to a whole group comes once more by way of
-        # the parent process: only who presses it again is in a hurry.
-        if self.requested and number == signal.SIGINT and time.monotonic() - self.at > ECHO:
+        # Ctrl-C under torchrun is a SIGINT and then a SIGTERM: only who presses it again is in a hurry.
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.requested:
             return
-        self.requested, self.at = True, time.monotonic()
+        self.requested = True
         self.say()

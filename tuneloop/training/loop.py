@@ -62,7 +62,7 @@ def train(
     model.train()
     gradients, phases = Gradients(model), Phases(accelerator.device)
     inner: Objective = accelerator.unwrap_model(model)
-    finite = Finite(optimizer, accelerator.device, alone=accelerator.num_processes == 1)
+    finite = Finite(optimizer, accelerator.device)
     for step in steps:
         _draw(accelerator, seed, state.step)
         batches = [batch.to(accelerator.device) for batch in step.batches]

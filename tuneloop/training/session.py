@@ -92,17 +92,7 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     settings = setup.recipe.train
     lines = Due(settings.logging_strategy, settings.logging_steps, setup.batches.steps_per_epoch, setup.total)
     screen = Screen(setup.total, setup.meter, file, due=lines)
-    guard = Guard(
-        settings.early_stopping,
-        settings.keep_best,
-        setup.metrics,
-        setup.events,
-        screen.say,
-        run.checkpoints,
-        may_end=setup.recipe.watch.enabled and setup.recipe.watch.remedies.stop,
-    )
-    mender = Mender(setup, guard)
-    if resume and distributed.shared(_answers_kill(setup, mender, screen)):
+    if resume and distributed.shared(_answers_kill(setup, screen)):
         screen.close()
         return None
     unordered = unordered_operation(setup.objective, setup.train)
@@ -112,6 +102,8 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool) -> Outcome | None
     for line in _notices(setup, unordered):
         screen.say(line)
     require_held_out(settings, len(setup.held))
+    guard = _guard(setup, screen)  # it reads the lines of now: those of a resumed run end at its checkpoint
+    mender = Mender(setup, guard)
     saver = saver_for(setup, guard, mender)
     watcher = Watcher.of(setup, screen.say, [mender.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
@@ -181,7 +173,20 @@ def _mended(error: Exception, attempt: Attempt) -> bool:
     return mender.decision is not None
 
 
-def _answers_kill(setup: TrainState, mender: Mender, screen: Screen) -> bool:
+def _guard(setup: TrainState, screen: Screen) -> Guard:
+    watch, settings = setup.recipe.watch, setup.recipe.train
+    return Guard(
+        settings.early_stopping,
+        settings.keep_best,
+        setup.metrics,
+        setup.events,
+        screen.say,
+        setup.run.checkpoints,
+        may_end=watch.enabled and watch.remedies.stop,
+    )
+
+
+def _answers_kill(setup: TrainState, screen: Screen) -> bool:
     """Whether the run was ended for memory by the system, and something was done about it. The leader does it.
 
     Raises TL-RUN-MEMORY where nothing can be done any more.
@@ -190,7 +195,7 @@ def _answers_kill(setup: TrainState, mender: Mender, screen: Screen) -> bool:
     if not distributed.leads() or not lives or lives[-1]["event"] != KILLED:
         return False
     at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
-    remedy = mender.memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
+    remedy = Mender(setup, _guard(setup, screen)).memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
     if remedy is None:
         raise OutOfMemory(at)
     _carry_out(remedy, setup, screen)

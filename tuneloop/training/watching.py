@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.methods.table import parameters
 from tuneloop.model.checkpoint import State
 from tuneloop.monitor.alerts import Alert, shown
-from tuneloop.monitor.history import History, Plan
+from tuneloop.monitor.history import History, RunLimits
 from tuneloop.monitor.standing import Standings
 from tuneloop.recipe.watch import WatchPart
 from tuneloop.runs.journal import Journal
@@ -33,7 +33,7 @@ class Watcher:
     held: Journal
     events: Journal
     say: Callable[[str], None]
-    plan: Plan = field(default_factory=Plan)
+    limits: RunLimits = field(default_factory=RunLimits)
     listeners: Sequence[Callable[[Alert], None]] = ()
     standings: Standings = field(init=False)
     read: int = field(default=0, init=False)
@@ -41,7 +41,7 @@ class Watcher:
     rows: deque[dict[str, Any]] = field(default_factory=deque, init=False)
 
     def __post_init__(self) -> None:
-        self.standings = Standings(self.settings.rules, History(self.plan))
+        self.standings = Standings(self.settings.rules, History(self.limits))
         if self.settings.enabled:
             self._alerts()
 
@@ -52,10 +52,10 @@ class Watcher:
         """The watcher of a session's run. A checkpoint holds the trained weights and two moments of each; beside the
         next one there must be room for the result."""
         path = setup.run.path
-        room = 4 * parameters(setup.model)[1] * (3 + 1)
-        plan = Plan(setup.total, room / 1e9, shutil.disk_usage(path).total / 1e9)
+        bytes_needed = 4 * parameters(setup.model)[1] * (3 + 1)
+        limits = RunLimits(setup.total, bytes_needed / 1e9, shutil.disk_usage(path).total / 1e9)
         held = Journal(path / "held.jsonl")
-        return cls(setup.recipe.watch, setup.metrics, held, setup.events, say, plan, listeners)
+        return cls(setup.recipe.watch, setup.metrics, held, setup.events, say, limits, listeners)
 
     def on_step(self, state: State, outcome: StepResult) -> None:
         self._judge()

@@ -47,7 +47,7 @@ class Work:
         self.waiting: list[tuple[str, str, Any]] = []  # alias, where, value of what is read together
         self.dropped: dict[str, list[str]] = {}  # why -> where
         self.silent: list[str] = []  # written, but asking for nothing
-        for name in ("model", "data", "prepare", "train", "evaluate", "serve"):
+        for name in ("model", "data", "prepare", "train", "evaluate", "watch", "serve"):
             if name in self.out and self.out[name] is None:  # a section whose lines are all commented out
                 del self.out[name]
             elif isinstance(self.out.get(name), dict):

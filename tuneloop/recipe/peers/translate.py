@@ -50,6 +50,8 @@ CHINESE = {
     "train.early_stopping": "早停 提前停止 过拟合", "train.save_steps": "保存步数",
     "train.eval_steps": "评估步数", "evaluate": "评估 评测 测评",
     "evaluate.show": "展示 问题", "evaluate.probes": "检查题 探针", "evaluate.max_new_tokens": "最大生成长度",
+    "watch": "监控 监测 警报", "watch.rules": "规则", "watch.remedies": "补救 补救措施",
+    "watch.trackers": "跟踪 实验跟踪", "watch.notify": "通知", "watch.notify.file": "通知文件",
     "serve": "部署 服务", "serve.queue": "队列 队列长度", "serve.key_file": "密钥 密钥文件",
 }  # fmt: skip
 

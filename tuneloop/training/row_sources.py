@@ -16,7 +16,7 @@ from tuneloop.data.batches.pack import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sources:
+class RowSources:
     """The files of a training side. of_sample int32 [samples]: the number of each sample's file in `names`; weights
     float64 [samples]: what its example counts for, at the example's first sample."""
 
@@ -25,14 +25,14 @@ class Sources:
     weights: NDArray[np.float64]
 
     @staticmethod
-    def of(examples: Examples, files: Sequence[str]) -> Sources:
+    def of(examples: Examples, files: Sequence[str]) -> RowSources:
         """`files` has the file of each record, as often as it is trained on."""
         paths = list(dict.fromkeys(files))
         number = {path: k for k, path in enumerate(paths)}
         of_record = np.array([number[path] for path in files], np.int32)
         weights = np.zeros(len(examples.samples))
         weights[examples.members[:, 0]] = examples.weights
-        return Sources(tuple(short_names(paths)), of_record[examples.samples.row], weights)
+        return RowSources(tuple(short_names(paths)), of_record[examples.samples.row], weights)
 
     def means(self, batches: Sequence[Batch], per_item: Sequence[Tensor]) -> dict[str, float]:
         """The mean loss of each file that these batches hold rows of: over label tokens, or items where these count.

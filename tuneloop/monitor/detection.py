@@ -9,7 +9,7 @@ from tuneloop.recipe.watch import Level
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Detection:
     """A rule holds, on this level, since this optimizer step. `facts` fill the words of its alert."""
 
     level: Level
