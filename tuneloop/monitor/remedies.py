@@ -35,13 +35,15 @@ class Amendment:
 
     micro_batch_size: examples in a pass at most; checkpointing: activations are computed anew in the backward pass;
     offload: those that the backward pass needs wait in the processor's memory; skip: batches of the plan, counted from
-    0 over all epochs, that are not trained on; slower: changes of the learning rate, each on top of those before.
+    0 over all epochs, that are not trained on; drop: examples, counted from 0, that are not trained on in any epoch;
+    slower: changes of the learning rate, each on top of those before.
     """
 
     micro_batch_size: int | None = None
     checkpointing: bool = False
     offload: bool = False
     skip: tuple[int, ...] = ()
+    drop: tuple[int, ...] = ()
     slower: tuple[Slower, ...] = ()
 
     def __bool__(self) -> bool:
@@ -60,8 +62,7 @@ class Amendment:
     def of(cls, facts: Mapping[str, Any]) -> Self:
         """What `as_dict` wrote, read back from JSON."""
         given = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
-        if "skip" in given:
-            given["skip"] = tuple(int(k) for k in given["skip"])
+        given |= {name: tuple(int(k) for k in given[name]) for name in ("skip", "drop") if name in given}
         if "slower" in given:
             given["slower"] = tuple(Slower(**one) for one in given["slower"])
         return cls(**given)
@@ -73,7 +74,8 @@ class Amendment:
             micro_batch_size=later.micro_batch_size or self.micro_batch_size,
             checkpointing=self.checkpointing or later.checkpointing,
             offload=self.offload or later.offload,
-            skip=(*self.skip, *(k for k in later.skip if k not in self.skip)),
+            skip=tuple(dict.fromkeys((*self.skip, *later.skip))),
+            drop=tuple(dict.fromkeys((*self.drop, *later.drop))),
             slower=(*self.slower, *later.slower),
         )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.base import refusals
+from tuneloop.data.batches.pack import pack_examples
 from tuneloop.methods.table import METHODS, parameters
 from tuneloop.model import checkpoint
 from tuneloop.monitor.alerts import Alert
@@ -100,7 +101,25 @@ class Mender:
         losses = [float(m["loss"]) for m in self.setup.metrics.lines() if isinstance(m.get("loss"), int | float)]
         ran_away = len(losses) >= 3 and not sum(losses[-3:]) / 3 <= 1.1 * sum(losses[:3]) / 3
         here = not ran_away and done == at - 1  # else a card has counted steps that it did not take
-        return self.spike(at, at, "nan", here=here, halved=not ran_away)
+        remedy = self.spike(at, at, "nan", here=here, halved=not ran_away)
+        broken = self._broken(at) if remedy is not None else ()
+        if remedy is None or not broken:
+            return remedy
+        names = [name for k in broken for name in self._names(k)]
+        change = replace(remedy.amendment, drop=broken)
+        return replace(remedy, amendment=change, facts={**remedy.facts, "rows": names[:10]})
+
+    def _broken(self, step: int) -> tuple[int, ...]:
+        """The examples of the batch of a step whose loss is no number by themselves, too: they would spoil each epoch."""
+        objective, examples = self.setup.objective, self.setup.train
+        device = next(objective.parameters()).device
+        chosen = sorted(k for rows in self.setup.batches.step(step - 1) for k in rows)
+        return tuple(k for k in chosen if not objective(pack_examples(examples, [k]).to(device)).total.isfinite())
+
+    def _names(self, example: int) -> list[str]:
+        """The ids of the rows of an example."""
+        samples = self.setup.train.samples
+        return [samples.names[k].decode() for k in self.setup.train.members[example].tolist()]
 
     def spike(self, step: int, since: int, cause: str, *, here: bool = False, halved: bool = False) -> Remedy | None:
         """Back to before step `since`, without its batch, at a lower rate that rises anew; None where it was done too
@@ -126,10 +145,9 @@ class Mender:
         )
 
     def _rows(self, step: int) -> list[str]:
-        """The source rows of the batch of a step, ten at most."""
-        examples = self.setup.train
-        chosen = [k for rows in self.setup.batches.step(step - 1) for k in rows][:10]
-        return [examples.samples.names[k].decode() for k in examples.members[chosen].ravel().tolist()][:10]
+        """The ids of the rows of a step's batch, ten at most."""
+        chosen = [k for rows in self.setup.batches.step(step - 1) for k in rows]
+        return [name for k in chosen for name in self._names(k)][:10]
 
     def stop(self, step: int) -> Remedy | None:
         """End at the best checkpoint; None where the held-out loss was never measured."""
@@ -145,7 +163,7 @@ class Mender:
             return None
         n, size = checkpoint.thin(self.setup.run.checkpoints, self.guard.spare)
         back = newest_before(self.setup.run.checkpoints, step + 1)
-        return Remedy("disk", step, back, facts={"at": step + 1, "n": n, "bytes": size}) if n else None
+        return Remedy("disk", step, back, facts={"at": step, "n": n, "bytes": size}) if n else None
 
 
 def alert_of(error: BaseException, setup: TrainState) -> Alert | None:

@@ -216,8 +216,11 @@ def _answers_kill(setup: TrainState, screen: Screen) -> bool:
         return False
     at = max((int(line["step"]) for line in setup.metrics.lines()), default=0) + 1
     remedy = Mender(setup, _guard(setup, screen)).memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
+    error = OutOfMemory(at)
+    if (alert := alert_of(error, setup)) is not None:
+        Watcher.of(setup, screen.say).give(alert)
     if remedy is None:
-        raise OutOfMemory(at)
+        raise error
     _carry_out(remedy, setup, screen)
     return True
 

@@ -54,8 +54,11 @@ def _place(model: nn.Module, device: torch.device) -> None:
 def _require_space(run: Run, recipe: Recipe, model: nn.Module) -> None:
     """Checkpoints hold the trained weights and two moments of each; the result holds the weights once more.
 
-    One checkpoint always is at the end; where none is asked for before, it is the only one.
+    One checkpoint always is at the end; where none is asked for before, it is the only one. Of a run that has some
+    nothing is asked: old ones make room for new ones.
     """
+    if any(run.checkpoints.glob("step-*")):
+        return
     trained, settings = parameters(model)[1], recipe.train
     keep = 1 if settings.save_strategy == "no" else (settings.save_total_limit or 10) + 1
     require_space(run.path, 4 * trained * (3 * keep + 1))
@@ -116,7 +119,7 @@ def build(run: Run, assembled: TrainingInput, device: torch.device) -> TrainStat
             )
             for side, name in ((train, "train"), (held, "validation"))
         )
-    batches = batch_plan(recipe, train, packing=packing, skipped=amendment.skip)
+    batches = batch_plan(recipe, train, packing=packing, skipped=amendment.skip, dropped=amendment.drop)
     total = total_steps(recipe.train, batches.steps_per_epoch)
     optimizer = optimizer_for(objective, recipe.train)
     scheduler = scheduler_for(optimizer, recipe.train, total, amendment.slower)

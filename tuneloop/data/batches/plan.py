@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -50,6 +50,8 @@ class BatchPlan:
     """Tokens that a pass is filled up to, if fewer than the budget allows; a longer item has a pass of its own."""
     skipped: tuple[int, ...] = ()
     """Batches of the plan, counted from 0, that no step trains on: the next one takes their place."""
+    dropped: frozenset[int] = frozenset()
+    """Examples that no step trains on; a batch that has no others is left as it is."""
 
     def __post_init__(self) -> None:
         # Four bytes each, and plain ints to whoever asks for one.
@@ -82,6 +84,8 @@ class BatchPlan:
         """The bins of optimizer step k, counted from 0 over all epochs."""
         epoch, position = divmod(self.batch(k), self.steps_per_epoch)
         chosen = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        if self.dropped:
+            chosen = tuple(i for i in chosen if i not in self.dropped) or chosen
         return tuple(self._bins(chosen))
 
     def _bins(self, chosen: Sequence[int]) -> Iterator[Bin]:
@@ -102,9 +106,15 @@ class BatchPlan:
 
 
 def batch_plan(
-    recipe: Recipe, examples: Examples | Sequence[Sample], *, packing: bool = True, skipped: tuple[int, ...] = ()
+    recipe: Recipe,
+    examples: Examples | Sequence[Sample],
+    *,
+    packing: bool = True,
+    skipped: Sequence[int] = (),
+    dropped: Iterable[int] = (),
 ) -> BatchPlan:
-    """The batch plan of a recipe. `packing` false where the model cannot pack; `skipped` batches are left out."""
+    """The batch plan of a recipe. `packing` false where the model cannot pack; `skipped` batches and `dropped` examples
+    are left out."""
     train = recipe.train
     return BatchPlan(
         lengths=Examples.of(examples).lengths,
@@ -114,5 +124,6 @@ def batch_plan(
         micro_batch_size=train.micro_batch_size,
         packing=train.packing and packing,
         fill=None if torch.cuda.is_available() or train.token_budget <= FILL else FILL,
-        skipped=skipped,
+        skipped=tuple(skipped),
+        dropped=frozenset(dropped),
     )
