@@ -64,16 +64,16 @@ def command(recipe: Recipe, workspace: Path, group: MemoryGroup, **train: int) -
 def test_a_run_that_the_kernel_kills_for_memory_goes_on_with_smaller_passes(
     ground: Ground, healthy: list[Ended], tmp_path: Path
 ) -> None:
-    """The limit lies between what passes of eight rows and those of four need, as two short runs tell."""
+    """The limit lies between what passes of four rows and those of two need, as two short runs tell."""
     with memory_group("train") as group:
         sizes = []
-        for rows in (8, 4):
+        for rows in (4, 2):
             short, most = command(
                 chat("persona", 1), tmp_path / f"rows{rows}", group, max_steps=3, micro_batch_size=rows
             )
             finished([short])
             sizes.append(most)
-        print("bytes with passes of 8 and 4 rows:", sizes)
+        print("bytes with passes of 4 and 2 rows:", sizes)
         assert sizes[0] - sizes[1] > 100 * MB, "the limit could not tell them apart"
         group.limit((sizes[0] + sizes[1]) // 2 + 32 * MB)
         ended = []
@@ -87,7 +87,7 @@ def test_a_run_that_the_kernel_kills_for_memory_goes_on_with_smaller_passes(
         assert events(one.run, "killed")
         done = one.remedies()
         assert [line["remedy"] for line in done] == ["memory"] * len(events(one.run, "killed"))
-        assert done[0]["amendment"]["micro_batch_size"] == 4
+        assert done[0]["amendment"]["micro_batch_size"] == 2
         raised(one, "memory", done[0]["facts"]["at"], "bad")
         batches = [[line["batch"] for line in metrics(run) if "batch" in line] for run in (one.run, whole.run)]
         assert batches[0] == batches[1], "the rows of each step are what they were"

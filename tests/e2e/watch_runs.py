@@ -44,9 +44,9 @@ SETS: dict[str, Callable[[], list[Any]]] = {
 
 
 def chat(kind: str, seed: int, held: int = 24, watch: dict[str, Any] | None = None, **train: Any) -> Recipe:
-    """LoRA of SmolLM2 on a set of `SETS`: 40 steps of 8 rows of at most 192 tokens, by the usual rate and schedule."""
+    """LoRA of SmolLM2 on a set of `SETS`: 40 steps of 4 rows of at most 192 tokens, by the usual rate and schedule."""
     settings = {
-        "method": "lora", "max_steps": STEPS, "batch_size": 8, "eval_strategy": "steps", "eval_steps": 10,
+        "method": "lora", "max_steps": STEPS, "batch_size": 4, "eval_strategy": "steps", "eval_steps": 10,
         "save_strategy": "steps", "save_steps": 10, **train,
     }  # fmt: skip
     recipe, _ = make_recipe({
@@ -72,7 +72,7 @@ def sentiment(method: str, seed: int, watch: dict[str, Any] | None = None, **tra
 
 def overfitting(seed: int, **train: Any) -> Recipe:
     """Forty rows learned by heart: eight epochs of them, each measured on 64 others, at a brisk rate that never falls."""
-    settings = {"learning_rate": 2e-3, "schedule": "constant", "eval_steps": 5, "save_steps": 5, **train}
+    settings = {"learning_rate": 2e-3, "schedule": "constant", "batch_size": 8, "eval_steps": 5, "save_steps": 5, **train}
     return chat("few", seed, held=64, **settings)
 
 
