@@ -83,6 +83,14 @@ def test_what_is_switched_off_stays_silent(tmp_path: Path, watch: dict[str, Any]
     assert (one.alerts(), one.screen, one.handed) == ([], [], [])
 
 
+def test_a_note_and_its_end_are_not_on_the_screen(tmp_path: Path) -> None:
+    one = Watched(tmp_path)
+    for level in ("note", "good", "watch", "good"):
+        one.watcher.give(Alert("rebound", level, 9, 6, {"loss": 3.6, "low": 3.4, "low_step": 5, "share": 0.05}))
+    assert [alert.level for alert in one.alerts()] == ["note", "good", "watch", "good"]
+    assert [line.partition(" ")[0] for line in one.screen if not line.startswith("  ")] == ["!", "+"]
+
+
 @pytest.mark.parametrize("cut", [10, 20, 21, 25, 33])
 def test_a_run_that_is_taken_up_tells_what_it_would_have_told(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a").mkdir()

@@ -36,6 +36,8 @@ class Watcher:
     limits: RunLimits = field(default_factory=RunLimits)
     listeners: Sequence[Callable[[Alert], None]] = ()
     standings: Standings = field(init=False)
+    loud: set[str] = field(default_factory=set, init=False)
+    """Rules whose alerts of now were shown."""
     rows: deque[dict[str, Any]] = field(default_factory=deque, init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +64,18 @@ class Watcher:
         self._judge()
 
     def give(self, alert: Alert) -> None:
-        """Write an alert down, show it and hand it on: one of the rules, or one of those that look at single rows."""
+        """Write an alert down, show it and hand it on: one of the rules, or one of those that look at single rows.
+
+        A note asks for nothing, so it is not put on the screen, and neither is its end.
+        """
         self.events.event("alert", **alert.as_event())
-        for line in shown(alert):
-            self.say(line)
+        if alert.level in ("watch", "bad"):
+            self.loud.add(alert.rule)
+        if alert.rule in self.loud and alert.level != "note":
+            for line in shown(alert):
+                self.say(line)
+        if alert.level == "good":
+            self.loud.discard(alert.rule)
         for listener in self.listeners:
             listener(alert)
 
