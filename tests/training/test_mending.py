@@ -111,14 +111,14 @@ class NoNumber:
         return Losses(losses.total * math.nan, losses.per_item * math.nan, losses.metrics)
 
 
-def test_a_batch_that_gives_no_number_is_left_out_at_half_the_rate(sessions: Sessions) -> None:
+def test_a_batch_that_gives_no_number_is_left_out_at_a_lower_rate(sessions: Sessions) -> None:
     with planted(NoNumber(11)):
         run = sessions.run(max_steps=5, save_strategy="steps", save_steps=100)
     (remedy,) = done(run)
     at = remedy.facts["at"]
     assert (remedy.remedy, remedy.resume_at, remedy.amendment.skip) == ("spike", at - 1, (at - 1,))
-    assert remedy.amendment.slower == (Slower(at - 1, 0.5, 1),)
-    assert remedy.facts["rate"] == pytest.approx(2.5e-3)
+    assert remedy.amendment.slower == (Slower(at - 1, 0.8, 1),)
+    assert remedy.facts["rate"] == pytest.approx(4e-3)
     assert remedy.amendment.drop == (11,)
     assert steps(run, "loss") == [1, 2, 3, 4, 5]
     (alert,) = [e for e in lines(run.events) if e["event"] == "alert"]

@@ -26,6 +26,8 @@ from tuneloop.training.state import TrainState
 
 LOWEST_RATE = 1e-5
 """Towards which remedies lower the learning rate."""
+GENTLE = 0.8
+"""What is left of the rate of a run that was healthy, the first time; then its batch is more likely at fault."""
 LEAST_WARMUP = 0.1
 """Share of all steps over which the rate rises again."""
 RUNAWAY = ("rebound", "exploding")
@@ -101,7 +103,7 @@ class Mender:
         losses = [float(m["loss"]) for m in self.setup.metrics.lines() if isinstance(m.get("loss"), int | float)]
         ran_away = len(losses) >= 3 and not sum(losses[-3:]) / 3 <= 1.1 * sum(losses[:3]) / 3
         here = not ran_away and done == at - 1  # else a card has counted steps that it did not take
-        remedy = self.spike(at, at, "nan", here=here, halved=not ran_away)
+        remedy = self.spike(at, at, "nan", here=here, gently=not ran_away)
         broken = self._broken(at) if remedy is not None else ()
         if remedy is None or not broken:
             return remedy
@@ -121,7 +123,7 @@ class Mender:
         samples = self.setup.train.samples
         return [samples.names[k].decode() for k in self.setup.train.members[example].tolist()]
 
-    def spike(self, step: int, since: int, cause: str, *, here: bool = False, halved: bool = False) -> Remedy | None:
+    def spike(self, step: int, since: int, cause: str, *, here: bool = False, gently: bool = False) -> Remedy | None:
         """Back to before step `since`, without its batch, at a lower rate that rises anew; None where it was done too
         often, or where the rate is the lowest already and no batch was at fault."""
         if not self._may("spike"):
@@ -129,7 +131,8 @@ class Mender:
         setup = self.setup
         past = amended(setup.events.lines())
         peak = setup.recipe.train.learning_rate * math.prod(one.rate for one in past.slower)
-        lower = max(min(peak, LOWEST_RATE), peak / 2 if halved else math.sqrt(peak * LOWEST_RATE))
+        far = math.sqrt(peak * LOWEST_RATE)  # half of the way, on a logarithmic scale
+        lower = max(min(peak, LOWEST_RATE), GENTLE * peak if gently and not past.slower else far)
         warmup = max(math.ceil(LEAST_WARMUP * setup.total), warmup_steps(setup.recipe.train, setup.total))
         back = since - 1 if here else newest_before(setup.run.checkpoints, since)
         batch = setup.batches.batch(since - 1)
