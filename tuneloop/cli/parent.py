@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tuneloop.base.environment import launch
+from tuneloop.base.errors import TuneloopError
+from tuneloop.cli.verb import spoken
 
 VERBS = ("train", "run")
 """Verbs that train in the process of the command line."""
@@ -41,7 +43,7 @@ def taken_up() -> Path | None:
 
 def is_needed(words: list[str]) -> bool:
     """Whether this command line trains, in a process of its own, on a system that ends processes for memory."""
-    trains = next((word for word in words if not word.startswith("-")), "") in VERBS
+    trains = next((word for word in spoken(words)[0] if not word.startswith("-")), "") in VERBS
     helps = any(word in ("-h", "--help") for word in words)
     return trains and not helps and sys.platform.startswith("linux") and launch()[0] == 1
 
@@ -53,10 +55,10 @@ def split() -> None:
     while True:
         before, (reading, writing) = kills(), os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers, signal.SIGCHLD})
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
             os.close(reading)
-            _end_with_parent()
+            _end_with(parent)
             _leave_group()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _pipe = writing
@@ -72,9 +74,8 @@ def split() -> None:
         _taken_up = run
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Whoever ends the parent means the run."""
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -116,14 +117,19 @@ def _last_line(pipe: int) -> Path | None:
 
 
 def _written_down(run: Path) -> bool:
-    """Note in the run that memory has ended it. False where its recipe wants no remedy for that."""
+    """Note in the run that memory has ended it. False where its recipe wants no remedy for that, where nothing was done
+    about the last such end (then loading the model is too much), and where what was ended was no training any more."""
     from tuneloop.recipe.recipe import read_recipe
     from tuneloop.runs.run import Run
 
-    watch = read_recipe(Run(run).recipe)[0].watch
-    if not (watch.enabled and watch.remedies.memory):
+    ended = Run(run)
+    try:
+        watch = read_recipe(ended.recipe)[0].watch
+        if not (watch.enabled and watch.remedies.memory) or ended.is_killed() or ended.trained_folder() is not None:
+            return False
+        ended.note_kill()
+    except (TuneloopError, OSError):
         return False
-    Run(run).note_kill()
     return True
 
 
@@ -134,7 +140,8 @@ def _exit_as(status: int) -> NoReturn:
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status))
+        os._exit(128 + number)  # the first process of a container cannot end so
+    os._exit(os.WEXITSTATUS(status))
 
 
 def kills(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

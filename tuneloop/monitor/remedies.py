@@ -8,6 +8,7 @@ on bit for bit as if it had not been.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -68,7 +69,8 @@ class Amendment:
         return cls(**given)
 
     def beside(self, later: Amendment) -> Amendment:
-        """This one with a later one on top."""
+        """This one with a later one on top. A lower rate from an earlier step on is meant of all that was before."""
+        begin = min((one.step for one in later.slower), default=math.inf)
         return replace(
             self,
             micro_batch_size=later.micro_batch_size or self.micro_batch_size,
@@ -76,7 +78,7 @@ class Amendment:
             offload=self.offload or later.offload,
             skip=tuple(dict.fromkeys((*self.skip, *later.skip))),
             drop=tuple(dict.fromkeys((*self.drop, *later.drop))),
-            slower=(*self.slower, *later.slower),
+            slower=(*(replace(one, step=int(min(one.step, begin))) for one in self.slower), *later.slower),
         )
 
 

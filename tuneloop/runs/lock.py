@@ -42,7 +42,7 @@ def is_held(file: Path) -> bool:
         return file.exists() and _refuses(file)
     try:
         number = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:
         return False
     try:
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)

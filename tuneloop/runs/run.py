@@ -31,8 +31,10 @@ FREE_ON_RESUME = {
 """Keys of `train` that change no number of a run, so a resumed run may have them otherwise."""
 
 
-LIVES = {"started", "resumed", "killed", "remedy"}
+LIVES = {"started", "resumed", "killed", "remedy", "stopped", "paused", "failed", "finished"}
 """Events that begin or end a life of a run."""
+MOMENT = 0.2
+"""Seconds for which somebody who only looks may hold a run's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,13 @@ class Run:
         """Write down that the system has ended the run for want of memory: whoever resumes it makes passes smaller."""
         Journal(self.events).event("killed", by="memory")
 
+    def last_life(self) -> dict[str, Any]:
+        """The last event that began or ended a life of the run, {} before the first."""
+        return ([line for line in Journal(self.events).lines() if line.get("event") in LIVES] or [{}])[-1]
+
     def is_killed(self) -> bool:
-        """Whether that was the last of its ends, and nothing has been done about it yet."""
-        lives = [line["event"] for line in Journal(self.events).lines() if line.get("event") in LIVES]
-        return lives[-1:] == ["killed"]
+        """Whether the system has ended it for want of memory, and nothing has been done about that yet."""
+        return self.last_life().get("event") == "killed"
 
     def trained_folder(self) -> Path | None:
         """adapter/ or model/, whichever the run has made; None while it is unfinished."""
@@ -221,7 +226,7 @@ def held_alone(run: Run) -> Iterator[None]:
     The lock lies in the run's folder, so it also counts for other users of a shared workspace.
     """
     try:
-        with lock(run.path / ".lock", wait=0):
+        with lock(run.path / ".lock", wait=MOMENT):
             yield
     except Timeout as error:
         raise RunError("TL-RUN-BUSY", where=str(run.path)) from error

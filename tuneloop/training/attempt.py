@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from tuneloop.base.environment import waits_our_way
 from tuneloop.model import checkpoint
@@ -18,13 +20,14 @@ from tuneloop.training.frozen_policy import held_out
 from tuneloop.training.guards import Guard
 from tuneloop.training.held_rows import HeldLosses
 from tuneloop.training.input import TrainingInput
+from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import Callback
 from tuneloop.training.mending import Mender
 from tuneloop.training.outlets import Outlets
 from tuneloop.training.packing import rows
 from tuneloop.training.row_losses import row_losses
 from tuneloop.training.row_sources import RowSources
-from tuneloop.training.row_watch import row_watches
+from tuneloop.training.row_watch import RowWatch, row_watches
 from tuneloop.training.sampler import sampler_for
 from tuneloop.training.state import TrainState
 from tuneloop.training.waiting import Waiting
@@ -38,6 +41,9 @@ class Attempt:
     accelerator: Accelerator
     assembled: TrainingInput
     setup: TrainState
+    wrapped: nn.Module
+    """The objective, as accelerate wraps it."""
+    optimizer: Any
     state: checkpoint.State
     screen: Screen
     guard: Guard
@@ -47,6 +53,16 @@ class Attempt:
     watcher: Watcher | None
     """The leader's."""
     outlets: Outlets
+    interrupt: Interrupt
+    callbacks: list[Callback] = field(default_factory=list)
+    """What watches the loop, once it runs."""
+
+    def save_now(self) -> None:
+        """Save the state of now, which the loop had no time for, and what waits to be written before it."""
+        for callback in self.callbacks:
+            if isinstance(callback, RowWatch):
+                callback.on_end(self.state)
+        self.saver.save(self.state)
 
 
 def saver_for(setup: TrainState, guard: Guard, mender: Mender) -> Saver:
@@ -82,7 +98,7 @@ def watchers(attempt: Attempt) -> list[Callback]:
         # Not the wrapped model: its forward would wait for the other processes, which do not measure.
         # In float32 whatever training multiplies in: what a later measurement of the result will find as well.
         with matmul_precision("float32"), held_out(setup.objective):
-            batches = rows(setup.held, budget, packing=packing)
+            batches = rows(setup.held, budget, packing=packing and not setup.amendment.micro_batch_size)
             total, each = row_losses(setup.objective, batches, setup.held, accelerator.device)
         return HeldLosses.of(total, each, setup.held)
 

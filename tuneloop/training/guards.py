@@ -82,13 +82,14 @@ class Guard:
         saved = self.may_end and (self.checkpoints / f"step-{self.best_step}").is_dir()
         return self.best_step if self.best_step and (self.keeps_best or saved) else None
 
+    def measurements(self) -> list[tuple[int, float]]:
+        """Step and held-out loss of each measurement."""
+        return [(int(m["step"]), float(m["eval_loss"])) for m in self.metrics.lines() if _is_measured(m)]
+
     def best_saved(self) -> tuple[int, float] | None:
         """Of the checkpoints that were measured, the best: its step and held-out loss; None where there is none."""
-        measured = [
-            (float(line["eval_loss"]), int(line["step"])) for line in self.metrics.lines() if _is_measured(line)
-        ]
-        there = [(loss, step) for loss, step in measured if (self.checkpoints / f"step-{step}").is_dir()]
-        return (min(there)[1], min(there)[0]) if there else None
+        there = [(step, loss) for step, loss in self.measurements() if (self.checkpoints / f"step-{step}").is_dir()]
+        return min(there, key=lambda one: one[1], default=None)
 
     def saves(self, step: int) -> bool:
         """Whether the state after `step` must be saved whatever the recipe says of saving: it is the best so far."""

@@ -6,6 +6,7 @@ after its step, and the session is begun anew from a checkpoint with the amendme
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ GENTLE = 0.8
 """What is left of the rate of a run that was healthy, the first time; then its batch is more likely at fault."""
 LEAST_WARMUP = 0.1
 """Share of all steps over which the rate rises again."""
+ENDING = ("overfit", "plateau")
+"""Rules that end a run where they are more than a note."""
 RUNAWAY = ("rebound", "exploding")
 """Rules whose bad alerts mean that the weights have run away."""
 
@@ -51,7 +54,12 @@ class Mender:
             return
         if alert.rule in RUNAWAY and alert.level == "bad":
             self.decision = self.spike(alert.step, max(1, alert.since), alert.rule)
-        elif alert.rule in ("overfit", "plateau") and alert.level in ("watch", "bad"):
+        else:
+            self.stopped_by(alert)
+
+    def stopped_by(self, alert: Alert) -> None:
+        """End the run if that is what an alert is answered by."""
+        if alert.rule in ENDING and alert.level in ("watch", "bad"):
             self.decision = self.stop(alert.step)
 
     @property
@@ -62,7 +70,8 @@ class Mender:
     def of_error(self, error: BaseException, state: checkpoint.State) -> Remedy | None:
         """What is done about an error that ended the loop; None where it is to be raised."""
         if isinstance(error, OutOfMemory):
-            return self.memory(error.number, state.step)
+            done = state.step if error.intact else newest_before(self.setup.run.checkpoints, state.step + 1)
+            return self.memory(error.number, done)
         if isinstance(error, NotANumber):
             return self.not_a_number(error.number, state.step)
         if refusals.is_full(error):
@@ -112,11 +121,15 @@ class Mender:
         return replace(remedy, amendment=change, facts={**remedy.facts, "rows": names[:10]})
 
     def _broken(self, step: int) -> tuple[int, ...]:
-        """The examples of the batch of a step whose loss is no number by themselves, too: they would spoil each epoch."""
+        """The examples of the batch of a step whose loss is no number by themselves: they would spoil each epoch."""
         objective, examples = self.setup.objective, self.setup.train
         device = next(objective.parameters()).device
-        chosen = sorted(k for rows in self.setup.batches.step(step - 1) for k in rows)
-        return tuple(k for k in chosen if not objective(pack_examples(examples, [k]).to(device)).total.isfinite())
+        broken = []
+        for k in sorted(k for rows in self.setup.batches.step(step - 1) for k in rows):
+            with contextlib.suppress(Exception):  # what cannot be tried is not known to be broken
+                if not objective(pack_examples(examples, [k]).to(device)).total.isfinite():
+                    broken.append(k)
+        return tuple(broken)
 
     def _names(self, example: int) -> list[str]:
         """The ids of the rows of an example."""
@@ -153,11 +166,13 @@ class Mender:
         return [name for k in chosen for name in self._names(k)][:10]
 
     def stop(self, step: int) -> Remedy | None:
-        """End at the best checkpoint; None where the held-out loss was never measured."""
-        best = self.guard.best_saved()
-        if best is None or not self._may("stop", 1):
+        """End at the best checkpoint or at the state of now, which is saved as the loop ends; None where neither was
+        measured."""
+        states = [best] if (best := self.guard.best_saved()) is not None else []
+        states += [(at, loss) for at, loss in self.guard.measurements() if at == step]
+        if not states or not self._may("stop", 1):
             return None
-        at, loss = best
+        at, loss = min(states, key=lambda one: one[1])
         return Remedy("stop", step, step, facts={"at": step, "best": at, "loss": loss})
 
     def disk(self, step: int) -> Remedy | None:
@@ -185,5 +200,5 @@ def alert_of(error: BaseException, setup: TrainState) -> Alert | None:
 
 def newest_before(folder: Path, step: int) -> int:
     """The newest whole checkpoint of fewer than `step` steps, by its steps; 0 where there is none."""
-    there = [checkpoint.step_of(p) for p in folder.glob("step-*") if p.name[5:].isdigit() and checkpoint.verified(p)]
-    return max((one for one in there if one < step), default=0)
+    earlier = sorted(k for p in folder.glob("step-*") if p.name[5:].isdigit() and (k := checkpoint.step_of(p)) < step)
+    return next((k for k in reversed(earlier) if checkpoint.verified(folder / f"step-{k}")), 0)

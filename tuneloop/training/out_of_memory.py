@@ -6,8 +6,11 @@ import torch
 
 from tuneloop.base.errors import RunError
 
-SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "std::bad_alloc")
-"""Parts of what torch's RuntimeErrors say of it: on a card, in its libraries, on a CPU."""
+SAID = (
+    "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "std::bad_alloc",
+    "is killed by signal: killed",
+)  # fmt: skip
+"""Parts of what torch's RuntimeErrors say of it: on a card, in its libraries, on a CPU, of workers."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -22,8 +25,11 @@ def ran_out(error: BaseException) -> bool:
 
 
 class OutOfMemory(RunError):
-    """TL-RUN-MEMORY: in step `number` (from 1) memory ran out, on this process or on another one."""
+    """TL-RUN-MEMORY: in step `number` (from 1) memory ran out, on this process or on another one.
 
-    def __init__(self, number: int) -> None:
+    `intact`: the weights and the optimizer are those of the step before; else it may be half taken.
+    """
+
+    def __init__(self, number: int, *, intact: bool = True) -> None:
         super().__init__("TL-RUN-MEMORY", where=f"step {number}", step=number)
-        self.number = number
+        self.number, self.intact = number, intact

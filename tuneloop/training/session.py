@@ -10,11 +10,9 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import nn
 
 from tuneloop.base import refusals
 from tuneloop.base.duration import about
@@ -42,7 +40,7 @@ from tuneloop.training.input import TrainingInput
 from tuneloop.training.interrupt import Interrupt
 from tuneloop.training.loop import train
 from tuneloop.training.mending import Mender, alert_of, newest_before
-from tuneloop.training.out_of_memory import OutOfMemory
+from tuneloop.training.out_of_memory import OutOfMemory, ran_out
 from tuneloop.training.outlets import Outlets
 from tuneloop.training.row_watch import ROWS_FILE
 from tuneloop.training.state import TrainState, build, unordered_operation
@@ -97,6 +95,28 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets)
     settings = setup.recipe.train
     lines = Due(settings.logging_strategy, settings.logging_steps, setup.batches.steps_per_epoch, setup.total)
     screen = Screen(setup.total, setup.meter, file, due=lines)
+    try:
+        attempt = _begun(setup, assembled, accelerator, outlets, screen, resume=resume)
+    except BaseException:
+        screen.close()
+        raise
+    if attempt is None:
+        return None
+    _train(attempt)
+    return _ended(attempt)
+
+
+def _begun(
+    setup: TrainState,
+    assembled: TrainingInput,
+    accelerator: Accelerator,
+    outlets: Outlets,
+    screen: Screen,
+    *,
+    resume: bool,
+) -> Attempt | None:
+    """All that an attempt needs, at the step that it begins with; None where a kill was answered by a remedy first."""
+    settings = setup.recipe.train
     if resume and distributed.shared(_answers_kill(setup, screen)):
         screen.close()
         return None
@@ -114,16 +134,33 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets)
     saver = saver_for(setup, guard, mender)
     watcher = Watcher.of(setup, screen.say, [mender.alerted, outlets.alerted]) if distributed.leads() else None
     waiting = Waiting(setup.events)
-    attempt = Attempt(accelerator, assembled, setup, state, screen, guard, mender, saver, waiting, watcher, outlets)
-    _train(attempt, wrapped, optimizer)
-    return _ended(attempt)
+    for alert in watcher.replayed if watcher is not None else ():
+        if alert.step == state.step:  # it was killed before it could end by it
+            mender.stopped_by(alert)
+    interrupt = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
+    return Attempt(
+        accelerator,
+        assembled,
+        setup,
+        wrapped,
+        optimizer,
+        state,
+        screen,
+        guard,
+        mender,
+        saver,
+        waiting,
+        watcher,
+        outlets,
+        interrupt,
+    )
 
 
-def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
+def _train(attempt: Attempt) -> None:
     """Run the loop; it ends with the run, on request, or where `Attempt.mender` has decided on a remedy."""
     accelerator, setup, guard, mender = attempt.accelerator, attempt.setup, attempt.guard, attempt.mender
     screen, state, train_part = attempt.screen, attempt.state, attempt.setup.recipe.train
-    callbacks = watchers(attempt) if distributed.leads() else []
+    attempt.callbacks = watchers(attempt) if distributed.leads() else []
     steps = Steps(
         setup.batches,
         setup.train,
@@ -133,43 +170,44 @@ def _train(attempt: Attempt, wrapped: nn.Module, optimizer: Any) -> None:
         world_size=accelerator.num_processes,
     )
     frozen = kept_blocks(setup.model, _cache_policy(setup, state, screen))
-    interruptible = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
     multiplying = matmul_precision(_matmul(setup.recipe, attempt.assembled.task))
     offloading = torch.autograd.graph.save_on_cpu() if setup.amendment.offload else contextlib.nullcontext()
 
     def ends() -> bool:
         leader = distributed.leads() and (guard.stops or mender.decision is not None)
-        return distributed.anyone(interruptible.requested or leader)
+        return distributed.anyone(attempt.interrupt.requested or leader)
 
     on_device = device.watched(setup.run.checkpoints)
-    with multiplying, on_device, frozen, attempt.waiting, interruptible, offloading:
+    with multiplying, on_device, frozen, attempt.waiting, attempt.interrupt, offloading:
         try:
-            if not distributed.shared(guard.stops):  # else it was killed between its early stop and its result
+            # Else it was killed between its early stop, or the alert that ends it, and its result.
+            if not distributed.shared(guard.stops or mender.decision is not None):
                 train(
                     accelerator,
-                    wrapped,
-                    optimizer,
+                    attempt.wrapped,
+                    attempt.optimizer,
                     setup.scheduler,
                     loader(steps, train_part.workers),
                     state,
                     max_grad_norm=train_part.max_grad_norm,
-                    callbacks=callbacks,
+                    callbacks=attempt.callbacks,
                     stop=ends,
                     late=pick_dtype(setup.recipe.model.dtype) == torch.float16,
                     seed=setup.recipe.seed,
                 )
         except Exception as error:
-            if not _mended(error, attempt):
-                _note_end(error, attempt)
-                raise
+            # Outside of its passes a step may be half taken, and of several processes one alone may be short of memory.
+            ours = OutOfMemory(state.step + 1, intact=False) if ran_out(error) else error
+            if not _mended(ours, attempt, everywhere=ours is error):
+                _note_end(ours, attempt)
+                raise ours from (None if ours is error else error)
         finally:
             screen.close()
 
 
-def _mended(error: Exception, attempt: Attempt) -> bool:
+def _mended(error: Exception, attempt: Attempt, *, everywhere: bool) -> bool:
     """Whether something is done about an error that ended the loop. Of several processes all must have met it."""
-    everywhere = isinstance(error, OutOfMemory | NotANumber)
-    if attempt.accelerator.num_processes > 1 and not everywhere:
+    if attempt.accelerator.num_processes > 1 and not (everywhere and isinstance(error, OutOfMemory | NotANumber)):
         return False
     mender, watcher = attempt.mender, attempt.watcher
     decided = None
@@ -220,15 +258,14 @@ def _answers_kill(setup: TrainState, screen: Screen) -> bool:
     if (alert := alert_of(error, setup)) is not None:
         Watcher.of(setup, screen.say).give(alert)
     if remedy is None:
+        setup.events.event("failed", step=at - 1, code=error.code)
         raise error
-    _carry_out(remedy, setup, screen)
+    _write_down(remedy, setup, screen)
     return True
 
 
-def _carry_out(remedy: Remedy, setup: TrainState, screen: Screen) -> None:
-    """Prepare the run's folder for the attempt that follows, write the remedy down and say it."""
-    if remedy.remedy == "spike":
-        checkpoint.back_to(setup.run.checkpoints, remedy.resume_at + 1)
+def _write_down(remedy: Remedy, setup: TrainState, screen: Screen) -> None:
+    """Write a remedy down and say it. From now on whoever takes the run up goes on with it."""
     setup.events.event("remedy", **remedy.as_event())
     about_it = words(remedy)
     screen.say(f"{remedy.code}  {about_it.what}")
@@ -243,17 +280,26 @@ def _ended(attempt: Attempt) -> Outcome | None:
         if distributed.leads():
             if remedy.resume_at == state.step > 0 and remedy.remedy in ("memory", "spike"):
                 # Where even that does not succeed, the newest checkpoint that is there is gone on from.
-                with contextlib.suppress(RuntimeError, MemoryError, OSError):
-                    attempt.saver.save(state)
-            _carry_out(remedy, setup, attempt.screen)
+                with contextlib.suppress(Exception):
+                    attempt.save_now()
+            _write_down(remedy, setup, attempt.screen)
         attempt.accelerator.wait_for_everyone()
         if remedy.remedy != "stop":
-            return None
+            return _interrupted(remedy, attempt)
         guard.end(remedy)
     if distributed.leads():
         close(setup, state, attempt.assembled, guard)
     attempt.accelerator.wait_for_everyone()
     return Outcome(state.step >= setup.total or distributed.shared(guard.stops), state.step, setup.total)
+
+
+def _interrupted(remedy: Remedy, attempt: Attempt) -> Outcome | None:
+    """Where somebody has asked the run to stop meanwhile, it goes on with its remedy when it is taken up again."""
+    if not distributed.anyone(attempt.interrupt.requested):
+        return None
+    if distributed.leads():
+        attempt.setup.events.event("stopped", step=remedy.resume_at)
+    return Outcome(False, remedy.resume_at, attempt.setup.total)
 
 
 def _notices(setup: TrainState, unordered: str) -> Iterator[str]:
@@ -326,6 +372,10 @@ def _start(setup: TrainState, task: Task) -> checkpoint.State:
 
 def _take_up(setup: TrainState) -> checkpoint.State:
     """The state of the newest whole checkpoint. A run that a remedy has sent back to its beginning has none."""
+    pending = [line for line in setup.events.lines() if line.get("event") in ("remedy", "resumed")][-1:]
+    if distributed.leads() and pending and pending[0].get("remedy") == "spike":
+        checkpoint.back_to(setup.run.checkpoints, int(pending[0]["resume_at"]) + 1)
+    distributed.world().wait_for_everyone()
     path = checkpoint.newest(setup.run.checkpoints)
     if path is None and not setup.amendment:
         raise RunError("TL-RUN-NO-CHECKPOINT", where=str(setup.run.checkpoints))

@@ -36,14 +36,15 @@ class Watcher:
     limits: RunLimits = field(default_factory=RunLimits)
     listeners: Sequence[Callable[[Alert], None]] = ()
     standings: Standings = field(init=False)
+    replayed: list[Alert] = field(default_factory=list, init=False)
+    """Alerts of lines that stood there when it was made."""
     loud: set[str] = field(default_factory=set, init=False)
     """Rules whose alerts of now were shown."""
     rows: deque[dict[str, Any]] = field(default_factory=deque, init=False)
 
     def __post_init__(self) -> None:
         self.standings = Standings(self.settings.rules, History(self.limits))
-        if self.settings.enabled:
-            self._alerts()
+        self.replayed = self._alerts() if self.settings.enabled else []
 
     @classmethod
     def of(

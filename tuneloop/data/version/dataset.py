@@ -34,7 +34,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Dataset:
-    """A version that exists and was records whole. `hash` is the first 12 hex digits."""
+    """A version that exists and was found whole. `hash` is the first 12 hex digits."""
 
     path: Path
     name: str
