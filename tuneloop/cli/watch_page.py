@@ -16,8 +16,9 @@ from rich.text import Text
 from tuneloop.base.duration import about
 from tuneloop.base.language import sentences, t
 from tuneloop.cli.show import command
-from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures
-from tuneloop.monitor.notices import SIGNS, Notice, Tone, still_on, tone_word
+from tuneloop.monitor.alerts import SIGNS, Tone
+from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures, group_word
+from tuneloop.monitor.notices import Notice, still_on, tone_word
 
 WIDE = 120
 """Columns from which alerts stand beside the figures and not below them."""
@@ -170,7 +171,7 @@ def _gradient(latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text
     if latest.grad_norm is not None:
         yield t("Gradient norm"), Text(_number(latest.grad_norm), style="bold")
     if latest.grad_groups:
-        yield t("by layer group"), _pairs(latest.grad_groups, columns)
+        yield t("by layer group"), _pairs({group_word(k): n for k, n in latest.grad_groups.items()}, columns)
 
 
 def _sources(run: LiveRun, columns: int) -> Iterator[tuple[str, Text]]:
@@ -365,7 +366,8 @@ def notice_line(notice: Notice) -> str:
     """A notice as plain text on one line, with the time of day."""
     words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
     word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
-    text = sentences(words.what, words.why, words.do)
+    what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
+    text = sentences(what, words.why, words.do)
     return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
 
 

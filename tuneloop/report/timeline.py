@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.base.language import listed, sentences, t
-from tuneloop.monitor.notices import SIGNS, Notice, counted, notice_of, notices, tone_word
+from tuneloop.monitor.alerts import SIGNS
+from tuneloop.monitor.notices import Notice, counted, notice_of, notices, tone_word
 from tuneloop.report import glossary
 
 
