@@ -367,7 +367,7 @@ def notice_line(notice: Notice) -> str:
     words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
     word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
     what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
-    text = sentences(what, words.why, words.do)
+    text = sentences(what, *(() if notice.tone == "good" else (words.why, words.do)))
     return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
 
 

@@ -39,6 +39,8 @@ def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow
     words = notice.words()
     chip = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
     what, why, do = (private(text) for text in (words.what, words.why, words.do))
+    if notice.tone == "good":  # nothing is left to do
+        why = do = ""
     return TimelineRow(time, notice.tone, chip, f"{_place(notice)}  {what}", why, do)
 
 
