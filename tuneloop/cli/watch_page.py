@@ -291,7 +291,8 @@ def _older(n: int) -> Text:
 def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
     """A notice: its chip, and beside it step and what; below that why and what to do where that is wanted."""
     words = notice.words()
-    text = Text.assemble((f"{_place(notice)}  ", "dim"), (words.what, "bold" if with_reason else ""))
+    place = "" if notice.tone == "remedy" else f"{notice.place()}  "  # a remedy's words name its step
+    text = Text.assemble((place, "dim"), (words.what, "bold" if with_reason else ""))
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, width=max(chip(tone).cell_len for tone in SIGNS))
     grid.add_column(ratio=1, overflow="fold")
@@ -301,13 +302,6 @@ def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
         if one:
             grid.add_row("", Text(one))
     return [grid]
-
-
-def _place(notice: Notice) -> str:
-    """Its step, and the first step of what was noticed where that is another."""
-    if notice.since >= notice.step:
-        return t("step {step}", step=f"{notice.step:,}")
-    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -368,7 +362,8 @@ def notice_line(notice: Notice) -> str:
     word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
     what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
     text = sentences(what, *(() if notice.tone == "good" else (words.why, words.do)))
-    return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
+    place = "" if notice.tone == "remedy" else t("step {step}", step=notice.step) + "  "
+    return f"[{word}] {when}  {place}{text}"
 
 
 def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:

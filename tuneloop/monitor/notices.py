@@ -46,6 +46,12 @@ class Notice:
         """The step from which on it holds."""
         return self.source.since if isinstance(self.source, Alert) else self.source.step
 
+    def place(self) -> str:
+        """Its step, and the first step of what was noticed where that is another."""
+        if self.since >= self.step:
+            return t("step {step}", step=f"{self.step:,}")
+        return t("step {step} (since {since})", step=f"{self.step:,}", since=f"{self.since:,}")
+
     def words(self) -> NoticeWords:
         """Its words; its name alone where its line was written by another version that says other facts."""
         try:

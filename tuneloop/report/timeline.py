@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneloop.base.language import listed, sentences, t
 from tuneloop.monitor.alerts import SIGNS
-from tuneloop.monitor.notices import Notice, counted, notice_of, notices, tone_word
+from tuneloop.monitor.notices import counted, notice_of, notices, tone_word
 from tuneloop.report import glossary
 
 
@@ -41,13 +41,8 @@ def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow
     what, why, do = (private(text) for text in (words.what, words.why, words.do))
     if notice.tone == "good":  # nothing is left to do
         why = do = ""
-    return TimelineRow(time, notice.tone, chip, f"{_place(notice)}  {what}", why, do)
-
-
-def _place(notice: Notice) -> str:
-    if notice.since >= notice.step:
-        return t("step {step}", step=f"{notice.step:,}")
-    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
+    details = what if notice.tone == "remedy" else t("{place}: {text}", place=notice.place(), text=what)
+    return TimelineRow(time, notice.tone, chip, details, why, do)
 
 
 def opened(events: Sequence[Mapping[str, Any]]) -> bool:
