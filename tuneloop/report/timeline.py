@@ -41,7 +41,7 @@ def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow
     what, why, do = (private(text) for text in (words.what, words.why, words.do))
     if notice.tone == "good":  # nothing is left to do
         why = do = ""
-    details = what if notice.tone == "remedy" else t("{place}: {text}", place=notice.place(), text=what)
+    details = what if notice.tone == "remedy" else t("{place}: {what}", place=notice.place(), what=what)
     return TimelineRow(time, notice.tone, chip, details, why, do)
 
 
