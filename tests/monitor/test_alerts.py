@@ -72,7 +72,7 @@ def test_what_is_shown_is_one_line_and_what_to_do() -> None:
     assert [level_word(level) for level in LEVELS] == ["良好", "提示", "注意", "严重"]
     language.use("en")
     assert shown(Alert("rate", "good", 50, 45, FACTS["rate"])) == [
-        "+ good, step 50: over: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)"
+        "✓ good, step 50: over: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)"
     ]
 
 
