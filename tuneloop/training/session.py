@@ -24,7 +24,7 @@ from tuneloop.methods.table import notes
 from tuneloop.model import checkpoint
 from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
-from tuneloop.monitor.remedies import Remedy, words
+from tuneloop.monitor.remedies import Remedy, shown
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
@@ -267,9 +267,8 @@ def _answers_kill(setup: TrainState, screen: Screen) -> bool:
 def _write_down(remedy: Remedy, setup: TrainState, screen: Screen) -> None:
     """Write a remedy down and say it. From now on whoever takes the run up goes on with it."""
     setup.events.event("remedy", **remedy.as_event())
-    about_it = words(remedy)
-    screen.say(f"{remedy.code}  {about_it.what}")
-    screen.say(f"  -> {about_it.do}")
+    for line in shown(remedy):
+        screen.say(line)
 
 
 def _ended(attempt: Attempt) -> Outcome | None:
