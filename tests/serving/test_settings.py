@@ -88,8 +88,9 @@ def test_the_server_of_a_run_wants_the_key_of_its_recipe(
     path = tmp_path / "key"
     part = ServePart(queue=0, max_new_tokens=3, key_file=str(path))
     monkeypatch.setattr(settings, "serve_settings", lambda ref, workspace: part)
-    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
-        pipeline.serve(tiny_run)
+    if given:  # a model of its own is loaded, and let go, for this; below without one
+        with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
+            pipeline.serve(tiny_run)
     body: dict[str, Any] = {"model": tiny_run.name, "messages": [{"role": "user", "content": "Hi"}]}
     path.write_text("of-the-file\n", encoding="utf-8")
     with TestClient(pipeline.serve(tiny_run, api_key=given)) as client:
@@ -102,13 +103,16 @@ def test_the_server_of_a_run_wants_the_key_of_its_recipe(
 
 
 def test_a_key_that_is_given_wins_over_the_key_file(tmp_path: Path) -> None:
+    """And a key file that is missing stops the server."""
     from fastapi.testclient import TestClient
 
     from tuneloop.serving.application import application
 
     path = tmp_path / "key"
-    path.write_text("of-the-file\n", encoding="utf-8")
     part = ServePart(engine="proxy", upstreams=["http://127.0.0.1:9/v1"], key_file=str(path))
+    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
+        application("", workspace=tmp_path, settings=part)
+    path.write_text("of-the-file\n", encoding="utf-8")
     with TestClient(application("", workspace=tmp_path, settings=part, api_key="of-the-caller")) as client:
         found = {
             key: client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
