@@ -201,7 +201,7 @@ def talk(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("validation", [0.2, 8], ids=["a share", "a number"])
+@pytest.mark.parametrize("validation", [pytest.param(0.2, marks=pytest.mark.slow), 8], ids=["a share", "a number"])
 def test_an_improved_run_is_judged_on_rows_it_has_not_learned(
     tiny_model: Path, tmp_path: Path, validation: float
 ) -> None:

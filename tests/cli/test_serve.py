@@ -47,67 +47,16 @@ def healthy(url: str) -> bool:
     return False
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_the_printed_program_runs_and_ctrl_c_ends_cleanly(tiny_run: Path, tmp_path: Path) -> None:
-    import httpx
-
-    key = tmp_path / "key.txt"
-    key.write_text("letters-and-digits-1\n", encoding="utf-8")
-    process, url = start(tiny_run, "--api-key-file", str(key))
-    try:
-        assert healthy(url)
-        headers = {"Authorization": "Bearer letters-and-digits-1"}
-        model = httpx.get(f"{url}/v1/models", headers=headers).json()["data"][0]
-        code = _examples(url, model["id"], key)
-        program = code[code.index("from openai") :]
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        command = next(line for line in code.splitlines() if line.startswith("curl "))
-        asked = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, timeout=60)
-        assert '"chat.completion"' in asked.stdout, asked.stderr
-    finally:
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    assert "stopped" in out
-    assert "Traceback" not in err
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_during_an_answer(tiny_run: Path) -> None:
-    import httpx
-
-    process, url = start(tiny_run)
-    try:
-        assert healthy(url)
-        name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-        body = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "stream": True,
-                "temperature": 2.0}  # fmt: skip
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as reply:
-            pieces = reply.iter_raw()
-            next(pieces)
-            process.send_signal(signal.SIGINT)
-            # Whole or cut, as fast as the model is; but it must end.
-            with contextlib.suppress(httpx.HTTPError):
-                list(pieces)
-        began = time.monotonic()
-        _, err = process.communicate(timeout=30)
-        assert time.monotonic() - began < 15
-        assert process.returncode == 0, err
-        assert "Traceback" not in err
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and rights")
-def test_the_key_file_of_the_recipe_locks_the_server(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_whose_recipe_has_a_key_file(tiny_run: Path, tmp_path: Path) -> None:
+    """The key locks the server, what is printed runs with it, and Ctrl-C during an answer ends it cleanly."""
     import httpx
 
     run = tmp_path / "runs" / tiny_run.name
     shutil.copytree(tiny_run, run)
-    (run / "key.txt").write_text("letters-and-digits-1\n", encoding="utf-8")
-    (run / "key.txt").chmod(0o644)
+    key = run / "key.txt"
+    key.write_text("letters-and-digits-1\n", encoding="utf-8")
+    key.chmod(0o644)
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     assert "  key_file: null\n" in recipe
     (run / "recipe.yaml").write_text(recipe.replace("key_file: null", "key_file: key.txt"), encoding="utf-8")
@@ -116,12 +65,40 @@ def test_the_key_file_of_the_recipe_locks_the_server(tiny_run: Path, tmp_path: P
         assert healthy(url)
         assert httpx.get(f"{url}/v1/models").status_code == 401
         headers = {"Authorization": "Bearer letters-and-digits-1"}
-        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        reply = httpx.get(f"{url}/v1/models", headers=headers)
+        assert reply.status_code == 200
+        name = reply.json()["data"][0]["id"]
+        the_printed_runs(_examples(url, name, key))
+        body = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "stream": True,
+                "temperature": 2.0}  # fmt: skip
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30) as stream:
+            assert stream.status_code == 200
+            pieces = stream.iter_raw()
+            next(pieces)
+            process.send_signal(signal.SIGINT)
+            # Whole or cut, as fast as the model is; but it must end.
+            with contextlib.suppress(httpx.HTTPError):
+                list(pieces)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 15
     finally:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        process.kill()
+        process.communicate()
     assert process.returncode == 0, err
+    assert "stopped" in out
+    assert "Traceback" not in err
     assert "every user of this machine can read" in err
+
+
+def the_printed_runs(code: str) -> None:
+    """The Python program and the curl command that `tuneloop serve` prints are answered."""
+    program = code[code.index("from openai") :]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    command = next(line for line in code.splitlines() if line.startswith("curl "))
+    asked = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, timeout=60)
+    assert '"chat.completion"' in asked.stdout, asked.stderr
 
 
 def test_a_port_in_use_costs_no_loading(tiny_run: Path) -> None:
@@ -159,6 +136,7 @@ def test_an_export_is_served_by_llama_cpp_and_that_by_a_proxy(tmp_path: Path) ->
         assert healthy(url)
         listed = httpx.get(f"{url}/v1/models", timeout=30).json()["data"]
         assert {one["id"]: one["parent"] for one in listed} == {"tiny": None, "shop": "tiny"}
+        assert httpx.get(f"{llama}/v1/models", timeout=30).status_code == 401, "it wants the key of its file"
         code = _examples(url, "shop", None)
         done = subprocess.run(
             [sys.executable, "-c", code[code.index("from openai") :]], capture_output=True, text=True, timeout=60
@@ -175,9 +153,10 @@ def test_an_export_is_served_by_llama_cpp_and_that_by_a_proxy(tmp_path: Path) ->
     finally:
         for one in reversed(processes):
             one.send_signal(signal.SIGINT)
-        outcomes = [(one.communicate(timeout=60)[1], one.returncode) for one in processes]
-    assert [code for _, code in outcomes] == [0, 0], outcomes
-    assert all("Traceback" not in errors for errors, _ in outcomes)
+        outcomes = [(*one.communicate(timeout=60), one.returncode) for one in processes]
+    assert [code for *_, code in outcomes] == [0, 0], outcomes
+    assert all("stopped" in out for out, *_ in outcomes)
+    assert all("Traceback" not in errors for _, errors, _ in outcomes)
 
 
 @pytest.mark.parametrize(("words", "code"), [

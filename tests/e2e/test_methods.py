@@ -41,9 +41,8 @@ ALL = [
     *(("bert", method, task) for task in ("classify", "classify_prompt") for method in METHODS),
 ]
 QUICK = {
-    ("llama", "lora", "chat"), ("llama", "qlora", "prefer"), ("llama", "ptuning_v2", "classify"),
-    ("llama", "freeze", "reward"), ("llama", "prompt_tuning", "text"), ("qwen3", "full", "chat"),
-    ("bert", "lora", "classify_prompt"),
+    ("llama", "qlora", "prefer"), ("llama", "ptuning_v2", "classify"), ("llama", "freeze", "reward"),
+    ("llama", "prompt_tuning", "text"), ("qwen3", "full", "chat"), ("bert", "lora", "classify_prompt"),
 }  # fmt: skip
 """A cross-section that the usual suite runs: each method, task and shape once; the others are for `make test-slow`."""
 QUESTION = "was it good ?"

@@ -209,8 +209,7 @@ def test_against_our_own_server(tiny_model: Path, tmp_path: Path) -> None:
         found = judge(tmp_path, model, pairs, max_new_tokens=4)
         assert found.results().undecided == 2
         assert "the model takes 512" in found.readings[pairs[1].id, False].text
-    (tmp_path / "runs").mkdir()
-    with serving(TorchEngine(tiny_model)) as served:
+        (tmp_path / "runs").mkdir()
         model = EndpointAnswerer(f"{served.url}/v1")
         model.__dict__["context"] = 100_000
         with pytest.raises(MachineError, match="HTTP 400 The prompt has"):

@@ -121,7 +121,7 @@ class Failing(torch.autograd.Function):
 
 
 @pytest.mark.usefixtures("asked")
-@pytest.mark.parametrize("task", ["chat", "reward"])
+@pytest.mark.parametrize("task", ["chat", pytest.param("reward", marks=pytest.mark.slow)])
 def test_a_model_that_cannot_be_strict_is_trained_and_says_so(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,8 +148,17 @@ def test_on_a_card_attention_without_a_fixed_order_is_off(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("asked")
-@pytest.mark.parametrize(("family", "method"), [("llama", "lora"), ("llama", "full"), ("deepseek_v3", "lora")])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("family", "method", "checkpointing"),
+    [
+        ("llama", "full", True),
+        ("deepseek_v3", "lora", False),
+        pytest.param("llama", "full", False, marks=pytest.mark.slow),
+        pytest.param("llama", "lora", False, marks=pytest.mark.slow),
+        pytest.param("llama", "lora", True, marks=pytest.mark.slow),
+        pytest.param("deepseek_v3", "lora", True, marks=pytest.mark.slow),
+    ],
+)
 def test_training_runs_so(family: str, method: str, checkpointing: bool, tmp_path: Path) -> None:
     """No operation of a step is one that torch refuses to make deterministic."""
     ground = Ground(tmp_path, subject.model_folder(tmp_path / family, family), longest=200)

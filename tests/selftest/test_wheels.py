@@ -161,6 +161,7 @@ def entries(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
+@pytest.mark.slow
 def test_a_bare_python_proves_and_a_stop_leaves_a_report(image: tuple[Path, Path], tmp_path: Path) -> None:
     """Killed as nothing can be caught; what stood is in both files, and no process is left."""
     run = proving(image, tmp_path, "--only attention,merging")

@@ -69,8 +69,15 @@ def test_a_key_file_that_others_may_read_is_noticed(tmp_path: Path) -> None:
         assert open_to_others(path) is others
 
 
+@pytest.mark.parametrize(
+    ("given", "key", "other"),
+    [
+        (None, "of-the-file", "of-the-caller"),
+        pytest.param("of-the-caller", "of-the-caller", "of-the-file", marks=pytest.mark.slow),
+    ],
+)
 def test_the_server_of_a_run_wants_the_key_of_its_recipe(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str | None, key: str, other: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing key file stops the server; it is never served without one instead. A key that is given wins."""
     from fastapi.testclient import TestClient
@@ -81,13 +88,34 @@ def test_the_server_of_a_run_wants_the_key_of_its_recipe(
     path = tmp_path / "key"
     part = ServePart(queue=0, max_new_tokens=3, key_file=str(path))
     monkeypatch.setattr(settings, "serve_settings", lambda ref, workspace: part)
-    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
-        pipeline.serve(tiny_run)
+    if given:  # a model of its own is loaded, and let go, for this; below without one
+        with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
+            pipeline.serve(tiny_run)
     body: dict[str, Any] = {"model": tiny_run.name, "messages": [{"role": "user", "content": "Hi"}]}
     path.write_text("of-the-file\n", encoding="utf-8")
-    for given, key in ((None, "of-the-file"), ("of-the-caller", "of-the-caller")):
-        with TestClient(pipeline.serve(tiny_run, api_key=given)) as client:
-            assert client.post("/v1/chat/completions", json=body).status_code == 401
-            reply = client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
-            assert reply.status_code == 200
-            assert reply.json()["usage"]["completion_tokens"] <= 3
+    with TestClient(pipeline.serve(tiny_run, api_key=given)) as client:
+        assert client.post("/v1/chat/completions", json=body).status_code == 401
+        wrong = client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {other}"})
+        assert wrong.status_code == 401
+        reply = client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+        assert reply.status_code == 200
+        assert reply.json()["usage"]["completion_tokens"] <= 3
+
+
+def test_a_key_that_is_given_wins_over_the_key_file(tmp_path: Path) -> None:
+    """And a key file that is missing stops the server."""
+    from fastapi.testclient import TestClient
+
+    from tuneloop.serving.application import application
+
+    path = tmp_path / "key"
+    part = ServePart(engine="proxy", upstreams=["http://127.0.0.1:9/v1"], key_file=str(path))
+    with pytest.raises(ServeError, match="TL-SERVE-KEY-FILE"):
+        application("", workspace=tmp_path, settings=part)
+    path.write_text("of-the-file\n", encoding="utf-8")
+    with TestClient(application("", workspace=tmp_path, settings=part, api_key="of-the-caller")) as client:
+        found = {
+            key: client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+            for key in ("of-the-file", "of-the-caller")
+        }
+    assert found == {"of-the-file": 401, "of-the-caller": 503}, "let in, though nothing behind it answers"

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.made import lines
-from tests.trials.test_first_user import tuneloop
+from tuneloop.cli.main import app
 from tuneloop.data.reading import formats, places
 from tuneloop.recipe.schema import DataFile
 
@@ -42,11 +43,12 @@ def test_what_tuneloop_wrote_is_left_out(path: str, read: list[str], here: Path)
     assert len(found.left_out) == len(said)
 
 
-def test_prepare_of_a_folder_twice_reads_the_same_rows(tmp_path: Path) -> None:
+def test_prepare_of_a_folder_twice_reads_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines(tmp_path, 12, "rows.jsonl")
-    model = str(OLD / "base" / "llama")
-    first, second = (tuneloop(tmp_path, "prepare", ".", "--model", model) for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    monkeypatch.chdir(tmp_path)
+    words = ["prepare", ".", "--model", str(OLD / "base" / "llama")]
+    first, second = (CliRunner().invoke(app, words) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0), second.stderr
     assert "Not read" not in first.stderr
     assert second.stderr.count("files that tuneloop wrote: datasets, run.yaml") == 1
     assert "Rows read: 12." in first.stdout

@@ -112,7 +112,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+QUICK = {"lora", "nf4 and head", "both", "also the head", "pissa"}
+"""Each way's parts once: 4 bits, an untied head, untied embeddings, a whole tensor, weights that were changed before."""
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=() if w in QUICK else pytest.mark.slow) for w in WAYS])
 def test_the_export_and_a_merge_are_the_model_that_was_measured(way: str, rough: Path, tmp_path: Path) -> None:
     run = made(tmp_path, rough, "a", **WAYS[way])
     measured = ended(run)
@@ -229,7 +233,7 @@ def test_a_merge_that_answers_otherwise_is_refused(
     assert not (tmp_path / "runs" / "on-1").exists()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "gemma3_text", "gpt2"])
 def test_lora_on_a_tied_head_is_said_and_exported(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
