@@ -72,7 +72,14 @@ def sentiment(method: str, seed: int, watch: dict[str, Any] | None = None, **tra
 
 def overfitting(seed: int, **train: Any) -> Recipe:
     """Forty rows learned by heart: eight epochs of them, each measured on 64 others, at a brisk rate that never falls."""
-    settings = {"learning_rate": 2e-3, "schedule": "constant", "batch_size": 8, "eval_steps": 5, "save_steps": 5, **train}
+    settings = {
+        "learning_rate": 2e-3,
+        "schedule": "constant",
+        "batch_size": 8,
+        "eval_steps": 5,
+        "save_steps": 5,
+        **train,
+    }
     return chat("few", seed, held=64, **settings)
 
 
