@@ -134,6 +134,8 @@ def test_off_a_terminal_a_line_for_each_notice_and_the_newest_step(tmp_path: Pat
         "[↻ remedied]",
         "[! watch]",
     ]
+    assert "4.2 is much for this run. Gradients" in lines[0]
+    assert lines[2].endswith("4.2 is much for this run."), "what is over needs no advice"
     assert lines[5].startswith("step 40/60  loss 2.200  smoothed 2.300  grad 1.000")
 
 

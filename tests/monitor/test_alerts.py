@@ -65,14 +65,14 @@ def test_facts_that_are_missing_hide_nothing() -> None:
 def test_what_is_shown_is_one_line_and_what_to_do() -> None:
     alert = Alert("rate", "bad", 50, 45, FACTS["rate"])
     head, do = shown(alert)
-    assert head == ("!! bad, step 50: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)")
+    assert head == ("✗ bad, step 50: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)")
     assert do == f"   -> {words(alert).do}"
     language.use("zh")
-    assert shown(alert)[0] == "!! 严重，第 50 步：学习率为零，而剩余步数还有：60（自第 45 步起，TL-WATCH-RATE）"
+    assert shown(alert)[0] == "✗ 严重，第 50 步：学习率为零，而剩余步数还有：60（自第 45 步起，TL-WATCH-RATE）"
     assert [level_word(level) for level in LEVELS] == ["良好", "提示", "注意", "严重"]
     language.use("en")
     assert shown(Alert("rate", "good", 50, 45, FACTS["rate"])) == [
-        "+ good, step 50: over: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)"
+        "✓ good, step 50: over: the learning rate is zero, and steps are left: 60 (since step 45, TL-WATCH-RATE)"
     ]
 
 

@@ -76,6 +76,14 @@ def test_a_rule_is_on_until_it_is_over_and_the_worst_comes_first() -> None:
     assert on(OVER, EXPLODING | {"step": 60}) == [("exploding", "watch")]
 
 
+def test_what_a_remedy_has_gone_back_to_before_is_over() -> None:
+    back = REMEDY | {"remedy": "spike", "step": 23, "resume_at": 15}
+    assert still_on(notices([EXPLODING, WORSE, back])) == []
+    again = notices([EXPLODING, WORSE, back, WORSE | {"time": 9.0}])
+    assert [(n.name, n.time) for n in still_on(again)] == [("exploding", 9.0)]
+    assert len(still_on(notices([EXPLODING, REMEDY]))) == 1, "a run that ends early keeps what it ended for"
+
+
 def test_what_a_resumed_run_notices_again_counts_once() -> None:
     lines = [EXPLODING, WORSE, REMEDY, EXPLODING | {"time": 9.0}, OVER]
     assert counted(notices(lines)) == (2, 1, 1)

@@ -45,6 +45,9 @@ def test_a_run_without_evaluation_says_how_far_it_came() -> None:
     unfinished = "Training has not finished; the last step on record is 1,200."
     assert verdict(None, [started], metrics).text == f"{unfinished} {unknown}"
     assert verdict(None, [started, stopped], metrics).text == f"Training was stopped at step 1,200. {unknown}"
+    paused, failed = {"event": "paused", "step": 1200}, {"event": "failed", "code": "TL-RUN-NAN"}
+    assert verdict(None, [started, paused], metrics).text.startswith("Training paused at step 1,200: the disk is full.")
+    assert verdict(None, [started, failed], metrics).text.startswith("Training ended with an error after step 1,200.")
     assert verdict(None, [started, stopped, {"event": "finished"}, {"event": "evaluated"}], metrics).text == unknown
     assert verdict(None).tone == "plain"
 

@@ -64,16 +64,16 @@ def test_an_alert_is_on_the_screen_in_the_events_and_with_who_listens(tmp_path: 
     assert given == [("rate", "bad", 21, 20), ("rate", "good", 34, 20)]
     assert one.handed == one.alerts()
     head, do, over = one.screen
-    assert head.startswith("!! bad, step 21: the learning rate is zero, and steps are left: 179")
+    assert head.startswith("✗ bad, step 21: the learning rate is zero, and steps are left: 179")
     assert do.startswith("   -> Check `train.schedule`")
-    assert over.startswith("+ good, step 34: over: ")
+    assert over.startswith("✓ good, step 34: over: ")
 
 
 def test_it_speaks_chinese(tmp_path: Path) -> None:
     language.use("zh")
     one = Watched(tmp_path)
     one.go(LINES[:25])
-    assert one.screen[0].startswith("!! 严重，第 21 步：学习率为零")
+    assert one.screen[0].startswith("✗ 严重，第 21 步：学习率为零")
 
 
 @pytest.mark.parametrize("watch", [{"enabled": False}, {"rules": {"rate": {"enabled": False}}}])

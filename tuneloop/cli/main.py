@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import traceback
 import warnings
@@ -36,6 +37,7 @@ from tuneloop.cli import (
     train,
     watch,
 )
+from tuneloop.cli.signs import letters
 from tuneloop.cli.usage import UsageError, as_ours
 from tuneloop.cli.verb import Verb, Verbs, speak
 
@@ -118,10 +120,11 @@ def _report(error: TuneloopError) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command line. Exit status: 0 done, 1 a fault of ours, 2 something to mend (said how), 130 Ctrl-C."""
+    codecs.register_error("letters", letters)
     for stream in (sys.stdout, sys.stderr):
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="letters")
     if parent.is_needed(sys.argv[1:]):
         parent.split()
     _quiet()

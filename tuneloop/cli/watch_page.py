@@ -16,8 +16,9 @@ from rich.text import Text
 from tuneloop.base.duration import about
 from tuneloop.base.language import sentences, t
 from tuneloop.cli.show import command
-from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures
-from tuneloop.monitor.notices import SIGNS, Notice, Tone, still_on, tone_word
+from tuneloop.monitor.alerts import SIGNS, Tone
+from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures, group_word
+from tuneloop.monitor.notices import Notice, still_on, tone_word
 
 WIDE = 120
 """Columns from which alerts stand beside the figures and not below them."""
@@ -170,7 +171,7 @@ def _gradient(latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text
     if latest.grad_norm is not None:
         yield t("Gradient norm"), Text(_number(latest.grad_norm), style="bold")
     if latest.grad_groups:
-        yield t("by layer group"), _pairs(latest.grad_groups, columns)
+        yield t("by layer group"), _pairs({group_word(k): n for k, n in latest.grad_groups.items()}, columns)
 
 
 def _sources(run: LiveRun, columns: int) -> Iterator[tuple[str, Text]]:
@@ -290,7 +291,8 @@ def _older(n: int) -> Text:
 def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
     """A notice: its chip, and beside it step and what; below that why and what to do where that is wanted."""
     words = notice.words()
-    text = Text.assemble((f"{_place(notice)}  ", "dim"), (words.what, "bold" if with_reason else ""))
+    place = "" if notice.tone == "remedy" else f"{notice.place()}  "  # a remedy's words name its step
+    text = Text.assemble((place, "dim"), (words.what, "bold" if with_reason else ""))
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, width=max(chip(tone).cell_len for tone in SIGNS))
     grid.add_column(ratio=1, overflow="fold")
@@ -300,13 +302,6 @@ def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
         if one:
             grid.add_row("", Text(one))
     return [grid]
-
-
-def _place(notice: Notice) -> str:
-    """Its step, and the first step of what was noticed where that is another."""
-    if notice.since >= notice.step:
-        return t("step {step}", step=f"{notice.step:,}")
-    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -365,8 +360,10 @@ def notice_line(notice: Notice) -> str:
     """A notice as plain text on one line, with the time of day."""
     words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
     word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
-    text = sentences(words.what, words.why, words.do)
-    return f"[{word}] {when}  " + t("step {step}", step=notice.step) + f"  {text}"
+    what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
+    text = sentences(what, *(() if notice.tone == "good" else (words.why, words.do)))
+    place = "" if notice.tone == "remedy" else t("step {step}", step=notice.step) + "  "
+    return f"[{word}] {when}  {place}{text}"
 
 
 def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:

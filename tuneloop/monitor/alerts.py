@@ -10,10 +10,12 @@ from tuneloop.base.errors import catalogue, filled
 from tuneloop.base.language import current, t
 
 Level = Literal["good", "note", "watch", "bad"]
+Tone = Literal["good", "note", "watch", "bad", "remedy"]
+"""A level of an alert, or that it is a remedy."""
 LEVELS: tuple[Level, ...] = ("good", "note", "watch", "bad")
 """From harmless to bad. "good" ends an alert: what it was about is over."""
-SIGNS: dict[Level, str] = {"good": "+", "note": "-", "watch": "!", "bad": "!!"}
-"""What stands before an alert on a screen: letters that every terminal has."""
+SIGNS: dict[Tone, str] = {"good": "✓", "note": "i", "watch": "!", "bad": "✗", "remedy": "↻"}
+"""What stands before an alert or a remedy wherever people read it; `cli/signs.py` has letters for poor terminals."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from tuneloop.base.files import KEEP_FREE
+from tuneloop.base.language import t
 from tuneloop.monitor.notices import Notice, notices, still_on
 from tuneloop.recipe.recipe import read_recipe
 from tuneloop.runs.journal import Tail
@@ -136,6 +137,19 @@ def _numbers(fields: Any) -> dict[str, float]:
     if not isinstance(fields, Mapping):
         return {}
     return {str(name): n for name in fields if (n := _number(fields, name)) is not None}
+
+
+def group_word(group: str) -> str:
+    """A group of layers in the reader's language.
+
+    >>> group_word("layers 0-9"), group_word("head")
+    ('layers 0-9', 'head')
+    """
+    kind, _, which = group.partition(" ")
+    named = {"embeddings": t("embeddings"), "head": t("head"), "rest": t("rest")}
+    if kind in ("layer", "layers") and which:
+        return t("layer {n}", n=which) if kind == "layer" else t("layers {n}", n=which)
+    return named.get(group, group)
 
 
 class Follower:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tuneloop.base.language import t
 from tuneloop.monitor import alerts, remedies
-from tuneloop.monitor.alerts import LEVELS, Alert, level_word
+from tuneloop.monitor.alerts import LEVELS, Alert, Tone, level_word
 from tuneloop.monitor.remedies import Remedy
-
-Tone = Literal["good", "note", "watch", "bad", "remedy"]
-"""A level of an alert, or that it is a remedy."""
-SIGNS: dict[Tone, str] = {"good": "✓", "note": "i", "watch": "!", "bad": "✗", "remedy": "↻"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +46,12 @@ class Notice:
         """The step from which on it holds."""
         return self.source.since if isinstance(self.source, Alert) else self.source.step
 
+    def place(self) -> str:
+        """Its step, and the first step of what was noticed where that is another."""
+        if self.since >= self.step:
+            return t("step {step}", step=f"{self.step:,}")
+        return t("step {step} (since {since})", step=f"{self.step:,}", since=f"{self.since:,}")
+
     def words(self) -> NoticeWords:
         """Its words; its name alone where its line was written by another version that says other facts."""
         try:
@@ -82,8 +84,14 @@ def notice_of(line: Mapping[str, Any]) -> Notice | None:
 
 
 def notices(lines: Iterable[Mapping[str, Any]]) -> list[Notice]:
-    """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once."""
-    once = {(n.tone, n.name, n.step): n for line in lines if (n := notice_of(line)) is not None}
+    """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once, the last
+    time."""
+    once: dict[tuple[Tone, str, int], Notice] = {}
+    for line in lines:
+        if (notice := notice_of(line)) is not None:
+            key = (notice.tone, notice.name, notice.step)
+            once.pop(key, None)
+            once[key] = notice
     return list(once.values())
 
 
@@ -91,8 +99,15 @@ WORST_LAST: tuple[Tone, ...] = LEVELS
 
 
 def still_on(seen: Iterable[Notice]) -> list[Notice]:
-    """The alerts that are not over: of each rule the last one, the worst first."""
-    last = {n.name: n for n in seen if n.tone != "remedy"}
+    """The alerts that are not over: of each rule the last one, the worst first. A remedy ends those that it has gone
+    back to before."""
+    last: dict[str, Notice] = {}
+    for notice in seen:
+        if isinstance(notice.source, Remedy):
+            back = notice.source.resume_at
+            last = {name: n for name, n in last.items() if n.step <= back}
+        else:
+            last[notice.name] = notice
     return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-WORST_LAST.index(n.tone), -n.step))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from tuneloop.base.errors import catalogue
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, listed, t
+from tuneloop.monitor.alerts import SIGNS
 
 RemedyName = Literal["memory", "spike", "stop", "disk"]
 
@@ -142,12 +143,19 @@ def amended(events: Iterable[Mapping[str, Any]]) -> Amendment:
 def words(remedy: Remedy) -> RemedyWords:
     """What a remedy was, in the chosen language."""
     texts = catalogue("remedy", current())[remedy.code]
-    facts = {"step": remedy.step, "resume_at": remedy.resume_at, "where": "", **remedy.facts, **_shown(remedy)}
+    facts = {"step": remedy.step, "resume_at": remedy.resume_at, "where": "", **remedy.facts, **_facts(remedy)}
     what, why, do = (texts[part].format_map(facts).strip() for part in ("what", "why", "do"))
     return RemedyWords(what, why, do)
 
 
-def _shown(remedy: Remedy) -> dict[str, Any]:
+def shown(remedy: Remedy) -> list[str]:
+    """A remedy as lines of plain text, the way alerts are shown: what was done, and below it what one may still do."""
+    text = words(remedy)
+    head = t("{sign} remedied: {what} ({code})", sign=SIGNS["remedy"], what=text.what, code=remedy.code)
+    return [head, f"   -> {text.do}"] if text.do else [head]
+
+
+def _facts(remedy: Remedy) -> dict[str, Any]:
     """Facts that are words or figures for people."""
     amendment, facts = remedy.amendment, remedy.facts
     changes = [

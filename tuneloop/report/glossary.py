@@ -18,6 +18,9 @@ def events() -> dict[str, str]:
         "checkpoint": t("checkpoint written"),
         "stopped": t("training was stopped"),
         "resumed": t("training went on"),
+        "paused": t("training paused: the disk is full"),
+        "failed": t("training ended with an error"),
+        "killed": t("the system ended training for want of memory"),
         "finished": t("training ended"),
         "evaluated": t("evaluated"),
         "early_stop": t("stopped early, the held-out loss did not fall"),
@@ -31,6 +34,7 @@ def keys() -> dict[str, str]:
     """Key of a fact, of a machine or of a count -> its name."""
     return {
         "step": t("at step"),
+        "code": t("code"),
         "best_step": t("best at step"),
         "best_loss": t("lowest held-out loss"),
         "eval_loss": t("held-out loss"),

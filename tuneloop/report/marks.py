@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import escape
 
 from tuneloop.base.language import in_each, t
-from tuneloop.monitor.notices import SIGNS, Notice, Tone, notices, tone_word
+from tuneloop.monitor.alerts import SIGNS, Tone
+from tuneloop.monitor.notices import Notice, notices, tone_word
 
 NEAR = 14.0
 """Units of the picture within which marks are drawn as one."""

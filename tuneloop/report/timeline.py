@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.base.language import listed, sentences, t
-from tuneloop.monitor.notices import SIGNS, Notice, counted, notice_of, notices, tone_word
+from tuneloop.monitor.alerts import SIGNS
+from tuneloop.monitor.notices import counted, notice_of, notices, tone_word
 from tuneloop.report import glossary
 
 
@@ -38,13 +39,10 @@ def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow
     words = notice.words()
     chip = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
     what, why, do = (private(text) for text in (words.what, words.why, words.do))
-    return TimelineRow(time, notice.tone, chip, f"{_place(notice)}  {what}", why, do)
-
-
-def _place(notice: Notice) -> str:
-    if notice.since >= notice.step:
-        return t("step {step}", step=f"{notice.step:,}")
-    return t("step {step} (since {since})", step=f"{notice.step:,}", since=f"{notice.since:,}")
+    if notice.tone == "good":  # nothing is left to do
+        why = do = ""
+    details = what if notice.tone == "remedy" else t("{place}: {what}", place=notice.place(), what=what)
+    return TimelineRow(time, notice.tone, chip, details, why, do)
 
 
 def opened(events: Sequence[Mapping[str, Any]]) -> bool:

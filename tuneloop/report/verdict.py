@@ -14,7 +14,7 @@ from tuneloop.evaluation.paired import too_few
 from tuneloop.planning.cautions import nothing_held
 
 Tone = Literal["good", "bad", "plain"]
-ENDS, STARTS = frozenset({"finished", "stopped"}), frozenset({"started", "resumed"})
+ENDS, STARTS = frozenset({"finished", "stopped", "paused", "failed"}), frozenset({"started", "resumed"})
 """Events that end a stretch of training, and that begin one."""
 RISE = 0.01
 """A file's held-out loss that rose by less than this share is not worth a sentence."""
@@ -152,6 +152,10 @@ def _state(
     step = max((m["step"] for m in metrics if isinstance(m.get("step"), int)), default=0)
     if last == "stopped":
         yield "plain", t("Training was stopped at step {step}.", step=f"{step:,}")
+    elif last == "paused":
+        yield "plain", t("Training paused at step {step}: the disk is full.", step=f"{step:,}")
+    elif last == "failed":
+        yield "plain", t("Training ended with an error after step {step}.", step=f"{step:,}")
     elif last in STARTS and evaluation is None:
         yield "plain", t("Training has not finished; the last step on record is {step}.", step=f"{step:,}")
     if evaluation is not None and compare.nothing_held(evaluation):

@@ -112,7 +112,7 @@ class Mender:
         return replace(remedy, amendment=change, facts={**remedy.facts, "rows": names[:10]})
 
     def _broken(self, step: int) -> tuple[int, ...]:
-        """The examples of the batch of a step whose loss is no number by themselves, too: they would spoil each epoch."""
+        """The examples of a step's batch whose loss is no number by themselves, too: they would spoil each epoch."""
         objective, examples = self.setup.objective, self.setup.train
         device = next(objective.parameters()).device
         chosen = sorted(k for rows in self.setup.batches.step(step - 1) for k in rows)

@@ -26,7 +26,7 @@ from tuneloop.methods.table import notes
 from tuneloop.model import checkpoint
 from tuneloop.model.kernels.matmul import MatmulPrecision, chosen, matmul_precision
 from tuneloop.model.load import pick_dtype
-from tuneloop.monitor.remedies import Remedy, words
+from tuneloop.monitor.remedies import Remedy, shown
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
@@ -230,9 +230,8 @@ def _carry_out(remedy: Remedy, setup: TrainState, screen: Screen) -> None:
     if remedy.remedy == "spike":
         checkpoint.back_to(setup.run.checkpoints, remedy.resume_at + 1)
     setup.events.event("remedy", **remedy.as_event())
-    about_it = words(remedy)
-    screen.say(f"{remedy.code}  {about_it.what}")
-    screen.say(f"  -> {about_it.do}")
+    for line in shown(remedy):
+        screen.say(line)
 
 
 def _ended(attempt: Attempt) -> Outcome | None:
