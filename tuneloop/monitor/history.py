@@ -244,14 +244,15 @@ class History:
     def log_noise(self) -> float:
         """Standard deviation of the logarithm of a line's loss, by the mean difference of neighbours.
 
-        Every line counts, as hard batches do; a loss that runs away adds no more than its own rise, once. Wider where
-        few lines tell. NaN below YOUNG lines, and where a loss is not above zero.
+        Every line counts, as hard batches do; what it rose or fell by in all does not. Wider where few lines tell.
+        NaN below YOUNG lines, and where a loss is not above zero.
         """
         losses = finite(one.loss for one in self.points)
         if len(losses) < YOUNG or min(losses) <= 0:
             return math.nan
         logs = [math.log(one) for one in losses]
-        mean = sum(abs(after - before) for before, after in itertools.pairwise(logs)) / (len(logs) - 1)
+        moved = sum(abs(after - before) for before, after in itertools.pairwise(logs))
+        mean = max(0.0, moved - abs(middle(logs[-YOUNG:]) - middle(logs[:YOUNG]))) / (len(logs) - 1)
         return MEAN_TO_DEVIATION * mean * (1 + BLOCK / len(logs))
 
     def log_wander(self) -> float:

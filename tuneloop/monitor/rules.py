@@ -26,6 +26,8 @@ WORSE = 0.5
 """Share above the loss of the first lines, those of the model as it came, that is bad."""
 RUNAWAY = 1.0
 """The same above the largest of them, for a run that is too young to know its noise."""
+YOUNG_NOISE = 1.5
+"""So many of its standard deviations there, which are themselves wide by then."""
 LEAST = math.log(2)
 """Loss of a guess between two: a model that came with less may lose that much and not have run away."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
@@ -78,7 +80,7 @@ def _beyond(history: History, level: float, low: float, times: float) -> bool:
     noise = history.log_noise()
     if not (math.isfinite(noise) and low > 0):
         return level - low > times * history.noise()
-    return math.log(level / low) > max(times * noise, WIDE_NOISE * history.log_wander())
+    return math.log(level / low) > times * max(noise, history.log_wander())
 
 
 def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
@@ -86,7 +88,11 @@ def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
     are far above all that it began with, and rise."""
     losses = [one.loss for one in history.last(BLOCK)]
     last, before = losses[-YOUNG:], max([*history.first_losses, LEAST])
-    if len(losses) >= LEVEL - 2 and min(last) > (1 + RUNAWAY) * before and _beyond(history, middle(last), before, 1.0):
+    if (
+        len(losses) >= LEVEL - 2
+        and min(last) > (1 + RUNAWAY) * before
+        and _beyond(history, middle(last), before, YOUNG_NOISE)
+    ):
         return _risen("bad", history, min(last), RUNAWAY * before)
     highs = [max(three) for three in zip(losses, losses[1:], losses[2:], strict=False)]
     if len(highs) < LEVEL - 2 or not all(math.isfinite(one) for one in losses):
