@@ -27,7 +27,7 @@ def training(step: int, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
     line = {
         "step": step, "loss": 3 - step / 50, "smooth": 3.1 - step / 50, "grad_norm": 1.0, "learning_rate": 1e-4,
-        "grad_groups": {"blocks 0-9": 0.5}, "sources": {"a.jsonl": 2.0, "b.csv": 3.0}, "tokens": 800, "padding": 200,
+        "grad_groups": {"blocks 0-9": 0.5}, "sources": {"a.jsonl": 2.0, "b.csv": 3.0}, "tokens": 800, "padding": 0.2,
     }  # fmt: skip
     return {**line, "clock": clock, **more}
 

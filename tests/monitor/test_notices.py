@@ -84,6 +84,20 @@ def test_what_a_remedy_has_gone_back_to_before_is_over() -> None:
     assert len(still_on(notices([EXPLODING, REMEDY]))) == 1, "a run that ends early keeps what it ended for"
 
 
+def test_an_alert_before_what_a_remedy_has_gone_back_to_stands_as_it_did() -> None:
+    failed = MEMORY | {"level": "bad", "step": 30, "since": 30, "facts": {"failed": True, "step": 30}}
+    back = REMEDY | {"remedy": "memory", "step": 30, "resume_at": 29}
+    assert still_on(notices([failed, back])) == []
+    assert [(n.name, n.tone) for n in still_on(notices([MEMORY, failed, back]))] == [("memory", "watch")]
+    over = MEMORY | {"level": "good", "step": 35}
+    assert still_on(notices([MEMORY, failed, back, over])) == []
+
+
+def test_each_remedy_of_one_step_counts() -> None:
+    halved = [REMEDY | {"remedy": "memory", "amendment": {"micro_batch_size": n}} for n in (4, 2, 1)]
+    assert counted(notices(halved)) == (0, 0, 3)
+
+
 def test_what_a_resumed_run_notices_again_counts_once() -> None:
     lines = [EXPLODING, WORSE, REMEDY, EXPLODING | {"time": 9.0}, OVER]
     assert counted(notices(lines)) == (2, 1, 1)

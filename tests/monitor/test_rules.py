@@ -135,6 +135,38 @@ def test_a_run_that_is_sick_from_the_start_is_found_though_it_does_not_know_itse
     assert found.facts["low"] == pytest.approx(3.4, rel=0.3)
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.9, 2.9, 3.1, 4.2, 7.0, 13.0, 21.0, 21.5, 20.8, 21.0], [6.2, 11.0, 30.0, *[66.0 + k % 3 for k in range(15)]],
+        [0.69, 0.68, *[3.0 + k % 2 / 10 for k in range(18)]],
+    ],
+)  # fmt: skip
+def test_a_loss_that_runs_away_at_once_is_bad(losses: list[float]) -> None:
+    given = [one for one in alerts([line(k, one) for k, one in enumerate(losses, 1)]) if one.level == "bad"]
+    assert [one.rule for one in given] == ["rebound"]
+    assert given[0].step <= 20
+    assert given[0].since <= 5
+
+
+def test_a_run_that_runs_away_late_goes_back_to_where_it_did_and_not_to_its_beginning() -> None:
+    lines = course(524, lambda k: 1 + 2 * math.exp(-k / 200) if k < 500 else min(8.0, 1 + 0.7 * (k - 499)), noise=0.05)
+    given = [one for one in alerts(lines) if one.rule == "rebound"]
+    assert [one.level for one in given] == ["watch", "bad"]
+    for one in given:
+        assert 490 <= one.since <= 502 <= one.step <= 520
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["easy first", "learned before", "noisy batches"])
+def test_an_easy_beginning_or_uneven_batches_are_no_rise(kind: str, seed: int) -> None:
+    noisy = course(60, lambda k: 0.3 + 1.2 * math.exp(-k / 200), noise=0.8, seed=seed)
+    before = course(60, lambda k: 0.05 + 0.4 * math.exp(-k / 100) if k > 1 else 0.05, noise=0.3, seed=seed)
+    easy = course(60, lambda k: 1.6 * math.exp(-k / 150) if k > 1 else 0.35, noise=0.2, seed=seed)
+    lines = {"easy first": easy, "learned before": before, "noisy batches": noisy}[kind]
+    assert serious(alerts(lines)) == []
+
+
 # The guides' numbers are those of a young run.
 
 

@@ -88,7 +88,7 @@ def test_a_note_and_its_end_are_not_on_the_screen(tmp_path: Path) -> None:
     for level in ("note", "good", "watch", "good"):
         one.watcher.give(Alert("rebound", level, 9, 6, {"loss": 3.6, "low": 3.4, "low_step": 5, "share": 0.05}))
     assert [alert.level for alert in one.alerts()] == ["note", "good", "watch", "good"]
-    assert [line.partition(" ")[0] for line in one.screen if not line.startswith("  ")] == ["!", "+"]
+    assert [line.partition(" ")[0] for line in one.screen if not line.startswith("  ")] == ["!", "✓"]
 
 
 @pytest.mark.parametrize("cut", [10, 20, 21, 25, 33])

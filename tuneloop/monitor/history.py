@@ -18,6 +18,8 @@ RECENT = 5
 """Lines that are looked at as "now", of norms and clocks: one hard batch among them changes no median."""
 LEVEL = 8
 """Lines whose median is where the loss is: it differs more from step to step than what it changes by."""
+YOUNG = 3
+"""Lines that a run begins with."""
 BLOCK = 10
 """Lines that are summed up by one median; a run that has fewer does not know itself."""
 WINDOW = 60
@@ -28,6 +30,8 @@ BLOCKS = 400
 """Blocks that stay: what was usual in the last 4,000 lines."""
 WANDERS, BLOCKS_COMPARED = 4, 60
 """Blocks from which on, and over how many of which, it is known how the loss wanders."""
+MEAN_TO_DEVIATION = math.sqrt(math.pi) / 2
+"""What the mean difference of neighbours must be multiplied by to be the standard deviation of normal numbers."""
 MAD_TO_DEVIATION = 1.4826
 """What the median absolute deviation of normal numbers must be multiplied by to be their standard deviation."""
 
@@ -118,6 +122,8 @@ class History:
     """Training lines so far."""
     start: float = math.nan
     """The loss of the first line, which is that of the model before it had learned anything."""
+    first_losses: list[float] = field(default_factory=list)
+    """The losses of the first YOUNG lines, without what is no number."""
     first_step: int = 0
     first: float = math.nan
     """The level of the loss over the first LEVEL lines, or of all while there are fewer."""
@@ -157,8 +163,9 @@ class History:
             self.first = level
         if self.count == 1:
             self.start, self.first_step = point.loss, point.step
-        if self.count <= 3:
+        if self.count <= YOUNG:
             self.first_norms += finite([point.grad_norm])
+            self.first_losses += finite([point.loss])
         if self.count >= LEVEL and level < self.low:
             self.low, self.low_step = level, self.middle_step
         if self.count % BLOCK == 0:
@@ -233,6 +240,55 @@ class History:
             / math.sqrt(2)
             * (1 + BLOCK / len(losses))
         )
+
+    def log_noise(self) -> float:
+        """Standard deviation of the logarithm of a line's loss, by the mean difference of neighbours.
+
+        Every line counts, as hard batches do; what it rose or fell by in all does not. Wider where few lines tell.
+        NaN below YOUNG lines, and where a loss is not above zero.
+        """
+        losses = finite(one.loss for one in self.points)
+        if len(losses) < YOUNG or min(losses) <= 0:
+            return math.nan
+        logs = [math.log(one) for one in losses]
+        moved = sum(abs(after - before) for before, after in itertools.pairwise(logs))
+        mean = max(0.0, moved - abs(middle(logs[-YOUNG:]) - middle(logs[:YOUNG]))) / (len(logs) - 1)
+        return MEAN_TO_DEVIATION * mean * (1 + BLOCK / len(logs))
+
+    def log_wander(self) -> float:
+        """Standard deviation of what the logarithm of the loss changes by over LEVEL lines, and from block to block
+        (without the largest tenth of those changes): more than noise explains where neighbouring batches are alike.
+
+        0 below two BLOCK lines, and where a loss is not above zero.
+        """
+        losses = finite(one.loss for one in self.points)
+        if len(losses) < 2 * BLOCK or min(losses) <= 0:
+            return 0.0
+        logs = [math.log(one) for one in losses]
+        lately = spread([after - before for before, after in zip(logs, logs[LEVEL:], strict=False)]) / math.sqrt(2)
+        levels = finite(block.loss for block in self.blocks)[-BLOCKS_COMPARED:]
+        if len(levels) < WANDERS or min(levels) <= 0:
+            return lately
+        changes = sorted(abs(math.log(after / before)) for before, after in itertools.pairwise(levels))
+        kept = changes[: math.ceil(0.9 * len(changes))]
+        return max(lately, math.sqrt(sum(one * one for one in kept) / len(kept)))
+
+    def began(self, step: float) -> int:
+        """The step with which the loss left where it lay within the last WINDOW lines: the first of the last lines
+        among which no two in a row lie below half of `step`, or of the rise where that is less."""
+        points = [one for one in self.points if math.isfinite(one.loss)]
+        losses = [one.loss for one in points]
+        lows = [middle(losses[k : k + LEVEL]) for k in range(len(losses) - LEVEL + 1)]
+        if self.count <= WINDOW:
+            lows.append(middle(self.first_losses))
+        low = min(lows)
+        cut = low + min(step, max(0.0, middle(losses[-YOUNG:]) - low)) / 2
+        at = len(points) - 1
+        while at > 0 and (losses[at - 1] > cut or (at > 1 and losses[at - 2] > cut)):
+            at -= 1
+        while at < len(points) - 1 and losses[at] <= cut:
+            at += 1
+        return points[at].step
 
     def wander(self) -> float:
         """Standard deviation of what the loss changes by from block to block, NaN below WANDERS blocks: more than noise

@@ -36,7 +36,7 @@ class TrainingFigures:
     """A training line of metrics.jsonl; None is what it does not hold.
 
     loss, smooth: nats a label token (or an item); seconds: of one step; phases: seconds of one step by part; sizes in
-    GB (1e9); cpu, gpu: 0 to 1; temperature: Celsius; padding: share of the tokens.
+    GB (1e9); cpu, gpu: 0 to 1; temperature: Celsius; padding: share of what a pass computes, 0 to 1.
     """
 
     step: int
@@ -111,8 +111,6 @@ def figures_of(line: Mapping[str, Any]) -> TrainingFigures | HeldFigures | None:
     if "loss" not in line:
         return None
     clock = line.get("clock") if isinstance(line.get("clock"), Mapping) else {}
-    tokens, padding = _number(line, "tokens") or 0.0, _number(line, "padding")
-    share = padding / (tokens + padding) if padding is not None and tokens + padding else None
     timed = {name: _number(clock or {}, name) for name in CLOCK}
     return TrainingFigures(
         step=step,
@@ -122,7 +120,7 @@ def figures_of(line: Mapping[str, Any]) -> TrainingFigures | HeldFigures | None:
         grad_groups=_numbers(line.get("grad_groups")),
         learning_rate=_number(line, "learning_rate"),
         sources=_numbers(line.get("sources")),
-        padding=share,
+        padding=_number(line, "padding"),
         phases=_numbers((clock or {}).get("phases")),
         **timed,
     )

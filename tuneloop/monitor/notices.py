@@ -84,12 +84,12 @@ def notice_of(line: Mapping[str, Any]) -> Notice | None:
 
 
 def notices(lines: Iterable[Mapping[str, Any]]) -> list[Notice]:
-    """The notices in lines of events.jsonl, in their order; one that a resumed run found again counts once, the last
-    time."""
+    """The notices in lines of events.jsonl, in their order. An alert that a resumed run gave again counts once, the
+    last time; a remedy each time, since one step may need several."""
     once: dict[tuple[Tone, str, int], Notice] = {}
-    for line in lines:
+    for n, line in enumerate(lines):
         if (notice := notice_of(line)) is not None:
-            key = (notice.tone, notice.name, notice.step)
+            key = (notice.tone, notice.name, n if isinstance(notice.source, Remedy) else notice.step)
             once.pop(key, None)
             once[key] = notice
     return list(once.values())
@@ -99,15 +99,16 @@ WORST_LAST: tuple[Tone, ...] = LEVELS
 
 
 def still_on(seen: Iterable[Notice]) -> list[Notice]:
-    """The alerts that are not over: of each rule the last one, the worst first. A remedy ends those that it has gone
-    back to before."""
-    last: dict[str, Notice] = {}
+    """The alerts that are not over: of each rule the last one, the worst first. What came after the step that a remedy
+    went back to has not been."""
+    been: list[Notice] = []
     for notice in seen:
         if isinstance(notice.source, Remedy):
             back = notice.source.resume_at
-            last = {name: n for name, n in last.items() if n.step <= back}
+            been = [n for n in been if n.step <= back]
         else:
-            last[notice.name] = notice
+            been.append(notice)
+    last = {n.name: n for n in been}
     return sorted((n for n in last.values() if n.tone != "good"), key=lambda n: (-WORST_LAST.index(n.tone), -n.step))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tuneloop.monitor import overfitting
 from tuneloop.monitor.detection import Detection
-from tuneloop.monitor.history import BLOCK, LEVEL, RECENT, History, Point, finite, middle, token_seconds
+from tuneloop.monitor.history import BLOCK, LEVEL, RECENT, YOUNG, History, Point, finite, middle, token_seconds
 from tuneloop.recipe.watch import ExplodingRule, Level, MemoryRule, ReboundRule, RulesPart, VanishingRule
 
 Rule = Callable[[History, RulesPart], Detection | None]
@@ -23,9 +23,13 @@ second over what is a single line itself, and of what the level changes by from 
 GAIN = 0.1
 """Share of all that the loss had fallen that it must rise again."""
 WORSE = 0.5
-"""Share above the first loss, that of the model as it came, that is bad."""
+"""Share above the loss of the first lines, those of the model as it came, that is bad."""
 RUNAWAY = 1.0
-"""The same whatever the noise: a loss that runs away is its own noise."""
+"""The same above the largest of them, for a run that is too young to know its noise."""
+YOUNG_NOISE = 1.5
+"""So many of its standard deviations there, which are themselves wide by then."""
+LEAST = math.log(2)
+"""Loss of a guess between two: a model that came with less may lose that much and not have run away."""
 LARGE: dict[Level, float] = {"bad": 25.0, "watch": 5.0}
 """So many times the largest usual gradient."""
 MOST = 4
@@ -50,39 +54,69 @@ RATE_SHARE = 0.1
 
 def rebound(history: History, rules: RulesPart) -> Detection | None:
     """The loss has risen over its lowest by more than its noise and by more than a tenth of what it had fallen; bad
-    where it is far worse than before the first step."""
+    where it is far worse than before the first steps."""
     part: ReboundRule = rules.rebound
     if history.count < BLOCK:
         return _young_rebound(history, part)
-    level, start, noise = history.level, history.start, history.noise()
-    if level - start > min(max(WIDE_NOISE * noise, WORSE * abs(start)), RUNAWAY * abs(start)):
-        return _risen("bad", level, start, history.first_step)
-    rise, wander = level - history.low, history.wander()
-    least = max(NOISE * noise, WIDE_NOISE * wander if math.isfinite(wander) else 0.0)
-    if rise > max(least, part.above * abs(history.low), GAIN * (history.first - history.low)):
-        return _risen("watch", level, history.low, history.low_step)
+    level, noise, wander = history.level, history.noise(), history.wander()
+    rise = level - history.low
+    least = max(
+        NOISE * noise if math.isfinite(noise) else 0.0,
+        WIDE_NOISE * wander if math.isfinite(wander) else 0.0,
+        part.above * abs(history.low),
+        GAIN * (history.first - history.low),
+    )
+    before = max(middle(history.first_losses), LEAST)
+    if level - before > WORSE * before and _beyond(history, level, before, WIDE_NOISE):
+        return _risen("bad", history, level, min(least, level - before))
+    if rise > least and _beyond(history, level, history.low, NOISE):
+        return _risen("watch", history, level, least)
     return None
+
+
+def _beyond(history: History, level: float, low: float, times: float) -> bool:
+    """Whether the loss has grown to so many times its own noise; by factors, since the noise of a loss goes with it and
+    that of one which runs away is its own."""
+    noise = history.log_noise()
+    if not (math.isfinite(noise) and low > 0):
+        return level - low > times * history.noise()
+    return math.log(level / low) > times * max(noise, history.log_wander())
 
 
 def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
     """Three lines in a row, all above three in a row before: the noise is not known, so it is a note only, unless they
-    are far above the first loss."""
+    are far above all that it began with, and rise."""
     losses = [one.loss for one in history.last(BLOCK)]
-    lowest = min(losses[-3:], default=math.nan)
-    if len(losses) >= LEVEL and lowest - losses[0] > RUNAWAY * abs(losses[0]):
-        return _risen("bad", lowest, losses[0], history.first_step)
+    last, before = losses[-YOUNG:], max([*history.first_losses, LEAST])
+    if (
+        len(losses) >= LEVEL - 2
+        and min(last) > (1 + RUNAWAY) * before
+        and _beyond(history, middle(last), before, YOUNG_NOISE)
+    ):
+        return _risen("bad", history, min(last), RUNAWAY * before)
     highs = [max(three) for three in zip(losses, losses[1:], losses[2:], strict=False)]
     if len(highs) < LEVEL - 2 or not all(math.isfinite(one) for one in losses):
         return None
     at = highs.index(min(highs))
-    if min(losses[-3:]) - highs[at] > part.above * abs(highs[at]):
-        return _risen("note", min(losses[-3:]), highs[at], history.last(BLOCK)[at + 1].step)
+    if min(last) - highs[at] > part.above * abs(highs[at]):
+        low_step = history.last(BLOCK)[at + 1].step
+        facts = {"loss": min(last), "low": highs[at], "low_step": low_step}
+        return Detection("note", low_step + 1, facts | {"share": _share(min(last), highs[at])})
     return None
 
 
-def _risen(level: Level, loss: float, low: float, low_step: int) -> Detection:
-    share = (loss - low) / max(abs(low), 1e-12)
-    return Detection(level, low_step + 1, {"loss": loss, "low": low, "low_step": low_step, "share": share})
+def _risen(level: Level, history: History, loss: float, least: float) -> Detection:
+    """Against the lowest that the loss was: over LEVEL lines, or over the first ones."""
+    low, low_step = middle(history.first_losses), history.first_step
+    if history.low < low:
+        low, low_step = history.low, history.low_step
+    facts = {"loss": loss, "low": low, "low_step": low_step, "share": _share(loss, low)}
+    return Detection(level, history.began(least), facts)
+
+
+def _share(loss: float, low: float) -> float:
+    """Of the lowest loss, how much it has risen."""
+    return (loss - low) / max(abs(low), 1e-12)
 
 
 def exploding(history: History, rules: RulesPart) -> Detection | None:

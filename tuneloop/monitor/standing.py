@@ -9,10 +9,12 @@ from typing import Any
 
 from tuneloop.monitor.alerts import LEVELS, Alert
 from tuneloop.monitor.detection import Detection
-from tuneloop.monitor.history import History
+from tuneloop.monitor.history import WINDOW, History
 from tuneloop.monitor.rules import RULES
 from tuneloop.recipe.watch import Level, RulesPart
 
+RISE = 2
+"""For so many windows an alert is the beginning of a worse one; after that, the worse one has its own."""
 CALM = 5
 """Training lines without a detection after which an alert is over: one good line among bad ones ends nothing."""
 
@@ -62,7 +64,9 @@ class Standings:
             now.calm = 0
             if LEVELS.index(detection.level) <= LEVELS.index(now.level):
                 return None
-        since = detection.since if now is None else min(now.since, detection.since)
+        since = detection.since
+        if now is not None and step - now.since <= RISE * WINDOW:
+            since = min(now.since, since)
         facts = {name: _as_json(fact) for name, fact in detection.facts.items()}
         self.standing[rule] = _Standing(detection.level, since, facts)
         self.history.since.setdefault(rule, since)
