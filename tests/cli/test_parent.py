@@ -134,3 +134,10 @@ def test_ends_for_memory_are_counted_in_the_own_group(tmp_path: Path) -> None:
     assert parent.kills(own, root) == 4
     own.write_text("0::/gone\n")
     assert parent.kills(own, root) >= 0
+
+
+def test_a_process_with_torch_in_it_is_not_forked() -> None:
+    """A program that calls `main` goes on in its own process."""
+    program = "import sys, types; from tuneloop.cli import parent; light = parent.is_light(); sys.modules['torch'] = types; print(light, parent.is_light())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"]

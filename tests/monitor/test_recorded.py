@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.monitor.alerts import Alert
-from tuneloop.monitor.history import History, Plan
+from tuneloop.monitor.history import History, RunLimits
 from tuneloop.monitor.standing import Standings
 from tuneloop.recipe.watch import RulesPart
 
@@ -36,7 +36,7 @@ def files(kind: str) -> list[Path]:
 def replayed(file: Path) -> tuple[list[Alert], dict[int, float]]:
     """The alerts above a note that the rules give on a recorded run, and its held-out losses by step."""
     head, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    standings = Standings(RulesPart(), History(Plan(head["total"])))
+    standings = Standings(RulesPart(), History(RunLimits(head["total"])))
     alerts: list[Alert] = []
     for line in lines:
         if "losses" in line:

@@ -125,7 +125,7 @@ def main() -> NoReturn:
         # A console in a legacy code page must not die of a Chinese character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="letters")
-    if parent.is_needed(sys.argv[1:]):
+    if parent.is_needed(sys.argv[1:]) and parent.is_light():
         parent.split()
     _quiet()
     try:

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +47,11 @@ def is_needed(words: list[str]) -> bool:
     trains = next((word for word in spoken(words)[0] if not word.startswith("-")), "") in VERBS
     helps = any(word in ("-h", "--help") for word in words)
     return trains and not helps and sys.platform.startswith("linux") and launch()[0] == 1
+
+
+def is_light() -> bool:
+    """Whether this process may be forked: nothing heavy is in it, and no thread that a child would lack."""
+    return "torch" not in sys.modules and threading.active_count() == 1
 
 
 def split() -> None:
