@@ -33,7 +33,7 @@ def watch(
 
     It only reads the run's folder: the run may be in another terminal, and goes on when this ends.
 
-    Examples: tuneloop watch | tuneloop watch runs/demo-1 --once | tuneloop watch latest --interval 60 > run.log
+    Examples: tuneloop watch | tuneloop watch runs/demo-1 --once | tuneloop watch latest --interval 60
     """
     from rich.console import Console
 

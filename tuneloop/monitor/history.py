@@ -270,8 +270,8 @@ class History:
         if len(levels) < WANDERS or min(levels) <= 0:
             return lately
         changes = sorted(abs(math.log(after / before)) for before, after in itertools.pairwise(levels))
-        kept = changes[: math.ceil(0.9 * len(changes))]
-        return max(lately, math.sqrt(sum(one * one for one in kept) / len(kept)))
+        most = changes[: math.ceil(0.9 * len(changes))]
+        return max(lately, math.sqrt(sum(one * one for one in most) / len(most)))
 
     def began(self, step: float) -> int:
         """The step with which the loss left where it lay within the last WINDOW lines: the first of the last lines
