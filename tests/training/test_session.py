@@ -124,6 +124,7 @@ def test_a_run_learns_and_its_result_is_what_it_measured(sessions: Sessions, met
         [
             "recipe.yaml",
             "metrics.jsonl",
+            "rows.jsonl",
             "held.jsonl",
             "events.jsonl",
             "checkpoints",
