@@ -52,8 +52,8 @@ def workspace_of(run: Run) -> Path:
 def test_a_run_folder_holds_what_was_promised(made: Run, tiny_model: Path) -> None:
     names = {p.name for p in made.path.iterdir()}
     assert names == {
-        "recipe.yaml", "plan.json", "dataset.json", "events.jsonl", "metrics.jsonl", "loss_curve.png", "evaluation.json",
-        "checkpoints", "adapter", "report.html",
+        "recipe.yaml", "plan.json", "dataset.json", "events.jsonl", "metrics.jsonl", "held.jsonl", "rows.jsonl", "loss_curve.png",
+        "evaluation.json", "checkpoints", "adapter", "report.html",
     }  # fmt: skip
     events = [json.loads(line)["event"] for line in made.events.read_text(encoding="utf-8").splitlines()]
     assert events == ["plan", "started", "checkpoint", "finished", "evaluated"]

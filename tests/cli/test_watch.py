@@ -179,8 +179,8 @@ def test_on_a_terminal_the_page_is_live_and_ctrl_c_leaves_quietly(tmp_path: Path
         written(run.metrics, [training(41)])
         _until(ours, "", "step 41 of 60")
         os.write(ours, b"\x03")
+        rest = _until(ours, "", "\x1b[?1049l")  # before it can end somebody must read what it still draws
         assert follower.wait(timeout=20) == 130
-        rest = _until(ours, "", "\x1b[?1049l")
     assert "Stopped" not in rest, "the run has not"
     os.close(ours)
 
