@@ -27,6 +27,8 @@ def events() -> dict[str, str]:
         "best": t("the best state is the result"),
         "frozen_blocks": t("the frozen blocks ran"),
         "threads": t("threads wait in another way"),
+        "alert": t("alert"),
+        "remedy": t("remedied"),
     }
 
 
@@ -35,6 +37,8 @@ def keys() -> dict[str, str]:
     return {
         "step": t("at step"),
         "code": t("code"),
+        "cause": t("reason"),
+        "by": t("reason"),
         "best_step": t("best at step"),
         "best_loss": t("lowest held-out loss"),
         "eval_loss": t("held-out loss"),
