@@ -95,15 +95,15 @@ def _attempt(run: Run, assembled: TrainingInput, resume: bool, outlets: Outlets)
     settings = setup.recipe.train
     lines = Due(settings.logging_strategy, settings.logging_steps, setup.batches.steps_per_epoch, setup.total)
     screen = Screen(setup.total, setup.meter, file, due=lines)
-    try:
-        attempt = _begun(setup, assembled, accelerator, outlets, screen, resume=resume)
-    except BaseException:
-        screen.close()
-        raise
-    if attempt is None:
-        return None
-    _train(attempt)
-    return _ended(attempt)
+    with Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once."))) as interrupt:
+        try:
+            attempt = _begun(setup, assembled, accelerator, outlets, screen, interrupt, resume=resume)
+        except BaseException:
+            screen.close()
+            raise
+        if attempt is not None:
+            _train(attempt)
+    return None if attempt is None else _ended(attempt)
 
 
 def _begun(
@@ -112,6 +112,7 @@ def _begun(
     accelerator: Accelerator,
     outlets: Outlets,
     screen: Screen,
+    interrupt: Interrupt,
     *,
     resume: bool,
 ) -> Attempt | None:
@@ -137,7 +138,6 @@ def _begun(
     for alert in watcher.replayed if watcher is not None else ():
         if alert.step == state.step:  # it was killed before it could end by it
             mender.stopped_by(alert)
-    interrupt = Interrupt(lambda: screen.say(t("Stopping after this step; once more to stop at once.")))
     return Attempt(
         accelerator,
         assembled,
@@ -178,7 +178,7 @@ def _train(attempt: Attempt) -> None:
         return distributed.anyone(attempt.interrupt.requested or leader)
 
     on_device = device.watched(setup.run.checkpoints)
-    with multiplying, on_device, frozen, attempt.waiting, attempt.interrupt, offloading:
+    with multiplying, on_device, frozen, attempt.waiting, offloading:
         try:
             # Else it was killed between its early stop, or the alert that ends it, and its result.
             if not distributed.shared(guard.stops or mender.decision is not None):
