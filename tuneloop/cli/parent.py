@@ -57,7 +57,7 @@ def is_light() -> bool:
 def split() -> None:
     """Go on as the child of a parent that watches. The parent does not return: it exits as its last child did."""
     global _pipe, _taken_up
-    numbers = [n for name in PASSED_ON if signal.getsignal(n := getattr(signal, name)) != signal.SIG_IGN]
+    numbers = [getattr(signal, name) for name in PASSED_ON]  # also those that are ignored: the child may handle them
     while True:
         before, (reading, writing) = kills(), os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers, signal.SIGCHLD})
