@@ -24,10 +24,7 @@ from tuneloop.data.version import builder
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.data.version.find import dataset_of
 from tuneloop.evaluation.before_after import measure_before_after
-from tuneloop.evaluation.compare import (
-    Comparison,
-    evaluation_prompts,
-)
+from tuneloop.evaluation.compare import Comparison, evaluation_prompts
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.gate import Verdict, better
 from tuneloop.evaluation.progress import ANSWERS_FILE
@@ -53,14 +50,7 @@ from tuneloop.report.compared import ComparedRuns
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run, held_alone, open_run, resumable, run_recipe
 from tuneloop.training import distributed
-from tuneloop.training.input import (
-    TrainingInput,
-    adapter_folder,
-    assemble,
-    labelled,
-    tokenizer_bundle,
-    with_adapters,
-)
+from tuneloop.training.input import TrainingInput, adapter_folder, assemble, labelled, tokenizer_bundle, with_adapters
 from tuneloop.training.run_folder import begin, inside
 from tuneloop.training.session import Outcome, session
 

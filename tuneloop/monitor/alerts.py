@@ -19,8 +19,8 @@ SIGNS: dict[Tone, str] = {"good": "✓", "note": "i", "watch": "!", "bad": "✗"
 
 
 @dataclass(frozen=True, slots=True)
-class AlertWords:
-    """An alert in one language: what goes on, why it matters, what to try. Each one or two sentences."""
+class NoticeWords:
+    """An alert or a remedy in one language: what goes on or was done, why, what to try. Each one or two sentences."""
 
     what: str
     why: str
@@ -71,7 +71,7 @@ def level_word(level: Level) -> str:
     return {"good": t("good"), "note": t("note"), "watch": t("watch"), "bad": t("bad")}[level]
 
 
-def words(alert: Alert) -> AlertWords:
+def words(alert: Alert) -> NoticeWords:
     """What an alert says in the current language. Facts that it lacks are shown as "?"."""
     texts = catalogue("watch", current()).get(alert.code, {})
     what, why, do = (filled(texts.get(part, ""), alert.facts) for part in ("what", "why", "do"))
@@ -79,7 +79,7 @@ def words(alert: Alert) -> AlertWords:
         what = t("memory ran out in step {step}: an allocation failed", step=alert.step)
     if alert.level == "good":
         what = t("over: {what}", what=what)
-    return AlertWords(what, why, do)
+    return NoticeWords(what, why, do)
 
 
 def shown(alert: Alert) -> list[str]:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.base.language import t
 from tuneloop.monitor import alerts, remedies
-from tuneloop.monitor.alerts import LEVELS, Alert, Tone, level_word
+from tuneloop.monitor.alerts import LEVELS, Alert, NoticeWords, Tone, level_word
 from tuneloop.monitor.remedies import Remedy
-
-
-@dataclass(frozen=True, slots=True)
-class NoticeWords:
-    """What was noticed or done, why it matters, and what to do, in the language of now."""
-
-    what: str
-    why: str
-    do: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class Notice:
             of = alerts.words(self.source) if isinstance(self.source, Alert) else remedies.words(self.source)
         except (KeyError, ValueError, TypeError):
             return NoticeWords(self.name, "", "")
-        return NoticeWords(of.what or self.name, of.why, of.do)
+        return replace(of, what=of.what or self.name)
 
 
 def tone_word(tone: Tone) -> str:

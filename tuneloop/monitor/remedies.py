@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from tuneloop.base.errors import catalogue
 from tuneloop.base.files import format_bytes
 from tuneloop.base.language import current, listed, t
-from tuneloop.monitor.alerts import SIGNS
+from tuneloop.monitor.alerts import SIGNS, NoticeWords
 
 RemedyName = Literal["memory", "spike", "stop", "disk"]
 
@@ -120,15 +120,6 @@ class Remedy:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RemedyWords:
-    """A remedy in the chosen language: what was done, why, and what its user may still do."""
-
-    what: str
-    why: str
-    do: str
-
-
 def remedies(events: Iterable[Mapping[str, Any]]) -> list[Remedy]:
     """Those among the lines of events.jsonl, in order."""
     return [Remedy.of(line) for line in events if line.get("event") == "remedy"]
@@ -142,12 +133,12 @@ def amended(events: Iterable[Mapping[str, Any]]) -> Amendment:
     return together
 
 
-def words(remedy: Remedy) -> RemedyWords:
+def words(remedy: Remedy) -> NoticeWords:
     """What a remedy was, in the chosen language."""
     texts = catalogue("remedy", current())[remedy.code]
     facts = {"step": remedy.step, "resume_at": remedy.resume_at, "where": "", **remedy.facts, **_facts(remedy)}
     what, why, do = (texts[part].format_map(facts).strip() for part in ("what", "why", "do"))
-    return RemedyWords(what, why, do)
+    return NoticeWords(what, why, do)
 
 
 def shown(remedy: Remedy) -> list[str]:
