@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +13,7 @@ import torch
 
 from tuneloop.base.environment import cores
 from tuneloop.model.kernels.matmul import MatmulPrecision, matmul_precision
+from tuneloop.monitor.machine import ContainerMemory
 from tuneloop.monitor.meters import OtherPrograms
 
 
@@ -70,14 +70,8 @@ def _cpu_name() -> str:
 
 def _free_memory() -> int:
     """Bytes that may be had: the system's, or less where a container has a limit of its own."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        most, used = (
-            Path("/sys/fs/cgroup", name).read_text(encoding="ascii") for name in ("memory.max", "memory.current")
-        )
-        return min(free, max(0, int(most) - int(used)))
-    except (OSError, ValueError):  # no limit ("max"), or no such files
-        return free
+    free, limited = int(psutil.virtual_memory().available), ContainerMemory().read()
+    return free if limited is None else min(free, limited[1])
 
 
 def product_rate(dtype: torch.dtype, device: str, size: int = 0, seconds: float = 0.25) -> float:
