@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneloop.base.cgroups import ControlGroup, control_groups
+
 _NAMES = {
     "en": {"en", "eng", "english", "英文", "英语"},
     "zh": {"zh", "cn", "zho", "chi", "chs", "cht", "hans", "hant", "chinese", "zhongwen", "中文", "汉语", "简体中文"},
@@ -138,31 +140,19 @@ def _tied() -> int:
 
 
 def cores(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use at once, at least 1: those it is tied to, or fewer where a cgroup has a limit.
+    """Cores that this process may use at once, at least 1: those it is tied to, or fewer where a control group has a
+    limit (`control_groups` says what `own` and `root` are)."""
+    quotas = [_quota(group) for group in control_groups("cpu", own, root)]
+    return max(1, math.ceil(min([float(_tied()), *filter(None, quotas)])))
 
-    Linux alone has cgroups. `own` names the process's groups, `root` is where they are mounted (man 7 cgroups).
-    """
-    limits = [float(_tied())]
+
+def _quota(group: ControlGroup) -> float:
+    """Cores that one control group may use, 0 where it has no limit; version 2 has one file for it, version 1 two."""
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        mounts = [root] if not kinds else [root / kinds, root / "cpu"] if "cpu" in kinds.split(",") else []
-        # In a container the path may be the host's, which is not mounted: then the mount itself is the group.
-        folders = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
-        limits += [quota for mount in mounts for folder in folders if (quota := _quota(mount / folder))]
-    return max(1, math.ceil(min(limits)))
-
-
-def _quota(group: Path) -> float:
-    """Cores that one cgroup may use, 0 where it has no limit; version 2 has one file for it, version 1 two."""
-    try:
-        if (group / "cpu.max").is_file():
-            most, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        if group.version == 2:
+            most, period = (group.folder / "cpu.max").read_text(encoding="ascii").split()
         else:
-            most, period = ((group / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period"))
+            most, period = ((group.folder / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period"))
         return max(0.0, int(most) / int(period))
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such files
         return 0.0

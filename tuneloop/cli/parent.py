@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from tuneloop.base.cgroups import control_groups
 from tuneloop.base.environment import launch
 from tuneloop.base.errors import TuneloopError
 from tuneloop.cli.verb import spoken
@@ -151,30 +152,17 @@ def _exit_as(status: int) -> NoReturn:
 
 
 def kills(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processes the system has ended for want of memory: in this process's cgroup, else on this machine."""
-    return next((n for n in _counts(own, root) if n is not None), 0)
+    """How many processes the system has ended for want of memory: in this process's control group, else on this
+    machine."""
+    files = {1: "memory.oom_control", 2: "memory.events"}
+    counts = [_count(group.folder / files[group.version]) for group in control_groups("memory", own, root)]
+    return next((n for n in (*counts, _count(Path("/proc/vmstat"))) if n is not None), 0)
 
 
-def _counts(own: Path, root: Path) -> list[int | None]:
-    """Counts of such ends from the nearest cgroup up, version 2 or 1; at last the whole machine's."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    counts = []
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if not kinds:
-            counts.append(_count(root / path.lstrip("/") / "memory.events", "oom_kill"))
-        elif "memory" in kinds.split(","):
-            counts.append(_count(root / "memory" / path.lstrip("/") / "memory.oom_control", "oom_kill"))
-    return [*counts, _count(Path("/proc/vmstat"), "oom_kill")]
-
-
-def _count(file: Path, name: str) -> int | None:
-    """A number that stands behind its name in a file of the kernel's; None where it does not."""
+def _count(file: Path) -> int | None:
+    """The number behind "oom_kill" in a file of the kernel's; None where there is none."""
     try:
         words = dict(line.split()[:2] for line in file.read_text(encoding="ascii").splitlines())
-        return int(words[name])
+        return int(words["oom_kill"])
     except (OSError, ValueError, KeyError):
         return None

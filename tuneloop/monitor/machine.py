@@ -11,16 +11,15 @@ from pathlib import Path
 import psutil
 import torch
 
+from tuneloop.base.cgroups import control_groups
+
 GB = 1e9
 INTERVAL = 1.0
 """Seconds between two looks at the machine; in between what was seen last is told again."""
 
 
 class ContainerMemory:
-    """The memory limits of the process's cgroups, found once. Linux alone has them (man 7 cgroups).
-
-    `own` names the process's groups, `root` is where they are mounted. Version 2 has one tree, version 1 one of memory.
-    """
+    """The memory limits of the process's control groups, found once (`control_groups` says what `own` and `root` are)."""
 
     def __init__(self, own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
         self.groups = list(_limits(own, root))
@@ -40,23 +39,14 @@ class ContainerMemory:
 
 def _limits(own: Path, root: Path) -> Iterator[tuple[int, Path, Path, str]]:
     """(bytes, file of the bytes in use, file that tells of kept files, its key) of each group that has a limit."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        mount = root / "memory" if kinds else root
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        key = "total_inactive_file" if kinds else "inactive_file"
-        # In a container the path may be the host's, which is not mounted: then the mount itself is the group.
-        for folder in (Path(path.lstrip("/")), *Path(path.lstrip("/")).parents):
-            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
-                limit = int((mount / folder / names[0]).read_text(encoding="ascii"))
-                if limit < 1 << 60:  # version 1 writes "no limit" as a huge number
-                    yield limit, mount / folder / names[1], mount / folder / "memory.stat", key
+    for folder, version in control_groups("memory", own, root):
+        first = version == 1
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if first else ("memory.max", "memory.current")
+        key = "total_inactive_file" if first else "inactive_file"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+            limit = int((folder / names[0]).read_text(encoding="ascii"))
+            if limit < 1 << 60:  # version 1 writes "no limit" as a huge number
+                yield limit, folder / names[1], folder / "memory.stat", key
 
 
 def _files_kept(stat: Path, key: str) -> int:
