@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.robots import listening
 from tests.training.test_session import Sessions, lines, steps
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.pack import Batch
 from tuneloop.monitor.remedies import Amendment, Remedy, Slower, remedies, words
+from tuneloop.recipe.watch import NotifyPart
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.loss import LossModel
@@ -170,8 +174,12 @@ def test_without_remedies_the_run_ends_as_it_did(sessions: Sessions) -> None:
     assert [e["event"] for e in lines(run.events)] == ["started", "failed"]
 
 
-def test_a_run_that_the_system_ended_for_memory_goes_on_with_smaller_passes(sessions: Sessions) -> None:
+def test_a_run_that_the_system_ended_for_memory_goes_on_with_smaller_passes(sessions: Sessions, tmp_path: Path) -> None:
+    """And whoever wants notifications hears of the alert and of the remedy."""
+    pytest.importorskip("apprise", reason="the extra notify is not installed")
     run, recipe = sessions.begin(epochs=2, save_strategy="steps", save_steps=4)
+    file = tmp_path / "addresses.txt"
+    notified = recipe.watch.model_copy(update={"notify": NotifyPart(file=str(file))})
 
     class Killed(BaseException):
         pass
@@ -184,7 +192,11 @@ def test_a_run_that_the_system_ended_for_memory_goes_on_with_smaller_passes(sess
     with planted(kill), pytest.raises(Killed):
         sessions.go(run, recipe)
     run.note_kill()
-    assert sessions.go(run, recipe, resume=True).finished
+    with listening() as robots:
+        file.write_text(f"json://{robots.at[7:]}\n", encoding="utf-8")
+        assert sessions.go(run, recipe.model_copy(update={"watch": notified}), resume=True).finished
+    codes = [re.findall("TL-[A-Z-]+", json.loads(body)["message"]) for _, body in robots.got]
+    assert codes == [["TL-WATCH-MEMORY"], ["TL-REMEDY-MEMORY"], []]
     (remedy,) = done(run)
     assert (remedy.resume_at, remedy.amendment) == (4, Amendment(micro_batch_size=2))
     assert steps(run, "loss") == list(range(1, 11))

@@ -32,8 +32,6 @@ def control_groups(
         if controllers and controller not in controllers.split(","):
             continue
         mounts = dict.fromkeys((root / controllers, root / controller)) if controllers else [root]
-        below = Path(path.lstrip("/"))
-        groups += [
-            ControlGroup(mount / group, 1 if controllers else 2) for mount in mounts for group in (below, *below.parents)
-        ]
+        below, version = Path(path.lstrip("/")), 1 if controllers else 2
+        groups += [ControlGroup(mount / group, version) for mount in mounts for group in (below, *below.parents)]
     return groups

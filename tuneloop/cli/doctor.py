@@ -202,6 +202,32 @@ def _prove(report: Path, json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _notify(file: Path, json: bool) -> None:
+    """Send a message to each address, and say which took it; exits with 1 where one did not."""
+    from tuneloop.monitor.notify import addresses
+
+    words, failed = t("This is a test: notifications of training runs arrive here."), t("not taken")
+    remedy = t("Is the address right, and the server within reach?")
+    findings = []
+    for one in addresses(file):
+        try:
+            one.send("tuneloop", words, "info")
+            findings.append(Finding(t("line {n}, {service}", n=one.line, service=one.name), t("taken"), True))
+        except Exception:  # whatever a library or a server does is the same to the user, and may name the address
+            findings.append(Finding(t("line {n}, {service}", n=one.line, service=one.name), failed, False, remedy))
+    if json:
+        show.as_json([asdict(f) for f in findings])
+    else:
+        _table(t("Notifications"), findings)
+    if not all(one.fine for one in findings):
+        raise typer.Exit(1)
+
+
+def _table(title: str, findings: Sequence[Finding]) -> None:
+    rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in findings]
+    show.table(title, ["", t("what"), t("value"), t("remedy")], rows)
+
+
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     proof: Annotated[
@@ -210,19 +236,23 @@ def doctor(
     report: Annotated[Path, typer.Option("--report", help="Where --proof writes its report.")] = Path(
         "tuneloop-proof.md"
     ),
+    notify: Annotated[
+        Path | None, typer.Option("--notify", help="Send a message to each address of this file, and do no more.")
+    ] = None,
 ) -> None:
     """Look at this machine: what it can do, what is missing, what to do about it.
 
-    Examples: tuneloop doctor | tuneloop doctor --proof
+    Examples: tuneloop doctor | tuneloop doctor --proof | tuneloop doctor --notify addresses.txt
     """
     if proof:
         return _prove(report, json)
+    if notify is not None:
+        return _notify(notify, json)
     findings = [*_machine(), *_packages(), *_models()]
     if json:
         show.as_json([asdict(f) for f in findings])
         return
-    rows = [("✓" if f.fine else "–", f.what, f.value, f.remedy) for f in findings]
-    show.table(t("This machine"), ["", t("what"), t("value"), t("remedy")], rows)
+    _table(t("This machine"), findings)
     for one in findings:
         if one.line:  # outside of the table, where a long line can be copied whole
             print(f"{one.what}\n  {one.line}")

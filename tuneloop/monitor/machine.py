@@ -19,7 +19,7 @@ INTERVAL = 1.0
 
 
 class ContainerMemory:
-    """The memory limits of the process's control groups, found once (`control_groups` says what `own` and `root` are)."""
+    """The memory limits of the process's control groups, found once; `own` and `root` are those of `control_groups`."""
 
     def __init__(self, own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
         self.groups = list(_limits(own, root))

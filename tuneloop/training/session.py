@@ -118,7 +118,7 @@ def _begun(
 ) -> Attempt | None:
     """All that an attempt needs, at the step that it begins with; None where a kill was answered by a remedy first."""
     settings = setup.recipe.train
-    if resume and distributed.shared(_answers_kill(setup, screen)):
+    if resume and distributed.shared(_answers_kill(setup, screen, outlets)):
         screen.close()
         return None
     unordered = unordered_operation(setup.objective, setup.train)
@@ -245,7 +245,7 @@ def _guard(setup: TrainState, screen: Screen) -> Guard:
     )
 
 
-def _answers_kill(setup: TrainState, screen: Screen) -> bool:
+def _answers_kill(setup: TrainState, screen: Screen, outlets: Outlets) -> bool:
     """Whether the run was ended for memory by the system, and something was done about it. The leader does it.
 
     Raises TL-RUN-MEMORY where nothing can be done any more.
@@ -256,7 +256,7 @@ def _answers_kill(setup: TrainState, screen: Screen) -> bool:
     remedy = Mender(setup, _guard(setup, screen)).memory(at, newest_before(setup.run.checkpoints, setup.total + 1))
     error = OutOfMemory(at)
     if (alert := alert_of(error, setup)) is not None:
-        Watcher.of(setup, screen.say).give(alert)
+        Watcher.of(setup, screen.say, [outlets.alerted]).give(alert)
     if remedy is None:
         setup.events.event("failed", step=at - 1, code=error.code)
         raise error
