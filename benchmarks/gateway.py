@@ -43,7 +43,7 @@ LINE = "{:<26}{:>10}{:>10}{:>10}{:>10}{:>9}  {}"
 
 def serve(settings: dict[str, Any], port: int, workspace: str) -> None:
     """A gateway, in this process."""
-    from tuneloop.recipe.schema import ServePart
+    from tuneloop.recipe.serve import ServePart
     from tuneloop.serving.application import application
     from tuneloop.serving.http import api
 
@@ -55,7 +55,7 @@ def known(settings: dict[str, Any]) -> bool:
     """Whether this tuneloop has these keys."""
     from pydantic import ValidationError
 
-    from tuneloop.recipe.schema import ServePart
+    from tuneloop.recipe.serve import ServePart
 
     try:
         ServePart(**settings)

@@ -21,7 +21,7 @@ from tuneloop import pipeline
 from tuneloop.base.errors import MachineError
 from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.recipe.recipe import make_recipe
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.runs.run import Run
 from tuneloop.serving.worker.torch_engine import TorchEngine
 

@@ -16,7 +16,7 @@ from tests.serving.scripted import NAME, Served
 from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply, kept_replies
-from tuneloop.recipe.schema import RecordsPart, ServePart
+from tuneloop.recipe.serve import RecordsPart, ServePart
 from tuneloop.serving.admission import Admission, Caller
 from tuneloop.serving.application import admission_steps
 from tuneloop.serving.http import api

@@ -21,7 +21,7 @@ import openai
 import uvicorn
 
 from tuneloop.base.errors import ServeError, TuneloopError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.admission import Admission, Question
 from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import CallPiece, ModelEntry, Piece, Query, TokenScore

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.serving.scripted import NAME, ScriptedEngine
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.application import admission_steps
 from tuneloop.serving.engine import Query
 from tuneloop.serving.http import api

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, ScriptedStream, app_of
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.access.access import Access
 from tuneloop.serving.access.fair_queue import Queue
 from tuneloop.serving.access.limits import KeyLimits

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from tests.serving.scripted import ScriptedEngine, serving
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.asgi import create
 from tuneloop.serving.settings import FIXED
 

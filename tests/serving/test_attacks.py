@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.serving.scripted import NAME, ScriptedEngine, Served, serving
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.upstream.proxy_engine import proxy_engine
 from tuneloop.serving.worker.torch_engine import TorchEngine
 

@@ -21,7 +21,7 @@ from tests import encoders
 from tests.serving.scripted import Served, serving
 from tests.serving.taught import TOOL_ANSWER, TOOLS, taught_model, user
 from tests.serving.wire_log import WireLog
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.worker.torch_engine import TorchEngine
 
 HELLO = "Hi, I'm Pebble. 你好!"

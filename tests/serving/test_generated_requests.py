@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.serving.scripted import Served, serving
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.access.scopes import ASKING
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.worker.torch_engine import TorchEngine

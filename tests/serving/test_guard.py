@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from tests import encoders
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of, score, serving
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import CachePart, SafetyPart, ServePart
+from tuneloop.recipe.serve import CachePart, SafetyPart, ServePart
 from tuneloop.safety.guard import TextGuard
 from tuneloop.safety.policy import ModelGuardPart, read_policy
 from tuneloop.serving.application import admission_steps

@@ -16,7 +16,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply
 from tuneloop.improvement.users import user_hashes
-from tuneloop.recipe.schema import RecordsPart, ServePart
+from tuneloop.recipe.serve import RecordsPart, ServePart
 from tuneloop.registry.store import FILE
 from tuneloop.serving import records
 from tuneloop.serving.records import ReplyWriter

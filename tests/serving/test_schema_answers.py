@@ -14,7 +14,7 @@ import pytest
 
 from tuneloop.base.records import Sampling
 from tuneloop.inference.tokenizer import load_tokenizer
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Engine, Query
 
 MODEL = "smollm2-135m-instruct"

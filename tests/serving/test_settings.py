@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.settings import open_to_others, read_key, serve_settings
 
 

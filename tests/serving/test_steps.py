@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fastapi.testclient import TestClient
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.admission import Admission, Question, Submit
 from tuneloop.serving.engine import AnswerStream
 from tuneloop.serving.http.api import create_app

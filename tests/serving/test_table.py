@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from tuneloop.recipe.schema import EngineName
+from tuneloop.recipe.serve import EngineName
 from tuneloop.serving.table import ENGINES
 
 

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from tests.serving.batches.test_batches import jsonl, line
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine
 from tuneloop.improvement.archive import Archive
-from tuneloop.recipe.schema import CachePart, LimitsPart, RecordsPart, SafetyPart, ServePart
+from tuneloop.recipe.serve import CachePart, LimitsPart, RecordsPart, SafetyPart, ServePart
 from tuneloop.registry.store import FILE, open_store
 from tuneloop.serving.access import key_ring, memory_limits
 from tuneloop.serving.access.access import Access

@@ -14,7 +14,7 @@ import pytest
 
 from tests.serving.adapter_workspace import outcome, query, run, until
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving import supervisor
 from tuneloop.serving.worker import child_process, torch_engine
 from tuneloop.serving.worker.torch_engine import TorchEngine

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 if TYPE_CHECKING:
-    from tuneloop.recipe.schema import ServePart
+    from tuneloop.recipe.serve import ServePart
 
 
 def serve(
@@ -102,7 +102,7 @@ def _settings(
     """
     from tuneloop.base.language import listed, t
     from tuneloop.cli import usage
-    from tuneloop.recipe.schema import EngineName, ServePart
+    from tuneloop.recipe.serve import EngineName, ServePart
     from tuneloop.registry import versions
     from tuneloop.serving.llamacpp.gguf_files import is_gguf
     from tuneloop.serving.settings import config_settings, serve_settings

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

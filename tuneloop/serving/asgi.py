@@ -17,7 +17,7 @@ from tuneloop.base.errors import ServeError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from tuneloop.recipe.schema import ServePart
+    from tuneloop.recipe.serve import ServePart
 
 
 def create() -> FastAPI:

@@ -11,7 +11,7 @@ from tuneloop.base.errors import ServeError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.forgetting import forget_rows
 from tuneloop.improvement.users import has_secret
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.cache.cache import forget
 from tuneloop.serving.settings import serve_settings
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.base.errors import ServeError, TuneloopError
-from tuneloop.recipe.schema import SafetyPart
+from tuneloop.recipe.serve import SafetyPart
 from tuneloop.runs.journal import Journal
 from tuneloop.safety.guard import GuardFinding, TextGuard
 from tuneloop.safety.policy import TextSide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneloop.improvement.archive import Archive
-from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
+from tuneloop.recipe.serve import BatchesPart, RecordsPart, ServePart
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.batches.batch_table import BatchTable
 from tuneloop.serving.batches.file_shelf import FileShelf

@@ -15,7 +15,7 @@ from typing import Any
 from tuneloop.base.errors import TuneloopError
 from tuneloop.improvement.archive import Archive
 from tuneloop.improvement.replies import KeptReply, put_replies
-from tuneloop.recipe.schema import RecordsPart
+from tuneloop.recipe.serve import RecordsPart
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
 from tuneloop.serving.engine import AnswerStream, Piece, Query, WrappedStream
 from tuneloop.serving.guarded_stream import texts_of

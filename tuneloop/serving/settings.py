@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import ServeError, os_words
 from tuneloop.base.language import t
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.registry import versions
 from tuneloop.runs.run import run_recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneloop.recipe.schema import EngineName, ServePart
+from tuneloop.recipe.serve import EngineName, ServePart
 from tuneloop.serving.engine import Engine
 from tuneloop.serving.llamacpp.gguf_engine import gguf_engine
 from tuneloop.serving.upstream.proxy_engine import proxy_engine

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import LimitsPart, ServePart
+from tuneloop.recipe.serve import LimitsPart, ServePart
 from tuneloop.registry.store import FILE, Store, open_store
 from tuneloop.serving.access import key_ring, memory_limits
 from tuneloop.serving.access.key_ring import KeyRing

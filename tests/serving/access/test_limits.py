@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from tests.redis_server import RedisServer, redis_server
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
-from tuneloop.recipe.schema import LimitsPart, ServePart
+from tuneloop.recipe.serve import LimitsPart, ServePart
 from tuneloop.serving.access import memory_limits
 from tuneloop.serving.access.access import Access
 from tuneloop.serving.access.fair_queue import Queue

@@ -17,7 +17,7 @@ import pytest
 from tests.serving.recorded import ByHeader, serving
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, script
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import BatchesPart, RecordsPart, ServePart
+from tuneloop.recipe.serve import BatchesPart, RecordsPart, ServePart
 from tuneloop.registry import store
 from tuneloop.registry.store import FILE
 from tuneloop.serving.admission import Admission, Caller, caller_of

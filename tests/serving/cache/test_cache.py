@@ -19,7 +19,7 @@ from tests.redis_server import RedisServer, redis_server
 from tests.serving.scripted import CHAT, NAME, ScriptedEngine, app_of
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
-from tuneloop.recipe.schema import CachePart, ServePart
+from tuneloop.recipe.serve import CachePart, ServePart
 from tuneloop.serving.admission import Admission, Caller, Question, Submit, through
 from tuneloop.serving.application import admission_steps
 from tuneloop.serving.cache import answer_store

@@ -22,7 +22,7 @@ from tuneloop.base.errors import TuneloopError
 from tuneloop.base.records import Sampling
 from tuneloop.data.tokens.templates import CHATML
 from tuneloop.gguf.llamacpp import LlamaCpp
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.llamacpp.gguf_body import require_schema
 from tuneloop.serving.llamacpp.gguf_engine import GgufEngine, gguf_engine

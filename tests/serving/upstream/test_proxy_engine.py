@@ -15,7 +15,7 @@ from tests.serving.upstreams import LlamaServer, collect, delta, event, head, ll
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
 from tuneloop.gguf.llamacpp import LlamaCpp
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.upstream import backend
 from tuneloop.serving.upstream.proxy_engine import ProxyEngine, proxy_engine, upstream_models

@@ -16,7 +16,7 @@ import pytest
 from tests.serving.ggufs import tiny_gguf
 from tests.serving.upstreams import collect, text_of
 from tuneloop.base.errors import ServeError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.upstream import leash
 from tuneloop.serving.upstream.vllm_engine import VllmChild, vllm_engine

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.adapter_workspace import answered, query, run, until
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.worker.torch_engine import TorchEngine
 

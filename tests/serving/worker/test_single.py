@@ -11,7 +11,7 @@ import pytest
 from tests import encoders
 from tests.serving.adapter_workspace import CHAT, make_virtual_run, make_workspace, query
 from tuneloop.base.errors import ServeError, TuneloopError
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.wire import read_piece
 from tuneloop.serving.worker.served_model import serving_model

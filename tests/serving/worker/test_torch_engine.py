@@ -37,7 +37,7 @@ from tests.serving.adapter_workspace import (
 )  # fmt: skip
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.records import Sampling
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.worker.torch_engine import TorchEngine
 

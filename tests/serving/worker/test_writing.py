@@ -11,7 +11,7 @@ import pytest
 from tests.serving.adapter_workspace import CHAT, OWN, POISON_ID, SMALL, make_workspace, query
 from tuneloop.base.errors import ServeError
 from tuneloop.base.records import Sampling
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.catalogue import served_key
 from tuneloop.serving.engine import CallPiece, Piece, Query
 from tuneloop.serving.wire import read_error, read_piece

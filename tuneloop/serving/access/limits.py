@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.access.gcra import LEASE, Limiter, RateLimits
 from tuneloop.serving.access.memory_limits import MemoryLimits
 from tuneloop.serving.access.metered_stream import MeteredStream, prompt_tokens

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from tuneloop.recipe.schema import CacheBackend, CachePart, ServePart
+from tuneloop.recipe.serve import CacheBackend, CachePart, ServePart
 from tuneloop.serving.access.fair_queue import hung_up
 from tuneloop.serving.admission import Admission, Question, Submit, caller_of
 from tuneloop.serving.cache.answer import CachedAnswer, is_finished

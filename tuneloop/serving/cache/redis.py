@@ -10,7 +10,7 @@ from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import t
 from tuneloop.base.optional import need
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.cache.answer_store import FORGOTTEN_SECONDS, MARGIN, OVERHEAD
 from tuneloop.serving.cache.key import FORMAT
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tuneloop.base.errors import MachineError, ServeError, TuneloopError, os_words
 from tuneloop.base.optional import need
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.access.rate_headers import RATE_HEADERS
 from tuneloop.serving.access.scopes import OPEN
 from tuneloop.serving.admission import Admission

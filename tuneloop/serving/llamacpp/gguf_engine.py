@@ -25,7 +25,7 @@ from tuneloop.base.language import listed, t
 from tuneloop.base.optional import need
 from tuneloop.data.tokens.templates import Chat
 from tuneloop.gguf.child import LlamaChild
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.admission import Question
 from tuneloop.serving.answers.call_formats import THOUGHT, call_format, forced_call, markers, thinks
 from tuneloop.serving.answers.parsing import answer_parser

@@ -13,7 +13,7 @@ from typing import NoReturn
 from tuneloop.base.environment import environment
 from tuneloop.base.errors import ServeError
 from tuneloop.base.language import listed, t
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import AnswerStream, ModelEntry, Query
 from tuneloop.serving.identity import identity_of
 from tuneloop.serving.settings import read_key

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tuneloop.base.errors import ServeError, os_words
 from tuneloop.base.language import t
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import AnswerStream, Query
 from tuneloop.serving.identity import folder_digest, identity_of
 from tuneloop.serving.llamacpp.gguf_files import ABOUT, read_json, require_verified

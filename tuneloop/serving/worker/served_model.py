@@ -19,7 +19,8 @@ from tuneloop.inference.trained import load_trained
 from tuneloop.methods import adapters
 from tuneloop.methods.wrap import bits_of
 from tuneloop.model.load import load_model, placed
-from tuneloop.recipe.schema import Recipe, ServePart
+from tuneloop.recipe.schema import Recipe
+from tuneloop.recipe.serve import ServePart
 from tuneloop.registry import versions
 from tuneloop.runs.run import run_recipe
 from tuneloop.serving.catalogue import held_words

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 from tuneloop.base import language
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.frames import answers_pipe, receive, send
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Query
 from tuneloop.serving.wire import error_frame, read_query
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.base.language import current
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.registry import versions
 from tuneloop.serving.catalogue import Catalogue, SharedBase, served_key
 from tuneloop.serving.engine import ModelEntry, Query

@@ -16,7 +16,7 @@ from tuneloop.base.errors import ServeError, TuneloopError
 from tuneloop.inference.batch import Generation
 from tuneloop.inference.decode import Decoder
 from tuneloop.inference.scheduler import Scheduler
-from tuneloop.recipe.schema import ServePart
+from tuneloop.recipe.serve import ServePart
 from tuneloop.serving.engine import Piece, Query
 from tuneloop.serving.wire import error_frame, piece_frame
 from tuneloop.serving.worker.adapter_store import AdapterStore, LoadedAdapter
