@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.planning.planner import Plan
-from tuneloop.recipe.recipe import make_recipe
+from tuneloop.recipe.recipe import make_recipe, read_recipe
 from tuneloop.recipe.schema import Recipe
 from tuneloop.runs.run import Run
 
@@ -24,6 +25,8 @@ SEEDS = (1, 2, 3)
 ALONE = {"remedies": {"memory": False, "spike": False, "stop": False, "disk": False}}
 """A recipe's section `watch` under which a run is looked at and left alone."""
 SMOLLM, MINILM = "smollm2-135m-instruct", "all-minilm-l6-v2"
+CHOICES = {SMOLLM: 49_152, MINILM: 2}
+"""Tokens, or labels, among which a model chooses here."""
 STEPS = 40
 RECORDS = os.environ.get("TUNELOOP_TEST_RECORD", "")
 """A folder into which runs are recorded for tests/monitor/recorded, where one is named."""
@@ -207,12 +210,15 @@ def raised(ended: Ended, rule: str, effect: int, *levels: str, within: int = 20)
 def recorded(ended: Ended, name: str) -> None:
     """With TUNELOOP_TEST_RECORD: what the rules read of this run, as one file of lines in the order they were written.
 
-    The first line has the run's steps; single rows (held.jsonl) stand before their mean, as the rules take them.
+    The first line has the run's steps and the loss of an even guess; single rows (held.jsonl) stand before their mean,
+    as the rules take them.
     """
     if not RECORDS:
         return
     rows = {line["step"]: line for line in lines(ended.run.path / "held.jsonl")}
-    out: list[dict[str, Any]] = [{"total": events(ended.run, "started")[0]["total"]}]
+    recipe, _ = read_recipe(ended.run.recipe)
+    chance = math.log(CHOICES[recipe.model.name])
+    out: list[dict[str, Any]] = [{"total": events(ended.run, "started")[0]["total"], "chance": _digits(chance)}]
     for line in lines(ended.run.metrics):
         if "eval_loss" in line and line["step"] in rows:
             each = rows[line["step"]]

@@ -36,7 +36,7 @@ def files(kind: str) -> list[Path]:
 def replayed(file: Path) -> tuple[list[Alert], dict[int, float]]:
     """The alerts above a note that the rules give on a recorded run, and its held-out losses by step."""
     head, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    standings = Standings(RulesPart(), History(RunLimits(head["total"])))
+    standings = Standings(RulesPart(), History(RunLimits(head["total"], chance=head["chance"])))
     alerts: list[Alert] = []
     for line in lines:
         if "losses" in line:

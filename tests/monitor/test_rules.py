@@ -149,6 +149,32 @@ def test_a_loss_that_runs_away_at_once_is_bad(losses: list[float]) -> None:
     assert given[0].since <= 5
 
 
+VOCABULARY = math.log(49_152)
+
+
+def test_a_model_that_becomes_worse_than_a_guess_is_bad_however_wild_the_loss_is() -> None:
+    """It has run away within the three lines that others are measured by, and comes down again to below a guess."""
+    losses = [2.9, 5.4, 22.0, 59.0, 35.5, 28.2, 59.8, 21.7, 30.9, 21.6, 17.6, 15.1, 14.3, 16.2, *[11.7, 9.5, 10.4] * 9]
+    lines = [line(step, loss) for step, loss in enumerate(losses, 1)]
+    found = first(alerts(lines, RunLimits(total=41, chance=VOCABULARY)), "rebound")
+    assert (found.level, found.step, found.since) == ("bad", 5, 3)
+    assert (found.facts["low"], found.facts["low_step"]) == (2.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "chance"),
+    [
+        ([11.2, 11.4, 11.1, 11.3, 11.2, *[11.0 - k / 5 for k in range(30)]], VOCABULARY),  # with no weights of its own
+        ([0.3, *[4.1 + k % 2 / 5 for k in range(12)]], VOCABULARY),  # an easy first batch
+        ([2.0, 12.0, 11.5, *[1.9, 1.7, 12.5] * 3], VOCABULARY),  # odd batches
+        ([0.69, 0.8, 0.95, 0.9, 1.0, 0.85, *[0.7 - k / 100 for k in range(30)]], math.log(2)),
+    ],
+)
+def test_a_loss_near_that_of_a_guess_is_nothing_bad(losses: list[float], chance: float) -> None:
+    lines = [line(step, loss) for step, loss in enumerate(losses, 1)]
+    assert not [one for one in alerts(lines, RunLimits(chance=chance)) if one.level == "bad"]
+
+
 def test_a_run_that_runs_away_late_goes_back_to_where_it_did_and_not_to_its_beginning() -> None:
     lines = course(524, lambda k: 1 + 2 * math.exp(-k / 200) if k < 500 else min(8.0, 1 + 0.7 * (k - 499)), noise=0.05)
     given = [one for one in alerts(lines) if one.rule == "rebound"]

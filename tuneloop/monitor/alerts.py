@@ -76,7 +76,7 @@ def words(alert: Alert) -> NoticeWords:
     texts = catalogue("watch", current()).get(alert.code, {})
     what, why, do = (filled(texts.get(part, ""), alert.facts) for part in ("what", "why", "do"))
     if alert.facts.get("failed"):  # told by an error, not by figures
-        what = t("memory ran out in step {step}: an allocation failed", step=alert.step)
+        what = t("memory ran out in step {step}", step=alert.step)
     if alert.level == "good":
         what = t("over: {what}", what=what)
     return NoticeWords(what, why, do)

@@ -41,12 +41,13 @@ class RunLimits:
     """What the caller knows of the run; None where nobody does.
 
     `total`: its optimizer steps. `checkpoint_gb`: room (GB, 1e9 bytes) that the next checkpoints need. `disk_gb`: the
-    size of the disk.
+    size of the disk. `chance`: what an even guess among all tokens or labels loses on average, in nats.
     """
 
     total: int | None = None
     checkpoint_gb: float | None = None
     disk_gb: float | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

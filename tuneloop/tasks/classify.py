@@ -43,6 +43,10 @@ class LabelModel(Objective):
         super().__init__(model)
         self.read = reader(model, probe)
 
+    @property
+    def chance(self) -> float | None:
+        return math.log(unwrap(self.model).config.num_labels or 1)
+
     def scores(self, batch: Batch) -> Tensor:
         """Scores (before the softmax) of the texts of a batch, float32 [n, labels]."""
         base = unwrap(self.model)

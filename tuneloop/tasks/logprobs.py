@@ -103,6 +103,8 @@ def _drawing_again(random: tuple[Tensor, Tensor | None], device: torch.device) -
 class LogProbModel(LossModel):
     """A model with its head, for objectives that compare whole answers."""
 
+    chance = None
+
     def log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of each label of a batch, float32 [labels]."""
         base, targets = unwrap(self.model), batch.targets

@@ -7,6 +7,7 @@ so that wrapped and sharded heads work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,10 @@ class LossModel(Objective):
         """
         super().__init__(model)
         self.own_head, self.token_loss = own_head, token_loss
+
+    @property
+    def chance(self) -> float | None:
+        return math.log(int(unwrap(self.model).config.get_text_config().vocab_size))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [n, width] -> [n, vocabulary], with the model's own scaling and capping.

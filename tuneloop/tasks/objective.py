@@ -38,6 +38,11 @@ class Objective(nn.Module):
         self.model = model
         self.training = model.training  # else putting this back as it was would switch the model's dropout on
 
+    @property
+    def chance(self) -> float | None:
+        """What an even guess loses on average, in nats; None of a loss that is no cross entropy."""
+        return None
+
     def forward(self, batch: Batch) -> Losses:
         raise NotImplementedError
 

@@ -9,6 +9,7 @@ head is new, so the model answers before any training (zero-shot), and training 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -262,6 +263,10 @@ class PromptModel(Objective):
         edge = ends if self.place < 0 else ends - segments
         at: list[int] = (edge + self.place).tolist()
         return at
+
+    @property
+    def chance(self) -> float | None:
+        return math.log(self.share.shape[1])
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores of the labels of each text of a batch, float32 [n, labels]: the mean logit of their words."""

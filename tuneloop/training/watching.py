@@ -54,7 +54,7 @@ class Watcher:
         next one there must be room for the result."""
         path = setup.run.path
         bytes_needed = 4 * parameters(setup.model)[1] * (3 + 1)
-        limits = RunLimits(setup.total, bytes_needed / 1e9, shutil.disk_usage(path).total / 1e9)
+        limits = RunLimits(setup.total, bytes_needed / 1e9, shutil.disk_usage(path).total / 1e9, setup.objective.chance)
         metrics, held = Tail(setup.run.metrics), Tail(path / "held.jsonl")
         return cls(setup.recipe.watch, metrics, held, setup.events, say, limits, listeners)
 
