@@ -83,6 +83,36 @@ def test_a_page_keeps_to_its_height_and_says_what_it_leaves_out(tmp_path: Path) 
         assert any("main memory" in line for line in lines), "what is still on comes first"
 
 
+@pytest.mark.parametrize("tongue", language.LANGUAGES)
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 16), (40, 20), (100, 24)])
+def test_the_worst_alert_is_seen_however_small_the_terminal_is(
+    tmp_path: Path, tongue: str, width: int, height: int
+) -> None:
+    run = make_run(tmp_path / "demo-1")
+    groups = {f"layers {10 * k}-{10 * k + 9}": 0.5 for k in range(7)}
+    files = {f"a_rather_long_name_of_a_file_{k}.jsonl": 2.0 for k in range(8)}
+    card = training(41)["clock"] | {"device_gb": 20.0, "device_total_gb": 24.0, "gpu": 0.9, "temperature": 70.0}
+    written(run.metrics, [training(41, grad_groups=groups, sources=files, clock=card)])
+    written(run.events, [EXPLODING | {"rule": "disk", "level": "bad", "step": 41, "since": 41}])
+    with language.speaking(tongue):
+        lines = drawn(WatchPage(state(run), height, "Ctrl-C"), width)
+        bad = {"en": "✗ bad", "zh": "✗ 严重"}[tongue]
+    assert len(lines) <= height
+    assert lines[0].startswith("demo-1")
+    assert lines[-1].strip() == "Ctrl-C"
+    assert any(line.startswith(f" {bad}") for line in lines)
+
+
+def test_what_is_drawn_once_has_an_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo-1")
+    alert = EXPLODING | {"rule": "exploding", "level": "watch"}
+    events = [alert | {"step": k, "since": k, "level": "good" if k % 2 else "watch"} for k in range(41, 2041)]
+    written(run.events, events)
+    lines = drawn(WatchPage(state(run)), 80)
+    assert len(lines) < 150
+    assert re.fullmatch(r"… and \d,?\d+ more", lines[-1].strip())
+
+
 def test_without_colours_a_level_is_still_a_sign_and_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = state(make_run(tmp_path / "demo-1"))
     colours = "\n".join(drawn(WatchPage(run), 80, force_terminal=True, color_system="standard"))

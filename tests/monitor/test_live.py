@@ -14,6 +14,7 @@ import pytest
 
 from tests.monitor.test_notices import EXPLODING
 from tuneloop.monitor.live import Follower, HeldFigures, TrainingFigures, figures_of
+from tuneloop.runs.journal import PIECE, Journal
 from tuneloop.runs.run import Run, held_alone
 
 START = 1_763_800_000.0
@@ -79,16 +80,16 @@ def test_a_run_that_goes_on(run: Run) -> None:
 
 def test_only_what_is_new_is_read_and_a_rewound_file_is_read_again(run: Run) -> None:
     follower = Follower(run)
-    assert len(follower.look()[0]) == 11
-    assert follower.look() == ((), ())
+    measured, newest, _ = follower.look()
+    assert ([one.step for one in measured], newest.step if newest else 0) == ([10], 10)
+    assert follower.look() == ((), None, ())
     with run.metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 11, "lo')
-    assert follower.look() == ((), ())
+    assert follower.look() == ((), None, ())
     with run.metrics.open("a", encoding="utf-8") as file:
         file.write('ss": 1.5}\n')
-    assert [f.step for f in follower.look()[0]] == [11]
-    from tuneloop.runs.journal import Journal
-
+    assert (newest := follower.look()[1])
+    assert newest.step == 11
     Journal(run.metrics).rewind(4)
     written(run.metrics, [training(step, loss=0.5) for step in range(5, 16)])
     state = looked(follower)
@@ -117,6 +118,62 @@ def test_how_it_ended(run: Run) -> None:
     written(run.events, [{"time": START + 90, "event": "finished", "step": 30}])
     state = looked(Follower(run))
     assert (state.status, state.step, state.seconds_left) == ("finished", 30, None)
+
+
+def test_of_a_run_that_was_taken_up_only_new_measurements_are_told(run: Run) -> None:
+    follower = Follower(run)
+    follower.look()
+    Journal(run.metrics).rewind(4)
+    written(run.metrics, [{"step": 4, "eval_loss": 3.0, "clock": {}}, training(5)])
+    written(run.metrics, [{"step": 10, "eval_loss": 2.9, "eval_error": 0.1, "eval_rows": 8, "clock": {}}])
+    assert [(one.step, one.loss) for one in follower.look()[0]] == [(4, 3.0)]
+
+
+def test_of_a_long_run_the_losses_are_kept_and_the_last_lines(run: Run) -> None:
+    written(run.metrics, [training(step) for step in range(11, 6001)])
+    assert run.metrics.stat().st_size > 2 * PIECE
+    follower = Follower(run)
+    state = looked(follower)
+    assert [step for step, _ in state.losses] == list(range(1, 6001))
+    assert len(follower.training) == 200
+    assert state.latest.step == 6000
+
+
+@pytest.mark.parametrize("clock", [{"time": START - 500}, {"time": math.nan, "seconds": math.nan},
+                                   {"time": math.inf, "seconds": math.inf}, {"time": "x", "seconds": None}])  # fmt: skip
+def test_a_clock_that_was_set_back_or_is_odd_gives_no_odd_time_left(run: Run, clock: dict[str, Any]) -> None:
+    last = training(11)
+    written(run.metrics, [last | {"clock": last["clock"] | clock}])
+    with held_alone(run):
+        left = looked(Follower(run)).seconds_left
+    assert left is None or 0 <= left < math.inf
+
+
+@pytest.mark.parametrize("plan", ["[]", '{"data": {"steps": Infinity}}', '{"data": [1]}', '{"data": {"st'])
+def test_a_plan_that_cannot_be_read_is_no_reason_not_to_watch(run: Run, plan: str) -> None:
+    (run.path / "plan.json").write_text(plan, encoding="utf-8")
+    assert looked(Follower(run)).total == 30
+
+
+@pytest.mark.parametrize("total", [-5, True, "x", None, 7.5])
+def test_a_number_of_steps_that_is_none_is_not_taken(run: Run, total: Any) -> None:
+    written(run.events, [{"time": START, "event": "resumed", "step": 0, "total": total}])
+    assert looked(Follower(run)).total == 30
+
+
+def test_a_recipe_of_a_newer_version_is_read_as_far_as_it_goes(run: Run) -> None:
+    text = run.recipe.read_text(encoding="utf-8") + "watch: {rules: {quantum: {enabled: true}}}\n"
+    run.recipe.write_text(
+        text.replace("model: smollm2", "model: {name: smollm2}\ntrain: {method: new}"), encoding="utf-8"
+    )
+    state = looked(Follower(run))
+    assert (state.model, state.method, state.step) == ("smollm2", "new", 10)
+
+
+def test_where_the_rule_of_memory_is_off_no_share_of_it_is_too_much(run: Run) -> None:
+    with run.recipe.open("a", encoding="utf-8") as file:
+        file.write("watch: {rules: {memory: {enabled: false}}}\n")
+    assert looked(Follower(run)).limits == (math.inf, math.inf)
 
 
 def test_losses_that_are_no_numbers_do_not_break_the_curve(run: Run) -> None:

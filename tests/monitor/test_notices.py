@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -53,11 +54,23 @@ def test_alerts_and_remedies_have_words_in_both_languages() -> None:
         {"event": "finished", "step": 3},
         EXPLODING | {"level": "dreadful"},
         EXPLODING | {"facts": None},
+        *(EXPLODING | {name: odd} for name in ("step", "since") for odd in ("x", None, math.inf, 1.5, True, [])),
+        *(EXPLODING | {name: odd} for name in ("rule", "level") for odd in (7, None, ["a"], {})),
+        *(REMEDY | {name: odd} for name in ("step", "resume_at") for odd in ("x", None, math.inf, True)),
+        *(REMEDY | {"remedy": odd} for odd in (7, None, ["a"])),
+        *(REMEDY | {"amendment": odd} for odd in (7, {"skip": 3}, {"slower": [1]}, {"drop": ["x"]})),
         {},
     ],
 )
 def test_a_line_that_is_no_notice_is_passed_over(line: dict[str, Any]) -> None:
     assert notice_of(line) is None
+
+
+@pytest.mark.parametrize("time", ["x", None, math.nan, math.inf, 1e20, [], True])
+def test_a_time_that_no_calendar_has_is_the_first_of_all(time: Any) -> None:
+    said = notice_of(EXPLODING | {"time": time})
+    assert said is not None
+    assert said.time in (0.0, 1.0)
 
 
 def test_a_notice_of_another_version_is_called_by_its_name() -> None:

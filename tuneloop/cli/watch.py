@@ -96,21 +96,20 @@ def _lines(follower: Follower, interval: float) -> None:
     """A line for each alert, remedy and measurement as it comes, and for training every `interval` seconds; of what was
     there before, the alerts and remedies and the newest training line."""
     from tuneloop.cli.watch_page import held_line, notice_line, training_line
-    from tuneloop.monitor.live import HeldFigures
     from tuneloop.monitor.notices import notices
 
-    last, first = float("-inf"), True
+    last, first, pending = float("-inf"), True, None
     while True:
-        figures, events = follower.look()
+        measured, newest, events = follower.look()
         run = follower.state(time.time())
-        for held in (f for f in figures if isinstance(f, HeldFigures) and not first):
+        for held in () if first else measured:
             print(held_line(held), flush=True)
         for notice in notices(events):
             print(notice_line(notice), flush=True)
-        new = any(not isinstance(f, HeldFigures) for f in figures)
-        if run.latest is not None and new and (run.ended or time.monotonic() - last >= interval):
-            print(training_line(run, run.latest), flush=True)
-            last = time.monotonic()
+        pending = newest or pending
+        if pending is not None and (run.ended or time.monotonic() - last >= interval):
+            print(training_line(run, pending), flush=True)
+            last, pending = time.monotonic(), None
         if run.ended:
             return
         first = False

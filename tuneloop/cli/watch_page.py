@@ -23,6 +23,10 @@ from tuneloop.monitor.notices import Notice, still_on, tone_word
 WIDE = 120
 """Columns from which alerts stand beside the figures and not below them."""
 GAP = 3
+RESERVED = 6
+"""Lines that alerts and remedies get at least, where there are so many, on a terminal with too few."""
+MOST = 20
+"""Alerts and remedies that are drawn where their room has no end, beside those that are still on."""
 NORMAL = 1.96
 """Standard errors to each side of a mean that make a 95 % interval."""
 BARS = "▁▂▃▄▅▆▇█"
@@ -61,15 +65,19 @@ class WatchPage:
         width = options.max_width
         wide = width >= WIDE
         column = (width - GAP) // 2 if wide else width
-        figures = _table(_figures(self.run, _columns_left(self.run, column)))
+        rows = _figures(self.run, _columns_left(self.run, column))
         head = [_head(self.run), _progress(self.run), Text()]
         foot = [Text(), Text(self.hint, style="dim")] if self.hint else []
 
         def lines(*parts: RenderableType, columns: int = width) -> int:
             return len(console.render_lines(Group(*parts), options.update(width=columns, height=None), pad=False))
 
-        used = lines(*head, *foot) + (0 if wide else lines(figures, Text()))
-        limit = None if self.height is None else max(self.height - used, 3)
+        free = None if self.height is None else self.height - lines(*head, *foot)
+        if free is not None:
+            reserved = 0 if wide else 1 + min(lines(_notices(self.run, None, lines), columns=column), RESERVED)
+            rows = _cropped(rows, lambda some: lines(_table(some), columns=column) <= free - reserved)
+        figures = _table(rows)
+        limit = None if free is None else max(free - (0 if wide else lines(figures, Text())), 3)
         notices = _notices(self.run, limit, lambda *parts: lines(*parts, columns=column))
         yield from head
         if wide:
@@ -81,6 +89,19 @@ class WatchPage:
         else:
             yield Group(figures, Text(), notices)
         yield from foot
+
+
+def _cropped(
+    rows: Sequence[tuple[str, Text]], fits: Callable[[Sequence[tuple[str, Text]]], bool]
+) -> list[tuple[str, Text]]:
+    """The rows that there is room for: those that one can best do without go first, then the last ones."""
+    left = list(rows)
+    for label in (t("by layer group"), t("Loss by file"), t("A step"), t("Disk"), t("Busy")):
+        if not fits(left):
+            left = [row for row in left if row[0] != label]
+    while left and not fits(left):
+        left.pop()
+    return left
 
 
 def _head(run: LiveRun) -> RenderableType:
@@ -263,11 +284,14 @@ def chip(tone: Tone) -> Text:
 def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> RenderableType:
     """Alerts that are still on, the worst first, then what else was noticed or done, the newest first: as many as there
     is room for, the first ones with why and what to do."""
-    title = Text(t("Alerts and remedies"), style="bold")
+    title, more = Text(t("Alerts and remedies"), style="bold"), 0
     if not run.notices:
         return Group(title, Text(t("None so far."), style="dim"))
     on = still_on(run.notices)
     ordered = [*on, *(n for n in reversed(run.notices) if n not in on)]
+    if limit is None:
+        more = len(ordered) - len(on) - MOST
+        ordered = ordered[: len(on) + MOST]
     shown: list[RenderableType] = [title]
     for k, notice in enumerate(ordered):
         left = len(ordered) - k - 1
@@ -281,7 +305,7 @@ def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> Rend
             shown.append(_older(left + 1))
             break
         shown += fitting[0]
-    return Group(*shown)
+    return Group(*shown, *([_older(more)] if more > 0 else []))
 
 
 def _older(n: int) -> Text:

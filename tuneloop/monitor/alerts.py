@@ -58,8 +58,11 @@ class Alert:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Alert:
-        """The alert of a line of events.jsonl. KeyError where the line is none."""
-        return cls(line["rule"], line["level"], line["step"], line["since"], dict(line["facts"]))
+        """The alert of a line of events.jsonl. KeyError, ValueError or TypeError where the line is none."""
+        rule, level, step, since = line["rule"], line["level"], line["step"], line["since"]
+        if not (isinstance(rule, str) and level in LEVELS and type(step) is int and type(since) is int):
+            raise ValueError(f"no alert: {line}")
+        return cls(rule, level, step, since, dict(line["facts"]))
 
 
 def level_word(level: Level) -> str:

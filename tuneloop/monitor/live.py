@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
+from tuneloop.base.errors import RecipeError, RunError
 from tuneloop.base.files import KEEP_FREE
 from tuneloop.base.language import t
 from tuneloop.monitor.notices import Notice, notices, still_on
 from tuneloop.recipe.recipe import read_recipe
+from tuneloop.recipe.watch import MemoryRule
+from tuneloop.recipe.yaml import loads
 from tuneloop.runs.journal import Tail
 from tuneloop.runs.lock import is_held
 from tuneloop.runs.run import Run
@@ -27,6 +31,8 @@ ENDED: frozenset[Status] = frozenset({"finished", "stopped", "paused", "failed",
 LIVES = frozenset({"started", "resumed", "stopped", "paused", "failed", "finished", "killed"})
 PATIENCE = 60.0
 """Seconds for which a folder may rest while nobody holds its lock: a run that goes on by itself loads its model."""
+LINES_KEPT = 200
+"""Training lines that are kept whole; of those before their losses."""
 SOURCE_LINES = 10
 """Training lines over which the loss of a source is averaged: not every step has rows of every one."""
 
@@ -159,40 +165,54 @@ class Follower:
     def __init__(self, run: Run, *, patience: float = PATIENCE) -> None:
         self.run, self.patience = run, patience
         self.metrics_tail, self.events_tail = Tail(run.metrics), Tail(run.events)
-        self.training: list[TrainingFigures] = []
+        self.training: deque[TrainingFigures] = deque(maxlen=LINES_KEPT)
+        self.losses: list[tuple[int, float]] = []
+        self.smooth: list[tuple[int, float]] = []
         self.held: list[HeldFigures] = []
         self.events: list[dict[str, Any]] = []
+        self.notices: tuple[Notice, ...] = ()
         self.held_lock = self.left_lock = False
-        recipe, _ = read_recipe(run.recipe)
-        self.model, self.method = recipe.model.name, str(recipe.train.method)
-        memory = recipe.watch.rules.memory
-        self.limits = (memory.watch, memory.bad)
-        counts = run.read("plan.json").get("data")
-        self.planned = int((_number(counts, "steps") if isinstance(counts, Mapping) else None) or 0)
+        self.model, self.method, self.limits = _settings(run)
+        self.planned = _planned(run)
 
-    def look(self) -> tuple[tuple[TrainingFigures | HeldFigures, ...], tuple[dict[str, Any], ...]]:
-        """Read what came since the last look: (figures, events). Of a run that was taken up again the figures after its
-        checkpoint come once more."""
+    def look(self) -> tuple[tuple[HeldFigures, ...], TrainingFigures | None, tuple[dict[str, Any], ...]]:
+        """Read what came since the last look: measurements, the newest training line if there is a new one, and events.
+        Of a run that was taken up again, whose lines after its checkpoint come once more, only what is new."""
         lock = self.run.path / ".lock"
         self.held_lock, self.left_lock = is_held(lock), lock.exists()  # first: what was written before is read now
-        metrics, events = self.metrics_tail.read(), self.events_tail.read()
-        if metrics.rewound:
-            self.training.clear()
-            self.held.clear()
+        known, before = set(self.held), self.training[-1] if self.training else None
+        for piece in self.metrics_tail.pieces():
+            if piece.rewound:
+                for lines in (self.training, self.losses, self.smooth, self.held):
+                    lines.clear()
+            for line in piece.lines:
+                self._add(figures_of(line))
+        events = self.events_tail.read()
         if events.rewound:
             self.events.clear()
-        figures = tuple(f for line in metrics.lines if (f := figures_of(line)) is not None)
-        self.training += [f for f in figures if isinstance(f, TrainingFigures)]
-        self.held += [f for f in figures if isinstance(f, HeldFigures)]
         self.events += events.lines
-        return figures, events.lines
+        if events.lines or events.rewound:
+            self.notices = tuple(notices(self.events))
+        newest = self.training[-1] if self.training else None
+        return tuple(f for f in self.held if f not in known), None if newest == before else newest, events.lines
+
+    def _add(self, figures: TrainingFigures | HeldFigures | None) -> None:
+        if isinstance(figures, HeldFigures):
+            self.held.append(figures)
+        elif figures is not None:
+            self.training.append(figures)
+            for curve, y in ((self.losses, figures.loss), (self.smooth, figures.smooth)):
+                if y is not None and math.isfinite(y):
+                    curve.append((figures.step, y))
 
     def state(self, now: float) -> LiveRun:
         """What is known at `now`, in seconds since 1970."""
-        total = next((int(e["total"]) for e in reversed(self.events) if isinstance(e.get("total"), int)), self.planned)
+        totals = (e["total"] for e in reversed(self.events) if type(e.get("total")) is int and e["total"] > 0)
+        total = next(totals, self.planned)
         latest = self.training[-1] if self.training else None
         ended: dict[str, Any] = next((e for e in reversed(self.events) if e.get("event") == "finished"), {})
-        step = max(latest.step if latest else 0, self.held[-1].step if self.held else 0, int(ended.get("step") or 0))
+        steps = (latest.step if latest else 0, self.held[-1].step if self.held else 0, ended.get("step"))
+        step = max(step for step in steps if type(step) is int)
         status = self._status(now)
         seconds = self._step_seconds() if status not in ENDED and step < total else None
         return LiveRun(
@@ -204,11 +224,11 @@ class Follower:
             step=step,
             seconds_left=None if seconds is None else seconds * (total - step),
             latest=latest,
-            losses=_curve((f.step, f.loss) for f in self.training),
-            smooth=_curve((f.step, f.smooth) for f in self.training),
+            losses=tuple(self.losses),
+            smooth=tuple(self.smooth),
             held=tuple(self.held),
             sources=self._sources(),
-            notices=tuple(notices(self.events)),
+            notices=self.notices,
             has_checkpoint=any(self.run.checkpoints.glob("step-*")),
             limits=self.limits,
         )
@@ -228,7 +248,7 @@ class Follower:
         return "gone" if quiet or self.left_lock else "failed"
 
     def _disk_is_full(self) -> bool:
-        on = still_on(notices(self.events))
+        on = still_on(self.notices)
         return (
             any(n.name == "disk" and n.tone == "bad" for n in on) or shutil.disk_usage(self.run.path).free < KEEP_FREE
         )
@@ -239,22 +259,58 @@ class Follower:
         return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
     def _step_seconds(self) -> float | None:
-        """Seconds of a step on average since training began or went on, measurements and checkpoints included."""
+        """Seconds of a step on average since training began or went on, measurements and checkpoints included, over the
+        lines that are kept; those of the last step where the machine's clock was set back meanwhile."""
         begun = [e.get("time") for e in self.events if e.get("event") in ("started", "resumed")]
         start = begun[-1] if begun and isinstance(begun[-1], int | float) else 0.0
         timed = [(f.step, f.time) for f in self.training if f.time is not None and f.time >= start]
         if len(timed) > 1 and timed[-1][0] > timed[0][0]:
-            return (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
-        return self.training[-1].seconds if self.training else None
+            mean = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
+            if 0 < mean < math.inf:
+                return mean
+        last = self.training[-1].seconds if self.training else None
+        return last if last is not None and 0 <= last < math.inf else None
 
     def _sources(self) -> dict[str, float]:
         """Data file -> its mean loss over the last lines that have it."""
         recent: dict[str, deque[float]] = {}
-        for one in self.training[-10 * SOURCE_LINES :]:
+        for one in self.training:
             for name, loss in one.sources.items():
                 recent.setdefault(name, deque(maxlen=SOURCE_LINES)).append(loss)
         return {name: sum(losses) / len(losses) for name, losses in sorted(recent.items())}
 
 
-def _curve(points: Iterable[tuple[int, float | None]]) -> tuple[tuple[int, float], ...]:
-    return tuple((step, y) for step, y in points if y is not None and math.isfinite(y))
+def _settings(run: Run) -> tuple[str, str, tuple[float, float]]:
+    """The model's name, the method, and the shares of the memory from which to watch and that are bad (infinite where
+    that rule is off). A recipe that another version has written may be read in parts only."""
+    try:
+        recipe, _ = read_recipe(run.recipe)
+    except RecipeError:
+        if not run.recipe.is_file():
+            raise
+        return *_names(run.recipe), (MemoryRule().watch, MemoryRule().bad)
+    memory = recipe.watch.rules.memory
+    watched = recipe.watch.enabled and memory.enabled
+    limits = (memory.watch, memory.bad) if watched else (math.inf, math.inf)
+    return recipe.model.name, str(recipe.train.method), limits
+
+
+def _names(recipe: Path) -> tuple[str, str]:
+    try:
+        raw = loads(recipe.read_text(encoding="utf-8", errors="replace"), str(recipe))
+    except RecipeError:
+        return "", ""
+    sections = [raw.get(name) if isinstance(raw, dict) else None for name in ("model", "train")]
+    pairs = zip(sections, ("name", "method"), strict=True)
+    name, method = (str(part.get(key, "")) if isinstance(part, dict) else "" for part, key in pairs)
+    return name, method
+
+
+def _planned(run: Run) -> int:
+    """The steps that were foreseen, 0 where no plan says so."""
+    try:
+        counts = run.read("plan.json").get("data")
+    except RunError:
+        return 0
+    steps = counts.get("steps") if isinstance(counts, Mapping) else None
+    return steps if type(steps) is int and steps > 0 else 0

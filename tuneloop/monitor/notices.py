@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from tuneloop.base.language import t
@@ -47,7 +48,7 @@ class Notice:
         """Its words; its name alone where its line was written by another version that says other facts."""
         try:
             of = alerts.words(self.source) if isinstance(self.source, Alert) else remedies.words(self.source)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, AttributeError):
             return NoticeWords(self.name, "", "")
         return replace(of, what=of.what or self.name)
 
@@ -63,15 +64,21 @@ def tone_word(tone: Tone) -> str:
 
 def notice_of(line: Mapping[str, Any]) -> Notice | None:
     """The notice that a line of events.jsonl holds; None for any other line, and for one that is not whole."""
-    time = line.get("time")
-    moment = float(time) if isinstance(time, int | float) else 0.0
+    kinds: dict[Any, Callable[[Mapping[str, Any]], Alert | Remedy]] = {"alert": Alert.of, "remedy": Remedy.of}
     try:
-        if line.get("event") == "alert":
-            alert = Alert.of(line)
-            return Notice(moment, alert) if alert.level in LEVELS else None
-        return Notice(moment, Remedy.of(line)) if line.get("event") == "remedy" else None
-    except (KeyError, ValueError, TypeError):
+        of = kinds.get(line.get("event"))
+        return None if of is None else Notice(_moment(line.get("time")), of(line))
+    except (KeyError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _moment(raw: Any) -> float:
+    """Seconds since 1970 that a calendar has; 0.0 for anything else."""
+    try:
+        datetime.fromtimestamp(raw)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return 0.0
+    return float(raw)
 
 
 def notices(lines: Iterable[Mapping[str, Any]]) -> list[Notice]:

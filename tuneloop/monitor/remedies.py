@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from tuneloop.base.errors import catalogue
 from tuneloop.base.files import format_bytes
@@ -110,11 +110,14 @@ class Remedy:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Self:
-        """The remedy of a line of events.jsonl."""
+        """The remedy of a line of events.jsonl. KeyError, ValueError or TypeError where the line is none."""
+        remedy, step, resume_at = line["remedy"], line["step"], line["resume_at"]
+        if not (isinstance(remedy, str) and type(step) is int and type(resume_at) is int):
+            raise ValueError(f"no remedy: {line}")
         return cls(
-            line["remedy"],
-            int(line["step"]),
-            int(line["resume_at"]),
+            cast("RemedyName", remedy),
+            step,
+            resume_at,
             Amendment.of(line.get("amendment") or {}),
             dict(line.get("facts") or {}),
         )

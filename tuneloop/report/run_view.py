@@ -82,20 +82,13 @@ def read(run: Path) -> Folder:
         path=run,
         recipe_text=text,
         recipe=loaded if isinstance(loaded, dict) else {},
-        plan=_json(run, "plan.json"),
+        plan=Run(run).read("plan.json"),
         events=list(Journal(run / "events.jsonl").lines()),
         metrics=list(Journal(run / "metrics.jsonl").lines()),
         samples=list(Journal(run / "samples.jsonl").lines()),
         evaluation=Evaluation.read(run),
-        dataset=_json(run, "dataset.json"),
+        dataset=Run(run).read("dataset.json"),
     )
-
-
-def _json(run: Path, name: str) -> dict[str, Any]:
-    loaded: Any = Run(run).read(name)
-    if not isinstance(loaded, dict):
-        raise RunError("TL-RUN-DAMAGED", where=str(run / name), error=f"{type(loaded).__name__} instead of an object")
-    return loaded
 
 
 def clock(folder: Folder, key: str) -> list[float]:

@@ -62,6 +62,8 @@ class Journal:
         write_atomic(self.path, b"".join(head))
 
 
+PIECE = 1 << 20
+"""Bytes of a journal that are read at a time."""
 KNOWN_BY = 256
 """Bytes before the place up to which a file was read, by which a reader knows that it is still the same file."""
 
@@ -78,8 +80,18 @@ class Tail:
     offset: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
 
-    def read(self) -> NewLines:
-        """The lines that came since the last reading; all of them where the file begins anew."""
+    def pieces(self) -> Iterator[NewLines]:
+        """The lines that came since the last reading, in pieces: a long file is never in memory as a whole."""
+        while True:
+            before = self.offset
+            piece = self.read(PIECE)
+            if self.offset == before and not piece.rewound:
+                return
+            yield piece
+
+    def read(self, most: int = -1) -> NewLines:
+        """The lines that came since the last reading, or those that end within `most` bytes (but one at least); all of
+        them where the file begins anew."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset - len(self.last))
@@ -87,7 +99,9 @@ class Tail:
                 if rewound:
                     self.offset, self.last = 0, b""
                     file.seek(0)
-                content = file.read()
+                content = file.read(most)
+                while most > 0 and content and b"\n" not in content and (more := file.read(most)):
+                    content += more
         except FileNotFoundError:
             rewound, content = self.offset > 0, b""
             self.offset, self.last = 0, b""

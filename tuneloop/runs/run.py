@@ -108,14 +108,17 @@ class Run:
         return next((p for p in places if p.exists()), path)
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, {} where it is not there (yet). Raises TL-RUN-DAMAGED for one that is not JSON."""
+        """A JSON file of the run, {} where it is not there (yet). Raises TL-RUN-DAMAGED for one that is no object."""
         path = self.path / name
         if not path.is_file():
             return {}
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: Any = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError("TL-RUN-DAMAGED", where=str(path), error=str(error)) from error
+        if not isinstance(content, dict):
+            wrong = f"{type(content).__name__} instead of an object"
+            raise RunError("TL-RUN-DAMAGED", where=str(path), error=wrong)
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> Path:
