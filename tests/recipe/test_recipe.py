@@ -909,3 +909,29 @@ def test_a_share_beside_a_validation_file_outlives_a_change(share: float) -> Non
     data = [{"path": "a.jsonl"}, {"path": "b.jsonl", "split": "validation"}]
     recipe, _ = make_recipe({"name": "x", "model": "smollm2", "data": data, "prepare": {"validation": share}})
     assert changed(recipe, ["train.epochs=2"]).prepare.validation == share
+
+
+def watched(watch: Any) -> Any:
+    return make_recipe({"data": "x", "watch": watch})[0].watch
+
+
+def test_a_section_of_watch_is_switched_by_one_word() -> None:
+    assert not watched(False).enabled
+    assert not watched({"rules": {"memory": False}}).rules.memory.enabled
+    assert not any(watched({"remedies": False}).remedies.model_dump(exclude={"limit"}).values())
+    assert watched({"trackers": "tensorboard"}).trackers == watched({"trackers": ["tensorboard"] * 2}).trackers
+
+
+@pytest.mark.parametrize(
+    "notify", [{"file": "dingtalk://SECRET"}, "dingtalk://SECRET", ["x", "dingtalk://SECRET"], {"file": " "}]
+)
+def test_an_address_in_place_of_a_file_of_addresses_is_refused_and_not_repeated(notify: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        watched({"notify": notify})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_what_is_bad_is_not_below_what_is_to_watch() -> None:
+    with pytest.raises(RecipeError) as caught:
+        watched({"rules": {"memory": {"watch": 0.98, "bad": 0.9}, "exploding": {"high": 50, "alarm": 10}}})
+    assert [one.where for one in caught.value.causes] == ["watch.rules.memory.bad", "watch.rules.exploding.alarm"]

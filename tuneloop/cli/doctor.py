@@ -6,8 +6,10 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,8 @@ from tuneloop.cli import show
 from tuneloop.planning import driver as drivers
 from tuneloop.planning.driver import Driver
 
+ANSWER_SECONDS = 20.0
+"""How long all servers together have to take a notification."""
 CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "pyarrow")
 EXTRAS = {
     "serve": ("fastapi", "uvicorn", "aiohttp", "prometheus_client", "python_multipart"), "rate": ("evalica", "nltk"),
@@ -203,18 +207,27 @@ def _prove(report: Path, json: bool) -> None:
 
 
 def _notify(file: Path, json: bool) -> None:
-    """Send a message to each address, and say which took it; exits with 1 where one did not."""
-    from tuneloop.monitor.notify import addresses
+    """Send a message to all addresses at once, and say which took it; exits with 1 where one did not."""
+    from tuneloop.monitor.notify import Recipient, addresses
+    from tuneloop.monitor.outbox import Outbox
 
-    words, failed = t("This is a test: notifications of training runs arrive here."), t("not taken")
-    remedy = t("Is the address right, and the server within reach?")
-    findings = []
-    for one in addresses(file):
-        try:
-            one.send("tuneloop", words, "info")
-            findings.append(Finding(t("line {n}, {service}", n=one.line, service=one.name), t("taken"), True))
-        except Exception:  # whatever a library or a server does is the same to the user, and may name the address
-            findings.append(Finding(t("line {n}, {service}", n=one.line, service=one.name), failed, False, remedy))
+    words = t("This is a test: notifications of training runs arrive here.")
+    recipients, taken = addresses(file), set[int]()
+
+    def send(one: Recipient) -> None:
+        one.send("tuneloop", words, "info")
+        taken.add(one.line)
+
+    boxes = [Outbox(f"notify-{one.line}", lambda error: None) for one in recipients]
+    for one, box in zip(recipients, boxes, strict=True):
+        box.put(partial(send, one))
+    until = time.monotonic() + ANSWER_SECONDS
+    for box in boxes:
+        box.close(until - time.monotonic())
+    remedy, findings = t("Is the address right, and the server within reach?"), []
+    for one in recipients:
+        what, fine = t("line {n}, {service}", n=one.line, service=one.name), one.line in taken
+        findings.append(Finding(what, t("taken") if fine else t("not taken"), fine, "" if fine else remedy))
     if json:
         show.as_json([asdict(f) for f in findings])
     else:

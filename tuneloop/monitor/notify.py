@@ -7,6 +7,7 @@ its service.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,9 @@ def addresses(file: Path) -> list[Recipient]:
 
     Raises TL-RECIPE-NOTIFY-FILE, TL-RECIPE-NOTIFY-ADDRESS, TL-MACHINE-EXTRA.
     """
+    if re.match(r"[\w+.-]{2,}:/", str(file)) and not file.exists():
+        words = t("this is an address: write it into a file, and name the file")
+        raise RecipeError("TL-RECIPE-NOTIFY-FILE", where="watch.notify.file", error=words)
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

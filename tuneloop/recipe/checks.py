@@ -18,7 +18,14 @@ def contradictions(raw: dict[str, Any], recipe: Recipe) -> list[RecipeError]:
     """What cannot be meant together. A key that `raw` has not, or has with its default, is held against no other:
     a recipe written out by `dump` has them all."""
     train = _of_train(raw.get("train", {}), recipe)
-    return [*train, *_of_prepare(recipe), *_of_augment(recipe), *_of_data(recipe), *_of_compare(recipe)]
+    return [
+        *train,
+        *_of_prepare(recipe),
+        *_of_augment(recipe),
+        *_of_data(recipe),
+        *_of_compare(recipe),
+        *_of_watch(recipe),
+    ]
 
 
 def _clash(a: str, b: str) -> RecipeError:
@@ -124,3 +131,15 @@ def _of_compare(recipe: Recipe) -> Iterator[RecipeError]:
             if (name := getattr(claim, key)) not in recipe.compare.variants:
                 need = t("one of {choices}", choices=names)
                 yield RecipeError("TL-RECIPE-VALUE", where=f"compare.claims.{n}.{key}", got=name, need=need)
+
+
+def _of_watch(recipe: Recipe) -> Iterator[RecipeError]:
+    rules = recipe.watch.rules
+    pairs = {
+        "memory.bad": (rules.memory.bad, "memory.watch", rules.memory.watch),
+        "exploding.alarm": (rules.exploding.alarm, "exploding.high", rules.exploding.high),
+    }
+    for key, (worse, other, limit) in pairs.items():
+        if worse < limit:
+            need = t("a number of at least {limit}", limit=f"watch.rules.{other}: {limit:g}")
+            yield RecipeError("TL-RECIPE-VALUE", where=f"watch.rules.{key}", got=f"{worse:g}", need=need)

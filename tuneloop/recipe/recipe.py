@@ -97,7 +97,8 @@ def _problems(error: ValidationError) -> list[RecipeError]:
             continue
         need = NEEDS.get(kind) or NEEDS.get(kind.split("_")[0])
         needs.setdefault(where, []).append(need(e.get("ctx", {})) if need else e["msg"])
-        gots[where] = t("nothing") if kind == "missing" else shown(e["input"])
+        got = t("nothing") if kind == "missing" else shown(e["input"])
+        gots[where] = re.sub(r"://.*", "://…", got) if where.startswith("watch.notify") else got  # it may be a secret
     for where, texts in needs.items():
         need_one = " / ".join(dict.fromkeys(texts))
         faults.append(RecipeError("TL-RECIPE-VALUE", where=where, got=gots[where], need=need_one))

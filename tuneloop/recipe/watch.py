@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from tuneloop.base.language import t
 from tuneloop.recipe.section import Section
 
 TrackerName = Literal["trackio", "swanlab", "tensorboard", "wandb", "mlflow"]
 Level = Literal["note", "watch", "bad"]
 
 
-class RulePart(Section):
+class SwitchSection(Section):
+    """A section that `true` or `false` in its place switches on or off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch(cls, raw: Any) -> Any:
+        return {"enabled": raw} if isinstance(raw, bool) else raw
+
+
+class RulePart(SwitchSection):
     """A rule that has no number of its own."""
 
     enabled: bool = Field(True, description="Look out for it.")
@@ -71,15 +81,27 @@ class RemediesPart(Section):
     disk: bool = Field(True, description="A full disk: remove old checkpoints, then pause.")
     limit: int = Field(3, ge=1, description="So often each of spike and disk; memory until nothing is left to reduce.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, raw: Any) -> Any:
+        return dict.fromkeys(("memory", "spike", "stop", "disk"), raw) if isinstance(raw, bool) else raw
+
 
 class NotifyPart(Section):
-    """Who is told."""
+    """Who is told. An address has a secret in it, so it must not stand here itself."""
 
     file: str | None = Field(None, description="A file with an address of apprise a line; not in the recipe: secrets.")
     level: Level = Field("bad", description="From which level on; the end of a run is told in any case.")
 
+    @field_validator("file")
+    @classmethod
+    def _is_file(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip() or "://" in name):
+            raise ValueError(t("the name of a file in which the addresses stand"))
+        return name
 
-class WatchPart(Section):
+
+class WatchPart(SwitchSection):
     """What a run looks out for, what it does about it, and whom it tells."""
 
     enabled: bool = Field(True, description="Rules and remedies; false switches all of them off.")
@@ -87,3 +109,13 @@ class WatchPart(Section):
     remedies: RemediesPart = Field(default_factory=RemediesPart)
     trackers: list[TrackerName] = Field(default_factory=list, description="Where figures are sent as well.")
     notify: NotifyPart = Field(default_factory=NotifyPart)
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one(cls, raw: Any) -> Any:
+        return [raw] if isinstance(raw, str) else raw
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, names: list[TrackerName]) -> list[TrackerName]:
+        return list(dict.fromkeys(names))
