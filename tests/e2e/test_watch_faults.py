@@ -39,12 +39,14 @@ def faults(ground: Ground, name: str) -> list[Callable[[], None]]:
 @pytest.fixture(scope="module")
 def mended(ground: Ground) -> dict[str, list[Ended]]:
     """The runs of each seed that meet no number, or no memory."""
-    out = {}
-    for name in AT:
-        planted = zip(SEEDS, faults(ground, name), strict=True)
-        out[name] = ground.train([Job(name, chat("persona", seed), plant) for seed, plant in planted])
-        finished(out[name])
-    return out
+    jobs = [
+        Job(name, chat("persona", seed), plant)
+        for name in AT
+        for seed, plant in zip(SEEDS, faults(ground, name), strict=True)
+    ]
+    ended = ground.train(jobs)
+    finished(ended)
+    return {name: [one for job, one in zip(jobs, ended, strict=True) if job.side == name] for name in AT}
 
 
 def test_a_learning_rate_a_thousand_times_too_high(ground: Ground, healthy: list[Ended]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.lives import events, fork, wait
+from tests.lives import events, fork
 from tests.real import shared
 from tuneloop import pipeline
 from tuneloop.data.version.dataset import Dataset
@@ -169,18 +170,20 @@ class Ground:
         return Run(self.folder / job.side / "runs" / f"{job.recipe.name}-1")
 
     def _children(self, works: Sequence[tuple[Run, Callable[[], None]]]) -> list[Ended]:
-        at_once = len(os.sched_getaffinity(0))
-        ended = []
-        for start in range(0, len(works), at_once):
-            group = works[start : start + at_once]
-            logs = [run.path.parent.with_name(f"{run.name}.log") for run, _ in group]
-            for log in logs:
+        waiting, running, ended = list(enumerate(works)), dict[int, tuple[int, Run, Path]](), dict[int, Ended]()
+        while waiting or running:
+            while waiting and len(running) < len(os.sched_getaffinity(0)):
+                k, (run, work) = waiting.pop(0)
+                log = run.path.parent.with_name(f"{run.name}.log")
                 log.parent.mkdir(parents=True, exist_ok=True)
-            children = [fork(work, log) for (_, work), log in zip(group, logs, strict=True)]
-            for (run, _), log, child in zip(group, logs, children, strict=True):
-                status = wait(child)
-                ended.append(Ended(run, status, log.read_text(encoding="utf-8")))
-        return ended
+                running[fork(work, log)] = k, run, log
+            for pid, (k, run, log) in list(running.items()):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    ended[k] = Ended(run, os.waitstatus_to_exitcode(status), log.read_text(encoding="utf-8"))
+                    del running[pid]
+            time.sleep(0.1)
+        return [ended[k] for k in range(len(works))]
 
 
 def finished(ended: Sequence[Ended]) -> None:

@@ -156,7 +156,9 @@ def test_a_model_that_becomes_worse_than_a_guess_is_bad_however_wild_the_loss_is
     """It has run away within the three lines that others are measured by, and comes down again to below a guess."""
     losses = [2.9, 5.4, 22.0, 59.0, 35.5, 28.2, 59.8, 21.7, 30.9, 21.6, 17.6, 15.1, 14.3, 16.2, *[11.7, 9.5, 10.4] * 9]
     lines = [line(step, loss) for step, loss in enumerate(losses, 1)]
-    found = first(alerts(lines, RunLimits(total=41, chance=VOCABULARY)), "rebound")
+    given = alerts(lines, RunLimits(total=41, chance=VOCABULARY))
+    assert [one.level for one in given if one.rule == "rebound"] == ["bad"], "and it is not over while it is far worse"
+    found = first(given, "rebound")
     assert (found.level, found.step, found.since) == ("bad", 5, 3)
     assert (found.facts["low"], found.facts["low_step"]) == (2.9, 1)
 

@@ -130,6 +130,8 @@ class History:
     """The level of the loss over the first LEVEL lines, or of all while there are fewer."""
     first_norms: list[float] = field(default_factory=list)
     """The gradient norms of the first three lines, without what is no number."""
+    ran_away: bool = False
+    """Whether the model has become worse than one that guesses: YOUNG lines in a row lost more, and twice the first."""
     low: float = math.inf
     """The lowest level of the loss so far, over LEVEL lines; infinite before there are as many."""
     low_step: int = 0
@@ -167,6 +169,13 @@ class History:
         if self.count <= YOUNG:
             self.first_norms += finite([point.grad_norm])
             self.first_losses += finite([point.loss])
+        last = [one.loss for one in self.last(YOUNG)]
+        if (
+            self.limits.chance is not None
+            and min(last) > max(self.limits.chance, 2 * self.start)
+            and self.count > YOUNG
+        ):
+            self.ran_away = True
         if self.count >= LEVEL and level < self.low:
             self.low, self.low_step = level, self.middle_step
         if self.count % BLOCK == 0:

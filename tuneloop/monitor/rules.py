@@ -66,8 +66,8 @@ def rebound(history: History, rules: RulesPart) -> Detection | None:
         part.above * abs(history.low),
         GAIN * (history.first - history.low),
     )
-    if (worse := _worse_than_chance(history, level, WORSE)) is not None:
-        return worse
+    if (runaway := _runaway(history, level)) is not None:
+        return runaway
     before = max(middle(history.first_losses), LEAST)
     if level - before > WORSE * before and _beyond(history, level, before, WIDE_NOISE):
         return _risen("bad", history, level, min(least, level - before))
@@ -89,8 +89,8 @@ def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
     """Three lines in a row, all above three in a row before: the noise is not known, so it is a note only, unless they
     are far above all that it began with, and rise."""
     losses = [one.loss for one in history.last(BLOCK)]
-    if len(losses) > YOUNG and (worse := _worse_than_chance(history, min(losses[-YOUNG:]), RUNAWAY)) is not None:
-        return worse
+    if losses and (runaway := _runaway(history, min(losses[-YOUNG:]))) is not None:
+        return runaway
     last, before = losses[-YOUNG:], max([*history.first_losses, LEAST])
     if (
         len(losses) >= LEVEL - 2
@@ -109,11 +109,10 @@ def _young_rebound(history: History, part: ReboundRule) -> Detection | None:
     return None
 
 
-def _worse_than_chance(history: History, loss: float, share: float) -> Detection | None:
-    """The loss is above that of an even guess, and by this share above that of the model as it came: no noise makes a
-    model worse than one that knows nothing."""
-    chance, start = history.limits.chance, history.start
-    if chance is None or not math.isfinite(start) or not loss > max(chance, (1 + share) * start):
+def _runaway(history: History, loss: float) -> Detection | None:
+    """The model has become worse than one that guesses, and is still far worse than it came: no noise does that."""
+    start = history.start
+    if not history.ran_away or not loss > (1 + WORSE) * start:
         return None
     low, low_step = (history.low, history.low_step) if history.low < start else (start, history.first_step)
     facts = {"loss": loss, "low": low, "low_step": low_step, "share": _share(loss, low)}
