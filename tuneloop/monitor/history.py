@@ -169,13 +169,9 @@ class History:
         if self.count <= YOUNG:
             self.first_norms += finite([point.grad_norm])
             self.first_losses += finite([point.loss])
-        last = [one.loss for one in self.last(YOUNG)]
-        if (
-            self.limits.chance is not None
-            and min(last) > max(self.limits.chance, 2 * self.start)
-            and self.count > YOUNG
-        ):
-            self.ran_away = True
+        chance = self.limits.chance
+        if chance is not None and self.count > YOUNG:
+            self.ran_away |= min(one.loss for one in self.last(YOUNG)) > max(chance, 2 * self.start)
         if self.count >= LEVEL and level < self.low:
             self.low, self.low_step = level, self.middle_step
         if self.count % BLOCK == 0:
