@@ -55,7 +55,7 @@ def test_every_remedy_is_looked_at_here() -> None:
 def test_on_the_screen_it_looks_like_an_alert() -> None:
     head, do = shown(SPIKE)
     assert head == (
-        "↻ remedied: At step 12 the loss ran away; the run goes on from step 10 without that batch, at a learning rate "
+        "↻ remedied: At step 12 the loss diverged; the run goes on from step 10 without that batch, at a learning rate "
         "of 0.0032 after a warm-up of 12 steps. (TL-REMEDY-SPIKE)"
     )
     assert do.startswith("   -> If it helps, set train.learning_rate: 0.0032")

@@ -207,5 +207,5 @@ def test_words_of_remedies(sessions: Sessions) -> None:
         Remedy("memory", 7, 6, Amendment(micro_batch_size=2), {"at": 7, "setting": "train.micro_batch_size: 2"})
     )
     assert "step 7" in spoken.what
-    assert "at most 2 rows" in spoken.what
+    assert "micro-batches of at most 2 rows" in spoken.what
     assert "train.micro_batch_size: 2" in spoken.do

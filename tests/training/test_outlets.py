@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -97,27 +98,41 @@ def test_what_a_tracker_learns_of_the_recipe_holds_no_addresses() -> None:
     assert not [key for key in known if key.startswith(("serve", "watch.notify"))]
 
 
+FULL = MachineError("TL-MACHINE-DISK", where="/runs", needed="1 GB", free="0 B", then="")
+
+
 @pytest.mark.parametrize(
-    ("error", "finished", "words"),
-    [(None, True, "finished at step 3 of 3"), (None, False, "stopped at step 3"), (KeyboardInterrupt(), None, "stopped"),
-     (ValueError("no such thing"), None, "ValueError: no such thing")],
+    ("error", "finished", "words", "tone"),
+    [(None, True, "finished at step 3 of 3", "success"), (None, False, "stopped at step 3", "warning"),
+     (KeyboardInterrupt(), None, "stopped at step 3", "warning"),
+     (OSError(errno.ENOSPC, "No space left on device"), None, "paused at step 3: the disk is full", "warning"),
+     (FULL, None, "paused at step 3: the disk is full", "warning"),
+     (ValueError("no such thing"), None, "failed at step 3\nValueError: no such thing", "failure")],
 )  # fmt: skip
-def test_the_end_is_told(error: BaseException | None, finished: bool | None, words: str, tmp_path: Path) -> None:
+def test_the_end_is_told(
+    error: BaseException | None, finished: bool | None, words: str, tone: str, tmp_path: Path
+) -> None:
     pytest.importorskip("apprise")
     run = new_run(tmp_path, "r")
     Journal(run.metrics).write_all(LINES)
     file = tmp_path / "addresses.txt"
     with listening() as robots:
         file.write_text(f"json://{robots.at[7:]}\n", encoding="utf-8")
-        with suppress(ValueError, KeyboardInterrupt), Outlets(run, recipe(notify={"file": str(file)})) as outlets:
+        with (
+            suppress(ValueError, OSError, MachineError, KeyboardInterrupt),
+            Outlets(run, recipe(notify={"file": str(file)})) as outlets,
+        ):
             if finished is not None:
                 outlets.ended(finished, 3, 3)
             if error is not None:
                 raise error
     ((_, body),) = robots.got
-    message = json.loads(body)["message"]
+    sent_body = json.loads(body)
+    message = sent_body["message"]
     assert words in message
     assert run.path.name in message
+    assert sent_body["type"] == tone
+    assert ("--resume" in message) == (not finished), "how to go on"
 
 
 def test_figures_are_json_numbers() -> None:

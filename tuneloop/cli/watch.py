@@ -26,7 +26,12 @@ def watch(
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder that holds runs/.")] = Path(),
     once: Annotated[bool, typer.Option("--once", help="Draw it once, as it is now.")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.0, help="Seconds between drawings, or lines where no terminal is; 0: 1 and 10.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds between two drawings, or between two lines where the output is no terminal. "
+            "0: 1 second on a terminal, 10 elsewhere.",
+        ),
     ] = 0.0,
 ) -> None:
     """Watch a run as it goes: loss, gradient, speed, memory, alerts, and what was done about them.

@@ -258,7 +258,7 @@ def _machine(run: LiveRun, latest: TrainingFigures, columns: int) -> Iterator[tu
     if latest.temperature is not None:
         parts.append(f"{latest.temperature:.0f} °C")
     if parts:
-        yield t("Busy"), _filled(parts, columns)
+        yield t("Load"), _filled(parts, columns)
     if latest.disk_free_gb is not None:
         yield t("Disk"), Text(t("{gb} GB free", gb=f"{latest.disk_free_gb:,.1f}"))
 

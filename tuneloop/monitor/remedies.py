@@ -35,8 +35,8 @@ class Slower:
 class Amendment:
     """What remedies have changed of a recipe. The empty one changes nothing.
 
-    micro_batch_size: examples in a pass at most; checkpointing: activations are computed anew in the backward pass;
-    offload: those that the backward pass needs wait in the processor's memory; skip: batches of the plan, counted from
+    micro_batch_size: examples in a micro-batch at most; checkpointing: activations are recomputed in the backward pass;
+    offload: those that the backward pass needs wait in CPU memory; skip: batches of the plan, counted from
     0 over all epochs, that are not trained on; drop: examples, counted from 0, that are not trained on in any epoch;
     slower: changes of the learning rate, each on top of those before.
     """
@@ -155,14 +155,14 @@ def _facts(remedy: Remedy) -> dict[str, Any]:
     """Facts that are words or figures for people."""
     amendment, facts = remedy.amendment, remedy.facts
     changes = [
-        *([t("passes of at most {n} rows", n=n)] if (n := amendment.micro_batch_size) else []),
-        *([t("activations computed anew in the backward pass")] if amendment.checkpointing else []),
-        *([t("activations kept in main memory")] if amendment.offload else []),
+        *([t("micro-batches of at most {n} rows", n=n)] if (n := amendment.micro_batch_size) else []),
+        *([t("activations recomputed in the backward pass")] if amendment.checkpointing else []),
+        *([t("activations offloaded to CPU memory")] if amendment.offload else []),
     ]
     causes = {
-        "nan": t("the loss or its gradient was no number"),
-        "rebound": t("the loss ran away"),
-        "exploding": t("the gradient ran away"),
+        "nan": t("the loss or its gradient was NaN or infinite"),
+        "rebound": t("the loss diverged"),
+        "exploding": t("the gradient exploded"),
     }
     return {
         "changes": listed(changes),

@@ -38,15 +38,17 @@ class ExplodingRule(RulePart):
     """The gradient grows."""
 
     high: float = Field(
-        10.0, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own."
+        10.0, gt=0, description="Gradient norm above which a run without enough lines to know its own gets a note."
     )
-    alarm: float = Field(20.0, gt=0, description="Gradient norm that is bad there.")
+    alarm: float = Field(20.0, gt=0, description="Above this, and grown fivefold, it is bad rather than watch.")
 
 
 class VanishingRule(RulePart):
     """The gradient fades."""
 
-    low: float = Field(0.1, gt=0, description="Gradient norm to watch, where a run has too few steps to know its own.")
+    low: float = Field(
+        0.1, gt=0, description="Gradient norm below which a run without enough lines to know its own gets a note."
+    )
 
 
 class MemoryRule(RulePart):
@@ -62,7 +64,7 @@ class RulesPart(Section):
     rebound: ReboundRule = Field(default_factory=ReboundRule, description="The loss rises again.")
     exploding: ExplodingRule = Field(default_factory=ExplodingRule, description="The gradient grows.")
     vanishing: VanishingRule = Field(default_factory=VanishingRule, description="The gradient fades.")
-    nan: RulePart = Field(default_factory=RulePart, description="A loss or gradient that is no number.")
+    nan: RulePart = Field(default_factory=RulePart, description="A loss or gradient that is NaN or infinite.")
     plateau: RulePart = Field(default_factory=RulePart, description="The loss falls no more.")
     overfit: RulePart = Field(default_factory=RulePart, description="The held-out loss rises while training's falls.")
     throughput: RulePart = Field(default_factory=RulePart, description="Steps take much longer than they did.")
@@ -75,7 +77,7 @@ class RulesPart(Section):
 class RemediesPart(Section):
     """What a run does about it by itself."""
 
-    memory: bool = Field(True, description="Out of memory: smaller passes, then checkpointing, then offload.")
+    memory: bool = Field(True, description="Out of memory: smaller micro-batches, then checkpointing, then offload.")
     spike: bool = Field(True, description="NaN or a spike: back, without that batch, at a lower rate.")
     stop: bool = Field(True, description="Overfitting or a plateau: end at the best checkpoint.")
     disk: bool = Field(True, description="A full disk: remove old checkpoints, then pause.")
@@ -90,7 +92,7 @@ class RemediesPart(Section):
 class NotifyPart(Section):
     """Who is told. An address has a secret in it, so it must not stand here itself."""
 
-    file: str | None = Field(None, description="A file with an address of apprise a line; not in the recipe: secrets.")
+    file: str | None = Field(None, description="A file with one apprise address per line; not in the recipe: secrets.")
     level: Level = Field("bad", description="From which level on; the end of a run is told in any case.")
 
     @field_validator("file")

@@ -34,7 +34,7 @@ LEAST_WARMUP = 0.1
 ENDING = ("overfit", "plateau")
 """Rules that end a run where they are more than a note."""
 RUNAWAY = ("rebound", "exploding")
-"""Rules whose bad alerts mean that the weights have run away."""
+"""Rules whose bad alerts mean that the run has diverged."""
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Mender:
         return watch.enabled and bool(getattr(watch.remedies, name)) and len(before) < most
 
     def memory(self, at: int, done: int) -> Remedy | None:
-        """Smaller passes, then activations computed anew, then (on a card) kept in main memory; None at the end.
+        """Smaller micro-batches, then activations recomputed, then (on a card) offloaded to CPU; None at the end.
 
         `at` is the step (from 1) that did not find the memory, `done` the steps that are behind the run.
         """

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from tuneloop.base.errors import TuneloopError
 from tuneloop.base.language import t
+from tuneloop.base.refusals import is_full
 from tuneloop.monitor.alerts import Alert
 from tuneloop.monitor.notify import Notifier, Recipient, addresses
 from tuneloop.monitor.outbox import Outbox
@@ -132,8 +133,11 @@ class Outlets:
         if error is None or isinstance(error, KeyboardInterrupt):
             head = t("training was stopped at step {step}", step=step)
             return self.notifier.tell(head, [*_losses(lines), go_on], "warning")
-        head = t("training has failed at step {step}", step=step)
         why = str(error) if isinstance(error, TuneloopError) else _reason(error)
+        if is_full(error):
+            head = t("training has paused at step {step}: the disk is full", step=step)
+            return self.notifier.tell(head, [why, go_on], "warning")
+        head = t("training has failed at step {step}", step=step)
         self.notifier.tell(head, [why, go_on], "failure")
 
     def _finish(self) -> None:
