@@ -96,7 +96,7 @@ def _cropped(
 ) -> list[tuple[str, Text]]:
     """The rows that there is room for: those that one can best do without go first, then the last ones."""
     left = list(rows)
-    for label in (t("by layer group"), t("Loss by file"), t("A step"), t("Disk"), t("Busy")):
+    for label in (t("by layer group"), t("Loss by file"), t("A step"), t("Disk"), t("Load")):
         if not fits(left):
             left = [row for row in left if row[0] != label]
     while left and not fits(left):
