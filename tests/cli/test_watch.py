@@ -19,7 +19,8 @@ from tests.monitor.test_live import START, training, written
 from tests.monitor.test_notices import EXPLODING, MEMORY, OVER, REMEDY, WORSE
 from tuneloop.base import language
 from tuneloop.cli.main import app
-from tuneloop.cli.watch_page import WatchPage, closing, sparkline
+from tuneloop.cli.watch_lines import closing
+from tuneloop.cli.watch_page import WatchPage, sparkline
 from tuneloop.monitor.live import Follower, LiveRun
 from tuneloop.runs.run import Run, held_alone
 

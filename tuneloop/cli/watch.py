@@ -100,7 +100,7 @@ def _live(console: Console, follower: Follower, interval: float) -> None:
 def _lines(follower: Follower, interval: float) -> None:
     """A line for each alert, remedy and measurement as it comes, and for training every `interval` seconds; of what was
     there before, the alerts and remedies and the newest training line."""
-    from tuneloop.cli.watch_page import held_line, notice_line, training_line
+    from tuneloop.cli.watch_lines import held_line, notice_line, training_line
     from tuneloop.monitor.notices import notices
 
     last, first, pending = float("-inf"), True, None
@@ -123,7 +123,7 @@ def _lines(follower: Follower, interval: float) -> None:
 
 def _close(run: Run, follower: Follower) -> None:
     """How it ended and what to do next; nothing while it goes on."""
-    from tuneloop.cli.watch_page import closing
+    from tuneloop.cli.watch_lines import closing
 
     state = follower.state(time.time())
     if state.ended:

@@ -1,11 +1,10 @@
-"""How `tuneloop watch` draws a run: a page for a terminal of any width, and single lines for elsewhere."""
+"""How `tuneloop watch` draws a run: a page for a terminal of any width."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneloop.base.duration import about
-from tuneloop.base.language import sentences, t
-from tuneloop.cli.show import command
+from tuneloop.base.language import t
 from tuneloop.monitor.alerts import SIGNS, Tone
 from tuneloop.monitor.live import HeldFigures, LiveRun, Status, TrainingFigures, group_word
 from tuneloop.monitor.notices import Notice, still_on, tone_word
@@ -160,13 +158,13 @@ def _figures(run: LiveRun, columns: int) -> list[tuple[str, Text]]:
 
 def _losses(run: LiveRun, latest: TrainingFigures | None, columns: int) -> Iterator[tuple[str, Text]]:
     if latest is not None:
-        loss = Text(_number(latest.loss), style="bold")
+        loss = Text(number(latest.loss), style="bold")
         if latest.smooth is not None:
-            loss.append("  " + t("smoothed {loss}", loss=_number(latest.smooth)), style="not bold")
+            loss.append("  " + t("smoothed {loss}", loss=number(latest.smooth)), style="not bold")
         yield t("Loss"), loss
         curve = run.smooth if len(run.smooth) > 1 else run.losses
         if len(curve) > 1 and columns:
-            first, last = _number(curve[0][1]), _number(curve[-1][1])
+            first, last = number(curve[0][1]), number(curve[-1][1])
             bars = sparkline([y for _, y in curve], max(min(columns - len(first) - len(last) - 2, 60), 8))
             yield "", Text.assemble((f"{first} ", "dim"), (bars, "blue"), (f" {last}", "dim"))
     if run.held:
@@ -175,14 +173,14 @@ def _losses(run: LiveRun, latest: TrainingFigures | None, columns: int) -> Itera
 
 def _held(held: Sequence[HeldFigures]) -> Text:
     last, lowest = held[-1], min(held, key=lambda h: (math.isnan(h.loss), h.loss))
-    text = Text(_number(last.loss), style="bold")
+    text = Text(number(last.loss), style="bold")
     if last.error is not None:
-        text.append(f" ± {_number(NORMAL * last.error)}", style="not bold")
+        text.append(f" ± {number(NORMAL * last.error)}", style="not bold")
     more = [t("at step {step}", step=f"{last.step:,}")]
     if last.rows:
         more.append(t("{n} rows", n=f"{last.rows:,}"))
     if lowest.step != last.step:
-        more.append(t("lowest {loss} at step {step}", loss=_number(lowest.loss), step=f"{lowest.step:,}"))
+        more.append(t("lowest {loss} at step {step}", loss=number(lowest.loss), step=f"{lowest.step:,}"))
     return text.append("  " + "  ".join(more), style="not bold")
 
 
@@ -190,7 +188,7 @@ def _gradient(latest: TrainingFigures, columns: int) -> Iterator[tuple[str, Text
     if latest.learning_rate is not None:
         yield t("Learning rate"), Text(f"{latest.learning_rate:.2e}", style="bold")
     if latest.grad_norm is not None:
-        yield t("Gradient norm"), Text(_number(latest.grad_norm), style="bold")
+        yield t("Gradient norm"), Text(number(latest.grad_norm), style="bold")
     if latest.grad_groups:
         yield t("by layer group"), _pairs({group_word(k): n for k, n in latest.grad_groups.items()}, columns)
 
@@ -201,7 +199,7 @@ def _sources(run: LiveRun, columns: int) -> Iterator[tuple[str, Text]]:
 
 
 def _pairs(figures: Mapping[str, float], columns: int) -> Text:
-    return _filled([f"{name} {_number(number)}" for name, number in figures.items()], columns)
+    return _filled([f"{name} {number(number)}" for name, number in figures.items()], columns)
 
 
 def _filled(parts: Sequence[str], columns: int) -> Text:
@@ -342,10 +340,10 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
 
 
-def _number(number: float | None) -> str:
+def number(number: float | None) -> str:
     """A loss or a norm with as many digits as one can use.
 
-    >>> _number(1.23456), _number(0.00123), _number(1234.5), _number(None)
+    >>> number(1.23456), number(0.00123), number(1234.5), number(None)
     ('1.235', '0.00123', '1,234', '–')
     """
     if number is None:
@@ -355,57 +353,3 @@ def _number(number: float | None) -> str:
     if number and abs(number) < 0.01:
         return f"{number:.3g}"
     return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
-
-
-def training_line(run: LiveRun, latest: TrainingFigures) -> str:
-    """A training line's figures as plain text."""
-    parts = [
-        t("step {step}/{total}", step=latest.step, total=run.total or "?"),
-        t("loss {loss}", loss=_number(latest.loss)),
-        t("smoothed {loss}", loss=_number(latest.smooth)) if latest.smooth is not None else "",
-        t("grad {norm}", norm=_number(latest.grad_norm)) if latest.grad_norm is not None else "",
-        t("rate {rate}", rate=f"{latest.learning_rate:.2e}") if latest.learning_rate is not None else "",
-        t("{n} tok/s", n=f"{latest.tokens_per_second:.0f}") if latest.tokens_per_second is not None else "",
-        f"{latest.memory_gb:.1f} GB" if latest.memory_gb is not None else "",
-        t("{time} left", time=about(run.seconds_left)) if run.seconds_left is not None else "",
-    ]
-    return "  ".join(part for part in parts if part)
-
-
-def held_line(held: HeldFigures) -> str:
-    """A held-out line's figures as plain text."""
-    loss = f"{held.loss:.4f}"
-    if held.error is not None:
-        loss += f" ± {NORMAL * held.error:.4f}"
-    return t("step {step}: held-out loss {loss}", step=held.step, loss=loss)
-
-
-def notice_line(notice: Notice) -> str:
-    """A notice as plain text on one line, with the time of day."""
-    words, when = notice.words(), datetime.fromtimestamp(notice.time).strftime("%H:%M:%S")
-    word = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
-    what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
-    text = sentences(what, *(() if notice.tone == "good" else (words.why, words.do)))
-    place = "" if notice.tone == "remedy" else t("step {step}", step=notice.step) + "  "
-    return f"[{word}] {when}  {place}{text}"
-
-
-def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:
-    """How a run ended, and what to do next."""
-    step, total = f"{run.step:,}", f"{run.total:,}" if run.total else "?"
-    again = command("train", "--resume", path)
-    if run.status == "finished":
-        following = command("chat", path) if evaluated else command("evaluate", path)
-        return t("Training ended at step {step} of {total}. Next: {command}", step=step, total=total, command=following)
-    if run.status == "paused":
-        return t("Paused at step {step}: the disk is full. Make room, then: {command}", step=step, command=again)
-    if run.status == "stopped":
-        return t("Stopped at step {step} of {total}. Go on with: {command}", step=step, total=total, command=again)
-    if not run.has_checkpoint:
-        again = command("train", f"{path}/recipe.yaml")
-        return t(
-            "It ended after step {step}, and no checkpoint is there. Begin again: {command}", step=step, command=again
-        )
-    if run.status == "failed":
-        return t("It ended with an error after step {step}. Go on with: {command}", step=step, command=again)
-    return t("Its process is gone after step {step}. Go on with: {command}", step=step, command=again)
