@@ -199,7 +199,7 @@ def _sources(run: LiveRun, columns: int) -> Iterator[tuple[str, Text]]:
 
 
 def _pairs(figures: Mapping[str, float], columns: int) -> Text:
-    return _filled([f"{name} {number(number)}" for name, number in figures.items()], columns)
+    return _filled([f"{name} {number(figure)}" for name, figure in figures.items()], columns)
 
 
 def _filled(parts: Sequence[str], columns: int) -> Text:
@@ -340,16 +340,16 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
 
 
-def number(number: float | None) -> str:
+def number(figure: float | None) -> str:
     """A loss or a norm with as many digits as one can use.
 
     >>> number(1.23456), number(0.00123), number(1234.5), number(None)
     ('1.235', '0.00123', '1,234', '–')
     """
-    if number is None:
+    if figure is None:
         return "–"
-    if not math.isfinite(number):
-        return str(number)
-    if number and abs(number) < 0.01:
-        return f"{number:.3g}"
-    return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
+    if not math.isfinite(figure):
+        return str(figure)
+    if figure and abs(figure) < 0.01:
+        return f"{figure:.3g}"
+    return f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.0f}"
