@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,15 @@ def test_time_of_a_run_in_one_go_is_what_training_said(tmp_path: Path) -> None:
 def test_readings_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     metrics: list[dict[str, Any]] = [
-        {"step": 1, "clock": {"memory_gb": 2.0}}, {"step": 2, "clock": {"memory_gb": None}}, {"step": 3}
+        {"step": 1, "clock": {"memory_gb": 2.0}}, {"step": 2, "clock": {"memory_gb": None}}, {"step": 3},
+        {"step": 4, "clock": 7}, {"step": 5, "clock": {"memory_gb": math.nan, "time": math.inf, "seconds": math.nan}},
     ]  # fmt: skip
     (run / "metrics.jsonl").write_text(lines(metrics), encoding="utf-8")
     assert run_view.clock(run_view.read(run), "memory_gb") == [2.0]
+    events = [{"time": at, "event": "paused", "step": 4, "cause": "disk"} for at in (math.nan, 1e20, "x")]
+    (run / "events.jsonl").write_text(lines(events), encoding="utf-8")
+    (run / "evaluation.json").unlink()
+    assert report.write(run).is_file()
 
 
 def test_the_dataset_is_found_from_the_workspace_or_not_at_all(tmp_path: Path) -> None:

@@ -171,4 +171,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def moment(time: Any) -> str:
     """A time of the clock (seconds since 1970) where the reader lives; "" for what is none."""
-    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S") if isinstance(time, int | float) else ""
+    try:
+        return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""

@@ -93,8 +93,14 @@ def read(run: Path) -> Folder:
 
 def clock(folder: Folder, key: str) -> list[float]:
     """The finite values of one reading (seconds, tokens_per_second, memory_gb) over the lines of metrics."""
-    values = [(m.get("clock") or {}).get(key) for m in folder.metrics]
-    return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return [reading for line in folder.metrics if (reading := _reading(line, key)) is not None]
+
+
+def _reading(line: dict[str, Any], key: str) -> float | None:
+    """A finite number of a metrics line's clock; None where there is none."""
+    readings = line.get("clock")
+    number = readings.get(key) if isinstance(readings, dict) else None
+    return number if isinstance(number, int | float) and math.isfinite(number) else None
 
 
 def spent(folder: Folder) -> float:
@@ -110,9 +116,7 @@ def spent(folder: Folder) -> float:
     starts = [e["time"] for e in folder.events if e.get("event") in STARTS and isinstance(e.get("time"), int | float)]
     stretches: dict[int, list[tuple[float, float]]] = {}
     for line in folder.metrics:
-        reading = line.get("clock") or {}
-        if isinstance(reading.get("time"), int | float):
-            place = sum(s <= reading["time"] for s in starts)
-            took = reading.get("seconds") if isinstance(reading.get("seconds"), int | float) else 0.0
-            stretches.setdefault(place, []).append((reading["time"], took or 0.0))
+        if (time := _reading(line, "time")) is not None:
+            place = sum(s <= time for s in starts)
+            stretches.setdefault(place, []).append((time, _reading(line, "seconds") or 0.0))
     return sum(max(c for c, _ in s) - min(c - took for c, took in s) for s in stretches.values())
