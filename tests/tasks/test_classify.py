@@ -111,6 +111,15 @@ def test_an_unknown_head_is_asked_itself(tmp_path: Path) -> None:
     assert torch.allclose(known, own, atol=1e-5)
 
 
+def test_an_even_guess_loses_what_is_called_chance(tmp_path: Path) -> None:
+    model = load_model(encoders.folder(tmp_path, "bert"), head=HEAD)
+    module = LabelModel(model, torch.tensor([[2, 6, 3]]))
+    for weight in model.classifier.parameters():  # type: ignore[union-attr]
+        weight.detach().zero_()
+    batch = pack_examples(items([7, 5], len(encoders.WORDS) + 5), [0, 1])
+    assert (module(batch).total / batch.columns["weight"].sum()).item() == pytest.approx(module.chance)
+
+
 def test_a_decoder_reads_the_last_token_that_does_not_pad(tmp_path: Path) -> None:
     model = load_model(tiny_folder(tmp_path, "llama"), head=HEAD)
     row = torch.tensor([[5, 6, 7, 0]])  # 0 pads

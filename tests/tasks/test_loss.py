@@ -17,6 +17,7 @@ from tuneloop.methods.wrap import wrap
 from tuneloop.model.backbone import unwrap
 from tuneloop.model.load import load_model
 from tuneloop.recipe.schema import TrainPart
+from tuneloop.tasks.logprobs import LogProbModel
 from tuneloop.tasks.loss import LossModel, head_is_exact
 from tuneloop.training.loop import held_loss
 
@@ -122,6 +123,14 @@ def test_an_idle_pass_is_nothing_and_reaches_every_trained_weight(
         if p.requires_grad:
             assert p.grad is not None, name
             assert not p.grad.any(), name
+
+
+def test_an_even_guess_loses_what_is_called_chance(tmp_path: Path) -> None:
+    model = load_model(tiny_folder(tmp_path / "m", "llama", tie_word_embeddings=False), "float32")
+    loss, batch = LossModel(model), pack(samples())
+    model.get_output_embeddings().weight.detach().zero_()
+    assert loss(batch).total.item() / len(batch.targets) == pytest.approx(loss.chance)
+    assert LogProbModel(model).chance is None
 
 
 def test_micro_batches_add_up(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The result is a sequence classifier with one label; it reads the last token of p
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class RewardModel(LabelModel):
     """Bradley-Terry loss of whole pairs, the better answer first; what an example loses is a pair's."""
 
     metrics = ("accuracy", "margin", "reward_better", "reward_worse")
+    chance = math.log(2)
 
     def forward(self, batch: Batch) -> Losses:
         rewards = self.scores(batch)[:, 0]
