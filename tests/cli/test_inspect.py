@@ -129,6 +129,9 @@ def test_trace(made: Dataset) -> None:
     assert told["record"]["id"] == record.id
     assert told["source"]["sha256"] == made.manifest["sources"][0]["sha256"]
     assert [e["step"] for e in told["ledger"]] == ["unanswered"]
+    assert json.loads(run("trace", record.id[:9], "--workspace", workspace(made), "--json")) == told, (
+        "the newest version"
+    )
     said = run("trace", "talk", record.id, "--workspace", workspace(made))
     assert line(said, "row")[1] == "talk.jsonl:38"
     assert line(said, "user")[1] == "who is there?"

@@ -10,7 +10,8 @@ import typer
 
 from tuneloop.base.language import listed, t
 from tuneloop.cli import show
-from tuneloop.cli.inspect import Json, Version, Workspace
+from tuneloop.cli.inspect import Json, Workspace
+from tuneloop.cli.usage import wrong
 
 SHOWN = 5
 """Examples that are printed of each kind of difference; --json has more."""
@@ -86,19 +87,26 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def trace(
-    version: Version,
-    id: Annotated[str, typer.Argument(metavar="ID", help="A row's id, or its first digits.")],
+    row: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[VERSION] ID",
+            help="A row's id, or its first digits; of the newest version that has it, or of this one.",
+        ),
+    ],
     workspace: Workspace = Path(),
     json: Json = False,
 ) -> None:
     """Tell the story of one row: its text, its side, the file and line it came from, its ancestors, its ledger.
 
-    Example: tuneloop data trace chats 9f86d081
+    Examples: tuneloop data trace 9f86d081 | tuneloop data trace chats 9f86d081
     """
     from tuneloop.data.version import lineage
     from tuneloop.data.version.find import locate
 
-    story = lineage.trace(locate(workspace, version), id)
+    if len(row) > 2:
+        raise wrong("tuneloop data trace", t("there is a word too many: {words}", words=listed(row[2:])))
+    story = lineage.trace(locate(workspace, row[0]), row[1]) if len(row) == 2 else lineage.newest(workspace, row[0])
     if json:
         show.as_json(_as_dict(story))
     else:

@@ -80,6 +80,8 @@ def words(alert: Alert) -> NoticeWords:
     what, why, do = (filled(texts.get(part, ""), alert.facts) for part in ("what", "why", "do"))
     if alert.facts.get("failed"):  # told by an error, not by figures
         what = t("memory ran out in step {step}", step=alert.step)
+    if alert.facts.get("held"):  # of the rule that else goes by the training loss
+        what = t("on the held-out rows: {what}", what=what)
     if alert.level == "good":
         what = t("over: {what}", what=what)
     return NoticeWords(what, why, do)

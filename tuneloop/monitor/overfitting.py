@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tuneloop.monitor.detection import Detection
 from tuneloop.monitor.history import History, Measurement, RowLosses
@@ -25,22 +26,49 @@ NARROW = 0.05
 
 def overfit(history: History, rules: RulesPart) -> Detection | None:
     """The held-out loss is above its best by more than its interval, repeatedly, while the training loss has fallen."""
+    rise = _rise(history)
+    if rise is None or not rise.learned:
+        return None
+    error = _difference_error(history, rise.best, rise.last)
+    facts = {"loss": rise.last.loss, "best": rise.best.loss, "best_step": rise.best.step, "interval": INTERVAL * error}
+    facts["rows"] = rise.last.rows or 0
+    if (rise.last.rows or 0) < ENOUGH:
+        return Detection("note", rise.since, facts)
+    return Detection("bad" if rise.run >= WORSE else "watch", rise.since, facts)
+
+
+def diverging(history: History) -> Detection | None:
+    """The same while the training loss has not fallen: the run loses what it had, on all rows."""
+    rise = _rise(history)
+    if rise is None or rise.learned or (rise.last.rows or 0) < ENOUGH:
+        return None
+    low, loss = rise.best.loss, rise.last.loss
+    share = (loss - low) / max(abs(low), 1e-12)
+    return Detection(
+        "watch", rise.since, {"loss": loss, "low": low, "low_step": rise.best.step, "share": share, "held": True}
+    )
+
+
+class Rise(NamedTuple):
+    """The last `run` measurements are all above the best one by more than chance, from step `since` on. `learned`:
+    whether the training loss is lower than at the best one."""
+
+    best: Measurement
+    last: Measurement
+    run: int
+    since: int
+    learned: bool
+
+
+def _rise(history: History) -> Rise | None:
+    """None where fewer than RISING measurements in a row are above the best one."""
     best, measurements = history.best, list(history.measurements)
     after = [one for one in measurements if best is not None and one.step > best.step]
     if best is None or not after or not all(math.isfinite(one.loss) for one in after):
         return None
-    last = after[-1]
     rising = [one for one in after if one.loss > best.loss + SURE * _difference_error(history, best, one)]
     run = _trailing(after, rising)
-    falls = last.level < best.level
-    if run < RISING or not falls:
-        return None
-    error = _difference_error(history, best, last)
-    facts = {"loss": last.loss, "best": best.loss, "best_step": best.step, "interval": INTERVAL * error}
-    facts["rows"] = last.rows or 0
-    if (last.rows or 0) < ENOUGH:
-        return Detection("note", after[-run].step, facts)
-    return Detection("bad" if run >= WORSE else "watch", after[-run].step, facts)
+    return None if run < RISING else Rise(best, after[-1], run, after[-run].step, after[-1].level < best.level)
 
 
 def flat(history: History) -> Detection | None:

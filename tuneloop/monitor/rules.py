@@ -53,8 +53,8 @@ RATE_SHARE = 0.1
 
 
 def rebound(history: History, rules: RulesPart) -> Detection | None:
-    """The loss has risen over its lowest by more than its noise and by more than a tenth of what it had fallen; bad
-    where it is far worse than before the first steps."""
+    """The loss has risen over its lowest by more than its noise and by more than a tenth of what it had fallen, or the
+    held-out loss with it; bad where it is far worse than before the first steps."""
     part: ReboundRule = rules.rebound
     if history.count < BLOCK:
         return _young_rebound(history, part)
@@ -73,7 +73,7 @@ def rebound(history: History, rules: RulesPart) -> Detection | None:
         return _risen("bad", history, level, min(least, level - before))
     if rise > least and _beyond(history, level, history.low, NOISE):
         return _risen("watch", history, level, least)
-    return None
+    return overfitting.diverging(history)
 
 
 def _beyond(history: History, level: float, low: float, times: float) -> bool:

@@ -21,7 +21,7 @@ def locate(workspace: Path, name: str) -> Dataset:
     """
     if (Path(name) / "manifest.json").is_file():
         return open_dataset(Path(name))
-    every = _all(workspace)
+    every = every_version(workspace)
     dataset, digits = parted(name)
     meant = [path for path in every if path.parent.name == name]
     if meant:
@@ -44,7 +44,7 @@ def parted(name: str) -> tuple[str, str]:
     return dataset, digits
 
 
-def _all(workspace: Path) -> list[Path]:
+def every_version(workspace: Path) -> list[Path]:
     """Every version of a workspace, oldest first."""
     folders = (file.parent for file in (workspace / "datasets").glob("*/*/manifest.json"))
     return sorted((path for path in folders if not path.name.startswith(".")), key=_created)

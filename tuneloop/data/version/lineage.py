@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from tuneloop.base.files import printable
 from tuneloop.base.records import LedgerEntry, Record
 from tuneloop.data import arrow
 from tuneloop.data.ledger import entries, words
-from tuneloop.data.version.dataset import Dataset
+from tuneloop.data.version.dataset import Dataset, open_dataset
+from tuneloop.data.version.find import every_version
 from tuneloop.data.version.split import SIDES, Split
 
 
@@ -53,6 +55,18 @@ def trace(dataset: Dataset, identity: str) -> Trace:
         wanted = parent.parent
     events = [e for e in entries(dataset.path / "ledger.jsonl") if (e.file, e.line) == (record.file, record.line)]
     return Trace(record, side, source, tuple(parents), tuple(events))
+
+
+def newest(workspace: Path, identity: str) -> Trace:
+    """The story of a row in the newest of a workspace's versions that has it. Raises TL-DATA-NO-ROW where none
+    has it, TL-DATA-ROW-GONE where the newest that knows it has dropped it."""
+    for path in reversed(every_version(workspace)):
+        try:
+            return trace(open_dataset(path), identity)
+        except DataError as error:
+            if error.code != "TL-DATA-NO-ROW" or error.facts["n"]:
+                raise
+    raise DataError("TL-DATA-NO-ROW", where=printable(identity), n=0)
 
 
 def _renamed(dataset: Dataset, identity: str) -> set[str]:
