@@ -16,15 +16,20 @@ import torch
 from safetensors.torch import load_file
 
 from tests.robots import listening
-from tests.training.test_session import Sessions, lines, steps
+from tests.training.test_session import Sessions, assembled, lines, steps
 from tuneloop.base.errors import RunError
 from tuneloop.data.batches.pack import Batch
+from tuneloop.monitor.alerts import Alert
 from tuneloop.monitor.remedies import Amendment, Remedy, Slower, remedies, words
 from tuneloop.recipe.watch import NotifyPart
 from tuneloop.runs.journal import Journal
 from tuneloop.runs.run import Run
 from tuneloop.tasks.loss import LossModel
 from tuneloop.tasks.objective import Losses
+from tuneloop.tasks.task import TaskContext
+from tuneloop.training.guards import Guard
+from tuneloop.training.mending import Mender
+from tuneloop.training.state import build
 
 
 @pytest.fixture
@@ -163,6 +168,46 @@ def test_a_rate_that_is_far_too_high_is_brought_down(sessions: Sessions) -> None
     measured = [m["eval_loss"] for m in lines(run.metrics) if "eval_loss" in m]
     first = next(m["loss"] for m in lines(run.metrics))
     assert measured[-1] < 0.8 * first
+
+
+@pytest.mark.parametrize(("bad_from", "held_bad", "expected"), [(5, (), 4), (4, (), 2), (2, (), 0), (5, (4,), 2)])
+def test_a_remedy_goes_back_to_a_state_that_was_not_far_worse_than_the_model_came(
+    bad_from: int, held_bad: tuple[int, ...], expected: int, sessions: Sessions
+) -> None:
+    """Checkpoints are at steps 2 and 4; the loss is far too high from a step on, or at a measurement."""
+    settings = {"epochs": 2, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    run, recipe = sessions.begin(**settings, max_steps=6, save_total_limit=None)
+    assert sessions.go(run, recipe).finished
+    told = lines(run.metrics)
+    for line in told:
+        if "loss" in line and line["step"] >= bad_from:
+            line["loss"] = 40.0
+        if "eval_loss" in line and line["step"] in held_bad:
+            line["eval_loss"] = 40.0
+    run.metrics.unlink()
+    Journal(run.metrics).write_all(told)
+    given = assembled(recipe, sessions.folder, sessions.samples, sessions.held,
+                      context=TaskContext(recipe.train, sessions.tokenizer))  # fmt: skip
+    setup = build(run, given, torch.device("cpu"))
+    mender = Mender(setup, Guard(0, False, setup.metrics, setup.events, print, run.checkpoints, may_end=False))
+    remedy = mender.spike(6, 6, "rebound")
+    assert remedy is not None
+    assert remedy.resume_at == expected
+
+
+def test_a_rebound_goes_back_to_before_what_began_it(sessions: Sessions) -> None:
+    run, recipe = sessions.begin(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=None)
+    assert sessions.go(run, recipe).finished
+    given = assembled(recipe, sessions.folder, sessions.samples, sessions.held,
+                      context=TaskContext(recipe.train, sessions.tokenizer))  # fmt: skip
+    setup = build(run, given, torch.device("cpu"))
+    mender = Mender(setup, Guard(0, False, setup.metrics, setup.events, print, run.checkpoints, may_end=False))
+    early, late = Alert("exploding", "watch", 5, 3, {}), Alert("rebound", "bad", 6, 6, {})
+    for alert in (early, late):
+        setup.events.event("alert", **alert.as_event())
+    mender.alerted(late)
+    assert mender.decision is not None
+    assert (mender.decision.resume_at, mender.decision.facts["at"]) == (2, 3)
 
 
 def test_without_remedies_the_run_ends_as_it_did(sessions: Sessions) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tuneloop.data.batches.pack import pack_examples
 from tuneloop.methods.table import METHODS, parameters
 from tuneloop.model import checkpoint
 from tuneloop.monitor.alerts import Alert
+from tuneloop.monitor.history import number
+from tuneloop.monitor.notices import notices, still_on
 from tuneloop.monitor.remedies import Amendment, Remedy, RemedyName, Slower, amended, remedies
 from tuneloop.training.finite import NotANumber
 from tuneloop.training.guards import Guard
@@ -27,6 +30,8 @@ from tuneloop.training.state import TrainState
 
 LOWEST_RATE = 1e-5
 """Towards which remedies lower the learning rate."""
+FAR_WORSE = 1.5
+"""Times the loss of the model as it came that a state which is gone back to must not lose."""
 GENTLE = 0.8
 """What is left of the rate of a run that was healthy, the first time; then its batch is more likely at fault."""
 LEAST_WARMUP = 0.1
@@ -53,7 +58,9 @@ class Mender:
         if self.decision is not None:
             return
         if alert.rule in RUNAWAY and alert.level == "bad":
-            self.decision = self.spike(alert.step, max(1, alert.since), alert.rule)
+            standing = still_on(notices(self.setup.events.lines()))
+            began = [one.since for one in standing if one.name in RUNAWAY and one.tone in ("watch", "bad")]
+            self.decision = self.spike(alert.step, max(1, min([alert.since, *began])), alert.rule)
         else:
             self.stopped_by(alert)
 
@@ -147,7 +154,7 @@ class Mender:
         far = math.sqrt(peak * LOWEST_RATE)  # half of the way, on a logarithmic scale
         lower = max(min(peak, LOWEST_RATE), GENTLE * peak if gently and not past.slower else far)
         warmup = max(math.ceil(LEAST_WARMUP * setup.total), warmup_steps(setup.recipe.train, setup.total))
-        back = since - 1 if here else newest_before(setup.run.checkpoints, since)
+        back = since - 1 if here else newest_before(setup.run.checkpoints, since, self._is_sound)
         batch = setup.batches.batch(since - 1)
         facts: dict[str, Any] = {
             "at": since,
@@ -159,6 +166,15 @@ class Mender:
         return Remedy(
             "spike", step, back, Amendment(skip=(batch,), slower=(Slower(back, lower / peak, warmup),)), facts
         )
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether the model was not far worse after `step` steps than it came, by the line before and by the held-out
+        loss, where that was measured then: else the run had begun to diverge."""
+        lines = [line for line in self.setup.metrics.lines() if int(line["step"]) <= step]
+        losses = [number(line["loss"]) for line in lines if "loss" in line]
+        measured = [number(line["eval_loss"]) for line in lines if "eval_loss" in line and line["step"] == step]
+        limit = FAR_WORSE * max(losses[0], math.log(2)) if losses else math.inf
+        return all(one <= limit for one in [*losses[-1:], *measured])
 
     def _rows(self, step: int) -> list[str]:
         """The ids of the rows of a step's batch, ten at most."""
@@ -198,7 +214,7 @@ def alert_of(error: BaseException, setup: TrainState) -> Alert | None:
     return None
 
 
-def newest_before(folder: Path, step: int) -> int:
-    """The newest whole checkpoint of fewer than `step` steps, by its steps; 0 where there is none."""
+def newest_before(folder: Path, step: int, wanted: Callable[[int], bool] = lambda step: True) -> int:
+    """The newest whole checkpoint of fewer than `step` steps that is `wanted`, by its steps; 0 where there is none."""
     earlier = sorted(k for p in folder.glob("step-*") if p.name[5:].isdigit() and (k := checkpoint.step_of(p)) < step)
-    return next((k for k in reversed(earlier) if checkpoint.verified(folder / f"step-{k}")), 0)
+    return next((k for k in reversed(earlier) if wanted(k) and checkpoint.verified(folder / f"step-{k}")), 0)
