@@ -27,7 +27,7 @@ def test_each_address_gets_a_message_and_is_answered_for(tongue: str, tmp_path: 
         file.write_text(f"json://me:{SECRET}@{robots.at[7:]}\n\njson://me:{SECRET}@127.0.0.1:9\n", encoding="utf-8")
         said = CliRunner().invoke(app, ["doctor", "--notify", str(file)], env={"COLUMNS": "120"})
         as_json = CliRunner().invoke(app, ["doctor", "--json", "--notify", str(file)])
-    assert (said.exit_code, as_json.exit_code) == (1, 1)
+    assert (said.exit_code, as_json.exit_code) == (2, 2)
     body = json.loads(robots.got[0][1])
     assert {"en": "This is a test", "zh": "测试消息"}[tongue] in body["message"]
     assert SECRET not in said.output + as_json.output

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.monitor.lines import falling, line, serious
-from tuneloop.monitor.alerts import Alert
+from tuneloop.monitor.alerts import Alert, words
 from tuneloop.monitor.history import History, RowLosses, RunLimits
 from tuneloop.monitor.overfitting import paired_error
 from tuneloop.monitor.standing import Standings
@@ -74,6 +74,17 @@ def test_a_held_out_loss_that_falls_or_wavers_is_no_overfitting() -> None:
 def test_a_loss_that_rises_on_both_sides_is_no_overfitting() -> None:
     given = measured(rising, trained=lambda k: falling(k) + max(0, k - 40) * 0.05)
     assert {rule for rule, _ in serious(given)} == {"rebound"}
+
+
+def test_a_held_out_loss_that_rises_while_nothing_is_learned_is_a_rebound() -> None:
+    def trained(step: int) -> float:
+        return 2.25 if step > 40 else 2.0
+
+    given = measured(rising, trained=trained)
+    assert serious(given) == [("rebound", "watch")]
+    assert (given[0].step, given[0].since, given[0].facts["low_step"]) == (60, 50, 40)
+    assert words(given[0]).what.startswith("on the held-out rows: the loss rises again: 2.3")
+    assert serious(measured(rising, trained=trained, rows=19)) == []
 
 
 def level_off(step: int) -> float:

@@ -104,7 +104,7 @@ def _full(place: Path, needed: str) -> MachineError:
     with suppress(OSError):
         free = format_bytes(shutil.disk_usage(nearest_folder(place)).free)
     return MachineError(
-        "TL-MACHINE-DISK", where=_shown(place), needed=needed or t("more than that"), free=free, then=""
+        "TL-MACHINE-DISK", where=_shown(place), needed=needed or t("more than is free"), free=free, then=""
     )
 
 

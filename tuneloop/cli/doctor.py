@@ -207,7 +207,7 @@ def _prove(report: Path, json: bool) -> None:
 
 
 def _notify(file: Path, json: bool) -> None:
-    """Send a message to all addresses at once, and say which took it; exits with 1 where one did not."""
+    """Send a message to all addresses at once, and say which took it; exits with 2 where one did not."""
     from tuneloop.monitor.notify import Recipient, addresses
     from tuneloop.monitor.outbox import Outbox
 
@@ -233,7 +233,7 @@ def _notify(file: Path, json: bool) -> None:
     else:
         _table(t("Notifications"), findings)
     if not all(one.fine for one in findings):
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 def _table(title: str, findings: Sequence[Finding]) -> None:

@@ -76,9 +76,20 @@ def run(
         tables.plan(replace(foreseen, warnings=fresh), checked)
     elif distributed.leads():
         show.warnings(fresh)
-    trained = pipeline.start(assembled, foreseen, workspace=workspace, begun=parent.begun)
+    trained = pipeline.start(assembled, foreseen, workspace=workspace, begun=begun)
     if distributed.leads():  # one of the processes of torchrun goes on
         _measured(trained, workspace, began, json=json)
+
+
+def begun(run: Path) -> None:
+    """Say which folder a run has before its first step, and how it can be watched; the parent process hears of it."""
+    from tuneloop.training import distributed
+
+    parent.begun(run)
+    if distributed.leads():
+        show.say(
+            t("Run: {run}. Watch it from another terminal with: {command}", run=run, command=show.command("watch", run))
+        )
 
 
 def _measured(trained: Run, workspace: Path, began: float, *, json: bool) -> None:

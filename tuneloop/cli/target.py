@@ -4,6 +4,7 @@ files and no recipe."""
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import os
 import re
@@ -100,12 +101,15 @@ def _bare_recipe(targets: list[str]) -> Recipe:
 
 
 def require_files(recipe: Recipe) -> None:
-    """Raise TL-DATA-MISSING, TL-MODEL-PATH or TL-MODEL-NAME for what a recipe names and that is not there.
+    """Raise TL-DATA-MISSING, TL-MODEL-PATH, TL-MODEL-NAME, TL-MACHINE-EXTRA or what `addresses` raises, for what a
+    recipe names and that is not there.
 
     What a verb does first: it needs no large library, so a misspelt path is told at once and not after seconds.
     """
     from tuneloop.base.errors import DataError, ModelError, nearby
+    from tuneloop.base.optional import need
     from tuneloop.hub import known, resolve
+    from tuneloop.monitor.notify import addresses
 
     for file in recipe.data:
         if not file.path.startswith(("hub:", "modelscope:", "-")) and not os.path.lexists(
@@ -120,6 +124,11 @@ def require_files(recipe: Recipe) -> None:
     for path in texts:
         if isinstance(path, str) and not os.path.lexists(path):
             raise DataError("TL-DATA-MISSING", where=path, near=nearby(path))
+    for name in recipe.watch.trackers:
+        if importlib.util.find_spec(name) is None:
+            need(name, extra=name)
+    if recipe.watch.notify.file is not None:
+        addresses(Path(recipe.watch.notify.file))
     if os.path.isdir(os.path.expanduser(model.name)) or known.find(model.name):
         return
     if resolve.is_path(model.name):

@@ -10,7 +10,7 @@ import typer
 from tuneloop.base.errors import RecipeError
 from tuneloop.base.language import t
 from tuneloop.cli import parent, show, verdict
-from tuneloop.cli.run import stopped
+from tuneloop.cli.run import begun, stopped
 from tuneloop.cli.target import keep_recipe, recipe_of, require_files
 
 
@@ -36,7 +36,7 @@ def train(
     if targets:
         recipe = recipe_of(targets, model=model, settings=settings, accept=accept_terms)
         require_files(recipe)
-    from tuneloop.runs.run import open_run
+    from tuneloop.runs.run import open_run, resumable, run_recipe
 
     ended = parent.taken_up()
     trained = open_run(ended or resume, workspace) if ended or resume else None
@@ -46,6 +46,7 @@ def train(
 
     if trained is not None:
         if trained.trained_folder() is not None:
+            resumable(run_recipe(trained.path), settings or [])
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
             parent.begun(trained.path)
@@ -64,7 +65,7 @@ def train(
         foreseen, _ = pipeline.foresee(assembled)
         if distributed.leads():  # said before the first step
             show.warnings(one for one in foreseen.warnings if one not in shown)
-        trained = pipeline.start(assembled, foreseen, workspace=workspace, number=number, begun=parent.begun)
+        trained = pipeline.start(assembled, foreseen, workspace=workspace, number=number, begun=begun)
     if not distributed.leads():  # one of the processes of torchrun speaks
         return
     folder = trained.trained_folder()

@@ -43,7 +43,8 @@ def notice_line(notice: Notice) -> str:
     what = words.what if words.what.endswith((".", "。")) else t("{sentence}.", sentence=words.what)
     text = sentences(what, *(() if notice.tone == "good" else (words.why, words.do)))
     place = "" if notice.tone == "remedy" else t("step {step}", step=notice.step) + "  "
-    return f"[{word}] {when}  {place}{text}"
+    code = "" if notice.tone == "good" else f" ({notice.source.code})"
+    return f"[{word}] {when}  {place}{text}{code}"
 
 
 def closing(run: LiveRun, path: object, *, evaluated: bool) -> str:

@@ -274,9 +274,9 @@ def _share(name: str, used: float, total: float, limits: tuple[float, float]) ->
     return text
 
 
-def chip(tone: Tone) -> Text:
-    """The sign and the word of a level."""
-    return Text(f" {SIGNS[tone]} {tone_word(tone)} ", style=CHIPS[tone])
+def chip(tone: Tone, *, past: bool = False) -> Text:
+    """The sign and the word of a level; without a ground of its own where that is past."""
+    return Text(f" {SIGNS[tone]} {tone_word(tone)} ", style="dim" if past else CHIPS[tone])
 
 
 def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> RenderableType:
@@ -296,7 +296,7 @@ def _notices(run: LiveRun, limit: int | None, lines: Callable[..., int]) -> Rend
         rest = [_older(left)] if left else []
         fitting = [
             parts
-            for parts in (_drawn(notice, notice in on or notice.tone == "remedy"), _drawn(notice, False))
+            for parts in (_drawn(notice, notice in on), _drawn(notice, notice in on, short=True))
             if limit is None or lines(*shown, *parts, *rest) <= limit
         ]
         if not fitting:
@@ -310,15 +310,18 @@ def _older(n: int) -> Text:
     return Text(t("… and {n} more", n=n), style="dim")
 
 
-def _drawn(notice: Notice, with_reason: bool) -> list[RenderableType]:
-    """A notice: its chip, and beside it step and what; below that why and what to do where that is wanted."""
-    words = notice.words()
+def _drawn(notice: Notice, stands: bool, *, short: bool = False) -> list[RenderableType]:
+    """A notice: its chip, and beside it step, what and code; below that why and what to do, of remedies and of alerts
+    that stand, where there is room. What is past is dim."""
+    words, past = notice.words(), not stands and notice.tone != "remedy"
+    with_reason = not (past or short)
     place = "" if notice.tone == "remedy" else f"{notice.place()}  "  # a remedy's words name its step
-    text = Text.assemble((place, "dim"), (words.what, "bold" if with_reason else ""))
+    code = "" if notice.tone == "good" else f"  {notice.source.code}"
+    text = Text.assemble((place, "dim"), (words.what, "bold" if with_reason else "dim" if past else ""), (code, "dim"))
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, width=max(chip(tone).cell_len for tone in SIGNS))
     grid.add_column(ratio=1, overflow="fold")
-    grid.add_row(chip(notice.tone), text)
+    grid.add_row(chip(notice.tone, past=past), text)
     more = (words.why, t("To do: {advice}", advice=words.do) if words.do else "") if with_reason else ()
     for one in more:
         if one:

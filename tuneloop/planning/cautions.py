@@ -113,6 +113,8 @@ def foreign(model: str, dataset: Path) -> list[str]:
 
 LOW = 5
 """So many times below the usual rate, an adapter hardly moves."""
+HIGH = 50
+"""So many times the usual rate is mostly a slip of the pen."""
 
 
 def low_rate(train: TrainPart, task: str) -> list[str]:
@@ -132,6 +134,28 @@ def low_rate(train: TrainPart, task: str) -> list[str]:
         rate=f"{train.learning_rate:g}",
         method=train.method,
         usual=f"{usual:g}",
+    )
+    return [text]
+
+
+def high_rate(train: TrainPart, task: str) -> list[str]:
+    """A sentence where the rate is so far above the usual one that training will hardly stay stable.
+
+    >>> high_rate(TrainPart(learning_rate=0.02), "chat")[0][:52]
+    'train.learning_rate is 0.02, 100 times what is usual'
+    >>> high_rate(TrainPart(learning_rate=2e-3), "chat")
+    []
+    """
+    times = train.learning_rate / usual_rate(train.method, task, train.freeze.layers)
+    if times < HIGH:
+        return []
+    text = t(
+        "train.learning_rate is {rate}, {times} times what is usual for {method} ({usual}): training will hardly stay "
+        "stable.",
+        rate=f"{train.learning_rate:g}",
+        times=f"{times:,.0f}",
+        method=train.method,
+        usual=f"{usual_rate(train.method, task, train.freeze.layers):g}",
     )
     return [text]
 

@@ -31,7 +31,7 @@ from tuneloop.planning.budget import (
     shape,
     step_flops,
 )
-from tuneloop.planning.cautions import SEMICOLON, cautions, foreign, low_rate, nothing_held
+from tuneloop.planning.cautions import SEMICOLON, cautions, foreign, high_rate, low_rate, nothing_held
 from tuneloop.planning.choices import PlanChoice, fullest_pass, run_choices, task_line
 from tuneloop.planning.hardware import Hardware, look
 from tuneloop.planning.lengths import options
@@ -190,7 +190,9 @@ def _warnings(assembled: TrainingInput, ledger: str) -> list[str]:
     recipe, manifest = assembled.recipe, assembled.dataset.manifest
     counts = manifest.get("counts") or {}
     warnings = cautions(counts, manifest.get("steps") or (), ledger) if counts else []
-    warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(recipe.train, _task_name(assembled))]
+    task = _task_name(assembled)
+    warnings += [*foreign(recipe.model.name, Path(ledger).parent), *low_rate(recipe.train, task)]
+    warnings += high_rate(recipe.train, task)
     if counts and not counts.get("validation"):
         warnings.append(nothing_held())
     return warnings

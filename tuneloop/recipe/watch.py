@@ -81,7 +81,9 @@ class RemediesPart(Section):
     spike: bool = Field(True, description="NaN or a spike: back, without that batch, at a lower rate.")
     stop: bool = Field(True, description="Overfitting or a plateau: end at the best checkpoint.")
     disk: bool = Field(True, description="A full disk: remove old checkpoints, then pause.")
-    limit: int = Field(3, ge=1, description="So often each of spike and disk; memory until nothing is left to reduce.")
+    limit: int = Field(
+        3, ge=1, description="So often spike, and disk from the same state; memory until nothing is left to reduce."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +96,11 @@ class NotifyPart(Section):
 
     file: str | None = Field(None, description="A file with one apprise address per line; not in the recipe: secrets.")
     level: Level = Field("bad", description="From which level on; the end of a run is told in any case.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, raw: Any) -> Any:
+        return {"file": raw} if isinstance(raw, str) else raw
 
     @field_validator("file")
     @classmethod

@@ -45,7 +45,8 @@ def _title(notice: Notice) -> str:
 def drawn(marks: Iterable[CurveMark], across: Callable[[float], float], top: float, bottom: float) -> list[str]:
     """SVG of the marks: a line from `bottom` to `top` and a sign above it. `across` gives the place of a step.
 
-    Of marks that lie too near to each other the gravest is drawn, with the words of all.
+    Of marks that lie too near to each other the gravest is drawn, with the words of all; a bad alert and what was done
+    about it both are.
     """
     groups: list[list[CurveMark]] = []
     for one in sorted(marks, key=lambda m: m.step):
@@ -59,7 +60,10 @@ def drawn(marks: Iterable[CurveMark], across: Callable[[float], float], top: flo
 def _group(group: list[CurveMark], across: Callable[[float], float], top: float, bottom: float) -> str:
     gravest = max(group, key=lambda m: WORST_LAST.index(m.tone))
     x, title = across(gravest.step), escape("\n".join(m.title for m in group))
+    signs = (
+        "".join(SIGNS[tone] for tone in ("bad", "remedy") if any(m.tone == tone for m in group)) or SIGNS[gravest.tone]
+    )
     return (
         f'<g class="mark {gravest.tone}"><title>{title}</title><path d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>'
-        f'<text x="{x:.1f}" y="{top - 3:.1f}" text-anchor="middle">{SIGNS[gravest.tone]}</text></g>'
+        f'<text x="{x:.1f}" y="{top - 3:.1f}" text-anchor="middle">{signs}</text></g>'
     )

@@ -38,7 +38,8 @@ def _row(event: Mapping[str, Any], private: Callable[[str], str]) -> TimelineRow
         return TimelineRow(time, "", glossary.events().get(what, what), private(details))
     words = notice.words()
     chip = f"{SIGNS[notice.tone]} {tone_word(notice.tone)}"
-    what, why, do = (private(text) for text in (words.what, words.why, words.do))
+    code = "" if notice.tone == "good" else f" ({notice.source.code})"
+    what, why, do = (private(text) for text in (words.what + code, words.why, words.do))
     if notice.tone == "good":  # nothing is left to do
         why = do = ""
     details = what if notice.tone == "remedy" else t("{place}: {what}", place=notice.place(), what=what)

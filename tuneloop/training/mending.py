@@ -85,9 +85,11 @@ class Mender:
             return self.disk(state.step)
         return None
 
-    def _may(self, name: RemedyName, limit: int | None = None) -> bool:
+    def _may(self, name: RemedyName, limit: int | None = None, resumed_from: int = 0) -> bool:
+        """Whether a remedy is on, and was not taken too often already, counted from the step `resumed_from` on."""
         watch = self.setup.recipe.watch
-        before = [one for one in remedies(self.setup.events.lines()) if one.remedy == name]
+        done = remedies(self.setup.events.lines())
+        before = [one for one in done if one.remedy == name and one.resume_at >= resumed_from]
         most = watch.remedies.limit if limit is None else limit
         return watch.enabled and bool(getattr(watch.remedies, name)) and len(before) < most
 
@@ -192,11 +194,11 @@ class Mender:
         return Remedy("stop", step, step, facts={"at": step, "best": at, "loss": loss})
 
     def disk(self, step: int) -> Remedy | None:
-        """Old checkpoints removed; None where nothing could be."""
-        if not self._may("disk"):
+        """Old checkpoints removed; None where nothing could be, or where the run has not come further by it."""
+        back = newest_before(self.setup.run.checkpoints, step + 1)
+        if not self._may("disk", resumed_from=back):
             return None
         n, size = checkpoint.thin(self.setup.run.checkpoints, self.guard.spare)
-        back = newest_before(self.setup.run.checkpoints, step + 1)
         return Remedy("disk", step, back, facts={"at": step, "n": n, "bytes": size}) if n else None
 
 

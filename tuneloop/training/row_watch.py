@@ -54,6 +54,8 @@ class RowWatch:
     losses: list[NDArray[np.float32]] = field(default_factory=list, init=False)
     given: SuspiciousRows | None = field(default=None, init=False)
     judged: int = field(default=0, init=False)
+    firm: bool = field(default=False, init=False)
+    """Whether the list that is there was more than a note."""
     example_of: NDArray[np.int64] = field(init=False)
     watched: NDArray[np.int64] = field(init=False)
 
@@ -124,8 +126,12 @@ class RowWatch:
         return suspicious
 
     def _list(self, suspicious: SuspiciousRows | None) -> None:
-        """Write the whole list, or remove one that no longer holds."""
+        """Write the whole list, or remove one that no longer holds. One that was more than a note stays where nothing
+        is found any more, or little: by then wrong rows are learned by heart as well."""
         path = self.run.path / LIST_FILE
+        if self.firm and (suspicious is None or suspicious.level == "note"):
+            return
+        self.firm = suspicious is not None and suspicious.level != "note"
         if suspicious is None:
             path.unlink(missing_ok=True)
             return
