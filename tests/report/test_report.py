@@ -15,6 +15,7 @@ from tuneloop.base import language
 from tuneloop.base.records import Message
 from tuneloop.evaluation.evaluation import Answer, Evaluation
 from tuneloop.report import answers, report
+from tuneloop.runs.journal import Journal
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover=x {{ 7*7 }}"
 START = 1_763_800_000.0
@@ -385,6 +386,17 @@ def test_the_setting_it_names_has_an_effect(tmp_path: Path, train: str, setting:
     (run / "recipe.yaml").write_text(f"name: demo\ntrain:\n  {train}\n", encoding="utf-8")
     page = report.write(run).read_text(encoding="utf-8")
     assert f"--set {setting}</pre>" in page
+
+
+def test_training_again_begins_at_the_rate_that_a_remedy_came_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "recipe.yaml").write_text("name: demo\ntrain:\n  max_steps: 30\n", encoding="utf-8")
+    for rate in (0.0014142, 0.00012):
+        spike = {"time": 1.0, "event": "remedy", "remedy": "spike", "step": 9, "resume_at": 4, "facts": {"rate": rate}}
+        Journal(run / "events.jsonl").write(spike)
+    assert "--set train.max_steps=60 --set train.learning_rate=0.00012</pre>" in report.write(run).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_machines_wrote_is_told_in_words(tmp_path: Path) -> None:

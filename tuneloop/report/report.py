@@ -31,6 +31,7 @@ from tuneloop.evaluation.evaluation import Evaluation
 from tuneloop.evaluation.flips import flips
 from tuneloop.evaluation.paired import too_few
 from tuneloop.evaluation.task_scores import TaskScore
+from tuneloop.monitor.notices import notices
 from tuneloop.planning.cautions import nothing_held
 from tuneloop.report import answers, bilingual, chart, comparison_file, costs, gains, glossary, timeline
 from tuneloop.report.marks import curve_marks, legend
@@ -258,7 +259,7 @@ def _commands(folder: Folder, more: str) -> list[tuple[str, str]]:
         (t("Talk to it"), f"tuneloop chat {run}{more}"),
         (t("Serve it to any OpenAI client"), f"tuneloop serve {run}{more}"),
         (t("Export it"), f"tuneloop export {run}{more}"),
-        (t("Train again, twice as long"), f"tuneloop run {again} --set {_longer(folder)}{more}"),
+        (t("Train again, twice as long"), f"tuneloop run {again} --set {_longer(folder)}{_lowered(folder)}{more}"),
     ]
 
 
@@ -269,6 +270,12 @@ def _longer(folder: Folder) -> str:
         return f"train.max_steps={2 * train['max_steps']}"
     epochs = train.get("epochs")
     return f"train.epochs={2 * epochs if isinstance(epochs, int | float) else 6:g}"
+
+
+def _lowered(folder: Folder) -> str:
+    """The learning rate that a remedy came to, as another setting; "" where none lowered it."""
+    rates = [n.source.facts.get("rate") for n in notices(folder.events) if n.tone == "remedy" and n.name == "spike"]
+    return f" --set train.learning_rate={rates[-1]:.2g}" if rates and isinstance(rates[-1], float) else ""
 
 
 def _environment(folder: Folder) -> list[tuple[str, str]]:
