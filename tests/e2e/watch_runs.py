@@ -6,16 +6,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.e2e import watch_faults
 from tests.lives import events, fork
 from tests.real import shared
 from tuneloop import pipeline
+from tuneloop.data.batches.plan import batch_plan
 from tuneloop.data.version.dataset import Dataset
 from tuneloop.planning.planner import Plan
 from tuneloop.recipe.recipe import make_recipe, read_recipe
@@ -157,14 +159,14 @@ class Ground:
             self.prepared(job.recipe)
         return self._children([(self.run_of(job), partial(work, job)) for job in jobs])
 
-    def resume(self, run: Run, plant: Callable[[], None] = nothing) -> Ended:
-        """The run, taken up in a child that has the fault as well."""
+    def resume(self, runs: Mapping[Run, Callable[[], None]]) -> list[Ended]:
+        """The runs, taken up in children that have their faults as well."""
 
-        def work() -> None:
-            plant()
+        def work(run: Run) -> None:
+            runs[run]()
             pipeline.resume(run)
 
-        return self._children([(run, work)])[0]
+        return self._children([(run, partial(work, run)) for run in runs])
 
     def run_of(self, job: Job) -> Run:
         return Run(self.folder / job.side / "runs" / f"{job.recipe.name}-1")
@@ -184,6 +186,25 @@ class Ground:
                     del running[pid]
             time.sleep(0.1)
         return [ended[k] for k in range(len(works))]
+
+
+FIRST_AT = {"nan": 12, "memory": 7}
+"""Fault -> the step at which it is met first."""
+
+
+def planted(ground: Ground, name: str) -> dict[int, Callable[[], None]]:
+    """Seed -> what plants this fault into the run of our own rows with that seed."""
+    at = FIRST_AT[name]
+    if name == "memory":
+        return dict.fromkeys(SEEDS, partial(watch_faults.no_memory, at, rows=1))
+    return {seed: partial(watch_faults.no_number, _row_of_step(ground, seed, at)) for seed in SEEDS}
+
+
+def _row_of_step(ground: Ground, seed: int, step: int) -> int:
+    """A row that the batch of a step holds, counted in the training side; later epochs hold it as well."""
+    recipe = chat("persona", seed)
+    given = pipeline.assembled(recipe, ground.prepared(recipe)[0], ground.folder)
+    return batch_plan(recipe, given.train).step(step - 1)[0][0]
 
 
 def finished(ended: Sequence[Ended]) -> None:
