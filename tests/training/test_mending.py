@@ -195,6 +195,24 @@ def test_a_remedy_goes_back_to_a_state_that_was_not_far_worse_than_the_model_cam
     assert remedy.resume_at == expected
 
 
+def test_a_late_remedy_of_a_run_that_began_with_an_easy_batch_keeps_what_was_learned(sessions: Sessions) -> None:
+    run, recipe = sessions.begin(max_steps=36, save_strategy="steps", save_steps=10, save_total_limit=None)
+    assert sessions.go(run, recipe).finished
+    told = lines(run.metrics)
+    for line in told:
+        if line["step"] == 1:
+            line["loss"] = 0.1
+    run.metrics.unlink()
+    Journal(run.metrics).write_all(told)
+    given = assembled(recipe, sessions.folder, sessions.samples, sessions.held,
+                      context=TaskContext(recipe.train, sessions.tokenizer))  # fmt: skip
+    setup = build(run, given, torch.device("cpu"))
+    mender = Mender(setup, Guard(0, False, setup.metrics, setup.events, print, run.checkpoints, may_end=False))
+    remedy = mender.spike(36, 35, "rebound")
+    assert remedy is not None
+    assert remedy.resume_at == 30
+
+
 def test_a_rebound_goes_back_to_before_what_began_it(sessions: Sessions) -> None:
     run, recipe = sessions.begin(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=None)
     assert sessions.go(run, recipe).finished

@@ -46,7 +46,7 @@ def train(
 
     if trained is not None:
         if trained.trained_folder() is not None:
-            resumable(run_recipe(trained.path), settings or [])
+            resumable(run_recipe(trained.path), (settings or []) if resume else [])
             show.say(t("This run is finished; there is nothing to go on with."))
         else:
             parent.begun(trained.path)

@@ -19,7 +19,7 @@ from tuneloop.data.batches.pack import pack_examples
 from tuneloop.methods.table import METHODS, parameters
 from tuneloop.model import checkpoint
 from tuneloop.monitor.alerts import Alert
-from tuneloop.monitor.history import number
+from tuneloop.monitor.history import finite, middle, number
 from tuneloop.monitor.notices import notices, still_on
 from tuneloop.monitor.remedies import Amendment, Remedy, RemedyName, Slower, amended, remedies
 from tuneloop.training.finite import NotANumber
@@ -32,6 +32,8 @@ LOWEST_RATE = 1e-5
 """Towards which remedies lower the learning rate."""
 FAR_WORSE = 1.5
 """Times the loss of the model as it came that a state which is gone back to must not lose."""
+KNOWN = 30
+"""Lines from which on a run knows what is usual in it."""
 GENTLE = 0.8
 """What is left of the rate of a run that was healthy, the first time; then its batch is more likely at fault."""
 LEAST_WARMUP = 0.1
@@ -156,7 +158,11 @@ class Mender:
         far = math.sqrt(peak * LOWEST_RATE)  # half of the way, on a logarithmic scale
         lower = max(min(peak, LOWEST_RATE), GENTLE * peak if gently and not past.slower else far)
         warmup = max(math.ceil(LEAST_WARMUP * setup.total), warmup_steps(setup.recipe.train, setup.total))
-        back = since - 1 if here else newest_before(setup.run.checkpoints, since, self._is_sound)
+        back = (
+            since - 1
+            if here
+            else newest_before(setup.run.checkpoints, since, lambda saved: self._is_sound(saved, since))
+        )
         batch = setup.batches.batch(since - 1)
         facts: dict[str, Any] = {
             "at": since,
@@ -169,14 +175,19 @@ class Mender:
             "spike", step, back, Amendment(skip=(batch,), slower=(Slower(back, lower / peak, warmup),)), facts
         )
 
-    def _is_sound(self, step: int) -> bool:
+    def _is_sound(self, step: int, since: int) -> bool:
         """Whether the model was not far worse after `step` steps than it came, by the line before and by the held-out
-        loss, where that was measured then: else the run had begun to diverge."""
-        lines = [line for line in self.setup.metrics.lines() if int(line["step"]) <= step]
-        losses = [number(line["loss"]) for line in lines if "loss" in line]
+        loss, where that was measured then: else the run had begun to diverge. A run of many lines before step `since`
+        goes by what was usual in them where that is more: its first batch may have been an easy one."""
+        lines = [line for line in self.setup.metrics.lines() if int(line["step"]) < since]
+        losses = [(int(line["step"]), number(line["loss"])) for line in lines if "loss" in line]
+        if not losses:
+            return True
+        usual = middle(finite(loss for _, loss in losses)) if len(losses) >= KNOWN else 0.0
+        limit = FAR_WORSE * max(losses[0][1], math.log(2), usual)
+        last = [loss for at, loss in losses if at <= step][-1:]
         measured = [number(line["eval_loss"]) for line in lines if "eval_loss" in line and line["step"] == step]
-        limit = FAR_WORSE * max(losses[0], math.log(2)) if losses else math.inf
-        return all(one <= limit for one in [*losses[-1:], *measured])
+        return all(one <= limit for one in [*last, *measured])
 
     def _rows(self, step: int) -> list[str]:
         """The ids of the rows of a step's batch, ten at most."""
